@@ -1,0 +1,1 @@
+"""The configuration of llmmod as YAML: choices and values, never logic."""

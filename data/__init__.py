@@ -1,0 +1,1 @@
+"""The demonstration data that travels with llmmod."""

@@ -1,0 +1,85 @@
+"""The roles that parts of a run play for one another, and the small values that travel between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from llmmod.render.conversation import Conversation
+    from llmmod.render.segment import Segment
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory, and what it is.
+
+    Args:
+        model: a PreTrainedModel or PeftModel.
+        kind: `base` (as loaded), `adapter` (base and adapters apart) or `full` (weights of its own).
+        trained: whether this run changed it.
+        path: the directory it was saved to, None where it wasn't.
+    """
+
+    model: Any
+    kind: str
+    trained: bool = False
+    path: Path | None = None
+
+
+@dataclass
+class StepReport:
+    """What a step says of itself.
+
+    Args:
+        metrics: flat names as in metrics.json, e.g. `eval_loss`.
+        artifacts: name -> path, relative to the run's directory.
+        summary: lines that the end of the run prints.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    summary: list[str] = field(default_factory=list)
+
+
+class Step(Protocol):
+    """One step of a pipeline."""
+
+    def run(self, session: Any) -> StepReport:
+        """Do the step's work with what the session shares."""
+
+
+class Render(Protocol):
+    """A conversation's written form."""
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids at which generation stops, eos included."""
+
+    def examples(self, conversation: Conversation) -> list[list[Segment]]:
+        """The training examples of a conversation, each a list of segments."""
+
+    def prompt(self, conversation: Conversation) -> list[Segment]:
+        """Everything up to where the next answer begins."""
+
+    def chat_template(self) -> str:
+        """A jinja chat template that renders the same."""
+
+
+class Metric(Protocol):
+    """A measure of answers, fed one at a time."""
+
+    def update(self, predict: str, label: str) -> None:
+        """Take one answer and what the data says it should be."""
+
+    def compute(self) -> dict[str, float]:
+        """Name -> value over all that was taken."""
+
+
+class HasVocabulary(Protocol):
+    """What a render needs of a tokenizer."""
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """Id or ids of tokens."""

@@ -1,0 +1,47 @@
+"""What every schema shares: the enums whose members are the allowed values, and the shape of a replaceable component.
+
+Field comments give the meaning and the unit. `None` means "not set: decide from the rest", and each comment says how.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Dtype(StrEnum):
+    """In which type weights are held. `auto`: as the checkpoint was saved."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Weights(StrEnum):
+    """Where weights come from: `pretrained`: a checkpoint; `random`: initialised from the architecture's configuration."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+class OnBadRow(StrEnum):
+    """What a row that can't be read does: stop the run with its place (`error`), or be counted and left out (`skip`)."""
+
+    error = "error"
+    skip = "skip"
+
+
+class CutoffPolicy(StrEnum):
+    """What gives way where an example is longer than `cutoff_len`."""
+
+    proportional = "proportional"
+    right = "right"
+    left = "left"
+    drop = "drop"
+
+
+class TrainOn(StrEnum):
+    """Which assistant turns of a conversation are trained."""
+
+    all = "all"
+    last = "last"

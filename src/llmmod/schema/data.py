@@ -1,0 +1,83 @@
+"""`dataset.*` and `render.*`: where rows come from and how a conversation becomes tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from llmmod.schema.base import CutoffPolicy, OnBadRow, TrainOn
+
+
+@dataclass
+class ColumnsConf:
+    """`dataset.columns.*`: the data's own name for each part; None: the format has no such part."""
+
+    prompt: str | None = None
+    query: str | None = None
+    response: str | None = None
+    history: str | None = None
+    system: str | None = None
+    text: str | None = None
+    messages: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    label: str | None = None
+    tools: str | None = None
+
+
+@dataclass
+class DatasetConf:
+    """`dataset.*`."""
+
+    _target_: str = "llmmod.data.load.load_examples"
+    name: str = MISSING  # the option's name, used in reports
+    path: str | None = None  # a file, a directory, a hub id, or a builder's name (json, csv, …) with data_files
+    data_files: Any = None  # a path, a glob, or a list of them; `pkg://llmmod/data/x.json` for one that travels with the package
+    subset: str | None = None  # a hub dataset's configuration name
+    split: str = "train"  # a split, slices such as train[:10%] too
+    format: Any = "auto"  # alpaca, sharegpt, messages, text, preference, kto, prompt, auto, or {_target_: my.function}
+    columns: ColumnsConf = field(default_factory=ColumnsConf)
+    system: str | None = None  # the system text of rows that have none; None: the render's
+    cutoff_len: int = 1024  # tokens; longer examples are cut by `cutoff_policy`
+    cutoff_policy: CutoffPolicy = CutoffPolicy.proportional
+    packing: bool = False  # several examples a row, apart from each other
+    mask_prompt: bool = True  # train the answers only; false: the prompt too
+    on_bad_row: OnBadRow = OnBadRow.error
+    streaming: bool = False  # read while training, nothing held in memory
+    buffer_size: int = 16384  # examples, the shuffle buffer of a streamed dataset
+    max_samples: int | None = None  # rows taken from the start; None: all
+    val_size: float = 0.0  # held out: a fraction below 1, a number of examples from 1 on
+    val_files: Any = None  # held-out examples from files of their own, instead of val_size
+    seed: int | None = None  # of the validation split; None: the run's seed
+    num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
+    mix: dict[str, Any] = field(default_factory=dict)  # name -> a dataset of its own with its weight
+
+
+@dataclass
+class RenderConf:
+    """`render.*`: a conversation's written form, as data.
+
+    `prefix`, `prompt`, `response` and `sep` are lists of strings and `{token: …}` items; strings may hold `{{system}}`, `{{query}}`,
+    `{{response}}` and `{{idx}}` (the round, from `first_round` on), each substituted once and never inside a user's text.
+    """
+
+    _target_: str = "llmmod.render.template.Template"
+    name: str = MISSING
+    prefix: list[Any] = field(default_factory=list)  # before the first turn; left out where the system text is empty
+    empty_prefix: list[Any] = field(default_factory=list)  # what stands there instead where it is empty
+    prompt: list[Any] = field(default_factory=list)  # a user turn up to where the answer begins
+    response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])  # an answer and its terminator
+    sep: list[Any] = field(default_factory=list)  # between two turns, never trained
+    system: str = ""  # the system text of conversations that have none
+    system_in_query: bool = False  # the prefix is part of the first query's text (LLaMA-2) rather than before the turn
+    strip: bool = False  # strip queries and answers of white space before rendering (LLaMA-2)
+    bos: str = "once"  # where the beginning token stands: once, each_turn, never
+    first_round: int = 1
+    stop_words: list[str] = field(default_factory=list)  # tokens that end an answer besides eos
+    efficient_eos: bool = False  # the original's flag: between rounds no eos is written; the next turn's first token is trained as eos
+    use_history: bool = True  # false: each turn is an example of its own, without what came before
+    train_on: TrainOn = TrainOn.all
+    verify: bool = True  # prove before training that training ids = inference ids
+    template: str | None = None  # auto: the chat template, a jinja text or a .jinja file; None: the tokenizer's own

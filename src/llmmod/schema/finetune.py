@@ -1,0 +1,45 @@
+"""`finetune.*`: what of the model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from llmmod.schema.generated.lora import LoraConfig
+
+
+@dataclass
+class FinetuneConf:
+    """What every way to fine-tune has."""
+
+    name: str = MISSING
+    upcast_layernorm: bool = False  # normalisation layers in float32
+    adapters: list[str] = field(default_factory=list)  # merged in order, all but the last; the last is continued or used
+    resume_adapter: bool = False  # go on training the last of `adapters`, rather than merge it and start a new one
+
+
+@dataclass
+class FullConf(FinetuneConf):
+    """Every weight is trained."""
+
+    _target_: str = "llmmod.models.adapt.train_all"
+
+
+@dataclass
+class FreezeConf(FinetuneConf):
+    """Some layers are trained, the rest is frozen."""
+
+    _target_: str = "llmmod.models.adapt.train_some_layers"
+    num_layers_trainable: int = 3  # n > 0: the last n layers; n < 0: the first |n|
+    name_module_trainable: list[str] = field(default_factory=lambda: ["all"])  # modules inside a layer, e.g. mlp, self_attn; all
+    extra_trainable: list[str] = field(default_factory=list)  # modules outside the layers, e.g. norm, lm_head, embed_tokens
+
+
+@dataclass
+class LoraConf(LoraConfig, FinetuneConf):
+    """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
+
+    _target_: str = "llmmod.models.adapt.add_lora"
+    target_modules: Any = "${model.lora_targets}"  # module names, or all-linear

