@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
+from llmmod.ranks import started
 from llmmod.schema import data, finetune, generation, model, root, step, training
 
 
 def register_schemas() -> None:
     """Store each schema; a second call changes nothing."""
+    OmegaConf.register_new_resolver("started", started, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="root", node=root.Root)
     store.store(group="schema", name="model", node=model.ModelConf)
