@@ -1,0 +1,143 @@
+"""The command line: compose, validate, run; `-m` for a sweep, and everything Hydra's own flags do.
+
+Composing and validating come first and without torch, for every job of a sweep, so that all mistakes are told at once and before
+anything is downloaded or written. Then Hydra runs the jobs as it always does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
+from llmmod import ranks
+from llmmod.schema.register import register_schemas
+
+
+def main() -> None:
+    """The entry point of `llmmod`; ends the process with an exit code: 0 done, 1 failed while running, 2 configuration wrong."""
+    sys.exit(run_command(sys.argv))
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Do what a command line asks, and return its exit code."""
+    from hydra._internal.utils import get_args_parser
+
+    register_schemas()
+    allow, arguments = _allowed_modules(argv[1:])
+    if allow:
+        os.environ["LLMMOD_ALLOW"] = ",".join(filter(None, [os.environ.get("LLMMOD_ALLOW"), *allow]))
+    args = get_args_parser().parse_args(arguments)
+    sys.argv = [argv[0], *arguments, *_quiet_rank()]
+    try:
+        if _asks_for_text(args):
+            return _hydra(lambda config: None, args)
+        _check(args)
+    except ConfigError as error:
+        return _refused(error)
+    from llmmod.pipeline.jobs import Jobs
+
+    jobs = Jobs(multirun=args.multirun)
+    code = _hydra(jobs.run, args)
+    return max(code, jobs.finish())
+
+
+def _hydra(task: Callable[..., None], args: Namespace) -> int:
+    """Let Hydra do its part; its own errors become exit codes rather than tracebacks."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from llmmod.schema.compose import compose_config
+
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing a traceback and exiting with 1
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(_restoring(task, full))()
+    except (HydraException, OmegaConfBaseException) as error:
+        # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
+        compose_config(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except OSError as error:
+        print(f"output_dir: {error.strerror or error}: {error.filename}.", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_FAILED
+    return 0
+
+
+def _restoring(task: Callable[..., None], full: str | None) -> Callable[..., None]:
+    """The task with `HYDRA_FULL_ERROR` as the user had it."""
+
+    def run(config: object) -> None:
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+        try:
+            task(config)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    return run
+
+
+def _check(args: Namespace) -> None:
+    """Compose and validate every job.
+
+    Raises:
+        ConfigError: with all problems of the first job that has any, the job named in a sweep.
+    """
+    from llmmod.pipeline.sweep import sweep_jobs
+    from llmmod.schema.compose import compose_config, validated
+
+    if args.multirun and ranks.world_size() > 1:
+        raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
+    if args.experimental_rerun:
+        raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
+    jobs = sweep_jobs(args.overrides) if args.multirun else [args.overrides]
+    for overrides in jobs:
+        composed = compose_config(overrides, config_dir=args.config_dir, config_name=args.config_name or "config", with_hydra=True)
+        try:
+            validated(composed)
+        except ConfigError as error:
+            if len(jobs) > 1:
+                print(f"In the job {' '.join(overrides)}:", file=sys.stderr)
+            raise error
+
+
+def _refused(error: ConfigError) -> int:
+    print(error, file=sys.stderr)
+    print("Nothing was run. `llmmod --cfg job` shows every key and its value; README.md, 'Configuration', what they mean.", file=sys.stderr)
+    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+        raise error
+    return error.exit_code
+
+
+def _asks_for_text(args: Namespace) -> bool:
+    """Whether the flags ask for a text of Hydra's rather than for a run."""
+    return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+
+
+def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Module prefixes given by `--allow`, and the rest of the arguments, which are Hydra's."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--allow", action="append", default=[])
+    known, rest = parser.parse_known_args(list(arguments))
+    return known.allow, rest
+
+
+def _quiet_rank() -> list[str]:
+    """Overrides by which ranks other than 0 write neither `.hydra/` nor a log."""
+    return [] if ranks.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+
+
+def run_directory() -> Path:
+    """Where Hydra put the job that is running."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)

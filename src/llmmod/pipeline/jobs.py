@@ -1,0 +1,87 @@
+"""Run the job or jobs that Hydra starts, and tell at the end what became of them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from llmmod.errors import EXIT_FAILED, LlmmodError
+from llmmod.pipeline import leaderboard
+from llmmod.ranks import rank
+from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
+from llmmod.schema.compose import to_root
+
+
+class Jobs:
+    """The jobs of one command.
+
+    Args:
+        multirun: whether they belong to a sweep.
+    """
+
+    def __init__(self, *, multirun: bool) -> None:
+        self._multirun = multirun
+        self._outcomes: list[Outcome] = []
+        self._sweep_dir: Path | None = None
+
+    def run(self, config: DictConfig) -> None:
+        """Run one job; what goes wrong is kept for `finish`, so that the next job starts.
+
+        Raises:
+            KeyboardInterrupt: if the job was interrupted, which ends a sweep.
+        """
+        hydra = HydraConfig.get()
+        run_dir = Path(hydra.runtime.output_dir)
+        if self._multirun:
+            self._sweep_dir = Path(hydra.sweep.dir).absolute()
+        root = to_root(config)
+        root.output_dir = str(run_dir)
+        outcome = run_pipeline(root, run_dir)
+        self._outcomes.append(outcome)
+        if outcome.error is not None and self._multirun:
+            _tell(outcome)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+
+    def finish(self) -> int:
+        """Print how it went, and return the exit code."""
+        logging.shutdown()
+        if rank() != 0:
+            return self._exit_code()
+        if self._multirun:
+            self._finish_sweep()
+        elif self._outcomes:
+            _tell(self._outcomes[0])
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        return max((o.exit_code for o in self._outcomes), default=EXIT_FAILED)
+
+    def _finish_sweep(self) -> None:
+        if self._sweep_dir is None:
+            return
+        jobs = leaderboard.read_jobs(self._sweep_dir)
+        path = leaderboard.write_leaderboard(self._sweep_dir, jobs)
+        print(f"\n{leaderboard.printed(jobs)}\n\nThe table: {path}")
+        for job in jobs:
+            if job.status != "completed":
+                print(f"Job {job.number} {job.status}: {job.error}", file=sys.stderr)
+
+
+def _tell(outcome: Outcome) -> None:
+    """The end of a run, as the user reads it: what came out on stdout, what went wrong on stderr."""
+    error = outcome.error
+    for line in outcome.summary:
+        print(line)
+    if error is None:
+        print(f"The run: {outcome.run_dir}")
+        return
+    if full_error_wanted():
+        traceback.print_exception(error)
+    words = "Interrupted" if outcome.status == "interrupted" else str(error) if isinstance(error, LlmmodError) else repr(error)
+    print(f"{words}\nWhat was written stays in {outcome.run_dir}", file=sys.stderr)

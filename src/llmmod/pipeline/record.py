@@ -1,0 +1,131 @@
+"""What a run leaves on disk about itself: run.json and metrics.json, written as the run goes.
+
+Both files are replaced atomically, so that a reader, or a run that is killed, never sees half of one. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmmod.protocols import StepReport
+
+_PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
+
+
+class Record:
+    """The account of one run, on disk from the first moment.
+
+    Args:
+        directory: the run's directory.
+        seed: the run's seed.
+        pipeline: step names in order; each is listed as `pending` until it starts.
+        enabled: False on ranks other than 0, which write nothing.
+    """
+
+    def __init__(self, directory: Path, *, seed: int, pipeline: list[str], enabled: bool = True) -> None:
+        self._directory = directory
+        self._enabled = enabled
+        self._began = time.time()
+        self.metrics: dict[str, float] = {}
+        self._steps: dict[str, dict[str, Any]] = {name: {"name": name, "status": "pending"} for name in pipeline}
+        self._run: dict[str, Any] = {
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": 0.0,
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "git_revision": git_revision(),
+            "seed": seed,
+            "error": None,
+        }
+        self._write()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[StepReport]:
+        """Time a step, and write what became of it, whichever way it ends; fill the yielded report."""
+        entry, report, began = self._steps[name], StepReport(), time.perf_counter()
+        entry["status"] = "running"
+        _reset_peak_rss()
+        self._write()
+        try:
+            yield report
+            entry["status"] = "completed"
+        except BaseException as error:
+            entry["status"] = "failed" if isinstance(error, Exception) else "interrupted"
+            raise
+        finally:
+            entry["seconds"] = round(time.perf_counter() - began, 3)
+            entry["peak_rss_bytes"] = peak_rss_bytes()
+            entry["artifacts"], entry["metrics"] = report.artifacts, report.metrics
+            self.metrics.update(report.metrics)
+            # A full disk must not hide the error that is on its way up.
+            with suppress(OSError):
+                self._write()
+
+    @property
+    def running(self) -> str | None:
+        """The step that was begun last, None before the first."""
+        begun = [name for name, entry in self._steps.items() if entry["status"] != "pending"]
+        return begun[-1] if begun else None
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """Write how the run ended: `completed`, `failed` or `interrupted`."""
+        self._run["status"], self._run["error"] = status, error
+        self._write()
+
+    def _write(self) -> None:
+        if not self._enabled:
+            return
+        self._run["seconds"] = round(time.time() - self._began, 3)
+        write_json(self._directory / "run.json", {**self._run, "steps": list(self._steps.values())})
+        write_json(self._directory / "metrics.json", self.metrics)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by `content` as JSON in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def git_revision() -> str | None:
+    """The commit checked out where the run was started, else the one llmmod runs from; None outside a checkout."""
+    for directory in (Path.cwd(), Path(__file__).parent):
+        command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+            return found.stdout.strip()
+    return None
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process held, in bytes, since the last reset where the kernel allows one, else ever."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _reset_peak_rss() -> None:
+    # 5 resets VmHWM (Linux, proc(5)); elsewhere the peak is that of the whole process.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

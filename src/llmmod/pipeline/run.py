@@ -1,0 +1,148 @@
+"""Run a pipeline: its steps in order, in one process, sharing what they load.
+
+However it ends, run.json says so: completed, failed or interrupted, and what a step had written stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig, OmegaConf
+
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
+from llmmod.instantiate import locate
+from llmmod.ranks import rank
+from llmmod.pipeline.record import Record
+from llmmod.pipeline.session import Session
+from llmmod.schema.root import Root
+
+log = logging.getLogger("llmmod")
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not an Exception, so that no `except Exception` on the way takes it for an error of its own."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Args:
+        status: `completed`, `failed` or `interrupted`.
+        metrics: as in metrics.json.
+        summary: what the steps want the user to see at the end.
+        error: what went wrong, None where nothing did.
+    """
+
+    status: str
+    run_dir: Path
+    metrics: dict[str, float]
+    summary: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 failed while running, 2 configuration, data or path wrong."""
+        if self.error is None:
+            return 0
+        return getattr(self.error, "exit_code", EXIT_FAILED)
+
+
+def run_pipeline(root: Root, run_dir: Path) -> Outcome:
+    """Run every step of `root.pipeline`; errors are recorded and returned, not raised."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, enabled=rank() == 0)
+    except OSError as error:
+        return Outcome("failed", run_dir, {}, error=_explained(error, "output_dir"))
+    outcome = Outcome("completed", run_dir, record.metrics)
+    try:
+        with _signals():
+            _run_steps(root, Session(root, run_dir), record, outcome)
+    except (Interrupted, KeyboardInterrupt) as error:
+        outcome.status, outcome.error = "interrupted", error
+    except Exception as error:
+        log.debug("%s", traceback.format_exc())
+        outcome.status, outcome.error = "failed", _explained(error, record.running or "run")
+    with suppress(OSError):
+        record.close(outcome.status, None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__)
+    return outcome
+
+
+def run_config(config: DictConfig) -> dict[str, float]:
+    """Validate, run in this process, and return the metrics.
+
+    Raises:
+        ConfigError, LlmmodError: as described in `llmmod.run`.
+    """
+    from llmmod.schema.compose import Composed, to_root, validated
+
+    validated(Composed(config=config, hydra=None, overrides=[]))
+    root = to_root(config)
+    run_dir = Path(root.output_dir).expanduser().resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+    outcome = run_pipeline(root, run_dir)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.metrics
+
+
+def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -> None:
+    for number, name in enumerate(root.pipeline, start=1):
+        log.info("[%d/%d] %s", number, len(root.pipeline), name)
+        with record.step(name) as report:
+            step = locate(root.steps[name]._target_)(root.steps[name], name)
+            done = step.run(session)
+            report.metrics, report.artifacts, report.summary = done.metrics, done.artifacts, done.summary
+        outcome.summary += report.summary
+
+
+def _explained(error: Exception, where: str) -> Exception:
+    """The error itself if it is one of ours, else one of ours that says in a line what happened and where to read more."""
+    if isinstance(error, LlmmodError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        do = "Free some space; what was written before is intact, and training.resume_from_checkpoint=true goes on from the last checkpoint"
+        explained: LlmmodError = RunError(str(Problem(where, f"the disk is full ({error.filename or 'while writing'})", do=do)))
+    elif isinstance(error, PermissionError) and where == "output_dir":
+        explained = ConfigError(Problem(where, f"{error.filename} can't be written: {error.strerror}", do="Choose another directory"))
+    else:
+        text = " ".join(str(error).split()) or "no message"
+        found = f"{type(error).__name__}: {text[:600]}"
+        explained = RunError(str(Problem(where, found, do="HYDRA_FULL_ERROR=1 shows the traceback; run.log has it")))
+    explained.__cause__ = error
+    return explained
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def full_error_wanted() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
