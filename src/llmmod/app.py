@@ -10,7 +10,6 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
 from llmmod import ranks
@@ -51,13 +50,13 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from llmmod.schema.compose import compose_config
-
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing a traceback and exiting with 1
     try:
         hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(_restoring(task, full))()
     except (HydraException, OmegaConfBaseException) as error:
+        from llmmod.schema.compose import compose_config
+
         # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
         compose_config(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
         print(error, file=sys.stderr)
@@ -135,9 +134,3 @@ def _quiet_rank() -> list[str]:
     """Overrides by which ranks other than 0 write neither `.hydra/` nor a log."""
     return [] if ranks.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
-
-def run_directory() -> Path:
-    """Where Hydra put the job that is running."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return Path(HydraConfig.get().runtime.output_dir)

@@ -1,0 +1,97 @@
+"""A pipeline ends in one of three ways, and says which."""
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.pipeline.run import run_pipeline
+from llmmod.protocols import StepReport
+from llmmod.schema.root import Root
+
+
+class Fake:
+    """A step that does what its configuration says."""
+
+    def __init__(self, conf, name):
+        self.conf, self.name = conf, name
+
+    def run(self, session):
+        if self.conf.does is not None:
+            self.conf.does()
+        session.put(self.name, True)
+        return StepReport(metrics={f"{self.name}_seen": float(session.get("first") is True)}, summary=[f"{self.name} done"])
+
+
+class Conf:
+    def __init__(self, does=None):
+        self.does = does
+        self._target_ = f"{Fake.__module__}.Fake"
+
+
+@pytest.fixture(autouse=True)
+def located(monkeypatch):
+    monkeypatch.setattr("llmmod.pipeline.run.locate", lambda path: Fake)
+
+
+def root_of(**steps):
+    root = Root()
+    root.steps, root.pipeline = steps, list(steps)
+    return root
+
+
+def run_json(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+def raising(error):
+    def do():
+        raise error
+
+    return do
+
+
+def test_steps_run_in_order_and_share_the_session(tmp_path):
+    outcome = run_pipeline(root_of(first=Conf(), second=Conf()), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("completed", 0)
+    assert outcome.metrics == {"first_seen": 0.0 + 1.0, "second_seen": 1.0}
+    assert outcome.summary == ["first done", "second done"]
+    assert run_json(tmp_path)["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError(Problem("model.x", "no such thing")), 2, "model.x: no such thing."),
+        (ValueError("bad\nshape"), 1, "second: ValueError: bad shape."),
+        (OSError(errno.ENOSPC, "No space left on device", "/disk/x"), 1, "second: the disk is full (/disk/x)."),
+    ],
+    ids=["config", "unexpected", "full-disk"],
+)
+def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error, code, words):
+    outcome = run_pipeline(root_of(first=Conf(), second=Conf(raising(error)), third=Conf()), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("failed", code)
+    assert str(outcome.error).startswith(words)
+    run = run_json(tmp_path)
+    assert [s["status"] for s in run["steps"]] == ["completed", "failed", "pending"]
+    assert run["status"] == "failed"
+    assert run["error"].startswith(words)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"first_seen": 1.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_an_interruption(tmp_path, number):
+    outcome = run_pipeline(root_of(first=Conf(lambda: os.kill(os.getpid(), number))), tmp_path)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", 1)
+    run = run_json(tmp_path)
+    assert (run["status"], run["steps"][0]["status"]) == ("interrupted", "interrupted")
+
+
+def test_a_directory_that_cannot_be_made_is_a_configuration_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = run_pipeline(root_of(first=Conf()), tmp_path / "file" / "run")
+    assert outcome.status == "failed"
+    assert outcome.exit_code != 0
