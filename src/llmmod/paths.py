@@ -1,0 +1,116 @@
+"""Where a path in the configuration points: this disk, a folder of an installed package, or elsewhere (a hub id).
+
+`pkg://package/folder/file` names what travels in an installed package, whatever directory it was installed to and whether or not the
+install is editable. The package is found, never imported: none of its code runs.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+from llmmod.errors import ConfigError, Problem, did_you_mean, nearest
+
+PACKAGE = "pkg://"
+MAGIC = frozenset("*?[")
+
+
+def resolve_path(text: str, *, key: str = "path") -> Path | str:
+    """The local path that `text` names, or `text` itself where nothing on this disk has that name (a hub id, an address).
+
+    Args:
+        text: `pkg://package/path`, a path with or without `~`, or anything else.
+        key: the configuration key it was typed for, for the message.
+
+    Raises:
+        ConfigError: `pkg://` names a package that isn't installed, or a file that the package doesn't have.
+    """
+    if text.startswith(PACKAGE):
+        return _package_path(text, key)
+    path = Path(text).expanduser()
+    return path if path.exists() else text
+
+
+def find_files(patterns: str | Iterable[str], *, key: str, base: Path | None = None) -> list[Path]:
+    """The files and directories that paths and globs name, each once, in the order given; those of a glob sorted by name.
+
+    Args:
+        patterns: a path, a glob (`**` too), a `pkg://` path, or several of them.
+        key: the configuration key they were typed for, for the message.
+        base: the directory that relative ones start from; None: the working directory.
+
+    Raises:
+        ConfigError: with every pattern that names nothing, and the nearest name where there is one.
+    """
+    found: dict[Path, None] = {}
+    problems: list[Problem] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            found.update(dict.fromkeys(_matches(str(pattern), key, base)))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return list(found)
+
+
+def shown(path: Path) -> str:
+    """A path as a message shows it: relative to the working directory where it lies inside."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _matches(pattern: str, key: str, base: Path | None) -> list[Path]:
+    path = _located(pattern, key, base)
+    if path.exists():  # before globbing: a file may be called `data[1].json`
+        return [path]
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True)) if MAGIC & set(str(path)) else []
+    if not matches:
+        raise ConfigError(_missing(pattern, path, key))
+    return [match for match in matches if match.is_file()] or matches  # `**` matches the folders on the way too
+
+
+def _located(pattern: str, key: str, base: Path | None) -> Path:
+    path = _package_path(pattern, key) if pattern.startswith(PACKAGE) else Path(pattern).expanduser()
+    return base / path if base is not None else path  # an absolute path stays what it is
+
+
+def _missing(pattern: str, path: Path, key: str) -> Problem:
+    what = "no file matches" if MAGIC & set(pattern) else "no such file or directory:"
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = [pattern.removesuffix(path.name) + name for name in nearest(path.name, beside)]
+    meant = "" if str(path.absolute()) == pattern else f" ({path.absolute()})"
+    return Problem(key, f"{what} '{pattern}'{meant}", f"Did you mean '{close[0]}'?" if close else "")
+
+
+def _package_path(text: str, key: str) -> Path:
+    package, _, inside = text.removeprefix(PACKAGE).partition("/")
+    spec = _spec_of(package)
+    if spec is None:
+        raise ConfigError(Problem(key, f"'{text}': no package '{package}' is installed", do="Install it, or give a path"))
+    folders = [Path(folder) for folder in spec.submodule_search_locations or [str(Path(str(spec.origin)).parent)]]
+    candidates = [folder / inside if inside else folder for folder in folders]
+    existing = next((path for path in candidates if path.exists()), None)
+    if existing is None and not MAGIC & set(inside):
+        beside = candidates[0].parent
+        names = [p.name for p in beside.iterdir() if not p.name.startswith("_")] if beside.is_dir() else []
+        raise ConfigError(Problem(key, f"'{text}': the package has no '{inside}'", did_you_mean(Path(inside).name, names)))
+    return existing or candidates[0]
+
+
+def _spec_of(package: str) -> ModuleSpec | None:
+    """The spec of a dotted package name, its parents not imported (`importlib.util.find_spec` imports them)."""
+    found: ModuleSpec | None = None
+    parts = package.split(".")
+    for count in range(1, len(parts) + 1):
+        name, search = ".".join(parts[:count]), None if found is None else found.submodule_search_locations
+        specs = (finder.find_spec(name, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+    return found
