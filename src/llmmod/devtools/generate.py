@@ -1,35 +1,103 @@
-"""PROVISIONAL: writes schema/generated/ by reflection."""
-import dataclasses, types, typing, enum, pathlib
-def tr(t):
-    if t in (bool,int,float,str): return t.__name__
-    if t is typing.Any: return "Any"
-    if isinstance(t,type) and issubclass(t,enum.Enum): return "str"
-    o=typing.get_origin(t)
-    if o in (typing.Union,types.UnionType):
-        parts=[tr(a) for a in typing.get_args(t) if a is not type(None)]
-        opt=type(None) in typing.get_args(t)
-        parts=sorted(set(parts))
-        if "Any" in parts or any("[" in p for p in parts) and len(parts)>1: return "Any"
-        return " | ".join(parts)+(" | None" if opt else "")
-    if o is list:
-        i=tr(typing.get_args(t)[0]); return f"list[{i}]" if i in("int","float","str","bool") else "list[Any]"
-    if o is dict or t is dict: return "dict[str, Any]"
-    if o is typing.Literal: return "str" if all(isinstance(a,str) for a in typing.get_args(t)) else "Any"
-    return "Any"
-def write(cls,name,path,target):
-    h=typing.get_type_hints(cls); out=["from __future__ import annotations","from dataclasses import dataclass, field","from typing import Any","","@dataclass",f"class {name}:",f'    _target_: str = "{target}"']
-    for f in dataclasses.fields(cls):
-        ty=tr(h[f.name])
-        d=f.default if f.default is not dataclasses.MISSING else (f.default_factory() if f.default_factory is not dataclasses.MISSING else None)
-        if isinstance(d,enum.Enum): d=d.value
-        if not isinstance(d,(bool,int,float,str,type(None),list,dict)): d=None; ty="Any"
-        if d is None and "None" not in ty and ty!="Any": ty+=" | None"
-        if ty=="float" and isinstance(d,int): d=float(d)
-        out.append(f"    {f.name}: {ty} = "+(f"field(default_factory={'list' if isinstance(d,list) else 'dict'})" if isinstance(d,(list,dict)) else repr(d)))
-    pathlib.Path(path).write_text("\n".join(out)+"\n")
-if __name__=="__main__":
-    from transformers import Seq2SeqTrainingArguments; from trl import SFTConfig; from peft import LoraConfig
-    g=pathlib.Path(__file__).parents[1]/"schema/generated"
-    write(Seq2SeqTrainingArguments,"Seq2SeqTrainingArguments",g/"seq2seq.py","transformers.Seq2SeqTrainingArguments")
-    write(SFTConfig,"SFTConfig",g/"sft.py","trl.SFTConfig")
-    write(LoraConfig,"LoraConfig",g/"lora.py","peft.LoraConfig")
+"""Writes `schema/generated/`: a dataclass for each argument class of transformers, trl and peft that the configuration exposes.
+
+    python -m llmmod.devtools.generate            write
+    python -m llmmod.devtools.generate --check    compare, and exit with 1 where the committed files differ
+
+The files are committed so that composing and validating a configuration imports none of those libraries. Run it when one of them is
+upgraded: the difference shows what the upgrade changes for a user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmmod.devtools.reflect import Field, reflect
+from llmmod.devtools.write import module_text
+
+FOLDER = Path(__file__).resolve().parents[1] / "schema" / "generated"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A class to generate from.
+
+    Args:
+        module: the generated module's name.
+        target: the class's public path, which becomes `_target_`.
+        libraries: the distributions whose versions decide the result.
+    """
+
+    module: str
+    target: str
+    libraries: tuple[str, ...]
+
+    @property
+    def cls(self) -> type:
+        """The class itself, imported."""
+        module, _, name = self.target.rpartition(".")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+
+
+SOURCES = (
+    Source("seq2seq", "transformers.Seq2SeqTrainingArguments", ("transformers",)),
+    Source("sft", "trl.SFTConfig", ("trl", "transformers")),
+    Source("reward", "trl.RewardConfig", ("trl", "transformers")),
+    Source("dpo", "trl.DPOConfig", ("trl", "transformers")),
+    Source("kto", "trl.KTOConfig", ("trl", "transformers")),
+    Source("grpo", "trl.GRPOConfig", ("trl", "transformers")),
+    Source("lora", "peft.LoraConfig", ("peft",)),
+)
+
+
+def generate(source: Source) -> tuple[str, list[Field]]:
+    """The text of the module for one class, and the fields it is made of."""
+    fields = reflect(source.cls)
+    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in source.libraries)
+    return module_text(target=source.target, versions=versions, fields=fields), fields
+
+
+def differences(committed: str, generated: str) -> list[str]:
+    """The lines of a unified diff without context; empty where the texts are equal."""
+    lines = difflib.unified_diff(committed.splitlines(), generated.splitlines(), "committed", "generated", lineterm="", n=0)
+    return [line for line in lines if not line.startswith("@@")]
+
+
+def changed_fields(diff: Sequence[str]) -> list[str]:
+    """The names of the fields, and of rows of the tables, that a diff touches."""
+    names = (re.match(r'[+-] {4}"?(\w+)"?: ', line) for line in diff)
+    return list(dict.fromkeys(n[1] for n in names if n))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the modules, or compare them; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m llmmod.devtools.generate", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
+    check = parser.parse_args(arguments).check
+    stale = 0
+    for source in SOURCES:
+        text, fields = generate(source)
+        path = FOLDER / f"{source.module}.py"
+        diff = differences(path.read_text("utf-8") if path.exists() else "", text)
+        exact = sum(f.translation.exact for f in fields)
+        print(f"{path.name}: {source.target}, {exact} of {len(fields)} fields exact" + ("" if diff else ", unchanged"))
+        if diff and check:
+            stale += 1
+            print(f"  differs in {', '.join(changed_fields(diff)) or 'its header'}", *diff, sep="\n  ")
+        elif diff:
+            path.write_text(text, "utf-8")
+    if stale:
+        print(f"{stale} of {len(SOURCES)} files are stale: run `python -m llmmod.devtools.generate`", file=sys.stderr)
+    return int(stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

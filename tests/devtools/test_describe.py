@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from llmmod.devtools.describe import describe, first_sentence, plain, shorten, to_ascii
+
+SENTENCES = {
+    "first of two": ("The batch size. Per device.", "The batch size"),
+    "abbreviation": ("Some value, e.g. `x`. More.", "Some value, e.g. `x`"),
+    "abbreviation before a capital": ("Some methods, e.g. GaLore. More.", "Some methods, e.g. GaLore"),
+    "decimal point": ("Divides by 1.5 always. More.", "Divides by 1.5 always"),
+    "one word takes the next along": ("Deprecated. Use `x` instead. More.", "Deprecated. Use `x` instead"),
+    "a sentence about the field but not what it is": ("It is only for GPTQ. Enable QALoRA. More.", "It is only for GPTQ. Enable QALoRA"),
+    "no full stop": ("Lora alpha", "Lora alpha"),
+}
+
+
+@pytest.mark.parametrize(("text", "first"), SENTENCES.values(), ids=SENTENCES)
+def test_first_sentence(text, first):
+    assert first_sentence(text) == first
+
+
+def test_links_references_and_tags_are_reduced_to_their_text():
+    assert plain("See [the paper](https://x.y/z) and [`~transformers.Trainer`],\n  <a href='u'>here</a>, ~20%% more") == (
+        "See the paper and `transformers.Trainer`, here, ~20% more"
+    )
+    assert plain("calls `torch.<device>.empty_cache()`") == "calls `torch.<device>.empty_cache()`"
+
+
+def test_ascii():
+    assert to_ascii("“α” → 1 – β ≥ 2") == '"alpha" -> 1 - beta >= 2'
+    with pytest.raises(ValueError, match="no ASCII for '字'"):
+        to_ascii("字")
+
+
+def test_a_long_sentence_ends_at_a_word():
+    assert shorten("one two three", 13) == "one two three"
+    assert shorten("one two, three", 13) == "one two ..."
+
+
+DOCSTRING = """A class.
+
+    Args:
+        r (`int`):
+            The rank. Larger is more.
+        other (`int`):
+            Something else.
+"""
+
+
+def test_a_help_text_that_only_repeats_the_name_gives_way_to_the_docstring():
+    assert describe("r", help_text="Lora r", docstring=DOCSTRING, width=80) == "The rank"
+    assert describe("r", help_text="How many dimensions there are.", docstring=DOCSTRING, width=80) == "How many dimensions there are"
+    assert describe("q", help_text="", docstring=DOCSTRING, width=80) == ""
