@@ -10,6 +10,32 @@ from omegaconf import MISSING
 from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.schema.generated.sft import SFTConfig
 
+# Arguments of the trainers' classes for what llmmod does itself, before or around the trainer: field -> where it is said here.
+# Set under `training`, they would change nothing.
+SAID_ELSEWHERE: dict[str, str] = {
+    "output_dir": "output_dir, at the root",
+    "do_train": "pipeline",
+    "do_eval": "pipeline",
+    "do_predict": "pipeline",
+    "model_init_kwargs": "model.kwargs",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "render",
+    "dataset_text_field": "dataset.columns.text",
+    "dataset_kwargs": "dataset",
+    "dataset_num_proc": "dataset.num_proc",
+    "eos_token": "render.stop_words",
+    "pad_token": "tokenizer.kwargs",
+    "max_length": "dataset.cutoff_len",
+    "truncation_mode": "dataset.cutoff_policy",
+    "shuffle_dataset": "training.train_sampling_strategy",
+    "packing": "dataset.packing",
+    "packing_strategy": "dataset.packing",
+    "padding_free": "dataset.packing",
+    "eval_packing": "dataset.packing",
+    "completion_only_loss": "dataset.mask_prompt",
+    "assistant_only_loss": "dataset.mask_prompt",
+}
+
 
 @dataclass
 class StageConf:
