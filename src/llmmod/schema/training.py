@@ -50,3 +50,6 @@ class StageConf:
 @dataclass
 class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):
     """Supervised fine-tuning with trl's trainer."""
+
+    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
+    resume_from_checkpoint: bool | str | None = None
