@@ -1,15 +1,130 @@
-"""`generation.*`: PROVISIONAL, the fields of transformers.GenerationConfig."""
+"""`generation.*`: how answers are generated: every field of transformers.GenerationConfig (5.23).
+
+That class has no annotations, so this table is kept by hand, in the class's own order. None means "not set": the checkpoint's
+`generation_config.json` decides, and where that is silent too, the value in brackets. Two fields are left out, that no user sets:
+`_from_model_config` and `transformers_version`.
+"""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
+
+
 @dataclass
 class GenerationConf:
+    """Every field of transformers.GenerationConfig."""
+
     _target_: str = "transformers.GenerationConfig"
-    do_sample: bool | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    num_beams: int | None = None
-    max_length: int | None = None
-    repetition_penalty: float | None = None
+
+    # Length
+    max_length: int | None = None  # tokens, the prompt included; `max_new_tokens` is the better choice [20]
+    max_new_tokens: int | None = None  # tokens of the answer
+    min_length: int | None = None  # tokens, the prompt included; `min_new_tokens` wins [0]
+    min_new_tokens: int | None = None  # tokens of the answer
+    early_stopping: bool | str | None = None  # of a beam search: true: at num_beams answers; false: a heuristic; never: to the end [false]
+    max_time: float | None = None  # seconds; the current token is finished
+    stop_strings: Any = None  # a text or texts that end an answer, where the render's stop words don't
+
+    # Strategy
+    do_sample: bool | None = None  # true: draw each token at random; false: take the likeliest [false]
+    num_beams: int | None = None  # answers kept in a beam search; 1: no beam search [1]
+    use_mtp: bool | None = None  # predict several tokens at once where the model can
+
+    # Cache of keys and values
+    use_cache: bool | None = None  # keep them from token to token [true]
+    cache_implementation: str | None = None  # dynamic, static, offloaded, offloaded_static, quantized, paged
+    cache_config: dict[str, Any] | None = None  # arguments of the cache's class
+    max_cache_len: int | None = None  # tokens; the size of a static cache
+
+    # Which tokens are likely
+    temperature: float | None = None  # logits are divided by it: below 1 surer, above 1 more varied [1.0]
+    top_k: int | None = None  # only the k likeliest tokens; 0: all [50]
+    top_p: float | None = None  # only the likeliest tokens whose probabilities add up to it [1.0]
+    min_p: float | None = None  # only tokens at least this fraction as likely as the likeliest; 0.01 to 0.2 is usual
+    top_h: float | None = None  # fraction of the distribution's entropy to keep, 0 to 1
+    typical_p: float | None = None  # only the locally most typical tokens that add up to it (Meister et al. 2022) [1.0]
+    epsilon_cutoff: float | None = None  # only tokens above this probability; 3e-4 to 9e-4 is usual (Hewitt et al. 2022) [0.0]
+    eta_cutoff: float | None = None  # the same, relative to the entropy; 3e-4 to 2e-3 is usual (Hewitt et al. 2022) [0.0]
+    repetition_penalty: float | None = None  # above 1: tokens that occurred are less likely (Keskar et al. 2019) [1.0]
+    encoder_repetition_penalty: float | None = None  # above 1: tokens of the input are likelier [1.0]
+    length_penalty: float | None = None  # of a beam search: above 0 longer answers, below 0 shorter ones [1.0]
+    no_repeat_ngram_size: int | None = None  # runs of this many tokens occur once at most; 0: off [0]
+    bad_words_ids: list[list[int]] | None = None  # sequences of token ids that are never generated
+    renormalize_logits: bool | None = None  # normalise again after all of the above [false]
+    forced_bos_token_id: int | None = None  # id of the first token
+    forced_eos_token_id: Any = None  # id or ids of the last token, where max_length is reached
+    remove_invalid_values: bool | None = None  # replace nan and inf among the logits; slower [false]
+    exponential_decay_length_penalty: list[float] | None = None  # [after this many tokens, factor]: longer answers end more eagerly
+    suppress_tokens: list[int] | None = None  # ids that are never generated
+    begin_suppress_tokens: list[int] | None = None  # ids that never come first
+    sequence_bias: list[Any] | None = None  # [[[ids], bias], …]: added to the logits of those sequences
+    token_healing: bool | None = None  # let the prompt's last tokens grow into longer ones [false]
+    guidance_scale: float | None = None  # above 1: classifier-free guidance towards the prompt
+    watermarking_config: dict[str, Any] | None = None  # fields of transformers.WatermarkingConfig
+
+    # What `generate` returns besides ids
+    num_return_sequences: int | None = None  # answers a prompt [1]
+    output_attentions: bool | None = None  # [false]
+    output_hidden_states: bool | None = None  # [false]
+    output_scores: bool | None = None  # logits after all processing [false]
+    output_logits: bool | None = None  # logits before it [false]
+    return_dict_in_generate: bool | None = None  # return an object with all of these, not ids alone [false]
+
+    # Special tokens: llmmod takes them from the render and the tokenizer
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: Any = None  # an id or ids
+
+    # Models with an encoder
+    encoder_no_repeat_ngram_size: int | None = None  # runs of this many tokens of the input don't occur in the answer; 0: off [0]
+    decoder_start_token_id: Any = None  # an id, or one an example of the batch
+
+    # Speculative decoding
+    is_assistant: bool | None = None  # this model drafts for another [false]
+    num_assistant_tokens: int | None = None  # tokens drafted at a time [20]
+    num_assistant_tokens_schedule: str | None = None  # how that number changes: constant, heuristic, heuristic_transient [constant]
+    assistant_confidence_threshold: float | None = None  # the draft ends at a token less probable than this [0.4]
+    prompt_lookup_num_tokens: int | None = None  # tokens drafted by copying from the prompt
+    max_matching_ngram_size: int | None = None  # tokens that must match for that [2]
+    assistant_early_exit: int | None = None  # draft with the model's own first layers, this many
+    assistant_lookbehind: int | None = None  # assistant's tokens re-encoded where the two tokenizers differ [10]
+    target_lookbehind: int | None = None  # this model's tokens, likewise [10]
+    assistant_ensemble_weight: float | None = None  # between 0 and 1: accept against a mixture of both models; None: lossless
+    speculation_type: str | None = None  # dflash
+
+    # Performance
+    compile_config: dict[str, Any] | None = None  # {_target_: transformers.CompileConfig, …}: how the forward pass is compiled
+    disable_compile: bool | None = None  # never compile it [false]
+    continuous_batching_config: dict[str, Any] | None = None  # deprecated by transformers, which takes it elsewhere
+
+    # Of strategies that transformers has moved to the hub, still found in checkpoints
+    low_memory: bool | None = None  # beams one after another
+    penalty_alpha: float | None = None  # of contrastive search
+    dola_layers: Any = None  # of DoLa: low, high, or layer numbers
+    diversity_penalty: float | None = None  # between groups of beams [0.0]
+    num_beam_groups: int | None = None  # [1]
+    constraints: list[Any] | None = None  # of constrained beam search
+    force_words_ids: list[Any] | None = None  # likewise: ids that must occur
+
+    prefill_chunk_size: int | None = None  # tokens of the prompt processed at a time
+
+
+# Tables as in the generated modules: the strings that a field allows, and the types where the annotation says less
+CHOICES: dict[str, tuple[str, ...]] = {
+    "early_stopping": ("never",),
+    "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "quantized", "paged"),
+    "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient"),
+    "speculation_type": ("dflash",),
+    "dola_layers": ("low", "high"),
+}
+ACCEPTED: dict[str, tuple[str, ...]] = {
+    "stop_strings": ("str", "list[str]", "None"),
+    "forced_eos_token_id": ("int", "list[int]", "None"),
+    "eos_token_id": ("int", "list[int]", "None"),
+    "decoder_start_token_id": ("int", "list[int]", "None"),
+    "dola_layers": ("str", "list[int]", "None"),
+    "watermarking_config": ("transformers.WatermarkingConfig", "None"),
+    "compile_config": ("transformers.CompileConfig", "None"),
+    "continuous_batching_config": ("transformers.ContinuousBatchingConfig", "None"),
+}
