@@ -8,16 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from llmmod.schema.base import Dtype, Weights
-
-
-@dataclass
-class QuantizationConf:
-    """`model.quantization.*`: bitsandbytes' quantization of the frozen weights (Dettmers et al. 2023)."""
-
-    bits: int | None = None  # 4 or 8; None: not quantized
-    type: str = "nf4"  # nf4 or fp4, for 4 bit
-    double_quant: bool = True  # quantize the quantization constants too, for 4 bit
-    compute_dtype: Dtype = Dtype.auto  # type of the matrix products; auto: bfloat16 where the device has it, else float32
+from llmmod.schema.quantization import QuantizationConf
 
 
 @dataclass
