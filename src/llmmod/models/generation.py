@@ -1,0 +1,65 @@
+"""How answers are generated: the settings that hold, where they end, and their text.
+
+Evaluation, export and chat take all three from here, so that an exported model answers as the run's own predictions did.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from transformers import GenerationConfig
+
+# Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty")
+
+
+def generation_config(
+    chosen: GenerationConfig, model: Any, *, stop_ids: Sequence[int], pad_id: int | None, bos_id: int | None = None
+) -> GenerationConfig:
+    """The settings that hold for a model: what was chosen, else what came with its checkpoint, and the render's ends of an answer.
+
+    Args:
+        chosen: what the user set; a field of None is not set.
+        model: a PreTrainedModel or PeftModel, whose `generation_config` fills the gaps.
+        stop_ids: token ids that end an answer; they replace the checkpoint's own.
+        pad_id: None: the first of `stop_ids`, which is masked wherever it pads.
+        bos_id: recorded for other programs; None: the checkpoint's.
+
+    Returns:
+        A new config that `save_pretrained` accepts: it holds nothing that its own mode of generation doesn't read.
+    """
+    config = copy.deepcopy(model.generation_config)
+    own = {name: value for name, value in chosen.to_dict().items() if value is not None and name != "transformers_version"}
+    for name, value in own.items():
+        setattr(config, name, value)
+    config.eos_token_id = list(stop_ids)
+    config.pad_token_id = pad_id if pad_id is not None else stop_ids[0]
+    config.bos_token_id = bos_id if bos_id is not None else config.bos_token_id
+    # Gradient checkpointing leaves use_cache=False behind in the model's own settings: generation would slow down with each token.
+    config.use_cache = own.get("use_cache", True)
+    if config.max_new_tokens is not None:
+        config.max_length = None
+    unread = (() if config.do_sample else _SAMPLING) + (() if (config.num_beams or 1) > 1 else _BEAMS)
+    for name in unread:
+        setattr(config, name, None)
+    return config
+
+
+def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]) -> str:
+    """The text of generated `ids` up to the first that ends an answer; special tokens left out, white space as generated."""
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+    text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def context_length(model: Any) -> int | None:
+    """How many tokens the model can attend to, None where its architecture sets no limit (ALiBi)."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
