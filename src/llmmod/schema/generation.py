@@ -22,7 +22,8 @@ class GenerationConf:
     max_new_tokens: int | None = None  # tokens of the answer
     min_length: int | None = None  # tokens, the prompt included; `min_new_tokens` wins [0]
     min_new_tokens: int | None = None  # tokens of the answer
-    early_stopping: bool | str | None = None  # of a beam search: true: at num_beams answers; false: a heuristic; never: to the end [false]
+    # `Any`, because OmegaConf 2.3.1 fails to merge into a typed field of the root whose class has a field with a union
+    early_stopping: Any = None  # of a beam search: true: at num_beams answers; false: a heuristic; never: to the end [false]
     max_time: float | None = None  # seconds; the current token is finished
     stop_strings: Any = None  # a text or texts that end an answer, where the render's stop words don't
 
@@ -119,6 +120,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dola_layers": ("low", "high"),
 }
 ACCEPTED: dict[str, tuple[str, ...]] = {
+    "early_stopping": ("bool", "str", "None"),
     "stop_strings": ("str", "list[str]", "None"),
     "forced_eos_token_id": ("int", "list[int]", "None"),
     "eos_token_id": ("int", "list[int]", "None"),
