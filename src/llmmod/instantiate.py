@@ -1,0 +1,211 @@
+"""The one place where a dotted path becomes an object.
+
+`locate` finds the object and judges it by what it really is: its own module and kind, not the path that led there, so that an alias
+(`torch.os.system`, a user's `from os import system`) is refused like the original. Which paths are allowed at all, `llmmod.targets` says,
+and a path that isn't is refused before anything is imported. Special keys of a node are Hydra's: `_target_`, `_partial_`, `_args_`,
+`_recursive_`; `_convert_` is read over, since what arrives here is plain Python already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, check_targets, refusal, refusal_in_package, within
+
+__all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "locate"]
+
+_SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
+
+
+def locate(path: str) -> Any:
+    """The class, function or class method that a dotted path names.
+
+    Raises:
+        ConfigError: if a configuration may not name it, or if it isn't there.
+    """
+    if reason := refusal(path):
+        raise ConfigError(Problem(str(path), reason, *advice(path)))
+    parent, found = _walk(path)
+    if reason := _refused_object(found, parent, path.rpartition(".")[2]):
+        raise ConfigError(Problem(path, reason, *advice(f"{getattr(found, '__module__', None) or ''}.")))
+    return found
+
+
+def build(node: Any, /, **runtime: Any) -> Any:
+    """What a node describes: its `_target_` called with its other fields, nested nodes built first.
+
+    Args:
+        node: a dataclass instance or a dict, with `_target_`. `_partial_: true` gives a functools.partial instead of calling.
+        runtime: arguments that only the running program has; they win over the node's.
+
+    Raises:
+        ConfigError: as `locate`, or if the target doesn't take the arguments. What the target itself raises is left as it is.
+    """
+    fields = _fields(node)
+    target = locate(fields.get("_target_", ""))
+    positional = [_built(value) for value in fields.get("_args_") or []]
+    named = arguments(node) | runtime
+    partial = bool(fields.get("_partial_", False))
+    if problems := _unfit_arguments(target, fields["_target_"], positional, named, partial=partial):
+        raise ConfigError(problems)
+    return functools.partial(target, *positional, **named) if partial else target(*positional, **named)
+
+
+def arguments(node: Any) -> dict[str, Any]:
+    """A node's fields less the special ones, nested nodes built."""
+    fields = _fields(node)
+    recursive = bool(fields.get("_recursive_", True))
+    return {name: _built(value) if recursive else value for name, value in fields.items() if name not in _SPECIAL}
+
+
+def _fields(node: Any) -> dict[str, Any]:
+    """The fields of a dict, or of a dataclass instance with what was set on it besides."""
+    return dict(node) if isinstance(node, dict) else dict(vars(node))
+
+
+def _built(value: Any) -> Any:
+    """A value with every node in it built."""
+    if isinstance(value, dict):
+        return build(value) if "_target_" in value else {name: _built(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_built(item) for item in value)
+    if dataclasses.is_dataclass(value) and "_target_" in vars(value):
+        return build(value)
+    return value
+
+
+def _walk(path: str) -> tuple[Any, Any]:
+    """The object at a path and the one it was taken from, importing modules on the way and nothing but modules of allowed packages."""
+    parts = path.split(".")
+    _look_beside_user(parts[0])
+    parent: Any = None
+    found: Any = _imported(parts[0], path)
+    for depth, name in enumerate(parts[1:], start=1):
+        module = found if isinstance(found, ModuleType) else None
+        if module is not None and module.__name__.split(".")[0] != parts[0]:
+            raise ConfigError(Problem(path, f"leads out of {parts[0]}, to {module.__name__}", *advice("")))
+        parent, found = found, _member(found, name)
+        if found is _ABSENT and module is not None:
+            found = _imported(".".join(parts[: depth + 1]), path, parent=module)
+        if found is _ABSENT:
+            raise ConfigError(Problem(path, f"{'.'.join(parts[:depth])} has no '{name}'", did_you_mean(name, _public(parent))))
+    return parent, found
+
+
+_ABSENT = object()
+
+
+def _member(owner: Any, name: str) -> Any:
+    """An attribute, or `_ABSENT`. The packages' lazy modules raise ImportError where what a name needs isn't installed."""
+    try:
+        return getattr(owner, name, _ABSENT)
+    except ImportError as error:
+        raise ConfigError(Problem(f"{getattr(owner, '__name__', owner)}.{name}", f"can't be imported: {_short(error)}")) from error
+
+
+def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
+    """A module, or `_ABSENT` where `parent` has none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if parent is not None and error.name == name:
+            return _ABSENT
+        missing = f"there is no module {name}" if error.name == name else f"importing {name} needs {error.name}, which isn't installed"
+        raise ConfigError(Problem(path, missing, do="Is it installed, or beside your working directory?")) from error
+    except Exception as error:
+        raise ConfigError(Problem(path, f"importing {name} failed: {_short(error)}")) from error
+
+
+def _look_beside_user(root: str) -> None:
+    """Let modules in the working directory be found, last, once the user has allowed one; it stays so for imports made later."""
+    here = os.getcwd()
+    if root not in PACKAGES and here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+
+
+def _refused_object(found: Any, owner: Any, name: str) -> str:
+    """Why an object may not be used, whatever path led to it; empty where it may."""
+    if isinstance(found, type):
+        return _refused_origin(f"{found.__module__}.{found.__qualname__}", "classes", found)
+    if isinstance(found, MethodType) and isinstance(found.__self__, type):
+        owner_class = found.__self__
+        full = f"{owner_class.__module__}.{owner_class.__qualname__}"
+        if _is_fixed(full) and not name.startswith("from_"):
+            return f"{full}.{name} is no constructor"
+        return _refused_origin(full, "classes", owner_class) or _refused_method(found)
+    if isinstance(found, FunctionType) and isinstance(owner, type):
+        if not isinstance(inspect.getattr_static(owner, name, None), staticmethod):
+            return f"{found.__qualname__} is a method, which needs an object"
+        full = f"{owner.__module__}.{owner.__qualname__}.{name}"
+        return _refused_origin(full, "classes" if name.startswith("from_") else "functions")
+    module = getattr(found, "__module__", None)
+    if isinstance(found, FunctionType) or (inspect.isbuiltin(found) and isinstance(module, str)):
+        return _refused_origin(f"{module}.{found.__qualname__}", "functions")
+    if isinstance(found, ModuleType):
+        return f"{found.__name__} is a module"
+    return f"is a {type(found).__name__}, neither class nor function"
+
+
+def _refused_method(method: MethodType) -> str:
+    """Why a class method may not be used although its class may: a base in the standard library has it."""
+    function = method.__func__
+    return f"is really {function.__module__}.{function.__qualname__}" if str(function.__module__).split(".")[0] in NEVER else ""
+
+
+def _is_fixed(full: str) -> bool:
+    """Whether an object belongs to a package of others whose allowed parts are fixed."""
+    root = full.split(".")[0]
+    return root in PACKAGES and root != "llmmod" and not within(full, allowed_prefixes())
+
+
+def _refused_origin(full: str, kind: str, cls: type | None = None) -> str:
+    """Why an object whose real place is `full` may not be used; `kind` is `classes` or `functions`."""
+    package = PACKAGES.get(full.split(".")[0], Package(()))
+    listed: tuple[str, ...] = getattr(package, kind)
+    if not within(full, listed + allowed_prefixes()):
+        return f"is really {full}, which may not be named by a configuration"
+    if reason := refusal_in_package(full):
+        return reason
+    bases = [base for base in (cls.__mro__ if cls and _is_fixed(full) else ()) if base.__module__.split(".")[0] in _RUNNERS]
+    return f"is a {bases[0].__module__}.{bases[0].__qualname__}, which runs code" if bases else ""
+
+
+# A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
+_RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
+
+
+def _unfit_arguments(
+    target: Callable[..., Any], path: str, positional: list[Any], named: dict[str, Any], *, partial: bool
+) -> list[Problem]:
+    """What is wrong with the arguments for a target; nothing where its signature can't be known."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return []
+    try:
+        (signature.bind_partial if partial else signature.bind)(*positional, **named)
+    except TypeError as error:
+        parameters = signature.parameters
+        kinds = {p.kind for p in parameters.values()}
+        unknown = [name for name in named if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds]
+        problems = [Problem(path, f"has no argument '{name}'", did_you_mean(name, parameters)) for name in unknown]
+        return problems or [Problem(path, str(error))]
+    return []
+
+
+def _public(owner: Any) -> list[str]:
+    return [name for name in dir(owner) if not name.startswith("_")]
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,280 @@
+"""Which dotted paths a configuration may name: the rules, and the check of the paths as text.
+
+A configuration can come from anywhere, and a `_target_` in it is a call. So it may name our own components, the parts of torch,
+transformers, trl, peft, datasets and accelerate that a run is made of, and modules that the user allows outside of the configuration,
+by `--allow` or `LLMMOD_ALLOW`. Everything else is refused here, by its spelling, before any of it is imported; `instantiate` asks the
+rules a second time about the object that a path led to, since an alias can spell anything.
+
+Left out on purpose: what an allowed class does with its arguments. Hydra 1.3.8 has a list of its own of what it refuses; this one names
+what is allowed, so that a function that nobody thought of is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+from llmmod.errors import Problem
+
+ENVIRONMENT = "LLMMOD_ALLOW"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What of a package may be named, by the module that really holds it; a prefix ends at a dot.
+
+    Args:
+        classes: modules whose classes, and class methods `from_…`, may be named.
+        functions: modules, or single functions.
+        refused: below the two above, or reachable otherwise, and never allowed, not by the user either.
+    """
+
+    classes: tuple[str, ...]
+    functions: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+PACKAGES: dict[str, Package] = {
+    "llmmod": Package(
+        classes=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.stages", "llmmod.steps"),
+        functions=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.stages", "llmmod.steps"),
+    ),
+    "torch": Package(
+        classes=("torch.nn", "torch.optim", "torch.utils.data", "torch.distributions", "torch.device", "torch._C.Generator"),
+        functions=("torch.nn.functional", "torch.nn.init", "torch._C._nn"),
+        # They read pickles, compile or run code, load libraries, start processes or write where they are told to.
+        refused=(
+            "torch.load", "torch.save", "torch.serialization", "torch.storage", "torch.hub", "torch.jit", "torch.package", "torch.ops",
+            "torch.classes", "torch.multiprocessing", "torch.distributed", "torch.fx", "torch.compile", "torch.compiler", "torch.export",
+            "torch.onnx", "torch.library", "torch.testing", "torch.test", "torch.bin", "torch.profiler", "torch.monitor", "torch.futures",
+            "torch.overrides", "torch.autograd", "torch.nativert", "torch.utils.cpp_extension", "torch.utils.cpp_backtrace",
+            "torch.utils.benchmark", "torch.utils.bottleneck", "torch.utils.bundled_inputs", "torch.utils.collect_env",
+            "torch.utils.data.datapipes", "torch.utils.file_baton", "torch.utils.hipify", "torch.utils.mobile_optimizer",
+            "torch.utils.model_dump", "torch.utils.model_zoo", "torch.utils.tensorboard", "torch.utils.viz",
+        ),
+    ),
+    "transformers": Package(
+        classes=(
+            "transformers.activations", "transformers.cache_utils", "transformers.configuration_utils", "transformers.data",
+            "transformers.feature_extraction_sequence_utils", "transformers.feature_extraction_utils", "transformers.generation",
+            "transformers.image_processing_backends", "transformers.image_processing_utils", "transformers.integrations.integration_utils",
+            "transformers.loss", "transformers.modeling_layers", "transformers.modeling_utils", "transformers.models",
+            "transformers.optimization", "transformers.processing_utils", "transformers.pytorch_utils", "transformers.quantizers",
+            "transformers.tokenization_python", "transformers.tokenization_utils_base", "transformers.tokenization_utils_sentencepiece",
+            "transformers.tokenization_utils_tokenizers", "transformers.trainer", "transformers.trainer_callback",
+            "transformers.trainer_pt_utils", "transformers.trainer_seq2seq", "transformers.trainer_utils", "transformers.training_args",
+            "transformers.training_args_seq2seq", "transformers.utils.notebook", "transformers.utils.quantization_config",
+        ),
+        functions=("transformers.activations.get_activation", "transformers.data", "transformers.loss", "transformers.optimization"),
+        refused=(
+            "transformers.cli", "transformers.commands", "transformers.dynamic_module_utils", "transformers.exporters",
+            "transformers.generation.continuous_batching", "transformers.integrations.executorch", "transformers.integrations.hub_kernels",
+            "transformers.model_debugging_utils", "transformers.models.rag", "transformers.monkey_patching", "transformers.pipelines",
+            "transformers.testing_utils", "transformers.utils.hub", "transformers.utils.import_utils", "transformers.utils.kernel_config",
+        ),
+    ),
+    "trl": Package(
+        classes=("trl.experimental", "trl.models", "trl.rewards", "trl.trainer"),
+        functions=("trl.data_utils", "trl.rewards"),
+        refused=("trl.cli", "trl.experimental.openreward", "trl.extras", "trl.generation", "trl.scripts"),
+    ),
+    "peft": Package(
+        classes=("peft.auto", "peft.config", "peft.mixed_model", "peft.optimizers", "peft.peft_model", "peft.tuners"),
+        functions=(
+            "peft.mapping.inject_adapter_in_model", "peft.mapping_func.get_peft_model", "peft.optimizers",
+            "peft.utils.other.prepare_model_for_kbit_training",
+        ),
+        refused=("peft.utils.save_and_load",),
+    ),
+    "datasets": Package(
+        classes=(
+            "datasets.arrow_dataset", "datasets.dataset_dict", "datasets.download.download_config", "datasets.features",
+            "datasets.iterable_dataset", "datasets.splits", "datasets.utils.info_utils", "datasets.utils.version",
+        ),
+        functions=("datasets.combine", "datasets.load.load_dataset", "datasets.load.load_from_disk"),
+        refused=(
+            "datasets.Dataset.from_sql", "datasets.arrow_dataset.Dataset.from_sql", "datasets.commands",
+            "datasets.packaged_modules", "datasets.parallel", "datasets.utils.py_utils",
+        ),
+    ),
+    "accelerate": Package(
+        classes=(
+            "accelerate.accelerator", "accelerate.data_loader", "accelerate.hooks", "accelerate.optimizer", "accelerate.parallelism_config",
+            "accelerate.scheduler", "accelerate.state", "accelerate.utils.dataclasses",
+        ),
+        refused=(
+            "accelerate.commands", "accelerate.debug_launcher", "accelerate.launchers", "accelerate.notebook_launcher",
+            "accelerate.test_utils", "accelerate.utils.environment", "accelerate.utils.launch", "accelerate.utils.load",
+            "accelerate.utils.operations", "accelerate.utils.other", "accelerate.utils.save",
+        ),
+    ),
+}
+
+# They make or run code from data, whoever allows them: Python's own modules, and the picklers that travel with the packages above.
+NEVER = frozenset(sys.stdlib_module_names) | {"builtins", "cloudpickle", "dill", "joblib", "multiprocess"}
+
+_FRAMEWORK = frozenset({"hydra", "hydra_plugins", "omegaconf"})
+
+# Modules made to be run, not built, wherever they stand in a package of the table.
+_RUN = frozenset({"__main__", "cli", "commands", "launch", "launchers", "run", "scripts", "test_utils", "testing_utils"})
+
+_HYDRA_PARTS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.experimental.callbacks.LogJobReturnCallback",
+)
+_HYDRA_PLUGINS = "hydra_plugins"  # installed plugins, which Hydra imports whether a configuration names them or not
+
+
+def within(path: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a dotted path is one of the prefixes or lies below one."""
+    return any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
+
+
+def allowed_prefixes() -> tuple[str, ...]:
+    """Module prefixes that the user allows in `LLMMOD_ALLOW`, separated by commas; those that can't be allowed are left out."""
+    return tuple(p for p in _asked_prefixes() if not refused_prefix(p))
+
+
+def check_prefixes() -> list[Problem]:
+    """A problem for each prefix in `LLMMOD_ALLOW` that can't be allowed."""
+    return [Problem(f"{ENVIRONMENT}={p}", reason) for p in _asked_prefixes() if (reason := refused_prefix(p))]
+
+
+def refused_prefix(prefix: str) -> str:
+    """Why a prefix can't be allowed by the user, empty where it can."""
+    parts = prefix.split(".")
+    if not all(_is_name(part) for part in parts):
+        return "no name of a module"
+    if parts[0] in NEVER or parts[0] in _FRAMEWORK:
+        return f"{parts[0]} runs code, so it can't be allowed"
+    if prefix in PACKAGES or parts[0] == "llmmod" or within(prefix, PACKAGES.get(parts[0], Package(())).refused):
+        return "what a configuration may name of this package is fixed"
+    return ""
+
+
+def refusal(path: Any, *, hydra: bool = False) -> str:
+    """Why a configuration may not name a dotted path, judged by its text alone; empty where it may.
+
+    Args:
+        path: the value of a `_target_`.
+        hydra: whether it stands in the `hydra` node, where Hydra's own launcher and sweeper are allowed too.
+    """
+    if not isinstance(path, str) or not path:
+        return f"{path!r} is no dotted path"
+    if hydra and (path in _HYDRA_PARTS or within(path, (_HYDRA_PLUGINS,))):
+        return ""
+    parts = path.split(".")
+    if not all(_is_name(part) for part in parts):
+        return f"'{path}' is no dotted path"
+    if any(part.startswith("_") for part in parts):
+        return f"'{path}' is private"
+    if parts[0] in NEVER or len(parts) < 2:
+        return f"'{path}' may not be named by a configuration"
+    if parts[0] in PACKAGES:
+        return refusal_in_package(path)
+    return "" if within(path, allowed_prefixes()) else f"'{path}' may not be named by a configuration"
+
+
+def advice(path: Any) -> tuple[str, str]:
+    """What is allowed instead of a refused path, and what to do."""
+    allowed = f"Allowed: components of {', '.join(PACKAGES)}"
+    root = path.split(".")[0] if isinstance(path, str) else ""
+    if not _is_name(root) or root in NEVER or root in PACKAGES or root in _FRAMEWORK or "._" in path:
+        return allowed, ""
+    return allowed, f"If you trust that module, add --allow {root}, or set {ENVIRONMENT}={root}"
+
+
+def check_targets(tree: Any, where: str = "") -> list[Problem]:
+    """A problem for each dotted path in a configuration that may not be named, however deep it stands; nothing is imported.
+
+    Args:
+        tree: the configuration, or a part of it, as plain containers; interpolations resolved.
+        where: the part's key, empty for the root. Below `hydra`, the entries by which its logging names callables are checked too.
+    """
+    found = []
+    for key, value, kind in _named(tree, where):
+        if reason := refusal(value, hydra=kind == "hydra") if kind != "logging" else _refused_in_logging(value):
+            found.append(Problem(key, reason, *(advice(value) if kind != "logging" else (f"Allowed: {', '.join(sorted(_LOGGING))}", ""))))
+    return found + _check_environment(tree, where)
+
+
+def refusal_in_package(path: str) -> str:
+    """Why a path in one of the packages is refused, whatever else allows it; empty where it isn't, or lies in no such package."""
+    parts = path.split(".")
+    if (package := PACKAGES.get(parts[0])) is None:
+        return ""
+    borrowed = next((p for p in parts[1:-1] if p in sys.stdlib_module_names and not _has_module(parts[: parts.index(p) + 1])), None)
+    if borrowed:
+        return f"'{path}' leads to Python's own module {borrowed}"
+    if within(path, package.refused) or (parts[0] != "llmmod" and not _RUN.isdisjoint(parts)):
+        return f"'{path}' is refused: it runs programs or code, reads pickles, or writes where it is told to"
+    if parts[0] == "llmmod" and not within(path, package.classes):
+        return f"'{path}' is no component of a run"
+    return ""
+
+
+def _has_module(parts: list[str]) -> bool:
+    """Whether a dotted path is a module on the disk, found without importing any of it."""
+    spec = find_spec(parts[0])  # of a top-level name: this looks, and imports nothing
+    for depth in range(2, len(parts) + 1):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        spec = PathFinder.find_spec(".".join(parts[:depth]), list(spec.submodule_search_locations))
+    return spec is not None
+
+
+def _asked_prefixes() -> list[str]:
+    return [p.strip() for p in os.environ.get(ENVIRONMENT, "").split(",") if p.strip()]
+
+
+def _is_name(part: str) -> bool:
+    return part.isidentifier() and part.isascii()
+
+
+def _named(node: Any, key: str) -> Iterator[tuple[str, Any, str]]:
+    """Each place of a tree that names something: its key, the value, and `target`, `hydra` or `logging`."""
+    in_hydra = key.split(".")[0] == "hydra"
+    in_logging = within(key, ("hydra.job_logging", "hydra.hydra_logging"))
+    if isinstance(node, dict):
+        for name, value in node.items():
+            place = f"{key}.{name}" if key else str(name)
+            if name == "_target_" and value != "???":
+                yield place, value, "hydra" if in_hydra else "target"
+            elif in_logging and name in ("()", "class") and value is not None:
+                yield place, value, "logging"
+            yield from _named(value, place)
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from _named(value, f"{key}.{number}")
+    elif in_logging and isinstance(node, str) and node.startswith("ext://"):
+        yield key, node, "logging"
+
+
+# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
+_LOGGING = frozenset({
+    "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
+    "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
+})  # fmt: skip
+
+
+def _refused_in_logging(value: Any) -> str:
+    return "" if value in _LOGGING else f"{value!r} may not be named by a logging configuration"
+
+
+# A configuration that set these would allow itself what it may not do, or change which code is imported.
+_ENVIRONMENT_REFUSED = ("LLMMOD_", "HYDRA_INSTANTIATE_", "PYTHON", "LD_", "DYLD_", "PATH")
+
+
+def _check_environment(tree: Any, where: str) -> list[Problem]:
+    node = {"hydra": tree} if where == "hydra" else tree if not where else None
+    for name in ("hydra", "job", "env_set"):
+        node = node.get(name) if isinstance(node, dict) else None
+    found = "this variable can't be set by a configuration"
+    names = [str(name) for name in node or {} if str(name).startswith(_ENVIRONMENT_REFUSED)]
+    return [Problem(f"hydra.job.env_set.{name}", found, do="Set it in your shell") for name in names]
