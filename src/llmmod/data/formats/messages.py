@@ -1,0 +1,39 @@
+"""OpenAI's list of messages: `messages: [{role: user, content: …}, {role: assistant, content: …}]`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from llmmod.data.row import Row
+from llmmod.data.turns import find_turn_columns, holds_turns, read_row_of_turns
+from llmmod.render.conversation import Conversation
+
+KIND = "conversation"
+ROLES = ("messages", "system", "tools")
+REQUIRED = ("messages",)
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation"),
+    "system": ("system",),
+    "tools": ("tools",),
+}
+KEYS = ("role", "content")
+TURNS = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool"}
+
+
+def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, None where no column has a usual name for a list of turns."""
+    return find_turn_columns(available, given, USUAL)
+
+
+def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether the first turns have the fields `role` and `content`."""
+    return holds_turns(head, columns["messages"], KEYS)
+
+
+def read(row: Row, columns: Mapping[str, str]) -> Conversation:
+    """The conversation of a row.
+
+    Raises:
+        RowError: no list of turns, a turn that can't be read, or turns that can't be trained.
+    """
+    return read_row_of_turns(row, columns, keys=KEYS, roles=TURNS)

@@ -1,0 +1,43 @@
+"""ShareGPT's list of turns: `conversations: [{from: human, value: …}, {from: gpt, value: …}]`, with `system` beside it or inside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from llmmod.data.row import Row
+from llmmod.data.turns import find_turn_columns, holds_turns, read_row_of_turns
+from llmmod.render.conversation import Conversation
+
+KIND = "conversation"
+ROLES = ("messages", "system", "tools")
+REQUIRED = ("messages",)
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversations", "conversation", "messages"),
+    "system": ("system",),
+    "tools": ("tools",),
+}
+KEYS = ("from", "value")
+TURNS = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "function_call": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+
+
+def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, None where no column has a usual name for a list of turns."""
+    return find_turn_columns(available, given, USUAL)
+
+
+def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether the first turns have the fields `from` and `value`."""
+    return holds_turns(head, columns["messages"], KEYS)
+
+
+def read(row: Row, columns: Mapping[str, str]) -> Conversation:
+    """The conversation of a row.
+
+    Raises:
+        RowError: no list of turns, a turn that can't be read, or turns that can't be trained.
+    """
+    return read_row_of_turns(row, columns, keys=KEYS, roles=TURNS)

@@ -1,0 +1,106 @@
+"""A row of data, and what can be wrong with it.
+
+A format reads one row and knows neither its file nor its number: it raises `RowError`, and whoever reads the file adds the place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llmmod.errors import DataError, Problem
+
+Row = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a row stands: the file as a message shows it, and its number in that file, from 1 on.
+
+    The number counts rows; the header of a CSV file is none. Where a row is a line (jsonl, txt) it is the line's number.
+    """
+
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.number}"
+
+
+class RowError(Exception):
+    """A row that can't be read.
+
+    Args:
+        found: what was found, as a clause.
+        column: the column it was found in, None where it is the row as a whole.
+        do: what to do about it.
+    """
+
+    def __init__(self, found: str, *, column: str | None = None, do: str = "") -> None:
+        self.found, self.column, self.do = found, column, do
+        super().__init__(found)
+
+    def at(self, place: Place) -> DataError:
+        """The same as an error for the user, with file, row number and column."""
+        where = f"{place}, column '{self.column}'" if self.column else str(place)
+        return DataError(Problem(where, self.found, do=self.do))
+
+
+def present(row: Row, column: str) -> Any:
+    """The value in a column.
+
+    Raises:
+        RowError: the row lacks the column.
+    """
+    if column not in row:
+        raise RowError(f"missing; the row has {', '.join(map(str, row)) or 'no columns'}", column=column)
+    return row[column]
+
+
+def required_text(row: Row, column: str) -> str:
+    """The text in a column that every row must have; it may be empty.
+
+    Raises:
+        RowError: the row lacks the column, or holds something else there.
+    """
+    value = present(row, column)
+    if not isinstance(value, str):
+        raise RowError(f"{described(value)} where a text is expected", column=column)
+    return value
+
+
+def optional_text(row: Row, column: str | None) -> str:
+    """The text in a column that rows may lack; empty where it is lacking or null."""
+    return "" if column is None or row.get(column) is None else required_text(row, column)
+
+
+def optional_list(row: Row, column: str | None) -> list[Any]:
+    """The list in a column that rows may lack; a JSON text of a list is one too, since a CSV file can't hold any other."""
+    value = None if column is None else row.get(column)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise RowError(f"{described(value)} where a list is expected", column=column) from None
+    if not value:
+        return []
+    if not isinstance(value, list):
+        raise RowError(f"{described(value)} where a list is expected", column=column)
+    return value
+
+
+def described(value: Any) -> str:
+    """A value as a message names it: its kind, and the value itself where that is short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"'{str(value).lower()}', a truth value,"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 40 else value[:37] + '…'}'" if value else "an empty text"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, list(value)[:6]))}" if value else "an empty object"
+    return f"a {type(value).__name__}"

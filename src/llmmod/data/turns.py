@@ -1,0 +1,137 @@
+"""A list of turns, as rows hold them, to a conversation that can be rendered and trained.
+
+Formats differ in what they call a turn's fields and roles; what may follow what is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from llmmod.data.row import Row, RowError, described, optional_list, optional_text, present
+from llmmod.render.conversation import Conversation, Message
+
+# What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
+_BEFORE: Mapping[str, tuple[str | None, ...]] = {
+    "system": (None,),
+    "user": (None, "system", "user", "assistant", "tool"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+
+
+def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """Role -> column, None where there is no column for the messages. What rows may lack has its usual name only where nothing is given."""
+    found = dict(given)
+    for role in usual if not given else ("messages",):
+        name = next((name for name in usual[role] if name in available), None)
+        if role not in found and name is not None:
+            found[role] = name
+    return found if "messages" in found else None
+
+
+def holds_turns(head: Sequence[Row], column: str, keys: tuple[str, str]) -> bool:
+    """Whether the first list of turns in `head` has turns with these fields."""
+    for row in head:
+        try:
+            turns = optional_list(row, column)
+        except RowError:
+            continue
+        if turns:
+            return isinstance(turns[0], Mapping) and all(key in turns[0] for key in keys)
+    return False
+
+
+def read_row_of_turns(row: Row, columns: Mapping[str, str], *, keys: tuple[str, str], roles: Mapping[str, str]) -> Conversation:
+    """The conversation of a row with a list of turns; a `system` column speaks where the turns have no system turn.
+
+    Raises:
+        RowError: no list, a turn that can't be read, or turns that can't be trained.
+    """
+    column = columns["messages"]
+    present(row, column)
+    messages = read_turns(optional_list(row, column), column, keys=keys, roles=roles)
+    system = optional_text(row, columns.get("system"))
+    if system and messages and messages[0].role != "system":
+        messages.insert(0, Message("system", system))
+    return as_conversation(messages, column, tools=optional_list(row, columns.get("tools")))
+
+
+def read_turns(turns: Sequence[Any], column: str | None, *, keys: tuple[str, str], roles: Mapping[str, str]) -> list[Message]:
+    """The messages of a list of objects.
+
+    Args:
+        turns: objects with a role and a text; `train: false` or `weight: 0` in one keeps an assistant turn out of the loss.
+        column: the column they stand in, for the message.
+        keys: the fields with the role's name and with the text.
+        roles: the data's names of roles -> system, user, assistant, tool.
+
+    Raises:
+        RowError: a turn is no object, lacks a field, or has a role that isn't known.
+    """
+    return [_turn(turn, f"turn {number}", column, keys, roles) for number, turn in enumerate(turns, start=1)]
+
+
+def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
+    """A conversation in which each answer follows a question, up to its last answer: what follows that has nothing to train.
+
+    Args:
+        messages: as the row has them.
+        column: where they come from, for the message.
+        tools: definitions of the tools that the messages call.
+
+    Raises:
+        RowError: no answer, an answer or a question that is empty, or an answer that follows no question.
+    """
+    if not messages:
+        raise RowError("no turns", column=column)
+    previous: str | None = None
+    for number, message in enumerate(messages, start=1):
+        if previous not in _BEFORE[message.role]:
+            after = f"after a turn of {previous}" if previous else "at the beginning"
+            raise RowError(f"turn {number} is a turn of {message.role} {after}", column=column)
+        if message.role in ("user", "assistant") and not message.text.strip():
+            raise RowError(f"turn {number}, of {message.role}, is empty", column=column)
+        previous = message.role
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
+    return Conversation(list(messages[: answers[-1] + 1]), list(tools))
+
+
+def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles: Mapping[str, str]) -> Message:
+    role_key, text_key = keys
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{name} is {described(turn)} where an object with {role_key} and {text_key} is expected", column=column)
+    calls = _calls(turn, name, column)
+    missing = [key for key in (role_key, text_key) if turn.get(key) is None and not (calls and key == text_key)]
+    if missing:
+        raise RowError(f"{name} has no {' and no '.join(missing)}; it is {described(turn)}", column=column)
+    role = roles.get(turn[role_key]) if isinstance(turn[role_key], str) else None
+    if role is None:
+        raise RowError(f"{name} has the {role_key} {turn[role_key]!r}; known are {', '.join(roles)}", column=column)
+    text = "" if turn.get(text_key) is None else _text(turn[text_key], name, column)
+    return Message(role=role, content=text, train=_trained(turn, name, column), tool_calls=calls)
+
+
+def _calls(turn: Mapping[str, Any], name: str, column: str | None) -> list[Any]:
+    calls = optional_list(turn, "tool_calls")
+    if not all(isinstance(call, Mapping) for call in calls):
+        raise RowError(f"{name} has tool_calls that are no objects", column=column)
+    return calls
+
+
+def _text(value: Any, name: str, column: str | None) -> str:
+    """A turn's text; OpenAI's list of parts is joined where all of them are text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    raise RowError(f"{name} holds {described(value)} where a text is expected", column=column)
+
+
+def _trained(turn: Mapping[str, Any], name: str, column: str | None) -> bool:
+    given = [turn[key] for key in ("train", "weight") if turn.get(key) is not None]
+    if any(value not in (0, 1) for value in given):  # True == 1 and False == 0
+        raise RowError(f"{name} has train or weight {given[0]!r}; allowed are true, false, 0 and 1", column=column)
+    return all(given)

@@ -1,0 +1,97 @@
+"""The formats whose rows hold a list of turns: sharegpt and messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmmod.data.formats import messages, sharegpt
+from llmmod.data.row import Place, RowError
+
+COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
+
+
+def chat(*turns):
+    return {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]}
+
+
+def turns(conversation):
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+def test_sharegpt_and_messages_read_the_same_conversation():
+    said = [("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    row = {"conversations": [{"from": who, "value": what} for who, what in said]}
+    expected = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    assert turns(sharegpt.read(row, {"messages": "conversations"})) == expected
+    assert turns(messages.read(chat(*expected), COLUMNS)) == expected
+
+
+def test_a_system_column_speaks_where_the_turns_do_not():
+    assert messages.read({**chat(("user", "a"), ("assistant", "b")), "system": "column"}, COLUMNS).system == "column"
+    own = {**chat(("system", "turn"), ("user", "a"), ("assistant", "b")), "system": "column"}
+    assert messages.read(own, COLUMNS).system == "turn"
+
+
+def test_what_follows_the_last_answer_is_left_out():
+    assert turns(messages.read(chat(("user", "a"), ("assistant", "b"), ("user", "c")), COLUMNS)) == [("user", "a"), ("assistant", "b")]
+
+
+def test_train_false_and_weight_zero_keep_a_turn_out_of_the_loss():
+    row = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f"))
+    row["messages"][1]["train"] = False
+    row["messages"][3]["weight"] = 0
+    row["messages"][5]["weight"] = 1
+    answers = [message for message in messages.read(row, COLUMNS).messages if message.role == "assistant"]
+    assert [message.train for message in answers] == [False, False, True]
+
+
+def test_parts_of_text_are_joined_and_tool_calls_kept():
+    call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "What time "}, {"type": "text", "text": "is it?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "12:00"},
+            {"role": "assistant", "content": "Noon."},
+        ],
+        "tools": [{"name": "now"}],
+    }
+    conversation = messages.read(row, COLUMNS)
+    assert turns(conversation) == [("user", "What time is it?"), ("assistant", ""), ("tool", "12:00"), ("assistant", "Noon.")]
+    assert conversation.messages[1].tool_calls == [call]
+    assert conversation.tools == [{"name": "now"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"text": "x"}, "missing; the row has text."),
+        ({"messages": None}, "no turns."),
+        ({"messages": "hello"}, "the text 'hello' where a list is expected."),
+        ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
+        (chat(("user", "a")), "no turn of the assistant, so there is nothing to train."),
+        (chat(("assistant", "b"), ("user", "a")), "turn 1 is a turn of assistant at the beginning."),
+        (chat(("user", "a"), ("assistant", "b"), ("assistant", "c")), "turn 3 is a turn of assistant after a turn of assistant."),
+        (chat(("user", "a"), ("system", "b"), ("assistant", "c")), "turn 2 is a turn of system after a turn of user."),
+        (chat(("user", "a"), ("assistant", "")), "turn 2, of assistant, is empty."),
+        (chat(("user", " "), ("assistant", "b")), "turn 1, of user, is empty."),
+        (
+            chat(("human", "a"), ("assistant", "b")),
+            "turn 1 has the role 'human'; known are user, assistant, system, developer, tool, function.",
+        ),
+        (chat(("user", 3), ("assistant", "b")), "turn 1 holds the number 3 where a text is expected."),
+        ({"messages": [{"from": "human", "value": "a"}]}, "turn 1 has no role and no content; it is an object with from, value."),
+        (
+            {"messages": [{"role": "user", "content": "a", "train": "no"}]},
+            "turn 1 has train or weight 'no'; allowed are true, false, 0 and 1.",
+        ),
+    ],
+    ids=[
+        "missing", "null", "text", "texts", "no-answer", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
+        "role", "number", "sharegpt-fields", "train",
+    ],
+)  # fmt: skip
+def test_a_bad_row_says_what_was_found(row, found):
+    with pytest.raises(RowError) as bad:
+        messages.read(row, COLUMNS)
+    assert str(bad.value.at(Place("x.json", 17))) == f"x.json, row 17, column 'messages': {found}"
