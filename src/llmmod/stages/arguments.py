@@ -1,0 +1,123 @@
+"""The arguments object that a stage's trainer takes, made from `training.*`.
+
+Only what differs from the class's own default is passed, so that deprecated arguments stay untouched. What the configuration leaves
+open is decided from the device: TRL's configs train in bfloat16 unless told otherwise, which a CPU refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import is_torch_bf16_gpu_available
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.instantiate import locate
+from llmmod.schema.training import SAID_ELSEWHERE, StageConf
+
+# Of Seq2SeqTrainingArguments; read by the evaluate and predict steps rather than by a trainer that has no such argument.
+GENERATION_FIELDS = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config")
+# Of ours, or done by the train step.
+_OWN_FIELDS = {field.name for field in dataclasses.fields(StageConf)} | {"_target_", "resume_from_checkpoint"}
+SMOKE_STEPS = 2
+_SMOKE_BATCH = 2
+
+
+def training_arguments(conf: StageConf, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
+    """An instance of the class that `conf._target_` names, e.g. trl.SFTConfig.
+
+    Args:
+        conf: `training.*` as plain Python.
+        output_dir: where checkpoints go.
+        seed: the run's seed, used unless `training.seed` says otherwise.
+        smoke: whether this is a rehearsal: two optimizer steps on small batches.
+        has_eval: whether there are examples to evaluate on; without, nothing is evaluated during training.
+
+    Raises:
+        ConfigError: if the class has no such argument, or refuses a value or their combination.
+    """
+    target = locate(conf._target_)
+    values = _changed(conf)
+    known = {field.name for field in dataclasses.fields(target)}
+    problems = [_elsewhere(name) for name in values if name in SAID_ELSEWHERE]
+    _translate_sortish(values)
+    problems += [_no_such(name, conf._target_) for name in values if name not in known and name not in SAID_ELSEWHERE]
+    if problems:
+        raise ConfigError(problems)
+    values.setdefault("seed", seed)
+    values |= _precision(conf) | _checkpointing(conf, known)
+    # Our callbacks report, and our own data code prepares: a trainer must neither print, nor prepare, nor drop a column.
+    fixed = {"output_dir": str(output_dir), "disable_tqdm": True, "remove_unused_columns": False}
+    fixed |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    values |= {name: value for name, value in fixed.items() if name in known}
+    if not has_eval:
+        values |= {"eval_strategy": "no", "eval_on_start": False}
+    if smoke:
+        values |= _rehearsal(conf)
+    return _construct(target, values)
+
+
+def _changed(conf: StageConf) -> dict[str, Any]:
+    """The arguments whose value is not the schema's default."""
+    changed = {}
+    for field in dataclasses.fields(conf):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name not in _OWN_FIELDS and field.name not in GENERATION_FIELDS and getattr(conf, field.name) != default:
+            changed[field.name] = getattr(conf, field.name)
+    return changed
+
+
+def _translate_sortish(values: dict[str, Any]) -> None:
+    # Seq2SeqTrainer's sampler that keeps examples of like length together has this name in every other trainer.
+    if values.pop("sortish_sampler", False):
+        values.setdefault("train_sampling_strategy", "group_by_length")
+
+
+def _precision(conf: Any) -> dict[str, Any]:
+    """Device and mixed precision: `bf16` left open means yes on an accelerator that has it, and no on a CPU."""
+    on_cpu = conf.use_cpu or not torch.accelerator.is_available()
+    if conf.bf16 is not None:
+        return {"use_cpu": on_cpu, "bf16": conf.bf16}
+    return {"use_cpu": on_cpu, "bf16": not on_cpu and not conf.fp16 and is_torch_bf16_gpu_available()}
+
+
+def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
+    # transformers 5 renamed gradient_checkpointing and warns where the old name alone is set.
+    if "activation_checkpointing" not in known or conf.activation_checkpointing is not None:
+        return {}
+    return {"activation_checkpointing": conf.gradient_checkpointing, "activation_checkpointing_kwargs": conf.gradient_checkpointing_kwargs}
+
+
+def _rehearsal(conf: Any) -> dict[str, Any]:
+    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end."""
+    batch = {name: min(getattr(conf, name), _SMOKE_BATCH) for name in _BATCH_FIELDS}
+    return batch | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_steps": SMOKE_STEPS, "save_steps": SMOKE_STEPS, "eval_delay": 0}
+
+
+_BATCH_FIELDS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+
+
+def _construct(target: Any, values: dict[str, Any]) -> Any:
+    try:
+        return target(**values)
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise ConfigError(refusal(error, values)) from error
+
+
+def refusal(error: Exception, named: Any) -> Problem:
+    """A library's refusal as a problem with the first of the arguments `named` that its message speaks of."""
+    text = " ".join(str(error).split())
+    words = re.findall(r"\w+", text)
+    name = next((word for word in words if word in named), None)
+    return Problem(f"training.{name}" if name else "training", text)
+
+
+def _elsewhere(name: str) -> Problem:
+    return Problem(f"training.{name}", "llmmod does this before the trainer sees the data, so it would change nothing", do=f"Set {SAID_ELSEWHERE[name]}")
+
+
+def _no_such(name: str, target: str) -> Problem:
+    return Problem(f"training.{name}", f"{target} has no such argument")

@@ -1,0 +1,12 @@
+"""The toy task of tests/toy.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+toy_splits, sft_conf, lora_conf = toy.toy_splits, toy.sft_conf, toy.lora_conf

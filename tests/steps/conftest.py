@@ -1,0 +1,88 @@
+"""A session as a step sees it, with a tiny model in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmmod.protocols import LoadedModel
+from llmmod.render.segment import Segment
+from llmmod.schema.data import DatasetConf, RenderConf
+from llmmod.schema.finetune import LoraConf
+from llmmod.schema.generation import GenerationConf
+from llmmod.schema.model import ModelConf
+from llmmod.schema.root import Root
+from llmmod.schema.step import ChatConf, ExportConf
+from llmmod.schema.training import SftConf
+
+
+@dataclass
+class Chatml:
+    """ChatML, the shortest way."""
+
+    tokenizer: Any
+
+    @property
+    def stop_ids(self):
+        return self.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+
+    def prompt(self, conversation):
+        start, end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        written = []
+        for message in conversation.messages:
+            written += [Segment(token=start), Segment(text=f"{message.role}\n{message.content}"), Segment(token=end), Segment(text="\n")]
+        return [*written, Segment(token=start), Segment(text="assistant\n")]
+
+    def chat_template(self):
+        return (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+
+
+@dataclass
+class FakeSession:
+    """What steps ask of a session."""
+
+    root: Root
+    run_dir: Path
+    loaded: LoadedModel
+    tiny_tokenizer: Any
+    asked: list[str] = field(default_factory=list)
+
+    def conf(self, step, part):
+        return getattr(self.root.steps[step], part) or getattr(self.root, part)
+
+    def tokenizer(self, step):
+        return self.tiny_tokenizer
+
+    def render(self, step):
+        return Chatml(self.tiny_tokenizer)
+
+    def model(self, step):
+        self.asked.append(step)
+        return self.loaded
+
+
+@pytest.fixture
+def make_session(tmp_path, tiny_tokenizer):
+    """A session with the given model, greedy, 24 tokens an answer."""
+
+    def make(model, *, kind="base", **changes):
+        values = {
+            "model": ModelConf(name="tiny"),
+            "finetune": LoraConf(name="lora"),
+            "training": SftConf(stage="sft"),
+            "dataset": DatasetConf(name="qa"),
+            "render": RenderConf(name="chatml"),
+            "generation": GenerationConf(do_sample=False, max_new_tokens=24),
+            "steps": {"export": ExportConf(), "chat": ChatConf()},
+            "pipeline": ["export", "chat"],
+            "output_dir": str(tmp_path),
+        }
+        return FakeSession(Root(**{**values, **changes}), tmp_path, LoadedModel(model, kind), tiny_tokenizer)
+
+    return make

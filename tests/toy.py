@@ -1,0 +1,142 @@
+"""A toy task that a tiny model learns in seconds, and a session that holds it: fixtures of the tests of stages and steps.
+
+Six animals, each with its sound, asked for in four ways; the fourth is held out. Loaded by path from their conftest.py.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "狐狸": "嗷"}
+WAYS = ("What says the {}?", "The {} says", "Sound of the {}:", "Tell me what the {} says:")
+
+
+class ToyRender:
+    """Question, line break, answer, end-of-text; the answer and its end are trained."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.stop_ids = [tokenizer.eos_token_id]
+
+    def prompt(self, conversation):
+        """The last question."""
+        from llmmod.render.segment import Segment
+
+        query = [m.content for m in conversation.messages if m.role == "user"][-1]
+        return [Segment(query + "\n", None, False)]
+
+    def chat_template(self):
+        """The same as jinja."""
+        return "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}"
+
+
+class ToySession:
+    """What llmmod.pipeline.session.Session is to a step, with everything made beforehand."""
+
+    def __init__(self, run_dir, *, model, tokenizer, splits, training, finetune, steps=None, smoke=False):
+        from llmmod.schema.generation import GenerationConf
+
+        generation = GenerationConf(do_sample=False, max_new_tokens=8)
+        self.root = SimpleNamespace(seed=42, smoke=smoke, generation=generation, steps=steps or {})
+        self.run_dir, self.current, self.left = run_dir, None, {}
+        self._parts = {"training": training, "finetune": finetune}
+        self._model, self._tokenizer, self._splits = model, tokenizer, splits
+        self.forgot = False
+
+    def step_dir(self, name):
+        directory = self.run_dir / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def conf(self, step, part):
+        return self._parts[part]
+
+    def tokenizer(self, step):
+        return self._tokenizer
+
+    def render(self, step):
+        return ToyRender(self._tokenizer)
+
+    def splits(self, step):
+        return self._splits
+
+    def base_model(self, step):
+        return self._model
+
+    def model(self, step):
+        from llmmod.protocols import LoadedModel
+
+        if self.current is None:
+            self.current = LoadedModel(self._model, kind="base")
+        return self.current
+
+    def forget_model(self):
+        self.forgot = True
+
+    def put(self, name, value):
+        self.left[name] = value
+
+    def get(self, name):
+        return self.left.get(name)
+
+
+@pytest.fixture(scope="session")
+def toy_splits(tiny_tokenizer):
+    """18 examples to train on and 6 held out, as Splits has them: ids, labels, and the held-out conversations."""
+    from datasets import Dataset
+
+    from llmmod.render.conversation import Conversation, Message
+
+    def example(question, answer):
+        asked = tiny_tokenizer(question + "\n", add_special_tokens=False)["input_ids"]
+        said = [*tiny_tokenizer(answer, add_special_tokens=False)["input_ids"], tiny_tokenizer.eos_token_id]
+        return {"input_ids": asked + said, "labels": [-100] * len(asked) + said}
+
+    train = [example(way.format(animal), sound) for way in WAYS[:3] for animal, sound in SOUNDS.items()]
+    held_out = [(WAYS[3].format(animal), sound) for animal, sound in SOUNDS.items()]
+    return SimpleNamespace(
+        train=Dataset.from_list(train),
+        eval=Dataset.from_list([example(*pair) for pair in held_out]),
+        eval_conversations=[Conversation([Message("user", q), Message("assistant", a)]) for q, a in held_out],
+    )
+
+
+@pytest.fixture
+def sft_conf():
+    """`training.*` for the toy task, with changes by keyword."""
+    from llmmod.schema.training import SftConf
+
+    def make(**changes):
+        fields = {
+            "stage": "sft",
+            "trainer": {"_target_": "llmmod.stages.sft.SftTrainer"},
+            "learning_rate": 1e-2,
+            "num_train_epochs": 2.0,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1.0,
+            "eval_strategy": "epoch",
+            "eval_on_start": True,
+            "save_strategy": "no",
+            "logging_nan_inf_filter": False,
+            "gradient_checkpointing": False,
+            "include_num_input_tokens_seen": "non_padding",
+            "report_to": "none",
+        }
+        return SftConf(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def lora_conf():
+    """`finetune.*` as the LoRA it stands for, with changes by keyword."""
+    from peft import LoraConfig
+
+    def make(**changes):
+        conf = LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes})
+        conf._target_ = "peft.get_peft_model"
+        return conf
+
+    return make
