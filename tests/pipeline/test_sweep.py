@@ -13,7 +13,7 @@ from llmmod.pipeline.sweep import sweep_jobs
 def test_jobs_are_the_product_in_the_basic_sweepers_order():
     jobs = sweep_jobs(["training.learning_rate=1e-5,1e-4", "finetune.r=4,8", "smoke=true"])
     assert [sorted(job) for job in jobs] == [
-        sorted([f"training.learning_rate={rate}", f"finetune.r={r}", "smoke=true"]) for rate in ("1e-05", "0.0001") for r in (4, 8)
+        sorted([f"training.learning_rate={rate}", f"finetune.r={r}", "smoke=True"]) for rate in ("1e-05", "0.0001") for r in (4, 8)
     ]
 
 
