@@ -45,3 +45,12 @@ class TrainOn(StrEnum):
 
     all = "all"
     last = "last"
+
+
+class Bos(StrEnum):
+    """Where the beginning token stands, never twice in a row. `auto`: once, where the tokenizer itself starts a text with one."""
+
+    auto = "auto"
+    once = "once"
+    each_turn = "each_turn"
+    never = "never"

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llmmod.schema.base import CutoffPolicy, OnBadRow, TrainOn
+from llmmod.schema.base import Bos, CutoffPolicy, OnBadRow, TrainOn
 
 
 @dataclass
@@ -59,24 +59,26 @@ class DatasetConf:
 class RenderConf:
     """`render.*`: a conversation's written form, as data.
 
-    `prefix`, `prompt`, `response` and `sep` are lists of strings and `{token: …}` items; strings may hold `{{system}}`, `{{query}}`,
-    `{{response}}` and `{{idx}}` (the round, from `first_round` on), each substituted once and never inside a user's text.
+    The first turn is bos, prefix, sep, prompt, response; each later one sep, bos, prompt, response. The parts are lists of texts and
+    `{token: …}` items; texts may hold `{{system}}`, `{{query}}`, `{{response}}` and `{{idx}}` (the round), each substituted once and never
+    inside a user's text. A token is spelt as the vocabulary spells it, or named: `eos_token`, `bos_token`, ….
+    Spaces that end `prompt` are written at the beginning of the answer instead, where tokenizers put them: `": "` before `Yes` is `:`, ` Yes`.
     """
 
     _target_: str = "llmmod.render.template.Template"
     name: str = MISSING
-    prefix: list[Any] = field(default_factory=list)  # before the first turn; left out where the system text is empty
-    empty_prefix: list[Any] = field(default_factory=list)  # what stands there instead where it is empty
+    prefix: list[Any] = field(default_factory=list)  # before the first turn; where nothing of it is left, sep is left out too
+    empty_prefix: list[Any] | None = None  # instead of prefix where the system text is empty; None: prefix with the empty text
     prompt: list[Any] = field(default_factory=list)  # a user turn up to where the answer begins
-    response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])  # an answer and its terminator
-    sep: list[Any] = field(default_factory=list)  # between two turns, never trained
+    response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])  # an answer and its terminator: trained
+    sep: list[Any] = field(default_factory=list)  # after the prefix and between two turns
     system: str = ""  # the system text of conversations that have none
-    system_in_query: bool = False  # the prefix is part of the first query's text (LLaMA-2) rather than before the turn
+    system_in_query: bool = False  # the prefix is the beginning of the first query's text rather than before the turn (LLaMA-2)
     strip: bool = False  # strip queries and answers of white space before rendering (LLaMA-2)
-    bos: str = "once"  # where the beginning token stands: once, each_turn, never
-    first_round: int = 1
-    stop_words: list[str] = field(default_factory=list)  # tokens that end an answer besides eos
-    efficient_eos: bool = False  # the original's flag: between rounds no eos is written; the next turn's first token is trained as eos
+    bos: Bos = Bos.auto
+    first_round: int = 1  # `{{idx}}` of the first turn
+    stop_words: list[str] = field(default_factory=list)  # tokens that end an answer, besides its terminator and eos
+    efficient_eos: bool = False  # no terminator between rounds: it is trained in the place of the next turn's first token
     use_history: bool = True  # false: each turn is an example of its own, without what came before
     train_on: TrainOn = TrainOn.all
     verify: bool = True  # prove before training that training ids = inference ids

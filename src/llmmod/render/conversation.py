@@ -1,0 +1,97 @@
+"""A conversation, as formats read it from a row and renders write it: messages in order, and what of them may be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from llmmod.errors import DataError, Problem
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side says.
+
+    Args:
+        role: system, user, assistant, or tool (the result of a call).
+        content: the text as it is; nothing in it is ever read as a placeholder or a special token.
+        train: whether the message may be trained; an assistant message with false is context only.
+        tool_calls: calls that an assistant message makes, as OpenAI's objects.
+    """
+
+    role: str
+    content: str
+    train: bool = True
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def text(self) -> str:
+        """The content, and each tool call as a line of JSON after it."""
+        if not self.tool_calls:
+            return self.content
+        return "\n".join([self.content] * bool(self.content) + [json.dumps(call, ensure_ascii=False) for call in self.tool_calls])
+
+
+class Turn(NamedTuple):
+    """A question and its answer.
+
+    Args:
+        query: what stands between two answers: the user's text, tool results, or both, a line each.
+        answer: None where it is still to be given.
+        train_query: whether every message of the query may be trained, where prompts are; a tool's result never is.
+        train_answer: whether the answer may be trained.
+    """
+
+    query: str
+    answer: str | None
+    train_query: bool = True
+    train_answer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order, the system message first where there is one; `tools` are the definitions that calls refer to."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = field(default=())
+
+    @property
+    def system(self) -> str | None:
+        """The text of the system message, None where there is none: an empty text is a text."""
+        return self.messages[0].content if self.messages and self.messages[0].role == "system" else None
+
+    def turns(self) -> Iterator[Turn]:
+        """Questions with their answers; the last has no answer where the conversation ends with a question.
+
+        Raises:
+            DataError: a role that isn't known, a system message that isn't the first, or an answer that follows no question.
+        """
+        asked: list[Message] = []
+        for number, message in enumerate(self.messages, start=1):
+            if message.role in ("user", "tool"):
+                asked.append(message)
+            elif message.role == "assistant":
+                if not asked:
+                    raise _misplaced(number, "an answer that follows no question", "Join two answers in a row, or leave such rows out")
+                yield _turn(asked, message)
+                asked = []
+            elif message.role != "system":
+                raise _misplaced(number, f"a role '{message.role}'", f"Known are {', '.join(ROLES)}")
+            elif number > 1:
+                raise _misplaced(number, "a system message in the midst", "Put it first")
+        if asked:
+            yield _turn(asked, None)
+
+
+def _turn(asked: Sequence[Message], answer: Message | None) -> Turn:
+    trainable = all(message.train and message.role == "user" for message in asked)
+    query = asked[0].text if len(asked) == 1 else "\n".join(message.text for message in asked)
+    return Turn(query, None if answer is None else answer.text, trainable, answer is not None and answer.train)
+
+
+def _misplaced(number: int, found: str, do: str) -> DataError:
+    return DataError(Problem(f"message {number} of a conversation", found, do=do))

