@@ -82,6 +82,17 @@ class ToySession:
         return self.left.get(name)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny matrices are slower on two threads, and much slower where others work too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def toy_splits(tiny_tokenizer):
     """18 examples to train on and 6 held out, as Splits has them: ids, labels, and the held-out conversations."""
@@ -125,6 +136,27 @@ def sft_conf():
             "report_to": "none",
         }
         return SftConf(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def toy_trainer(tiny_llama, tiny_tokenizer, toy_splits, sft_conf, tmp_path):
+    """A trainer for the toy task, not started: what `training.*` makes of the changes, and parts by keyword."""
+    from llmmod.stages.arguments import training_arguments
+    from llmmod.stages.build import trainer_from
+
+    def make(model=None, train=None, evaluation=None, callbacks=(), **changes):
+        conf = sft_conf(**changes)
+        return trainer_from(
+            conf,
+            model=tiny_llama if model is None else model,
+            args=training_arguments(conf, output_dir=tmp_path, seed=1, smoke=False),
+            train=toy_splits.train if train is None else train,
+            evaluation=toy_splits.eval if evaluation is None else evaluation,
+            tokenizer=tiny_tokenizer,
+            callbacks=callbacks,
+        )
 
     return make
 

@@ -9,4 +9,5 @@ _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] 
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 
-toy_splits, sft_conf, lora_conf = toy.toy_splits, toy.sft_conf, toy.lora_conf
+one_thread, toy_splits, toy_trainer = toy.one_thread, toy.toy_splits, toy.toy_trainer
+sft_conf, lora_conf = toy.sft_conf, toy.lora_conf

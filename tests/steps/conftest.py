@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmmod.protocols import LoadedModel
-from llmmod.render.segment import Segment
+from llmmod.render.template import Template
 from llmmod.schema.data import DatasetConf, RenderConf
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.generation import GenerationConf
@@ -19,28 +19,18 @@ from llmmod.schema.step import ChatConf, ExportConf
 from llmmod.schema.training import SftConf
 
 
-@dataclass
-class Chatml:
-    """ChatML, the shortest way."""
-
-    tokenizer: Any
-
-    @property
-    def stop_ids(self):
-        return self.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-
-    def prompt(self, conversation):
-        start, end = self.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-        written = []
-        for message in conversation.messages:
-            written += [Segment(token=start), Segment(text=f"{message.role}\n{message.content}"), Segment(token=end), Segment(text="\n")]
-        return [*written, Segment(token=start), Segment(text="assistant\n")]
-
-    def chat_template(self):
-        return (
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-        )
+def chatml(tokenizer):
+    """ChatML as a render (https://github.com/openai/openai-python/blob/v0.28.1/chatml.md)."""
+    start, end = {"token": "<|im_start|>"}, {"token": "<|im_end|>"}
+    return Template(
+        tokenizer=tokenizer,
+        name="chatml",
+        prefix=[start, "system\n{{system}}", end, "\n"],
+        prompt=[start, "user\n{{query}}", end, "\n", start, "assistant\n"],
+        response=["{{response}}", end],
+        sep=["\n"],
+        bos="never",
+    )
 
 
 @dataclass
@@ -60,7 +50,7 @@ class FakeSession:
         return self.tiny_tokenizer
 
     def render(self, step):
-        return Chatml(self.tiny_tokenizer)
+        return chatml(self.tiny_tokenizer)
 
     def model(self, step):
         self.asked.append(step)
@@ -71,7 +61,7 @@ class FakeSession:
 def make_session(tmp_path, tiny_tokenizer):
     """A session with the given model, greedy, 24 tokens an answer."""
 
-    def make(model, *, kind="base", **changes):
+    def make(tiny, *, kind="base", **changes):
         values = {
             "model": ModelConf(name="tiny"),
             "finetune": LoraConf(name="lora"),
@@ -83,6 +73,6 @@ def make_session(tmp_path, tiny_tokenizer):
             "pipeline": ["export", "chat"],
             "output_dir": str(tmp_path),
         }
-        return FakeSession(Root(**{**values, **changes}), tmp_path, LoadedModel(model, kind), tiny_tokenizer)
+        return FakeSession(Root(**{**values, **changes}), tmp_path, LoadedModel(tiny, kind), tiny_tokenizer)
 
     return make

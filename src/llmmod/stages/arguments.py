@@ -26,11 +26,11 @@ SMOKE_STEPS = 2
 _SMOKE_BATCH = 2
 
 
-def training_arguments(conf: StageConf, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
+def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
     """An instance of the class that `conf._target_` names, e.g. trl.SFTConfig.
 
     Args:
-        conf: `training.*` as plain Python.
+        conf: a StageConf, `training.*` as plain Python.
         output_dir: where checkpoints go.
         seed: the run's seed, used unless `training.seed` says otherwise.
         smoke: whether this is a rehearsal: two optimizer steps on small batches.
@@ -60,7 +60,7 @@ def training_arguments(conf: StageConf, *, output_dir: Path, seed: int, smoke: b
     return _construct(target, values)
 
 
-def _changed(conf: StageConf) -> dict[str, Any]:
+def _changed(conf: Any) -> dict[str, Any]:
     """The arguments whose value is not the schema's default."""
     changed = {}
     for field in dataclasses.fields(conf):
@@ -116,7 +116,8 @@ def refusal(error: Exception, named: Any) -> Problem:
 
 
 def _elsewhere(name: str) -> Problem:
-    return Problem(f"training.{name}", "llmmod does this before the trainer sees the data, so it would change nothing", do=f"Set {SAID_ELSEWHERE[name]}")
+    found = "llmmod does this before the trainer sees the data, so it would change nothing"
+    return Problem(f"training.{name}", found, do=f"Set {SAID_ELSEWHERE[name]}")
 
 
 def _no_such(name: str, target: str) -> Problem:

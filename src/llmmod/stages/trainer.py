@@ -1,0 +1,57 @@
+"""What our trainers share, whatever they train: put before the library's class, `class SftTrainer(StageTrainer, trl.SFTTrainer)`.
+
+Each step's loss and gradient are looked at before they are applied; a checkpoint holds what is needed to go on and to load the model,
+and nothing else; nobody is told about the run.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmmod.stages.finite import not_finite
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+# PEFT writes an empty model card beside an adapter; transformers pickles the arguments, which .hydra/config.yaml has as text.
+_LITTER = ("README.md", "training_args.bin")
+
+
+class StageTrainer(_Trainer):  # type: ignore[misc]
+    """A mixin for trainers that derive from transformers.Trainer."""
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """The loss of one batch, its gradient accumulated.
+
+        Raises:
+            RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
+        """
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        # A finite loss can have a gradient that is not. With fp16 that is normal: the scaler leaves the step out and tries a smaller scale.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+            raise not_finite("the gradient's norm", float(norm), step=self.state.global_step + 1, args=self.args)
+        return norm
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            for name in _LITTER:
+                (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: trl would write a card of its own into the output directory with each checkpoint; the export step writes ours."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing: trl 1.16 would report model, device and data source to its makers."""
