@@ -1,0 +1,81 @@
+"""The loss curve of a training, as a picture: each logged loss, their smoothed course, and the evaluations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_SMOOTHING = 0.8  # how much of the average so far each new point keeps
+
+
+@contextmanager
+def loss_curve(state: Callable[[], Any], path: Path) -> Iterator[None]:
+    """Draw the curve to `path` when the block ends, whichever way: an interrupted training has one too.
+
+    Args:
+        state: gives the trainer's state; of another process than the first nothing is drawn.
+        path: the PNG.
+    """
+    try:
+        yield
+    except BaseException:
+        # What goes wrong here, a full disk say, must not hide the error that is on its way up.
+        with suppress(Exception):
+            _draw(state(), path)
+        raise
+    _draw(state(), path)
+
+
+def _draw(state: Any, path: Path) -> None:
+    if state.is_world_process_zero:
+        draw_losses(state.log_history, path)
+
+
+def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
+    """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw."""
+    train, held_out = _points(history, "loss"), _points(history, "eval_loss")
+    if not train and not held_out:
+        return False
+    # Imported here, since it takes half a second, and without pyplot, whose state is global and whose backend may want a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss, nats a token")
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="training")
+        axes.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="validation")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    _save(FigureCanvasAgg(figure), path)
+    return True
+
+
+def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
+    """The exponential moving average, without bias towards its start (Kingma & Ba 2015, section 3: divided by the weights so far)."""
+    average, weight, course = 0.0, 0.0, []
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        course.append(average / weight)
+    return course
+
+
+def _points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(entry["step"], entry[name]) for entry in history if name in entry]
+
+
+def _save(canvas: Any, path: Path) -> None:
+    # In one step, so that a reader, or a full disk, never leaves half a picture.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            canvas.print_png(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM during training: the step under way is finished, a checkpoint is written, then the run ends as it would have.
+
+A second signal ends it at once. `training.resume_from_checkpoint` goes on from there, to the same bits as without the interruption:
+training therefore stops where a checkpoint of its own would stand, after the step's evaluation has drawn its random number.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedBetweenSteps(Exception):  # noqa: N818 - no error
+    """Training was interrupted, with all weights as the last step left them."""
+
+
+class StopAfterStep(TrainerCallback):  # type: ignore[misc]
+    """Holds a signal back until the step is finished.
+
+    Used as a context around `trainer.train()`; on leaving, the signal is raised again for whoever handled it before.
+
+    Args:
+        enabled: False where several processes train together: they would stop at different steps and wait for one another.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.caught: int | None = None
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopAfterStep:
+        if self._enabled:
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._give_back()
+        if self.caught is not None and kind is None:
+            signal.raise_signal(self.caught)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop before another step.
+
+        Raises:
+            StoppedBetweenSteps: if a signal came.
+        """
+        if self.caught is not None:
+            raise StoppedBetweenSteps
+
+    # Nor is the end of an evaluation waited for.
+    on_epoch_begin = on_prediction_step = on_step_begin
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.caught = number
+        self._give_back()
+        # Not through logging: the signal may have come in the middle of a write to the same stream.
+        os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}

@@ -1,0 +1,44 @@
+"""What a trainer measured, under the names of metrics.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# How fast an evaluation was says more about the machine than about the model.
+_TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+
+
+def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[str, float]:
+    """The metrics of a training that has ended.
+
+    Args:
+        trainer: after `train()`.
+        tokens_per_second: of training alone, where it is known.
+
+    Returns:
+        `train_loss` (mean over the steps of this run), `train_runtime` (seconds), `train_steps_per_second`, `train_tokens_per_second`;
+        with held-out examples also `eval_loss`, its like, and `eval_loss_before` where the loss before the first step is known.
+    """
+    history = trainer.state.log_history
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "train_loss" in entry), {})
+    metrics: dict[str, float] = {name: float(last[name]) for name in ("train_loss", "train_runtime", "train_steps_per_second") if name in last}
+    if tokens_per_second is not None:
+        metrics["train_tokens_per_second"] = tokens_per_second
+    if trainer.eval_dataset is None:
+        return metrics
+    before = next((entry["eval_loss"] for entry in history if "eval_loss" in entry and entry.get("step") == 0), None)
+    return metrics | ({} if before is None else {"eval_loss_before": before}) | evaluated(trainer)
+
+
+def evaluated(trainer: Any) -> dict[str, float]:
+    """The metrics of the model as it is now on the trainer's held-out examples: those logged after the last step, else measured."""
+    state = trainer.state
+    logged = [entry for entry in state.log_history if "eval_loss" in entry and entry.get("step") == state.global_step]
+    # The best checkpoint's weights, loaded at the end, are others than the last step's.
+    known = bool(logged) and state.global_step > 0 and not trainer.args.load_best_model_at_end
+    return only_measures(logged[-1] if known else trainer.evaluate())
+
+
+def only_measures(metrics: dict[str, Any]) -> dict[str, float]:
+    """Those of an evaluation's metrics that measure the model."""
+    return {name: float(value) for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(_TIMES)}
