@@ -161,6 +161,12 @@ def toy_trainer(tiny_llama, tiny_tokenizer, toy_splits, sft_conf, tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def toy_session():
+    """The class of sessions."""
+    return ToySession
+
+
 @pytest.fixture
 def lora_conf():
     """`finetune.*` as the LoRA it stands for, with changes by keyword."""

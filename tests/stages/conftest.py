@@ -10,4 +10,4 @@ toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 
 one_thread, toy_splits, toy_trainer = toy.one_thread, toy.toy_splits, toy.toy_trainer
-sft_conf, lora_conf = toy.sft_conf, toy.lora_conf
+sft_conf, lora_conf, toy_session = toy.sft_conf, toy.lora_conf, toy.toy_session

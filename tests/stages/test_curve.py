@@ -9,7 +9,7 @@ import pytest
 
 from llmmod.stages.curve import draw_losses, loss_curve, smoothed
 
-HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.5, "grad_norm": 1.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.2}]
+HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.2}]
 
 
 def png_size(path):
