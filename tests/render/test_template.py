@@ -51,7 +51,7 @@ def test_a_prompt_is_one_text_between_tokens_and_an_answer_is_another(byte_level
         ({"system": "R"}, "S", "S\nHuman"),
         ({"system": "R"}, "", "Human"),
         ({}, None, "Human"),
-        ({"empty_prefix": ["none"]}, None, "none\nHuman"),
+        ({"empty_prefix": ["none, "]}, None, "none, Human"),
         ({"prefix": [END, "{{system}}"]}, None, "<|im_end|>\nHuman"),
     ],
     ids=["the-renders", "the-conversations", "empty-overrides", "none", "empty-prefix", "token-stays"],

@@ -97,7 +97,8 @@ class Template:
     def _write(self, turns: Sequence[Turn], system: str, mask_prompt: bool) -> list[Segment]:
         found: list[Segment] = []
         for index, turn in enumerate(turns):
-            values = {"idx": str(self.conf.first_round + index), "system": system, **self._texts(turn, system if index == 0 else None)}
+            values = {"idx": str(self.conf.first_round + index), "system": system}
+            values |= self._texts(turn, values if index == 0 else None)
             asked = segments(self._question(values, first=index == 0), trained=turn.train_query and not mask_prompt)
             if asked and index and self.conf.efficient_eos and turns[index - 1].train_answer:
                 asked[0] = asked[0]._replace(first_label=self.terminator)
@@ -115,11 +116,11 @@ class Template:
         first, *rest = break_up(segment.text, self._spelt)
         return [segment._replace(text=first), *(segment._replace(text=text, first_label=None) for text in rest)]
 
-    def _texts(self, turn: Turn, system: str | None) -> dict[str, str]:
-        """Query and response as they are written; `system` is the system text where the prefix begins this turn's query."""
+    def _texts(self, turn: Turn, first: Mapping[str, str] | None) -> dict[str, str]:
+        """Query and response as they are written; `first`: the values of the first turn, whose query the prefix may begin."""
         query, answer = turn.query, turn.answer or ""
-        if self.conf.system_in_query and system is not None:
-            query = "".join(str(piece) for piece in self._prefix(system)) + query
+        if self.conf.system_in_query and first is not None:
+            query = "".join(str(piece) for piece in self._prefix(first)) + query
         return {"query": query.strip(), "response": answer.strip()} if self.conf.strip else {"query": query, "response": answer}
 
     def _question(self, values: Mapping[str, str], *, first: bool) -> list[Piece]:
@@ -127,12 +128,15 @@ class Template:
         pieces = fill(self.prompt_part, values)
         if not first:
             return fill(self.sep, values) + self._begin(pieces, self.conf.bos == Bos.each_turn)
-        prefix = [] if self.conf.system_in_query else self._prefix(values["system"])
-        return self._begin([*prefix, *(fill(self.sep, values) if prefix else []), *pieces], True)
+        prefix = [] if self.conf.system_in_query else self._prefix(values)
+        return self._begin([*prefix, *pieces], True)
 
-    def _prefix(self, system: str) -> list[Piece]:
-        part = self.empty_prefix if not system and self.conf.empty_prefix is not None else self.prefix
-        return [piece for piece in fill(part, {"system": system, "idx": str(self.conf.first_round)}) if piece != ""]
+    def _prefix(self, values: Mapping[str, str]) -> list[Piece]:
+        """What stands before the first turn."""
+        if not values["system"] and self.conf.empty_prefix is not None:
+            return fill(self.empty_prefix, values)
+        prefix = [piece for piece in fill(self.prefix, values) if piece != ""]
+        return [*prefix, *fill(self.sep, values)] if prefix and not self.conf.system_in_query else prefix
 
     def _begin(self, pieces: list[Piece], wanted: bool) -> list[Piece]:
         """The same with the beginning token in front, unless it stands there already."""

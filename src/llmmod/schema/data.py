@@ -68,7 +68,7 @@ class RenderConf:
     _target_: str = "llmmod.render.template.Template"
     name: str = MISSING
     prefix: list[Any] = field(default_factory=list)  # before the first turn; where nothing of it is left, sep is left out too
-    empty_prefix: list[Any] | None = None  # instead of prefix where the system text is empty; None: prefix with the empty text
+    empty_prefix: list[Any] | None = None  # instead of prefix and the sep after it where the system text is empty; None: the same two
     prompt: list[Any] = field(default_factory=list)  # a user turn up to where the answer begins
     response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])  # an answer and its terminator: trained
     sep: list[Any] = field(default_factory=list)  # after the prefix and between two turns

@@ -1,0 +1,165 @@
+"""Shipped renders against the models' official prompts, token for token.
+
+Real tokenizers are read where the development machine has them, and their tests skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmmod.render.conversation import Conversation, Message
+from llmmod.render.encode import encode, encode_prompt
+from llmmod.render.template import Template
+
+HERE = Path(__file__).parent
+TOKENIZERS = HERE.parents[2] / "shared" / "oracles" / "tokenizers"
+ORACLE = json.loads((HERE / "oracle_prompts.json").read_text(encoding="utf-8"))
+TEXTS = ORACLE["texts"]
+OWN = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+QWEN_PATTERN = (  # PAT_STR of Qwen's tokenization_qwen.py
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+
+
+def original(name, file):
+    path = TOKENIZERS / name / file
+    if not path.exists():
+        pytest.skip(f"{name}'s own tokenizer is not on this machine")
+    return str(path)
+
+
+def sentencepiece(path, *added):
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    tokenizer = SentencePieceBackend(vocab_file=str(path), legacy=True, **OWN)
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama2():
+    return sentencepiece(original("llama2", "tokenizer.model"), "<|end_of_turn|>")
+
+
+@pytest.fixture(scope="module")
+def llama2_fast():
+    from transformers import LlamaTokenizer
+
+    return LlamaTokenizer.from_pretrained(Path(original("llama2", "tokenizer.model")).parent, legacy=True)
+
+
+@pytest.fixture(scope="module")
+def internlm():
+    return sentencepiece(original("internlm", "tokenizer.model"))
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    path = original("qwen", "qwen.tiktoken")
+    converted = TikTokenConverter(vocab_file=path, pattern=QWEN_PATTERN, extra_special_tokens=special).converted()
+    converted.normalizer = normalizers.NFC()
+    return PreTrainedTokenizerFast(tokenizer_object=converted, eos_token="<|endoftext|>", extra_special_tokens=special[1:])
+
+
+def chat(system, *texts):
+    said = [Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts)]
+    return Conversation([Message("system", system)] * (system is not None) + said)
+
+
+def two_rounds(system):
+    return chat(system, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"])
+
+
+CASES = [
+    ("llama2", "llama2", None, "llama2"),
+    ("llama2", "llama2", TEXTS["SYS"], "llama2_system"),
+    ("llama2", "llama2_fast", None, "llama2"),
+    ("llama2", "llama2_fast", TEXTS["SYS"], "llama2_system"),
+    ("chatml", "qwen", None, "qwen_system"),  # Qwen's default system text is the render's
+    ("chatml", "qwen", TEXTS["SYS"], "qwen_system"),
+    ("chatml", "qwen", "", "qwen_empty_system"),
+    ("intern", "internlm", None, "internlm"),
+    ("intern", "internlm", TEXTS["SYS"], "internlm_system"),
+]
+
+
+@pytest.mark.parametrize(("render", "name", "system", "ids"), CASES, ids=[f"{name}-{ids}" for _, name, _, ids in CASES])
+def test_the_second_rounds_prompt_is_the_official_one(request, shipped, render, name, system, ids):
+    tokenizer = request.getfixturevalue(name)
+    template = Template(tokenizer=tokenizer, **shipped(render))
+    assert encode_prompt(template.prompt(two_rounds(system)), tokenizer) == ORACLE["ids"][ids]
+
+
+def test_training_sees_the_official_prompt_and_the_answer_alone_is_trained(shipped, qwen):
+    template = Template(tokenizer=qwen, **shipped("chatml"))
+    prompt = ORACLE["ids"]["qwen_system"]
+    [(ids, labels)] = encode(template.examples(chat(None, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"], "2"), mask_prompt=True), qwen)
+    assert ids == [*prompt, *qwen("2")["input_ids"], qwen.convert_tokens_to_ids("<|im_end|>")]
+    answer = qwen(TEXTS["A1"])["input_ids"] + [qwen.convert_tokens_to_ids("<|im_end|>")]
+    assert [label for label in labels if label != -100] == answer + ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    ("render", "name", "system", "ids"),
+    [
+        ("chatml", "qwen", TEXTS["SYS"], "qwen_system_12345+234=？"),
+        ("intern", "internlm", TEXTS["INTERNLM_META"], "internlm_meta_12345+234=？"),
+    ],
+    ids=["qwen", "internlm"],
+)
+def test_the_prompt_of_one_question_is_the_official_one(request, shipped, render, name, system, ids):
+    tokenizer = request.getfixturevalue(name)
+    template = Template(tokenizer=tokenizer, **shipped(render))
+    assert encode_prompt(template.prompt(chat(system, "12345+234=？")), tokenizer) == ORACLE["ids"][ids]
+
+
+def test_openchats_prompt_is_that_of_its_readme(shipped, llama2):
+    template = Template(tokenizer=llama2, **{**shipped("openchat"), "bos": "once"})
+    assert encode_prompt(template.prompt(chat(None, "Hello", "Hi", "How are you today?")), llama2) == ORACLE["ids"]["openchat"]
+
+
+def test_chatglm2s_prompt_is_gmask_sop_and_the_official_string_encoded_as_one(shipped):
+    tokenizer = sentencepiece(HERE / "sentencepiece" / "chatglm2_tiny.model", "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+    template = Template(tokenizer=tokenizer, **shipped("chatglm2"))
+    whole = tokenizer.sp_model.encode(ORACLE["strings"]["chatglm2"])
+    assert encode_prompt(template.prompt(two_rounds(None)), tokenizer) == [3001, 3003, *whole]  # after 3,000 pieces and [MASK]
+
+
+@pytest.mark.parametrize(("system", "segments"), [(None, "baichuan"), (TEXTS["SYS"], "baichuan_system")])
+@pytest.mark.parametrize(("render", "user", "assistant"), [("baichuan", 102, 103), ("baichuan2", 106, 107)])
+def test_baichuans_prompt_is_the_official_segments(shipped, slow_baichuan2, render, user, assistant, system, segments):
+    template = Template(tokenizer=slow_baichuan2, **shipped(render))
+    role = {195: f"<reserved_{user}>", 196: f"<reserved_{assistant}>"}  # the ids in the real vocabulary, whose names these are
+    expected = []
+    for segment in ORACLE["segments"][segments]:
+        expected += slow_baichuan2.sp_model.encode(role.get(segment, segment))
+    assert encode_prompt(template.prompt(two_rounds(system)), slow_baichuan2) == expected
+
+
+def test_baichuan2_trains_eos_where_the_user_speaks_again_as_its_fine_tune_py_does(shipped, slow_baichuan2):
+    template = Template(tokenizer=slow_baichuan2, **shipped("baichuan2"))
+    [(ids, labels)] = encode(template.examples(chat(None, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"], "2")), slow_baichuan2)
+    user, assistant, eos = (slow_baichuan2.convert_tokens_to_ids(token) for token in ("<reserved_106>", "<reserved_107>", "</s>"))
+    expected, trained = [], False
+    for token in ids:  # fine-tune.py: a user's turn is eos and then nothing, an assistant's is nothing and then itself
+        trained = (trained or token == assistant) and token != user
+        expected.append(eos if token == user else token if trained and token != assistant else -100)
+    assert ids[-1] == eos
+    assert labels[1:] == expected[1:]  # the first label is never used: there is nothing before it to predict it from
+
+
+@pytest.mark.parametrize("system", ["You are a helpful AI assistant named SmolLM, trained by Hugging Face", "", "你是助手。"])
+def test_chatml_gives_the_ids_of_smollm2s_own_chat_template(shipped, smollm2, system):
+    template = Template(tokenizer=smollm2, **shipped("chatml"))
+    conversation = chat(system, "你好", "你好！很高兴见到你。", "What is 1+1?\n", " 2 😀", "Thanks")
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    own = smollm2.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert encode_prompt(template.prompt(conversation), smollm2) == own
