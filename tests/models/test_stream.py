@@ -22,7 +22,10 @@ def streamed(tokenizer, ids, *, stop_ids=(0,), at_once=1):
     return pieces
 
 
-@pytest.mark.parametrize("text", ["The lazy dog.", "中国的首都是北京。", "naïve 🙂 and 👩‍👩‍👧 family", "a\n\n  b\t— c"], ids=["en", "zh", "emoji", "space"])
+TEXTS = {"en": "The lazy dog.", "zh": "中国的首都是北京。", "emoji": "naïve 🙂 and 👩‍👩‍👧 family", "space": "a\n\n  b\t— c"}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_pieces_are_whole_characters_and_join_to_the_text(tiny_tokenizer, text):
     ids = tiny_tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) > 4, "the case must take several tokens"
@@ -62,6 +65,18 @@ def test_nothing_from_the_terminator_on(tiny_tokenizer):
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = [*tiny_tokenizer.encode("The dog", add_special_tokens=False), end, *tiny_tokenizer.encode(" more", add_special_tokens=False)]
     assert "".join(streamed(tiny_tokenizer, ids, stop_ids=[0, end], at_once=len(ids))) == "The dog"
+
+
+def test_what_the_render_writes_around_an_answer_is_not_shown(tiny_tokenizer):
+    # As a render whose answers stand between a space and a line's end reads them: Template.read_answer.
+    ids = tiny_tokenizer.encode(" The dog\n\nbarks\n", add_special_tokens=False)
+    pieces = []
+    streamer = Pieces(tiny_tokenizer, pieces.append, stop_ids=[0], read=lambda text: text.removeprefix(" ").removesuffix("\n"))
+    streamer.put(torch.tensor([[1]]))
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == streamer.text == "The dog\n\nbarks"
 
 
 @pytest.fixture

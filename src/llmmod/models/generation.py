@@ -35,6 +35,7 @@ def generation_config(
     own = {name: value for name, value in chosen.to_dict().items() if value is not None and name != "transformers_version"}
     for name, value in own.items():
         setattr(config, name, value)
+    config._from_model_config = False  # transformers' mark of settings that nobody chose
     config.eos_token_id = list(stop_ids)
     config.pad_token_id = pad_id if pad_id is not None else stop_ids[0]
     config.bos_token_id = bos_id if bos_id is not None else config.bos_token_id

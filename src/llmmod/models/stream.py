@@ -26,7 +26,7 @@ class Answer:
     """A generated answer.
 
     Args:
-        text: without the token that ended it.
+        text: without the token that ended it and what the render writes around an answer.
         tokens: generated, the one that ended it included.
         interrupted: whether Ctrl-C cut it short.
     """
@@ -43,12 +43,15 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
         tokenizer: decodes.
         write: takes each piece, never an empty one.
         stop_ids: token ids that end the answer and are no part of it.
+        read: generated text -> the answer in it, as a render's `read_answer`; it may drop text at either end, white space at the start.
     """
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], object], *, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, write: Callable[[str], object], *, stop_ids: Collection[int], read: Callable[[str], str] = str
+    ) -> None:
         self.text = ""
         self.ids: list[int] = []
-        self._tokenizer, self._write, self._stop_ids = tokenizer, write, frozenset(stop_ids)
+        self._tokenizer, self._write, self._stop_ids, self._read = tokenizer, write, frozenset(stop_ids), read
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -57,11 +60,13 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
             self._prompt_seen = True
             return
         self.ids += value.flatten().tolist()
-        self._hand_on(self._decoded().rstrip(_UNFINISHED))
+        text = self._decoded().rstrip(_UNFINISHED)
+        if text.strip():  # white space at the start may be the render's and not the answer's: more text will tell
+            self._hand_on(self._read(text))
 
     def end(self) -> None:
         """Hand on what was held back: the answer ended within a character."""
-        self._hand_on(self._decoded())
+        self._hand_on(self._read(self._decoded()))
 
     def _decoded(self) -> str:
         return answer_text(self.ids, self._tokenizer, stop_ids=self._stop_ids)
@@ -74,7 +79,13 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
 
 
 def stream_answer(
-    model: Any, prompt_ids: Sequence[int], tokenizer: Any, *, config: GenerationConfig, write: Callable[[str], object]
+    model: Any,
+    prompt_ids: Sequence[int],
+    tokenizer: Any,
+    *,
+    config: GenerationConfig,
+    write: Callable[[str], object],
+    read: Callable[[str], str] = str,
 ) -> Answer:
     """Generate one answer, calling `write` with each piece as it comes; Ctrl-C ends the answer and keeps what there is.
 
@@ -86,9 +97,10 @@ def stream_answer(
         tokenizer: decodes the answer.
         config: as from `generation_config`; its `eos_token_id` is a list and ends the answer.
         write: takes each piece.
+        read: generated text -> the answer in it, as a render's `read_answer`.
     """
     stop_ids = config.eos_token_id
-    pieces = Pieces(tokenizer, write, stop_ids=stop_ids)
+    pieces = Pieces(tokenizer, write, stop_ids=stop_ids, read=read)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     beams = (config.num_beams or 1) > 1
     try:
@@ -104,7 +116,7 @@ def stream_answer(
         return Answer(pieces.text, len(pieces.ids), interrupted=True)
     if beams:
         generated = output[0, ids.shape[1] :].tolist()
-        text = answer_text(generated, tokenizer, stop_ids=stop_ids)
+        text = read(answer_text(generated, tokenizer, stop_ids=stop_ids))
         write(text)
         return Answer(text, len(generated))
     return Answer(pieces.text, len(pieces.ids))

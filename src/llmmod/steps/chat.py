@@ -1,0 +1,144 @@
+"""A conversation in the terminal with whatever the run has: the base model, an adapter, what was just trained, an exported directory.
+
+The prompt is the render's, encoded by the function that prediction uses, so the model sees what it was trained on. Each prompt is
+computed from its first token: a cache kept between turns would have to match the answer's text encoded again, and it need not.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+
+from llmmod.instantiate import build
+from llmmod.models.device import ready_to_answer
+from llmmod.models.generation import context_length, generation_config
+from llmmod.models.stream import Answer, stream_answer
+from llmmod.protocols import StepReport
+from llmmod.ranks import rank
+from llmmod.render.encode import encode_prompt
+from llmmod.schema.step import ChatConf
+from llmmod.steps.terminal import Terminal
+from llmmod.steps.turns import QuestionTooLongError, Turns
+
+# Tokens an answer may have where neither generation.max_new_tokens, generation.max_length nor the architecture sets a limit.
+_LONGEST = 4096
+
+
+class Chat:
+    """The step `chat`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name.
+        terminal: None: the process's own.
+    """
+
+    def __init__(self, conf: ChatConf, name: str, terminal: Terminal | None = None) -> None:
+        self.conf, self.name = conf, name
+        self.terminal = terminal or Terminal()
+        self.answers = self.tokens = 0
+        self.seconds = 0.0
+
+    def run(self, session: Any) -> StepReport:
+        """Answer questions until the input or the user ends it."""
+        if rank() != 0:
+            return StepReport()
+        speaker = _speaker(session, self.name)
+        render, tokenizer = session.render(self.name), speaker.tokenizer
+        turns = Turns(
+            lambda conversation: encode_prompt(render.prompt(conversation), tokenizer),
+            limit=speaker.prompt_limit,
+            system=self.conf.system,
+            keep=self.conf.history,
+        )
+        self.terminal.greet(session.conf(self.name, "model").name)
+        for question in self.terminal.questions():
+            if question.lower() == "clear":
+                turns.clear()
+                self.terminal.note("The conversation is forgotten.")
+            else:
+                self._answer(question, turns, speaker)
+        return self._report()
+
+    def _answer(self, question: str, turns: Turns, speaker: _Speaker) -> None:
+        """One turn. Ctrl-C ends it and keeps what was said so far.
+
+        Raises:
+            KeyboardInterrupt: at a second Ctrl-C in a row where no person types.
+        """
+        try:
+            ids, forgotten = turns.ask(question)
+            if forgotten:
+                oldest = "oldest turn is" if forgotten == 1 else f"{forgotten} oldest turns are"
+                self.terminal.note(f"(All of it no longer fits into {speaker.limit} tokens: the {oldest} forgotten.)")
+            begun = time.perf_counter()
+            answer = speaker.say(ids, self.terminal.write)
+            self.answers, self.tokens = self.answers + 1, self.tokens + answer.tokens
+            self.seconds += time.perf_counter() - begun
+            if answer.text:
+                turns.answered(question, answer.text)
+            interrupted = answer.interrupted
+        except QuestionTooLongError as error:
+            most = f"at most {speaker.prompt_limit} leave room for an answer"
+            self.terminal.note(f"(With its prompt this question has {error.tokens} tokens; {most}. It was left unanswered.)")
+            return
+        except KeyboardInterrupt:
+            interrupted = True
+        self.terminal.write("\n")
+        if interrupted and self.terminal.second_interrupt():
+            raise KeyboardInterrupt
+
+    def _report(self) -> StepReport:
+        speed = f", {self.tokens / self.seconds:.1f} tokens/s" if self.seconds else ""
+        return StepReport(summary=[f"{self.name}: {self.answers} questions answered, {self.tokens} tokens{speed}"])
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    """A model with all that answering takes.
+
+    Args:
+        read: generated text -> the answer in it.
+        limit: tokens of prompt and answer together; None: no limit.
+        longest: tokens of an answer.
+    """
+
+    model: Any
+    tokenizer: Any
+    config: GenerationConfig
+    read: Callable[[str], str]
+    limit: int | None
+    longest: int
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """Tokens a prompt may have: an answer gets its full length, or half of everything where that is less."""
+        return None if self.limit is None else self.limit - min(self.longest, self.limit // 2)
+
+    def say(self, prompt_ids: list[int], write: Callable[[str], object]) -> Answer:
+        """Answer one prompt, handing each piece to `write`."""
+        config = copy.deepcopy(self.config)
+        config.max_length = None
+        config.max_new_tokens = self.longest if self.limit is None else min(self.longest, self.limit - len(prompt_ids))
+        return stream_answer(self.model, prompt_ids, self.tokenizer, config=config, write=write, read=self.read)
+
+
+def _speaker(session: Any, step: str) -> _Speaker:
+    """The session's model, ready to answer."""
+    tokenizer, render, training = session.tokenizer(step), session.render(step), session.conf(step, "training")
+    model = ready_to_answer(session.model(step).model, use_cpu=bool(getattr(training, "use_cpu", False)))
+    config = generation_config(
+        build(session.root.generation),
+        model,
+        stop_ids=render.stop_ids,
+        pad_id=tokenizer.pad_token_id,
+        bos_id=tokenizer.bos_token_id,
+    )
+    limits = [context_length(model), session.conf(step, "model").model_max_length, config.max_length]
+    limit = min((tokens for tokens in limits if tokens is not None), default=None)
+    return _Speaker(model, tokenizer, config, render.read_answer, limit, config.max_new_tokens or limit or _LONGEST)

@@ -1,0 +1,84 @@
+"""A conversation's two ends: questions from a person or a pipe, answers to the screen or the pipe.
+
+A person gets a prompt, a line of help and line editing; a pipe gets the answers and nothing else, so that a program can read what
+`llmmod 'pipeline=[chat]' < questions.txt` prints. What is said about the conversation goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+_HELP = "`clear` forgets the conversation. Ctrl-C ends an answer. `exit`, `quit` or the end of input ends the chat."
+# Where no person types, two Ctrl-C within this many seconds mean the whole run, not two answers.
+_TWICE_S = 1.0
+
+
+class Terminal:
+    """Reads questions and writes answers.
+
+    Args:
+        stdin, stdout, stderr: the process's own where None.
+    """
+
+    def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self._in, self._out, self._err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
+        self.interactive = self._in.isatty() and self._out.isatty()
+        self._interrupted_at: float | None = None
+
+    def greet(self, who: str) -> None:
+        """Tell a person who answers, and how to leave."""
+        if self.interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  # gives `input` its line editing and history; Windows has none
+            self.note(f"Chat with {who}. {_HELP}")
+
+    def questions(self) -> Iterator[str]:
+        """Each line that is not empty, stripped, until `exit`, `quit`, the end of input, or a second Ctrl-C while waiting for one.
+
+        Raises:
+            KeyboardInterrupt: at the second Ctrl-C where no person types: the caller's run did not get to its end.
+        """
+        warned = False
+        while True:
+            try:
+                question = self._line()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if warned and self.interactive:
+                    return
+                if warned or self.second_interrupt():
+                    raise
+                warned = True
+                self.note("\nCtrl-C once more, `exit` or the end of input ends the chat.")
+                continue
+            if question.lower() in ("exit", "quit"):
+                return
+            if question:
+                yield question
+                warned = False
+
+    def second_interrupt(self) -> bool:
+        """Take note of a Ctrl-C; whether it means the run: the second within a second where no person types."""
+        before, self._interrupted_at = self._interrupted_at, time.monotonic()
+        return not self.interactive and before is not None and self._interrupted_at - before < _TWICE_S
+
+    def write(self, piece: str) -> None:
+        """A piece of an answer, shown at once."""
+        self._out.write(piece)
+        self._out.flush()
+
+    def note(self, text: str) -> None:
+        """A line about the conversation, no part of it."""
+        print(text, file=self._err, flush=True)
+
+    def _line(self) -> str:
+        line = input("> ") if self.interactive else self._in.readline()
+        if not line and not self.interactive:
+            raise EOFError
+        # Bytes that are no UTF-8 arrive as lone surrogates, which no tokenizer takes.
+        return line.encode("utf-8", "replace").decode("utf-8").strip()

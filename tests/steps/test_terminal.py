@@ -1,0 +1,94 @@
+"""Questions from a pipe and from a person; what ends a conversation."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from llmmod.steps.terminal import Terminal
+
+
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Interrupted(io.StringIO):
+    """Lines of which each `^C` is a Ctrl-C while waiting."""
+
+    def readline(self, *arguments):
+        line = super().readline(*arguments)
+        if line.strip() == "^C":
+            raise KeyboardInterrupt
+        return line
+
+
+def asked(text, stdin=io.StringIO):
+    out, err = io.StringIO(), io.StringIO()
+    return list(Terminal(stdin(text), out, err).questions()), out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        ("one\ntwo\n", ["one", "two"]),
+        ("one\ntwo", ["one", "two"]),
+        ("\n  one \n\n", ["one"]),
+        ("one\nexit\ntwo\n", ["one"]),
+        ("one\n QUIT \ntwo\n", ["one"]),
+        ("how do I quit vim?\n", ["how do I quit vim?"]),
+        ("clear\n你好\r\n", ["clear", "你好"]),
+        ("", []),
+    ],
+    ids=["end of input", "no last newline", "empty lines", "exit", "quit", "quit in a question", "clear is the caller's", "nothing"],
+)
+def test_lines_of_a_pipe(text, questions):
+    assert asked(text) == (questions, "", "")
+
+
+def test_bytes_that_are_no_text_do_not_reach_the_tokenizer():
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors="surrogateescape")
+    assert list(Terminal(stdin, io.StringIO(), io.StringIO()).questions()) == ["caf?"]
+
+
+def test_a_pipe_gets_no_greeting_and_a_person_does():
+    for stdin, stdout, greeted in [(Tty, Tty, True), (io.StringIO, Tty, False), (Tty, io.StringIO, False)]:
+        err = io.StringIO()
+        Terminal(stdin(""), stdout(), err).greet("smollm2")
+        assert ("smollm2" in err.getvalue()) is greeted
+
+
+def test_ctrl_c_while_waiting_asks_once_more():
+    questions, _, err = asked("one\n^C\ntwo\n", Interrupted)
+    assert questions == ["one", "two"]
+    assert "Ctrl-C once more, `exit` or the end of input ends the chat." in err
+
+
+def test_ctrl_c_twice_while_waiting_is_told_to_the_caller():
+    with pytest.raises(KeyboardInterrupt):
+        asked("one\n^C\n^C\ntwo\n", Interrupted)
+
+
+def test_ctrl_c_twice_ends_a_persons_chat(monkeypatch):
+    lines = iter(["one", KeyboardInterrupt, "two", KeyboardInterrupt, KeyboardInterrupt, "three"])
+
+    def typed(prompt):
+        assert prompt == "> "
+        line = next(lines)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert list(Terminal(Tty(), Tty(), io.StringIO()).questions()) == ["one", "two"]
+
+
+def test_two_interrupted_answers_within_a_second_mean_the_run_where_no_person_types(monkeypatch):
+    clock = iter([10.0, 12.0, 12.9])
+    monkeypatch.setattr("llmmod.steps.terminal.time.monotonic", lambda: next(clock))
+    terminal = Terminal(io.StringIO(), io.StringIO(), io.StringIO())
+    assert [terminal.second_interrupt() for _ in range(3)] == [False, False, True]
+    monkeypatch.setattr("llmmod.steps.terminal.time.monotonic", lambda: 20.0)
+    person = Terminal(Tty(), Tty(), io.StringIO())
+    assert [person.second_interrupt() for _ in range(2)] == [False, False]
