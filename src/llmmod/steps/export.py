@@ -1,0 +1,115 @@
+"""A complete model directory: the weights with the adapters merged, tokenizer, generation settings, chat template, model card.
+
+Any program that uses transformers loads it, and it answers as the run's own model does. The session's model stays as it was, so that a
+later step goes on with it. transformers writes safetensors only, and so do we.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import GenerationConfig
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.instantiate import build
+from llmmod.models.generation import generation_config
+from llmmod.models.merge import merged
+from llmmod.protocols import StepReport
+from llmmod.ranks import rank
+from llmmod.schema.step import ExportConf
+from llmmod.steps.model_card import model_card
+
+
+class Export:
+    """The step `export`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of the directory in the run's.
+    """
+
+    def __init__(self, conf: ExportConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/` whole or not at all.
+
+        Raises:
+            ConfigError: a layout that there is none of.
+        """
+        if self.conf.layout != "native":
+            raise ConfigError(Problem(f"steps.{self.name}.layout", f"'{self.conf.layout}' is no layout", "Allowed: native"))
+        if rank() != 0:
+            return StepReport()
+        tokenizer, render = session.tokenizer(self.name), session.render(self.name)
+        model = merged(session.model(self.name).model)
+        settings = generation_config(
+            build(session.root.generation), model, stop_ids=render.stop_ids, pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
+        )
+        directory = session.run_dir / self.name
+        with written_whole(directory) as partial:
+            _save_model(model, settings, partial, max_shard_size=self.conf.max_shard_size)
+            _save_tokenizer(tokenizer, render.chat_template(), partial)
+            if self.conf.model_card:
+                card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
+                (partial / "README.md").write_text(card, encoding="utf-8")
+        size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
+        return StepReport(artifacts={"model": self.name}, summary=[f"{self.name}: a complete model in {directory} ({size:.0f} MB)"])
+
+
+@contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """A directory to write into that takes the place of `directory` at the end, or disappears where an error comes first."""
+    partial, before = directory.with_name(f".{directory.name}.partial"), directory.with_name(f".{directory.name}.before")
+    for leftover in (partial, before):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if directory.exists():
+            directory.rename(before)
+        partial.rename(directory)
+    finally:
+        for leftover in (partial, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _save_model(model: Any, settings: GenerationConfig, directory: Path, *, max_shard_size: str) -> None:
+    """Weights, config.json and generation_config.json, readable by whom the umask allows; the model keeps settings of its own."""
+    own, cached = model.generation_config, model.config.use_cache
+    # transformers validates what it saves, and many a checkpoint's own settings don't pass once a trainer has touched them.
+    model.generation_config, model.config.use_cache = settings, True
+    try:
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+    finally:
+        model.generation_config, model.config.use_cache = own, cached
+    for file in directory.glob("*.safetensors"):
+        file.chmod((directory / "config.json").stat().st_mode)  # safetensors writes for the owner alone
+
+
+def _save_tokenizer(tokenizer: Any, chat_template: str, directory: Path) -> None:
+    """The tokenizer with the template that the model was trained with; the session's own stays as it is."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(directory)
+
+
+def _metrics(run_dir: Path) -> dict[str, float]:
+    """What the run has measured so far."""
+    path = run_dir / "metrics.json"
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _overrides(run_dir: Path) -> list[str]:
+    """What the user typed; nothing where the run was started from Python."""
+    path = run_dir / ".hydra" / "overrides.yaml"
+    found: list[str] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
+    return found or []

