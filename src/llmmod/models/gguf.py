@@ -1,0 +1,115 @@
+"""GGUF files, llama.cpp's format, as plain transformers models and tokenizers.
+
+transformers reads them, with three shortcomings that are made good here: it parses the file's hundred thousand strings anew for each
+part of the work, it leaves the model marked as quantized, so that nothing can save it, and it doesn't know how every tokenizer splits
+text before merging.
+
+Left out on purpose: weights that stay packed in GGUF blocks. They can't be trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import gguf
+import numpy as np
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.integrations.gguf.reader import read_gguf_metadata
+from transformers.utils import cached_file
+from transformers.utils.quantization_config import GgufConfig
+
+from llmmod.models.rebuild import rebuilt
+
+log = logging.getLogger(__name__)
+
+# llama.cpp's names (src/llama-vocab.cpp) of the tokenizers that take each digit by itself and then split as GPT-2 does.
+_DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+# And of those that split as GPT-2 alone, which is what transformers does with every name it doesn't know.
+_GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais", "mpt", "trillion", "gigachat", "mellum"})
+
+
+def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = None, device_map: Any = None, **arguments: Any) -> Any:
+    """The file's model with its weights unpacked, which can be trained, saved and reloaded like any other.
+
+    Args:
+        path: a directory or hub id.
+        gguf_file: the file's name in it.
+        quantization_config: a BitsAndBytesConfig to quantize the unpacked weights with.
+        device_map: where those go in the end.
+        arguments: the rest of from_pretrained's.
+
+    Returns:
+        The model, or model and loading info where `output_loading_info` asks for both.
+    """
+    unpacked = GgufConfig(gguf_file=gguf_file, dequantize=True)
+    with patched_reader():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, gguf_file=gguf_file, quantization_config=unpacked, **arguments | {"output_loading_info": True}
+        )
+    plain = rebuilt(model, quantization_config=quantization_config, device_map=device_map)
+    return (plain, info) if arguments.get("output_loading_info") else plain
+
+
+def tokenizer_from_gguf(path: str, gguf_file: str, **arguments: Any) -> PreTrainedTokenizerFast:
+    """The file's tokenizer, splitting text the way llama.cpp's `tokenizer.ggml.pre` asks for.
+
+    AutoTokenizer gives the same object, but reads the model's configuration first: 4 s of CPU instead of 0.5 s for 49,000 tokens.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, gguf_file=gguf_file, **arguments)
+    metadata, _ = read_gguf_metadata(cached_file(path, gguf_file, **arguments))
+    if metadata.get("tokenizer.ggml.model") == "gpt2":
+        _set_splitting(tokenizer, str(metadata.get("tokenizer.ggml.pre", "none")))
+    return tokenizer
+
+
+def _set_splitting(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Set the pre-tokenizer that a byte-level vocabulary was learnt with, where transformers doesn't know its name.
+
+    With GPT-2's splitting alone, "1." after an empty line becomes two tokens for two newlines, where SmolLM2's own tokenizer has one.
+    """
+    if name in _DIGITS_THEN_GPT2:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    elif name not in GGUF_PRE_TOKENIZER_SPLITS and name not in _GPT2:
+        log.warning("tokenizer.ggml.pre=%s isn't known here: text is split as GPT-2 does, which may not be as the original does.", name)
+
+
+@contextmanager
+def patched_reader() -> Iterator[None]:
+    """While it lasts, transformers reads a GGUF file once and quickly: 3 s of CPU instead of 15 s for SmolLM2-135M.
+
+    transformers 5.23 parses every string of the file through numpy views of a memory map, for the configuration and again for the
+    weights, and builds the table of tensor names once for each module of the model. It has a quick reader of its own, which takes over
+    architecture by architecture; this may go when llama is among them (`GGUF_CONFIG_ARCHS`).
+    """
+    reader, names = functools.lru_cache(1)(_QuickReader), functools.lru_cache(4)(gguf.get_tensor_name_map)
+    with mock.patch.object(gguf, "GGUFReader", reader), mock.patch.object(gguf, "get_tensor_name_map", names):
+        yield
+
+
+class _QuickReader(gguf.GGUFReader):  # type: ignore[misc]
+    """gguf's reader, with the same result, but arrays of strings are walked without a memory map's overhead."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+        array, string = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
+        if raw_type != array or self._get(orig_offs, np.uint32)[0] != string:
+            size, parts, places, types = super()._get_field_parts(orig_offs, raw_type)
+            return size, parts, places, types
+        data: Any = np.asarray(self.data)
+        (count,) = struct.unpack_from("<Q", data, orig_offs + 4)
+        start = orig_offs + 12
+        parts, offset = [data[orig_offs : orig_offs + 4], data[orig_offs + 4 : start]], start
+        for _ in range(count):
+            (length,) = struct.unpack_from("<Q", data, offset)
+            parts.append(data[offset + 8 : offset + 8 + length])
+            offset += 8 + length
+        return offset - orig_offs, parts, list(range(2, len(parts))), [array, string]

@@ -1,0 +1,52 @@
+"""Checkpoints that transformers has no class for, recognised before anything is loaded.
+
+The model code that came with them was written for transformers 4.30. Today it fails, or, worse, loads and computes nonsense without a
+word (rotary buffers stay uninitialised), so it isn't run, `model.trust_remote_code` or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.checkpoint import PATH_KEY
+
+# model_type of the checkpoint -> who published models of that layout
+_OF_2023 = {
+    "chatglm": "ChatGLM2",
+    "baichuan": "Baichuan and Baichuan2",
+    "internlm": "InternLM",
+    "qwen": "Qwen, the first generation",
+    "RefinedWeb": "Falcon, before July 2023",
+    "RefinedWebModel": "Falcon, before July 2023",
+    "mixformer-sequential": "Phi-1.5, before November 2023",
+}
+
+
+def check_layout(config: dict[str, Any], *, path: str, trust_remote_code: bool = False) -> None:
+    """Nothing, where a checkpoint's config.json names a model that can be loaded.
+
+    Raises:
+        ConfigError: a layout of 2023 that isn't supported yet, or one that only code from the checkpoint can read.
+    """
+    check_known_layout(config, path=path)
+    model_type = config.get("model_type")
+    if model_type in CONFIG_MAPPING_NAMES or (trust_remote_code and "auto_map" in config):
+        return
+    found = f"transformers has no model_type {model_type}, which config.json of '{path}' names"
+    trust = "If you trust whoever made it, model.trust_remote_code=true runs the Python code that comes with it"
+    raise ConfigError(Problem(PATH_KEY, found, do=trust if "auto_map" in config else ""))
+
+
+def check_known_layout(config: dict[str, Any], *, path: str) -> None:
+    """Nothing, unless config.json names a layout of 2023.
+
+    Raises:
+        ConfigError: it isn't supported yet.
+    """
+    model_type = config.get("model_type")
+    if model_type in _OF_2023:
+        found = f"the layout of '{path}' (model_type {model_type}: {_OF_2023[model_type]}) isn't supported yet"
+        raise ConfigError(Problem(PATH_KEY, found))

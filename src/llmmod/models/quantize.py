@@ -1,0 +1,42 @@
+"""Quantized weights: `model.quantization.*` as transformers takes it (bitsandbytes; Dettmers et al. 2022, 2023)."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.schema.base import Dtype
+from llmmod.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
+
+_KEY = "model.quantization"
+
+
+def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
+    """What from_pretrained takes, None where nothing is quantized.
+
+    Raises:
+        ConfigError: bits or type that don't exist, or bitsandbytes isn't installed.
+    """
+    if conf.bits is None:
+        return None
+    if conf.bits not in (4, 8):
+        raise ConfigError(Problem(f"{_KEY}.bits", f"{conf.bits} bits", "Allowed: 4, 8, null"))
+    if conf.type not in CHOICES["type"]:
+        raise ConfigError(Problem(f"{_KEY}.type", f"no type '{conf.type}'", did_you_mean(conf.type, CHOICES["type"])))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        do = "Install it: pip install 'llmmod[quantization]'"
+        raise ConfigError(Problem(f"{_KEY}.bits", "needs bitsandbytes, which isn't installed", do=do))
+    # Each of its 8-bit products says that it casts to float16, whatever the weights' type: two lines a layer and step.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return BitsAndBytesConfig(**bitsandbytes_arguments(conf, compute_dtype=_compute_dtype(conf.compute_dtype)))
+
+
+def _compute_dtype(chosen: Dtype) -> str:
+    """The type of matrix products: `auto` is bfloat16 where the accelerator has it, else float32."""
+    if chosen is not Dtype.auto:
+        return str(chosen.value)
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"

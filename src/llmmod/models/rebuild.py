@@ -1,0 +1,51 @@
+"""A model made anew from a model: the same class and configuration, other or the same tensors.
+
+transformers builds from a state dict as it does from a checkpoint, so buffers that no checkpoint holds (rotary frequencies), tied
+weights and quantization come out right, and the tensors are taken over, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+
+def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
+    """A plain or newly quantized model of the same class, which shares its tensors with `state`.
+
+    Args:
+        model: a PreTrainedModel, which gives class, configuration and generation settings; left as it is.
+        state: parameter name -> tensor; None: the model's own.
+        arguments: more of from_pretrained's, e.g. `quantization_config`, `device_map`.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with quiet_bars():
+        new = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(model.state_dict() if state is None else state),
+            **{"dtype": model.dtype, "attn_implementation": config._attn_implementation} | arguments,
+        )
+    new.config._name_or_path = model.config._name_or_path
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
+    return new
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """While it lasts, transformers draws no progress bars, which would count what is in memory already."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

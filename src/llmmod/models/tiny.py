@@ -1,0 +1,65 @@
+"""The tiny stand-ins of `smoke=true`: a random model of the same architecture, and the tokenizer that travels with the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from llmmod.errors import ConfigError, Problem, did_you_mean
+
+TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
+
+
+def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype: torch.dtype | None = None) -> Any:
+    """A model of random weights, small enough to train in a second.
+
+    Args:
+        architecture: `model_type`, and fields of its configuration.
+        tokenizer: gives the vocabulary's size and the special tokens.
+        seed: of the weights.
+        dtype: of the weights; None: float32.
+
+    Raises:
+        ConfigError: no `model_type`, one that transformers doesn't have, or fields that it refuses.
+    """
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        do = "Give it the model_type of its config.json and a few small sizes, as the files in conf/model do"
+        raise ConfigError(Problem("model.architecture", "no model_type, so smoke=true can't build a tiny model of it", do=do))
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **special, **fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(_refused(model_type, error)) from error
+    return random_model(config, seed=seed, dtype=dtype)
+
+
+def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) -> Any:
+    """A model of an architecture's initial weights, which the seed alone decides; the process's own random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).eval()
+
+
+def tiny_tokenizer(extra_tokens: Sequence[str] = ()) -> Any:
+    """The tokenizer that travels with the project, with more special tokens: those of a render."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
+    known = tokenizer.get_vocab()
+    new = [token for token in dict.fromkeys(extra_tokens) if token not in known]
+    if new:
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def _refused(model_type: str, error: Exception) -> Problem:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        near = did_you_mean(model_type, CONFIG_MAPPING_NAMES)
+        return Problem("model.architecture.model_type", f"transformers has no '{model_type}'", near)
+    return Problem("model.architecture", f"{model_type} refuses it: {' '.join(str(error).split())[:300]}")
