@@ -1,40 +1,59 @@
-"""Every schema in Hydra's ConfigStore, under the group `schema`, which each YAML option starts from."""
+"""Every schema in Hydra's ConfigStore, under the group `schema`, which each YAML option starts from.
+
+Stored as names of classes: a schema's module is imported, and its node made, when a configuration asks for it.
+"""
 
 from __future__ import annotations
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+import importlib
+from typing import Any
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from llmmod.ranks import started
-from llmmod.schema import data, finetune, generation, model, root, step, training
+from llmmod.schema.fast_hydra import share_store
+
+# group/name -> the dataclass
+SCHEMAS: dict[str, str] = {
+    "schema/root": "llmmod.schema.root.Root",
+    "schema/model": "llmmod.schema.model.ModelConf",
+    "schema/dataset": "llmmod.schema.data.DatasetConf",
+    "schema/render": "llmmod.schema.data.RenderConf",
+    "schema/generation": "llmmod.schema.generation.GenerationConf",
+    "schema/finetune/full": "llmmod.schema.finetune.FullConf",
+    "schema/finetune/freeze": "llmmod.schema.finetune.FreezeConf",
+    "schema/finetune/lora": "llmmod.schema.finetune.LoraConf",
+    "schema/training/sft": "llmmod.schema.training.SftConf",
+    "schema/step/train": "llmmod.schema.step.TrainConf",
+    "schema/step/evaluate": "llmmod.schema.step.EvaluateConf",
+    "schema/step/predict": "llmmod.schema.step.PredictConf",
+    "schema/step/export": "llmmod.schema.step.ExportConf",
+    "schema/step/chat": "llmmod.schema.step.ChatConf",
+    "schema/step/preview": "llmmod.schema.step.PreviewConf",
+}
 
 
 def register_schemas() -> None:
     """Store each schema; a second call changes nothing."""
     OmegaConf.register_new_resolver("started", started, replace=True)
-    store = ConfigStore.instance()
-    store.store(group="schema", name="root", node=root.Root)
-    store.store(group="schema", name="model", node=model.ModelConf)
-    store.store(group="schema", name="dataset", node=data.DatasetConf)
-    store.store(group="schema", name="render", node=data.RenderConf)
-    store.store(group="schema", name="generation", node=generation.GenerationConf)
-    for name, node in _BY_GROUP["finetune"].items():
-        store.store(group="schema/finetune", name=name, node=node)
-    for name, node in _BY_GROUP["training"].items():
-        store.store(group="schema/training", name=name, node=node)
-    for name, node in _BY_GROUP["step"].items():
-        store.store(group="schema/step", name=name, node=node)
+    share_store()
+    for path, target in SCHEMAS.items():
+        *groups, name = path.split("/")
+        place = ConfigStore.instance().repo
+        for group in groups:
+            place = place.setdefault(group, {})
+        node: Any = _Schema(target)
+        place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
 
 
-_BY_GROUP: dict[str, dict[str, type]] = {
-    "finetune": {"full": finetune.FullConf, "freeze": finetune.FreezeConf, "lora": finetune.LoraConf},
-    "training": {"sft": training.SftConf},
-    "step": {
-        "train": step.TrainConf,
-        "evaluate": step.EvaluateConf,
-        "predict": step.PredictConf,
-        "export": step.ExportConf,
-        "chat": step.ChatConf,
-        "preview": step.PreviewConf,
-    },
-}
+class _Schema:
+    """Stands for a schema's node until the store hands it out, which it does by copying it deeply (hydra.core.config_store, 1.3.8)."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
+        module, _, name = self._target.rpartition(".")
+        node: DictConfig = OmegaConf.structured(getattr(importlib.import_module(module), name))
+        return node
