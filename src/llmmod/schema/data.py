@@ -31,10 +31,10 @@ class ColumnsConf:
 class DatasetConf:
     """`dataset.*`."""
 
-    _target_: str = "llmmod.data.load.load_examples"
+    _target_: str = "llmmod.data.load.load_splits"
     name: str = MISSING  # the option's name, used in reports
     path: str | None = None  # a file, a directory, a hub id, or a builder's name (json, csv, …) with data_files
-    data_files: Any = None  # a path, a glob, or a list of them; `pkg://llmmod/data/x.json` for one that travels with the package
+    data_files: Any = None  # a path, a glob, or a list of them; `pkg://llmmod.demo/x.jsonl` for one that travels with the package
     subset: str | None = None  # a hub dataset's configuration name
     split: str = "train"  # a split, slices such as train[:10%] too
     format: Any = "auto"  # alpaca, sharegpt, messages, text, preference, kto, prompt, auto, or {_target_: my.function}
@@ -50,6 +50,7 @@ class DatasetConf:
     max_samples: int | None = None  # rows taken from the start; None: all
     val_size: float = 0.0  # held out: a fraction below 1, a number of examples from 1 on
     val_files: Any = None  # held-out examples from files of their own, instead of val_size
+    val_split: str | None = None  # held-out examples from a split of their own (hub, saved to disk, a directory), instead of val_size
     seed: int | None = None  # of the validation split; None: the run's seed
     num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
     mix: dict[str, Any] = field(default_factory=dict)  # name -> a dataset of its own with its weight
