@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM during training: the step under way is finished, a checkpoint is written, then the run ends as it would have.
 
-A second signal ends it at once. `training.resume_from_checkpoint` goes on from there, to the same bits as without the interruption:
-training therefore stops where a checkpoint of its own would stand, after the step's evaluation has drawn its random number.
+A second signal ends it at once. `training.resume_from_checkpoint` goes on from there, to the same bits as without the interruption.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+_OF_TRAINING = ("train_loss", "train_runtime", "train_steps_per_second")
 # How fast an evaluation was says more about the machine than about the model.
 _TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 
@@ -21,7 +22,7 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
     """
     history = trainer.state.log_history
     last: dict[str, Any] = next((entry for entry in reversed(history) if "train_loss" in entry), {})
-    metrics: dict[str, float] = {name: float(last[name]) for name in ("train_loss", "train_runtime", "train_steps_per_second") if name in last}
+    metrics: dict[str, float] = {name: float(last[name]) for name in _OF_TRAINING if name in last}
     if tokens_per_second is not None:
         metrics["train_tokens_per_second"] = tokens_per_second
     if trainer.eval_dataset is None:

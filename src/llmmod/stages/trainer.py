@@ -1,7 +1,7 @@
 """What our trainers share, whatever they train: put before the library's class, `class SftTrainer(StageTrainer, trl.SFTTrainer)`.
 
-Each step's loss and gradient are looked at before they are applied; a checkpoint holds what is needed to go on and to load the model,
-and nothing else; nobody is told about the run.
+Each step's loss and gradient are looked at before they are applied; evaluating changes nothing about training; a checkpoint holds what is
+needed to go on and to load the model, and nothing else; nobody is told about the run.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             raise not_finite("the gradient's norm", float(norm), step=self.state.global_step + 1, args=self.args)
         return norm
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics of an evaluation, which leaves the random numbers of training as they were.
+
+        The data loader draws one (torch 2.13, `_BaseDataLoaderIter`), so that how often is evaluated would change what dropout drops; and
+        a run resumed from a checkpoint written just before an evaluation would not give the bits of the uninterrupted one.
+        """
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,0 +1,150 @@
+"""Train what the configuration names, and leave the model in memory for the steps that follow, and on the disk.
+
+The order matters: what can be wrong with a path, the data or the arguments is found before the model is loaded, and the seed is set
+before an adapter draws its first weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, set_seed
+
+from llmmod.instantiate import locate
+from llmmod.models.generation import generation_config
+from llmmod.protocols import LoadedModel, StepReport
+from llmmod.ranks import world_size
+from llmmod.schema.step import TrainConf
+from llmmod.stages.arguments import training_arguments
+from llmmod.stages.build import needs_max_steps, trainer_from
+from llmmod.stages.curve import loss_curve
+from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
+from llmmod.stages.measures import measured
+from llmmod.stages.progress import TrainingProgress
+from llmmod.stages.resume import checkpoints, find_checkpoint
+
+log = logging.getLogger("llmmod.train")
+_CURVE = "training_loss.png"
+
+
+class Train:
+    """The step `train`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of the directory in the run's.
+    """
+
+    def __init__(self, conf: TrainConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Train, save, and set `session.current`.
+
+        Raises:
+            ConfigError: an argument, a path or the data is wrong.
+            RunError: the loss became NaN.
+        """
+        conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
+        checkpoint = find_checkpoint(conf.resume_from_checkpoint, train_dir=directory)
+        splits = session.splits(self.name)
+        needs_max_steps(conf, splits.train)
+        args = training_arguments(
+            conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
+        )
+        args.eval_on_start &= checkpoint is None  # the checkpoint's log has it
+        model = self._model(session, seed=args.seed)
+        use_cache = model.config.use_cache
+        progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
+        trainer = trainer_from(
+            conf,
+            model=model,
+            args=args,
+            train=splits.train,
+            evaluation=splits.eval,
+            tokenizer=_with_template(session, self.name),
+            callbacks=[progress, stop],
+        )
+        with loss_curve(lambda: trainer.state, directory / _CURVE):
+            _train(trainer, checkpoint, stop, progress)
+        model.config.use_cache = use_cache  # the trainer turned it off, and a saved model would answer slowly ever after
+        trainer.save_model(str(directory))
+        trainer.save_state()
+        metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
+        _release(trainer)
+        kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
+        session.current = LoadedModel(trainer.model, kind=kind, trained=True, path=directory)
+        session.put("trainer", trainer)
+        return self._report(metrics, kind, directory)
+
+    def _model(self, session: Any, *, seed: int) -> Any:
+        """The base model with what is to be trained added or set free. The session lets go of it: it is no base model any more."""
+        base, finetune = session.base_model(self.name), session.conf(self.name, "finetune")
+        tokenizer, stop_ids = session.tokenizer(self.name), session.render(self.name).stop_ids
+        # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; and this one stops in time.
+        base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
+        set_seed(seed)
+        model = locate(finetune._target_)(base, finetune)
+        session.forget_model()
+        return model
+
+    def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
+        artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}
+        summary = [_losses(self.name, metrics)]
+        if (directory / _CURVE).is_file():
+            artifacts["training_loss"] = f"{self.name}/{_CURVE}"
+            summary.append(f"{self.name}: the loss curve is {directory / _CURVE}")
+        return StepReport(metrics, artifacts, summary)
+
+
+def _with_template(session: Any, name: str) -> Any:
+    """The tokenizer as it is saved: with a chat template that writes what training wrote. The session's own stays as it is."""
+    tokenizer = copy.deepcopy(session.tokenizer(name))
+    tokenizer.chat_template = session.render(name).chat_template()
+    return tokenizer
+
+
+def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress) -> None:
+    """Train to the end, or to the end of the step in which a signal comes; what handled signals before then gets it."""
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+    try:
+        with stop:
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            except StoppedBetweenSteps:
+                progress.close()
+            if stop.caught is not None:
+                _keep(trainer)
+    finally:
+        progress.close()
+
+
+def _keep(trainer: Any) -> None:
+    """Write a checkpoint of an interrupted training, unless there is one of this very step."""
+    directory = Path(trainer.args.output_dir)
+    wanted = directory / f"checkpoint-{trainer.state.global_step}"
+    if trainer.state.global_step and wanted not in checkpoints(directory):
+        trainer._save_checkpoint(trainer.model, trial=None)
+    if kept := checkpoints(directory):
+        log.warning("interrupted; training.resume_from_checkpoint=%s goes on from here", kept[-1])
+
+
+def _release(trainer: Any) -> None:
+    """Let go of what only training needs: gradients, the optimizer's state, the schedule."""
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.model.eval()
+    for holder in (trainer, trainer.callback_handler):
+        holder.optimizer = holder.lr_scheduler = None
+    trainer.accelerator.free_memory()
+
+
+def _losses(name: str, metrics: dict[str, float]) -> str:
+    text = f"{name}: training loss {metrics['train_loss']:.4f}"
+    if "eval_loss" in metrics:
+        before = f"{metrics['eval_loss_before']:.4f} before, " if "eval_loss_before" in metrics else ""
+        text += f"; loss on held-out examples {before}{metrics['eval_loss']:.4f} after"
+    return text

@@ -1,0 +1,231 @@
+"""The train step on the toy task: what it learns, leaves, and goes on from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, TrainerCallback
+
+from llmmod.errors import ConfigError, RunError
+from llmmod.schema.step import TrainConf
+from llmmod.steps.train import Train
+
+
+@pytest.fixture
+def session(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, lora_conf, toy_session):
+    """A session for the toy task; a fresh copy of the same model each time."""
+
+    def make(run="run", *, finetune=None, splits=None, smoke=False, **changes):
+        return toy_session(
+            tmp_path / run,
+            model=copy.deepcopy(tiny_llama),
+            tokenizer=tiny_tokenizer,
+            splits=splits or toy_splits,
+            training=sft_conf(**changes),
+            finetune=finetune or lora_conf(),
+            smoke=smoke,
+        )
+
+    return make
+
+
+def train(session):
+    return Train(TrainConf(), "train").run(session)
+
+
+ADAPTER = "train/adapter_model.safetensors"
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_it_learns_and_held_out_questions_too(session):
+    made = session(num_train_epochs=12.0, lr_scheduler_type="cosine")
+    report = train(made)
+    losses = [entry["loss"] for entry in made.get("trainer").state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    assert report.metrics["eval_loss"] < 0.8 * report.metrics["eval_loss_before"]
+
+
+def test_what_it_reports(session):
+    made = session()
+    report = train(made)
+    measured = {"train_loss", "train_runtime", "train_steps_per_second", "train_tokens_per_second"}
+    held_out = {"eval_loss", "eval_loss_before", "eval_perplexity", "eval_token_accuracy"}
+    assert set(report.metrics) == measured | held_out
+    assert all(isinstance(value, float) for value in report.metrics.values())
+    assert report.artifacts == {"adapter": "train", "trainer_state": "train/trainer_state.json", "training_loss": "train/training_loss.png"}
+    before, after = report.metrics["eval_loss_before"], report.metrics["eval_loss"]
+    assert f"loss on held-out examples {before:.4f} before, {after:.4f} after" in report.summary[0]
+    assert str(made.run_dir / "train" / "training_loss.png") in report.summary[1]
+
+
+def test_what_it_leaves_on_the_disk(session, tiny_tokenizer):
+    made = session(save_strategy="epoch", save_total_limit=1)
+    train(made)
+    directory = made.run_dir / "train"
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in directory.iterdir()} == adapter | {
+        "chat_template.jinja",
+        "checkpoint-10",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+        "training_loss.png",
+    }
+    assert json.loads((directory / "trainer_state.json").read_text())["global_step"] == 10
+    assert AutoTokenizer.from_pretrained(directory).chat_template == made.render("train").chat_template()
+    assert tiny_tokenizer.chat_template is None  # the session's own is left alone
+
+
+def test_what_it_leaves_in_memory(session):
+    made = session()
+    train(made)
+    current, trainer = made.current, made.get("trainer")
+    assert (current.kind, current.trained, current.path) == ("adapter", True, made.run_dir / "train")
+    assert current.model is trainer.model
+    assert not current.model.training
+    assert all(p.grad is None for p in current.model.parameters())
+    assert trainer.optimizer is None
+    assert current.model.config.use_cache is True
+    assert made.forgot  # what was the base model has an adapter in it now
+
+
+def test_evaluating_changes_nothing_about_training(session, lora_conf):
+    train(session("often", finetune=lora_conf(lora_dropout=0.2), eval_strategy="steps", eval_steps=1.0))
+    train(session("never", finetune=lora_conf(lora_dropout=0.2), eval_strategy="no", eval_on_start=False))
+    assert digest(session("often").run_dir / ADAPTER) == digest(session("never").run_dir / ADAPTER)
+
+
+def test_without_held_out_examples(session, toy_splits):
+    splits = copy.copy(toy_splits)
+    splits.eval, splits.eval_conversations = None, []
+    report = train(session(splits=splits))
+    assert not any(name.startswith("eval_") for name in report.metrics)
+    assert "held-out" not in report.summary[0]
+
+
+def test_smoke_takes_two_steps(session):
+    made = session(smoke=True, save_strategy="epoch", num_train_epochs=50.0)
+    train(made)
+    assert made.get("trainer").state.global_step == 2
+    assert (made.run_dir / "train" / "checkpoint-2").is_dir()
+
+
+def test_the_same_seed_gives_the_same_bits(session, lora_conf):
+    for run in ("one", "two"):
+        torch.rand(3)  # what was drawn before plays no part
+        train(session(run, finetune=lora_conf(lora_dropout=0.1)))
+    assert digest(session("one").run_dir / ADAPTER) == digest(session("two").run_dir / ADAPTER)
+
+
+def test_another_seed_gives_others(session):
+    train(session("one"))
+    train(session("two", seed=5))
+    assert digest(session("one").run_dir / ADAPTER) != digest(session("two").run_dir / ADAPTER)
+
+
+# 18 examples, batches of 4, 2 accumulated: 5 batches and 3 optimizer steps an epoch. Step 4 is in the midst of the second, 6 its end.
+RESUMED = {
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 3.0,
+    "save_strategy": "steps",
+    "save_steps": 2.0,
+    "lr_scheduler_type": "cosine",
+}
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["mid-epoch", "between epochs"])
+def test_resume_gives_the_bits_of_the_uninterrupted_run(session, lora_conf, step):
+    whole = session("whole", finetune=lora_conf(lora_dropout=0.2), **RESUMED)
+    report = train(whole)
+    checkpoint = whole.run_dir / "train" / f"checkpoint-{step}"
+    resumed = session("resumed", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=str(checkpoint), **RESUMED)
+    again = train(resumed)
+    assert digest(resumed.run_dir / ADAPTER) == digest(whole.run_dir / ADAPTER)
+    assert again.metrics["eval_loss"] == report.metrics["eval_loss"]
+    assert again.metrics["eval_loss_before"] == report.metrics["eval_loss_before"]
+    last = [json.loads((made.run_dir / "train/trainer_state.json").read_text())["log_history"] for made in (whole, resumed)]
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in last]
+    assert losses[0] == losses[1]
+
+
+class InterruptAt(TrainerCallback):
+    """Ctrl-C in the midst of an optimizer step, once."""
+
+    step: int | None = None
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            InterruptAt.step = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [3, 5], ids=["mid-epoch", "last of an epoch"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(session, lora_conf, monkeypatch, step, capfd):
+    fields = {**RESUMED, "save_strategy": "no"}
+    train(session("whole", finetune=lora_conf(lora_dropout=0.2), **fields))
+    monkeypatch.setattr("llmmod.stages.build.build", with_callback(InterruptAt()))
+    InterruptAt.step = step
+    stopped = session("stopped", finetune=lora_conf(lora_dropout=0.2), **fields)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    directory = stopped.run_dir / "train"
+    assert (directory / f"checkpoint-{step + 1}").is_dir()
+    assert (directory / "training_loss.png").is_file()
+    train(session("stopped", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=True, **fields))
+    assert digest(stopped.run_dir / ADAPTER) == digest(session("whole").run_dir / ADAPTER)
+
+
+def with_callback(callback):
+    from llmmod.instantiate import build
+
+    def building(node, /, **runtime):
+        if "callbacks" in runtime:
+            runtime["callbacks"].append(callback)
+        return build(node, **runtime)
+
+    return building
+
+
+def test_nan_stops_with_the_last_checkpoint_kept(session):
+    made = session(learning_rate=1e30, max_grad_norm=0.0, save_strategy="steps", save_steps=1.0)
+    with pytest.raises(RunError, match=r"at optimizer step \d+.*checkpoint-\d+, is from before"):
+        train(made)
+    kept = sorted((made.run_dir / "train").glob("checkpoint-*"))
+    assert all(torch.isfinite(weight).all() for weight in load_file(kept[-1] / "adapter_model.safetensors").values())
+
+
+def test_streamed_examples_need_a_number_of_steps(session, toy_splits):
+    splits = copy.copy(toy_splits)
+    splits.train = toy_splits.train.to_iterable_dataset()
+    with pytest.raises(ConfigError, match=r"training\.max_steps: a streamed dataset has no known length"):
+        train(session(splits=splits))
+    made = session("long enough", splits=splits, max_steps=3)
+    train(made)
+    assert made.get("trainer").state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume_from_checkpoint": "nowhere"}, "training.resume_from_checkpoint: there is no directory nowhere"),
+        ({"packing": True}, "training.packing: "),
+        ({"report_to": "wandb"}, "wandb"),
+    ],
+    ids=["resume", "packing", "report_to"],
+)
+def test_what_is_wrong_with_the_arguments_is_said_before_the_model_is_loaded(session, monkeypatch, changes, message):
+    made = session(**changes)
+    if "report_to" not in changes:
+        monkeypatch.setattr(made, "base_model", lambda name: pytest.fail("the model was loaded"))
+    with pytest.raises((ConfigError, RuntimeError), match=message):
+        train(made)
