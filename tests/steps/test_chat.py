@@ -83,7 +83,7 @@ def test_it_stops_at_the_renders_stop_word(make_session, tiny_llama, tiny_tokeni
     session.loaded.model.generation_config.eos_token_id = tiny_tokenizer.eos_token_id
     expected = answer(session, ("u", "hello"))
     assert len(tiny_tokenizer.encode(expected)) < 20, "the model must stop by itself for this test to say anything"
-    out, _, report = chat(session, "hello\n")
+    out, _, _ = chat(session, "hello\n")
     assert out == expected + "\n"
     assert "<|im_end|>" not in out
 
@@ -113,7 +113,7 @@ def test_an_answer_never_runs_over_the_context(make_session, tiny_llama, tiny_to
         generation=GenerationConf(do_sample=False, max_new_tokens=1000),
     )
     prompt = encode_prompt(session.render("chat").prompt(Conversation([Message("user", "hello")])), tiny_tokenizer)
-    out, _, report = chat(session, "hello\n")
+    out, _, _ = chat(session, "hello\n")
     assert out == answer(session, ("u", "hello"), tokens=64 - len(prompt)) + "\n"
 
 

@@ -152,9 +152,8 @@ def test_an_error_leaves_the_export_that_was_there(tmp_path):
     directory = tmp_path / "export"
     with written_whole(directory) as partial:
         (partial / "a").write_text("first")
-    with pytest.raises(OSError), written_whole(directory) as partial:  # noqa: PT011  # any will do
-        (partial / "a").write_text("second")
-        raise OSError
+    with pytest.raises(UnicodeEncodeError), written_whole(directory) as partial:
+        (partial / "a").write_text("second \ud800", encoding="utf-8")
     assert [(path.name, path.read_text()) for path in directory.iterdir()] == [("a", "first")]
     with written_whole(directory) as partial:
         (partial / "b").write_text("third")

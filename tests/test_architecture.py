@@ -1,0 +1,122 @@
+"""Design rules as tests: how long a module or function may be, what imports what, what a file may mention."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "llmmod"
+HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "numpy")
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if "generated" not in path.parts)
+# Never import anything heavy; listed as in pyproject.toml's contracts, which see imports inside functions too.
+LIGHT = ["__init__", "__main__", "app", "errors", "instantiate", "paths", "protocols", "ranks", "schema", "pipeline", "render", "data.formats"]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT / "src").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_a_module_says_what_it_is_and_stays_short(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not text.strip(), "no docstring on top"
+    assert len(text.splitlines()) < 300
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions(tree)}
+    assert {name: lines for name, lines in long.items() if lines >= 60} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_what_is_public_is_documented(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    public = [
+        node
+        for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))]
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [node.name for node in public if not ast.get_docstring(node) and not _overrides(node)] == []
+
+
+def _overrides(node):
+    """Marked as the implementation of something that is documented where it is declared, or a property's setter."""
+    return any(ast.unparse(decorator).endswith(("override", "setter", "overload")) for decorator in node.decorator_list)
+
+
+def test_the_median_module_is_under_a_hundred_lines():
+    assert statistics.median(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES) < 100
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_names_that_say_nothing_are_not_used(path):
+    assert not re.search(r"util|helper|manager|misc|common", relative(path))
+
+
+def test_light_modules_import_nothing_heavy():
+    """All of them in one fresh process, so that what one of them pulls in by way of another is seen too."""
+    names = [name for name in map(module_name, MODULES) if any(f"{name}.".startswith(f"llmmod.{light}.") for light in LIGHT)]
+    assert len(names) > 30, "the list of light modules matches nothing"
+    script = f"import sys, importlib\nfor n in {['llmmod', *names]}:\n    importlib.import_module(n)\nprint([h for h in {HEAVY} if h in sys.modules])"
+    environment = {**os.environ, "LLMMOD_ALLOW": ""}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def shipped_files():
+    """Every text file of the repository outside tests/ and what git ignores."""
+    for folder in (".ci", "benchmarks", "conf", "data", "src"):
+        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "egg-info" not in str(path))
+    yield from (path for path in ROOT.iterdir() if path.is_file())
+
+
+def test_no_file_mentions_a_path_of_somebodys_machine():
+    machine = re.compile(rf"(?<![\w.:-])(/(root|work|Users|home/\w+)/|{re.escape(str(Path.home()))}\b)")
+    found = {}
+    for path in shipped_files():
+        if "__pycache__" not in path.parts and path.suffix not in (".model", ".png"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            if hits := [number for number, line in enumerate(lines, start=1) if machine.search(line)]:
+                found[relative(path)] = hits
+    assert found == {}
+
+
+def test_each_option_names_the_command_that_uses_it():
+    options = sorted((ROOT / "conf").rglob("*.yaml"))
+    assert len(options) > 30
+    lines = {relative(path): path.read_text(encoding="utf-8").splitlines() for path in options}
+    first = {path: next(line for line in text if not line.startswith("# @package")) for path, text in lines.items()}
+    assert {path: line for path, line in first.items() if not line.startswith("# llmmod")} == {}
+
+
+def test_composing_every_option_of_every_group_imports_nothing_heavy():
+    groups = {"dataset", "finetune", "generation", "model", "render", "stage"}
+    options = [f"{path.parent.name}={path.stem}" for path in sorted((ROOT / "conf").rglob("*.yaml")) if path.parent.name in groups]
+    assert len(options) > 40
+    script = f"""
+import sys, llmmod
+for option in {options}:
+    llmmod.compose([option])
+    loaded = [heavy for heavy in {HEAVY} if heavy in sys.modules]
+    assert not loaded, (option, loaded)
+print("composed", len({options}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == f"composed {len(options)}", done.stderr
