@@ -58,11 +58,14 @@ class Render(Protocol):
     def stop_ids(self) -> list[int]:
         """Token ids at which generation stops, eos included."""
 
-    def examples(self, conversation: Conversation) -> list[list[Segment]]:
-        """The training examples of a conversation, each a list of segments."""
+    def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
+        """The training examples of a conversation, each a list of segments; the prompt is trained too without `mask_prompt`."""
 
     def prompt(self, conversation: Conversation) -> list[Segment]:
         """Everything up to where the next answer begins."""
+
+    def read_answer(self, text: str) -> str:
+        """The answer in text that was generated after `prompt`."""
 
     def chat_template(self) -> str:
         """A jinja chat template that renders the same."""

@@ -33,10 +33,10 @@ def test_an_empty_system_text_is_a_system_text():
 @pytest.mark.parametrize(
     ("roles", "says"),
     [
-        (["assistant"], "message 1 of a conversation: an answer that follows no question"),
-        (["user", "assistant", "assistant"], "message 3 of a conversation: an answer that follows no question"),
-        (["user", "system"], "message 2 of a conversation: a system message in the midst. Put it first."),
-        (["user", "human"], "message 2 of a conversation: a role 'human'. Known are system, user, assistant, tool."),
+        (["assistant"], "a conversation: message 1 is an answer that follows no question"),
+        (["user", "assistant", "assistant"], "a conversation: message 3 is an answer that follows no question"),
+        (["user", "system"], "a conversation: message 2 is a system message in the midst. Put it first."),
+        (["user", "human"], "a conversation: message 2 has the role 'human'. Known are system, user, assistant, tool."),
     ],
     ids=["answer-first", "two-answers", "late-system", "unknown-role"],
 )

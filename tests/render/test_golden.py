@@ -1,4 +1,7 @@
-"""Every shipped render, written out for a person to read. LLMMOD_WRITE_GOLDEN=1 writes the files anew: read the difference before you commit it."""
+"""Every shipped render, written out for a person to read.
+
+LLMMOD_WRITE_GOLDEN=1 writes the files anew: read the difference before you commit it.
+"""
 
 from __future__ import annotations
 
@@ -58,4 +61,4 @@ def test_the_render_writes_what_a_person_has_read(name, shipped, byte_level, two
 
 
 def test_there_is_a_golden_file_for_each_render_and_no_other():
-    assert RENDERS == sorted(path.stem for path in (HERE / "golden").glob("*.txt"))
+    assert sorted(path.stem for path in (HERE / "golden").glob("*.txt")) == RENDERS

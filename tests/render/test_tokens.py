@@ -4,6 +4,7 @@ import pytest
 
 from llmmod.errors import Problem
 from llmmod.render.tokens import named_tokens, own_beginning, token_id
+from llmmod.schema.data import RenderConf
 
 
 @pytest.mark.parametrize(("name", "token"), [("eos_token", "</s>"), ("bos_token", "<s>"), ("<|im_end|>", "<|im_end|>"), ("<unk>", "<unk>")])
@@ -26,8 +27,8 @@ def test_a_token_that_the_tokenizer_lacks_in_its_place_is_named(byte_level):
 
 
 def test_named_tokens_are_listed_once_and_without_the_tokenizers_own():
-    parts = [{"token": "<a>"}, "text", {"token": "eos_token"}, {"token": "<b>"}, {"token": "<a>"}]
-    assert named_tokens(parts, ["<b>", "<c>"]) == ["<a>", "<b>", "<c>"]
+    parts = {"prefix": [{"token": "<a>"}, "text"], "empty_prefix": [{"token": "<b>"}], "prompt": [{"token": "<a>"}, "{{query}}"]}
+    assert named_tokens(RenderConf(**parts, sep=[{"token": "<c>"}], stop_words=["<b>", "<d>"])) == ["<a>", "<b>", "<c>", "<d>"]
 
 
 def test_the_beginning_token_counts_only_where_the_tokenizer_writes_it(byte_level, slow_baichuan2):

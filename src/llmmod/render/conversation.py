@@ -76,13 +76,13 @@ class Conversation:
                 asked.append(message)
             elif message.role == "assistant":
                 if not asked:
-                    raise _misplaced(number, "an answer that follows no question", "Join two answers in a row, or leave such rows out")
+                    raise _misplaced(number, "is an answer that follows no question", "Join two answers in a row, or leave such rows out")
                 yield _turn(asked, message)
                 asked = []
             elif message.role != "system":
-                raise _misplaced(number, f"a role '{message.role}'", f"Known are {', '.join(ROLES)}")
+                raise _misplaced(number, f"has the role '{message.role}'", f"Known are {', '.join(ROLES)}")
             elif number > 1:
-                raise _misplaced(number, "a system message in the midst", "Put it first")
+                raise _misplaced(number, "is a system message in the midst", "Put it first")
         if asked:
             yield _turn(asked, None)
 
@@ -94,4 +94,4 @@ def _turn(asked: Sequence[Message], answer: Message | None) -> Turn:
 
 
 def _misplaced(number: int, found: str, do: str) -> DataError:
-    return DataError(Problem(f"message {number} of a conversation", found, do=do))
+    return DataError(Problem("a conversation", f"message {number} {found}", do=do))

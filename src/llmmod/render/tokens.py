@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llmmod.errors import Problem, nearest
+from llmmod.schema.data import RenderConf
 
 # Names that stand for whatever the tokenizer has in that place.
 OWN = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
@@ -35,15 +36,11 @@ def token_id(name: str, tokenizer: Any, *, key: str, render: str) -> int | Probl
     )
 
 
-def named_tokens(parts: Iterable[Any], stop_words: Iterable[str] = ()) -> list[str]:
-    """The tokens that a render's parts and stop words name, each once, in order; the tokenizer's own (`eos_token`, …) left out.
-
-    Args:
-        parts: the items of prefix, prompt, response and sep, one after the other: texts and `{token: …}` items.
-        stop_words: tokens that end an answer.
-    """
-    named = [item["token"] for item in parts if isinstance(item, Mapping) and "token" in item]
-    return [name for name in dict.fromkeys([*named, *stop_words]) if name not in OWN]
+def named_tokens(conf: RenderConf) -> list[str]:
+    """The tokens that a render names, each once, in order; the tokenizer's own (`eos_token`, …) left out."""
+    items = [*conf.prefix, *(conf.empty_prefix or ()), *conf.prompt, *conf.response, *conf.sep]
+    named = [item["token"] for item in items if isinstance(item, Mapping) and "token" in item]
+    return [name for name in dict.fromkeys([*named, *conf.stop_words]) if name not in OWN]
 
 
 def own_beginning(tokenizer: Any) -> int | None:
