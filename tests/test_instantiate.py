@@ -13,6 +13,7 @@ import pytest
 from llmmod.errors import ConfigError
 from llmmod.instantiate import arguments, build, locate
 
+
 def names(text):
     return text.split()
 
@@ -132,7 +133,7 @@ def test_a_module_beside_the_user_is_found_once_allowed(beside, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["system", "os.system", "partial", "made", "disguised", "Thing.method", "Thing.mro", "subprocess.Popen", "pathlib.Path", "os", "nothing"],
+    ["system", "os.system", "partial", "made", "disguised", "Thing.method", "Thing.mro", "subprocess.Popen", "pathlib.Path", "os", "gone"],
 )
 def test_what_an_allowed_module_borrows_stays_refused(beside, monkeypatch, name):
     monkeypatch.setenv("LLMMOD_ALLOW", "beside_user")
@@ -208,7 +209,7 @@ class TestBuild:
             ({"_target_": "beside_user.Thing", "a": 1, "bb": 1, "cc": 1}, "has no argument 'bb'.*\n.*has no argument 'cc'"),
             ({"_target_": "beside_user.Thing"}, "beside_user.Thing: missing a required argument: 'a'."),
             ({"a": 1}, "'' is no dotted path"),
-            ({"_target_": "beside_user.Thing", "a": {"_target_": "beside_user.system", "c": "true"}}, "beside_user.system: is really posix"),
+            ({"_target_": "beside_user.Thing", "a": {"_target_": "beside_user.system", "c": "true"}}, "beside_user.system: is really"),
         ],
         ids=["unknown", "two unknown", "missing", "no target", "nested refused"],
     )

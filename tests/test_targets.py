@@ -9,6 +9,7 @@ import pytest
 
 from llmmod.targets import allowed_prefixes, check_prefixes, check_targets, refusal
 
+
 def names(text):
     return text.split()
 
@@ -62,7 +63,7 @@ def test_allowed(path):
 
 @pytest.mark.parametrize(
     "path",
-    ["", None, 3, ["torch.nn.Linear"], "torch", "torch.", ".torch", "torch..nn", "torch.nn.Linear()", "torch.nn.ｌinear", "${x}.y", "a b.c"],
+    ["", None, 3, ["torch.nn.Linear"], "torch", "torch.", ".torch", "torch..nn", "torch.nn.Linear()", "torch.nn.ｌin", "${x}.y", "a b.c"],
 )
 def test_what_is_no_dotted_path_is_refused(path):
     assert refusal(path)
