@@ -53,7 +53,7 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing a traceback and exiting with 1
     try:
-        hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(_restoring(task, full))()
+        hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         from llmmod.schema.compose import compose_config
 
@@ -66,23 +66,12 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_FAILED
-    return 0
-
-
-def _restoring(task: Callable[..., None], full: str | None) -> Callable[..., None]:
-    """The task with `HYDRA_FULL_ERROR` as the user had it."""
-
-    def run(config: object) -> None:
+    finally:
         if full is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+            os.environ.pop("HYDRA_FULL_ERROR")
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
-        try:
-            task(config)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    return run
+    return 0
 
 
 def _check(args: Namespace) -> None:

@@ -71,7 +71,7 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
     except (Interrupted, KeyboardInterrupt) as error:
         outcome.status, outcome.error = "interrupted", error
     except Exception as error:
-        log.debug("%s", traceback.format_exc())
+        _log_traceback(run_dir)
         outcome.status, outcome.error = "failed", _explained(error, record.running or "run")
     with suppress(OSError):
         record.close(outcome.status, None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__)
@@ -106,6 +106,12 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
             done = step.run(session)
             report.metrics, report.artifacts, report.summary = done.metrics, done.artifacts, done.summary
         outcome.summary += report.summary
+
+
+def _log_traceback(run_dir: Path) -> None:
+    """Append the traceback to run.log, where it is no noise for the terminal."""
+    with suppress(OSError), (run_dir / "run.log").open("a", encoding="utf-8") as file:
+        file.write(traceback.format_exc())
 
 
 def _explained(error: Exception, where: str) -> Exception:
