@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "llmmod"
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "numpy")
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if "generated" not in path.parts)
 # Never import anything heavy; listed as in pyproject.toml's contracts, which see imports inside functions too.
-LIGHT = "__main__ app data.formats errors instantiate paths pipeline protocols ranks render schema targets".split()
+LIGHT = ["app", "data.formats", "errors", "instantiate", "paths", "pipeline", "protocols", "ranks", "render", "schema", "targets"]
 
 
 def relative(path):
