@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.ranks import started
-from llmmod.schema.fast_hydra import share_store
+from llmmod.schema.fast_hydra import patch_hydra
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
@@ -37,23 +37,31 @@ SCHEMAS: dict[str, str] = {
 def register_schemas() -> None:
     """Store each schema; a second call changes nothing."""
     OmegaConf.register_new_resolver("started", started, replace=True)
-    share_store()
-    for path, target in SCHEMAS.items():
+    patch_hydra()
+    for path in SCHEMAS:
         *groups, name = path.split("/")
         place = ConfigStore.instance().repo
         for group in groups:
             place = place.setdefault(group, {})
-        node: Any = _Schema(target)
+        node: Any = _Schema(path)
         place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
+
+
+def schema_class(path: str) -> type | None:
+    """The dataclass stored under a path such as `schema/finetune/lora`; None where llmmod has none there."""
+    if path not in SCHEMAS:
+        return None
+    module, _, name = SCHEMAS[path].rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 class _Schema:
     """Stands for a schema's node until the store hands it out, which it does by copying it deeply (hydra.core.config_store, 1.3.8)."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
-        module, _, name = self._target.rpartition(".")
-        node: DictConfig = OmegaConf.structured(getattr(importlib.import_module(module), name))
+        node: DictConfig = OmegaConf.structured(schema_class(self._path))
         return node
