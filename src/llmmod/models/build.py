@@ -50,7 +50,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
         _set_context(model.config, conf.model_max_length)
     if conf.gradient_checkpointing:
         # The reentrant kind needs inputs that take gradients, which frozen embeddings don't give.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if conf.print_structure:
         print(model)
     return model

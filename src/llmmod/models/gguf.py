@@ -91,25 +91,42 @@ def patched_reader() -> Iterator[None]:
     weights, and builds the table of tensor names once for each module of the model. It has a quick reader of its own, which takes over
     architecture by architecture; this may go when llama is among them (`GGUF_CONFIG_ARCHS`).
     """
+    if gguf.GGUFReader is not _READER:  # patched already, further out
+        yield
+        return
     reader, names = functools.lru_cache(1)(_QuickReader), functools.lru_cache(4)(gguf.get_tensor_name_map)
     with mock.patch.object(gguf, "GGUFReader", reader), mock.patch.object(gguf, "get_tensor_name_map", names):
         yield
 
 
-class _QuickReader(gguf.GGUFReader):  # type: ignore[misc]
-    """gguf's reader, with the same result, but arrays of strings are walked without a memory map's overhead."""
+_READER = gguf.GGUFReader
+
+
+class _QuickReader(_READER):  # type: ignore[misc,valid-type]
+    """gguf's reader, with the same result, but arrays are walked without a memory map's overhead and without a call an element."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
-        array, string = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING
-        if raw_type != array or self._get(orig_offs, np.uint32)[0] != string:
+        array, data, start = gguf.GGUFValueType.ARRAY, np.asarray(self.data), orig_offs + 12
+        kind, count = struct.unpack("<IQ", data[orig_offs:start].tobytes()) if raw_type == array else (array, 0)
+        if kind == array:  # no array, or one of arrays
             size, parts, places, types = super()._get_field_parts(orig_offs, raw_type)
             return size, parts, places, types
-        data: Any = np.asarray(self.data)
-        (count,) = struct.unpack_from("<Q", data, orig_offs + 4)
-        start = orig_offs + 12
-        parts, offset = [data[orig_offs : orig_offs + 4], data[orig_offs + 4 : start]], start
-        for _ in range(count):
-            (length,) = struct.unpack_from("<Q", data, offset)
-            parts.append(data[offset + 8 : offset + 8 + length])
-            offset += 8 + length
-        return offset - orig_offs, parts, list(range(2, len(parts))), [array, string]
+        head = [data[orig_offs : orig_offs + 4].view(np.uint32), data[orig_offs + 4 : start].view(np.uint64)]
+        elements, size = _strings(data, start, count) if kind == gguf.GGUFValueType.STRING else self._scalars(data, start, count, kind)
+        places = list(range(3, 2 + len(elements), 2)) if kind == gguf.GGUFValueType.STRING else list(range(2, 2 + count))
+        return 12 + size, head + elements, places, [array, gguf.GGUFValueType(kind)] if count else [array]
+
+    def _scalars(self, data: Any, start: int, count: int, kind: int) -> tuple[list[Any], int]:
+        dtype = np.dtype(self.gguf_scalar_to_np[gguf.GGUFValueType(kind)])
+        values = data[start : start + count * dtype.itemsize].view(dtype)
+        return list(values.reshape(-1, 1)), values.nbytes
+
+
+def _strings(data: Any, start: int, count: int) -> tuple[list[Any], int]:
+    """Length and bytes of each string of an array, as views, and how many bytes all take."""
+    parts, offset = [], start
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", data, offset)
+        parts += [data[offset : offset + 8].view(np.uint64), data[offset + 8 : offset + 8 + length]]
+        offset += 8 + length
+    return parts, offset - start

@@ -47,14 +47,14 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
-    config = arguments.pop("config", None)
-    if config is None:
-        config = load_config(checkpoint, {}, **{name: arguments[name] for name in WHERE if name in arguments})
-    fields = [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]
-    for name in fields:
-        setattr(config, name, arguments.pop(name))
-    with explained(checkpoint, arguments):
-        model, info = _from_pretrained(checkpoint, config=config, **arguments | {"output_loading_info": True})
+    with _gguf_reader(checkpoint):
+        config = arguments.pop("config", None)
+        if config is None:
+            config = load_config(checkpoint, {}, **{name: arguments[name] for name in WHERE if name in arguments})
+        for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
+            setattr(config, name, arguments.pop(name))
+        with explained(checkpoint, arguments):
+            model, info = _from_pretrained(checkpoint, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
     model.config._name_or_path = pretrained_model_name_or_path
     return (model, info) if arguments.get("output_loading_info") else model
@@ -77,7 +77,8 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) ->
     with explained(checkpoint, where), _gguf_reader(checkpoint):
         raw, _ = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))
         check_layout(raw, path=checkpoint.path, trust_remote_code=bool(where.get("trust_remote_code")))
-        config = AutoConfig.from_pretrained(checkpoint.path, **source, **where)
+        # A GGUF file is read again by AutoConfig.from_pretrained: a second of CPU.
+        config = AutoConfig.for_model(**raw) if source else AutoConfig.from_pretrained(checkpoint.path, **where)
         unknown = [name for name in fields if not _is_field(config, name)]
         if unknown:
             known = [name for name in config.to_dict() if not name.startswith("_")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -40,3 +41,20 @@ def _compute_dtype(chosen: Dtype) -> str:
     if chosen is not Dtype.auto:
         return str(chosen.value)
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+def unpacked_weight(module: Any) -> torch.Tensor:
+    """A layer's weight in the type it had before it was quantized (8 bit: float32), or the weight itself where it isn't quantized.
+
+    peft's function of the same purpose moves an 8-bit layer on the CPU out of its place, which can't be used afterwards (0.21.2).
+    """
+    weight: Any = module.weight
+    kind = type(weight).__name__
+    if kind not in ("Params4bit", "Int8Params"):
+        return weight  # type: ignore[no-any-return]
+    from bitsandbytes import functional
+
+    if kind == "Params4bit":
+        return functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+    scales = module.state.SCB if module.state.SCB is not None else weight.SCB  # the first forward moves them
+    return functional.int8_vectorwise_dequant(weight.data, scales)  # type: ignore[no-any-return]

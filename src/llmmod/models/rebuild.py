@@ -22,17 +22,23 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
         model: a PreTrainedModel, which gives class, configuration and generation settings; left as it is.
         state: parameter name -> tensor; None: the model's own.
         arguments: more of from_pretrained's, e.g. `quantization_config`, `device_map`.
+
+    Raises:
+        ValueError: `state` leaves parameters without a value.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with quiet_bars():
-        new = type(model).from_pretrained(
+        new, info = type(model).from_pretrained(
             None,
             config=config,
             state_dict=dict(model.state_dict() if state is None else state),
+            output_loading_info=True,
             **{"dtype": model.dtype, "attn_implementation": config._attn_implementation} | arguments,
         )
+    if info["missing_keys"]:
+        raise ValueError(f"no value for {sorted(info['missing_keys'])}")
     new.config._name_or_path = model.config._name_or_path
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)

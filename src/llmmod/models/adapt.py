@@ -1,0 +1,128 @@
+"""What of a model is trained: `finetune`'s ways, each a function of model and configuration that gives a model ready to train."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import peft
+from peft import prepare_model_for_kbit_training
+from torch import nn
+
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.models.adapters import attached, with_chain
+from llmmod.models.count import count_parameters
+from llmmod.models.freeze import freeze_layers
+from llmmod.models.lora_config import lora_config
+from llmmod.models.upcast import upcast_norms
+from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"
+
+
+def train_all(model: Any, conf: FullConf) -> Any:
+    """The model with every weight trained.
+
+    Raises:
+        ConfigError: its weights are quantized.
+    """
+    _refuse_quantized(model, "full")
+    model = with_chain(model, conf.adapters).requires_grad_(True)
+    return _ready(model, conf)
+
+
+def train_some_layers(model: Any, conf: FreezeConf) -> Any:
+    """The model with some of its layers trained, all of each or only modules within, and the rest frozen.
+
+    Raises:
+        ConfigError: names that the model doesn't have, or nothing left to train.
+    """
+    _refuse_quantized(model, "freeze")
+    model = with_chain(model, conf.adapters)
+    freeze_layers(model, conf.num_layers_trainable, modules=conf.name_module_trainable, extra=conf.extra_trainable)
+    return _ready(model, conf)
+
+
+def add_lora(model: Any, conf: LoraConf) -> Any:
+    """The model frozen, with low-rank adapters beside its linear layers (Hu et al. 2021).
+
+    The adapters are in float32, whatever the weights are in. `conf.adapters` are merged first; with `conf.resume_adapter` all but the
+    last, which goes on training as it is.
+
+    Returns:
+        A peft.PeftModel.
+
+    Raises:
+        ConfigError: target modules that the model doesn't have, or adapters that don't fit it.
+    """
+    if _is_quantized(model):
+        # Norms and embeddings in float32, as the QLoRA paper's own code has it.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # where it's wanted, it's on already
+    if conf.resume_adapter and not conf.adapters:
+        raise ConfigError(Problem("finetune.resume_adapter", "there is no adapter to go on with", do="Name it in finetune.adapters"))
+    resumed = conf.adapters[-1] if conf.resume_adapter and conf.adapters else None
+    model = with_chain(model, conf.adapters[:-1] if resumed else conf.adapters)
+    if resumed is not None:
+        adapted = attached(model, resumed, trainable=True)
+    else:
+        _check_targets(model, conf.target_modules)
+        adapted = peft.get_peft_model(model, lora_config(conf))
+    if model.is_activation_checkpointing:
+        # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
+        adapted.enable_input_require_grads()
+    return _ready(adapted, conf)
+
+
+def with_adapters(model: Any, conf: FinetuneConf) -> Any:
+    """A model as it is used rather than trained: the adapters of its configuration merged in order, the last one kept apart.
+
+    Returns:
+        A PeftModel in evaluation mode, or the model itself where there are no adapters.
+
+    Raises:
+        ConfigError: as `add_lora`.
+    """
+    if not conf.adapters:
+        return model
+    return attached(with_chain(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
+
+
+def _ready(model: Any, conf: FinetuneConf) -> Any:
+    if conf.upcast_layernorm:
+        upcast_norms(model)
+    count = count_parameters(model)
+    if count.trained == 0:
+        raise ConfigError(Problem("finetune", "nothing of the model would be trained"))
+    log.info("%s", count)
+    return model
+
+
+def _is_quantized(model: Any) -> bool:
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def _refuse_quantized(model: Any, name: str) -> None:
+    if _is_quantized(model):
+        do = "Use finetune=qlora, or model.quantization.bits=null"
+        raise ConfigError(Problem("model.quantization.bits", f"quantized weights can't be trained by finetune={name}", do=do))
+
+
+def _check_targets(model: Any, targets: Any) -> None:
+    """Refuse names that match no linear layer, as peft does only where none of several matches. A regular expression is peft's affair."""
+    if not isinstance(targets, (list, tuple, set)):
+        if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
+            _check_targets(model, [targets])
+        return
+    names = [name for name, module in model.named_modules() if next(module.children(), None) is None and hasattr(module, "weight")]
+    unknown = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if unknown:
+        linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        raise ConfigError(_no_target(target, model, linear) for target in unknown)
+
+
+def _no_target(target: str, model: Any, linear: list[str]) -> Problem:
+    near = did_you_mean(target, linear)
+    allowed = near if near.startswith("Allowed") else f"{near} Linear layers: {', '.join(linear)}"
+    return Problem("finetune.target_modules", f"{type(model).__name__} has no module '{target}'", allowed, f"Or take all: {ALL_LINEAR}")

@@ -1,0 +1,91 @@
+"""Adapters from disk: `finetune.adapters`, a chain that is merged in order, the last of it kept apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.paths import resolve_path
+
+log = logging.getLogger(__name__)
+
+_KEY = "finetune.adapters"
+
+
+def with_chain(model: Any, adapters: Sequence[str]) -> Any:
+    """A model with every adapter of a chain merged into it, in order. The model is changed in place.
+
+    Args:
+        model: a PreTrainedModel. Into quantized weights peft merges too, and rounds them anew.
+        adapters: directories that hold an adapter_config.json, or hub ids.
+
+    Returns:
+        A PreTrainedModel.
+
+    Raises:
+        ConfigError: an adapter isn't there, or was trained on another base.
+    """
+    for number, path in enumerate(adapters):
+        model = attached(model, path, key=f"{_KEY}[{number}]").merge_and_unload()
+    return model
+
+
+def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY) -> Any:
+    """A model with an adapter beside its weights.
+
+    Args:
+        model: a PreTrainedModel.
+        path: the adapter's directory, or a hub id.
+        trainable: whether the adapter goes on training; its base is frozen either way.
+        key: the configuration key it was typed for.
+
+    Returns:
+        A PeftModel.
+
+    Raises:
+        ConfigError: there is no adapter, or it was trained on another base.
+    """
+    config, state = _read(path, key)
+    config.inference_mode = not trainable
+    _warn_of_other_base(config, model, path)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False  # its values come from the file; PiSSA and its like would take theirs out of the base
+    try:
+        adapted = PeftModel(model, config)
+        result = set_peft_model_state_dict(adapted, state)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
+    missing = [name for name in result.missing_keys if ".default" in name]
+    if missing or result.unexpected_keys:
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        raise ConfigError(_misfit(path, model, odd, key))
+    return adapted.train(trainable)
+
+
+def _read(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    located = resolve_path(path, key=key)
+    if isinstance(located, Path) and not (located / "adapter_config.json").is_file():
+        what = "a model, not an adapter" if (located / "config.json").is_file() else "no adapter: it has no adapter_config.json"
+        raise ConfigError(Problem(key, f"'{path}' is {what}"))
+    try:
+        return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {' '.join(str(error).split())[:200]}")) from error
+
+
+def _warn_of_other_base(config: Any, model: Any, path: str) -> None:
+    """Shapes tell one architecture from another, but not two models of the same one, and names change when directories move."""
+    trained_on, here = config.base_model_name_or_path, model.config._name_or_path
+    if trained_on and here and trained_on != here:
+        log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
+
+
+def _misfit(path: str, model: Any, reason: str, key: str) -> Problem:
+    found = f"the adapter '{path}' doesn't fit {type(model).__name__} '{model.config._name_or_path}': {reason[:200]}"
+    return Problem(key, found, do="Give the model that it was trained on")

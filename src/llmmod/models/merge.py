@@ -1,0 +1,68 @@
+"""Adapters merged into full-precision weights: what `export` writes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from llmmod.models.quantize import unpacked_weight
+from llmmod.models.rebuild import rebuilt
+
+
+def merged(model: Any) -> Any:
+    """A plain model on the CPU that computes what a model and its adapters compute together.
+
+    The original stays as it is and usable; weights that no adapter changes are shared with it where it is on the CPU and not quantized.
+    From 4 or 8 bit the weights are unpacked first and the adapters merged into those: what the quantized model computes with, less
+    8 bit's rounding of activations.
+
+    Args:
+        model: a PeftModel, or a PreTrainedModel without adapters.
+
+    Returns:
+        A PreTrainedModel with nothing of peft or bitsandbytes in it; it is written by `save_pretrained`, and in its config's dtype.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = rebuilt(base, _plain_state(base), dtype=_dtype(base))
+    if not isinstance(model, PeftModel):
+        return plain.eval()
+    name = model.active_adapter
+    adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=False)
+    # Neither embeddings nor a hub are asked for: what the adapter holds is all that is copied.
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
+    return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+def _plain_state(base: Any) -> dict[str, torch.Tensor]:
+    """Parameter name -> tensor of the model under the adapters, on the CPU, quantized weights unpacked."""
+    with torch.device("meta"):
+        names = type(base)(base.config).state_dict().keys()
+    state = {}
+    for module_name, module in base.named_modules():
+        # peft keeps a layer it wraps under one of these names.
+        plain_name = module_name.replace(".base_layer", "").replace(".original_module", "")
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        for name, tensor in own.items():
+            full_name = f"{plain_name}.{name}".lstrip(".")
+            if full_name in names:
+                value = unpacked_weight(module) if name == "weight" else tensor
+                state[full_name] = value.detach().to("cpu", _dtype(base))
+    return state
+
+
+def _dtype(base: Any) -> torch.dtype:
+    dtype = base.config.dtype
+    chosen: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"))
+    return chosen
+
+
+def _mergeable(config: Any) -> Any:
+    """An adapter's configuration that leaves the base as it is: PiSSA and its like take their first values out of it."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False
+    return config
