@@ -1,0 +1,160 @@
+"""The tokenizer's own chat template as a render: `render=auto`.
+
+Where the template writes an answer in the history otherwise than it wrote it as the last (Qwen3 drops its thoughts), each answer becomes an
+example of its own, whose prompt is what the model would be asked with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.chat_template import ChatTemplate, Span
+from llmmod.render.conversation import Conversation, Message
+from llmmod.render.segment import Segment, segments
+from llmmod.render.special import SpecialTokens
+from llmmod.render.tokens import token_id
+from llmmod.schema.base import TrainOn
+from llmmod.schema.data import RenderConf
+
+_READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
+
+
+class AutoTemplate:
+    """A render by chat template.
+
+    Args:
+        tokenizer: its chat template is used, unless `template` gives another: a jinja text, or a path that ends in .jinja.
+        conf: the fields of RenderConf; those that say how a conversation is written have no place here.
+
+    Raises:
+        ConfigError: no chat template, one that can't be used, or a field that it doesn't read.
+    """
+
+    def __init__(self, *, tokenizer: Any, **conf: Any) -> None:
+        self.conf = RenderConf(**conf)
+        problems = [
+            Problem(f"render.{name}", "isn't read by render=auto, which writes what the chat template says", do="Choose another render")
+            for name, default in asdict(RenderConf()).items()
+            if name not in _READ and getattr(self.conf, name) != default
+        ]
+        stops = [token_id(word, tokenizer, key="render.stop_words", render="auto") for word in self.conf.stop_words]
+        problems += [stop for stop in stops if isinstance(stop, Problem)]
+        if problems:
+            raise ConfigError(problems)
+        self._special = SpecialTokens(tokenizer)
+        self._chat = ChatTemplate(tokenizer, _template_text(tokenizer, self.conf.template), self._special)
+        name = self._chat.frame.terminator
+        self.terminator = None if name is None else self._special.id(name)
+        self.stop_ids: list[int] = list(dict.fromkeys(s for s in (self.terminator, tokenizer.eos_token_id, *stops) if isinstance(s, int)))
+
+    def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
+        """The training examples of a conversation: one, or one an answer without `use_history` or where the template rewrites history.
+
+        Raises:
+            DataError: no answer is trained, or the template refuses the messages.
+            ConfigError: it can't be decided where an answer begins.
+        """
+        messages = self._messages(conversation)
+        trained = [index for index, message in enumerate(messages) if message.role == "assistant" and message.train]
+        if self.conf.train_on == TrainOn.last:
+            last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
+            trained = [index for index in trained if index == last]
+        if not trained:
+            raise DataError(Problem("a conversation", "no answer in it is trained", do="Leave such rows out, or set `train` of an answer"))
+        if self.conf.use_history:
+            return self._with_history(messages, trained, conversation.tools, mask_prompt)
+        alone = (self._alone(messages, index) for index in trained)
+        return [self._of_last_answer(group, conversation.tools, mask_prompt) for group in alone]
+
+    def prompt(self, conversation: Conversation) -> list[Segment]:
+        """Everything up to where the next answer begins; an answer at the end is dropped, and asked for again."""
+        messages = self._messages(conversation)
+        if messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        if not self.conf.use_history:
+            messages = self._alone(messages, len(messages))
+        text, answers = self._chat.write(messages, asks=True, tools=conversation.tools)
+        return self._segments(text, [(span, False) for span in answers or ()], [False] * (len(answers or ()) + 1))
+
+    def read_answer(self, text: str) -> str:
+        """An answer as it was, from text that was generated after `prompt`: without what the template writes around it."""
+        return text.removeprefix(self._chat.frame.before).removesuffix(self._chat.frame.after)
+
+    def chat_template(self) -> str:
+        """The chat template itself."""
+        return self._chat.text
+
+    def _with_history(self, messages: Sequence[Message], trained: Sequence[int], tools: Sequence[Any], mask: bool) -> list[list[Segment]]:
+        ends = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        messages = messages[: ends[-1] + 1]
+        text, answers = self._chat.write(messages, asks=False, tools=tools)
+        if answers is None:
+            return [self._of_last_answer(messages[: index + 1], tools, mask) for index in trained]
+        spans = [(span, index in trained) for span, index in zip(answers, ends, strict=True)]
+        return [self._ended(self._segments(text[: answers[-1][1]], spans, _prompts(messages, mask)), ends[-1] in trained)]
+
+    def _of_last_answer(self, messages: Sequence[Message], tools: Sequence[Any], mask: bool) -> list[Segment]:
+        """An example in which the last answer alone is trained, after the prompt that asks for it."""
+        before, history = self._chat.write(messages[:-1], asks=True, tools=tools)
+        text, span = self._chat.last_answer(messages, tools=tools)
+        spans = [(answer, False) for answer in history or ()] if text.startswith(before) else []
+        prompts = _prompts(messages, mask)
+        return self._ended(self._segments(text, [*spans, (span, True)], [*prompts[: len(spans)], all(prompts[len(spans) :])]), True)
+
+    def _segments(self, text: str, answers: Sequence[tuple[Span, bool]], prompts: Sequence[bool]) -> list[Segment]:
+        """Segments of a text: answers, which are trained or not, and what stands before each, which may be trained too."""
+        found: list[Segment] = []
+        at = 0
+        for ((start, end), trained), before in zip(answers, prompts, strict=False):
+            found += segments(self._special.split(text[at:start]), trained=before)
+            found += segments(self._special.split(text[start:end]), trained=trained)
+            at = end
+        return found + segments(self._special.split(text[at:]), trained=False)
+
+    def _ended(self, example: list[Segment], trained: bool) -> list[Segment]:
+        """An example with its terminator, where the template leaves that to the next turn."""
+        unwritten = self.terminator is not None and not self._chat.frame.is_written
+        return [*example, Segment(token=self.terminator, trained=trained)] if unwritten else example
+
+    def _messages(self, conversation: Conversation) -> list[Message]:
+        system = [Message("system", self.conf.system)] if self.conf.system and conversation.system is None else []
+        return [*system, *conversation.messages]
+
+    def _alone(self, messages: Sequence[Message], answer: int) -> list[Message]:
+        """The messages that an answer needs without history: the system message, what came after the last answer, and itself."""
+        before = max((index for index in range(answer) if messages[index].role == "assistant"), default=-1)
+        return [m for m in messages[: before + 1] if m.role == "system"] + list(messages[before + 1 : answer + 1])
+
+
+def _prompts(messages: Sequence[Message], mask: bool) -> list[bool]:
+    """Whether what stands before each answer is trained: not if prompts are masked, or a message of it must not be."""
+    return [not mask and all(message.train and message.role != "tool" for message in asked) for asked in _asked(messages)]
+
+
+def _asked(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    asked: list[Message] = []
+    for message in messages:
+        if message.role == "assistant":
+            yield asked
+            asked = []
+        else:
+            asked.append(message)
+
+
+def _template_text(tokenizer: Any, given: str | None) -> str:
+    if given is not None and given.endswith(".jinja"):
+        path = Path(given)
+        if not path.is_file():
+            raise ConfigError(Problem("render.template", f"no such file: {given}", do="Give a .jinja file, or the template's text"))
+        return path.read_text(encoding="utf-8")
+    if given is not None:
+        return given
+    if not tokenizer.chat_template:
+        do = "Choose the render that the model was trained with (render=chatml, …), or give one: render.template=my.jinja"
+        raise ConfigError(Problem("render=auto", "this tokenizer has no chat template", do=do))
+    text: str = tokenizer.get_chat_template()
+    return text

@@ -1,0 +1,186 @@
+"""What a tokenizer's chat template makes of messages, and where in it the answers are.
+
+Which part is an answer is found by `{% generation %}`, where the template has it, else by comparing what it makes of the messages up to an
+answer, with what it makes of them with the answer: the first must be the beginning of the second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.conversation import Message
+from llmmod.render.special import SpecialTokens
+
+Span = tuple[int, int]
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "llmmod's probe"  # an answer whose place can be found in any rendering
+
+
+class Written(NamedTuple):
+    """What a template made of messages.
+
+    Args:
+        text: the whole.
+        answers: where each answer and its terminator are; None where the template wrote an answer otherwise than it would as the last.
+    """
+
+    text: str
+    answers: list[Span] | None
+
+
+class Frame(NamedTuple):
+    """What a template writes around an answer.
+
+    Args:
+        before: the text between its prompt and the answer's own text.
+        after: the text between that and the terminator.
+        terminator: the special token that ends an answer; None where there is none.
+        is_written: whether the template writes it after the last answer, or only the next turn's first token ends one (GLM-4).
+    """
+
+    before: str
+    after: str
+    terminator: str | None
+    is_written: bool
+
+
+class ChatTemplate:
+    """A chat template with its tokenizer.
+
+    Args:
+        tokenizer: gives the template its special tokens.
+        template: the jinja text.
+        special: the tokenizer's special tokens.
+
+    Raises:
+        ConfigError: the template can't be used, or doesn't begin an answered conversation with the prompt for the answer.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, special: SpecialTokens) -> None:
+        self._tokenizer, self.text, self._special = tokenizer, template, special
+        self._has_tags = _GENERATION.search(template) is not None
+        try:
+            self.frame = self._probe()
+        except DataError as error:
+            raise ConfigError(Problem("render.template", error.problem.found, do="Choose a render instead: render=chatml, …")) from error
+
+    def write(self, messages: Sequence[Message], *, asks: bool, tools: Sequence[Any] = ()) -> Written:
+        """What the template makes of messages; `asks`: up to where the next answer begins.
+
+        Raises:
+            DataError: the template refuses the messages.
+            ConfigError: it can't be decided where an answer begins.
+        """
+        if self._has_tags:
+            text, spans = self._tagged(messages, asks, tools)
+            return Written(text, spans)
+        text = self._string(messages, asks, tools)
+        answers: list[Span] = []
+        for index, message in enumerate(messages):
+            if message.role == "assistant":
+                upto, span = self.last_answer(messages[: index + 1], tools=tools)
+                if not text.startswith(upto):
+                    return Written(text, None)
+                answers.append((span[0], self._with_terminator(text, span[1])))
+        return Written(text, answers)
+
+    def last_answer(self, messages: Sequence[Message], *, tools: Sequence[Any] = ()) -> tuple[str, Span]:
+        """What the template makes of messages up to the end of the last, an answer, and where in it that answer is."""
+        if self._has_tags:
+            text, spans = self._tagged(messages, False, tools)
+            return text[: spans[-1][1]], spans[-1]
+        text, start = self._continued(messages, tools)
+        end = self._end(text, start)
+        return text[:end], (start, end)
+
+    def _continued(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[str, int]:
+        """What the template makes of messages that end with an answer, and how much of it is the prompt for that answer."""
+        before, after = self._string(messages[:-1], True, tools), self._string(messages, False, tools)
+        if not after.startswith(before):
+            raise ConfigError(_undecided(before, after))
+        return after, len(before)
+
+    def _end(self, text: str, start: int) -> int:
+        """The end of the answer that begins at `start`: behind its terminator, or where the text ends."""
+        found = self._special.first(text, start) if self.frame.is_written else None
+        while found and found[2] != self.frame.terminator:
+            found = self._special.first(text, found[1])
+        return found[1] if found else len(text)
+
+    def _with_terminator(self, text: str, end: int) -> int:
+        """The end of an answer, behind the next turn's first token where that is what ends it."""
+        name = self.frame.terminator or ""
+        return end + len(name) if not self.frame.is_written and name and text.startswith(name, end) else end
+
+    def _probe(self) -> Frame:
+        question, answer = Message("user", "Hello"), Message("assistant", _PROBE)
+        whole = self._string([question, answer], False, ())
+        start = self._tagged([question, answer], False, ())[1][0][0] if self._has_tags else self._continued([question, answer], ())[1]
+        at = whole.find(_PROBE, start)
+        if at < 0:
+            raise DataError(Problem("render.template", "the chat template doesn't write answers as they are"))
+        after = at + len(_PROBE)
+        if found := self._special.first(whole, after):
+            return Frame(whole[start:at], whole[after : found[0]], found[2], True)
+        longer = self._string([question, answer, question], False, ())
+        found = self._special.first(longer, longer.find(_PROBE) + len(_PROBE))
+        follows = found is not None and longer[: found[0]] == whole
+        return Frame(whole[start:at], whole[after:], found[2] if found and follows else None, not follows)
+
+    def _tagged(self, messages: Sequence[Message], asks: bool, tools: Sequence[Any]) -> tuple[str, list[Span]]:
+        """What the template makes of messages, and where its `{% generation %}` blocks are."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, spans = self._guarded(
+            render_jinja_template,
+            conversations=[self._dicts(messages)],
+            tools=list(tools) or None,
+            chat_template=self.text,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=asks,
+            **self._tokenizer.special_tokens_map,
+        )
+        answers = [message for message in messages if message.role == "assistant"]
+        if len(spans[0]) != len(answers):
+            found = f"the chat template has {len(spans[0])} {{% generation %}} blocks for {len(answers)} answers"
+            raise ConfigError(Problem("render.template", found, do="Put the tags around each answer with its terminator"))
+        return texts[0], [(int(start), int(end)) for start, end in spans[0]]
+
+    def _string(self, messages: Sequence[Message], asks: bool, tools: Sequence[Any]) -> str:
+        text: str = self._guarded(
+            self._tokenizer.apply_chat_template,
+            self._dicts(messages),
+            tools=list(tools) or None,
+            chat_template=self.text,
+            add_generation_prompt=asks,
+            tokenize=False,
+        )
+        return text
+
+    def _guarded(self, call: Any, *args: Any, **named: Any) -> Any:
+        from jinja2 import TemplateError
+
+        try:
+            return call(*args, **named)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(Problem("a conversation", f"the chat template refuses it: {error}")) from error
+
+    def _dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        hide = self._special.hide
+        calls = ({"tool_calls": list(message.tool_calls)} if message.tool_calls else {} for message in messages)
+        return [{"role": message.role, "content": hide(message.content), **call} for message, call in zip(messages, calls, strict=True)]
+
+
+def _undecided(before: str, after: str) -> Problem:
+    same = next(
+        (index for index, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), min(len(before), len(after))
+    )
+    return Problem(
+        "render=auto",
+        f"where an answer begins can't be decided: the chat template asks for it with {before[same:][-60:]!r}"
+        f" but writes {after[same:][:60]!r} in its place when it is there",
+        do="Put {% generation %} … {% endgeneration %} around the answer (render.template=my.jinja), or choose a render",
+    )
