@@ -80,7 +80,7 @@ def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_
     session = make_session(tiny_llama, generation=GenerationConf(do_sample=True, temperature=0.7, max_new_tokens=9))
     report = Export(session.root.steps["export"], "export").run(session)
     settings = json.loads((session.run_dir / "export" / "generation_config.json").read_text())
-    expected = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "eos_token_id": [0, 2], "pad_token_id": 4, "bos_token_id": 3}
+    expected = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "eos_token_id": [2, 0], "pad_token_id": 4, "bos_token_id": 3}
     assert {name: settings[name] for name in expected} == expected
     from transformers import AutoTokenizer
 
