@@ -104,3 +104,8 @@ def described(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(str, list(value)[:6]))}" if value else "an empty object"
     return f"a {type(value).__name__}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library's error says, its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

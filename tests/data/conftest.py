@@ -1,0 +1,27 @@
+"""A render and a reader of text for the tests of data."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def chatml(tiny_tokenizer):
+    """ChatML without a system text of its own."""
+    from llmmod.render.template import Template
+
+    return Template(
+        tokenizer=tiny_tokenizer,
+        name="chatml",
+        prefix=[{"token": "<|im_start|>"}, "system\n{{system}}", {"token": "<|im_end|>"}],
+        empty_prefix=[],
+        sep=["\n"],
+        prompt=[{"token": "<|im_start|>"}, "user\n{{query}}", {"token": "<|im_end|>"}, "\n", {"token": "<|im_start|>"}, "assistant\n"],
+        response=["{{response}}", {"token": "<|im_end|>"}],
+    )
+
+
+@pytest.fixture
+def trained_text(tiny_tokenizer):
+    """An example -> the text of the positions that have a label."""
+    return lambda example: tiny_tokenizer.decode([label for label in example["labels"] if label != -100])
