@@ -1,8 +1,9 @@
-"""A stage's trainer, from configuration and the parts that a run has loaded."""
+"""A stage's trainer, from configuration and the parts that a run has loaded; and the model given back afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback
@@ -33,7 +34,9 @@ def trainer_from(
         ConfigError: if the trainer refuses an argument or a combination of them.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
-    collator = build(conf.collator, tokenizer=tokenizer) if conf.collator else None
+    multiple = getattr(args, "pad_to_multiple_of", None)
+    padding = {} if multiple is None else {"pad_to_multiple_of": multiple}
+    collator = build(conf.collator, tokenizer=tokenizer, **padding) if conf.collator else None
     try:
         trainer = build(
             conf.trainer,
@@ -50,6 +53,39 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+@contextmanager
+def lent(model: Any) -> Iterator[None]:
+    """Lend a model to a trainer: after the block it is as it was but for its weights, ready to answer, and without gradients.
+
+    trl and accelerate put a `forward` of their own on the model. A deep copy of such a model would go on computing with the weights of
+    the original (trl 1.16: the copy's `forward` holds the original's), and autocast would wrap it once more with every trainer. The
+    Trainer also turns `use_cache` off in the model's config: saved so, it would answer slowly ever after.
+    """
+    holders = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
+    hung = [{name: vars(holder)[name] for name in _HUNG if name in vars(holder)} for holder in holders]
+    use_cache = model.config.use_cache
+    try:
+        yield
+    finally:
+        for holder, before in zip(holders, hung, strict=True):
+            for name in _HUNG:
+                vars(holder).pop(name, None)
+            vars(holder).update(before)
+        model.config.use_cache = use_cache
+        model.zero_grad(set_to_none=True)
+        model.eval()
+
+
+_HUNG = ("forward", "_original_forward")
+
+
+def release(trainer: Any) -> None:
+    """Let go of what only training needs: the optimizer's state, the schedule, and accelerate's hold on the model."""
+    for holder in (trainer, trainer.callback_handler):
+        holder.optimizer = holder.lr_scheduler = None
+    trainer.accelerator.free_memory()
 
 
 def needs_max_steps(conf: Any, train: Any) -> None:

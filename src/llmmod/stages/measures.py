@@ -28,16 +28,18 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
     if trainer.eval_dataset is None:
         return metrics
     before = next((entry["eval_loss"] for entry in history if "eval_loss" in entry and entry.get("step") == 0), None)
-    return metrics | ({} if before is None else {"eval_loss_before": before}) | evaluated(trainer)
+    after = after_last_step(trainer) or only_measures(trainer.evaluate())
+    return metrics | ({} if before is None else {"eval_loss_before": before}) | after
 
 
-def evaluated(trainer: Any) -> dict[str, float]:
-    """The metrics of the model as it is now on the trainer's held-out examples: those logged after the last step, else measured."""
+def after_last_step(trainer: Any) -> dict[str, float]:
+    """What the trainer logged of the held-out examples after its last step; nothing where it didn't, or the model is another since."""
     state = trainer.state
     logged = [entry for entry in state.log_history if "eval_loss" in entry and entry.get("step") == state.global_step]
     # The best checkpoint's weights, loaded at the end, are others than the last step's.
-    known = bool(logged) and state.global_step > 0 and not trainer.args.load_best_model_at_end
-    return only_measures(logged[-1] if known else trainer.evaluate())
+    if not logged or not state.global_step or trainer.args.load_best_model_at_end:
+        return {}
+    return only_measures(logged[-1])
 
 
 def only_measures(metrics: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
 from llmmod.schema.step import TrainConf
 from llmmod.stages.arguments import training_arguments
-from llmmod.stages.build import needs_max_steps, trainer_from
+from llmmod.stages.build import lent, needs_max_steps, release, trainer_from
 from llmmod.stages.curve import loss_curve
 from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
 from llmmod.stages.measures import measured
@@ -57,24 +57,23 @@ class Train:
         )
         args.eval_on_start &= checkpoint is None  # the checkpoint's log has it
         model = self._model(session, seed=args.seed)
-        use_cache = model.config.use_cache
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
-        trainer = trainer_from(
-            conf,
-            model=model,
-            args=args,
-            train=splits.train,
-            evaluation=splits.eval,
-            tokenizer=_with_template(session, self.name),
-            callbacks=[progress, stop],
-        )
-        with loss_curve(lambda: trainer.state, directory / _CURVE):
-            _train(trainer, checkpoint, stop, progress)
-        model.config.use_cache = use_cache  # the trainer turned it off, and a saved model would answer slowly ever after
+        with lent(model):
+            trainer = trainer_from(
+                conf,
+                model=model,
+                args=args,
+                train=splits.train,
+                evaluation=splits.eval,
+                tokenizer=_with_template(session, self.name),
+                callbacks=[progress, stop],
+            )
+            with loss_curve(lambda: trainer.state, directory / _CURVE):
+                _train(trainer, checkpoint, stop, progress)
+            metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
+            release(trainer)
         trainer.save_model(str(directory))
         trainer.save_state()
-        metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
-        _release(trainer)
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
         session.current = LoadedModel(trainer.model, kind=kind, trained=True, path=directory)
         session.put("trainer", trainer)
@@ -131,15 +130,6 @@ def _keep(trainer: Any) -> None:
         trainer._save_checkpoint(trainer.model, trial=None)
     if kept := checkpoints(directory):
         log.warning("interrupted; training.resume_from_checkpoint=%s goes on from here", kept[-1])
-
-
-def _release(trainer: Any) -> None:
-    """Let go of what only training needs: gradients, the optimizer's state, the schedule."""
-    trainer.model.zero_grad(set_to_none=True)
-    trainer.model.eval()
-    for holder in (trainer, trainer.callback_handler):
-        holder.optimizer = holder.lr_scheduler = None
-    trainer.accelerator.free_memory()
 
 
 def _losses(name: str, metrics: dict[str, float]) -> str:
