@@ -1,0 +1,73 @@
+"""Loss, perplexity and token accuracy on the held-out examples: of what was just trained, or of the model as it was loaded.
+
+With `training.predict_with_generate=true` also what the predict step measures, as transformers' Seq2SeqTrainer does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmmod.protocols import StepReport
+from llmmod.schema.step import EvaluateConf, PredictConf
+from llmmod.stages.arguments import training_arguments
+from llmmod.stages.build import lent, release, trainer_from
+from llmmod.stages.measures import after_last_step, only_measures
+from llmmod.steps.predict import Predict, nothing_held_out
+
+_NAMES = {"eval_loss": ("loss", ".4f"), "eval_perplexity": ("perplexity", ".3f"), "eval_token_accuracy": ("token accuracy", ".1%")}
+
+
+class Evaluate:
+    """The step `evaluate`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name.
+    """
+
+    def __init__(self, conf: EvaluateConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Measure `eval_loss`, `eval_perplexity` and `eval_token_accuracy`, each over all tokens.
+
+        Raises:
+            ConfigError: there are no held-out examples.
+        """
+        held_out = session.splits(self.name).eval
+        if held_out is None:
+            raise nothing_held_out()
+        metrics = self._metrics(session, held_out)
+        told = [f"{text} {metrics[name]:{form}}" for name, (text, form) in _NAMES.items() if name in metrics]
+        report = StepReport(metrics, summary=[f"{self.name}: {', '.join(told)} on {_counted(held_out)}"])
+        if session.conf(self.name, "training").predict_with_generate:
+            answered = Predict(_predict_conf(session), self.name).run(session)
+            report.metrics |= answered.metrics
+            report.artifacts |= answered.artifacts
+            report.summary += answered.summary
+        return report
+
+    def _metrics(self, session: Any, held_out: Any) -> dict[str, float]:
+        model, trained_by = session.model(self.name).model, session.get("trainer")
+        current = trained_by is not None and trained_by.model is model and trained_by.eval_dataset is held_out
+        if current and (known := after_last_step(trained_by)):
+            return known
+        conf = session.conf(self.name, "training")
+        args = training_arguments(conf, output_dir=session.step_dir(self.name), seed=session.root.seed, smoke=session.root.smoke)
+        args.max_steps = 1  # of a training that doesn't take place; a streamed dataset asks for it
+        with lent(model):
+            trainer = trainer_from(
+                conf, model=model, args=args, train=held_out, evaluation=held_out, tokenizer=session.tokenizer(self.name)
+            )
+            metrics = only_measures(trainer.evaluate())
+            release(trainer)
+        return metrics
+
+
+def _predict_conf(session: Any) -> PredictConf:
+    found = session.root.steps.get("predict")
+    return found if isinstance(found, PredictConf) else PredictConf()
+
+
+def _counted(held_out: Any) -> str:
+    return f"{len(held_out)} held-out examples" if hasattr(held_out, "__len__") else "the held-out examples"

@@ -1,0 +1,181 @@
+"""The predict step: what is written, measured, compared, and which settings hold."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from llmmod.errors import ConfigError
+from llmmod.protocols import LoadedModel
+from llmmod.render.conversation import Conversation, Message
+from llmmod.schema.step import PredictConf, TrainConf
+from llmmod.steps.predict import Predict, settings
+from llmmod.steps.train import Train
+
+
+@pytest.fixture
+def session(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, lora_conf, toy_session):
+    def make(splits=None, smoke=False, **changes):
+        return toy_session(
+            tmp_path / "run",
+            model=tiny_llama,
+            tokenizer=tiny_tokenizer,
+            splits=splits or toy_splits,
+            training=sft_conf(**changes),
+            finetune=lora_conf(),
+            smoke=smoke,
+        )
+
+    return make
+
+
+def predict(session, **fields):
+    report = Predict(PredictConf(**fields), "predict").run(session)
+    text = (session.run_dir / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8")
+    return report, [json.loads(line) for line in text.splitlines()], text
+
+
+def alone(model, tokenizer, question, *, tokens=8):
+    """A greedy answer to one question, without batch, padding and cache."""
+    ids = asked = tokenizer(question + "\n", add_special_tokens=False)["input_ids"]
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids = [*ids, model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()]
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[len(asked) :], skip_special_tokens=True).strip()
+
+
+def test_every_held_out_prompt_in_the_data_s_order(session, tiny_llama, tiny_tokenizer, toy_splits):
+    report, lines, text = predict(session(), batch_size=4)
+    asked = [(c.messages[0].content, c.messages[1].content) for c in toy_splits.eval_conversations]
+    assert lines == [{"prompt": q + "\n", "label": a, "predict": alone(tiny_llama, tiny_tokenizer, q)} for q, a in asked]
+    assert "嗷" in text  # as UTF-8, not as \u escapes
+    assert report.artifacts == {"predictions": "predict/generated_predictions.jsonl"}
+    assert report.summary[0].startswith("predict: 6 answers, rouge-1 ")
+
+
+def test_what_it_learnt_it_answers(session):
+    made = session(num_train_epochs=40.0, learning_rate=2e-2, eval_strategy="no", eval_on_start=False, logging_steps=100.0)
+    Train(TrainConf(), "train").run(made)
+    made._splits = copy.copy(made._splits)
+    made._splits.eval_conversations = [Conversation([Message("user", "The cow says"), Message("assistant", "moo")])]
+    report, lines, _ = predict(made)
+    assert lines == [{"prompt": "The cow says\n", "label": "moo", "predict": "moo"}]
+    assert report.metrics["predict_rouge-1"] == 100.0
+
+
+METRIC = """
+class Counts:
+    def __init__(self):
+        self.seen = []
+
+    def update(self, predict, label):
+        self.seen.append((predict, label))
+
+    def compute(self):
+        return {"answers": float(len(self.seen)), "labels": float(len({label for _, label in self.seen}))}
+"""
+
+
+def test_metrics_are_those_named_one_of_the_user_s_own_too(session, tmp_path, monkeypatch):
+    (tmp_path / "own_metrics.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LLMMOD_ALLOW", "own_metrics")
+    report, _, _ = predict(session(), metrics={"own": {"_target_": "own_metrics.Counts"}, "bleu": None})
+    assert report.metrics == {"predict_answers": 6.0, "predict_labels": 6.0}
+
+
+def test_a_prompt_without_an_answer_is_answered_and_not_measured(session, toy_splits):
+    splits = copy.copy(toy_splits)
+    splits.eval_conversations = [*toy_splits.eval_conversations[:2], Conversation([Message("user", "What says the fox?")])]
+    _, lines, _ = predict(session(splits=splits))
+    assert [line["label"] for line in lines] == ["woof", "meow", ""]
+
+
+def test_max_samples(session):
+    assert [line["label"] for line in predict(session(), max_samples=2)[1]] == ["woof", "meow"]
+
+
+def test_compare_with_base(session, tiny_lora, tiny_tokenizer, toy_splits):
+    made = session()
+    made.current = LoadedModel(tiny_lora, kind="adapter", trained=True)
+    report, lines, _ = predict(made, compare_with_base=2)
+    compared = json.loads((made.run_dir / "predict" / "comparison.json").read_text(encoding="utf-8"))
+    chosen = [toy_splits.eval_conversations[0], toy_splits.eval_conversations[3]]  # spread over the six
+    with tiny_lora.disable_adapter():
+        base = [alone(tiny_lora, tiny_tokenizer, c.messages[0].content) for c in chosen]
+    expected = [
+        {"question": c.messages[0].content, "label": c.messages[1].content, "base": b, "tuned": lines[n]["predict"]}
+        for c, b, n in zip(chosen, base, (0, 3), strict=True)
+    ]
+    assert compared == expected
+    assert [item["base"] != item["tuned"] for item in compared] == [True, True]
+    assert report.summary[1:4] == [
+        f"Q:     {chosen[0].messages[0].content}",
+        f"  base:  {' '.join(base[0].split())}",
+        f"  tuned: {' '.join(lines[0]['predict'].split())}",
+    ]
+    assert report.artifacts["comparison"] == "predict/comparison.json"
+
+
+def test_nothing_to_compare_without_an_adapter(session):
+    report, _, _ = predict(session(), compare_with_base=2)
+    assert len(report.summary) == 1
+    assert "comparison" not in report.artifacts
+
+
+def test_an_interruption_loses_no_answer(session, monkeypatch):
+    made = session()
+    real, calls = made._model.generate, []
+
+    def generate(**kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(**kwargs)
+
+    monkeypatch.setattr(made._model, "generate", generate)
+    with pytest.raises(KeyboardInterrupt):
+        predict(made, batch_size=2)
+    written = (made.run_dir / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len([json.loads(line) for line in written]) == 4
+
+
+def test_nothing_held_out(session, toy_splits):
+    splits = copy.copy(toy_splits)
+    splits.eval, splits.eval_conversations = None, []
+    with pytest.raises(ConfigError, match=r"dataset\.val_size: no examples are held out"):
+        predict(session(splits=splits))
+
+
+def test_settings_are_those_of_generation(session, tiny_llama, tiny_tokenizer):
+    config = settings(session(), "predict", tiny_llama)
+    assert (config.max_new_tokens, config.do_sample, config.use_cache) == (8, False, True)
+    assert (config.eos_token_id, config.pad_token_id) == ([tiny_tokenizer.eos_token_id], tiny_tokenizer.pad_token_id)
+
+
+def test_seq2seq_s_settings_win(session, tiny_llama):
+    config = settings(session(generation_max_length=30, generation_num_beams=3), "predict", tiny_llama)
+    assert (config.max_length, config.max_new_tokens, config.num_beams) == (30, None, 3)
+    config = settings(session(generation_config={"max_new_tokens": 3}), "predict", tiny_llama)
+    assert config.max_new_tokens == 3
+
+
+def test_smoke_answers_are_short(session, tiny_llama):
+    made = session(smoke=True)
+    made.root.generation.max_new_tokens = 500
+    assert settings(made, "predict", tiny_llama).max_new_tokens == 16
+
+
+def test_sampled_answers_are_the_same_each_time(session, tiny_llama, lora_conf):
+    made = session()
+    made.root.generation.do_sample = True
+    made.current = LoadedModel(get_peft_model(tiny_llama, lora_conf()), kind="adapter")
+    first = predict(made)[1]
+    torch.rand(1)
+    assert predict(made)[1] == first
