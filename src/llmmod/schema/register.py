@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmmod.ranks import started
 from llmmod.schema.fast_hydra import patch_hydra
+from llmmod.schema.node import structured_node
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
@@ -63,5 +64,6 @@ class _Schema:
         self._path = path
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
-        node: DictConfig = OmegaConf.structured(schema_class(self._path))
-        return node
+        schema = schema_class(self._path)
+        assert schema is not None
+        return structured_node(schema)
