@@ -13,18 +13,21 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
+from omegaconf.base import Box
 
 from llmmod.schema import fast_hydra
+from llmmod.schema.finetune import LoraConf
 from llmmod.schema.register import register_schemas
 
 
 @pytest.fixture
 def unpatched(monkeypatch):
-    """A function that takes all three patches away for the rest of the test."""
+    """A function that takes the patches away for the rest of the test."""
 
     def restore() -> None:
         monkeypatch.setattr(defaults_list, "_create_interpolation_map", fast_hydra._interpolation_map)
         monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", fast_hydra._group_options)
+        monkeypatch.setattr(Box, "_re_parent", fast_hydra._re_parent)
         monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
 
     register_schemas()
@@ -86,6 +89,41 @@ def test_the_store_hands_out_copies_of_hydra_s_own_nodes_too(unpatched):
     first = ConfigStore.instance().load("hydra/config.yaml").node
     first.verbose = True
     assert ConfigStore.instance().load("hydra/config.yaml").node.verbose is False
+
+
+def family(node):
+    """Each node below with its parent and what it has remembered of inherited flags."""
+    content = node.__dict__.get("_content")
+    for child in content.values() if isinstance(content, dict) else content if isinstance(content, list) else []:
+        yield id(child), id(child._get_parent()), child.__dict__["_flags_cache"]
+        yield from family(child)
+
+
+def test_children_get_the_parent_that_omegaconf_would_give_them(unpatched):
+    tree = OmegaConf.create({"a": {"b": [{"c": 1}, None, "${a}"]}, "d": None, "e": "???"})
+    tree.u = OmegaConf.structured(LoraConf)  # it has a field with a union
+    assert tree.a.b[0]._get_flag("readonly") is None  # remembered in the cache
+    other = OmegaConf.create({})
+    tree.a.b._set_parent(other)
+    tree.u._get_node("init_lora_weights")._set_parent(other)
+    fast_hydra._children_know_parent(tree)
+    ours = list(family(tree))
+    tree.a.b._set_parent(other)
+    fast_hydra._re_parent(tree)
+    assert ours == list(family(tree))
+    union = tree.u._get_node("init_lora_weights")
+    assert union._get_parent() is tree.u
+    assert union.__dict__["_content"]._get_parent() is union
+
+
+def test_flags_set_on_a_parent_are_seen_below_after_a_merge():
+    tree = OmegaConf.create({"a": {"b": 1}})
+    assert tree.a._get_flag("readonly") is None
+    OmegaConf.set_readonly(tree, True)
+    assert tree.a._get_flag("readonly") is True
+    OmegaConf.set_readonly(tree, False)
+    tree.merge_with({"a": {"c": 2}})
+    assert tree.a._get_flag("readonly") is False
 
 
 def test_another_version_runs_as_it_is(unpatched, monkeypatch):

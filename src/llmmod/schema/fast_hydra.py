@@ -1,4 +1,4 @@
-"""Three things that Hydra 1.3.8 does over and over while it composes and lists options, done once or not at all.
+"""What Hydra 1.3.8 and OmegaConf 2.3.1 do over and over while they compose and list options, done once, not at all, or faster.
 
 Each returns what Hydra's own code would. CPU time on two cores, Python 3.11, this project's configuration:
 
@@ -8,8 +8,9 @@ Each returns what Hydra's own code would. CPU time on two cores, Python 3.11, th
   although there are no overrides that could change the search path: `--help` 0.60 s -> 0.55 s.
 - `_create_interpolation_map` makes an OmegaConf tree of all choices for each file with a defaults list, which is read only where the
   list has an interpolation: composing 0.03 s less.
+- `_re_parent` walks the whole tree after each of the 35 merges of a composition, with a subclass check a step: composing 0.037 s less.
 
-Other versions of Hydra run as they are. May go when Hydra no longer needs them.
+Other versions run as they are. May go when they no longer need it.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ from __future__ import annotations
 from typing import Any
 
 import hydra
+import omegaconf
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig
+from omegaconf import DictConfig, Node
+from omegaconf.base import Box
 
 _interpolation_map = defaults_list._create_interpolation_map
 _group_options = ConfigLoaderImpl.get_group_options
+_re_parent = Box._re_parent
 
 
 def patch_hydra() -> None:
-    """Replace the three; a second call changes nothing."""
-    if hydra.__version__ != "1.3.8":
+    """Replace the four; a second call changes nothing."""
+    if (hydra.__version__, omegaconf.__version__) != ("1.3.8", "2.3.1"):
         return
     ConfigStore.instance().__dict__["__deepcopy__"] = _the_store
     defaults_list._create_interpolation_map = _interpolation_map_if_needed  # type: ignore[assignment]
     ConfigLoaderImpl.get_group_options = _group_options_of_repository  # type: ignore[method-assign, assignment]
+    Box._re_parent = _children_know_parent  # type: ignore[method-assign, assignment]
 
 
 def _the_store(memo: dict[int, Any]) -> ConfigStore:
@@ -59,3 +64,15 @@ def _group_options_of_repository(
     if config_name is None and not overrides:
         return loader.repository.get_group_options(group_name, results_filter)
     return _group_options(loader, group_name, results_filter, config_name, overrides)
+
+
+def _children_know_parent(box: Box) -> None:
+    """Set the parent of every node below, and forget the flags that it has inherited from another."""
+    content = box.__dict__["_content"]
+    children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else [content]
+    for child in children:
+        if isinstance(child, Node):
+            child.__dict__["_parent"] = box
+            child.__dict__["_flags_cache"] = None
+            if "_content" in child.__dict__:
+                _children_know_parent(child)  # type: ignore[arg-type]
