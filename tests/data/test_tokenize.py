@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+
+from llmmod.data.row import Place
+from llmmod.data.tokenize import Tokenizing
+from llmmod.render.conversation import Conversation, Message
+from llmmod.render.template import Template
+from llmmod.schema.base import CutoffPolicy
+
+NO = -100
+LONG_QUESTION, LONG_ANSWER = "Why so? " * 60, "Because. " * 60
+
+
+def conversation(*texts, system=None):
+    messages = [Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts)]
+    return Conversation([Message("system", system)] * (system is not None) + messages)
+
+
+def placed(*conversations):
+    return [(Place("x.json", number), made) for number, made in enumerate(conversations, start=1)]
+
+
+@pytest.fixture
+def tokenizing(chatml, tiny_tokenizer):
+    return lambda limit, policy="proportional", **more: Tokenizing(chatml, tiny_tokenizer, limit, CutoffPolicy(policy), **more)
+
+
+@pytest.fixture
+def decoded(tiny_tokenizer):
+    return lambda example: tiny_tokenizer.decode(example.encoded.input_ids)
+
+
+@pytest.fixture
+def trained(tiny_tokenizer):
+    return lambda example: tiny_tokenizer.decode([label for label in example.encoded.labels if label != NO])
+
+
+def test_an_example_is_what_the_render_writes(tokenizing, decoded, trained):
+    (made,) = tokenizing(512).batch(placed(conversation("Hi", "Hello", "Bye", "See you", system="Be kind.")))
+    (example,) = made.examples
+    assert decoded(example) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSee you<|im_end|>"
+    )
+    assert trained(example) == "Hello<|im_end|>See you<|im_end|>"
+
+
+def test_an_answer_takes_the_tokens_of_its_text_and_not_of_its_letters(tokenizing, tiny_tokenizer):
+    answer = "The quick brown fox jumps over the lazy dog."
+    (made,) = tokenizing(512).batch(placed(conversation("Hi", answer)))
+    labels = [label for label in made.examples[0].encoded.labels if label != NO]
+    assert labels[:-1] == tiny_tokenizer(answer, add_special_tokens=False)["input_ids"]
+    assert len(labels) < len(answer) / 2
+
+
+@pytest.mark.parametrize("limit", [60, 100, 300])
+@pytest.mark.parametrize("question", ["Hi", LONG_QUESTION], ids=["short-question", "long-question"])
+def test_proportional_keeps_markers_and_terminator(tokenizing, decoded, trained, question, limit):
+    (made,) = tokenizing(limit).batch(placed(conversation(question, LONG_ANSWER)))
+    (example,) = made.examples
+    assert len(example.encoded.input_ids) <= limit
+    assert example.cut
+    assert not example.end_lost
+    text, answer = decoded(example), trained(example)
+    assert text.startswith(f"<|im_start|>user\n{question[:8].strip()}")
+    assert "<|im_end|>\n<|im_start|>assistant\nBecause. " in text
+    assert answer.startswith("Because. ")
+    assert answer.endswith("<|im_end|>")
+
+
+def test_proportional_keeps_every_turn_of_a_conversation(tokenizing, decoded):
+    (made,) = tokenizing(200).batch(placed(conversation(LONG_QUESTION, "Yes.", "And then?", LONG_ANSWER, "Really?", "No.")))
+    text = decoded(made.examples[0])
+    assert text.count("<|im_start|>") == text.count("<|im_end|>") == 6
+    assert "user\nAnd then?<|im_end|>" in text
+    assert text.endswith("assistant\nNo.<|im_end|>")
+
+
+def test_right_cuts_the_end_and_says_that_the_terminator_is_lost(tokenizing):
+    whole = tokenizing(4096).batch(placed(conversation("Hi", LONG_ANSWER)))[0].examples[0].encoded
+    (example,) = tokenizing(50, "right").batch(placed(conversation("Hi", LONG_ANSWER)))[0].examples
+    assert example.encoded == (whole.input_ids[:50], whole.labels[:50])
+    assert (example.cut, example.end_lost) == (True, True)
+
+
+def test_left_keeps_the_answers_end(tokenizing, trained):
+    whole = tokenizing(4096).batch(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples[0].encoded
+    (example,) = tokenizing(50, "left").batch(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples
+    assert example.encoded == (whole.input_ids[-50:], whole.labels[-50:])
+    assert trained(example) == "Yes.<|im_end|>"
+    assert (example.cut, example.end_lost) == (True, False)
+
+
+def test_drop_leaves_long_examples_out(tokenizing):
+    short, long = tokenizing(50, "drop").batch(placed(conversation("Hi", "Yes."), conversation("Hi", LONG_ANSWER)))
+    assert [example.dropped for example in short.examples + long.examples] == [False, True]
+
+
+@pytest.mark.parametrize("policy", ["proportional", "right"])
+def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy):
+    fine, bad = tokenizing(40, policy).batch(placed(conversation("Hi", "Yes."), conversation("Hi", "Yes.", system="Be kind. " * 20)))
+    assert fine.fault is None
+    text = str(bad.fault)
+    assert text.startswith("x.json, row 2: dataset.cutoff_len=40 tokens is too short for its prompt and an answer: ")
+    assert "or leave such rows out: dataset.cutoff_policy=drop." in text
+    assert bad.examples == []
+
+
+def test_the_limit_that_a_message_asks_for_is_enough(tokenizing):
+    rows = placed(conversation(LONG_QUESTION, LONG_ANSWER, system="Be kind. " * 20))
+    needed = int(str(tokenizing(40).batch(rows)[0].fault).partition("Set dataset.cutoff_len to ")[2].split()[0])
+    assert tokenizing(needed).batch(rows)[0].fault is None
+    assert tokenizing(needed - 1).batch(rows)[0].fault is not None
+
+
+def test_a_conversation_whose_answers_are_all_masked_is_told_with_its_row(tokenizing):
+    masked = Conversation([Message("user", "Hi"), Message("assistant", "Yes.", train=False)])
+    fine, bad = tokenizing(512).batch(placed(conversation("Hi", "Yes."), masked))
+    assert len(fine.examples) == 1
+    assert str(bad.fault).startswith("x.json, row 2: no answer in it is trained")
+
+
+def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
+    class Masking:
+        def examples(self, conversation, *, mask_prompt):
+            return [[segment._replace(trained=False) for segment in example] for example in chatml.examples(conversation)]
+
+    (made,) = Tokenizing(Masking(), tiny_tokenizer, 512).batch(placed(conversation("Hi", "Yes.")))
+    assert str(made.fault) == "x.json, row 1: no token of it would be trained: every answer is masked."
+
+
+def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(tokenizing):
+    rows = placed(conversation(LONG_QUESTION, LONG_ANSWER))
+    (masked,) = tokenizing(100).batch(rows)[0].examples
+    (trained,) = tokenizing(100, mask_prompt=False).batch(rows)[0].examples
+    assert trained.encoded.input_ids == masked.encoded.input_ids
+    assert trained.encoded.labels == trained.encoded.input_ids
+
+
+@pytest.fixture
+def rounds(tiny_tokenizer):
+    """A render that makes an example of each round."""
+    render = Template(tokenizer=tiny_tokenizer, name="rounds", prompt=["Q: {{query}}\nA: "], use_history=False)
+    return lambda limit: Tokenizing(render, tiny_tokenizer, limit)
+
+
+def test_where_each_round_is_an_example_only_the_long_ones_are_cut(rounds, decoded):
+    (made,) = rounds(60).batch(placed(conversation("Hi", "Yes.", LONG_QUESTION, LONG_ANSWER, "Bye", "No.")))
+    first, second, third = made.examples
+    assert [example.cut for example in made.examples] == [False, True, False]
+    assert decoded(first) == "Q: Hi\nA: Yes.<|endoftext|>"
+    assert decoded(second).startswith("Q: Why so? ")
+    assert len(second.encoded.input_ids) <= 60
+    assert decoded(third) == "Q: Bye\nA: No.<|endoftext|>"
