@@ -1,0 +1,145 @@
+"""A dataset of examples from a stream of conversations, in one process or several.
+
+Nothing here is cached: `datasets` would decide by a hash of closures whether a result may be used again, and be wrong in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
+
+from llmmod.data.splits import Counts
+from llmmod.data.tokenize import Made, Placed, Tokenizing
+from llmmod.errors import DataError
+from llmmod.render.encode import IGNORED
+
+BATCH = 1000  # conversations rendered and encoded together
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema({"input_ids": _IDS, "labels": _IDS})
+
+
+class Batch(NamedTuple):
+    """What some conversations became."""
+
+    table: pa.RecordBatch  # columns input_ids and labels
+    made: list[int]  # examples of each conversation
+    counts: Counts
+    faults: list[DataError]  # of conversations that can't be trained
+
+
+class Built(NamedTuple):
+    """What all conversations became."""
+
+    dataset: Dataset  # columns input_ids and labels, lists of int32
+    made: list[int]  # examples of each conversation
+    counts: Counts
+    faults: list[DataError]  # of conversations that can't be trained
+
+
+def build_dataset(rows: Iterable[Placed], tokenizing: Tokenizing, *, num_proc: int | None = None, skip: bool = False) -> Built:
+    """The examples of all conversations, in their order.
+
+    Args:
+        rows: conversations with their places.
+        tokenizing: how they become examples.
+        num_proc: processes; None or 1: this one.
+        skip: whether conversations that can't be trained are left out; false: the first ends it.
+
+    Raises:
+        DataError: a conversation can't be trained.
+    """
+    batches = _batches(rows)
+    results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
+    tables, made, counts, faults = [], [], Counts(), []
+    for batch in results:
+        if batch.faults and not skip:
+            raise batch.faults[0]
+        tables.append(batch.table)
+        made += batch.made
+        counts += batch.counts
+        faults += batch.faults
+    # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
+    dataset = Dataset(InMemoryTable(pa.Table.from_batches(tables, _SCHEMA)), fingerprint=generate_random_fingerprint())
+    return Built(dataset, made, counts, faults)
+
+
+def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
+    """What some conversations become, in the form that travels between processes."""
+    made = tokenizing.batch(rows)
+    kept = [example.encoded for item in made for example in item.examples if not example.dropped]
+    columns = [pa.array([example[column] for example in kept], _IDS) for column in (0, 1)]
+    faults = [item.fault for item in made if item.fault is not None]
+    counts = [sum(not example.dropped for example in item.examples) for item in made]
+    return Batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA), counts, _counted(made), faults)
+
+
+def _counted(made: Sequence[Made]) -> Counts:
+    examples = [example for item in made for example in item.examples]
+    kept = [example for example in examples if not example.dropped]
+    lengths = [len(example.encoded.input_ids) for example in kept]
+    return Counts(
+        examples=len(kept),
+        cut=sum(example.cut for example in kept),
+        ends_lost=sum(example.end_lost for example in kept),
+        dropped=len(examples) - len(kept),
+        tokens=sum(lengths),
+        trained_tokens=sum(length - example.encoded.labels.count(IGNORED) for length, example in zip(lengths, kept, strict=True)),
+        longest=max(lengths, default=0),
+    )
+
+
+def _batches(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
+    stream = iter(rows)
+    while batch := list(islice(stream, BATCH)):
+        yield batch
+
+
+_tokenizing: Tokenizing | None = None  # of a worker process
+
+
+def _in_processes(batches: Iterable[list[Placed]], tokenizing: Tokenizing, count: int) -> Iterator[Batch]:
+    """The batches in order; two a process are under way, so that neither the workers wait nor memory grows."""
+    # A forked worker has tokenizer and render already; where forking is unsafe they are pickled once a worker.
+    context = get_context("fork" if sys.platform == "linux" else None)
+    with _one_thread_each(), ProcessPoolExecutor(count, context, initializer=_start, initargs=(tokenizing,)) as pool:
+        under_way: deque[Future[Batch]] = deque()
+        for batch in batches:
+            under_way.append(pool.submit(_work, batch))
+            if len(under_way) >= 2 * count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _start(tokenizing: Tokenizing) -> None:
+    global _tokenizing
+    _tokenizing = tokenizing
+
+
+def _work(rows: list[Placed]) -> Batch:
+    assert _tokenizing is not None, "a worker starts with _start"
+    return to_batch(_tokenizing, rows)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep the Rust tokenizer of each process to one thread; its threads don't survive a fork."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})

@@ -1,0 +1,122 @@
+"""What the data became: examples to train on, examples and conversations to validate with, and an account of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+
+from llmmod.render.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of conversations when they were tokenized.
+
+    Args:
+        examples: made of them.
+        cut: examples that were longer than `cutoff_len` and were shortened.
+        ends_lost: of those, the ones whose last label was cut off (policy right).
+        dropped: examples left out because of their length (policy drop).
+        tokens: in the examples.
+        trained_tokens: of those, the ones with a label.
+        longest: tokens of the longest example.
+    """
+
+    examples: int = 0
+    cut: int = 0
+    ends_lost: int = 0
+    dropped: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "longest"}
+        return Counts(**sums, longest=max(self.longest, other.longest))
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """An account of the data.
+
+    Args:
+        name: of the dataset.
+        source: where the rows come from.
+        format: the format that read them, and their columns.
+        rows: read for training and validation.
+        skipped: rows left out because they are bad (`on_bad_row=skip`).
+        reasons: what was wrong with the first of those.
+        cutoff_len: tokens.
+        train: of the training examples.
+        eval: of the validation examples.
+    """
+
+    name: str
+    source: str
+    format: str
+    rows: int
+    skipped: int
+    cutoff_len: int
+    train: Counts
+    eval: Counts = field(default_factory=Counts)
+    reasons: Sequence[str] = ()
+
+    @property
+    def cut(self) -> int:
+        """Examples that were shortened."""
+        return self.train.cut + self.eval.cut
+
+    @property
+    def dropped(self) -> int:
+        """Examples left out because of their length."""
+        return self.train.dropped + self.eval.dropped
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the training examples."""
+        return self.train.tokens
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the training examples that have a label."""
+        return self.train.trained_tokens
+
+    def lines(self) -> list[str]:
+        """The account, a line each for rows and examples."""
+        return [
+            f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
+            f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; "
+            f"{self.eval.examples} to validate with",
+        ]
+
+    def losses(self) -> list[str]:
+        """What of the data is not used, in a line each; nothing where all of it is."""
+        ends = self.train.ends_lost + self.eval.ends_lost
+        found = []
+        if self.cut:
+            lost = f", {ends} of them lost the end of their answer" if ends else ""
+            found.append(f"{self.cut} examples were longer than dataset.cutoff_len={self.cutoff_len} and were cut{lost}")
+        if self.dropped:
+            found.append(f"{self.dropped} examples were longer than dataset.cutoff_len={self.cutoff_len} and were left out")
+        if self.skipped:
+            found.append(f"{self.skipped} bad rows were left out (dataset.on_bad_row=skip), the first: {self.reasons[0]}")
+        return found
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run.
+
+    Args:
+        train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 where nothing is trained.
+        eval: the same for validation, None where nothing is held out.
+        eval_conversations: the conversations that `eval` was made of, in the same order.
+        report: an account.
+    """
+
+    train: Dataset
+    eval: Dataset | None
+    eval_conversations: Sequence[Conversation]
+    report: DataReport
