@@ -33,7 +33,8 @@ def chatml(tokenizer):
     return Template(
         tokenizer=tokenizer,
         name="chatml",
-        prefix=[start, "system\n{{system}}", end, "\n"],
+        prefix=[start, "system\n{{system}}", end],
+        empty_prefix=[],
         prompt=[start, "user\n{{query}}", end, "\n", start, "assistant\n"],
         response=["{{response}}", end],
         sep=["\n"],

@@ -76,7 +76,9 @@ def test_the_base_model_can_be_exported_too(make_session, tiny_llama):
     assert answered_elsewhere(session.run_dir / "export") == here
 
 
-def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_tokenizer):
+def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_tokenizer, monkeypatch):
+    for name in ("is_local", "local_files_only"):
+        monkeypatch.setitem(tiny_tokenizer.init_kwargs, name, True)  # as from_pretrained leaves behind
     session = make_session(tiny_llama, generation=GenerationConf(do_sample=True, temperature=0.7, max_new_tokens=9))
     report = Export(session.root.steps["export"], "export").run(session)
     settings = json.loads((session.run_dir / "export" / "generation_config.json").read_text())
@@ -86,7 +88,9 @@ def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_
 
     loaded = AutoTokenizer.from_pretrained(session.run_dir / "export")
     assert loaded.chat_template == session.render("export").chat_template()
+    assert loaded.model_max_length == 512
     assert tiny_tokenizer.chat_template is None, "the session's tokenizer stays as it was"
+    assert not {"is_local", "local_files_only"} & json.loads((session.run_dir / "export" / "tokenizer_config.json").read_text()).keys()
     assert report.artifacts == {"model": "export"}
     assert str(session.run_dir / "export") in report.summary[0]
 

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
-from llmmod.models.generation import generation_config
+from llmmod.models.generation import context_length, generation_config
 from llmmod.models.merge import merged
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
@@ -56,7 +56,7 @@ class Export:
         directory = session.run_dir / self.name
         with written_whole(directory) as partial:
             _save_model(model, settings, partial, max_shard_size=self.conf.max_shard_size)
-            _save_tokenizer(tokenizer, render.chat_template(), partial)
+            _save_tokenizer(tokenizer, render.chat_template(), partial, context=context_length(model))
             if self.conf.model_card:
                 card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
                 (partial / "README.md").write_text(card, encoding="utf-8")
@@ -94,10 +94,14 @@ def _save_model(model: Any, settings: GenerationConfig, directory: Path, *, max_
         file.chmod((directory / "config.json").stat().st_mode)  # safetensors writes for the owner alone
 
 
-def _save_tokenizer(tokenizer: Any, chat_template: str, directory: Path) -> None:
-    """The tokenizer with the template that the model was trained with; the session's own stays as it is."""
+def _save_tokenizer(tokenizer: Any, chat_template: str, directory: Path, *, context: int | None) -> None:
+    """The tokenizer with the template that the model was trained with, and the model's length; the session's own stays as it is."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = chat_template
+    if context is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+    for where_it_was_loaded in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(where_it_was_loaded, None)
     tokenizer.save_pretrained(directory)
 
 
