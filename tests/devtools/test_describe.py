@@ -5,10 +5,12 @@ import pytest
 from llmmod.devtools.describe import describe, first_sentence, plain, shorten, to_ascii
 
 SENTENCES = {
-    "first of two": ("The batch size. Per device.", "The batch size"),
+    "first of two": ("The batch size per device. More.", "The batch size per device"),
     "abbreviation": ("Some value, e.g. `x`. More.", "Some value, e.g. `x`"),
     "abbreviation before a capital": ("Some methods, e.g. GaLore. More.", "Some methods, e.g. GaLore"),
     "decimal point": ("Divides by 1.5 always. More.", "Divides by 1.5 always"),
+    "equation number": ("As in the paper, Eq. 2. More.", "As in the paper, Eq. 2"),
+    "a few words take the next along": ("Overrides `x`. If positive, steps. More.", "Overrides `x`. If positive, steps"),
     "one word takes the next along": ("Deprecated. Use `x` instead. More.", "Deprecated. Use `x` instead"),
     "a sentence about the field but not what it is": ("It is only for GPTQ. Enable QALoRA. More.", "It is only for GPTQ. Enable QALoRA"),
     "no full stop": ("Lora alpha", "Lora alpha"),
@@ -42,13 +44,13 @@ DOCSTRING = """A class.
 
     Args:
         r (`int`):
-            The rank. Larger is more.
+            The rank of the update. Larger is more.
         other (`int`):
             Something else.
 """
 
 
 def test_a_help_text_that_only_repeats_the_name_gives_way_to_the_docstring():
-    assert describe("r", help_text="Lora r", docstring=DOCSTRING, width=80) == "The rank"
+    assert describe("r", help_text="Lora r", docstring=DOCSTRING, width=80) == "The rank of the update"
     assert describe("r", help_text="How many dimensions there are.", docstring=DOCSTRING, width=80) == "How many dimensions there are"
     assert describe("q", help_text="", docstring=DOCSTRING, width=80) == ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-ENOUGH_WORDS = 4  # a help text shorter than this ("Lora alpha") says no more than the name, the docstring may
-_ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.")
+ENOUGH_WORDS = 4  # a text or sentence shorter than this ("Lora alpha", "Deprecated.") says no more than the name
+_ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "Eq.")
 _ASCII = str.maketrans("‘’“”–—×≈\xa0", "''\"\"--x~ ") | str.maketrans({"→": "->", "←": "<-", "≥": ">=", "≤": "<=", "…": "..."})
 _VAGUE = ("It ", "This setting ")  # how a sentence begins that says something of the field, but not what it is
 
@@ -48,7 +48,7 @@ def first_sentence(text: str) -> str:
     """The text up to its first full stop, without it; a sentence that doesn't say what the field is takes the next along."""
     for stop in re.finditer(r"\.(?=\s+[^a-z\s]|$)", text):
         sentence = text[: stop.start()]
-        says_nothing = len(sentence.split()) == 1 or (sentence.startswith(_VAGUE) and ". " not in sentence)
+        says_nothing = len(sentence.split()) < ENOUGH_WORDS or (sentence.startswith(_VAGUE) and ". " not in sentence)
         if not says_nothing and not text[: stop.end()].endswith(_ABBREVIATIONS):
             return sentence
     return text.rstrip(".")

@@ -21,7 +21,7 @@ class GRPOConfig:
     per_device_train_batch_size: int = 8
     # Total number of training epochs to perform
     num_train_epochs: float = 3.0
-    # Overrides `num_train_epochs`
+    # Overrides `num_train_epochs`. If set to a positive number, the total number of training steps to perform
     max_steps: int = -1
     # The initial learning rate for AdamW
     learning_rate: float = 1e-06
@@ -73,7 +73,7 @@ class GRPOConfig:
     gradient_checkpointing_kwargs: Any = None
     # Compile the model using `torch.compile()` for faster training
     torch_compile: bool = False
-    # Backend for `torch.compile()`
+    # Backend for `torch.compile()`. If set, automatically enables `torch_compile`
     torch_compile_backend: str | None = None
     # Compilation mode for `torch.compile()`
     torch_compile_mode: str | None = None
@@ -227,7 +227,7 @@ class GRPOConfig:
     fsdp: str | None = None
     # Tuning for FSDP (used only when `fsdp` is enabled)
     fsdp_config: Any = None
-    # Enable DeepSpeed integration
+    # Enable DeepSpeed integration. Value is a path to a JSON config file or a dict
     deepspeed: Any = None
     # Enable one or more debug features
     debug: Any = ""
@@ -269,7 +269,7 @@ class GRPOConfig:
     generation_batch_size: int | None = None
     # Number of steps per generation
     steps_per_generation: int | None = None
-    # Temperature for sampling
+    # Temperature for sampling. The higher the temperature, the more random the completions
     temperature: float = 1.0
     # Float that controls the cumulative probability of the top tokens to consider
     top_p: float = 1.0
@@ -311,7 +311,7 @@ class GRPOConfig:
     vllm_max_model_length: int | None = None
     # Control the tensor parallel size for vLLM
     vllm_tensor_parallel_size: int = 1
-    # KL coefficient
+    # KL coefficient. If `0.0` (default), the reference model is not loaded, reducing memory usage and improving training speed
     beta: float = 0.0
     # Number of iterations per batch (denoted as mu in the algorithm)
     num_iterations: int = 1

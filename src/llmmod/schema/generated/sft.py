@@ -21,7 +21,7 @@ class SFTConfig:
     per_device_train_batch_size: int = 8
     # Total number of training epochs to perform
     num_train_epochs: float = 3.0
-    # Overrides `num_train_epochs`
+    # Overrides `num_train_epochs`. If set to a positive number, the total number of training steps to perform
     max_steps: int = -1
     # The initial learning rate for AdamW
     learning_rate: float = 2e-05
@@ -73,7 +73,7 @@ class SFTConfig:
     gradient_checkpointing_kwargs: Any = None
     # Compile the model using `torch.compile()` for faster training
     torch_compile: bool = False
-    # Backend for `torch.compile()`
+    # Backend for `torch.compile()`. If set, automatically enables `torch_compile`
     torch_compile_backend: str | None = None
     # Compilation mode for `torch.compile()`
     torch_compile_mode: str | None = None
@@ -227,7 +227,7 @@ class SFTConfig:
     fsdp: str | None = None
     # Tuning for FSDP (used only when `fsdp` is enabled)
     fsdp_config: Any = None
-    # Enable DeepSpeed integration
+    # Enable DeepSpeed integration. Value is a path to a JSON config file or a dict
     deepspeed: Any = None
     # Enable one or more debug features
     debug: Any = ""
