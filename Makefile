@@ -45,7 +45,7 @@ schemas: install ## write src/llmmod/schema/generated/ anew from the installed l
 	$(BIN)/python -m llmmod.devtools.generate
 
 bench: install ## the figures of the README, measured here
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 build: install ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
