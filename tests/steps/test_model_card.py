@@ -75,6 +75,18 @@ def test_the_configuration_is_what_differs_from_the_defaults():
     assert "output_dir" not in config
 
 
+def test_the_configuration_reads_back_and_keeps_line_ends_in_sight():
+    card = model_card(root(), metrics={}, overrides=[])
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == chosen(root())
+    assert '"user\\n{{query}}"' in card
+
+
+def test_of_a_models_option_only_what_the_run_used():
+    model = ModelConf(name="llama", sizes={"1b": "a/b"}, architecture={"model_type": "llama"})
+    assert chosen(root(model=model))["model"] == {"name": "llama"}
+    assert chosen(root(model=model, smoke=True))["model"] == {"name": "llama", "architecture": {"model_type": "llama"}}
+
+
 def test_no_secret_is_published():
     card = model_card(root(), metrics={}, overrides=["hub.token=hf_secret", "training.hub_token=hf_secret", "seed=1"])
     assert "hf_secret" not in card

@@ -21,6 +21,8 @@ from llmmod.schema.step import TrainConf
 
 _PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Of a model's option, what this run had no use for.
+_UNUSED = ("sizes", "install")
 # Never in a file that people publish.
 _SECRET = re.compile(r"hub_token|hf_token|password|secret|api_key|use_auth_token")
 
@@ -69,7 +71,7 @@ def model_card(root: Root, *, metrics: Mapping[str, float], overrides: list[str]
             "What differs from llmmod's and its libraries' defaults:",
             "",
             "```yaml",
-            yaml.safe_dump(chosen(root), sort_keys=False, allow_unicode=True, width=120).rstrip(),
+            yaml.dump(chosen(root), Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120).rstrip(),
             "```",
             "",
             "## Versions",
@@ -80,11 +82,24 @@ def model_card(root: Root, *, metrics: Mapping[str, float], overrides: list[str]
     )
 
 
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines as one, with its line ends spelt: renders are full of them."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
+
+
 def chosen(root: Root) -> dict[str, Any]:
     """The configuration's values that differ from their schema's defaults, as plain YAML; no hub settings, no secrets, no run directory."""
     config = _differing(root)
     for name in ("hub", "output_dir"):
         config.pop(name, None)
+    for name in _UNUSED if root.smoke else (*_UNUSED, "architecture"):
+        config["model"].pop(name, None)
     if "steps" in config:
         config["steps"] = {name: step for name, step in config["steps"].items() if name in root.pipeline and step}
     return {name: value for name, value in config.items() if value not in ({}, [])}
