@@ -116,7 +116,13 @@ def test_a_dataset_saved_to_disk(tmp_path):
         ({"data_files": 3}, "dataset.data_files: the number 3. Allowed: a path, a glob, or a list of them."),
         (
             {"path": "one.json", "data_files": "x"},
-            "dataset.path: 'one.json' is a file, and dataset.data_files names others. Leave one of them out: dataset.data_files=null.",
+            "dataset.path: 'one.json' is a file, and dataset.data_files names others. Leave one of them out, e.g. dataset.data_files=null, "
+            "or begin with dataset=json or dataset=hub.",
+        ),
+        (
+            {"path": "someone/data", "data_files": "pkg://llmmod.demo/x.jsonl"},
+            "dataset.path: 'someone/data' is on the hub, and dataset.data_files is not: pkg://llmmod.demo/x.jsonl. "
+            "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub.",
         ),
         ({"path": "empty"}, "dataset.path: no data files in empty. Known: json, jsonl, ndjson, csv, tsv, parquet, arrow, txt."),
         (
@@ -125,7 +131,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
             "Name its kind: dataset.path=json dataset.data_files=….",
         ),
     ],
-    ids=["nothing", "builder", "file", "directory", "glob", "number", "two", "empty-directory", "kind"],
+    ids=["nothing", "builder", "file", "directory", "glob", "number", "two", "hub-and-package", "empty-directory", "kind"],
 )
 def test_what_is_not_there_is_told_by_its_key(tmp_path, arguments, message):
     write(tmp_path / "one.json", [1])

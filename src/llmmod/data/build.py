@@ -22,7 +22,7 @@ from datasets.table import InMemoryTable
 
 from llmmod.data.splits import Counts
 from llmmod.data.tokenize import Made, Placed, Tokenizing
-from llmmod.errors import DataError
+from llmmod.errors import DataError, Problem
 from llmmod.render.encode import IGNORED
 
 BATCH = 1000  # conversations rendered and encoded together
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     table: pa.RecordBatch  # columns input_ids and labels
     made: list[int]  # examples of each conversation
     counts: Counts
-    faults: list[DataError]  # of conversations that can't be trained
+    faults: list[Problem]  # of conversations that can't be trained; an exception would lose its parts between processes
 
 
 class Built(NamedTuple):
@@ -65,11 +65,11 @@ def build_dataset(rows: Iterable[Placed], tokenizing: Tokenizing, *, num_proc: i
     tables, made, counts, faults = [], [], Counts(), []
     for batch in results:
         if batch.faults and not skip:
-            raise batch.faults[0]
+            raise DataError(batch.faults[0])
         tables.append(batch.table)
         made += batch.made
         counts += batch.counts
-        faults += batch.faults
+        faults += [DataError(problem) for problem in batch.faults]
     # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
     dataset = Dataset(InMemoryTable(pa.Table.from_batches(tables, _SCHEMA)), fingerprint=generate_random_fingerprint())
     return Built(dataset, made, counts, faults)
@@ -80,7 +80,7 @@ def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
     made = tokenizing.batch(rows)
     kept = [example.encoded for item in made for example in item.examples if not example.dropped]
     columns = [pa.array([example[column] for example in kept], _IDS) for column in (0, 1)]
-    faults = [item.fault for item in made if item.fault is not None]
+    faults = [item.fault.problem for item in made if item.fault is not None]
     counts = [sum(not example.dropped for example in item.examples) for item in made]
     return Batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA), counts, _counted(made), faults)
 

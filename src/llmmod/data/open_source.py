@@ -14,11 +14,12 @@ from llmmod.data.hub import load_table
 from llmmod.data.row import described, first_line
 from llmmod.data.sources import BY_BUILDER, BY_SUFFIX, Files, Source, Table, take_split
 from llmmod.errors import ConfigError, DataError, Problem
-from llmmod.paths import find_files, resolve_path, shown
+from llmmod.paths import PACKAGE, find_files, resolve_path, shown
 from llmmod.schema.model import HubConf
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
+_ONE_OF_THEM = "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub"
 _KINDS = ", ".join(suffix.removeprefix(".") for suffix in BY_SUFFIX)
 
 
@@ -57,6 +58,9 @@ def open_source(
     if isinstance(place, Path):
         return take_split(_splits_at(place, data_files, key=key), split)
     if _is_hub_id(path) and not any(path.endswith(suffix) for suffix in BY_SUFFIX):
+        if data_files and PACKAGE in str(data_files):
+            found = f"'{path}' is on the hub, and dataset.data_files is not: {data_files}"
+            raise ConfigError(Problem("dataset.path", found, do=_ONE_OF_THEM))
         return _on_hub(path, data_files, subset=subset, split=split, hub=hub)
     return take_split({"train": _files(path, None, key="dataset.path")}, split)
 
@@ -69,8 +73,7 @@ def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source
     """Split -> source of what stands at a path that exists."""
     if data_files:
         if not place.is_dir():
-            found, do = f"'{shown(place)}' is a file, and dataset.data_files names others", "Leave one of them out: dataset.data_files=null"
-            raise ConfigError(Problem("dataset.path", found, do=do))
+            raise ConfigError(Problem("dataset.path", f"'{shown(place)}' is a file, and dataset.data_files names others", do=_ONE_OF_THEM))
         return _splits_of_files(data_files, None, key=key, base=place)
     if place.is_file():
         return {"train": _files(str(place), None, key="dataset.path")}
