@@ -6,10 +6,10 @@ import socket
 
 import pytest
 import torch
-import trl.trainer.utils
 from datasets import Dataset
+from transformers import TrainerCallback
 
-from llmmod.stages.sft import labelled_positions_only
+from llmmod.stages import head
 
 
 def naive_sums(model, examples):
@@ -29,16 +29,15 @@ def naive_sums(model, examples):
 
 @pytest.fixture
 def head_rows(monkeypatch):
-    """The number of rows of each matrix that reaches the head."""
+    """The number of rows of each matrix that is multiplied by the head's."""
     rows = []
-    function = trl.trainer.utils._ChunkedLogProbFunction
-    real = function.apply
+    real = head._Head.apply
 
-    def counted(hidden, *rest):
+    def counted(self, hidden, *rest):
         rows.append(hidden.shape[0])
-        return real(hidden, *rest)
+        return real(self, hidden, *rest)
 
-    monkeypatch.setattr(function, "apply", counted)
+    monkeypatch.setattr(head._Head, "apply", counted)
     return rows
 
 
@@ -53,13 +52,6 @@ def test_only_labelled_positions_reach_the_head_in_evaluation(toy_trainer, toy_s
     assert sum(head_rows) == sum(label != -100 for labels in toy_splits.eval["labels"] for label in labels[1:])
 
 
-def test_the_patch_ends_with_the_block():
-    before = trl.trainer.utils._use_triton
-    with labelled_positions_only():
-        assert trl.trainer.utils._use_triton(torch.device("cpu"))
-    assert trl.trainer.utils._use_triton is before
-
-
 def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(toy_trainer, toy_splits, tiny_llama):
     """Two micro-batches of unequal length: the mean is over the tokens of both (TRL 2604, LLaMA-Factory's like)."""
     trainer = toy_trainer(
@@ -67,7 +59,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(toy_trainer, 
     )
     seen = {}
 
-    class Gradients(trl.trainer.sft_trainer.TrainerCallback):
+    class Gradients(TrainerCallback):
         def on_pre_optimizer_step(self, *args, model, **kwargs):
             seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
 

@@ -1,24 +1,18 @@
 """Supervised fine-tuning: trl's trainer, with the head on labelled positions alone and evaluation exact to the token.
 
-trl 1.16 computes the loss in tiles, without the full logits. What is added here:
-
-- On a CPU it sends every position through the LM head, prompt and padding too, and masks afterwards: it picks the labelled ones only
-  where Triton runs. Here it picks them everywhere.
-- Its evaluation loss is the mean of the batches' means, so that a token of a short answer counts more. Here the losses of all tokens are
-  added up and divided by their number, and accuracy likewise. Three sums are all that is kept: memory doesn't grow with the examples.
+trl 1.16's evaluation loss is the mean of the batches' means, so that a token of a short answer counts more. Here the losses of all tokens
+are added up and divided by their number, and accuracy likewise. Three sums are all that is kept: memory doesn't grow with the examples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import trl.trainer.utils
 from trl import SFTTrainer
 
+from llmmod.stages.head import lean_head
 from llmmod.stages.trainer import StageTrainer
 
 # exp of more than this is no float; a loss of 700 nats a token is broken anyway.
@@ -30,7 +24,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the labelled positions, over `num_items_in_batch` of them where it is given."""
-        with labelled_positions_only():
+        with lean_head():
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
@@ -38,7 +32,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), labelled_positions_only():
+        with torch.no_grad(), self.compute_loss_context_manager(), lean_head():
             outputs = model(**inputs, fused_lm_head=True)
         sums = torch.stack([-outputs.log_probs.float().sum(1), outputs.label_mask.float().sum(1), outputs.is_top1.float().sum(1)], dim=1)
         # Gathered by example, [batch, 3], so that what was added to fill the last batch of several processes is left out again.
@@ -54,17 +48,3 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
             exact = {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, _MOST_NATS)), "token_accuracy": correct / tokens}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()})
         return output
-
-
-@contextmanager
-def labelled_positions_only() -> Iterator[None]:
-    """Within it, trl's LM head is fed the labelled positions alone, on every device.
-
-    Patches the question `trl.trainer.utils` asks for this (1.16.0, `add_fused_lm_head`); the kernels ask one of their own.
-    """
-    asked = trl.trainer.utils._use_triton
-    trl.trainer.utils._use_triton = lambda device: asked(device) or device.type == "cpu"
-    try:
-        yield
-    finally:
-        trl.trainer.utils._use_triton = asked

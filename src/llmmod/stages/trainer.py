@@ -7,6 +7,7 @@ needed to go on and to load the model, and nothing else; nobody is told about th
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,10 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with warnings.catch_warnings():
+            # peft asks the base model's own directory whether the vocabulary grew, and a model read from GGUF has none.
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             for name in _LITTER:
                 (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)

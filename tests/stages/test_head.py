@@ -1,0 +1,79 @@
+"""llmmod.stages.head against trl's own function, which computes the same in tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import trl.trainer.utils
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+from llmmod.stages import head
+from llmmod.stages.head import lean_head
+
+OUTPUTS = ("log_probs", "entropy", "is_top1")
+
+
+def run(function, *, bias=False, softcap=None, scale=1.0, temperature=1.0, outputs=OUTPUTS, dtype=torch.float32, rows=7):
+    """Outputs, and the gradients of a weighted sum of the log-probabilities."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 16).to(dtype).requires_grad_() for n in (rows, 50))
+    offset = torch.randn(50).to(dtype).requires_grad_() if bias else None
+    targets, weights = torch.randint(0, 50, (rows,)), torch.rand(rows)
+    found = function.apply(hidden, weight, offset, targets, temperature, 32, softcap, scale, outputs)
+    (found[0] * weights).sum().backward()
+    gradients = [tensor.grad for tensor in (hidden, weight, offset) if tensor is not None]
+    return [None if x is None else x.detach() for x in found], gradients
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"bias": True}, {"softcap": 3.0}, {"scale": 0.25}, {"temperature": 0.7}, {"outputs": ("log_probs",)}, {"rows": 0}],
+    ids=lambda changes: next(iter(changes), "plain"),
+)
+def test_the_same_as_in_tiles(changes):
+    ours, theirs = (run(function, **changes) for function in (head._Head(ChunkedLogProbFunction), ChunkedLogProbFunction))
+    for mine, its in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+        assert (mine is None) == (its is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_within_its_precision():
+    ours, theirs = (run(f, dtype=torch.bfloat16) for f in (head._Head(ChunkedLogProbFunction), ChunkedLogProbFunction))
+    torch.testing.assert_close(ours[0][0], theirs[0][0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours[1][0], theirs[1][0], rtol=5e-2, atol=5e-2)
+
+
+class Tiles:
+    """Stands for trl's function."""
+
+    called = 0
+
+    def apply(self, *args):
+        self.called += 1
+        return ChunkedLogProbFunction.apply(*args)
+
+
+@pytest.mark.parametrize(
+    ("most", "outputs"), [(7 * 50 - 1, OUTPUTS), (2**26, (*OUTPUTS, "mean_logits"))], ids=["too many logits", "outputs of other trainers"]
+)
+def test_what_is_left_to_trl(monkeypatch, most, outputs):
+    monkeypatch.setattr(head, "MOST_LOGITS", most)
+    tiles = Tiles()
+    run(head._Head(tiles), outputs=outputs)
+    assert tiles.called == 1
+
+
+def test_what_is_not(monkeypatch):
+    monkeypatch.setattr(head, "MOST_LOGITS", 7 * 50)
+    tiles = Tiles()
+    run(head._Head(tiles))
+    assert tiles.called == 0
+
+
+def test_the_patch_ends_with_the_block():
+    before = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
+    with lean_head():
+        assert trl.trainer.utils._use_triton(torch.device("cpu"))
+        assert isinstance(trl.trainer.utils._ChunkedLogProbFunction, head._Head)
+    assert (trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction) == before
