@@ -11,9 +11,10 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
 from llmmod.errors import ConfigError, RunError
+from llmmod.schema.finetune import FullConf
 from llmmod.schema.step import TrainConf
 from llmmod.steps.train import Train
 
@@ -156,6 +157,40 @@ def test_resume_gives_the_bits_of_the_uninterrupted_run(session, lora_conf, step
     last = [json.loads((made.run_dir / "train/trainer_state.json").read_text())["log_history"] for made in (whole, resumed)]
     losses = [[entry["loss"] for entry in history if "loss" in entry] for history in last]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def full_conf():
+    return FullConf(name="full")
+
+
+def test_full_fine_tuning_leaves_a_complete_model(session, full_conf, tiny_tokenizer):
+    made = session(finetune=full_conf, num_train_epochs=1.0)
+    report = train(made)
+    directory = made.run_dir / "train"
+    assert report.artifacts["model"] == "train"
+    assert made.current.kind == "full"
+    loaded = AutoModelForCausalLM.from_pretrained(directory).eval()
+    assert (loaded.config.use_cache, loaded.generation_config.eos_token_id) == (True, [tiny_tokenizer.eos_token_id])
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded(input_ids=ids).logits, made.current.model(input_ids=ids).logits)
+
+
+def test_full_fine_tuning_resumes_to_the_same_bits(session, full_conf):
+    whole = session("whole", finetune=full_conf, **RESUMED)
+    train(whole)
+    checkpoint = whole.run_dir / "train" / "checkpoint-4"
+    train(session("resumed", finetune=full_conf, resume_from_checkpoint=str(checkpoint), **RESUMED))
+    name = "train/model.safetensors"
+    assert digest(session("resumed").run_dir / name) == digest(whole.run_dir / name)
+
+
+def test_settings_of_a_checkpoint_that_can_t_be_saved_are_mended_first(session, full_conf):
+    """do_sample=false beside a temperature is what many a checkpoint has, and transformers refuses to save it."""
+    made = session(finetune=full_conf, max_steps=1, save_strategy="steps", save_steps=1.0)
+    made._model.generation_config = GenerationConfig(do_sample=False, temperature=0.6)
+    train(made)
+    assert (made.run_dir / "train" / "checkpoint-1" / "generation_config.json").is_file()
 
 
 class InterruptAt(TrainerCallback):

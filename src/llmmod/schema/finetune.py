@@ -18,6 +18,7 @@ class FinetuneConf:
     upcast_layernorm: bool = False  # normalisation layers in float32
     adapters: list[str] = field(default_factory=list)  # merged in order, all but the last; the last is continued or used
     resume_adapter: bool = False  # go on training the last of `adapters`, rather than merge it and start a new one
+    learning_rate: float = 2e-5  # what suits this way of training: a stage's `training.learning_rate` is this unless it is set
 
 
 @dataclass
@@ -42,4 +43,6 @@ class LoraConf(LoraConfig, FinetuneConf):
     """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
 
     _target_: str = "llmmod.models.adapt.add_lora"
+    # Adapters start from zero and take about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
+    learning_rate: float = 1e-3
     target_modules: Any = "${model.lora_targets}"  # module names, or all-linear

@@ -42,7 +42,8 @@ class PredictConf(StepConf):
     _target_: str = "llmmod.steps.predict.Predict"
     batch_size: int = 8  # prompts generated together
     max_samples: int | None = None  # prompts; None: the whole validation split
-    compare_with_base: int = 0  # prompts that the model without its adapter answers too
+    compare_with_base: int = 0  # prompts that the model without its adapter answers too, evenly spread over the split
+    # name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
     metrics: dict[str, Any] = field(
         default_factory=lambda: {
             "rouge": {"_target_": "llmmod.metrics.rouge.Rouge"},

@@ -186,5 +186,5 @@ def _both(conversation: Conversation, *, base: str, tuned: str) -> dict[str, str
 
 
 def _line(text: str) -> str:
-    joined = " ".join(text.split())
+    joined = " ".join(text.split()) or "(nothing)"
     return joined if len(joined) <= _SHOWN else joined[: _SHOWN - 1] + "…"
