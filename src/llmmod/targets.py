@@ -15,8 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from llmmod.errors import Problem
@@ -209,9 +208,9 @@ def refusal_in_package(path: str) -> str:
     parts = path.split(".")
     if (package := PACKAGES.get(parts[0])) is None:
         return ""
-    borrowed = next((p for p in parts[1:-1] if p in sys.stdlib_module_names and not _has_module(parts[: parts.index(p) + 1])), None)
-    if borrowed:
-        return f"'{path}' leads to Python's own module {borrowed}"
+    for depth, part in enumerate(parts[1:-1], start=2):
+        if part in sys.stdlib_module_names and find_module(".".join(parts[:depth])) is None:
+            return f"'{path}' leads to Python's own module {part}"
     if within(path, package.refused) or (parts[0] != "llmmod" and not _RUN.isdisjoint(parts)):
         return f"'{path}' is refused: it runs programs or code, reads pickles, or writes where it is told to"
     if parts[0] == "llmmod" and not within(path, package.classes):
@@ -219,14 +218,27 @@ def refusal_in_package(path: str) -> str:
     return ""
 
 
-def _has_module(parts: list[str]) -> bool:
-    """Whether a dotted path is a module on the disk, found without importing any of it."""
-    spec = find_spec(parts[0])  # of a top-level name: this looks, and imports nothing
-    for depth in range(2, len(parts) + 1):
-        if spec is None or spec.submodule_search_locations is None:
-            return False
-        spec = PathFinder.find_spec(".".join(parts[:depth]), list(spec.submodule_search_locations))
-    return spec is not None
+def find_module(name: str, *directories: str) -> ModuleSpec | None:
+    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
+
+    Args:
+        name: dotted.
+        directories: where to look for a top-level module besides.
+    """
+    found: ModuleSpec | None = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        if found is not None and found.submodule_search_locations is None:
+            return None
+        search = None if found is None else list(found.submodule_search_locations or [])
+        part = ".".join(parts[:depth])
+        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None and depth == 1 and directories:
+            found = PathFinder.find_spec(part, list(directories))
+        if found is None:
+            return None
+    return found
 
 
 def _asked_prefixes() -> list[str]:

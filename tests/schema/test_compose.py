@@ -271,9 +271,17 @@ def choices():
     return alone + [[of_group[turn % len(of_group)] for of_group in lines.values() if of_group] for turn in range(most)]
 
 
+# The bases that point anywhere, pointed somewhere.
+POINTED = {
+    "dataset=json": ["dataset.data_files=pkg://llmmod.demo/llmmod_qa.jsonl", "dataset.val_size=2"],
+    "dataset=hub": ["dataset.path=org/name", "dataset.val_size=2"],
+}
+
+
 @pytest.mark.parametrize("overrides", choices(), ids=" ".join)
 def test_every_option_composes_and_is_right(overrides):
-    assert isinstance(to_root(validated(compose_config([*overrides, "smoke=true"]))), Root)
+    pointed = [more for override in overrides for more in POINTED.get(override, [])]
+    assert isinstance(to_root(validated(compose_config([*overrides, *pointed, "smoke=true"]))), Root)
 
 
 @pytest.mark.parametrize("file", [f for group in groups() for f in sorted((conf_directory() / group).glob("*.yaml"))], ids=lambda f: f.stem)

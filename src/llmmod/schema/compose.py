@@ -31,6 +31,7 @@ class Composed:
         overrides: as typed.
         choices: group -> option, as Hydra names them: `model`, `step@steps.train`.
         user_keys: the keys that the overrides set, down to the leaves.
+        in_sweep: whether this is a job of a sweep, to which Hydra gives a directory of its own.
     """
 
     config: DictConfig
@@ -38,6 +39,7 @@ class Composed:
     overrides: list[str]
     choices: dict[str, Any] = field(default_factory=dict)
     user_keys: list[str] = field(default_factory=list)
+    in_sweep: bool = False
 
 
 def compose_config(
@@ -55,7 +57,7 @@ def compose_config(
         config_dir: a directory of options of the user's own, beside the shipped ones.
         config_name: the file that composing starts from.
         with_hydra: keep Hydra's own node.
-        job_num: a job's number in a sweep.
+        job_num: the job's number, if it belongs to a sweep.
 
     Raises:
         ConfigError: with every override that is wrong, and with what validation says of the keys that the others set.
@@ -124,5 +126,6 @@ def _separate(full: DictConfig, overrides: list[str], *, with_hydra: bool, job_n
     config = full.copy() if with_hydra else full
     with open_dict(config):
         del config["hydra"]
-    return Composed(config=config, hydra=full.hydra if with_hydra else None, overrides=overrides, choices=choices)
+    hydra = full.hydra if with_hydra else None
+    return Composed(config=config, hydra=hydra, overrides=overrides, choices=choices, in_sweep=job_num is not None)
 

@@ -79,9 +79,8 @@ def unapplied(override: Override, error: BaseException, config: DictConfig, choi
         return Problem(str(override.input_line), f"there is no group '{key}'")
     if key.startswith("hydra.") or key == "hydra":
         return _unapplied_to_hydra(override, error, config)
-    if inherited := _inherited(key, config):
-        do = f"Choose one for this step: +{_part_name(inherited)}@{inherited}=…"
-        return Problem(key, f"{inherited} is null, so it is the root's, and has no keys of its own", do=do)
+    if problem := _below_null(key, override.value(), config):
+        return problem
     cause = _omegaconf(error)
     if override.is_delete():
         found = "can't be taken out" if cause else "is not there to be taken out"
@@ -89,29 +88,41 @@ def unapplied(override: Override, error: BaseException, config: DictConfig, choi
     if override.is_add() and cause is None:
         return Problem(f"+{key}", "is there already", do="Leave out the +")
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-        return no_such_field(key, config, choices)
-    return wrong_value(key, override.value(), config) or Problem(key, f"found {shown(override.value())}: {_first_line(cause or error)}")
+        deepest = str(cause.full_key or "")
+        return no_such_field(deepest if deepest.startswith(f"{key}.") else key, config, choices)
+    found = f"found {shown(override.value())}: {_first_line(cause or error)}"
+    return wrong_value(key, override.value(), typed_nodes(config)) or Problem(key, found)
 
 
-def replaces_node(override: Override, config: DictConfig) -> Problem | None:
+def replaces_node(override: Override, nodes: Mapping[str, type]) -> Problem | None:
     """What to say of a value that would take the place of a whole part, which OmegaConf lets happen where the part isn't typed."""
     key, value = override.key_or_group, override.value()
     if override.is_delete() or isinstance(value, dict) or (isinstance(value, str) and value.startswith("${")):
         return None
     group, node, rest = part_of(key)
-    if rest or node != key or group not in ("finetune", "stage", "step") or key not in typed_nodes(config):
+    if rest or node != key or group not in ("finetune", "stage", "step") or key not in nodes:
         return None
     if value is None and key.startswith("steps.") and group != "step":
         return None  # null: a step's part is the root's
     return Problem(key, f"found {shown(value)}", "Expected keys with values", f"Choose an option: {group}=…")
 
 
-def wrong_value(key: str, value: Any, config: DictConfig) -> Problem | None:
+def coerced(override: Override, nodes: Mapping[str, type]) -> Problem | None:
+    """What to say of a value that OmegaConf would make another of without a word: 5 becomes true, true becomes the text 'True'."""
+    value = override.value()
+    hint = None if override.is_delete() else _hint(override.key_or_group, nodes)
+    taken = set(union_members(hint)) - {type(None)}
+    number_for_flag = taken == {bool} and isinstance(value, (int, float)) and not isinstance(value, bool)
+    flag_for_text = taken == {str} and isinstance(value, bool)
+    return wrong_type(override.key_or_group, value, hint) if number_for_flag or flag_for_text else None
+
+
+def wrong_value(key: str, value: Any, nodes: Mapping[str, type]) -> Problem | None:
     """What to say of a value that a typed field doesn't take; None where the field isn't typed."""
-    hint = _hint(key, config)
+    hint = _hint(key, nodes)
     if hint is None:
         parts = split_key(key)
-        if len(parts) > 1 and _hint(".".join(parts[:-1]), config) is not None:
+        if len(parts) > 1 and _hint(".".join(parts[:-1]), nodes) is not None:
             return Problem(key, f"{'.'.join(parts[:-1])} is a value, and has no keys")
         return None
     return wrong_type(key, value, hint)
@@ -127,27 +138,29 @@ def wrong_type(key: str, value: Any, hint: Any) -> Problem:
     return Problem(key, f"found {shown(value)}", f"Expected {expected(hint)}", do)
 
 
-def _hint(key: str, config: DictConfig) -> Any:
+def _hint(key: str, nodes: Mapping[str, type]) -> Any:
     """The type of a field, None where no dataclass has it."""
     parts = split_key(key)
-    schema = typed_nodes(config).get(".".join(parts[:-1]))
+    schema = nodes.get(".".join(parts[:-1]))
     return hints(schema).get(parts[-1]) if schema is not None else None
 
 
-def _inherited(key: str, config: DictConfig) -> str:
-    """The step's part above a key that is null, so that the root's stands in for it; empty where none is."""
+def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
+    """What to say of a key below one that is null, which has no keys of its own."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
     parts = split_key(key)
-    if len(parts) < 4 or parts[0] != "steps":
-        return ""
-    steps: Any = OmegaConf.to_container(config.steps, resolve=False)
-    step = steps.get(parts[1]) if isinstance(steps, dict) else None
-    inherited = isinstance(step, dict) and parts[2] in step and step[parts[2]] is None
-    return ".".join(parts[:3]) if inherited else ""
-
-
-def _part_name(part: str) -> str:
-    name = part.rpartition(".")[2]
-    return {"training": "stage"}.get(name, name)
+    for depth, part in enumerate([*parts, *(value if isinstance(value, dict) else {})]):
+        if node is None:
+            null, rest = ".".join(parts[:depth]), ".".join(parts[depth:]) or "a"
+            group, place, _ = part_of(f"{null}.x")
+            if null.startswith("steps.") and null == place:
+                found = f"{null} is null, so it is the root's, and has no keys of its own"
+                return Problem(key, found, do=f"Choose one for this step: +{group}@{null}=…")
+            return Problem(key, f"{null} is null, and has no keys to set", do=f"Give it whole: '{null}={{{rest}: …}}'")
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return None
 
 
 def _unapplied_to_hydra(override: Override, error: BaseException, config: DictConfig) -> Problem:

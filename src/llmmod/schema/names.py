@@ -73,7 +73,7 @@ def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> P
     if others and chosen:
         return Problem(key, f"no such field with {group}={chosen}", f"It belongs to {group}={', '.join(others)}")
     parts = split_key(key)
-    depth, siblings = _first_missing(parts, plain)
+    depth, siblings = _first_missing(parts, plain, nodes)
     name = parts[depth]
     found = "no such field" if depth == len(parts) - 1 else f"there is no {'.'.join(parts[: depth + 1])}"
     if depth == 0:
@@ -84,20 +84,21 @@ def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> P
     return Problem(key, found, hint, f"To add a new one, write +{key}=…" if free else "")
 
 
-def _first_missing(parts: list[str], plain: Any) -> tuple[int, list[str]]:
-    """At which component a key leaves the tree, and the names that stand there."""
+def _first_missing(parts: list[str], plain: Any, nodes: Mapping[str, type]) -> tuple[int, list[str]]:
+    """At which component a key leaves the tree of what there can be, and the names that there are."""
     for depth, part in enumerate(parts):
-        names = [str(name) for name in plain] if isinstance(plain, dict) else []
-        if part not in names:
+        schema = nodes.get(".".join(parts[:depth]))
+        names = list(hints(schema)) if schema is not None else [str(name) for name in plain] if isinstance(plain, dict) else []
+        if part not in names or not isinstance(plain, dict) or part not in plain:
             return depth, names
         plain = plain[part]
     return len(parts) - 1, []
 
 
 def _elsewhere(name: str, nodes: Mapping[str, type]) -> list[str]:
-    """Keys of fields with exactly this name, those outside of `steps` first."""
+    """Keys of fields with exactly this name, those that are set most often first, and those of `steps` last."""
     found = [f"{key}.{name}" for key, schema in nodes.items() if key and name in hints(schema)]
-    return sorted(found, key=lambda key: (key.startswith("steps."), key.count("."), key))
+    return sorted(found, key=lambda key: (key.startswith("steps."), not key.startswith("training."), key.count("."), key))
 
 
 def options_with(group: str, rest: str) -> list[str]:

@@ -24,13 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.errors import Problem
-from llmmod.schema.explain import replaces_node, unapplied, uncomposed, unparsed
-from llmmod.schema.names import conf_directory, part_of
+from llmmod.schema.explain import coerced, replaces_node, unapplied, uncomposed, unparsed
+from llmmod.schema.names import conf_directory, part_of, typed_nodes
 from llmmod.schema.wording import nearest_or_all, shown
 from llmmod.targets import allowed_prefixes, within
 
 # What Hydra and OmegaConf raise for what a user typed; asserts and ValueErrors among it, e.g. for a key below null, or `model=null`.
-REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, TypeError, ValueError, yaml.YAMLError)
+REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError)
 
 
 def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:
@@ -156,10 +156,10 @@ class Composition:
 
     def _apply(self, overrides: Mapping[int, Override], found: dict[int, Problem]) -> None:
         assert self.config is not None
-        choices = dict(self.config.hydra.runtime.choices)
+        choices, nodes = dict(self.config.hydra.runtime.choices), typed_nodes(self.config)
         for position, override in overrides.items():
-            if (replaced := replaces_node(override, self.config)) is not None:
-                found[position] = replaced
+            if (problem := replaces_node(override, nodes) or coerced(override, nodes)) is not None:
+                found[position] = problem
                 continue
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([override], self.config)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.ranks import started
 from llmmod.schema.fast_hydra import patch_hydra
 from llmmod.schema.node import structured_node
+from llmmod.schema.null_mappings import patch_null_mappings
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
@@ -39,6 +40,7 @@ def register_schemas() -> None:
     """Store each schema; a second call changes nothing."""
     OmegaConf.register_new_resolver("started", started, replace=True)
     patch_hydra()
+    patch_null_mappings()
     for path in SCHEMAS:
         *groups, name = path.split("/")
         place = ConfigStore.instance().repo

@@ -33,19 +33,26 @@ def expected(hint: Any) -> str:
 
 
 def allowed(value: Any, choices: Sequence[str]) -> str:
-    """Which choices there are, the nearest first."""
-    close = did_you_mean(str(value), choices) if nearest(str(value), choices) else ""
+    """Which choices there are, the nearest first; of a long list the nearest three."""
+    text = str(value)
     if len(choices) <= _LISTED:
+        close = did_you_mean(text, choices) if nearest(text, choices) else ""
         return f"{close} Allowed: {', '.join(choices)}".strip()
-    return close or f"Allowed: {', '.join(choices)}"
+    several = [choice for choice in choices if choice.startswith(text)] or nearest(text, choices, 3)
+    return f"Did you mean {_either(several[:3])}?" if several else f"Allowed: {', '.join(choices)}"
 
 
 def nearest_or_all(name: str, choices: Iterable[str]) -> str:
     """`Did you mean 'x'?`, else the choices where they are few."""
-    known = [c for c in choices if not c.startswith("_")]
+    known = sorted({c for c in choices if not c.startswith("_")})
     if nearest(name, known):
         return did_you_mean(name, known)
-    return f"Allowed: {', '.join(sorted(known))}" if 0 < len(known) <= 2 * _LISTED else ""
+    return f"Allowed: {', '.join(known)}" if 0 < len(known) <= 2 * _LISTED else ""
+
+
+def _either(names: Sequence[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:

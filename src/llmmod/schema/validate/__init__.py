@@ -1,15 +1,92 @@
-"""All checks of a composed configuration, before anything heavy is imported."""
+"""Everything that can be known to be wrong with a composed configuration, at once, before anything heavy is imported.
+
+Each check is a function of a `Context` that gives problems; what it looks for stands in a table beside it. A new check goes into
+`CHECKS`, a new limit, choice or rule into its table.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig, OmegaConf
+
 from llmmod.errors import Problem
+from llmmod.schema.names import typed_nodes
+from llmmod.schema.plain import resolved
+from llmmod.schema.validate.arguments import check_arguments
+from llmmod.schema.validate.bounds import check_bounds
+from llmmod.schema.validate.choices import check_choices
+from llmmod.schema.validate.context import Context
+from llmmod.schema.validate.contradictions import check_contradictions
+from llmmod.schema.validate.data_files import check_data_files
+from llmmod.schema.validate.keys import check_keys
+from llmmod.schema.validate.model_files import check_model_files
+from llmmod.schema.validate.not_yet import check_not_yet
+from llmmod.schema.validate.output import check_output
+from llmmod.schema.validate.pipeline import check_pipeline
+from llmmod.schema.validate.types import check_types
+from llmmod.schema.validate.unread import check_unread
+from llmmod.targets import check_prefixes, check_targets
 
 if TYPE_CHECKING:
     from llmmod.schema.compose import Composed
 
+Check = Callable[[Context], Iterable[Problem]]
+
+
+def check_named(context: Context) -> list[Problem]:
+    """What the configuration names and may not, its `hydra` node included."""
+    in_hydra = check_targets(context.hydra, "hydra") if context.hydra is not None else []
+    return check_prefixes() + check_targets(context.plain) + in_hydra
+
+
+CHECKS: tuple[Check, ...] = (
+    check_keys,
+    check_types,
+    check_choices,
+    check_bounds,
+    check_named,
+    check_arguments,
+    check_pipeline,
+    check_not_yet,
+    check_contradictions,
+    check_unread,
+    check_data_files,
+    check_model_files,
+    check_output,
+)
+
 
 def validate(composed: Composed) -> list[Problem]:
-    """Every problem of a composed configuration."""
-    return []
+    """Every problem of a composed configuration, in the order of `CHECKS`, each once."""
+    context, problems = context_of(composed)
+    unusable = {problem.key for problem in problems}
+    for check in CHECKS:
+        problems += [problem for problem in check(context) if problem.key not in unusable]
+        # Of a value that is wrong in itself, later checks could only say the same again.
+        unusable |= {problem.key for problem in problems}
+    return problems
+
+
+def context_of(composed: Composed) -> tuple[Context, list[Problem]]:
+    """What the checks see of a composed configuration, and what can't be resolved in it."""
+    plain, problems = resolved(composed.config)
+    context = Context(
+        config=composed.config,
+        plain=plain,
+        nodes=typed_nodes(composed.config),
+        user_keys=frozenset(composed.user_keys),
+        choices=composed.choices,
+        hydra=_unresolved(composed.hydra),
+        in_sweep=composed.in_sweep,
+    )
+    return context, problems
+
+
+def _unresolved(hydra: DictConfig | None) -> dict[str, object] | None:
+    if hydra is None:
+        return None
+    plain = OmegaConf.to_container(hydra, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}

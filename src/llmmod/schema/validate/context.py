@@ -1,0 +1,113 @@
+"""What a check is given: the configuration as plain containers, the dataclass behind each node, and what the user set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig
+
+from llmmod.schema.names import PARTS
+from llmmod.schema.step import ChatConf, EvaluateConf, ExportConf, PredictConf, PreviewConf, TrainConf
+
+_DATA = ("dataset", "render", "tokenizer", "model")
+_ANSWERS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
+
+# Which parts each kind of step reads; of a part, only what is named. A step of the user's own may read anything.
+READS: Mapping[type, tuple[str, ...]] = {
+    TrainConf: (*_DATA, "finetune", "training"),
+    EvaluateConf: (*_DATA, "finetune.adapters", "training"),
+    PredictConf: (*_DATA, *_ANSWERS),
+    ExportConf: _ANSWERS,
+    ChatConf: _ANSWERS,
+    PreviewConf: _DATA,
+}
+ANYTHING = (*_DATA, "finetune", "training", "generation")
+NEEDS_MODEL = (TrainConf, EvaluateConf, PredictConf, ExportConf, ChatConf)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One composed configuration, as the checks see it.
+
+    Args:
+        config: as composed.
+        plain: the same as dicts and lists, interpolations resolved; None where one fails.
+        nodes: key -> dataclass.
+        user_keys: what the user set.
+        choices: group -> option.
+        hydra: Hydra's own node as plain containers, interpolations as they are; None where there is none.
+        in_sweep: whether this is a job of a sweep, whose directory Hydra chooses.
+    """
+
+    config: DictConfig
+    plain: dict[str, Any]
+    nodes: dict[str, type]
+    user_keys: frozenset[str]
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    hydra: dict[str, Any] | None = None
+    in_sweep: bool = False
+
+    def get(self, key: str) -> Any:
+        """The value at a key, None where there is none."""
+        found: Any = self.plain
+        for name in key.split(".") if key else []:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    def user_set(self, key: str) -> bool:
+        """Whether the user set a key, or one below it."""
+        return any(k == key or k.startswith(f"{key}.") for k in self.user_keys)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether this is a rehearsal."""
+        return bool(self.get("smoke"))
+
+    @property
+    def steps(self) -> list[str]:
+        """The names in the pipeline that are steps, in order."""
+        known = self.get("steps") or {}
+        return [name for name in self.get("pipeline") or [] if isinstance(known.get(str(name)), dict)]
+
+    def step_type(self, step: str) -> type:
+        """The dataclass of a step; `object` where it has none."""
+        return self.nodes.get(f"steps.{step}", object)
+
+    def reads(self, step: str) -> tuple[str, ...]:
+        """What a step reads."""
+        schema = self.step_type(step)
+        found = READS.get(schema, ANYTHING)
+        if schema is EvaluateConf and self.get(f"{self.part(step, 'training')}.predict_with_generate"):
+            return (*found, *_ANSWERS, "steps.predict")
+        return found
+
+    def part(self, step: str, part: str) -> str:
+        """The key of the `model`, `dataset`, … that a step uses: its own, or the root's."""
+        own = f"steps.{step}.{part}"
+        return own if self.get(own) is not None else part
+
+    def places(self, part: str) -> list[str]:
+        """The keys of all nodes of a part that the pipeline's steps read, each once."""
+        used = [self.part(step, part) for step in self.steps if any(name.split(".")[0] == part for name in self.reads(step))]
+        return list(dict.fromkeys(used))
+
+    def trains_before(self, step: str) -> bool:
+        """Whether a training step comes before a step."""
+        return any(self.step_type(name) is TrainConf for name in self.steps[: self.steps.index(step)])
+
+    def labelled_nodes(self) -> Iterator[tuple[str, str, type]]:
+        """Each typed node: its key, what it is called wherever it stands (`training`, `model.quantization`, `step`), its dataclass."""
+        for key, schema in self.nodes.items():
+            yield key, label(key), schema
+
+
+def label(key: str) -> str:
+    """What a node is called wherever it stands: `training` for `steps.dpo.training` too, `step` for a step."""
+    parts = key.split(".")
+    if parts[0] != "steps" or len(parts) == 1:
+        return key
+    if len(parts) > 2 and parts[2] in PARTS:
+        return ".".join(parts[2:])
+    return ".".join(["step", *parts[2:]])

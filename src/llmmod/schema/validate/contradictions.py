@@ -1,0 +1,93 @@
+"""Values that are right each for itself and don't go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmmod.errors import Problem
+from llmmod.schema.step import TrainConf
+from llmmod.schema.validate.context import Context
+from llmmod.schema.validate.pipeline import holds_out
+from llmmod.schema.wording import shown
+
+
+def check_contradictions(context: Context) -> Iterator[Problem]:
+    """A problem for each contradiction."""
+    for step in context.steps:
+        if context.step_type(step) is TrainConf:
+            yield from _quantized(context, step)
+    for place in context.places("finetune"):
+        yield from _adapters(context, place)
+    for place in context.places("training"):
+        yield from _training(context, place)
+    for place in context.places("dataset"):
+        yield from _dataset(context, place)
+    yield from _generation(context)
+
+
+def _quantized(context: Context, step: str) -> Iterator[Problem]:
+    model, finetune = context.part(step, "model"), context.part(step, "finetune")
+    bits, name = context.get(f"{model}.quantization.bits"), context.get(f"{finetune}.name")
+    if name == "qlora" and bits is None:
+        found = "null with finetune=qlora, which trains adapters on quantized weights"
+        yield Problem(f"{model}.quantization.bits", found, "Allowed: 4, 8", "For weights as they are: finetune=lora")
+    elif bits is not None and name in ("full", "freeze"):
+        found = f"{bits} with finetune={name}, and quantized weights can't be trained"
+        yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
+
+
+def _adapters(context: Context, place: str) -> Iterator[Problem]:
+    if context.get(f"{place}.resume_adapter") and not context.get(f"{place}.adapters"):
+        do = f"Name it: '{place}.adapters=[path]'"
+        yield Problem(f"{place}.resume_adapter", "true, and there is no adapter to go on with", do=do)
+
+
+def _training(context: Context, place: str) -> Iterator[Problem]:
+    training = context.get(place) or {}
+    evaluates, saves = training.get("eval_strategy"), training.get("save_strategy")
+    if training.get("bf16") and training.get("fp16"):
+        yield Problem(f"{place}.fp16", f"true, and {place}.bf16 too", do="Keep one of them")
+    if training.get("load_best_model_at_end") and not context.smoke:
+        if evaluates == "no":
+            found = f"true with {place}.eval_strategy=no"
+            yield Problem(f"{place}.load_best_model_at_end", found, do="Set eval_strategy to steps or epoch")
+        elif saves not in ("best", evaluates):
+            found = f"true, and {place}.save_strategy={saves} is not {place}.eval_strategy={evaluates}"
+            yield Problem(f"{place}.load_best_model_at_end", found, do=f"Set save_strategy={evaluates}")
+
+
+def _dataset(context: Context, place: str) -> Iterator[Problem]:
+    dataset = context.get(place) or {}
+    ways = [name for name in ("val_size", "val_files", "val_split") if dataset.get(name)]
+    if len(ways) > 1:
+        own = next((name for name in ways if context.user_set(f"{place}.{name}")), ways[0])
+        others = " and ".join(f"{place}.{name}={shown(dataset[name])}" for name in ways if name != own)
+        neutral = ", ".join(f"{name}={'0' if name == 'val_size' else 'null'}" for name in ways if name != own)
+        yield Problem(f"{place}.{own}", f"set, and {others} holds examples out as well", do=f"Keep one of them: {neutral}")
+    if dataset.get("streaming") and isinstance(dataset.get("val_size"), float) and 0 < dataset["val_size"] < 1:
+        found = f"{dataset['val_size']:g}, but a streamed dataset has no known length to take a fraction of"
+        yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
+    if dataset.get("streaming"):
+        yield from _endless(context, place)
+
+
+def _endless(context: Context, place: str) -> Iterator[Problem]:
+    for step in context.steps:
+        training = context.part(step, "training")
+        trains = context.step_type(step) is TrainConf and context.part(step, "dataset") == place
+        if trains and not context.smoke and (context.get(f"{training}.max_steps") or -1) < 1:
+            found = "not set, and a streamed dataset has no known length, so a number of epochs says nothing"
+            yield Problem(f"{training}.max_steps", found, do="Set it")
+
+
+def _generation(context: Context) -> Iterator[Problem]:
+    generation = context.get("generation") or {}
+    least, most = generation.get("min_new_tokens"), generation.get("max_new_tokens")
+    if least is not None and most is not None and least > most:
+        yield Problem("generation.min_new_tokens", f"{least} is more than generation.max_new_tokens={most}")
+
+
+def evaluates_nothing(context: Context, training: str) -> bool:
+    """Whether every training step with these arguments has no held-out examples to evaluate on."""
+    steps = [s for s in context.steps if context.step_type(s) is TrainConf and context.part(s, "training") == training]
+    return bool(steps) and not any(holds_out(context, context.part(step, "dataset")) for step in steps)

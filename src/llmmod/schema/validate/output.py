@@ -1,0 +1,43 @@
+"""The run's directory: one that can be made and written to, and that holds no other run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmmod.errors import Problem
+from llmmod.schema.step import TrainConf
+from llmmod.schema.validate.context import Context
+
+KEY = "output_dir"
+_OTHER = "Choose another directory"
+
+
+def check_output(context: Context) -> Iterator[Problem]:
+    """A problem if the run couldn't be written. In a sweep Hydra gives each job a directory of its own."""
+    wanted = context.get(KEY)
+    if not isinstance(wanted, str) or context.in_sweep:
+        return
+    try:
+        yield from _problems(context, wanted, Path(wanted).expanduser())
+    except OSError as error:
+        yield Problem(KEY, f"'{wanted}' can't be reached: {error.strerror}", do=_OTHER)
+
+
+def _problems(context: Context, wanted: str, directory: Path) -> Iterator[Problem]:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        what = "is a file" if existing == directory else f"can't be made: {existing} is a file"
+        yield Problem(KEY, f"'{wanted}' {what}", do=_OTHER)
+    elif not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
+        yield Problem(KEY, f"'{wanted}' can't be written: no right to write to {existing}", do=_OTHER)
+    elif (directory / "run.json").exists() and not _resumes(context):
+        do = f"{_OTHER}, or go on with that run: training.resume_from_checkpoint=true"
+        yield Problem(KEY, f"'{wanted}' holds another run", do=do)
+
+
+def _resumes(context: Context) -> bool:
+    trains = [step for step in context.steps if context.step_type(step) is TrainConf]
+    wanted = [context.get(f"{context.part(step, 'training')}.resume_from_checkpoint") for step in trains]
+    return any(value not in (None, False) for value in wanted)

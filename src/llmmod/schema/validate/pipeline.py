@@ -1,0 +1,65 @@
+"""The pipeline: steps that there are, each once, and what each needs to have something to work on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from llmmod.errors import Problem, nearest
+from llmmod.schema.base import Weights
+from llmmod.schema.step import ChatConf, EvaluateConf, PredictConf
+from llmmod.schema.validate.context import NEEDS_MODEL, Context
+from llmmod.schema.wording import shown
+
+
+def check_pipeline(context: Context) -> Iterator[Problem]:
+    """A problem for each name that is no step or stands twice, and for each step that has nothing to work on."""
+    names = context.get("pipeline") or []
+    steps = context.get("steps") or {}
+    if not names:
+        yield Problem("pipeline", "no steps", f"Allowed: {', '.join(steps)}")
+    for name, count in Counter(map(str, names)).items():
+        if name not in steps:
+            close = nearest(name, steps)
+            meant = f"Did you mean '{close[0]}'? " if close else ""
+            do = f"A step of your own: +step@steps.{name}=train steps.{name}._target_=…" if not close else ""
+            yield Problem("pipeline", f"no step {shown(name)}", f"{meant}Allowed: {', '.join(steps)}", do)
+        elif count > 1:
+            do = f"Give the second a name of its own: +step@steps.{name}_2={context.choices.get(f'step@steps.{name}', name)}"
+            yield Problem("pipeline", f"'{name}' stands in it {count} times", do=do)
+    yield from _without_model(context)
+    yield from _without_held_out(context)
+
+
+def _without_model(context: Context) -> Iterator[Problem]:
+    seen = set()
+    for step in context.steps:
+        key = context.part(step, "model")
+        model = context.get(key)
+        if not isinstance(model, dict) or key in seen or context.smoke or not issubclass(context.step_type(step), NEEDS_MODEL):
+            continue
+        path = model.get("pretrained_model_name_or_path") or model.get("size")
+        random = model.get("weights") == Weights.random
+        if path is None and not (random and model.get("architecture")):
+            seen.add(key)
+            found = f"is not set, and {step} needs a model"
+            yield Problem(f"{key}.pretrained_model_name_or_path", found, do="Give a hub id or a directory")
+        elif random and context.step_type(step) is ChatConf and not context.trains_before(step) and not context.get("finetune.adapters"):
+            seen.add(key)
+            found = f"random, and no step before {step} trains, so there is nothing to chat with"
+            yield Problem(f"{key}.weights", found, do="Put train before it, or set weights=pretrained")
+
+
+def _without_held_out(context: Context) -> Iterator[Problem]:
+    seen = set()
+    for step in context.steps:
+        key = context.part(step, "dataset")
+        if key not in seen and issubclass(context.step_type(step), (EvaluateConf, PredictConf)) and not holds_out(context, key):
+            seen.add(key)
+            found = f"no examples are held out, so {step} has nothing to measure"
+            yield Problem(f"{key}.val_size", found, do="Set val_size (0.1: a tenth of them), val_split or val_files of it")
+
+
+def holds_out(context: Context, dataset: str) -> bool:
+    """Whether a dataset holds examples out for validation."""
+    return any(context.get(f"{dataset}.{name}") for name in ("val_size", "val_files", "val_split"))

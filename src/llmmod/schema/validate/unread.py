@@ -1,0 +1,116 @@
+"""Keys that the user set and the chosen options never read: they would change nothing, and the user expects something of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llmmod.errors import Problem
+from llmmod.schema.names import split_key
+from llmmod.schema.training import SAID_ELSEWHERE
+from llmmod.schema.validate.context import ANYTHING, Context, label
+from llmmod.schema.validate.contradictions import evaluates_nothing
+
+Rule = tuple[str, tuple[str, ...], Callable[[Context, str, dict[str, Any]], bool], str]
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups")
+_HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")
+_QUANTIZATION = (
+    "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
+)  # fmt: skip
+_AUTO_RENDER = (
+    "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
+)  # fmt: skip
+
+
+def _is(name: str, *values: Any) -> Callable[[Context, str, dict[str, Any]], bool]:
+    """A condition: the field has one of these values."""
+    return lambda context, key, node: node.get(name) in values
+
+
+def _always(context: Context, key: str, node: dict[str, Any]) -> bool:
+    return True
+
+
+# what the node is called, its fields, when they are not read, why and what to do
+RULES: tuple[Rule, ...] = (
+    ("generation", _SAMPLING, _is("do_sample", False), "not read with generation.do_sample=false|Use generation=sample"),
+    ("generation", _BEAMS, _is("num_beams", 1), "not read with generation.num_beams=1|Set generation.num_beams"),
+    ("dataset", ("buffer_size",), _is("streaming", False), "not read with streaming=false"),
+    ("dataset", ("seed",), _is("val_size", 0), "only the split by val_size reads it|Set val_size, or seed at the root"),
+    ("model", ("architecture",), lambda c, k, n: not c.smoke, "only a rehearsal reads it|Set smoke=true, or model.config"),
+    ("model.quantization", _QUANTIZATION, _is("bits", None), "not read, since bits is null|Set bits to 4 or 8"),
+    ("model.quantization", ("type", "double_quant", "quant_storage"), _is("bits", 8), "only read with bits=4"),
+    ("model.quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight"), _is("bits", 4), "only read with bits=8"),
+    ("render", _AUTO_RENDER, _is("_target_", "llmmod.render.auto.AutoTemplate"), "render=auto writes what the chat template says|"
+     "Choose another render"),
+    ("render", ("template",), _is("_target_", "llmmod.render.template.Template"), "only render=auto reads it|Set render=auto"),
+    ("training", ("num_train_epochs",), lambda c, k, n: (n.get("max_steps") or -1) > 0, "not read, since max_steps is set|Set one of them"),
+    ("training", ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end"),
+     lambda c, k, n: evaluates_nothing(c, k), "no examples are held out to evaluate on|Set dataset.val_size"),
+    ("training", ("eval_steps",), _is("eval_strategy", "no", "epoch"), "only read with eval_strategy=steps"),
+    ("training", ("eval_delay",), _is("eval_strategy", "no"), "not read with eval_strategy=no"),
+    ("training", ("save_steps",), _is("save_strategy", "no", "epoch", "best"), "only read with save_strategy=steps"),
+    ("training", ("save_total_limit", "save_only_model"), _is("save_strategy", "no"), "not read with save_strategy=no"),
+    ("training", ("logging_steps",), _is("logging_strategy", "no", "epoch"), "only read with logging_strategy=steps"),
+    ("training", ("gradient_checkpointing_kwargs",), _is("gradient_checkpointing", False), "not read with gradient_checkpointing=false"),
+    ("training", ("dataloader_prefetch_factor", "dataloader_persistent_workers"), _is("dataloader_num_workers", 0),
+     "not read with dataloader_num_workers=0"),
+    ("training", ("fsdp_config",), _is("fsdp", None, ""), "not read, since fsdp is not set"),
+    ("training", ("generation_max_length", "generation_num_beams", "generation_config"), _is("predict_with_generate", False),
+     "not read with predict_with_generate=false|The steps predict and chat read generation.*"),
+    ("training", ("remove_unused_columns", "length_column_name", "label_names"), _always, "llmmod makes the columns itself"),
+    ("training", ("local_rank",), _always, "torchrun and accelerate say it"),
+    ("training", _HUB, _always, "a run uploads nothing|Export, and upload with hf upload"),
+    *(("training", (name,), _always, f"llmmod does this itself, before the trainer|Set {where}") for name, where in SAID_ELSEWHERE.items()),
+    ("finetune", ("loftq_config",), lambda c, k, n: n.get("init_lora_weights") != "loftq", "only read with init_lora_weights=loftq"),
+    ("finetune", ("eva_config",), lambda c, k, n: n.get("init_lora_weights") != "eva", "only read with init_lora_weights=eva"),
+)  # fmt: skip
+
+
+def check_unread(context: Context) -> Iterator[Problem]:
+    """A problem for each key that the user set and nothing reads."""
+    for key in sorted(context.user_keys, key=_order(context)):
+        parts = split_key(key)
+        if problem := _of_no_step(context, key, parts) or _by_rule(context, key, parts):
+            yield problem
+
+
+def _order(context: Context) -> Callable[[str], tuple[int, str]]:
+    """The order of a configuration's parts, so that problems come in a stable one."""
+    names = list(context.plain)
+    return lambda key: (names.index(split_key(key)[0]) if split_key(key)[0] in names else len(names), key)
+
+
+def _of_no_step(context: Context, key: str, parts: list[str]) -> Problem | None:
+    """A key of a step that isn't in the pipeline, or of a part that none of its steps reads."""
+    pipeline = f"[{','.join(map(str, context.get('pipeline') or []))}]"
+    reads = {step: context.reads(step) for step in context.steps}
+    if parts[0] == "steps" and len(parts) > 2:
+        if parts[1] not in reads and not any(f"steps.{parts[1]}" in names for names in reads.values()):
+            return Problem(key, f"not read, since {parts[1]} is not in the pipeline {pipeline}", do="Add it, or leave the key out")
+        return None
+    readers = [step for step in reads if not _has_own(context, step, parts[0]) and _reads(reads[step], key)]
+    if parts[0] in ANYTHING and context.steps and not readers:
+        return Problem(key, f"nothing in the pipeline {pipeline} reads it", do="Leave it out")
+    return None
+
+
+def _has_own(context: Context, step: str, part: str) -> bool:
+    return context.part(step, part) != part
+
+
+def _reads(names: tuple[str, ...], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in names)
+
+
+def _by_rule(context: Context, key: str, parts: list[str]) -> Problem | None:
+    for depth in range(len(parts) - 1, 0, -1):
+        node_key = ".".join(parts[:depth])
+        node = context.get(node_key)
+        for place, names, unread, why in RULES:
+            if isinstance(node, dict) and place == label(node_key) and parts[depth] in names and unread(context, node_key, node):
+                found, _, do = why.partition("|")
+                return Problem(key, found, do=do)
+    return None

@@ -1,0 +1,170 @@
+"""Paths that point nowhere, or at what is something else; and the run's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+DATA = "dataset.data_files"
+MODEL = "model.pretrained_model_name_or_path"
+RESUME = "training.resume_from_checkpoint"
+
+
+class TestData:
+    def test_a_file_that_is_not_there(self, told, tmp_path):
+        (tmp_path / "mydata.json").write_text("[]")
+        assert told(f"{DATA}=mydate.json") == [
+            f"{DATA}: no such file or directory: 'mydate.json' ({tmp_path}/mydate.json). Did you mean 'mydata.json'?"
+        ]
+        assert told(f"{DATA}=mydata.json") == []
+
+    def test_several(self, told, tmp_path):
+        (tmp_path / "a.json").write_text("[]")
+        lines = told(f"{DATA}=[a.json,b.json,'*.jsonl',https://example.org/c.json]", "dataset.val_files=d.json")
+        assert [line.split(" (")[0] for line in lines] == [
+            f"{DATA}: no such file or directory: 'b.json'",
+            f"{DATA}: no file matches '*.jsonl'",
+            "dataset.val_files: no such file or directory: 'd.json'",
+        ]
+
+    def test_files_in_a_directory(self, told, tmp_path):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a.json").write_text("[]")
+        assert told("dataset.path=folder", f"{DATA}=a.json") == []
+        assert told("dataset.path=folder", f"{DATA}=b.json")[0].startswith(f"{DATA}: no such file or directory: 'b.json'")
+
+    def test_what_travels_with_a_package(self, told):
+        assert told(f"{DATA}=pkg://llmmod.demo/llmmod_qq.jsonl") == [
+            f"{DATA}: 'pkg://llmmod.demo/llmmod_qq.jsonl': the package has no 'llmmod_qq.jsonl'. Did you mean 'llmmod_qa.jsonl'?"
+        ]
+        assert told(f"{DATA}=pkg://no_such_package/a.json") == [
+            f"{DATA}: 'pkg://no_such_package/a.json': no package 'no_such_package' is installed. Install it, or give a path."
+        ]
+
+    @pytest.mark.parametrize("path", ["./nowhere", "~/nowhere", "/nowhere/at/all", "a/b/c", "nowhere.json"])
+    def test_a_path_that_is_none(self, told, path):
+        lines = told(f"dataset.path='{path}'", f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1")
+        assert [line.split(":")[0] for line in lines] == ["dataset.path"]
+
+    @pytest.mark.parametrize("path", ["org/name", "name", "https://example.org/x.json"])
+    def test_a_name_on_the_hub_is_left_to_the_hub(self, told, path):
+        assert told(f"dataset.path={path}", f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1") == []
+
+    def test_no_data(self, told):
+        more = [f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1"]
+        assert told("dataset.path=null", *more) == [
+            "dataset.path: there is no data to read. Set dataset.path or dataset.data_files."
+        ]
+        assert told("dataset.path=json", *more) == ["dataset.path: 'json' reads files, and none are given. Set dataset.data_files."]
+
+    def test_data_is_looked_at_in_a_rehearsal_too(self, told):
+        assert len(told(f"{DATA}=nope.json", "smoke=true")) == 1
+
+    def test_data_that_no_step_reads_is_not_looked_for(self, told):
+        assert told("dataset.data_files=nope.json", "pipeline=[chat]") == [
+            f"{DATA}: nothing in the pipeline [chat] reads it. Leave it out."
+        ]
+
+
+class TestModel:
+    @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c"])
+    def test_a_directory_that_is_not_there(self, told, path):
+        assert told(f"{MODEL}={path}") == [f"{MODEL}: no such directory: '{path}'."]
+
+    def test_a_directory_without_weights(self, told, tmp_path):
+        (tmp_path / "mine").mkdir()
+        assert told(f"{MODEL}=mine") == [f"{MODEL}: 'mine' is no model directory: it has no config.json."]
+        (tmp_path / "mine" / "config.json").write_text("{}")
+        assert told(f"{MODEL}=mine") == [
+            f"{MODEL}: 'mine' holds no weights. A model directory has *.safetensors or pytorch_model*.bin beside its config.json."
+        ]
+        assert told(f"{MODEL}=mine", "model.weights=random") == []
+        assert told(f"{MODEL}=mine", "smoke=true") == []
+        (tmp_path / "mine" / "model.safetensors").write_bytes(b"")
+        assert told(f"{MODEL}=mine") == []
+
+    def test_a_step_s_own(self, told):
+        lines = told("+model@steps.chat.model=llama", "steps.chat.model.pretrained_model_name_or_path=/nowhere", "pipeline=[train,chat]")
+        assert lines == ["steps.chat.model.pretrained_model_name_or_path: no such directory: '/nowhere'."]
+
+    def test_sizes(self, told):
+        assert told("model=llama", "model.size=14b") == ["model.size: no size '14b'. Did you mean '13b'?"]
+
+    def test_a_revision_of_a_directory(self, told, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        lines = told(f"{MODEL}={tmp_path}", "model.revision=main")
+        assert lines == [f"model.revision: not read, since '{tmp_path}' is a directory of this machine. Leave it out."]
+
+    def test_the_tokenizer_s(self, told):
+        key = "tokenizer.pretrained_model_name_or_path"
+        assert told(f"{key}=/nowhere") == [f"{key}: no such directory: '/nowhere'."]
+
+    def test_adapters(self, told, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        (tmp_path / "a" / "adapter_config.json").write_text("{}")
+        (tmp_path / "b" / "config.json").write_text("{}")
+        assert told("finetune.adapters=[a,org/name]") == []
+        assert told("finetune.adapters=[a,b,./c]") == [
+            "finetune.adapters[1]: 'b' is no adapter: it has no adapter_config.json. "
+            "That is a model: give it as model.pretrained_model_name_or_path.",
+            "finetune.adapters[2]: no such directory: './c'.",
+        ]
+
+
+def checkpoint(run):
+    directory = run / "train" / "checkpoint-2"
+    directory.mkdir(parents=True)
+    (directory / "trainer_state.json").write_text("{}")
+    (directory / "optimizer.pt").write_bytes(b"")
+    return directory
+
+
+class TestCheckpoint:
+    def test_points_nowhere(self, told):
+        assert told(f"{RESUME}=/nowhere") == [
+            f"{RESUME}: there is no directory /nowhere. Give the path of a checkpoint, or true for this run's newest."
+        ]
+
+    def test_the_newest_of_this_run(self, told, tmp_path):
+        assert told(f"{RESUME}=true", "output_dir=run") == [
+            f"{RESUME}: there is no checkpoint in run/train. Set output_dir to the run to go on with, or name a checkpoint."
+        ]
+        checkpoint(tmp_path / "run")
+        assert told(f"{RESUME}=true", "output_dir=run") == []
+
+    def test_a_checkpoint(self, told, tmp_path):
+        assert told(f"{RESUME}={checkpoint(tmp_path / 'old')}") == []
+
+
+class TestOutput:
+    def test_a_file(self, told, tmp_path):
+        (tmp_path / "x").write_text("")
+        assert told("output_dir=x") == ["output_dir: 'x' is a file. Choose another directory."]
+        assert told("output_dir=x/y") == [f"output_dir: 'x/y' can't be made: {tmp_path}/x is a file. Choose another directory."]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_no_right_to_write(self, told, tmp_path):
+        (tmp_path / "x").mkdir(mode=0o500)
+        assert told("output_dir=x/y") == [
+            f"output_dir: 'x/y' can't be written: no right to write to {tmp_path}/x. Choose another directory."
+        ]
+
+    def test_no_right_to_write_as_the_system_says(self, told, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert told("output_dir=x") == [f"output_dir: 'x' can't be written: no right to write to {tmp_path}. Choose another directory."]
+
+    def test_another_run(self, told, tmp_path):
+        checkpoint(tmp_path / "run")
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"status": "completed"}))
+        assert told("output_dir=run") == [
+            "output_dir: 'run' holds another run. Choose another directory, or go on with that run: training.resume_from_checkpoint=true."
+        ]
+        assert told("output_dir=run", f"{RESUME}=true") == []
+
+    def test_an_empty_directory(self, told, tmp_path):
+        (tmp_path / "run").mkdir()
+        assert told("output_dir=run") == []
