@@ -81,11 +81,11 @@ def _read(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
 
 def _warn_of_other_base(config: Any, model: Any, path: str) -> None:
     """Shapes tell one architecture from another, but not two models of the same one, and names change when directories move."""
-    trained_on, here = config.base_model_name_or_path, model.config._name_or_path
+    trained_on, here = config.base_model_name_or_path, model.name_or_path
     if trained_on and here and trained_on != here:
         log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
 
 
 def _misfit(path: str, model: Any, reason: str, key: str) -> Problem:
-    found = f"the adapter '{path}' doesn't fit {type(model).__name__} '{model.config._name_or_path}': {reason[:200]}"
+    found = f"the adapter '{path}' doesn't fit {type(model).__name__} '{model.name_or_path}': {reason[:200]}"
     return Problem(key, found, do="Give the model that it was trained on")

@@ -15,7 +15,7 @@ from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory
 from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.load import load_config
 from llmmod.models.quantize import quantization_config
-from llmmod.models.rebuild import rebuilt
+from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.tiny import random_model, tiny_model, tiny_tokenizer
 from llmmod.models.tokenizer import TOKENIZER_KEY, set_pad_token
 from llmmod.paths import resolve_path
@@ -38,6 +38,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     Raises:
         ConfigError: no such checkpoint, or what is asked of it doesn't go together.
     """
+    _refuse_unsupported(conf)
     quantized = quantization_config(conf.quantization)
     dtype = _dtype(conf.dtype)
     if smoke or conf.weights is Weights.random:
@@ -109,7 +110,7 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     given = {name: value for name, value in arguments.items() if value is not None}
     model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **conf.config, **conf.kwargs)
     # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
-    model.config._name_or_path = model_path(conf)
+    set_name(model, str(model_path(conf)))
     return model
 
 
@@ -165,6 +166,16 @@ def _where(conf: ModelConf, hub: HubConf) -> dict[str, Any]:
 def _dtype(chosen: Dtype) -> torch.dtype | None:
     """The torch type of a name, None for `auto`."""
     return None if chosen is Dtype.auto else getattr(torch, chosen.value)
+
+
+def _refuse_unsupported(conf: ModelConf) -> None:
+    problems = []
+    if conf.rope_scaling.type is not None:
+        problems.append(Problem("model.rope_scaling.type", f"'{conf.rope_scaling.type}' isn't supported yet"))
+    if conf.shift_attn:
+        problems.append(Problem("model.shift_attn", "isn't supported yet"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -21,6 +21,7 @@ from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.hub import check_reachable, hub_problem
 from llmmod.models.layouts import check_layout
+from llmmod.models.rebuild import set_name
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
 WHERE = (
@@ -56,7 +57,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
         with explained(checkpoint, arguments):
             model, info = _from_pretrained(checkpoint, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
-    model.config._name_or_path = pretrained_model_name_or_path
+    set_name(model, pretrained_model_name_or_path)
     return (model, info) if arguments.get("output_loading_info") else model
 
 
@@ -98,7 +99,7 @@ def explained(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH
             yield
     except ConfigError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError, RuntimeError, TypeError) as error:
         problem = _problem(error, checkpoint, arguments, key)
         if problem is None:
             raise

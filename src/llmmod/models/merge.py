@@ -55,9 +55,9 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
 
 
 def _dtype(base: Any) -> torch.dtype:
-    dtype = base.config.dtype
-    chosen: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32"))
-    return chosen
+    """The type its weights had: preparing quantized weights for training turns all others to float32."""
+    chosen: Any = base.config.dtype if getattr(base, "hf_quantizer", None) is not None else base.dtype
+    return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))  # type: ignore[no-any-return]
 
 
 def _mergeable(config: Any) -> Any:

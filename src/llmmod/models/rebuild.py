@@ -39,10 +39,16 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
         )
     if info["missing_keys"]:
         raise ValueError(f"no value for {sorted(info['missing_keys'])}")
-    new.config._name_or_path = model.config._name_or_path
+    set_name(new, model.config._name_or_path)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     return new
+
+
+def set_name(model: Any, name: str) -> None:
+    """Record where a model came from: in its configuration, and where peft takes an adapter's base from."""
+    model.config._name_or_path = name
+    model.name_or_path = name
 
 
 @contextmanager

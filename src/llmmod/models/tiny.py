@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
@@ -34,7 +35,7 @@ def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **special, **fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_refused(model_type, error)) from error
     return random_model(config, seed=seed, dtype=dtype)
 

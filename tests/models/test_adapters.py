@@ -1,0 +1,172 @@
+"""`finetune.adapters`: a chain merged in order, the last continued or kept apart, and adapters that don't fit refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+
+from llmmod.errors import ConfigError
+from llmmod.models.adapt import add_lora, train_all, with_adapters
+from llmmod.models.adapters import attached, with_chain
+from llmmod.models.rebuild import set_name
+from llmmod.schema.finetune import FullConf, LoraConf
+
+
+def random_adapter(model, seed, **fields):
+    """A model with an adapter whose matrices are random, on a copy of `model`."""
+    config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | fields)
+    torch.manual_seed(seed)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.normal_(0, 0.2)
+    return adapted.eval()
+
+
+@pytest.fixture
+def chain(tiny_llama, tmp_path, logits, ids):
+    """Two adapters, the second trained on top of the first: their directories, and logits after the first and after both."""
+    first = random_adapter(tiny_llama, 1)
+    first.save_pretrained(tmp_path / "first")
+    after_first = logits(first, ids)
+    second = random_adapter(first.merge_and_unload(), 2)
+    second.save_pretrained(tmp_path / "second")
+    return [str(tmp_path / "first"), str(tmp_path / "second")], after_first, logits(second, ids)
+
+
+def lora(**fields):
+    return LoraConf(**{"name": "lora", "r": 4, "task_type": "CAUSAL_LM", "target_modules": ["v_proj"]} | fields)
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)  # logits are around 1; merging rounds the weights
+
+
+def trained(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_one_beside_the_weights(tiny_llama, chain, ids, logits):
+    paths, after_first, _ = chain
+    model = attached(tiny_llama, paths[0])
+    assert torch.equal(logits(model, ids), after_first)
+    assert not model.training
+    assert trained(model) == set()
+
+
+def test_a_chain_is_merged_in_order(tiny_llama, chain, ids, logits):
+    paths, _, after_both = chain
+    merged = with_chain(tiny_llama, paths)
+    assert type(merged) is type(tiny_llama)
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    close(logits(merged, ids), after_both)
+
+
+def test_used_the_last_stays_apart(tiny_llama, chain, ids, logits):
+    paths, _, after_both = chain
+    model = with_adapters(tiny_llama, lora(adapters=paths))
+    close(logits(model, ids), after_both)
+    with model.disable_adapter():
+        close(logits(model, ids), chain[1])
+
+
+def test_trained_anew_all_are_merged(tiny_llama, chain, ids, logits):
+    paths, _, after_both = chain
+    model = add_lora(tiny_llama, lora(adapters=paths))
+    close(logits(model, ids), after_both)  # a new adapter starts as nothing
+    assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in trained(model)} == {"v_proj"}
+
+
+def test_continued_the_last_is_trained(tiny_llama, chain, ids, logits):
+    paths, _, after_both = chain
+    model = add_lora(tiny_llama, lora(adapters=paths, resume_adapter=True))
+    close(logits(model, ids), after_both)
+    assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in trained(model)} == {"q_proj", "down_proj"}
+    assert model.peft_config["default"].r == 2
+    assert not model.peft_config["default"].inference_mode
+
+
+def test_a_continued_adapter_is_saved_and_found_again(tiny_llama, chain, ids, logits, tmp_path):
+    base = copy.deepcopy(tiny_llama)
+    model = add_lora(tiny_llama, lora(adapters=chain[0][:1], resume_adapter=True))
+    model.save_pretrained(tmp_path / "again", save_embedding_layers=False)
+    assert torch.equal(logits(attached(base, str(tmp_path / "again")), ids), chain[1])
+
+
+def test_full_fine_tuning_starts_from_the_merged_chain(tiny_llama, chain, ids, logits):
+    model = train_all(tiny_llama, FullConf(name="full", adapters=chain[0]))
+    close(logits(model, ids), chain[2])
+    assert trained(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_an_adapter_of_pissa_is_put_on_its_own_residual(tiny_llama, tmp_path, ids, logits):
+    adapted = peft.get_peft_model(
+        copy.deepcopy(tiny_llama), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
+    )
+    adapted.save_pretrained(tmp_path / "pissa")
+    residual = copy.deepcopy(adapted).unload()
+    assert torch.equal(logits(attached(residual, str(tmp_path / "pissa")), ids), logits(adapted, ids))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        pytest.param(lambda d: None, "is no adapter: it has no adapter_config.json", id="empty"),
+        pytest.param(lambda d: (d / "config.json").write_text("{}"), "is a model, not an adapter", id="model"),
+        pytest.param(lambda d: (d / "adapter_config.json").write_text("{"), "holds no adapter that can be read", id="damaged"),
+        pytest.param(
+            lambda d: (d / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"})), "holds no adapter", id="no weights"
+        ),
+    ],
+)
+def test_a_directory_that_is_no_adapter(tiny_llama, tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(ConfigError, match=rf"finetune.adapters\[0\]: .*{message}"):
+        with_chain(tiny_llama, [str(tmp_path)])
+
+
+def other_model(**fields):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(vocab_size=40, num_hidden_layers=2, **fields))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param({"model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}, id="wider"),
+        pytest.param({"model_type": "bloom", "hidden_size": 32, "n_head": 4}, id="another architecture"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(chain, model):
+    with pytest.raises(
+        ConfigError, match=r"finetune.adapters\[0\]: the adapter '.*first' doesn't fit .*Give the model that it was trained on"
+    ):
+        with_chain(other_model(**model), chain[0])
+
+
+def test_an_adapter_of_a_deeper_base_is_refused(tiny_llama, chain):
+    tiny_llama.model.layers = tiny_llama.model.layers[:1]
+    with pytest.raises(ConfigError, match=r"4 have no place"):
+        with_chain(tiny_llama, chain[0][:1])
+
+
+def test_an_adapter_of_a_shallower_base_is_refused(tiny_llama, chain):
+    tiny_llama.model.layers.append(copy.deepcopy(tiny_llama.model.layers[1]))
+    with pytest.raises(ConfigError, match=r"4 of its weights are missing"):
+        with_chain(tiny_llama, chain[0][:1])
+
+
+def test_another_base_of_the_same_shape_is_warned_of(tiny_llama, tmp_path, caplog):
+    set_name(tiny_llama, "meta-llama/Llama-2-7b-hf")
+    random_adapter(tiny_llama, 1).save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    attached(copy.deepcopy(tiny_llama), str(tmp_path / "a"))
+    assert not caplog.records
+    set_name(tiny_llama, "huggyllama/llama-7b")
+    attached(tiny_llama, str(tmp_path / "a"))
+    assert "was trained on 'meta-llama/Llama-2-7b-hf', and is put on 'huggyllama/llama-7b'" in caplog.text

