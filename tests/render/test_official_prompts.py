@@ -159,7 +159,15 @@ def test_baichuan2_trains_eos_where_the_user_speaks_again_as_its_fine_tune_py_do
 @pytest.mark.parametrize("system", ["You are a helpful AI assistant named SmolLM, trained by Hugging Face", "", "你是助手。"])
 def test_chatml_gives_the_ids_of_smollm2s_own_chat_template(shipped, smollm2, system):
     template = Template(tokenizer=smollm2, **shipped("chatml"))
-    conversation = chat(system, "你好", "你好！很高兴见到你。", "What is 1+1?\n", " 2 😀", "Thanks")
+    conversation = chat(system, "你好", "你好！很高兴见到你。", " What is 1+1?\n", "2 😀 ", "Thanks")
     messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
     own = smollm2.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert encode_prompt(template.prompt(conversation), smollm2) == own
+
+
+def test_an_answer_that_begins_with_a_space_stays_apart_from_the_prompt_it_was_generated_after(shipped, smollm2):
+    # One string has one token for the line break and the space before a digit; generation began after the line break.
+    template = Template(tokenizer=smollm2, **shipped("chatml"))
+    asked = encode_prompt(template.prompt(chat("S", "1+1?")), smollm2)
+    assert encode_prompt(template.prompt(chat("S", "1+1?", " 2", "Sure?")), smollm2)[: len(asked)] == asked
+    assert smollm2("assistant\n 2")["input_ids"][:3] != smollm2("assistant\n")["input_ids"]
