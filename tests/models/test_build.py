@@ -154,6 +154,20 @@ def test_the_hub_reaches_transformers_itself(monkeypatch, llama_directory, tiny_
     assert ("AutoModelForCausalLM", expected) in seen
 
 
+@pytest.mark.parametrize(
+    ("bits", "chosen", "expected"),
+    [(None, None, None), (4, None, {"": 1}), (4, "auto", "auto"), (None, "auto", "auto")],
+)
+def test_quantized_weights_go_to_each_processs_own_accelerator(recorded, tiny_tokenizer, monkeypatch, bits, chosen, expected):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    conf = ModelConf(
+        _target_="my.Model", name="x", pretrained_model_name_or_path="a/b", device_map=chosen, quantization=QuantizationConf(bits=bits)
+    )
+    build_model(conf, tiny_tokenizer)
+    assert recorded["my.Model"].calls[0][1].get("device_map") == expected
+
+
 def test_a_size_gives_the_checkpoint(recorded, tiny_tokenizer):
     conf = ModelConf(_target_="my.Model", name="x", pretrained_model_name_or_path="a/7b", size="13b", sizes={"7b": "a/7b", "13b": "a/13b"})
     model = build_model(conf, tiny_tokenizer)

@@ -44,6 +44,12 @@ def test_loading_info_on_request(llama_directory):
     assert not info["missing_keys"]
 
 
+def test_weights_in_the_older_format(tiny_llama, llama_directory, ids, logits):
+    (llama_directory / "model.safetensors").unlink()
+    torch.save(tiny_llama.state_dict(), llama_directory / "pytorch_model.bin")
+    assert torch.equal(logits(load_model(str(llama_directory)), ids), logits(tiny_llama, ids))
+
+
 def edit_config(directory, **fields):
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

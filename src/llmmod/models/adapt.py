@@ -10,7 +10,7 @@ from peft import prepare_model_for_kbit_training
 from torch import nn
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.adapters import attached, with_chain
+from llmmod.models.adapters import attached, quiet_peft, with_chain
 from llmmod.models.count import count_parameters
 from llmmod.models.freeze import freeze_layers
 from llmmod.models.lora_config import lora_config
@@ -68,7 +68,8 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
         adapted = attached(model, resumed, trainable=True)
     else:
         _check_targets(model, conf.target_modules)
-        adapted = peft.get_peft_model(model, lora_config(conf))
+        with quiet_peft():
+            adapted = peft.get_peft_model(model, lora_config(conf))
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()

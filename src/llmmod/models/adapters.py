@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,8 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False  # its values come from the file; PiSSA and its like would take theirs out of the base
     try:
-        adapted = PeftModel(model, config)
+        with quiet_peft():
+            adapted = PeftModel(model, config)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
@@ -66,6 +69,14 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
         raise ConfigError(_misfit(path, model, odd, key))
     return adapted.train(trainable)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """While it lasts, peft 0.21 doesn't pass on that transformers 5.23 has renamed `is_gradient_checkpointing`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _read(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:

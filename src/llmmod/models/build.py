@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,8 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
         model = _random_model(conf, hub, smoke=smoke, tokenizer=tokenizer, seed=seed, dtype=dtype)
         model = rebuilt(model, quantization_config=quantized) if quantized else model
     else:
-        model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized)
+        device_map = conf.device_map if quantized is None else _device_map(conf)
+        model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized, device_map=device_map)
     _check_vocabulary(model, tokenizer)
     if conf.model_max_length is not None:
         _set_context(model.config, conf.model_max_length)
@@ -106,12 +108,19 @@ def model_checkpoint(conf: ModelConf) -> Checkpoint:
 def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     checkpoint = model_checkpoint(conf)
     check_model_directory(checkpoint)
-    arguments |= {"device_map": conf.device_map, "attn_implementation": conf.attn_implementation, "gguf_file": checkpoint.gguf_file}
+    arguments |= {"attn_implementation": conf.attn_implementation, "gguf_file": checkpoint.gguf_file}
     given = {name: value for name, value in arguments.items() if value is not None}
     model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **conf.config, **conf.kwargs)
     # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
     set_name(model, str(model_path(conf)))
     return model
+
+
+def _device_map(conf: ModelConf) -> Any:
+    """Where quantized weights go, which the trainer can't move: to each process's own accelerator, unless the user says otherwise."""
+    if conf.device_map is not None or not torch.accelerator.is_available():
+        return conf.device_map
+    return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any, seed: int, dtype: torch.dtype | None) -> Any:

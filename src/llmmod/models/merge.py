@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from llmmod.models.adapters import quiet_peft
 from llmmod.models.quantize import unpacked_weight
 from llmmod.models.rebuild import rebuilt
 
@@ -30,7 +31,8 @@ def merged(model: Any) -> Any:
     if not isinstance(model, PeftModel):
         return plain.eval()
     name = model.active_adapter
-    adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=False)
+    with quiet_peft():
+        adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=False)
     # Neither embeddings nor a hub are asked for: what the adapter holds is all that is copied.
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
