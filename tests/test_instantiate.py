@@ -209,9 +209,10 @@ class TestBuild:
             ({"_target_": "beside_user.Thing", "a": 1, "bb": 1, "cc": 1}, "has no argument 'bb'.*\n.*has no argument 'cc'"),
             ({"_target_": "beside_user.Thing"}, "beside_user.Thing: missing a required argument: 'a'."),
             ({"a": 1}, "'' is no dotted path"),
+            ({"_target_": "beside_user.Thing", "_args_": "ab"}, "_args_: found 'ab'. Expected a list"),
             ({"_target_": "beside_user.Thing", "a": {"_target_": "beside_user.system", "c": "true"}}, "beside_user.system: is really"),
         ],
-        ids=["unknown", "two unknown", "missing", "no target", "nested refused"],
+        ids=["unknown", "two unknown", "missing", "no target", "arguments", "nested refused"],
     )
     def test_refused(self, node, message):
         with pytest.raises(ConfigError, match=message):

@@ -114,6 +114,10 @@ HYDRA = [
     ({"launcher": {"_target_": "subprocess.Popen"}}, "hydra.launcher._target_"),
     ({"sweeper": {"_target_": "hydra.utils.instantiate"}}, "hydra.sweeper._target_"),
     ({"sweeper": {"sampler": {"_target_": "os.x"}}}, "hydra.sweeper.sampler._target_"),
+    # Hydra itself would build these, and torch.load is not among what it refuses.
+    ({"callbacks": {"d": {"_target_": "torch.nn.functional.torch.load", "f": "x.pkl"}}}, "hydra.callbacks.d._target_"),
+    ({"launcher": {"_target_": "hydra_plugins.no_such_plugin.Launcher"}}, "hydra.launcher._target_"),
+    ({"callbacks": {"e": {"_target_": "llmmod.models.load.load_model"}}}, "hydra.callbacks.e._target_"),
     ({"job_logging": {"handlers": {"h": {"()": "os.system", "command": "id"}}}}, "hydra.job_logging.handlers.h.()"),
     ({"job_logging": {"handlers": {"h": {"class": "subprocess.Popen"}}}}, "hydra.job_logging.handlers.h.class"),
     ({"hydra_logging": {"filters": {"f": {"()": "pty.spawn"}}}}, "hydra.hydra_logging.filters.f.()"),

@@ -52,7 +52,7 @@ def build(node: Any, /, **runtime: Any) -> Any:
     """
     fields = _fields(node)
     target = locate(fields.get("_target_", ""))
-    positional = [_built(value) for value in fields.get("_args_") or []]
+    positional = _positional(fields)
     named = arguments(node) | runtime
     partial = bool(fields.get("_partial_", False))
     if problems := _unfit_arguments(target, fields["_target_"], positional, named, partial=partial):
@@ -65,6 +65,13 @@ def arguments(node: Any) -> dict[str, Any]:
     fields = _fields(node)
     recursive = bool(fields.get("_recursive_", True))
     return {name: _built(value) if recursive else value for name, value in fields.items() if name not in _SPECIAL}
+
+
+def _positional(fields: dict[str, Any]) -> list[Any]:
+    given = fields.get("_args_") or []
+    if not isinstance(given, list):
+        raise ConfigError(Problem("_args_", f"found {given!r}", "Expected a list"))
+    return [_built(value) for value in given]
 
 
 def _fields(node: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from llmmod.errors import Problem
+from llmmod.modules import find_module
 
 ENVIRONMENT = "LLMMOD_ALLOW"
 
@@ -127,7 +127,7 @@ _HYDRA_PARTS = (
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra.experimental.callbacks.LogJobReturnCallback",
 )
-_HYDRA_PLUGINS = "hydra_plugins"  # installed plugins, which Hydra imports whether a configuration names them or not
+_HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
 
 
 def within(path: str, prefixes: tuple[str, ...]) -> bool:
@@ -162,13 +162,16 @@ def refusal(path: Any, *, hydra: bool = False) -> str:
 
     Args:
         path: the value of a `_target_`.
-        hydra: whether it stands in the `hydra` node, where Hydra's own launcher and sweeper are allowed too.
+        hydra: whether it stands in the `hydra` node, where Hydra's own launcher and sweeper are allowed, and no component of a run is,
+            since Hydra builds what stands there without asking `instantiate`.
     """
     if not isinstance(path, str) or not path:
         return f"{path!r} is no dotted path"
-    if hydra and (path in _HYDRA_PARTS or within(path, (_HYDRA_PLUGINS,))):
-        return ""
     parts = path.split(".")
+    if hydra and (path in _HYDRA_PARTS or _is_of_plugin(parts)):
+        return ""
+    if hydra and parts[0] in PACKAGES:
+        return f"'{path}' is no part of Hydra's"
     if not all(_is_name(part) for part in parts):
         return f"'{path}' is no dotted path"
     if any(part.startswith("_") for part in parts):
@@ -180,9 +183,10 @@ def refusal(path: Any, *, hydra: bool = False) -> str:
     return "" if within(path, allowed_prefixes()) else f"'{path}' may not be named by a configuration"
 
 
-def advice(path: Any) -> tuple[str, str]:
+def advice(path: Any, *, hydra: bool = False) -> tuple[str, str]:
     """What is allowed instead of a refused path, and what to do."""
     allowed = f"Allowed: components of {', '.join(PACKAGES)}"
+    allowed = "Allowed: Hydra's own launcher and sweeper, and those of its installed plugins" if hydra else allowed
     root = path.split(".")[0] if isinstance(path, str) else ""
     if not _is_name(root) or root in NEVER or root in PACKAGES or root in _FRAMEWORK or "._" in path:
         return allowed, ""
@@ -198,8 +202,12 @@ def check_targets(tree: Any, where: str = "") -> list[Problem]:
     """
     found = []
     for key, value, kind in _named(tree, where):
-        if reason := refusal(value, hydra=kind == "hydra") if kind != "logging" else _refused_in_logging(value):
-            found.append(Problem(key, reason, *(advice(value) if kind != "logging" else (f"Allowed: {', '.join(sorted(_LOGGING))}", ""))))
+        if kind == "logging":
+            if value not in _LOGGING:
+                refused = f"{value!r} may not be named by a logging configuration"
+                found.append(Problem(key, refused, f"Allowed: {', '.join(sorted(_LOGGING))}"))
+        elif reason := refusal(value, hydra=kind == "hydra"):
+            found.append(Problem(key, reason, *advice(value, hydra=kind == "hydra")))
     return found + _check_environment(tree, where)
 
 
@@ -218,27 +226,10 @@ def refusal_in_package(path: str) -> str:
     return ""
 
 
-def find_module(name: str, *directories: str) -> ModuleSpec | None:
-    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
-
-    Args:
-        name: dotted.
-        directories: where to look for a top-level module besides.
-    """
-    found: ModuleSpec | None = None
-    parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        if found is not None and found.submodule_search_locations is None:
-            return None
-        search = None if found is None else list(found.submodule_search_locations or [])
-        part = ".".join(parts[:depth])
-        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None and depth == 1 and directories:
-            found = PathFinder.find_spec(part, list(directories))
-        if found is None:
-            return None
-    return found
+def _is_of_plugin(parts: list[str]) -> bool:
+    """Whether a path names a class in a module of an installed plugin of Hydra's."""
+    named = parts[0] == _HYDRA_PLUGINS and all(map(_is_name, parts)) and parts[-1][0].isupper()
+    return named and find_module(".".join(parts[:-1])) is not None
 
 
 def _asked_prefixes() -> list[str]:
@@ -273,10 +264,6 @@ _LOGGING = frozenset({
     "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
     "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
 })  # fmt: skip
-
-
-def _refused_in_logging(value: Any) -> str:
-    return "" if value in _LOGGING else f"{value!r} may not be named by a logging configuration"
 
 
 # A configuration that set these would allow itself what it may not do, or change which code is imported.

@@ -184,6 +184,20 @@ class TestConfigDir:
         with pytest.raises(ConfigError, match=r"model=chatglm22: no such option. Did you mean 'chatglm2'[?]"):
             compose_config(["experiment=e"], config_dir=str(tmp_path))
 
+    def test_an_override_of_a_group_that_does_not_exist(self, tmp_path):
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\ndefaults:\n  - override /modle: llama\n")
+        message = "override modle: no such group. Did you mean 'model'? It stands in experiment/e.yaml."
+        with pytest.raises(ConfigError) as error:
+            compose_config(["experiment=e"], config_dir=str(tmp_path))
+        assert str(error.value) == message
+
+    def test_a_list_for_a_file(self, tmp_path):
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\n- a\n")
+        with pytest.raises(ConfigError, match=r"experiment/e.yaml: Cannot merge DictConfig with ListConfig."):
+            compose_config(["experiment=e"], config_dir=str(tmp_path))
+
     def test_no_such_directory(self, tmp_path):
         with pytest.raises(ConfigError, match="no such directory"):
             compose_config([], config_dir=str(tmp_path / "nope"))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from llmmod.errors import Problem
-from llmmod.schema.names import no_such_field, part_of, split_key, typed_nodes
+from llmmod.schema.names import groups, no_such_field, part_of, split_key, typed_nodes
 from llmmod.schema.wording import allowed, expected, hints, nearest_or_all, shown, union_members
 
 
@@ -49,6 +49,8 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
         return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or _first_line(error)}")
     blamed = _blamed(text, choosing, file)
+    if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):
+        return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It stands in {inner[1]}.yaml")
     if cause := _omegaconf(error):
         return blamed, _wrong_in_file(cause, file[1] if file else "")
     if blamed is None:
@@ -174,7 +176,10 @@ def _unapplied_to_hydra(override: Override, error: BaseException, config: DictCo
 
 def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
     """What to say of a key or a value in an option's file."""
-    key, place = str(cause.full_key or cause.key), f"It stands in {file}.yaml" if file else ""
+    key = str(cause.full_key or cause.key or "")
+    if not key:
+        return Problem(f"{file}.yaml", _first_line(cause))
+    place = f"It stands in {file}.yaml" if file else ""
     schema: Any = cause.object_type
     known = hints(schema) if isinstance(schema, type) and is_dataclass(schema) else {}
     name = split_key(key)[-1] if split_key(key) else key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,13 @@ from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueE
 
 from llmmod.errors import Problem
 
+_HYDRA_S = re.compile(r"\$\{hydra:")  # known only once Hydra runs the job
+
 
 def resolved(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
     """The configuration as dicts and lists, and a problem for each key that is not set or whose interpolation fails.
 
-    A value with a problem is None in the result.
+    A value with a problem is None in the result, and so is one that only Hydra knows, `${hydra:…}`.
     """
     try:
         return _container(config), []
@@ -41,7 +44,8 @@ def _one_by_one(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
                 holder[name] = OmegaConf.to_container(holder[name], resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             holder[name] = None
-            problems.append(_problem(key, value, error))
+            if not _HYDRA_S.search(value):
+                problems.append(_problem(key, value, error))
     return plain, problems
 
 

@@ -158,6 +158,11 @@ REFUSED = {
         "dataset.val_size: set, and dataset.val_files='pkg://llmmod.demo/llmmod_qa_heldout.jsonl' holds examples out as well. "
         "Keep one of them: val_files=null.",
     ),
+    "code of a checkpoint's": (
+        "+model.kwargs.trust_remote_code=true",
+        "model.kwargs.trust_remote_code: has a key of its own. Set model.trust_remote_code.",
+    ),
+    "the hub's": ("+tokenizer.kwargs.cache_dir=x", "tokenizer.kwargs.cache_dir: has a key of its own. Set hub.cache_dir."),
     "no adapter to resume": (
         "finetune.resume_adapter=true",
         "finetune.resume_adapter: true, and there is no adapter to go on with. Name it: 'finetune.adapters=[path]'.",
@@ -252,6 +257,7 @@ training.lr_scheduler_kwargs={num_cycles:2} training.lr_scheduler_type=cosine_wi
 +model.kwargs.low_cpu_mem_usage=true
 training.trainer._target_=trl.SFTTrainer
 hub.offline=true
+'output_dir=${hydra:runtime.cwd}/x'
 model=llama model.size=13b
 model.pretrained_model_name_or_path=org/name
 finetune.adapters=[org/adapter] finetune.resume_adapter=true
@@ -309,6 +315,18 @@ def test_hydra_s_own_node_is_checked():
     with pytest.raises(ConfigError) as error:
         validated(compose_config(evil, with_hydra=True))
     assert [p.key for p in error.value.problems] == ["hydra.callbacks.x._target_", "hydra.job.env_set.LLMMOD_ALLOW"]
+
+
+def test_what_hydra_builds_is_judged_by_what_it_is(tmp_path, monkeypatch):
+    text = "import pathlib\nfrom hydra.experimental.callback import Callback\nclass Mine(Callback): ...\n"
+    (tmp_path / "mine_beside.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("LLMMOD_ALLOW", "mine_beside")
+    assert validate(compose_config(["+hydra.callbacks.x={_target_: mine_beside.Mine}"], with_hydra=True)) == []
+    problems = validate(compose_config(["+hydra.callbacks.x={_target_: mine_beside.pathlib.Path.write_text}"], with_hydra=True))
+    assert [p.key for p in problems] == ["hydra.callbacks.x._target_"]
+    assert problems[0].found == "'mine_beside.pathlib.Path.write_text' leads out of mine_beside, to pathlib"
 
 
 def test_a_prefix_that_can_not_be_allowed(told, monkeypatch):

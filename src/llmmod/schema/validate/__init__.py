@@ -22,23 +22,17 @@ from llmmod.schema.validate.contradictions import check_contradictions
 from llmmod.schema.validate.data_files import check_data_files
 from llmmod.schema.validate.keys import check_keys
 from llmmod.schema.validate.model_files import check_model_files
+from llmmod.schema.validate.named import check_named
 from llmmod.schema.validate.not_yet import check_not_yet
 from llmmod.schema.validate.output import check_output
 from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
-from llmmod.targets import check_prefixes, check_targets
 
 if TYPE_CHECKING:
     from llmmod.schema.compose import Composed
 
 Check = Callable[[Context], Iterable[Problem]]
-
-
-def check_named(context: Context) -> list[Problem]:
-    """What the configuration names and may not, its `hydra` node included."""
-    in_hydra = check_targets(context.hydra, "hydra") if context.hydra is not None else []
-    return check_prefixes() + check_targets(context.plain) + in_hydra
 
 
 CHECKS: tuple[Check, ...] = (

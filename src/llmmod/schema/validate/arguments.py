@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmmod.errors import Problem, did_you_mean
+from llmmod.modules import find_module
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.signature import parameters
-from llmmod.targets import find_module, refusal
+from llmmod.targets import refusal
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
 

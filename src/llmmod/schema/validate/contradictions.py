@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from llmmod.errors import Problem
 from llmmod.schema.step import TrainConf
@@ -10,12 +10,28 @@ from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out
 from llmmod.schema.wording import shown
 
+_HUB = {"cache_dir": "hub.cache_dir", "token": "hub.token", "proxies": "hub.proxies", "local_files_only": "hub.offline"}
+_CODE = {"revision": "model.revision", "trust_remote_code": "model.trust_remote_code"}
+# Arguments of from_pretrained that have a key of their own, which from_pretrained is given too.
+OWN_KEYS: Mapping[str, Mapping[str, str]] = {
+    "model": _HUB | _CODE | {
+        "dtype": "model.dtype", "torch_dtype": "model.dtype", "device_map": "model.device_map", "gguf_file": "model.gguf_file",
+        "attn_implementation": "model.attn_implementation", "quantization_config": "model.quantization.bits",
+        "load_in_4bit": "model.quantization.bits=4", "load_in_8bit": "model.quantization.bits=8",
+    },
+    "tokenizer": _HUB | _CODE | {"gguf_file": "model.gguf_file"},
+}  # fmt: skip
+
 
 def check_contradictions(context: Context) -> Iterator[Problem]:
     """A problem for each contradiction."""
     for step in context.steps:
         if context.step_type(step) is TrainConf:
             yield from _quantized(context, step)
+    for part, own in OWN_KEYS.items():
+        for place in context.places(part):
+            given = context.get(f"{place}.kwargs") or {}
+            yield from (Problem(f"{place}.kwargs.{name}", "has a key of its own", do=f"Set {own[name]}") for name in given if name in own)
     for place in context.places("finetune"):
         yield from _adapters(context, place)
     for place in context.places("training"):

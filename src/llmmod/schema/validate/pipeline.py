@@ -22,7 +22,8 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
         if name not in steps:
             close = nearest(name, steps)
             meant = f"Did you mean '{close[0]}'? " if close else ""
-            do = f"A step of your own: +step@steps.{name}=train steps.{name}._target_=…" if not close else ""
+            own = f"A step of your own: +step@steps.{name}=train steps.{name}._target_=…"
+            do = own if not close and name.isidentifier() else ""
             yield Problem("pipeline", f"no step {shown(name)}", f"{meant}Allowed: {', '.join(steps)}", do)
         elif count > 1:
             do = f"Give the second a name of its own: +step@steps.{name}_2={context.choices.get(f'step@steps.{name}', name)}"

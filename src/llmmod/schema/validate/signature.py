@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llmmod.targets import find_module
+from llmmod.modules import find_module
 
 _DEEPEST = 24  # imports and bases that are followed
 
