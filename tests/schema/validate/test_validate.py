@@ -137,7 +137,7 @@ REFUSED = {
     "nothing to measure": (
         "dataset.val_files=null",
         "dataset.val_size: no examples are held out, so evaluate has nothing to measure. "
-        "Set val_size (0.1: a tenth of them), val_split or val_files of it.",
+        "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files, or leave evaluate out of the pipeline.",
     ),
     "a step without a schema": (
         "+steps.mine._target_=llmmod.steps.train.Train pipeline=[train,mine]",

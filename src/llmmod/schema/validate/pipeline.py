@@ -58,7 +58,8 @@ def _without_held_out(context: Context) -> Iterator[Problem]:
         if key not in seen and issubclass(context.step_type(step), (EvaluateConf, PredictConf)) and not holds_out(context, key):
             seen.add(key)
             found = f"no examples are held out, so {step} has nothing to measure"
-            yield Problem(f"{key}.val_size", found, do="Set val_size (0.1: a tenth of them), val_split or val_files of it")
+            do = f"Set {key}.val_size (0.1: a tenth of them), {key}.val_split or {key}.val_files, or leave {step} out of the pipeline"
+            yield Problem(f"{key}.val_size", found, do=do)
 
 
 def holds_out(context: Context, dataset: str) -> bool:
