@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_every_option_builds_tiny_and_trains_an_adapter(option, tiny_tokenizer):
     trained = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
     assert all(grad is not None for grad in trained.values())
     assert any(grad.abs().sum() > 0 for grad in trained.values())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_layer_that_an_adapter_stands_on_is_quantized(option, tiny_tokenizer):
+    # transformers 5.23 leaves all of Falcon's as they are.
+    root = root_of(f"model={option}", "finetune=lora", "finetune.r=2")
+    four_bit = replace(root.model, quantization=QuantizationConf(bits=4))
+    model = model_from(four_bit, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
+    kinds = {type(module).__name__ for name, module in model.named_modules() if name.rpartition(".")[2] in root.model.lora_targets}
+    assert kinds == {"Linear4bit"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -164,7 +175,8 @@ def test_quantized_weights_go_to_each_processs_own_accelerator(recorded, tiny_to
     conf = ModelConf(
         _target_="my.Model", name="x", pretrained_model_name_or_path="a/b", device_map=chosen, quantization=QuantizationConf(bits=bits)
     )
-    build_model(conf, tiny_tokenizer)
+    with nullcontext() if bits is None else pytest.raises(ConfigError, match="has no layers that bitsandbytes quantizes"):
+        build_model(conf, tiny_tokenizer)  # the stand-in is not quantized, which is noticed
     assert recorded["my.Model"].calls[0][1].get("device_map") == expected
 
 

@@ -53,6 +53,19 @@ def test_the_same_from_memory_as_from_disk(tiny_llama, llama_directory, ids, log
     assert torch.equal(logits(rebuilt(tiny_llama, quantization_config=conf), ids), logits(from_disk, ids))
 
 
+def test_falcon_from_disk_is_quantized_and_computes_nearly_the_same(tmp_path, ids, logits):
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    model = FalconForCausalLM(FalconConfig(vocab_size=40, hidden_size=64, num_hidden_layers=2, num_attention_heads=4))
+    model.save_pretrained(tmp_path)
+    quantized = load_model(str(tmp_path), quantization_config=quantization_config(QuantizationConf(bits=8)))
+    assert type(quantized.transformer.h[0].mlp.dense_h_to_4h).__name__ == "Linear8bitLt"
+    assert torch.cosine_similarity(logits(quantized, ids), logits(model, ids), dim=-1).min() > 0.99
+    plain = load_model(str(tmp_path))
+    assert type(plain.transformer.h[0].mlp.dense_h_to_4h).__name__ == "FalconLinear"  # the patch has ended
+
+
 @pytest.mark.parametrize(
     ("conf", "expected"),
     [

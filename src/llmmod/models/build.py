@@ -15,7 +15,7 @@ from llmmod.instantiate import locate
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, path_of_size
 from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.load import load_config
-from llmmod.models.quantize import quantization_config
+from llmmod.models.quantize import check_quantized, quantization_config
 from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.tiny import random_model, tiny_model, tiny_tokenizer
 from llmmod.models.tokenizer import TOKENIZER_KEY, set_pad_token
@@ -48,6 +48,8 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     else:
         device_map = conf.device_map if quantized is None else _device_map(conf)
         model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized, device_map=device_map)
+    if quantized:
+        check_quantized(model)
     _check_vocabulary(model, tokenizer)
     if conf.model_max_length is not None:
         _set_context(model.config, conf.model_max_length)

@@ -21,6 +21,7 @@ from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.hub import check_reachable, hub_problem
 from llmmod.models.layouts import check_layout
+from llmmod.models.quantize import plain_linears
 from llmmod.models.rebuild import set_name
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
@@ -120,7 +121,9 @@ def _files(where: dict[str, Any]) -> dict[str, Any]:
 
 def _from_pretrained(checkpoint: Checkpoint, **arguments: Any) -> Any:
     if checkpoint.gguf_file is None:
-        return AutoModelForCausalLM.from_pretrained(checkpoint.path, **arguments)
+        own_linears = plain_linears(arguments["config"].model_type) if arguments.get("quantization_config") else nullcontext()
+        with own_linears:
+            return AutoModelForCausalLM.from_pretrained(checkpoint.path, **arguments)
     from llmmod.models.gguf import model_from_gguf
 
     return model_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
@@ -14,6 +19,7 @@ from llmmod.schema.base import Dtype
 from llmmod.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 
 _KEY = "model.quantization"
+_OWN_LINEARS = {"falcon": "transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
 def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
@@ -41,6 +47,33 @@ def _compute_dtype(chosen: Dtype) -> str:
     if chosen is not Dtype.auto:
         return str(chosen.value)
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+@contextmanager
+def plain_linears(model_type: str) -> Iterator[None]:
+    """While it lasts, a family that has a class of its own for linear layers is built with torch's.
+
+    transformers 5.23 quantizes modules whose class is exactly nn.Linear; Falcon's, which only adds the bias apart, stay as they are, and
+    so would the whole model, with a warning about eetq.
+    """
+    place = _OWN_LINEARS.get(model_type)
+    if place is None:
+        yield
+        return
+    module, _, name = place.rpartition(".")
+    with mock.patch.object(importlib.import_module(module), name, nn.Linear):
+        yield
+
+
+def check_quantized(model: Any) -> None:
+    """Nothing, where layers of a model are quantized.
+
+    Raises:
+        ConfigError: none is.
+    """
+    if not any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules()):
+        found = f"{type(model).__name__} has no layers that bitsandbytes quantizes"
+        raise ConfigError(Problem(f"{_KEY}.bits", found, do=f"Use {_KEY}.bits=null"))
 
 
 def unpacked_weight(module: Any) -> torch.Tensor:

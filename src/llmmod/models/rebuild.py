@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
+
+from llmmod.models.quantize import plain_linears
 
 
 def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
@@ -29,7 +31,8 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with quiet_bars():
+    own_linears = plain_linears(config.model_type) if arguments.get("quantization_config") else nullcontext()
+    with quiet_bars(), own_linears:
         new, info = type(model).from_pretrained(
             None,
             config=config,
