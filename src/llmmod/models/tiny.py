@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 
+STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
@@ -37,7 +38,9 @@ def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **special, **fields)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_refused(model_type, error)) from error
-    return random_model(config, seed=seed, dtype=dtype)
+    model = random_model(config, seed=seed, dtype=dtype)
+    setattr(model, STAND_IN, True)
+    return model
 
 
 def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) -> Any:
