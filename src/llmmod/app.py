@@ -11,8 +11,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 
-from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
 from llmmod import ranks
+from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
 from llmmod.schema.register import register_schemas
 
 
@@ -88,8 +88,14 @@ def _check(args: Namespace) -> None:
     if args.experimental_rerun:
         raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
     jobs = sweep_jobs(args.overrides) if args.multirun else [args.overrides]
-    for overrides in jobs:
-        composed = compose_config(overrides, config_dir=args.config_dir, config_name=args.config_name or "config", with_hydra=True)
+    for number, overrides in enumerate(jobs):
+        composed = compose_config(
+            overrides,
+            config_dir=args.config_dir,
+            config_name=args.config_name or "config",
+            with_hydra=True,
+            job_num=number if args.multirun else None,
+        )
         try:
             validated(composed)
         except ConfigError as error:

@@ -37,11 +37,13 @@ class StepReport:
         metrics: flat names as in metrics.json, e.g. `eval_loss`.
         artifacts: name -> path, relative to the run's directory.
         summary: lines that the end of the run prints.
+        conversed: whether the step wrote answers to stdout, which is then theirs alone.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
+    conversed: bool = False
 
 
 class Step(Protocol):

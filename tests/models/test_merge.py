@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmmod.models.adapt import add_lora
 from llmmod.models.merge import merged
@@ -62,7 +62,7 @@ def test_what_no_adapter_changes_is_not_copied(tiny_lora):
 
 
 def test_tied_embeddings_stay_tied(ids, logits):
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -72,6 +72,20 @@ def test_tied_embeddings_stay_tied(ids, logits):
     whole = merged(model)
     assert whole.lm_head.weight is whole.model.embed_tokens.weight
     torch.testing.assert_close(logits(whole, ids), logits(model, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "q_proj"]], ids="+".join)
+def test_tied_embeddings_come_apart_where_one_of_them_is_adapted(ids, logits, targets, tmp_path):
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True
+    )
+    torch.manual_seed(0)
+    model = adapted(AutoModelForCausalLM.from_config(config).eval(), target_modules=targets)
+    expected = logits(model, ids)
+    plain = merged(model)
+    assert (logits(plain, ids) - expected).abs().max() < 1e-5
+    plain.save_pretrained(tmp_path)
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), ids) - expected).abs().max() < 1e-5
 
 
 # Differences of logits around 5. From 4 bit the merged model differs by rounding alone: bitsandbytes unpacks the same weights for each

@@ -34,9 +34,14 @@ def test_steps_are_pending_then_running_then_completed(tmp_path):
 @pytest.mark.parametrize(("raised", "status"), [(ValueError("x"), "failed"), (KeyboardInterrupt(), "interrupted")], ids=["error", "ctrl-c"])
 def test_a_step_that_does_not_end_well_is_recorded_and_the_error_goes_on(tmp_path, raised, status):
     record = Record(tmp_path, seed=0, pipeline=["train"])
-    with pytest.raises(type(raised)), record.step("train") as report:
-        report.metrics = {"train_loss": 2.0}
-        raise raised
+
+    def train():
+        with record.step("train") as report:
+            report.metrics = {"train_loss": 2.0}
+            raise raised
+
+    with pytest.raises(type(raised)):
+        train()
     assert read(tmp_path)["steps"][0]["status"] == status
     assert read(tmp_path, "metrics.json") == {"train_loss": 2.0}
     assert record.running == "train"

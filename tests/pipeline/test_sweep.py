@@ -35,7 +35,7 @@ def job(directory, overrides, status, metrics, error=None):
     (directory / "metrics.json").write_text(json.dumps(metrics))
 
 
-@pytest.fixture()
+@pytest.fixture
 def sweep(tmp_path):
     job(tmp_path / "0", ["finetune.r=4", "smoke=true"], "completed", {"train_loss": 2.0, "eval_loss": 1.25})
     job(tmp_path / "1", ["finetune.r=8", "smoke=true"], "failed", {}, "train: the loss is NaN at step 3.")

@@ -22,6 +22,8 @@ from llmmod.data.split import held_out
 from llmmod.data.splits import Counts, DataReport, Splits
 from llmmod.data.tokenize import Placed, Tokenizing
 from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.certificate import certify
+from llmmod.render.finding import refuse
 from llmmod.schema.base import OnBadRow
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf
@@ -29,10 +31,13 @@ from llmmod.schema.model import HubConf
 log = logging.getLogger(__name__)
 
 HEAD = 1000  # rows that are looked at for the columns there are
+PROVED = 8  # rows that the certificate looks at
 SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
 
 
-def load_splits(conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, smoke: bool = False) -> Splits:
+def load_splits(
+    conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, smoke: bool = False, verify: str | None = None
+) -> Splits:
     """The examples of a dataset, to train on and to validate with.
 
     Args:
@@ -42,9 +47,10 @@ def load_splits(conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hu
         seed: of the validation split, where `dataset.seed` isn't set.
         hub: how downloads are made.
         smoke: whether a few rows are enough.
+        verify: the name of the render, to prove first that training and inference see the same tokens; None: no proof.
 
     Raises:
-        ConfigError: no such data, columns or format, or options that contradict each other.
+        ConfigError: no such data, columns or format, options that contradict each other, or the proof fails.
         DataError: a file or a row is wrong.
     """
     _check(conf)
@@ -53,6 +59,8 @@ def load_splits(conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hu
     count, bad = training.survey()
     held = _held(conf, count, seed=seed, smoke=smoke) if conf.val_size else frozenset()
     bad += validating.survey()[1] if validating else []
+    if verify is not None:
+        _prove(render, tokenizer, training, verify)
 
     tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt)
     aside: list[Placed] = []
@@ -125,6 +133,14 @@ def _refuse_headless(source: Source) -> None:
 def _limit(conf: DatasetConf, smoke: bool) -> int | None:
     limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _prove(render: Any, tokenizer: Any, rows: Readings, name: str) -> None:
+    """Refuse a render that can't be vouched for, on made-up conversations and the first rows; what is only worth knowing is told."""
+    findings = certify(render, tokenizer, {str(place): conversation for place, conversation in islice(rows, PROVED)})
+    refuse(findings, name)
+    for finding in findings:
+        log.info("render=%s: %s", name, finding)
 
 
 def _held(conf: DatasetConf, count: int, *, seed: int, smoke: bool) -> frozenset[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llmmod.models.adapters import quiet_peft
 from llmmod.models.quantize import unpacked_weight
@@ -30,6 +31,7 @@ def merged(model: Any) -> Any:
     plain = rebuilt(base, _plain_state(base), dtype=_dtype(base))
     if not isinstance(model, PeftModel):
         return plain.eval()
+    _untie_where_adapted(base, plain)
     name = model.active_adapter
     with quiet_peft():
         adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=False)
@@ -37,6 +39,15 @@ def merged(model: Any) -> Any:
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
     return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+def _untie_where_adapted(base: Any, plain: Any) -> None:
+    """Give head and embeddings a weight each where they share one and an adapter changes only one of them, or both differently."""
+    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
+        plain.config.tie_word_embeddings = False
+        head = plain.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _plain_state(base: Any) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from llmmod.errors import EXIT_FAILED, LlmmodError
 from llmmod.pipeline import leaderboard
-from llmmod.ranks import rank
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
+from llmmod.ranks import rank
 from llmmod.schema.compose import to_root
 
 
@@ -76,10 +76,12 @@ class Jobs:
 def _tell(outcome: Outcome) -> None:
     """The end of a run, as the user reads it: what came out on stdout, what went wrong on stderr."""
     error = outcome.error
+    # Behind a conversation, stdout is the answers' alone: it may be a pipe.
+    out = sys.stderr if outcome.conversed else sys.stdout
     for line in outcome.summary:
-        print(line)
+        print(line, file=out)
     if error is None:
-        print(f"The run: {outcome.run_dir}")
+        print(f"The run: {outcome.run_dir}", file=out)
         return
     if full_error_wanted():
         traceback.print_exception(error)

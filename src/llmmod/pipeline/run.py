@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
 from llmmod.instantiate import locate
-from llmmod.ranks import rank
+from llmmod.pipeline.quiet import quiet_libraries
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session
+from llmmod.ranks import rank
 from llmmod.schema.root import Root
 
 log = logging.getLogger("llmmod")
@@ -40,6 +41,7 @@ class Outcome:
         status: `completed`, `failed` or `interrupted`.
         metrics: as in metrics.json.
         summary: what the steps want the user to see at the end.
+        conversed: whether a step wrote answers to stdout.
         error: what went wrong, None where nothing did.
     """
 
@@ -47,6 +49,7 @@ class Outcome:
     run_dir: Path
     metrics: dict[str, float]
     summary: list[str] = field(default_factory=list)
+    conversed: bool = False
     error: BaseException | None = None
 
     @property
@@ -59,6 +62,7 @@ class Outcome:
 
 def run_pipeline(root: Root, run_dir: Path) -> Outcome:
     """Run every step of `root.pipeline`; errors are recorded and returned, not raised."""
+    quiet_libraries()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, enabled=rank() == 0)
@@ -105,7 +109,9 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
             step = locate(root.steps[name]._target_)(root.steps[name], name)
             done = step.run(session)
             report.metrics, report.artifacts, report.summary = done.metrics, done.artifacts, done.summary
+            report.conversed = done.conversed
         outcome.summary += report.summary
+        outcome.conversed |= report.conversed
 
 
 def _log_traceback(run_dir: Path) -> None:

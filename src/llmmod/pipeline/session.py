@@ -62,10 +62,17 @@ class Session:
     def splits(self, step: str) -> Any:
         """A step's examples, rendered and tokenized, after proof that training and inference see the same ids."""
         conf, render, tokenizer = self.conf(step, "dataset"), self.render(step), self.tokenizer(step)
+        written = self.conf(step, "render")
         return self._once(
             ("splits", repr(conf), str(id(render))),
             lambda: locate(conf._target_)(
-                conf, render=render, tokenizer=tokenizer, seed=self.root.seed, hub=self.root.hub, smoke=self.root.smoke
+                conf,
+                render=render,
+                tokenizer=tokenizer,
+                seed=self.root.seed,
+                hub=self.root.hub,
+                smoke=self.root.smoke,
+                verify=written.name if written.verify else None,
             ),
         )
 
@@ -74,7 +81,9 @@ class Session:
         conf, tokenizer = self.conf(step, "model"), self.tokenizer(step)
         return self._once(
             ("model", repr(conf), repr(self.root.smoke)),
-            lambda: locate("llmmod.models.build.model_from")(conf, hub=self.root.hub, smoke=self.root.smoke, tokenizer=tokenizer),
+            lambda: locate("llmmod.models.build.model_from")(
+                conf, hub=self.root.hub, smoke=self.root.smoke, tokenizer=tokenizer, seed=self.root.seed
+            ),
         )
 
     def model(self, step: str) -> LoadedModel:

@@ -63,7 +63,7 @@ class RenderConf:
     The first turn is bos, prefix, sep, prompt, response; each later one sep, bos, prompt, response. The parts are lists of texts and
     `{token: …}` items; texts may hold `{{system}}`, `{{query}}`, `{{response}}` and `{{idx}}` (the round), each substituted once and never
     inside a user's text. A token is spelt as the vocabulary spells it, or named: `eos_token`, `bos_token`, ….
-    Spaces that end `prompt` are written at the beginning of the answer instead, where tokenizers put them: `": "` before `Yes` is `:`, ` Yes`.
+    Spaces that end `prompt` are written with the answer instead, where tokenizers put them: `": "` before `Yes` is `:`, ` Yes`.
     """
 
     _target_: str = "llmmod.render.template.Template"

@@ -44,5 +44,5 @@ class LoraConf(LoraConfig, FinetuneConf):
 
     _target_: str = "llmmod.models.adapt.add_lora"
     # Adapters start from zero and take about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
-    learning_rate: float = 1e-3
+    learning_rate: float = "${model.lora_learning_rate}"  # type: ignore[assignment]
     target_modules: Any = "${model.lora_targets}"  # module names, or all-linear

@@ -44,6 +44,7 @@ class ModelConf:
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
     trust_remote_code: bool = False  # run Python code that comes with the checkpoint
     print_structure: bool = False  # print the modules after loading
+    lora_learning_rate: float = 2e-4  # what finetune.learning_rate is for adapters unless the user says otherwise; small models take more
     lora_targets: Any = "all-linear"  # what finetune.target_modules is unless the user says otherwise
     kwargs: dict[str, Any] = field(default_factory=dict)  # the rest of from_pretrained's arguments
 

@@ -47,7 +47,7 @@ class Chat:
     def run(self, session: Any) -> StepReport:
         """Answer questions until the input or the user ends it."""
         if rank() != 0:
-            return StepReport()
+            return StepReport(conversed=True)
         speaker = _speaker(session, self.name)
         render, tokenizer = session.render(self.name), speaker.tokenizer
         turns = Turns(
@@ -95,7 +95,7 @@ class Chat:
 
     def _report(self) -> StepReport:
         speed = f", {self.tokens / self.seconds:.1f} tokens/s" if self.seconds else ""
-        return StepReport(summary=[f"{self.name}: {self.answers} questions answered, {self.tokens} tokens{speed}"])
+        return StepReport(summary=[f"{self.name}: {self.answers} questions answered, {self.tokens} tokens{speed}"], conversed=True)
 
 
 @dataclass(frozen=True)
