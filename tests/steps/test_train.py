@@ -144,12 +144,15 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("step", [4, 6], ids=["mid-epoch", "between epochs"])
-def test_resume_gives_the_bits_of_the_uninterrupted_run(session, lora_conf, step):
-    whole = session("whole", finetune=lora_conf(lora_dropout=0.2), **RESUMED)
+@pytest.mark.parametrize(
+    ("step", "order"), [(4, "random"), (6, "random"), (4, "group_by_length")], ids=["mid-epoch", "between epochs", "by length"]
+)
+def test_resume_gives_the_bits_of_the_uninterrupted_run(session, lora_conf, step, order):
+    fields = {**RESUMED, "train_sampling_strategy": order}
+    whole = session("whole", finetune=lora_conf(lora_dropout=0.2), **fields)
     report = train(whole)
     checkpoint = whole.run_dir / "train" / f"checkpoint-{step}"
-    resumed = session("resumed", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=str(checkpoint), **RESUMED)
+    resumed = session("resumed", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=str(checkpoint), **fields)
     again = train(resumed)
     assert digest(resumed.run_dir / ADAPTER) == digest(whole.run_dir / ADAPTER)
     assert again.metrics["eval_loss"] == report.metrics["eval_loss"]

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.stages.finite import not_finite
+from llmmod.stages.sampling import ByEpoch
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -37,6 +39,11 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # A finite loss can have a gradient that is not. With fp16 that is normal: the scaler leaves the step out and tries a smaller scale.
