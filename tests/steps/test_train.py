@@ -196,6 +196,18 @@ def test_settings_of_a_checkpoint_that_can_t_be_saved_are_mended_first(session, 
     assert (made.run_dir / "train" / "checkpoint-1" / "generation_config.json").is_file()
 
 
+@pytest.mark.parametrize("fields", [{"num_train_epochs": 2.0}, {"max_steps": 4}], ids=["epochs", "steps"])
+def test_nothing_left_to_train_changes_nothing(session, fields, caplog):
+    whole = session("whole", save_strategy="steps", save_steps=2.0, **fields)
+    report = train(whole)
+    before = digest(whole.run_dir / ADAPTER)
+    again = train(session("whole", save_strategy="steps", save_steps=2.0, resume_from_checkpoint=True, **fields))
+    assert digest(whole.run_dir / ADAPTER) == before
+    assert again.metrics["eval_loss"] == report.metrics["eval_loss"]
+    assert "no step was left to train" in again.summary[0]
+    assert "no step is left to train" in caplog.text
+
+
 class InterruptAt(TrainerCallback):
     """Ctrl-C in the midst of an optimizer step, once."""
 
@@ -257,13 +269,16 @@ def test_streamed_examples_need_a_number_of_steps(session, toy_splits):
     [
         ({"resume_from_checkpoint": "nowhere"}, "training.resume_from_checkpoint: there is no directory nowhere"),
         ({"packing": True}, "training.packing: "),
-        ({"report_to": "wandb"}, "wandb"),
     ],
-    ids=["resume", "packing", "report_to"],
+    ids=["resume", "packing"],
 )
 def test_what_is_wrong_with_the_arguments_is_said_before_the_model_is_loaded(session, monkeypatch, changes, message):
     made = session(**changes)
-    if "report_to" not in changes:
-        monkeypatch.setattr(made, "base_model", lambda name: pytest.fail("the model was loaded"))
-    with pytest.raises((ConfigError, RuntimeError), match=message):
+    monkeypatch.setattr(made, "base_model", lambda name: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match=message):
         train(made)
+
+
+def test_a_reporter_that_is_not_installed(session):
+    with pytest.raises(ConfigError, match=r"training\.report_to: .*requires wandb to be installed"):
+        train(session(report_to="wandb"))

@@ -50,6 +50,10 @@ def trainer_from(
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(refusal(error, vars(args))) from error
+    except RuntimeError as error:
+        if "to be installed" not in str(error):
+            raise
+        raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer

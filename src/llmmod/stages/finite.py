@@ -29,10 +29,11 @@ def not_finite(what: str, value: float, *, step: int, args: Any) -> RunError:
     """
     kept = checkpoints(Path(args.output_dir))
     left = f"The last checkpoint, {kept[-1]}, is from before" if kept else "No checkpoint had been written yet"
+    norm = args.max_grad_norm
+    clipping = f"a lower training.max_grad_norm (it was {norm:g})" if norm else "training.max_grad_norm=1 (it was 0, no clipping)"
     return RunError(
-        f"training: {what} became {value} at optimizer step {step}. "
-        f"Try a lower training.learning_rate (it was {args.learning_rate:g}) or training.max_grad_norm (it was {args.max_grad_norm:g}), "
-        f"more training.warmup_steps, or model.dtype=float32. {left}."
+        f"training: {what} became {value} at optimizer step {step}. Try a lower training.learning_rate (it was {args.learning_rate:g}), "
+        f"{clipping}, more training.warmup_steps, or model.dtype=float32. {left}."
     )
 
 

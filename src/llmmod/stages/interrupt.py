@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedBetweenSteps(Exception):  # noqa: N818 - no error
-    """Training was interrupted, with all weights as the last step left them."""
+    """Training was stopped, with all weights as the last step left them."""
 
 
 class StopAfterStep(TrainerCallback):  # type: ignore[misc]
@@ -43,6 +43,15 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         self._give_back()
         if self.caught is not None and kind is None:
             signal.raise_signal(self.caught)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where a checkpoint of the last step is gone on from; transformers 5.23 would take another step.
+
+        Raises:
+            StoppedBetweenSteps: if no step is left.
+        """
+        if state.global_step >= state.max_steps:
+            raise StoppedBetweenSteps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop before another step.

@@ -63,6 +63,12 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A checkpoint holds weights that are tied once, and loading the one loads the other.
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with warnings.catch_warnings():
             # peft asks the base model's own directory whether the vocabulary grew, and a model read from GGUF has none.

@@ -65,7 +65,7 @@ class Predict:
         report.artifacts["predictions"] = f"{self.name}/{_FILE}"
         told = [f"{name} {value:.1f}" for name, value in metrics.items()]
         report.summary.append(f"{self.name}: {', '.join([f'{len(prompts)} answers', *told])}; they are in {directory / _FILE}")
-        if shown and self._can_compare(model):
+        if shown and loaded.kind != "base" and self._can_compare(model):
             self._compare(speaker, prompts, conversations, tuned, report, directory)
         return report
 

@@ -116,6 +116,8 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             except StoppedBetweenSteps:
                 progress.close()
+                if stop.caught is None:
+                    log.warning("no step is left to train: %s is of the last", checkpoint)
             if stop.caught is not None:
                 _keep(trainer)
     finally:
@@ -133,8 +135,8 @@ def _keep(trainer: Any) -> None:
 
 
 def _losses(name: str, metrics: dict[str, float]) -> str:
-    text = f"{name}: training loss {metrics['train_loss']:.4f}"
+    told = [f"training loss {metrics['train_loss']:.4f}"] if "train_loss" in metrics else ["no step was left to train"]
     if "eval_loss" in metrics:
         before = f"{metrics['eval_loss_before']:.4f} before, " if "eval_loss_before" in metrics else ""
-        text += f"; loss on held-out examples {before}{metrics['eval_loss']:.4f} after"
-    return text
+        told.append(f"loss on held-out examples {before}{metrics['eval_loss']:.4f} after")
+    return f"{name}: {'; '.join(told)}"
