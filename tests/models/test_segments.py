@@ -1,0 +1,221 @@
+"""llmmod.models.segments: each example in a row against itself alone, for every family."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+
+from llmmod.models.segments import BOUNDARIES, FAMILIES, by_segments, segments_attention, why_not
+from llmmod.models.tiny import tiny_model
+
+OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
+KEPT_APART = [name for name, fields in ARCHITECTURES.items() if FAMILIES.get(fields["model_type"], "unknown") is None]
+LENGTHS = (20, 1, 33, 2, 12)
+SMALL_WINDOWS = {
+    "gemma3_text": ARCHITECTURES["gemma3"] | {"sliding_window": 8},
+    "phi3": ARCHITECTURES["phi4_mini"] | {"sliding_window": 8},
+    "mistral": ARCHITECTURES["mistral"] | {"sliding_window": 8},
+    "qwen2": ARCHITECTURES["qwen2_5"] | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": ARCHITECTURES["qwen3"] | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+
+
+@pytest.fixture
+def make(tiny_tokenizer):
+    """A tiny model of an architecture; its weights larger than usual, so that a token seen or not makes a difference."""
+
+    def build(architecture, **changes):
+        model = tiny_model(architecture | {"initializer_range": 0.2} | changes, tokenizer=tiny_tokenizer, seed=0)
+        if hasattr(model.config, "sliding_window") and architecture.get("sliding_window"):
+            assert model.config.sliding_window == architecture["sliding_window"]
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def examples():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(5, 400, (1, length), generator=generator) for length in LENGTHS]
+
+
+def row(examples):
+    """The examples in one row, as a collator gives them."""
+    lengths = [example.shape[1] for example in examples]
+    places = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return {
+        "input_ids": torch.cat(examples, dim=1),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": places,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
+
+
+def loss(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+
+
+def alone(model, examples):
+    """Each example's loss, and the gradient of their sum."""
+    model.zero_grad()
+    losses = [loss(model(input_ids=example).logits, example) for example in examples]
+    torch.stack(losses).sum().backward()
+    return torch.stack(losses).detach(), gradients(model)
+
+
+def together(model, examples, context=by_segments):
+    """The same of the examples in one row."""
+    model.zero_grad()
+    inputs = row(examples)
+    with context(model, inputs):
+        logits = model(**inputs, use_cache=False).logits
+        places = inputs["cu_seq_lens_q"].tolist()
+        losses = [loss(logits[:, start:end], example) for (start, end), example in zip(pairwise(places), examples, strict=True)]
+        torch.stack(losses).sum().backward()
+    return torch.stack(losses).detach(), gradients(model)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, expected):
+    """Float32: sums of up to 33 tokens' losses, which are of the order of ten."""
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-4)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4 * max(1.0, gradient.abs().max().item()), msg=name)
+
+
+def test_every_option_s_family_is_decided():
+    assert len(ARCHITECTURES) >= 22
+    assert {fields["model_type"] for fields in ARCHITECTURES.values()} <= FAMILIES.keys()
+
+
+@pytest.mark.parametrize("option", KEPT_APART)
+def test_each_example_in_a_row_is_as_it_is_alone(make, examples, option):
+    model = make(ARCHITECTURES[option])
+    assert_same(together(model, examples), alone(model, examples))
+
+
+@pytest.mark.parametrize("family", SMALL_WINDOWS)
+def test_examples_longer_than_the_sliding_window(make, examples, family):
+    model = make(SMALL_WINDOWS[family])
+    expected = alone(model, examples)
+    assert_same(together(model, examples), expected)
+    wide = make(SMALL_WINDOWS[family] | {"sliding_window": 64})
+    assert (alone(wide, examples)[0] - expected[0]).abs().max() > 1e-2  # the window matters here
+
+
+@pytest.mark.parametrize("option", [name for name in ARCHITECTURES if name not in KEPT_APART])
+def test_what_is_refused_would_leak(make, examples, option):
+    model = make(ARCHITECTURES[option])
+    assert "can't keep the examples of a row apart: it computes attention itself" in why_not(model)
+    with pytest.raises(ValueError, match="apart"):
+        together(model, examples)
+    leaking = together(model, examples, context=lambda *_: nullcontext())[0]
+    assert (leaking - alone(model, examples)[0]).abs().max() > 1e-2
+
+
+def test_without_the_boundaries_examples_would_see_each_other(make, examples):
+    """That the comparison can fail: the same row with causal attention over all of it."""
+    model = make(ARCHITECTURES["llama"])
+    inputs = {"input_ids": row(examples)["input_ids"]}
+    logits = model(**inputs).logits
+    last = LENGTHS[-1]
+    assert (loss(logits[:, -last:], examples[-1]) - alone(model, examples)[0][-1]).abs() > 1e-2
+
+
+def test_gradient_checkpointing_computes_the_same_attention_again(make, examples):
+    model = make(ARCHITECTURES["llama"])
+    expected = alone(model, examples)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    assert_same(together(model.train(), examples), expected)
+
+
+def test_with_an_adapter(make, examples):
+    model = get_peft_model(make(ARCHITECTURES["llama"]), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    assert_same(together(model, examples), alone(model, examples))
+
+
+def test_outside_the_block_and_without_boundaries_the_model_is_its_own(make, examples):
+    model = make(ARCHITECTURES["llama"])
+    padded = {"input_ids": examples[0], "attention_mask": torch.ones_like(examples[0])}
+    before = model(**padded).logits
+    with by_segments(model, padded):
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(**padded).logits, before)
+    with pytest.raises(KeyError, match="llmmod_segments"), by_segments(model, row(examples)):
+        raise KeyError(model.config._attn_implementation)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_is_saved_in_the_block_is_what_would_be_saved_outside(make, examples, tmp_path):
+    model = make(ARCHITECTURES["llama"])
+    model.save_pretrained(tmp_path / "outside")
+    with by_segments(model, row(examples)):
+        model.save_pretrained(tmp_path / "inside")
+    inside, outside = ((tmp_path / name / "config.json").read_text() for name in ("inside", "outside"))
+    assert inside == outside
+
+
+def test_boundaries_that_get_lost_on_the_way_are_an_error(make, examples):
+    model = make(ARCHITECTURES["llama"])
+    with by_segments(model, row(examples)), pytest.raises(ValueError, match=f"LlamaAttention .* got no {BOUNDARIES}"):
+        model(input_ids=examples[0])
+
+
+def test_no_example_is_attended_to_as_a_whole_row(monkeypatch, make, examples):
+    """What attention costs is what the examples cost alone: each call of SDPA sees one example."""
+    model, seen = make(ARCHITECTURES["llama"]), []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **kwargs):
+        seen.append((query.shape[2], key.shape[2], kwargs["attn_mask"], kwargs["is_causal"]))
+        return real(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    inputs = row(examples)
+    with by_segments(model, inputs):
+        model(**inputs, use_cache=False)
+    assert seen == [(length, length, None, length > 1) for length in LENGTHS] * 2  # two layers
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "reason"),
+    [
+        ("llama", "sdpa", None),
+        ("llama", "flash_attention_2", None),
+        ("llama", "eager", "attention 'eager' can't keep the examples of a row apart"),
+        ("llama", "flex_attention", "attention 'flex_attention' can't"),
+        ("rwkv", "sdpa", "whether rwkv keeps the examples of a row apart was not checked"),
+    ],
+)
+def test_reasons(family, attention, reason):
+    found = why_not(SimpleNamespace(config=SimpleNamespace(model_type=family, _attn_implementation=attention)))
+    assert found is None if reason is None else reason in found
+
+
+def test_a_kernel_of_variable_length_gets_the_boundaries_itself():
+    model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
+    with by_segments(model, {BOUNDARIES: torch.tensor([0, 2])}):
+        assert model.config._attn_implementation == "flash_attention_2"
+
+
+def test_the_window_holds_the_token_itself_and_those_before_it():
+    """Window 2, four tokens, by hand: each sees itself and the one before."""
+    module = torch.nn.Module()
+    query = torch.zeros(1, 1, 4, 1)  # all scores equal: the output is the mean of the values seen
+    value = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]
+    output, _ = segments_attention(module, query, query, value, None, sliding_window=2, cu_seq_lens_q=torch.tensor([0, 4]))
+    assert output.flatten().tolist() == [1.0, 2.0, 4.0, 7.0]
