@@ -17,7 +17,7 @@ from llmmod.models.build import model_from, tokenizer_from
 from llmmod.schema.base import Dtype, Weights
 from llmmod.schema.compose import compose_config, to_root
 from llmmod.schema.finetune import LoraConf
-from llmmod.schema.model import HubConf, ModelConf, RopeScalingConf, TokenizerConf
+from llmmod.schema.model import HubConf, ModelConf, TokenizerConf
 from llmmod.schema.quantization import QuantizationConf
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -347,8 +347,6 @@ def test_a_rehearsal_with_a_directory_that_is_not_there(no_network):
         tokenizer_from(TokenizerConf(), ModelConf(name="x", pretrained_model_name_or_path="/no/such/dir"), hub=HubConf(), smoke=True)
 
 
-def test_rope_scaling_is_not_forgotten_silently(llama_directory, tiny_tokenizer):
-    with pytest.raises(ConfigError, match=r"model.rope_scaling.type: 'linear' isn't supported yet"):
-        build_model(conf_of(llama_directory, rope_scaling=RopeScalingConf(type="linear")), tiny_tokenizer)
+def test_shifted_attention_is_not_forgotten_silently(llama_directory, tiny_tokenizer):
     with pytest.raises(ConfigError, match=r"model.shift_attn: isn't supported yet"):
         build_model(conf_of(llama_directory, shift_attn=True), tiny_tokenizer)

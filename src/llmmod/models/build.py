@@ -17,6 +17,7 @@ from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.load import load_config
 from llmmod.models.quantize import check_quantized, quantization_config
 from llmmod.models.rebuild import rebuilt, set_name
+from llmmod.models.rope import check_scaled, scale_rope
 from llmmod.models.tiny import random_model, tiny_model, tiny_tokenizer
 from llmmod.models.tokenizer import TOKENIZER_KEY, set_pad_token
 from llmmod.paths import resolve_path
@@ -39,7 +40,8 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     Raises:
         ConfigError: no such checkpoint, or what is asked of it doesn't go together.
     """
-    _refuse_unsupported(conf)
+    if conf.shift_attn:
+        raise ConfigError(Problem("model.shift_attn", "isn't supported yet"))
     quantized = quantization_config(conf.quantization)
     dtype = _dtype(conf.dtype)
     if smoke or conf.weights is Weights.random:
@@ -51,7 +53,9 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     if quantized:
         check_quantized(model)
     _check_vocabulary(model, tokenizer)
-    if conf.model_max_length is not None:
+    if conf.rope_scaling.type is not None:
+        check_scaled(model, conf.rope_scaling.type)
+    elif conf.model_max_length is not None:
         _set_context(model.config, conf.model_max_length)
     if conf.gradient_checkpointing:
         # The reentrant kind needs inputs that take gradients, which frozen embeddings don't give.
@@ -112,10 +116,21 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     check_model_directory(checkpoint)
     arguments |= {"attn_implementation": conf.attn_implementation, "gguf_file": checkpoint.gguf_file}
     given = {name: value for name, value in arguments.items() if value is not None}
-    model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **conf.config, **conf.kwargs)
+    fields = conf.config
+    if conf.rope_scaling.type is not None:
+        fields = {"config": _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)}
+    model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **fields, **conf.kwargs)
     # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
     set_name(model, str(model_path(conf)))
     return model
+
+
+def _scaled(config: Any, conf: ModelConf) -> Any:
+    """A configuration, its positions scaled in place where that is asked for."""
+    scaling = conf.rope_scaling
+    if scaling.type is not None:
+        scale_rope(config, kind=scaling.type, factor=scaling.factor, max_length=conf.model_max_length)
+    return config
 
 
 def _device_map(conf: ModelConf) -> Any:
@@ -130,10 +145,10 @@ def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any,
         path = model_path(conf)
         if path is not None and _is_installed(path):
             check_model_directory(model_checkpoint(conf))  # a hub id passes: nothing is downloaded
-        return tiny_model(conf.architecture, tokenizer=tokenizer, seed=seed, dtype=dtype)
+        return tiny_model(conf.architecture, tokenizer=tokenizer, seed=seed, dtype=dtype, prepare=lambda config: _scaled(config, conf))
     checkpoint = model_checkpoint(conf)
     check_model_directory(checkpoint, weights=False)
-    config = load_config(checkpoint, conf.config, **_where(conf, hub))
+    config = _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)
     if conf.attn_implementation is not None:
         config._attn_implementation = conf.attn_implementation
     return random_model(config, seed=seed, dtype=dtype)
@@ -177,16 +192,6 @@ def _where(conf: ModelConf, hub: HubConf) -> dict[str, Any]:
 def _dtype(chosen: Dtype) -> torch.dtype | None:
     """The torch type of a name, None for `auto`."""
     return None if chosen is Dtype.auto else getattr(torch, chosen.value)
-
-
-def _refuse_unsupported(conf: ModelConf) -> None:
-    problems = []
-    if conf.rope_scaling.type is not None:
-        problems.append(Problem("model.rope_scaling.type", f"'{conf.rope_scaling.type}' isn't supported yet"))
-    if conf.shift_attn:
-        problems.append(Problem("model.shift_attn", "isn't supported yet"))
-    if problems:
-        raise ConfigError(problems)
 
 
 def _check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from llmmod.models.rope import scaled_length
+
 # Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
@@ -59,8 +61,7 @@ def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]
 def context_length(model: Any) -> int | None:
     """How many tokens the model can attend to, None where its architecture sets no limit (ALiBi)."""
     config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
-        value = getattr(config, name, None)
+    for value in (scaled_length(config), getattr(config, "seq_length", None), getattr(config, "max_seq_len", None)):
         if isinstance(value, int) and value > 0:
             return value
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
-def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype: torch.dtype | None = None) -> Any:
+def tiny_model(
+    architecture: dict[str, Any],
+    *,
+    tokenizer: Any,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Any], object] | None = None,
+) -> Any:
     """A model of random weights, small enough to train in a second.
 
     Args:
@@ -24,6 +31,7 @@ def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype
         tokenizer: gives the vocabulary's size and the special tokens.
         seed: of the weights.
         dtype: of the weights; None: float32.
+        prepare: called with the configuration before the model is built, to change it.
 
     Raises:
         ConfigError: no `model_type`, one that transformers doesn't have, or fields that it refuses.
@@ -38,6 +46,8 @@ def tiny_model(architecture: dict[str, Any], *, tokenizer: Any, seed: int, dtype
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **special, **fields)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_refused(model_type, error)) from error
+    if prepare is not None:
+        prepare(config)
     model = random_model(config, seed=seed, dtype=dtype)
     setattr(model, STAND_IN, True)
     return model

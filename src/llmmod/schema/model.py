@@ -13,10 +13,10 @@ from llmmod.schema.quantization import QuantizationConf
 
 @dataclass
 class RopeScalingConf:
-    """`model.rope_scaling.*`: longer contexts than the model was trained on."""
+    """`model.rope_scaling.*`: longer contexts than the model was trained on, for training and answering alike."""
 
-    type: str | None = None  # linear, dynamic or yarn; None: off
-    factor: float | None = None  # None: worked out from `model_max_length`
+    type: str | None = None  # linear, dynamic or yarn; None: off. dynamic goes by each batch's longest text: rather for answering
+    factor: float | None = None  # trained length times this; None: `model_max_length` over the trained length, rounded up
 
 
 @dataclass

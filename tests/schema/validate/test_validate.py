@@ -163,6 +163,11 @@ REFUSED = {
         "model.kwargs.trust_remote_code: has a key of its own. Set model.trust_remote_code.",
     ),
     "the hub's": ("+tokenizer.kwargs.cache_dir=x", "tokenizer.kwargs.cache_dir: has a key of its own. Set hub.cache_dir."),
+    "positions scaled by nobody knows how much": (
+        "model.rope_scaling.type=yarn",
+        "model.rope_scaling.factor: not set, and model.rope_scaling.type is yarn. Set it, or model.model_max_length, from which it is "
+        "worked out.",
+    ),
     "no adapter to resume": (
         "finetune.resume_adapter=true",
         "finetune.resume_adapter: true, and there is no adapter to go on with. Name it: 'finetune.adapters=[path]'.",
@@ -215,6 +220,10 @@ REFUSED = {
         "model.architecture={model_type:llama}",
         "model.architecture.model_type: only a rehearsal reads it. Set smoke=true, or model.config.",
     ),
+    "factor of no scaling": (
+        "model.rope_scaling.factor=2",
+        "model.rope_scaling.factor: not read, since type is null. Set model.rope_scaling.type.",
+    ),
     "render by chat template": (
         "render=auto render.strip=true",
         "render.strip: render=auto writes what the chat template says. Choose another render.",
@@ -237,6 +246,8 @@ smoke=true
 training.learning_rate=1e-3 training.max_steps=4 finetune.r=16 finetune.lora_dropout=0.1
 finetune.init_lora_weights=pissa_niter_4
 finetune.target_modules=[q_proj,v_proj]
+model.rope_scaling.type=linear model.rope_scaling.factor=2
+model.rope_scaling.type=dynamic model.model_max_length=16384
 finetune=qlora
 finetune=qlora quantization@model.quantization=int8
 finetune=freeze finetune.num_layers_trainable=-2

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from llmmod.errors import Problem
 from llmmod.schema.step import TrainConf
+from llmmod.schema.validate.choices import CHOICES
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out
 from llmmod.schema.wording import shown
@@ -32,6 +33,8 @@ def check_contradictions(context: Context) -> Iterator[Problem]:
         for place in context.places(part):
             given = context.get(f"{place}.kwargs") or {}
             yield from (Problem(f"{place}.kwargs.{name}", "has a key of its own", do=f"Set {own[name]}") for name in given if name in own)
+    for place in context.places("model"):
+        yield from _rope(context, place)
     for place in context.places("finetune"):
         yield from _adapters(context, place)
     for place in context.places("training"):
@@ -50,6 +53,14 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
     elif bits is not None and name in ("full", "freeze"):
         found = f"{bits} with finetune={name}, and quantized weights can't be trained"
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
+
+
+def _rope(context: Context, place: str) -> Iterator[Problem]:
+    scaling = context.get(f"{place}.rope_scaling") or {}
+    known = scaling.get("type") in CHOICES["model.rope_scaling", "type"]
+    if known and not scaling.get("factor") and not context.get(f"{place}.model_max_length"):
+        do = f"Set it, or {place}.model_max_length, from which it is worked out"
+        yield Problem(f"{place}.rope_scaling.factor", f"not set, and {place}.rope_scaling.type is {scaling['type']}", do=do)
 
 
 def _adapters(context: Context, place: str) -> Iterator[Problem]:

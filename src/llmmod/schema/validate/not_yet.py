@@ -11,8 +11,6 @@ from llmmod.schema.validate.context import Context
 # what the node is called, field, whether a value asks for the feature, what to do instead
 NOT_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("model", "shift_attn", bool, "Leave it false"),
-    ("model.rope_scaling", "type", bool, "Leave it null, or set model.config.rope_parameters yourself"),
-    ("model.rope_scaling", "factor", bool, "Leave it null, or set model.config.rope_parameters yourself"),
     ("dataset", "streaming", bool, "Leave it false"),
     ("dataset", "packing", bool, "Leave it false"),
     ("dataset", "mix", bool, "Give one dataset a run"),
