@@ -62,8 +62,9 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except OSError as error:
-        print(f"output_dir: {error.strerror or error}: {error.filename}.", file=sys.stderr)
-        return EXIT_FAILED
+        # A step's own errors never come here: this is Hydra, making the run's directory and writing down what was asked.
+        print(Problem("output_dir", f"can't be written: {error.strerror or error}: {error.filename}", do="Choose another"), file=sys.stderr)
+        return EXIT_CONFIG
     except KeyboardInterrupt:
         return EXIT_FAILED
     finally:

@@ -67,3 +67,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_fragment(tmp_path, monkeypatc
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_reserve_is_there_while_the_run_goes_and_given_up_at_its_end(tmp_path):
+    record = Record(tmp_path, seed=0, pipeline=["train"])
+    assert (tmp_path / ".reserve").stat().st_size == 65536
+    record.close("failed", "the disk is full")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "run.json"]
+    assert read(tmp_path)["error"] == "the disk is full"

@@ -67,9 +67,10 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
     [
         (ConfigError(Problem("model.x", "no such thing")), 2, "model.x: no such thing."),
         (ValueError("bad\nshape"), 1, "second: ValueError: bad shape."),
-        (OSError(errno.ENOSPC, "No space left on device", "/disk/x"), 1, "second: the disk is full (/disk/x)."),
+        (OSError(errno.ENOSPC, "No space left on device", "/disk/x"), 1, "second: the disk is full: [Errno 28] No space left on device: '/disk/x'."),
+        (Exception("No space left on device (os error 28)"), 1, "second: the disk is full: No space left on device (os error 28)."),
     ],
-    ids=["config", "unexpected", "full-disk"],
+    ids=["config", "unexpected", "full-disk", "full-disk-in-rust"],
 )
 def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error, code, words):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf(raising(error)), third=Conf()), tmp_path)

@@ -1,6 +1,7 @@
 """What a run leaves on disk about itself: run.json and metrics.json, written as the run goes.
 
-Both files are replaced atomically, so that a reader, or a run that is killed, never sees half of one. Only rank 0 writes.
+Both files are replaced atomically, so that a reader, or a run that is killed, never sees half of one. Only rank 0 writes. A run whose
+disk fills up must still be able to say so: a reserve is kept for that, and given up for the last words.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 from llmmod.protocols import StepReport
 
+_RESERVE = ".reserve"
+_RESERVE_BYTES = 2**16
 _PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
 
 
@@ -47,6 +50,8 @@ class Record:
             "error": None,
         }
         self._write()
+        if enabled:
+            (directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # not zeros, which some file systems don't store
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepReport]:
@@ -79,6 +84,8 @@ class Record:
     def close(self, status: str, error: str | None = None) -> None:
         """Write how the run ended: `completed`, `failed` or `interrupted`."""
         self._run["status"], self._run["error"] = status, error
+        if self._enabled:
+            (self._directory / _RESERVE).unlink(missing_ok=True)
         self._write()
 
     def _write(self) -> None:

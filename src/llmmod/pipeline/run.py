@@ -114,6 +114,17 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
         outcome.conversed |= report.conversed
 
 
+def _is_full_disk(error: Exception) -> bool:
+    """Whether an error says that nothing more can be written; those of Rust libraries (safetensors, tokenizers) say it in words alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return f"os error {errno.ENOSPC}" in str(error) or "No space left on device" in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:600] or "no message"
+
+
 def _log_traceback(run_dir: Path) -> None:
     """Append the traceback to run.log, where it is no noise for the terminal."""
     with suppress(OSError), (run_dir / "run.log").open("a", encoding="utf-8") as file:
@@ -124,14 +135,13 @@ def _explained(error: Exception, where: str) -> Exception:
     """The error itself if it is one of ours, else one of ours that says in a line what happened and where to read more."""
     if isinstance(error, LlmmodError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full_disk(error):
         do = "Free some space; what was written before is intact, and training.resume_from_checkpoint=true goes on from the last checkpoint"
-        explained: LlmmodError = RunError(str(Problem(where, f"the disk is full ({error.filename or 'while writing'})", do=do)))
+        explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {_one_line(error)}", do=do)))
     elif isinstance(error, PermissionError) and where == "output_dir":
         explained = ConfigError(Problem(where, f"{error.filename} can't be written: {error.strerror}", do="Choose another directory"))
     else:
-        text = " ".join(str(error).split()) or "no message"
-        found = f"{type(error).__name__}: {text[:600]}"
+        found = f"{type(error).__name__}: {_one_line(error)}"
         explained = RunError(str(Problem(where, found, do="HYDRA_FULL_ERROR=1 shows the traceback; run.log has it")))
     explained.__cause__ = error
     return explained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from llmmod.schema.validate.context import Context
 
 KEY = "output_dir"
 _OTHER = "Choose another directory"
+_LEAST_FREE_BYTES = 2**20  # a run's own account and log; how much its weights take, nobody knows yet
 
 
 def check_output(context: Context) -> Iterator[Problem]:
@@ -32,9 +34,16 @@ def _problems(context: Context, wanted: str, directory: Path) -> Iterator[Proble
         yield Problem(KEY, f"'{wanted}' {what}", do=_OTHER)
     elif not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
         yield Problem(KEY, f"'{wanted}' can't be written: no right to write to {existing}", do=_OTHER)
+    elif _is_full(existing):
+        yield Problem(KEY, f"'{wanted}' can't be written: the disk is full", do=f"Free some space, or {_OTHER[0].lower()}{_OTHER[1:]}")
     elif (directory / "run.json").exists() and not _resumes(context):
         do = f"{_OTHER}, or go on with that run: training.resume_from_checkpoint=true"
         yield Problem(KEY, f"'{wanted}' holds another run", do=do)
+
+
+def _is_full(directory: Path) -> bool:
+    usage = shutil.disk_usage(directory)
+    return 0 < usage.total and usage.free < _LEAST_FREE_BYTES  # what has no size, such as /proc, isn't full
 
 
 def _resumes(context: Context) -> bool:
