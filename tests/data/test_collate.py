@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.collate import PadRight
+from llmmod.data.collate import Flatten, PadRight
+from llmmod.models.segments import by_segments
 
 NO = -100
 EXAMPLES = [{"input_ids": [5, 6, 7, 2], "labels": [NO, NO, 7, 2]}, {"input_ids": [8, 2], "labels": [NO, 2]}]
@@ -48,3 +49,44 @@ def test_padding_changes_no_loss(tiny_llama, tiny_tokenizer):
     alone = torch.cat([losses(collate([example])) for example in examples])
     assert torch.allclose(losses(collate(examples)), alone, atol=1e-4)  # float32, sums of at most three tokens' losses
     assert (alone > 0).all()
+
+
+def test_examples_stand_one_after_the_other_and_nothing_is_padding():
+    batch = Flatten(tokenizer(0))(EXAMPLES)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 8, 2]]
+    assert batch["labels"].tolist() == [[NO, NO, 7, 2, NO, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 4, 6]
+    assert (batch["max_length_q"], batch["max_length_k"]) == (4, 4)
+    assert "attention_mask" not in batch
+    assert {batch[name].dtype for name in ("input_ids", "labels", "position_ids")} == {torch.int64}
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+
+
+def test_the_examples_of_a_packed_row_stay_apart():
+    packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
+    one, apart = Flatten()([packed, EXAMPLES[1]]), Flatten()([*EXAMPLES, EXAMPLES[1]])
+    assert one.keys() == apart.keys()
+    assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(apart[name])) for name in one)
+
+
+def test_no_example_s_first_token_is_predicted_from_the_last_of_another():
+    """Where prompts are trained too, an example's first token has a label; the loss's shift would pair it with what stands before it."""
+    trained = {"input_ids": [5, 6], "labels": [5, 6]}
+    assert Flatten()([trained, {**trained, "input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [2, 2]}])[
+        "labels"
+    ].tolist() == [[NO, 6, NO, 6, NO, 8]]
+
+
+def test_flattening_changes_no_loss(tiny_llama):
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(5, 300, (length,), generator=generator).tolist() for length in (7, 2, 12)]
+    examples = [{"input_ids": tokens, "labels": tokens} for tokens in ids]
+
+    def summed(batch):
+        with torch.no_grad(), by_segments(tiny_llama, batch):
+            logits = tiny_llama(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return torch.nn.functional.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="sum")
+
+    alone = sum(summed(Flatten()([example])) for example in examples)
+    assert torch.allclose(summed(Flatten()(examples)), alone, atol=1e-4)  # float32, 18 tokens

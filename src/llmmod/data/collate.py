@@ -1,13 +1,51 @@
-"""Examples of different lengths to one batch."""
+"""Examples of different lengths to one batch: one after the other in one row, or padded to one length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
 
 from llmmod.render.encode import IGNORED
+
+
+class Flatten:
+    """Puts all examples of the batch into one row, so that nothing is padding; for models that keep them apart (`models.segments`).
+
+    An example may be a packed row: its `seq_lengths` say how many tokens each of the examples in it has.
+
+    Args:
+        tokenizer: not needed; every collator is given it.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        pass
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `labels` and `position_ids`, int64 [1, tokens], and where each example begins and the last one ends.
+
+        Returns:
+            `position_ids` begin anew with each example. `cu_seq_lens_q` and `cu_seq_lens_k`: int32 [examples + 1]; `max_length_q` and
+            `max_length_k`: tokens of the longest: what transformers' attention functions call them. No `attention_mask`: one of ones
+            would switch transformers' own detection of such rows off. The first token of an example has no label, as nothing of its
+            own example comes before it.
+        """
+        lengths = [length for example in examples for length in example.get("seq_lengths") or [len(example["input_ids"])]]
+        places = [0, *accumulate(lengths)]
+        labels = torch.tensor(list(chain.from_iterable(example["labels"] for example in examples)), dtype=torch.int64)
+        labels[places[:-1]] = IGNORED
+        boundaries = torch.tensor(places, dtype=torch.int32)
+        return {
+            "input_ids": torch.tensor([list(chain.from_iterable(example["input_ids"] for example in examples))], dtype=torch.int64),
+            "labels": labels[None],
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "cu_seq_lens_q": boundaries,
+            "cu_seq_lens_k": boundaries,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }
 
 
 class PadRight:
