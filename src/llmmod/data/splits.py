@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
 from llmmod.render.conversation import Conversation
+
+if TYPE_CHECKING:
+    from llmmod.data.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class DataReport:
         cutoff_len: tokens.
         train: of the training examples.
         eval: of the validation examples.
+        packed_rows: rows that the training examples were packed into; 0: they weren't.
+        fill: the part of those rows' positions that holds tokens.
     """
 
     name: str
@@ -62,6 +68,8 @@ class DataReport:
     train: Counts
     eval: Counts = field(default_factory=Counts)
     reasons: Sequence[str] = ()
+    packed_rows: int = 0
+    fill: float = 0.0
 
     @property
     def cut(self) -> int:
@@ -85,10 +93,12 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The account, a line each for rows and examples."""
+        packed = f"packed into {self.packed_rows} rows of {self.cutoff_len} tokens, {self.fill:.1%} of them filled"
         return [
             f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
             f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; "
             f"{self.eval.examples} to validate with",
+            *([packed] if self.packed_rows else []),
         ]
 
     def losses(self) -> list[str]:
@@ -110,13 +120,14 @@ class Splits:
     """The data of a run.
 
     Args:
-        train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 where nothing is trained.
-        eval: the same for validation, None where nothing is held out.
+        train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 where nothing is trained. Packed: each
+            row is several examples, and `seq_lengths` says how many tokens each has.
+        eval: the same for validation, never packed, None where nothing is held out.
         eval_conversations: the conversations that `eval` was made of, in the same order.
         report: an account.
     """
 
-    train: Dataset
+    train: Dataset | Packed
     eval: Dataset | None
     eval_conversations: Sequence[Conversation]
     report: DataReport
