@@ -18,6 +18,17 @@ from llmmod.models.tiny import tiny_model
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
 KEPT_APART = [name for name, fields in ARCHITECTURES.items() if FAMILIES.get(fields["model_type"], "unknown") is None]
+_SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+_EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+ARCHITECTURES_BESIDES = {
+    "gemma": {**_SMALL, "head_dim": 16},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2},
+    "granite": _SMALL,
+    "mixtral": {**_SMALL, "num_local_experts": 4},
+    "olmo2": _SMALL,
+    "qwen3_moe": {**_SMALL, **_EXPERTS, "head_dim": 16},
+    "starcoder2": _SMALL,
+}
 LENGTHS = (20, 1, 33, 2, 12)
 SMALL_WINDOWS = {
     "gemma3_text": ARCHITECTURES["gemma3"] | {"sliding_window": 8},
@@ -97,9 +108,15 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4 * max(1.0, gradient.abs().max().item()), msg=name)
 
 
-def test_every_option_s_family_is_decided():
+def test_every_option_s_family_is_decided_and_every_decision_looked_at():
     assert len(ARCHITECTURES) >= 22
-    assert {fields["model_type"] for fields in ARCHITECTURES.values()} <= FAMILIES.keys()
+    assert {*(fields["model_type"] for fields in ARCHITECTURES.values()), *ARCHITECTURES_BESIDES} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES_BESIDES)
+def test_families_without_an_option(make, examples, family):
+    model = make({"model_type": family, **ARCHITECTURES_BESIDES[family]})
+    assert_same(together(model, examples), alone(model, examples))
 
 
 @pytest.mark.parametrize("option", KEPT_APART)

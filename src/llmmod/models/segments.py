@@ -35,6 +35,14 @@ FAMILIES: dict[str, str | None] = {
     "phi3": None,
     "glm": None,
     "glm4": None,
+    # Without an option of their own.
+    "gemma": None,
+    "gpt2": None,
+    "granite": None,
+    "mixtral": None,
+    "olmo2": None,
+    "qwen3_moe": None,
+    "starcoder2": None,
     "bloom": _OWN_ATTENTION,
     "falcon": _OWN_ATTENTION,
 }
