@@ -1,7 +1,8 @@
-"""Checkpoints that transformers has no class for, recognised before anything is loaded.
+"""Checkpoints whose layout nothing here can load, recognised before their weights are read.
 
-The model code that came with them was written for transformers 4.30. Today it fails, or, worse, loads and computes nonsense without a
-word (rotary buffers stay uninitialised), so it isn't run, `model.trust_remote_code` or not.
+The model code that came with those of 2023 was written for transformers 4.30. Today it fails, or, worse, loads and computes nonsense
+without a word (rotary buffers stay uninitialised), so it isn't run, `model.trust_remote_code` or not. `families` has those that are
+converted.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.checkpoint import PATH_KEY
+from llmmod.models.families.registry import family_of
 
 # model_type of the checkpoint -> who published models of that layout
 _OF_2023 = {
-    "chatglm": "ChatGLM2",
-    "baichuan": "Baichuan and Baichuan2",
-    "internlm": "InternLM",
-    "qwen": "Qwen, the first generation",
     "RefinedWeb": "Falcon, before July 2023",
     "RefinedWebModel": "Falcon, before July 2023",
-    "mixformer-sequential": "Phi-1.5, before November 2023",
 }
 
 
@@ -29,11 +26,11 @@ def check_layout(config: dict[str, Any], *, path: str, trust_remote_code: bool =
     """Nothing, where a checkpoint's config.json names a model that can be loaded.
 
     Raises:
-        ConfigError: a layout of 2023 that isn't supported yet, or one that only code from the checkpoint can read.
+        ConfigError: a layout that can't be converted, or one that only code from the checkpoint can read.
     """
     check_known_layout(config, path=path)
     model_type = config.get("model_type")
-    if model_type in CONFIG_MAPPING_NAMES or (trust_remote_code and "auto_map" in config):
+    if model_type in CONFIG_MAPPING_NAMES or family_of(config, path=path) is not None or (trust_remote_code and "auto_map" in config):
         return
     found = f"transformers has no model_type {model_type}, which config.json of '{path}' names"
     trust = "If you trust whoever made it, model.trust_remote_code=true runs the Python code that comes with it"
@@ -41,12 +38,12 @@ def check_layout(config: dict[str, Any], *, path: str, trust_remote_code: bool =
 
 
 def check_known_layout(config: dict[str, Any], *, path: str) -> None:
-    """Nothing, unless config.json names a layout of 2023.
+    """Nothing, unless config.json names a layout of 2023 that can't be converted.
 
     Raises:
-        ConfigError: it isn't supported yet.
+        ConfigError: saying whose it is.
     """
     model_type = config.get("model_type")
     if model_type in _OF_2023:
-        found = f"the layout of '{path}' (model_type {model_type}: {_OF_2023[model_type]}) isn't supported yet"
-        raise ConfigError(Problem(PATH_KEY, found))
+        found = f"the layout of '{path}' (model_type {model_type}: {_OF_2023[model_type]}) can't be loaded"
+        raise ConfigError(Problem(PATH_KEY, found, do="Take a later revision, which transformers has a class for"))

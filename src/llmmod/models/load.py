@@ -1,7 +1,8 @@
 """Models from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file.
 
 `load_model` takes what `transformers.AutoModelForCausalLM.from_pretrained` takes and gives what it gives; what differs is what happens to
-a checkpoint that isn't one, and to GGUF files, which become models that can be trained and saved.
+a checkpoint that isn't one, to GGUF files, which become models that can be trained and saved, and to the layouts of 2023, which are
+converted while they are read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
+from llmmod.models.families.config import native_config
+from llmmod.models.families.load import load_original
+from llmmod.models.families.registry import family_of
 from llmmod.models.hub import check_reachable, hub_problem
 from llmmod.models.layouts import check_layout
 from llmmod.models.quantize import plain_linears
@@ -50,13 +54,14 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
     with _gguf_reader(checkpoint):
-        config = arguments.pop("config", None)
+        where = {name: arguments[name] for name in WHERE if name in arguments}
+        raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
         if config is None:
-            config = load_config(checkpoint, {}, **{name: arguments[name] for name in WHERE if name in arguments})
+            config = _config(checkpoint, raw, {}, where)
         for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
             setattr(config, name, arguments.pop(name))
         with explained(checkpoint, arguments):
-            model, info = _from_pretrained(checkpoint, config=config, **arguments | {"output_loading_info": True})
+            model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
     set_name(model, pretrained_model_name_or_path)
     return (model, info) if arguments.get("output_loading_info") else model
@@ -73,14 +78,34 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) ->
     Raises:
         ConfigError: it can't be read, its model can't be built here, or it has no such field.
     """
+    return _config(checkpoint, read_config(checkpoint, **where), fields, where)
+
+
+def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
+    """What a checkpoint's config.json, or its GGUF file, says of its model.
+
+    Raises:
+        ConfigError: it can't be read, or its model can't be built here.
+    """
     if not checkpoint.local:
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "config.json", **where)
     source = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
     with explained(checkpoint, where), _gguf_reader(checkpoint):
-        raw, _ = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))
+        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))[0]
         check_layout(raw, path=checkpoint.path, trust_remote_code=bool(where.get("trust_remote_code")))
-        # A GGUF file is read again by AutoConfig.from_pretrained: a second of CPU.
-        config = AutoConfig.for_model(**raw) if source else AutoConfig.from_pretrained(checkpoint.path, **where)
+        return raw
+
+
+def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any], where: dict[str, Any]) -> Any:
+    family = family_of(raw, path=checkpoint.path)
+    with explained(checkpoint, where), _gguf_reader(checkpoint):
+        if family is not None:
+            config = native_config(family, raw)
+            raw = config.to_dict()
+        elif checkpoint.gguf_file:  # AutoConfig.from_pretrained reads such a file again: a second of CPU
+            config = AutoConfig.for_model(**raw)
+        else:
+            config = AutoConfig.from_pretrained(checkpoint.path, **where)
         unknown = [name for name in fields if not _is_field(config, name)]
         if unknown:
             known = [name for name in config.to_dict() if not name.startswith("_")]
@@ -119,10 +144,13 @@ def _files(where: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in where.items() if name not in ("trust_remote_code", "code_revision")}
 
 
-def _from_pretrained(checkpoint: Checkpoint, **arguments: Any) -> Any:
+def _from_pretrained(checkpoint: Checkpoint, raw: dict[str, Any], **arguments: Any) -> Any:
+    family = family_of(raw, path=checkpoint.path)
     if checkpoint.gguf_file is None:
         own_linears = plain_linears(arguments["config"].model_type) if arguments.get("quantization_config") else nullcontext()
         with own_linears:
+            if family is not None:
+                return load_original(checkpoint.path, family, **arguments)
             return AutoModelForCausalLM.from_pretrained(checkpoint.path, **arguments)
     from llmmod.models.gguf import model_from_gguf
 

@@ -1,0 +1,135 @@
+"""Baichuan-13B and Baichuan2-13B: Llama's layers, with ALiBi instead of rotary positions (Press et al. 2022).
+
+transformers has no class for them, and one that is like them but for the positions: a checkpoint under Llama's name would load everywhere
+and compute nonsense. So their configuration keeps its model_type, and what is saved has the original names, which stock programs refuse.
+
+Each head h adds `slope_h * (j - last)` to the score of key j. The original adds `slope_h * j`, which is the same after the softmax; counted
+from the last key, what is near stays exact in bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+from llmmod.errors import ConfigError, Problem
+
+ATTENTION = "baichuan_alibi"
+_LIKE = (None, "sdpa", "eager", ATTENTION)  # what may be asked for: computed by SDPA with the bias in its mask
+_NOT_SAVED = (
+    "max_position_embeddings", "rope_parameters", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "pretraining_tp",
+    "attention_dropout", "original_config",
+)  # fmt: skip
+
+
+class BaichuanConfig(LlamaConfig):
+    """The configuration of a 13B model, written as the original's config.json.
+
+    Args:
+        model_max_length: tokens that it was trained on; ALiBi itself has no limit.
+    """
+
+    model_type = "baichuan"
+
+    def __init__(self, model_max_length: int = 4096, **fields: Any) -> None:
+        super().__init__(**{**fields, "max_position_embeddings": model_max_length})
+        self.model_max_length = model_max_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json gets: nothing that would make it look like a model with rotary positions."""
+        return {name: value for name, value in super().to_dict().items() if name not in _NOT_SAVED}
+
+
+class NoRotation(nn.Module):
+    """Rotary positions of angle 0."""
+
+    def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, [1, seq, 1], which broadcast over channels."""
+        shape = (1, position_ids.shape[-1], 1)
+        return hidden.new_ones(shape), hidden.new_zeros(shape)
+
+
+class BaichuanForCausalLM(LlamaForCausalLM):
+    """Llama with ALiBi. What it saves has the original names; it loads both."""
+
+    config_class = BaichuanConfig
+    config: BaichuanConfig
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        register_attention()
+        super().__init__(config)
+        self.model.rotary_emb = NoRotation()
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """ALiBi's, whatever of the equivalent ones was asked for.
+
+        Raises:
+            ConfigError: one that can't add a bias.
+        """
+        if requested_attention not in _LIKE:
+            found = f"'{requested_attention}' has no ALiBi, which this model needs"
+            raise ConfigError(Problem("model.attn_implementation", found, "Allowed: sdpa, null"))
+        register_attention()
+        return ATTENTION
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:
+        """As any model's, with `W_pack` in place of the three matrices it stands for."""
+        from llmmod.models.families.save import original_names
+
+        with original_names(self):
+            super().save_pretrained(save_directory, **arguments)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As any module's; a checkpoint of this class's own, which a trainer resumes from, has the original names."""
+        return super().load_state_dict(_unpacked(state_dict), *args, **kwargs)
+
+
+def register_attention() -> None:
+    """Make ALiBi's attention and the float mask it adds to known to transformers, under a name of its own."""
+    AttentionInterface.register(ATTENTION, alibi_attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+def alibi_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [batch, heads, queries, channels]
+    key: torch.Tensor,  # [batch, heads, keys, channels]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # [batch, 1, queries, keys], 0 or the type's lowest number
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """SDPA with the heads' biases added to the mask, [batch, queries, heads, channels]."""
+    keys = key.shape[-2]
+    distance = torch.arange(1 - keys, 1, device=query.device, dtype=torch.float32)
+    bias = alibi_slopes(query.shape[1]).to(query.device)[:, None, None] * distance  # [heads, 1, keys]
+    mask = bias[None].to(query.dtype) if attention_mask is None else (attention_mask[..., :keys] + bias).to(query.dtype)
+    return sdpa_attention_forward(module, query, key, value, mask.clamp(min=torch.finfo(query.dtype).min), **arguments)  # type: ignore[no-any-return]
+
+
+def alibi_slopes(heads: int) -> torch.Tensor:
+    """A slope a head: 2^(-8/n), 2^(-16/n), … for a power of two; else every second of twice as many is added (the paper's own code)."""
+    power = 2 ** math.floor(math.log2(heads))
+    first = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    more = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
+    return torch.tensor((first + more)[:heads])
+
+
+def _unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for name, tensor in state.items():
+        if ".self_attn.W_pack." not in name:
+            result[name] = tensor
+            continue
+        for part, rows in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
+            result[name.replace("W_pack", part)] = rows
+    return result

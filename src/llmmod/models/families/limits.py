@@ -1,0 +1,59 @@
+"""What a native class can't reproduce of a family, told at the moment when it matters and not before."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from llmmod.models.families.config import ORIGINAL
+from llmmod.models.families.save import family_of_model
+
+log = logging.getLogger(__name__)
+
+_LONGER = ("use_dynamic_ntk", "use_logn_attn")  # of Qwen's config.json
+
+
+def warn_of_trained_head(model: Any) -> None:
+    """Say that a head whose rows the original normalises in each training step is trained without that.
+
+    Args:
+        model: ready to train: a PreTrainedModel or PeftModel.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    family, head = family_of_model(base), base.get_output_embeddings()
+    if family is not None and family.unit_rows and any(parameter.requires_grad for parameter in head.parameters()):
+        log.warning(
+            "%s: the original code divides each row of the head by its length in every step; here that was done once, on loading, and the "
+            "head is now trained as it is. The result is a model of its own, which the original code would compute otherwise. "
+            "To keep to the original, leave the head frozen: finetune=lora, or finetune=freeze without lm_head.",
+            family.name,
+        )
+
+
+def watch_length(model: Any) -> None:
+    """Have a model say so, once, where it is evaluated on texts for which the original code would have changed its attention."""
+    raw = getattr(model.config, ORIGINAL, None) or {}
+    acting = [name for name in _LONGER if raw.get(name)]
+    if acting and raw.get("seq_length"):
+        model.model.register_forward_pre_hook(_Watch(raw["seq_length"], " and ".join(acting)), with_kwargs=True)
+
+
+class _Watch:
+    """Looks at how long each input is, with what the cache holds; in training the original changes nothing."""
+
+    def __init__(self, limit: int, acting: str) -> None:
+        self._limit, self._acting, self._said = limit, acting, False
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._said or module.training:
+            return
+        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        length = (0 if ids is None else ids.shape[1]) + (0 if cache is None else int(cache.get_seq_length()))
+        if length > self._limit:
+            self._said = True
+            log.warning(
+                "a text of %d tokens is longer than the %d that this model was trained on: beyond them the original code of Qwen computes "
+                "otherwise (%s), which isn't reproduced here. Expect worse answers; keep texts shorter with model.model_max_length.",
+                length, self._limit, self._acting,
+            )  # fmt: skip
