@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# The models here are so small that a second thread costs more than it brings, and on a busy machine several times as much. Subprocesses
+# inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 _CORPUS = [
@@ -10,6 +16,14 @@ _CORPUS = [
     "user assistant system question answer llmmod trains, evaluates, exports and chats.",
     "敏捷的棕色狐狸跳过了懒狗。什么是渲染?对话的书写形式。你好,世界!",
 ] * 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory):
+    """Nothing that a test makes is kept where a user's examples are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMMOD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The directory of examples, which each test finds empty."""
+    monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "examples"
+
+
 @pytest.fixture
 def chatml(tiny_tokenizer):
     """ChatML without a system text of its own."""

@@ -117,7 +117,7 @@ def test_bad_input_is_told_in_one_message_with_exit_code_2(load, text, conf, mes
 
 
 def test_bad_rows_are_found_before_the_first_is_tokenized(load, monkeypatch):
-    monkeypatch.setattr("llmmod.data.load.build_dataset", None)
+    monkeypatch.setattr("llmmod.data.examples.build_dataset", None)
     write(without("output", 30))
     with pytest.raises(DataError, match="row 30"):
         load()

@@ -1,6 +1,7 @@
 """A dataset of examples from a stream of conversations, in one process or several.
 
-Nothing here is cached: `datasets` would decide by a hash of closures whether a result may be used again, and be wrong in silence.
+Batches go to a file as they come, and the dataset is that file, mapped: what is in memory doesn't grow with the rows. `datasets` is not
+asked to cache anything: it would decide by a hash of closures whether a result may be used again, and be wrong in silence.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
-from datasets.table import InMemoryTable
+from datasets.table import InMemoryTable, MemoryMappedTable
 
+from llmmod.data.faults import Faults
 from llmmod.data.splits import Counts
 from llmmod.data.tokenize import Made, Placed, Tokenizing
 from llmmod.errors import DataError, Problem
@@ -45,15 +48,18 @@ class Built(NamedTuple):
     dataset: Dataset  # columns input_ids and labels, lists of int32
     made: list[int]  # examples of each conversation
     counts: Counts
-    faults: list[DataError]  # of conversations that can't be trained
+    faults: Faults  # of conversations that can't be trained
 
 
-def build_dataset(rows: Iterable[Placed], tokenizing: Tokenizing, *, num_proc: int | None = None, skip: bool = False) -> Built:
+def build_dataset(
+    rows: Iterable[Placed], tokenizing: Tokenizing, *, path: Path | None = None, num_proc: int | None = None, skip: bool = False
+) -> Built:
     """The examples of all conversations, in their order.
 
     Args:
         rows: conversations with their places.
         tokenizing: how they become examples.
+        path: the Arrow file they are written to and mapped from; None: they are held in memory.
         num_proc: processes; None or 1: this one.
         skip: whether conversations that can't be trained are left out; false: the first ends it.
 
@@ -62,17 +68,33 @@ def build_dataset(rows: Iterable[Placed], tokenizing: Tokenizing, *, num_proc: i
     """
     batches = _batches(rows)
     results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
-    tables, made, counts, faults = [], [], Counts(), []
-    for batch in results:
-        if batch.faults and not skip:
-            raise DataError(batch.faults[0])
-        tables.append(batch.table)
-        made += batch.made
-        counts += batch.counts
-        faults += [DataError(problem) for problem in batch.faults]
-    # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
-    dataset = Dataset(InMemoryTable(pa.Table.from_batches(tables, _SCHEMA)), fingerprint=generate_random_fingerprint())
+    made, counts, faults = [], Counts(), Faults()
+    with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        for batch in results:
+            if batch.faults and not skip:
+                raise DataError(batch.faults[0])
+            writer.write_batch(batch.table)
+            made += batch.made
+            counts += batch.counts
+            for problem in batch.faults:
+                faults.add(DataError(problem))
+    dataset = map_dataset(path) if path is not None else _dataset(InMemoryTable.from_buffer(sink.getvalue()))
     return Built(dataset, made, counts, faults)
+
+
+def map_dataset(path: Path, *, fingerprint: str | None = None) -> Dataset:
+    """The dataset in an Arrow file, mapped and not loaded.
+
+    Args:
+        path: the file.
+        fingerprint: by which `datasets` finds what it made of this dataset; None: it never does.
+    """
+    return _dataset(MemoryMappedTable.from_file(str(path)), fingerprint)
+
+
+def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None = None) -> Dataset:
+    # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
+    return Dataset(table, fingerprint=fingerprint or generate_random_fingerprint())
 
 
 def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from llmmod.data.choose import Format
+from llmmod.data.faults import Faults
 from llmmod.data.row import Place, RowError
 from llmmod.data.sources import Source
 from llmmod.errors import DataError, Problem
@@ -32,22 +33,22 @@ class Readings:
     limit: int | None = None
 
     def __iter__(self) -> Iterator[tuple[Place, Conversation]]:
-        return islice(self._all([]), self.limit)
+        return islice(self._all(Faults()), self.limit)
 
-    def survey(self) -> tuple[int, list[DataError]]:
+    def survey(self) -> tuple[int, Faults]:
         """How many conversations there are, and what is wrong with the rows that are left out.
 
         Raises:
             DataError: a bad row where none may be left out, or no good one.
         """
-        bad: list[DataError] = []
+        bad = Faults()
         count = sum(1 for _ in islice(self._all(bad), self.limit))
         if not count:
-            skipped = f"none of its {len(bad)} rows can be used; the first: {bad[0]}" if bad else "no rows"
+            skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
             raise DataError(Problem(self.source.name, skipped))
         return count, bad
 
-    def _all(self, bad: list[DataError]) -> Iterator[tuple[Place, Conversation]]:
+    def _all(self, bad: Faults) -> Iterator[tuple[Place, Conversation]]:
         for place, row in self.source:
             try:
                 if isinstance(row, RowError):
@@ -56,7 +57,7 @@ class Readings:
             except RowError as error:
                 if not self.skip:
                     raise error.at(place) from error.__cause__
-                bad.append(error.at(place))
+                bad.add(error.at(place))
                 continue
             yield place, self._with_system(conversation)
 

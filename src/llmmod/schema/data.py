@@ -53,6 +53,7 @@ class DatasetConf:
     val_split: str | None = None  # held-out examples from a split of their own (hub, saved to disk, a directory), instead of val_size
     seed: int | None = None  # of the validation split; None: the run's seed
     num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
+    cache: bool = True  # keep the examples and find them again, in ~/.cache/llmmod, hub.cache_dir or $LLMMOD_CACHE
     mix: dict[str, Any] = field(default_factory=dict)  # name -> a dataset of its own with its weight
 
 

@@ -1,0 +1,60 @@
+"""The key of a dataset's examples: made of all that decides them, and of nothing else.
+
+Not in it: where files lie and what they are called, how many processes work, and everything about the training.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from llmmod.data.examples import Making
+from llmmod.data.identity import (
+    NoIdentityError,
+    code_identity,
+    digest,
+    format_identity,
+    render_identity,
+    rows_identity,
+    tokenizer_identity,
+)
+from llmmod.data.readings import Readings
+
+log = logging.getLogger(__name__)
+
+
+def cache_key(making: Making) -> str | None:
+    """32 hex digits; None where examples are not kept: in a rehearsal, with `dataset.cache=false`, or where a part has no identity."""
+    if making.smoke or not making.opened.conf.cache:
+        return None
+    try:
+        return digest(_identity(making))
+    except NoIdentityError as error:
+        log.info("%s: the examples are not kept in the cache: %s", making.opened.conf.name, error)
+        return None
+
+
+def _identity(making: Making) -> dict[str, Any]:
+    opened, tokenizing = making.opened, making.tokenizing
+    conf = opened.conf
+    return {
+        "rows": _rows(opened.training),
+        "held out": [conf.val_size, making.seed] if conf.val_size else _rows(opened.validating),
+        "format": format_identity(conf.format) if not isinstance(conf.format, str) else None,
+        "system": conf.system,
+        "on_bad_row": conf.on_bad_row,
+        "cutoff": [tokenizing.limit, tokenizing.policy],
+        "mask_prompt": tokenizing.mask_prompt,
+        "render": render_identity(tokenizing.render),
+        "tokenizer": tokenizer_identity(tokenizing.tokenizer),
+        "code": code_identity(),
+    }
+
+
+def _rows(readings: Readings | None) -> Any:
+    """The rows and what reads them; with their places where bad ones are left out, for the account then names the first of them."""
+    if readings is None:
+        return None
+    places = readings.source.name if readings.skip else None
+    read_as = [readings.format.name, dict(readings.format.columns)]
+    return {"content": rows_identity(readings.source), "limit": readings.limit, "places": places, "format": read_as}

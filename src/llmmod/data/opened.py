@@ -1,0 +1,84 @@
+"""What `dataset.*` names, opened: conversations to train on, and those to validate with where they are rows of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import islice
+
+from llmmod.data.choose import choose_format
+from llmmod.data.open_source import open_source
+from llmmod.data.readings import Readings
+from llmmod.data.row import RowError
+from llmmod.data.sources import Source
+from llmmod.errors import DataError, Problem
+from llmmod.schema.base import OnBadRow
+from llmmod.schema.data import DatasetConf
+from llmmod.schema.model import HubConf
+
+HEAD = 1000  # rows that are looked at for the columns there are
+SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dataset whose rows can be read.
+
+    Args:
+        conf: what it was opened by.
+        training: the conversations, those that `val_size` holds out among them.
+        validating: held-out conversations that are rows of their own; None: there are none.
+    """
+
+    conf: DatasetConf
+    training: Readings
+    validating: Readings | None = None
+
+
+def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool) -> Opened:
+    """The rows that a configuration names.
+
+    Args:
+        conf: `dataset.*`.
+        hub: how downloads are made.
+        smoke: whether a few rows are enough.
+
+    Raises:
+        ConfigError: no such data, columns or format.
+        DataError: a file can't be read, or has no rows.
+    """
+    limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    return Opened(conf, _readings(conf, _open(conf, hub), limit=limit), _validating(conf, hub, smoke))
+
+
+def _open(conf: DatasetConf, hub: HubConf) -> Source:
+    return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub)
+
+
+def _validating(conf: DatasetConf, hub: HubConf, smoke: bool) -> Readings | None:
+    if conf.val_files:
+        builder = conf.path if conf.data_files else None
+        source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
+    elif conf.val_split:
+        source = _open(dataclasses.replace(conf, split=conf.val_split), hub)
+    else:
+        return None
+    return _readings(conf, source, limit=SMOKE_EVAL if smoke else None)
+
+
+def _readings(conf: DatasetConf, source: Source, *, limit: int | None) -> Readings:
+    head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
+    if not head:
+        _refuse_headless(source)
+    given = {role: column for role, column in vars(conf.columns).items() if column is not None}
+    found = choose_format(conf.format, kind="conversation", given=given, head=head, file=source.name)
+    return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit)
+
+
+def _refuse_headless(source: Source) -> None:
+    """Say why a source has no first row."""
+    for place, row in source:
+        if isinstance(row, RowError):
+            raise row.at(place)
+    raise DataError(Problem(source.name, "no rows"))
