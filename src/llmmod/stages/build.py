@@ -14,10 +14,20 @@ from llmmod.instantiate import build
 from llmmod.schema.training import StageConf
 from llmmod.stages.arguments import refusal
 from llmmod.stages.finite import StopWhenNotFinite
+from llmmod.stages.loraplus import KEY as LORAPLUS_KEY
+from llmmod.stages.trainer import StageTrainer
 
 
 def trainer_from(
-    conf: StageConf, *, model: Any, args: Any, train: Any, evaluation: Any, tokenizer: Any, callbacks: Sequence[TrainerCallback] = ()
+    conf: StageConf,
+    *,
+    model: Any,
+    args: Any,
+    train: Any,
+    evaluation: Any,
+    tokenizer: Any,
+    callbacks: Sequence[TrainerCallback] = (),
+    loraplus_lr_ratio: float | None = None,
 ) -> Any:
     """The trainer that `conf.trainer` names, with its collator, the user's callbacks and ours, and the library's own output taken away.
 
@@ -29,9 +39,10 @@ def trainer_from(
         evaluation: held-out examples, or None.
         tokenizer: saved with each checkpoint.
         callbacks: ours.
+        loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
 
     Raises:
-        ConfigError: if the trainer refuses an argument or a combination of them.
+        ConfigError: if the trainer refuses an argument or a combination of them, or LoRA+ isn't known.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
     multiple = getattr(args, "pad_to_multiple_of", None)
@@ -54,6 +65,11 @@ def trainer_from(
         if "to be installed" not in str(error):
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
+    if loraplus_lr_ratio is not None:
+        if not isinstance(trainer, StageTrainer):
+            found = f"{loraplus_lr_ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
+            raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.stages.trainer.StageTrainer"))
+        trainer.loraplus_lr_ratio = loraplus_lr_ratio
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer

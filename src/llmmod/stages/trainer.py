@@ -15,6 +15,8 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.stages.finite import not_finite
+from llmmod.stages.loraplus import loraplus_optimizer
+from llmmod.stages.neftune import noisy_embeddings
 from llmmod.stages.sampling import ByEpoch
 
 if TYPE_CHECKING:
@@ -29,13 +31,30 @@ _LITTER = ("README.md", "training_args.bin")
 class StageTrainer(_Trainer):  # type: ignore[misc]
     """A mixin for trainers that derive from transformers.Trainer."""
 
+    optimizer: Any
+    # How much faster an adapter's matrices B learn than its matrices A; None: all alike.
+    loraplus_lr_ratio: float | None = None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer that `training.optim` names, with LoRA+'s learning rates where they are asked for."""
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = loraplus_optimizer(self.model, self.loraplus_lr_ratio, cls=cls, arguments=arguments, args=self.args)
+        return super().create_optimizer(model)  # type: ignore[no-any-return]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see the class."""
+        self.neftune_noise_alpha = None  # the library's own hook; ours is in `training_step`
+        return super().train(*args, **kwargs)
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of one batch, its gradient accumulated.
 
         Raises:
             RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
         return loss

@@ -67,6 +67,7 @@ class Train:
                 evaluation=splits.eval,
                 tokenizer=_with_template(session, self.name),
                 callbacks=[progress, stop],
+                loraplus_lr_ratio=getattr(session.conf(self.name, "finetune"), "loraplus_lr_ratio", None),
             )
             with loss_curve(lambda: trainer.state, directory / _CURVE):
                 _train(trainer, checkpoint, stop, progress)

@@ -45,7 +45,10 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "dataloader_prefetch_factor": FROM_1, "torch_empty_cache_steps": FROM_1, "seed": SEED, "data_seed": SEED,
         "generation_max_length": FROM_1, "generation_num_beams": FROM_1, "beta": FROM_0,
     },
-    "finetune": {"learning_rate": ABOVE_0, "r": FROM_1, "lora_alpha": FROM_1, "lora_dropout": FRACTION, "num_layers_trainable": NOT_0},
+    "finetune": {
+        "learning_rate": ABOVE_0, "r": FROM_1, "lora_alpha": FROM_1, "lora_dropout": FRACTION, "num_layers_trainable": NOT_0,
+        "loraplus_lr_ratio": FROM_1,
+    },
     "dataset": {
         "cutoff_len": FROM_1, "buffer_size": FROM_1, "max_samples": FROM_1, "val_size": EXAMPLES, "num_proc": FROM_1, "seed": SEED,
     },
