@@ -23,7 +23,7 @@ GENERATION_FIELDS = ("predict_with_generate", "generation_max_length", "generati
 # Of ours, or done by the train step.
 _OWN_FIELDS = {field.name for field in dataclasses.fields(StageConf)} | {"_target_", "resume_from_checkpoint"}
 SMOKE_STEPS = 2
-_SMOKE_BATCH = 2
+SMOKE_BATCH = 2
 
 
 def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
@@ -93,7 +93,7 @@ def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
 
 def _rehearsal(conf: Any) -> dict[str, Any]:
     """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end."""
-    batch = {name: min(getattr(conf, name), _SMOKE_BATCH) for name in _BATCH_FIELDS}
+    batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     return batch | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_steps": SMOKE_STEPS, "save_steps": SMOKE_STEPS, "eval_delay": 0}
 
 

@@ -1,0 +1,170 @@
+"""The numbers of a preview: lengths, what of the tokens is trained, and how many optimizer steps the run will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import torch
+
+from llmmod.data.packed import Packed
+from llmmod.ranks import world_size
+from llmmod.render.encode import IGNORED
+from llmmod.stages.arguments import SMOKE_BATCH, SMOKE_STEPS
+
+_ROWS = 1000  # read together
+STREAMED = 1000  # rows of a streamed dataset that are measured; it may have no end
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of the training examples, as they are after rendering and cutting.
+
+    Args:
+        lengths: tokens of each.
+        trained_tokens: positions with a label.
+        complete: whether every example was counted; of a streamed dataset only the first are.
+    """
+
+    lengths: Sequence[int]
+    trained_tokens: int
+    complete: bool = True
+
+    @property
+    def examples(self) -> int:
+        """Their number."""
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return sum(self.lengths)
+
+    @property
+    def trained_share(self) -> float:
+        """Of all tokens, 0 to 1."""
+        return self.trained_tokens / max(1, self.tokens)
+
+    @property
+    def median(self) -> int:
+        """Tokens of the example in the middle, by length."""
+        return round(median(self.lengths)) if self.lengths else 0
+
+
+def measure(train: Any) -> Figures:
+    """The figures of a datasets.Dataset or IterableDataset with columns input_ids and labels."""
+    complete = hasattr(train, "__len__")
+    tables = train.with_format("arrow").iter(batch_size=_ROWS)
+    lengths: list[int] = []
+    trained = 0
+    for table in tables if complete else islice(tables, STREAMED // _ROWS):
+        labels = pc.list_flatten(table["labels"])
+        lengths += pc.list_value_length(table["input_ids"]).to_pylist()
+        trained += pc.sum(pc.not_equal(labels, IGNORED)).as_py() or 0
+    return Figures(lengths, trained, complete)
+
+
+@dataclass(frozen=True)
+class Packs:
+    """How examples share rows.
+
+    Args:
+        rows: all of them.
+        capacity: tokens of a row.
+        fill: the part of all positions that holds tokens, 0 to 1.
+        first: of some rows, the tokens of each example in them.
+    """
+
+    rows: int
+    capacity: int
+    fill: float
+    first: Sequence[Sequence[int]]
+
+
+def packs_of(train: Any, shown: int) -> Packs | None:
+    """How a dataset is packed, with its first `shown` rows; None where each row is an example."""
+    if not isinstance(train, Packed):
+        return None
+    return Packs(len(train), train.capacity, train.fill, [train[row]["seq_lengths"] for row in range(min(shown, len(train)))])
+
+
+def examples_of(train: Any) -> Any:
+    """The examples of a dataset, one a row, whether it packs them or not."""
+    return train.examples if isinstance(train, Packed) else train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training does with the rows.
+
+    Args:
+        rows: an example each, or packed ones; None: nobody knows (a streamed dataset).
+        per_device: rows a device takes at once.
+        accumulation: of those, how many times before an optimizer step.
+        devices: that train side by side.
+        steps: optimizer steps; None: nobody knows (a streamed dataset without max_steps).
+        epochs: passes over the data, a fraction where it stops in the midst; None: nobody knows.
+    """
+
+    rows: int | None
+    per_device: int
+    accumulation: int
+    devices: int
+    steps: int | None
+    epochs: float | None
+
+    @property
+    def batch(self) -> int:
+        """Rows an optimizer step learns from."""
+        return self.per_device * self.accumulation * self.devices
+
+
+def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
+    """How `training.*` goes through `rows` rows, as transformers' Trainer counts them (5.23, `set_initial_training_values`).
+
+    Args:
+        conf: a StageConf, `training.*` as plain Python.
+        rows: of the training data; None: streamed.
+        smoke: whether this is a rehearsal.
+    """
+    per_device, accumulation, max_steps = conf.per_device_train_batch_size, conf.gradient_accumulation_steps, conf.max_steps
+    if smoke:
+        per_device, accumulation, max_steps = min(per_device, SMOKE_BATCH), min(accumulation, SMOKE_BATCH), SMOKE_STEPS
+    devices = _devices(conf)
+    if rows is None:
+        return Plan(None, per_device, accumulation, devices, max_steps if max_steps > 0 else None, None)
+    batches = rows / (per_device * devices)
+    an_epoch = max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
+    steps = max_steps if max_steps > 0 else math.ceil(conf.num_train_epochs * an_epoch)
+    return Plan(rows, per_device, accumulation, devices, steps, steps / an_epoch)
+
+
+class Measured(NamedTuple):
+    """All that is known of the training data in numbers."""
+
+    figures: Figures
+    packs: Packs | None
+    plan: Plan
+
+
+def measured(train: Any, conf: Any, *, smoke: bool, packs: int) -> Measured:
+    """The numbers of training data.
+
+    Args:
+        train: a dataset with columns input_ids and labels, packed or not, streamed or not.
+        conf: a StageConf, `training.*` as plain Python.
+        smoke: whether this is a rehearsal.
+        packs: rows of a packed dataset that are looked at one by one, at most.
+    """
+    figures = measure(examples_of(train))
+    return Measured(figures, packs_of(train, packs), plan(conf, len(train) if figures.complete else None, smoke=smoke))
+
+
+def _devices(conf: Any) -> int:
+    """Processes, or where a single one drives several GPUs, those: the Trainer then splits each batch among them."""
+    return world_size() if world_size() > 1 or conf.use_cpu else max(1, torch.cuda.device_count())
