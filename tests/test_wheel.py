@@ -48,11 +48,11 @@ def run(installed, tmp_path, *arguments):
 
 
 def expected_files():
-    """What the source has and a run needs: every option, every demonstration row, the small tokenizer, every module."""
+    """What the source has and a run needs: every option, every demonstration row, the small tokenizer, every module and page."""
     for folder, package, patterns in [
         ("conf", "llmmod/conf", ["*.yaml", "*.py"]),
         ("data", "llmmod/demo", ["*.json", "*.jsonl", "*.py"]),
-        ("src/llmmod", "llmmod", ["*.py", "py.typed"]),
+        ("src/llmmod", "llmmod", ["*.py", "*.html", "py.typed"]),
         ("src/llmmod/models/tiny_tokenizer", "llmmod/models/tiny_tokenizer", ["*"]),
     ]:
         for pattern in patterns:

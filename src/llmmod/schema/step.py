@@ -76,4 +76,6 @@ class PreviewConf(StepConf):
     """Examples as training will see them; no model is loaded."""
 
     _target_: str = "llmmod.steps.preview.Preview"
-    max_samples: int = 200  # examples written to preview/
+    max_samples: int = 1000  # examples written to preview.jsonl
+    on_page: int = 40  # examples shown on preview.html
+    in_terminal: int = 3  # examples printed

@@ -32,6 +32,7 @@ SEED = Bound("0 or more, below 2**32", lambda x: 0 <= x < 2**32)
 NOT_0 = Bound("above 0 for the last layers, below 0 for the first", lambda x: x != 0)
 STEPS_OR_NONE = Bound("1 or more, or -1 for as many as the epochs have", lambda x: x >= 1 or x == -1)
 EXAMPLES = Bound("a fraction such as 0.1, or a whole number of examples", lambda x: 0 <= x < 1 or (x >= 1 and x == int(x)))
+GROUP = Bound("a share of the sequence such as 0.25, or a whole number of tokens from 2", lambda x: 0 < x < 1 or (x >= 2 and x == int(x)))
 
 # What the node is called -> field -> its bound; null is for the schema to allow.
 BOUNDS: Mapping[str, Mapping[str, Bound]] = {
@@ -52,7 +53,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
     "dataset": {
         "cutoff_len": FROM_1, "buffer_size": FROM_1, "max_samples": FROM_1, "val_size": EXAMPLES, "num_proc": FROM_1, "seed": SEED,
     },
-    "model": {"model_max_length": FROM_1},
+    "model": {"model_max_length": FROM_1, "shift_attn_group_size": GROUP},
     "model.rope_scaling": {"factor": FROM_1},
     "generation": {
         "temperature": ABOVE_0, "top_p": SHARE, "top_k": FROM_0, "min_p": UP_TO_1, "typical_p": SHARE, "top_h": SHARE,
@@ -60,7 +61,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "num_beams": FROM_1, "num_return_sequences": FROM_1, "no_repeat_ngram_size": FROM_0, "epsilon_cutoff": FRACTION,
         "eta_cutoff": FRACTION, "max_time": ABOVE_0,
     },
-    "step": {"batch_size": FROM_1, "max_samples": FROM_1, "compare_with_base": FROM_0},
+    "step": {"batch_size": FROM_1, "max_samples": FROM_1, "compare_with_base": FROM_0, "on_page": FROM_1, "in_terminal": FROM_0},
 }  # fmt: skip
 
 

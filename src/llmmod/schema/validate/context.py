@@ -21,7 +21,7 @@ READS: Mapping[type, tuple[str, ...]] = {
     PredictConf: (*_DATA, *_ANSWERS),
     ExportConf: _ANSWERS,
     ChatConf: _ANSWERS,
-    PreviewConf: _DATA,
+    PreviewConf: (*_DATA, "finetune", "training"),  # it tells of the run that the same command without pipeline=[preview] makes
 }
 ANYTHING = (*_DATA, "finetune", "training", "generation")
 NEEDS_MODEL = (TrainConf, EvaluateConf, PredictConf, ExportConf, ChatConf)

@@ -1,0 +1,159 @@
+"""What training will see, before it does: some examples in the terminal, a page to look at, and the ids and labels themselves.
+
+No model is loaded. The examples are those of the train step: the same splits, rendered and tokenized by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmmod.data.load import PROVED, load_splits
+from llmmod.data.opened import open_dataset
+from llmmod.instantiate import locate
+from llmmod.protocols import StepReport
+from llmmod.ranks import rank
+from llmmod.render.certificate import certify
+from llmmod.render.conversation import Conversation
+from llmmod.render.finding import Finding
+from llmmod.schema.step import PreviewConf
+from llmmod.steps.preview_figures import Figures, Measured, examples_of, measured
+from llmmod.steps.preview_page import Contents, Example, IdRow, Verdict, page
+from llmmod.steps.preview_terminal import show
+from llmmod.steps.preview_tiles import counted, tiles
+from llmmod.steps.preview_tokens import TokenTexts
+
+_LINES, _PAGE = "preview.jsonl", "preview.html"
+_PACKS = 16  # packed rows that are drawn
+
+
+class Preview:
+    """The step `preview`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of the directory in the run's.
+    """
+
+    def __init__(self, conf: PreviewConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Print examples, and write `<run>/<name>/preview.html` and `preview.jsonl`: `input_ids`, `labels` and `text`, a line an example.
+
+        Raises:
+            ConfigError: the data or the render is wrong, as training would find.
+        """
+        splits = session.splits(self.name)
+        if rank() != 0:
+            return StepReport()
+        tokenizer, render = session.tokenizer(self.name), session.render(self.name)
+        texts, rows = TokenTexts(tokenizer, render.stop_ids), examples_of(splits.train)
+        numbers = measured(splits.train, session.conf(self.name, "training"), smoke=session.root.smoke, packs=_PACKS)
+        judged = self._verdict(session, render, tokenizer)
+        examples = [_example(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
+        directory = session.step_dir(self.name)
+        with _written(directory / _LINES) as file:
+            file.writelines(_line(row, texts) for row in islice(rows, self.conf.max_samples))
+        with _written(directory / _PAGE) as file:
+            file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
+        show([example for _, example in spread(examples, self.conf.in_terminal)], judged, sys.stdout)
+        artifacts = {"page": f"{self.name}/{_PAGE}", "examples": f"{self.name}/{_LINES}"}
+        return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
+
+    def _verdict(self, session: Any, render: Any, tokenizer: Any) -> Verdict:
+        """The certificate's, on the first rows too, unless the user's own code makes the dataset."""
+        conf, root = session.conf(self.name, "dataset"), session.root
+        rows: dict[str, Conversation] = {}
+        if locate(conf._target_) is load_splits:
+            training = open_dataset(conf, hub=root.hub, smoke=root.smoke).training
+            rows = {str(place): conversation for place, conversation in islice(training, PROVED)}
+        return verdict(certify(render, tokenizer, rows), rows=len(rows), mask_prompt=conf.mask_prompt)
+
+    def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Example]) -> Contents:
+        parts = [(part, session.conf(self.name, part).name) for part in ("model", "render", "finetune")]
+        rehearsal = [("smoke", "true: a rehearsal, with a few rows and a small tokenizer")] if session.root.smoke else []
+        return Contents(
+            title=report.name,
+            lines=[f"{counted(report.rows, 'row')} of {report.source}, read as {report.format}"],
+            choices=[*parts, ("stage", session.conf(self.name, "training").stage), *rehearsal],
+            verdict=judged,
+            tiles=tiles(report, numbers),
+            lengths=numbers.figures.lengths,
+            cutoff_len=report.cutoff_len,
+            packs=numbers.packs,
+            examples=examples,
+            examples_title=_which(len(examples), numbers.figures),
+            footer=f"Written by llmmod {version('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
+        )
+
+    def _summary(self, numbers: Measured, directory: Path) -> list[str]:
+        figures, steps = numbers.figures, numbers.plan.steps
+        told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens, {figures.trained_share:.0%} of them trained"
+        if steps is not None:
+            told += f"; {counted(steps, 'optimizer step')}"
+        return [f"{self.name}: {told}", f"{self.name}: the page is {directory / _PAGE}"]
+
+
+def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True) -> Verdict:
+    """What the certificate's findings come to.
+
+    Args:
+        findings: of `certify`.
+        rows: of the data, how many it looked at.
+        mask_prompt: whether prompts aren't trained.
+    """
+    if wrong := sum(finding.fatal for finding in findings):
+        headline = f"Not certified: {counted(wrong, 'thing')} would be trained wrong"
+        return Verdict(True, headline, "A run stops here, unless render.verify=false lets it train all the same.", findings)
+    of_data = f" and the first {counted(rows, 'row')} of the data" if rows else ""
+    prompts = "" if mask_prompt else " (and, with dataset.mask_prompt=false, the prompts)"
+    explanation = (
+        f"Checked on made-up conversations{of_data}: prompts have the ids that chat and predict feed, answers and the token that ends "
+        f"them are trained{prompts} and nothing else is, generation stops there, and no text became a special token."
+    )
+    return Verdict(False, "Certified: training sees what inference will ask for", explanation, findings)
+
+
+def spread(items: Any, wanted: int) -> list[tuple[int, Any]]:
+    """Up to `wanted` items with their numbers, from 1 on: evenly spread, since neighbours are often alike; the first of a stream."""
+    if not hasattr(items, "__len__"):
+        return list(enumerate(islice(items, wanted), start=1))
+    count = min(wanted, len(items))
+    return [(place * len(items) // count + 1, items[place * len(items) // count]) for place in range(count)]
+
+
+def _which(shown: int, figures: Figures) -> str:
+    if not figures.complete:
+        return f"The first {shown} examples of a stream"
+    return f"All {shown} examples" if shown == figures.examples else f"{shown} of {figures.examples:,} examples, evenly spread"
+
+
+def _example(number: int, row: dict[str, list[int]], texts: TokenTexts) -> Example:
+    ids, labels = row["input_ids"], row["labels"]
+    rows = [IdRow(at, token, texts.name(token), label) for at, (token, label) in enumerate(zip(ids, labels, strict=True))]
+    return Example(number, f"Example {number:,}", texts.shown(ids, labels), rows)
+
+
+def _line(row: dict[str, list[int]], texts: TokenTexts) -> str:
+    written = {"input_ids": row["input_ids"], "labels": row["labels"], "text": texts.text(row["input_ids"])}
+    return json.dumps(written, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[TextIO]:
+    """A file that takes its name when it is whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
