@@ -13,6 +13,7 @@ from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory
 from llmmod.models.hub import check_reachable
 from llmmod.models.layouts import check_known_layout
 from llmmod.models.load import WHERE, explained
+from llmmod.models.tokenizers.load import load_original
 
 TOKENIZER_KEY = "tokenizer.pretrained_model_name_or_path"
 
@@ -38,17 +39,25 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
         _check_directory(checkpoint)
     with explained(checkpoint, arguments):
         if checkpoint.gguf_file is None:
-            return AutoTokenizer.from_pretrained(checkpoint.path, **arguments)
+            return _from_files(checkpoint, arguments)
         from llmmod.models.gguf import tokenizer_from_gguf
 
         return tokenizer_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
 
 
-def _check_directory(checkpoint: Checkpoint) -> None:
+def _from_files(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Any:
+    tokenizer = load_original(checkpoint.path, **arguments)
+    if tokenizer is not None:
+        return tokenizer
     directory = Path(checkpoint.path)
     config = directory / "config.json"
-    if config.is_file():
+    if config.is_file() and not (directory / "tokenizer.json").is_file():
         check_known_layout(json.loads(config.read_text()), path=checkpoint.path)
+    return AutoTokenizer.from_pretrained(checkpoint.path, **arguments)
+
+
+def _check_directory(checkpoint: Checkpoint) -> None:
+    directory = Path(checkpoint.path)
     if not has_tokenizer(directory):
         # transformers would make up an empty one for some classes (qwen2): every text encodes to nothing.
         check_model_directory(checkpoint, weights=False)
