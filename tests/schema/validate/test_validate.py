@@ -258,6 +258,7 @@ dataset.val_files=null dataset.val_size=20 dataset.seed=3
 pipeline=[chat]
 pipeline=[train,chat] model.weights=random
 pipeline=[preview] steps.preview.max_samples=3
+pipeline=[preview] training.num_train_epochs=5 finetune.r=16 dataset.val_files=null
 pipeline=[export]
 pipeline=[chat] steps.chat.history=false generation.max_new_tokens=5 training.use_cpu=true
 pipeline=[train] dataset.val_files=null
