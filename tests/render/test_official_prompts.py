@@ -18,55 +18,69 @@ HERE = Path(__file__).parent
 TOKENIZERS = HERE.parents[2] / "shared" / "oracles" / "tokenizers"
 ORACLE = json.loads((HERE / "oracle_prompts.json").read_text(encoding="utf-8"))
 TEXTS = ORACLE["texts"]
-OWN = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-QWEN_PATTERN = (  # PAT_STR of Qwen's tokenization_qwen.py
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
+SENTENCEPIECE = HERE / "sentencepiece"
 
 
 def original(name, file):
     path = TOKENIZERS / name / file
     if not path.exists():
         pytest.skip(f"{name}'s own tokenizer is not on this machine")
-    return str(path)
+    return path
 
 
-def sentencepiece(path, *added):
-    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """A function: a vocabulary file, the model_type of its checkpoint -> the tokenizer of such a checkpoint, as a run has it."""
+    from llmmod import load_tokenizer
 
-    tokenizer = SentencePieceBackend(vocab_file=str(path), legacy=True, **OWN)
-    tokenizer.add_tokens(list(added))
+    def loaded(file, model_type):
+        path = tmp_path_factory.mktemp(model_type)
+        (path / ("qwen.tiktoken" if model_type == "qwen" else "tokenizer.model")).symlink_to(file)
+        (path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        return load_tokenizer(str(path))
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def llama2(load):
+    tokenizer = load(original("llama2", "tokenizer.model"), "llama")
+    tokenizer.add_tokens(["<|end_of_turn|>"])  # openchat's, which is LLaMA-2 with one token more
     return tokenizer
 
 
 @pytest.fixture(scope="module")
-def llama2():
-    return sentencepiece(original("llama2", "tokenizer.model"), "<|end_of_turn|>")
-
-
-@pytest.fixture(scope="module")
-def llama2_fast():
+def llama2_stock():
     from transformers import LlamaTokenizer
 
-    return LlamaTokenizer.from_pretrained(Path(original("llama2", "tokenizer.model")).parent, legacy=True)
+    return LlamaTokenizer.from_pretrained(original("llama2", "tokenizer.model").parent, legacy=True)
 
 
 @pytest.fixture(scope="module")
-def internlm():
-    return sentencepiece(original("internlm", "tokenizer.model"))
+def internlm(load):
+    return load(original("internlm", "tokenizer.model"), "internlm")
 
 
 @pytest.fixture(scope="module")
-def qwen():
-    from tokenizers import normalizers
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+def qwen(load):
+    return load(original("qwen", "qwen.tiktoken"), "qwen")
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    path = original("qwen", "qwen.tiktoken")
-    converted = TikTokenConverter(vocab_file=path, pattern=QWEN_PATTERN, extra_special_tokens=special).converted()
-    converted.normalizer = normalizers.NFC()
-    return PreTrainedTokenizerFast(tokenizer_object=converted, eos_token="<|endoftext|>", extra_special_tokens=special[1:])
+
+@pytest.fixture(scope="module")
+def chatglm2(load):
+    return load(SENTENCEPIECE / "chatglm2_tiny.model", "chatglm")
+
+
+@pytest.fixture(scope="module")
+def baichuan2(load):
+    return load(SENTENCEPIECE / "baichuan2_tiny.model", "baichuan")
+
+
+def pieces(name, text):
+    """Ids that sentencepiece itself gives."""
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=str(SENTENCEPIECE / f"{name}.model")).encode(text)
 
 
 def chat(system, *texts):
@@ -81,8 +95,8 @@ def two_rounds(system):
 CASES = [
     ("llama2", "llama2", None, "llama2"),
     ("llama2", "llama2", TEXTS["SYS"], "llama2_system"),
-    ("llama2", "llama2_fast", None, "llama2"),
-    ("llama2", "llama2_fast", TEXTS["SYS"], "llama2_system"),
+    ("llama2", "llama2_stock", None, "llama2"),
+    ("llama2", "llama2_stock", TEXTS["SYS"], "llama2_system"),
     ("chatml", "qwen", None, "qwen_system"),  # Qwen's default system text is the render's
     ("chatml", "qwen", TEXTS["SYS"], "qwen_system"),
     ("chatml", "qwen", "", "qwen_empty_system"),
@@ -126,28 +140,29 @@ def test_openchats_prompt_is_that_of_its_readme(shipped, llama2):
     assert encode_prompt(template.prompt(chat(None, "Hello", "Hi", "How are you today?")), llama2) == ORACLE["ids"]["openchat"]
 
 
-def test_chatglm2s_prompt_is_gmask_sop_and_the_official_string_encoded_as_one(shipped):
-    tokenizer = sentencepiece(HERE / "sentencepiece" / "chatglm2_tiny.model", "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-    template = Template(tokenizer=tokenizer, **shipped("chatglm2"))
-    whole = tokenizer.sp_model.encode(ORACLE["strings"]["chatglm2"])
-    assert encode_prompt(template.prompt(two_rounds(None)), tokenizer) == [3001, 3003, *whole]  # after 3,000 pieces and [MASK]
+def test_chatglm2s_prompt_is_gmask_sop_and_the_official_string_encoded_as_one(shipped, chatglm2):
+    template = Template(tokenizer=chatglm2, **shipped("chatglm2"))
+    whole = pieces("chatglm2_tiny", ORACLE["strings"]["chatglm2"])
+    prompt = encode_prompt(template.prompt(two_rounds(None)), chatglm2)
+    assert prompt == [3001, 3003, *whole]  # after 3,000 pieces and [MASK]
+    assert prompt == chatglm2(ORACLE["strings"]["chatglm2"]).input_ids  # what build_prompt's text becomes in `chat` of the original
 
 
 @pytest.mark.parametrize(("system", "segments"), [(None, "baichuan"), (TEXTS["SYS"], "baichuan_system")])
 @pytest.mark.parametrize(("render", "user", "assistant"), [("baichuan", 102, 103), ("baichuan2", 106, 107)])
-def test_baichuans_prompt_is_the_official_segments(shipped, slow_baichuan2, render, user, assistant, system, segments):
-    template = Template(tokenizer=slow_baichuan2, **shipped(render))
+def test_baichuans_prompt_is_the_official_segments(shipped, baichuan2, render, user, assistant, system, segments):
+    template = Template(tokenizer=baichuan2, **shipped(render))
     role = {195: f"<reserved_{user}>", 196: f"<reserved_{assistant}>"}  # the ids in the real vocabulary, whose names these are
     expected = []
     for segment in ORACLE["segments"][segments]:
-        expected += slow_baichuan2.sp_model.encode(role.get(segment, segment))
-    assert encode_prompt(template.prompt(two_rounds(system)), slow_baichuan2) == expected
+        expected += pieces("baichuan2_tiny", role.get(segment, segment))
+    assert encode_prompt(template.prompt(two_rounds(system)), baichuan2) == expected
 
 
-def test_baichuan2_trains_eos_where_the_user_speaks_again_as_its_fine_tune_py_does(shipped, slow_baichuan2):
-    template = Template(tokenizer=slow_baichuan2, **shipped("baichuan2"))
-    [(ids, labels)] = encode(template.examples(chat(None, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"], "2")), slow_baichuan2)
-    user, assistant, eos = (slow_baichuan2.convert_tokens_to_ids(token) for token in ("<reserved_106>", "<reserved_107>", "</s>"))
+def test_baichuan2_trains_eos_where_the_user_speaks_again_as_its_fine_tune_py_does(shipped, baichuan2):
+    template = Template(tokenizer=baichuan2, **shipped("baichuan2"))
+    [(ids, labels)] = encode(template.examples(chat(None, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"], "2")), baichuan2)
+    user, assistant, eos = (baichuan2.convert_tokens_to_ids(token) for token in ("<reserved_106>", "<reserved_107>", "</s>"))
     expected, trained = [], False
     for token in ids:  # fine-tune.py: a user's turn is eos and then nothing, an assistant's is nothing and then itself
         trained = (trained or token == assistant) and token != user
