@@ -140,7 +140,7 @@ def test_a_layout_that_is_none_is_refused_before_anything_is_loaded(make_session
     session = make_session(tiny_llama)
     with pytest.raises(ConfigError) as raised:
         Export(ExportConf(layout="nativ"), "export").run(session)
-    assert str(raised.value) == "steps.export.layout: 'nativ' is no layout. Allowed: native."
+    assert str(raised.value) == "steps.export.layout: 'nativ' is no layout. Allowed: native, original."
     assert session.asked == []
 
 

@@ -92,7 +92,12 @@ def has_weights(directory: Path) -> bool:
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory has files that can be a tokenizer's."""
-    return any(next(directory.glob(pattern), None) is not None for pattern in _TOKENIZERS)
+    return bool(tokenizer_files(directory))
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files of a directory that can be a tokenizer's."""
+    return [file for pattern in _TOKENIZERS for file in directory.glob(pattern) if file.suffix != ".py"]
 
 
 def path_of_size(path: str | None, size: str | None, sizes: dict[str, str]) -> str | None:

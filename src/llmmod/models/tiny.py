@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.models.families.config import config_class, initial_model
 
 STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
@@ -43,7 +44,7 @@ def tiny_model(
         raise ConfigError(Problem("model.architecture", "no model_type, so smoke=true can't build a tiny model of it", do=do))
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **special, **fields)
+        config = config_class(model_type)(vocab_size=len(tokenizer), **special, **fields)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_refused(model_type, error)) from error
     if prepare is not None:
@@ -57,7 +58,7 @@ def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) ->
     """A model of an architecture's initial weights, which the seed alone decides; the process's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32).eval()
+        return initial_model(config, dtype=dtype or torch.float32).eval()
 
 
 def tiny_tokenizer(extra_tokens: Sequence[str] = ()) -> Any:

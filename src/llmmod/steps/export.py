@@ -1,7 +1,8 @@
 """A complete model directory: the weights with the adapters merged, tokenizer, generation settings, chat template, model card.
 
 Any program that uses transformers loads it, and it answers as the run's own model does. The session's model stays as it was, so that a
-later step goes on with it. transformers writes safetensors only, and so do we.
+later step goes on with it. transformers writes safetensors only, and so do we. With `layout=original`, a model whose checkpoint came in a
+layout of 2023 is written in that, for programs of the time: weights under their old names, config.json, tokenizer and code as they were.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from transformers import GenerationConfig
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
+from llmmod.models.families.save import check_original_layout, copy_original_files, original_names, write_original_config
 from llmmod.models.generation import context_length, generation_config
 from llmmod.models.merge import merged
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.schema.step import ExportConf
 from llmmod.steps.model_card import model_card
+
+LAYOUTS = ("native", "original")
 
 
 class Export:
@@ -42,21 +46,29 @@ class Export:
         """Write `<run>/<name>/` whole or not at all.
 
         Raises:
-            ConfigError: a layout that there is none of.
+            ConfigError: no such layout, or the model can't be written in it.
         """
-        if self.conf.layout != "native":
-            raise ConfigError(Problem(f"steps.{self.name}.layout", f"'{self.conf.layout}' is no layout", "Allowed: native"))
+        key = f"steps.{self.name}.layout"
+        if self.conf.layout not in LAYOUTS:
+            raise ConfigError(Problem(key, f"'{self.conf.layout}' is no layout", f"Allowed: {', '.join(LAYOUTS)}"))
         if rank() != 0:
             return StepReport()
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
         model = merged(session.model(self.name).model)
+        original = self.conf.layout == "original" and not session.root.smoke  # a rehearsal's stand-in was never in another layout
+        if original:
+            check_original_layout(model, key=key)
         settings = generation_config(
             build(session.root.generation), model, stop_ids=render.stop_ids, pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
         )
         directory = session.run_dir / self.name
         with written_whole(directory) as partial:
-            _save_model(model, settings, partial, max_shard_size=self.conf.max_shard_size)
-            _save_tokenizer(tokenizer, render.chat_template(), partial, context=context_length(model))
+            with original_names(model) if original else nullcontext():
+                _save_model(model, settings, partial, max_shard_size=self.conf.max_shard_size)
+            if original:
+                write_original_config(model, partial)
+            if not original or not copy_original_files(model, partial):
+                _save_tokenizer(tokenizer, render.chat_template(), partial, context=context_length(model))
             if self.conf.model_card:
                 card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
                 (partial / "README.md").write_text(card, encoding="utf-8")

@@ -84,8 +84,12 @@ class BaichuanForCausalLM(LlamaForCausalLM):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:
         """As any model's, with `W_pack` in place of the three matrices it stands for."""
-        from llmmod.models.families.save import original_names
+        from llmmod.models.families.save import family_of_model, has_unit_rows, original_names
 
+        family = family_of_model(self)
+        final = family is not None and bool(family.unit_rows) and not has_unit_rows(self.lm_head.weight)
+        if final:
+            self.config.head_is_final = True  # it was trained as it is: when it is loaded, it isn't to be normalised
         with original_names(self):
             super().save_pretrained(save_directory, **arguments)
 

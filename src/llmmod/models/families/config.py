@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -36,7 +37,18 @@ def config_class(model_type: str) -> Any:
 
 
 def model_class(config: Any) -> Any:
-    """The class of causal language model that a configuration is built as; AutoModelForCausalLM where transformers chooses."""
+    """The class of causal language model that a native configuration is loaded as."""
+    return BaichuanForCausalLM if isinstance(config, BaichuanConfig) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def initial_model(config: Any, *, dtype: torch.dtype) -> Any:
+    """A model of a configuration's initial weights, of any class that transformers has, or our own."""
     if isinstance(config, BaichuanConfig):
-        return BaichuanForCausalLM
-    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), AutoModelForCausalLM)
+        return BaichuanForCausalLM._from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def original_config(config: Any) -> dict[str, Any] | None:
+    """The config.json that a native configuration was made from, None where it was native itself."""
+    raw: dict[str, Any] | None = getattr(config, ORIGINAL, None)
+    return config.to_dict() if raw is None and isinstance(config, BaichuanConfig) else raw

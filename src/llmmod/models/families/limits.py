@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from llmmod.models.families.config import ORIGINAL
+from llmmod.models.families.config import original_config
 from llmmod.models.families.save import family_of_model
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def warn_of_trained_head(model: Any) -> None:
 
 def watch_length(model: Any) -> None:
     """Have a model say so, once, where it is evaluated on texts for which the original code would have changed its attention."""
-    raw = getattr(model.config, ORIGINAL, None) or {}
+    raw = original_config(model.config) or {}
     acting = [name for name in _LONGER if raw.get(name)]
     if acting and raw.get("seq_length"):
         model.model.register_forward_pre_hook(_Watch(raw["seq_length"], " and ".join(acting)), with_kwargs=True)

@@ -8,7 +8,7 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.checkpoint import PATH_KEY
 from llmmod.models.families.baichuan import HEAD_IS_FINAL
-from llmmod.models.families.config import ORIGINAL, model_class
+from llmmod.models.families.config import model_class, original_config
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
 from llmmod.models.families.limits import watch_length
 from llmmod.models.families.weights import converting
@@ -33,7 +33,7 @@ def load_original(path: str, family: Family, config: Any, **arguments: Any) -> A
     """
     given = {name: value for name, value in arguments.items() if name not in _CODE}
     native = model_class(config)
-    final = bool(getattr(config, ORIGINAL, {}).get(HEAD_IS_FINAL))
+    final = bool((original_config(config) or {}).get(HEAD_IS_FINAL))
     with converting(native, family, depth=config.num_hidden_layers, unit_rows=not final):
         model, info = native.from_pretrained(path, config=config, **given | {"output_loading_info": True})
     # With the rules kept, what is saved would have the original names, and a trainer that resumes from it would find none of its own:

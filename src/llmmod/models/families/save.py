@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 import torch
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.families.config import ORIGINAL
+from llmmod.models.checkpoint import has_tokenizer, tokenizer_files
+from llmmod.models.families.config import original_config
 from llmmod.models.families.family import Family
 from llmmod.models.families.registry import family_of
 from llmmod.models.families.weights import conversions
+from llmmod.paths import resolve_path
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of a row's length, after rounding to the type
 
 
 def family_of_model(model: Any) -> Family | None:
     """The family a model was loaded from, None where it came in the native layout."""
-    raw = getattr(model.config, ORIGINAL, None)
+    raw = original_config(model.config)
     return None if raw is None else family_of(raw, path=str(model.config._name_or_path))
 
 
@@ -62,9 +65,23 @@ def has_unit_rows(weight: torch.Tensor) -> bool:
     return bool((((lengths - 1).abs() < _TOLERANCE.get(weight.dtype, 1e-2)) | (lengths == 0)).all())
 
 
+def copy_original_files(model: Any, directory: Path) -> bool:
+    """Copy tokenizer and Python code of the original checkpoint, which old programs read, where it is a directory of this machine.
+
+    Returns:
+        Whether there was a tokenizer among them.
+    """
+    source = resolve_path(str(model.config._name_or_path))
+    if not isinstance(source, Path) or not source.is_dir():
+        return False
+    for file in {*source.glob("*.py"), *tokenizer_files(source)}:
+        shutil.copy(file, directory)
+    return has_tokenizer(source)
+
+
 def write_original_config(model: Any, directory: Path) -> None:
     """Put the original config.json in the place of a native one, with the type that the weights are written in."""
-    raw = dict(getattr(model.config, ORIGINAL))
+    raw = dict(original_config(model.config) or {})
     raw.pop("dtype", None)
     raw["torch_dtype"] = str(model.dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
