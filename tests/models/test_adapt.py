@@ -77,12 +77,12 @@ def test_a_target_by_its_whole_name(tiny_llama):
     assert trained(model) == {f"model.layers.1.mlp.up_proj.lora_{m}.default.weight" for m in "AB"}
 
 
-@pytest.mark.parametrize("targets", [["W_pack", "q_proj"], "W_pack"], ids=["beside one that exists", "alone"])
+@pytest.mark.parametrize("targets", [["c_fc", "q_proj"], "c_fc"], ids=["beside one that exists", "alone"])
 def test_a_target_that_does_not_exist_names_those_that_do(tiny_llama, targets):
     with pytest.raises(ConfigError) as error:
         add_lora(tiny_llama, lora(target_modules=targets))
     assert str(error.value) == (
-        "finetune.target_modules: LlamaForCausalLM has no module 'W_pack'. "
+        "finetune.target_modules: LlamaForCausalLM has no module 'c_fc'. "
         "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj. Or take all: all-linear."
     )
 

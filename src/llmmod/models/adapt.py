@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -10,8 +11,10 @@ from peft import prepare_model_for_kbit_training
 from torch import nn
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.adapters import attached, quiet_peft, with_chain
+from llmmod.models.adapters import attached, quiet_peft, with_chain, without_embeddings
 from llmmod.models.count import count_parameters
+from llmmod.models.families.limits import warn_of_trained_head
+from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
 from llmmod.models.tiny import STAND_IN
@@ -72,9 +75,10 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
     if resumed is not None:
         adapted = attached(model, resumed, trainable=True)
     else:
+        conf = _with_native_names(conf, model)
         _check_targets(model, conf.target_modules)
         with quiet_peft():
-            adapted = peft.get_peft_model(model, lora_config(conf))
+            adapted = without_embeddings(peft.get_peft_model(model, lora_config(conf)))
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()
@@ -95,12 +99,19 @@ def with_adapters(model: Any, conf: FinetuneConf) -> Any:
     return attached(with_chain(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
 
 
+def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
+    """The configuration with module names of a family's original code replaced by those of the class it is loaded as."""
+    fields = ("target_modules", "exclude_modules", "modules_to_save")
+    return replace(conf, **{name: native_targets(model, getattr(conf, name), key=f"finetune.{name}") for name in fields})
+
+
 def _ready(model: Any, conf: FinetuneConf) -> Any:
     if conf.upcast_layernorm:
         upcast_norms(model)
     count = count_parameters(model)
     if count.trained == 0:
         raise ConfigError(Problem("finetune", "nothing of the model would be trained"))
+    warn_of_trained_head(model)
     log.info("%s", count)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.families.names import native_adapter
 from llmmod.paths import resolve_path
 
 log = logging.getLogger(__name__)
@@ -54,13 +56,14 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         ConfigError: there is no adapter, or it was trained on another base.
     """
     config, state = _read(path, key)
+    state = native_adapter(model, config, state)
     config.inference_mode = not trainable
     _warn_of_other_base(config, model, path)
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False  # its values come from the file; PiSSA and its like would take theirs out of the base
     try:
         with quiet_peft():
-            adapted = PeftModel(model, config)
+            adapted = without_embeddings(PeftModel(model, config))
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
@@ -69,6 +72,16 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
         raise ConfigError(_misfit(path, model, odd, key))
     return adapted.train(trainable)
+
+
+def without_embeddings(adapted: Any) -> Any:
+    """The same PeftModel, which saves its adapter alone.
+
+    peft 0.21 saves embeddings and head as well where its base's config.json has another vocabulary size than the model, or seems to: one
+    of 2023's has it under another name. No vocabulary is changed here, and embeddings that are trained are in the adapter anyway.
+    """
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 @contextmanager
