@@ -345,8 +345,3 @@ def test_a_rehearsal_takes_the_real_tokenizer_where_it_is_at_hand(llama_director
 def test_a_rehearsal_with_a_directory_that_is_not_there(no_network):
     with pytest.raises(ConfigError, match=r"no such directory: '/no/such/dir'"):
         tokenizer_from(TokenizerConf(), ModelConf(name="x", pretrained_model_name_or_path="/no/such/dir"), hub=HubConf(), smoke=True)
-
-
-def test_shifted_attention_is_not_forgotten_silently(llama_directory, tiny_tokenizer):
-    with pytest.raises(ConfigError, match=r"model.shift_attn: isn't supported yet"):
-        build_model(conf_of(llama_directory, shift_attn=True), tiny_tokenizer)

@@ -18,6 +18,7 @@ from llmmod.models.load import load_config
 from llmmod.models.quantize import check_quantized, quantization_config
 from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.rope import check_scaled, scale_rope
+from llmmod.models.shifted import shift_attention
 from llmmod.models.tiny import random_model, tiny_model, tiny_tokenizer
 from llmmod.models.tokenizer import TOKENIZER_KEY, set_pad_token
 from llmmod.paths import resolve_path
@@ -40,8 +41,6 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     Raises:
         ConfigError: no such checkpoint, or what is asked of it doesn't go together.
     """
-    if conf.shift_attn:
-        raise ConfigError(Problem("model.shift_attn", "isn't supported yet"))
     quantized = quantization_config(conf.quantization)
     dtype = _dtype(conf.dtype)
     if smoke or conf.weights is Weights.random:
@@ -57,6 +56,8 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
         check_scaled(model, conf.rope_scaling.type)
     elif conf.model_max_length is not None:
         _set_context(model.config, conf.model_max_length)
+    if conf.shift_attn:
+        shift_attention(model, conf.shift_attn_group_size)
     if conf.gradient_checkpointing:
         # The reentrant kind needs inputs that take gradients, which frozen embeddings don't give.
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

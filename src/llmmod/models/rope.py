@@ -71,6 +71,11 @@ def check_scaled(model: Any, kind: str) -> None:
         raise ConfigError(Problem(_TYPE, found, do="Leave it null"))
 
 
+def has_rope(config: Any) -> bool:
+    """Whether the model of a configuration has rotary positions."""
+    return _global_parameters(config.get_text_config()) is not None
+
+
 def scaled_length(config: Any) -> int | None:
     """How many positions a model takes once its scaling is reckoned in; None where its configuration sets no limit."""
     text = config.get_text_config()

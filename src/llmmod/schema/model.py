@@ -40,6 +40,7 @@ class ModelConf:
     rope_scaling: RopeScalingConf = field(default_factory=RopeScalingConf)
     model_max_length: int | None = None  # tokens; None: the checkpoint's own
     shift_attn: bool = False  # LongLoRA's shifted sparse attention (Chen et al. 2023), in training only
+    shift_attn_group_size: float = 0.25  # tokens that attend to each other; below 1: a share of the sequence, as in the paper
     quantization: QuantizationConf = field(default_factory=QuantizationConf)
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
     trust_remote_code: bool = False  # run Python code that comes with the checkpoint

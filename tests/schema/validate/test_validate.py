@@ -11,7 +11,8 @@ import pytest
 
 from llmmod.errors import ConfigError
 from llmmod.schema.compose import Composed, compose_config, validated
-from llmmod.schema.validate import validate
+from llmmod.schema.validate import context_of, validate
+from llmmod.schema.validate.contradictions import check_contradictions
 
 ALLOWED = "Allowed: components of llmmod, torch, transformers, trl, peft, datasets, accelerate."
 STEPS = "train, evaluate, predict, export, chat, preview"
@@ -168,6 +169,10 @@ REFUSED = {
         "model.rope_scaling.factor: not set, and model.rope_scaling.type is yarn. Set it, or model.model_max_length, from which it is "
         "worked out.",
     ),
+    "shifted attention of another kind": (
+        "model.shift_attn=true model.attn_implementation=eager",
+        "model.attn_implementation: eager with model.shift_attn=true. Allowed: sdpa, null.",
+    ),
     "no adapter to resume": (
         "finetune.resume_adapter=true",
         "finetune.resume_adapter: true, and there is no adapter to go on with. Name it: 'finetune.adapters=[path]'.",
@@ -220,6 +225,10 @@ REFUSED = {
         "model.architecture={model_type:llama}",
         "model.architecture.model_type: only a rehearsal reads it. Set smoke=true, or model.config.",
     ),
+    "groups of whole attention": (
+        "model.shift_attn_group_size=64",
+        "model.shift_attn_group_size: not read with shift_attn=false. Set model.shift_attn=true.",
+    ),
     "factor of no scaling": (
         "model.rope_scaling.factor=2",
         "model.rope_scaling.factor: not read, since type is null. Set model.rope_scaling.type.",
@@ -241,11 +250,21 @@ def test_refused(told, name):
         assert lines == [message]
 
 
+def test_shifted_attention_over_packed_examples():
+    context, _ = context_of(compose_config(["model.shift_attn=true", "dataset.packing=true"]))
+    assert [str(problem) for problem in check_contradictions(context)] == [
+        "dataset.packing: true with model.shift_attn=true, whose groups are those of a row and not of the examples in it. "
+        "Set one of them to false."
+    ]
+
+
 RIGHT = """
 smoke=true
 training.learning_rate=1e-3 training.max_steps=4 finetune.r=16 finetune.lora_dropout=0.1
 finetune.init_lora_weights=pissa_niter_4
 finetune.target_modules=[q_proj,v_proj]
+model.shift_attn=true
+model.shift_attn=true model.shift_attn_group_size=512 model.attn_implementation=sdpa
 model.rope_scaling.type=linear model.rope_scaling.factor=2
 model.rope_scaling.type=dynamic model.model_max_length=16384
 finetune=qlora
@@ -377,7 +396,8 @@ def test_no_heavy_import():
     code = """
 import sys
 from llmmod.schema.compose import compose_config
-from llmmod.schema.validate import validate
+from llmmod.schema.validate import context_of, validate
+from llmmod.schema.validate.contradictions import check_contradictions
 callback = "+training.callbacks.e={_target_:transformers.EarlyStoppingCallback,x:3}"
 assert validate(compose_config([callback, "model.pretrained_model_name_or_path=/no/such", "training.resume_from_checkpoint=/no/such"]))
 heavy = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy"} & set(sys.modules)

@@ -29,6 +29,7 @@ def check_contradictions(context: Context) -> Iterator[Problem]:
     for step in context.steps:
         if context.step_type(step) is TrainConf:
             yield from _quantized(context, step)
+            yield from _shifted(context, step)
     for part, own in OWN_KEYS.items():
         for place in context.places(part):
             given = context.get(f"{place}.kwargs") or {}
@@ -53,6 +54,19 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
     elif bits is not None and name in ("full", "freeze"):
         found = f"{bits} with finetune={name}, and quantized weights can't be trained"
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
+
+
+def _shifted(context: Context, step: str) -> Iterator[Problem]:
+    model, dataset = context.part(step, "model"), context.part(step, "dataset")
+    attention = context.get(f"{model}.attn_implementation")
+    if not context.get(f"{model}.shift_attn"):
+        return
+    if context.get(f"{dataset}.packing"):
+        found = f"true with {model}.shift_attn=true, whose groups are those of a row and not of the examples in it"
+        yield Problem(f"{dataset}.packing", found, do="Set one of them to false")
+    if attention not in (None, "sdpa"):
+        found = f"{attention} with {model}.shift_attn=true"
+        yield Problem(f"{model}.attn_implementation", found, "Allowed: sdpa, null")
 
 
 def _rope(context: Context, place: str) -> Iterator[Problem]:

@@ -43,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     ("model.quantization", _QUANTIZATION, _is("bits", None), "not read, since bits is null|Set bits to 4 or 8"),
     ("model.quantization", ("type", "double_quant", "quant_storage"), _is("bits", 8), "only read with bits=4"),
     ("model.quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight"), _is("bits", 4), "only read with bits=8"),
+    ("model", ("shift_attn_group_size",), _is("shift_attn", False), "not read with shift_attn=false|Set model.shift_attn=true"),
     ("model.rope_scaling", ("factor",), _is("type", None), "not read, since type is null|Set model.rope_scaling.type"),
     ("render", _AUTO_RENDER, _is("_target_", "llmmod.render.auto.AutoTemplate"), "render=auto writes what the chat template says|"
      "Choose another render"),
