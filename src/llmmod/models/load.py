@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.families.config import native_config
+from llmmod.models.families.limits import watch_length
 from llmmod.models.families.load import load_original
 from llmmod.models.families.registry import family_of
 from llmmod.models.hub import check_reachable, hub_problem
@@ -64,6 +65,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
     set_name(model, pretrained_model_name_or_path)
+    watch_length(model)
     return (model, info) if arguments.get("output_loading_info") else model
 
 

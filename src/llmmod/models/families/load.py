@@ -10,7 +10,6 @@ from llmmod.models.checkpoint import PATH_KEY
 from llmmod.models.families.baichuan import HEAD_IS_FINAL
 from llmmod.models.families.config import model_class, original_config
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
-from llmmod.models.families.limits import watch_length
 from llmmod.models.families.weights import converting
 
 _CODE = ("trust_remote_code", "code_revision")
@@ -40,7 +39,6 @@ def load_original(path: str, family: Family, config: Any, **arguments: Any) -> A
     # it warns, and goes on from the base model (transformers 5.23; issues 43701, 48805).
     model._weight_conversions = []
     _refuse_strangers(info, path, family, depth=config.num_hidden_layers)
-    watch_length(model)
     return (model, info) if arguments.get("output_loading_info") else model
 
 

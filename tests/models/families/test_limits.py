@@ -1,0 +1,84 @@
+"""What a native class can't reproduce is told when it matters, and not before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmmod.models.adapt import add_lora, train_all, train_some_layers
+from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
+
+TRAINED = "the original code divides each row of the head by its length in every step"
+LONG = "is longer than the 16 that this model was trained on"
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "said"),
+    [
+        pytest.param("baichuan2_7b", lambda m: train_all(m, FullConf(name="full")), True, id="full"),
+        pytest.param("baichuan_7b", lambda m: train_all(m, FullConf(name="full")), False, id="full, of a head that isn't normalised"),
+        pytest.param("baichuan2_7b", lambda m: train_some_layers(m, FreezeConf(name="f", num_layers_trainable=1)), False, id="freeze"),
+        pytest.param(
+            "baichuan2_7b",
+            lambda m: train_some_layers(m, FreezeConf(name="f", num_layers_trainable=1, extra_trainable=["lm_head"])),
+            True,
+            id="freeze with the head",
+        ),
+        pytest.param("baichuan2_7b", lambda m: add_lora(m, LoraConf(name="lora", target_modules=["q_proj"])), False, id="lora"),
+        pytest.param(
+            "baichuan2_7b",
+            lambda m: add_lora(m, LoraConf(name="lora", target_modules=["q_proj"], modules_to_save=["lm_head"])),
+            True,
+            id="lora with the head",
+        ),
+    ],
+)
+def test_training_a_normalised_head(load, caplog, name, train, said):
+    train(load(name))
+    assert (TRAINED in caplog.text) == said
+
+
+@pytest.fixture
+def short_qwen(load, copied):
+    """A Qwen that was trained on 16 tokens."""
+    return load(copied("qwen", seq_length=16))
+
+
+def test_qwen_beyond_its_length(short_qwen, caplog):
+    with torch.no_grad():
+        short_qwen(torch.arange(3, 19)[None])
+    assert LONG not in caplog.text
+    with torch.no_grad():
+        short_qwen(torch.arange(3, 20)[None])
+        short_qwen(torch.arange(3, 20)[None])
+    assert caplog.text.count(f"a text of 17 tokens {LONG}") == 1, "once"
+
+
+def test_qwen_that_generates_beyond_its_length(short_qwen, caplog):
+    short_qwen.generate(torch.arange(3, 17)[None], max_new_tokens=8, do_sample=False)
+    assert caplog.text.count(LONG) == 1
+
+
+def test_qwen_in_training(short_qwen, caplog):
+    short_qwen.train()(torch.arange(3, 30)[None])
+    assert LONG not in caplog.text, "off in training in the original code too"
+
+
+def test_qwen_without_the_switches(load, copied, caplog):
+    with torch.no_grad():
+        load(copied("qwen", seq_length=16, use_dynamic_ntk=False, use_logn_attn=False))(torch.arange(3, 30)[None])
+    assert LONG not in caplog.text
+
+
+def test_a_qwen_that_is_saved_and_loaded_natively_still_says_so(short_qwen, load, caplog, tmp_path):
+    short_qwen.save_pretrained(tmp_path / "native")
+    with torch.no_grad():
+        load(tmp_path / "native")(torch.arange(3, 20)[None])
+    assert caplog.text.count(LONG) == 1
+
+
+def test_qwen_under_an_adapter(short_qwen, caplog):
+    adapted = add_lora(short_qwen, LoraConf(name="lora", target_modules=["c_attn"])).eval()
+    with torch.no_grad():
+        adapted(torch.arange(3, 20)[None])
+    assert caplog.text.count(LONG) == 1
