@@ -238,6 +238,22 @@ def test_tokens_that_one_string_can_not_hold_are_noted(shipped, slow_chatglm2):
     assert finding.found == "a chat template can't write [gMASK](3000) sop(3001): who uses the exported one must put it there"
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_token_that_swallows_the_white_space_beside_it_is_noted(byte_level, shipped, side):
+    from copy import deepcopy
+
+    from tokenizers import AddedToken
+
+    tokenizer = deepcopy(byte_level)
+    tokenizer.add_tokens([AddedToken("<x>", special=True, **{side: True})])  # InternLM's `</s>` does so on both sides
+    fields = {**shipped("default"), "response": ["{{response}}", {"token": "<x>"}], "sep": ["\n"], "stop_words": ["<x>"]}
+    if side == "lstrip":
+        fields |= {"response": ["{{response}}", "\n", {"token": "<x>"}], "sep": []}
+    [finding] = certify(Template(tokenizer=tokenizer, **fields), tokenizer)
+    assert (finding.check, finding.fatal) == ("unwritable", False)
+    assert "can't write <x>(" in finding.found
+
+
 def test_rows_of_the_data_are_checked_too_and_named(byte_level, shipped):
     class Forgetful(Template):
         def _texts(self, turn, first):

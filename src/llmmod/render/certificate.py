@@ -74,6 +74,7 @@ class _Proof:
     def __init__(self, render: Render, tokenizer: Any) -> None:
         self.render, self.tokenizer = render, tokenizer
         self.encoder = TextEncoder(tokenizer)
+        self.added = dict(tokenizer.added_tokens_decoder)
         self.answers = 0  # how many could be checked
         asked = render.prompt(neutral(synthetic_conversations([])["one question"]))
         written = [segment.token for segment in asked if segment.token is not None]
@@ -164,7 +165,10 @@ class _Proof:
         history = [message.content for message in answer.conversation.messages[:-1] if message.role == "assistant"]
         if any(spelling in text for text in texts for spelling in self.spellings) or any(text != text.strip() for text in history):
             return  # one string can't keep these apart, see llmmod.render.jinja
-        unwritable = [token for token in dict.fromkeys(map(_content, answer.asked)) if isinstance(token, int) and not self._writable(token)]
+        asked = list(map(_content, answer.asked))
+        tokens = [token for token in dict.fromkeys(asked) if isinstance(token, int)]
+        swallows = self._swallowing(asked)
+        unwritable = [token for token in tokens if token in swallows or not self._writable(token)]
         if unwritable:
             found = f"a chat template can't write {self._spelt(unwritable)}: who uses the exported one must put it there"
             yield Finding("unwritable", found, fatal=False)
@@ -221,6 +225,17 @@ class _Proof:
         """Whether a tokenizer that reads the token's spelling in one string with other text makes that token of it."""
         ids = self.tokenizer(str(self.tokenizer.convert_ids_to_tokens(token)), add_special_tokens=False)["input_ids"]
         return list(ids) == [token]
+
+    def _swallowing(self, pieces: Sequence[Piece]) -> set[int]:
+        """Tokens beside white space that they swallow where both are in one string: `lstrip` and `rstrip` of an AddedToken."""
+        found = set()
+        for before, token, after in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
+            added = self.added.get(token) if isinstance(token, int) else None
+            left = added is not None and added.lstrip and isinstance(before, str) and before[-1:].isspace()
+            right = added is not None and added.rstrip and isinstance(after, str) and after[:1].isspace()
+            if isinstance(token, int) and (left or right):
+                found.add(token)
+        return found
 
     def _spelt(self, ids: Sequence[int]) -> str:
         return " ".join(spelling(self.tokenizer, token) for token in ids)
