@@ -13,6 +13,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.schema.training import StageConf
 from llmmod.stages.arguments import refusal
+from llmmod.stages.batches import collator_from
 from llmmod.stages.finite import StopWhenNotFinite
 from llmmod.stages.loraplus import KEY as LORAPLUS_KEY
 from llmmod.stages.trainer import StageTrainer
@@ -35,19 +36,18 @@ def trainer_from(
         conf: `training.*` as plain Python.
         model: a PreTrainedModel or PeftModel.
         args: as from `training_arguments`.
-        train: a datasets.Dataset or IterableDataset of training examples.
+        train: a datasets.Dataset or IterableDataset of training examples, or Packed.
         evaluation: held-out examples, or None.
         tokenizer: saved with each checkpoint.
         callbacks: ours.
         loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
 
     Raises:
-        ConfigError: if the trainer refuses an argument or a combination of them, or LoRA+ isn't known.
+        ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
     multiple = getattr(args, "pad_to_multiple_of", None)
-    padding = {} if multiple is None else {"pad_to_multiple_of": multiple}
-    collator = build(conf.collator, tokenizer=tokenizer, **padding) if conf.collator else None
+    collator = collator_from(conf.collator, model=model, tokenizer=tokenizer, train=train, pad_to_multiple_of=multiple)
     try:
         trainer = build(
             conf.trainer,

@@ -7,11 +7,14 @@ are added up and divided by their number, and accuracy likewise. Three sums are 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
+from llmmod.data.packed import Packed
+from llmmod.models.segments import BOUNDARIES, by_segments
 from llmmod.stages.head import lean_head
 from llmmod.stages.trainer import StageTrainer
 
@@ -20,7 +23,13 @@ _MOST_NATS = 700.0
 
 
 class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
-    """trl.SFTTrainer for examples that come with `input_ids` and `labels`."""
+    """trl.SFTTrainer for examples that come with `input_ids` and `labels`, packed ones too."""
+
+    def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
+        # trl 1.16 refuses any dataset that isn't of the library datasets.
+        whole = train_dataset.examples if isinstance(train_dataset, Packed) else train_dataset
+        super().__init__(*args, train_dataset=whole, **kwargs)
+        self.train_dataset = train_dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the labelled positions, over `num_items_in_batch` of them where it is given."""
@@ -30,11 +39,12 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Nothing, a batch's sums being kept for `evaluation_loop`; logits only where a metric of the user's own asks for them."""
         if not prediction_loss_only:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+            with by_segments(self.model, inputs):
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), lean_head():
+        with torch.no_grad(), self.compute_loss_context_manager(), lean_head(), by_segments(self.model, inputs):
             outputs = model(**inputs, fused_lm_head=True)
-        sums = torch.stack([-outputs.log_probs.float().sum(1), outputs.label_mask.float().sum(1), outputs.is_top1.float().sum(1)], dim=1)
+        sums = by_example([-outputs.log_probs, outputs.label_mask, outputs.is_top1], inputs.get(BOUNDARIES))
         # Gathered by example, [batch, 3], so that what was added to fill the last batch of several processes is left out again.
         self._sums += self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()
         return None, None, None
@@ -48,3 +58,17 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
             exact = {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, _MOST_NATS)), "token_accuracy": correct / tokens}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in exact.items()})
         return output
+
+
+def by_example(values: Sequence[torch.Tensor], boundaries: torch.Tensor | None) -> torch.Tensor:
+    """The sums of each example's values, float32 [examples, kinds of values].
+
+    Args:
+        values: each [rows, tokens - 1], of the tokens from the second of a row on; 0 where a token has no label.
+        boundaries: where the examples of the one row there is begin, and where the last one ends; None: each row is an example.
+    """
+    if boundaries is None:
+        return torch.stack([value.float().sum(1) for value in values], dim=1)
+    examples = torch.repeat_interleave(torch.arange(len(boundaries) - 1, device=boundaries.device), boundaries.diff().long())
+    zeros = values[0].new_zeros(len(boundaries) - 1, len(values), dtype=torch.float32)
+    return zeros.index_add(0, examples[1:], torch.cat([value.float() for value in values]).T)

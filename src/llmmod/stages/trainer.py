@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from llmmod.data.lengths import lengths
+from llmmod.models.segments import BOUNDARIES, by_segments
 from llmmod.stages.finite import not_finite
 from llmmod.stages.loraplus import loraplus_optimizer
 from llmmod.stages.neftune import noisy_embeddings
@@ -53,16 +55,27 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         Raises:
             RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        with noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha):
+        with noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), by_segments(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
         return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__"):
+            # transformers 5.23 would read every example to count its tokens.
+            sampler = LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths(dataset))
+        else:
+            sampler = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        # Without an attention mask, transformers 5.23 takes every pad token for padding; here that may be the eos that ends an answer.
+        if BOUNDARIES in inputs:
+            inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+        super()._track_num_input_tokens(inputs)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # A finite loss can have a gradient that is not. With fp16 that is normal: the scaler leaves the step out and tries a smaller scale.

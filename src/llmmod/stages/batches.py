@@ -1,0 +1,55 @@
+"""How the examples of a batch come together: one after the other in one row where the model keeps them apart, padded elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from llmmod.data.collate import Flatten, PadRight
+from llmmod.data.packed import Packed
+from llmmod.errors import ConfigError, Problem
+from llmmod.instantiate import build
+from llmmod.models.segments import why_not
+
+log = logging.getLogger("llmmod.train")
+
+
+def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train: Any, pad_to_multiple_of: int | None = None) -> Any:
+    """The collator that a configuration names, or PadRight where that is Flatten and the model can't have it; None for none.
+
+    Args:
+        node: `training.collator`.
+        model: whose attention is to stay within examples.
+        tokenizer: what the collator is built with.
+        train: the training examples.
+        pad_to_multiple_of: `training.pad_to_multiple_of`, tokens.
+
+    Raises:
+        ConfigError: the examples are packed, and the model or the collator can't keep them apart.
+    """
+    if not node:
+        return None
+    padding = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
+    reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of)
+    if reason is None:
+        return build(node, tokenizer=tokenizer, **({} if _is(node, Flatten) else padding))
+    if isinstance(train, Packed):
+        raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
+    log.info("batches are padded: %s", reason)
+    return PadRight(tokenizer, **padding)
+
+
+def _why_padded(node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None) -> str | None:
+    """Why the examples of a batch can't stand in one row; None where they can, or where that isn't what is asked for."""
+    if _is(node, PadRight) and isinstance(train, Packed):
+        return "training.collator=PadRight takes a row for one example"
+    if not _is(node, Flatten):
+        return None
+    if pad_to_multiple_of is not None:
+        return "training.pad_to_multiple_of asks for padding"
+    return why_not(model)
+
+
+def _is(node: Mapping[str, Any], collator: type) -> bool:
+    return node.get("_target_") == f"{collator.__module__}.{collator.__qualname__}"
