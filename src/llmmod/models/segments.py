@@ -70,13 +70,12 @@ def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: the model's family doesn't hand the boundaries down to its attention, or its attention takes no notice of them.
     """
-    config = model.config
-    own = config._attn_implementation
-    if BOUNDARIES not in inputs or _is_flash(own):
+    if BOUNDARIES not in inputs or _is_flash(model.config._attn_implementation):
         yield
         return
     if reason := why_not(model):
         raise ValueError(reason)
+    config, own = model.config, model.config._attn_implementation
     AttentionInterface.register(NAME, segments_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
     config._attn_implementation = NAME
