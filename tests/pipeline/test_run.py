@@ -67,7 +67,7 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
     [
         (ConfigError(Problem("model.x", "no such thing")), 2, "model.x: no such thing."),
         (ValueError("bad\nshape"), 1, "second: ValueError: bad shape."),
-        (OSError(errno.ENOSPC, "No space left on device", "/disk/x"), 1, "second: the disk is full: [Errno 28] No space left on device: '/disk/x'."),
+        (OSError(errno.ENOSPC, "No space left", "/d"), 1, "second: the disk is full: [Errno 28] No space left: '/d'."),
         (Exception("No space left on device (os error 28)"), 1, "second: the disk is full: No space left on device (os error 28)."),
     ],
     ids=["config", "unexpected", "full-disk", "full-disk-in-rust"],

@@ -43,7 +43,7 @@ def _problems(context: Context, wanted: str, directory: Path) -> Iterator[Proble
 
 def _is_full(directory: Path) -> bool:
     usage = shutil.disk_usage(directory)
-    return 0 < usage.total and usage.free < _LEAST_FREE_BYTES  # what has no size, such as /proc, isn't full
+    return usage.total > 0 and usage.free < _LEAST_FREE_BYTES  # what has no size, such as /proc, isn't full
 
 
 def _resumes(context: Context) -> bool:
