@@ -17,6 +17,7 @@ from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
+from llmmod.models.mutated import remember_initial
 from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_norms
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
@@ -77,12 +78,21 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
     else:
         conf = _with_native_names(conf, model)
         _check_targets(model, conf.target_modules)
-        with quiet_peft():
-            adapted = without_embeddings(peft.get_peft_model(model, lora_config(conf)))
+        adapted = without_embeddings(_new_adapter(model, conf))
+        remember_initial(adapted)
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()
     return _ready(adapted, conf)
+
+
+def _new_adapter(model: Any, conf: LoraConf) -> Any:
+    config = lora_config(conf)
+    try:
+        with quiet_peft():
+            return peft.get_peft_model(model, config)
+    except (ImportError, NotImplementedError, TypeError) as error:
+        raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error
 
 
 def with_adapters(model: Any, conf: FinetuneConf) -> Any:

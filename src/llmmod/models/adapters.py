@@ -15,6 +15,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
+from llmmod.models.mutated import changes_base
 from llmmod.paths import resolve_path
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     state = native_adapter(model, config, state)
     config.inference_mode = not trainable
     _warn_of_other_base(config, model, path)
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False  # its values come from the file; PiSSA and its like would take theirs out of the base
+    if hasattr(config, "init_lora_weights") and not changes_base(config.init_lora_weights):
+        config.init_lora_weights = False  # its values come from the file
     try:
         with quiet_peft():
             adapted = without_embeddings(PeftModel(model, config))

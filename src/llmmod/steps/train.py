@@ -15,6 +15,7 @@ from transformers import GenerationConfig, set_seed
 
 from llmmod.instantiate import locate
 from llmmod.models.generation import generation_config
+from llmmod.models.mutated import save_for_base
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
 from llmmod.schema.step import TrainConf
@@ -76,6 +77,8 @@ class Train:
         trainer.save_model(str(directory))
         trainer.save_state()
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
+        if trainer.args.should_save:
+            save_for_base(trainer.model, directory)
         session.current = LoadedModel(trainer.model, kind=kind, trained=True, path=directory)
         session.put("trainer", trainer)
         return self._report(metrics, kind, directory)

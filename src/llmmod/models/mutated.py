@@ -1,0 +1,63 @@
+"""Adapters that take their first values out of the base's weights (PiSSA, OLoRA), saved so that they fit the base as it was.
+
+Meng et al. 2024 put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base. Beside the
+untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank, and that is
+what a run saves; checkpoints, which the same run goes on from, stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16. LoftQ leaves an error in it that no adapter can hold.
+_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga")
+_INITIAL = "llmmod_initial_adapter"
+
+
+def changes_base(init: Any) -> bool:
+    """Whether adapters initialised so change the weights of their base."""
+    return isinstance(init, str) and (init.lower().startswith(_CHANGE_BASE) or init.lower() == "loftq")
+
+
+def remember_initial(adapted: Any) -> None:
+    """Keep the first values of an adapter that changed its base; a PeftModel just made, changed in place."""
+    if changes_base(adapted.peft_config["default"].init_lora_weights):
+        values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        setattr(adapted, _INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in values.items()})
+
+
+def save_for_base(adapted: Any, directory: Path) -> None:
+    """Write over a saved adapter what fits the base as it was; nothing where the adapter did not change it."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is None:
+        return
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    values = {name: _difference(name, value.detach().cpu(), initial[name]) for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in values.items()}, directory / "adapter_model.safetensors", {"format": "pt"})
+    config = _doubled(adapted.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def _difference(name: str, value: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """[A; A0] and [B, -B0], whose product is B A - B0 A0; anything else as it is."""
+    if ".lora_A" in name:
+        return torch.cat([value, first], dim=0)
+    return torch.cat([value, -first], dim=1) if ".lora_B" in name else value
+
+
+def _doubled(config: Any) -> Any:
+    """The configuration of an adapter of twice the rank and the same scale, alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    config = copy.deepcopy(config)
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, factor * config.lora_alpha, True
+    return config
