@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from llmmod.data.packed import pack_splits
+from llmmod.data.splits import Counts
 from llmmod.errors import ConfigError
 from llmmod.pipeline.session import Session
 from llmmod.render.finding import Finding
@@ -188,6 +190,24 @@ def test_packs(session, monkeypatch):
     assert f"All {rows} packed rows" in text
 
 
+def test_a_stream(session, monkeypatch):
+    made = session("training.max_steps=5", "training.per_device_train_batch_size=2")
+    splits = made.splits("preview")
+    train, report = list(splits.train), replace(splits.report, train=Counts(), rows=0)
+    streamed = replace(splits, train=splits.train.to_iterable_dataset(), report=report)
+    monkeypatch.setattr(made, "splits", lambda step: streamed)
+    report, lines, html = previewed(made)
+    assert [line["input_ids"] for line in lines] == [row["input_ids"] for row in train]
+    text = Page(html).text
+    mean = sum(map(len, (line["input_ids"] for line in lines))) / 4
+    assert "Examples to train on a stream 0 held out" in text
+    assert "Optimizer steps 5 2 rows a step" in text
+    assert f"Tokens in the whole run {5 * 2 * mean:,.0f}" in text
+    assert "Examples cut" not in text
+    assert "4 of the first 4 examples of a stream" in text
+    assert report.summary[0].startswith("preview: the first 4 examples")
+
+
 def test_what_the_counts_of_the_step_say(session):
     _, lines, html = previewed(session("steps.preview.max_samples=3", "steps.preview.on_page=2", "steps.preview.in_terminal=0"))
     assert len(lines) == 3
@@ -240,7 +260,6 @@ def test_examples_are_spread():
     assert spread("abcdefgh", 4) == [(1, "a"), (3, "c"), (5, "e"), (7, "g")]
     assert spread("ab", 4) == [(1, "a"), (2, "b")]
     assert spread("ab", 0) == []
-    assert spread(iter("abc"), 2) == [(1, "a"), (2, "b")]
 
 
 def test_only_the_first_process_writes(session, monkeypatch):

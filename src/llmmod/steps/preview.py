@@ -24,7 +24,7 @@ from llmmod.render.certificate import certify
 from llmmod.render.conversation import Conversation
 from llmmod.render.finding import Finding
 from llmmod.schema.step import PreviewConf
-from llmmod.steps.preview_figures import Figures, Measured, examples_of, measured
+from llmmod.steps.preview_figures import STREAMED, Figures, Measured, examples_of, measured
 from llmmod.steps.preview_page import Contents, Example, IdRow, Verdict, page
 from llmmod.steps.preview_terminal import show
 from llmmod.steps.preview_tiles import counted, tiles
@@ -55,8 +55,8 @@ class Preview:
         if rank() != 0:
             return StepReport()
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
-        texts, rows = TokenTexts(tokenizer, render.stop_ids), examples_of(splits.train)
-        numbers = measured(splits.train, session.conf(self.name, "training"), smoke=session.root.smoke, packs=_PACKS)
+        texts, rows = TokenTexts(tokenizer, render.stop_ids), examples_of(splits.train, streamed=max(STREAMED, self.conf.max_samples))
+        numbers = measured(splits.train, rows, session.conf(self.name, "training"), smoke=session.root.smoke, packs=_PACKS)
         judged = self._verdict(session, render, tokenizer)
         examples = [_example(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
         directory = session.step_dir(self.name)
@@ -69,10 +69,10 @@ class Preview:
         return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
 
     def _verdict(self, session: Any, render: Any, tokenizer: Any) -> Verdict:
-        """The certificate's, on the first rows too, unless the user's own code makes the dataset."""
+        """The certificate's, on the first rows too, unless the user's own code makes the dataset, or it is a mixture of several."""
         conf, root = session.conf(self.name, "dataset"), session.root
         rows: dict[str, Conversation] = {}
-        if locate(conf._target_) is load_splits:
+        if locate(conf._target_) is load_splits and not conf.mix:
             training = open_dataset(conf, hub=root.hub, smoke=root.smoke).training
             rows = {str(place): conversation for place, conversation in islice(training, PROVED)}
         return verdict(certify(render, tokenizer, rows), rows=len(rows), mask_prompt=conf.mask_prompt)
@@ -82,7 +82,7 @@ class Preview:
         rehearsal = [("smoke", "true: a rehearsal, with a few rows and a small tokenizer")] if session.root.smoke else []
         return Contents(
             title=report.name,
-            lines=[f"{counted(report.rows, 'row')} of {report.source}, read as {report.format}"],
+            lines=[report.lines()[0].removeprefix(f"{report.name}: ")],
             choices=[*parts, ("stage", session.conf(self.name, "training").stage), *rehearsal],
             verdict=judged,
             tiles=tiles(report, numbers),
@@ -97,6 +97,8 @@ class Preview:
     def _summary(self, numbers: Measured, directory: Path) -> list[str]:
         figures, steps = numbers.figures, numbers.plan.steps
         told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens, {figures.trained_share:.0%} of them trained"
+        if not figures.complete:
+            told = f"the first {told}"
         if steps is not None:
             told += f"; {counted(steps, 'optimizer step')}"
         return [f"{self.name}: {told}", f"{self.name}: the page is {directory / _PAGE}"]
@@ -123,16 +125,14 @@ def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True)
 
 
 def spread(items: Any, wanted: int) -> list[tuple[int, Any]]:
-    """Up to `wanted` items with their numbers, from 1 on: evenly spread, since neighbours are often alike; the first of a stream."""
-    if not hasattr(items, "__len__"):
-        return list(enumerate(islice(items, wanted), start=1))
+    """Up to `wanted` items with their numbers, from 1 on: evenly spread, since neighbours are often alike."""
     count = min(wanted, len(items))
     return [(place * len(items) // count + 1, items[place * len(items) // count]) for place in range(count)]
 
 
 def _which(shown: int, figures: Figures) -> str:
     if not figures.complete:
-        return f"The first {shown} examples of a stream"
+        return f"{shown} of the first {figures.examples:,} examples of a stream"
     return f"All {shown} examples" if shown == figures.examples else f"{shown} of {figures.examples:,} examples, evenly spread"
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
+from datasets import Dataset
 
 from llmmod.data.packed import Packed
 from llmmod.ranks import world_size
@@ -18,7 +19,7 @@ from llmmod.render.encode import IGNORED
 from llmmod.stages.arguments import SMOKE_BATCH, SMOKE_STEPS
 
 _ROWS = 1000  # read together
-STREAMED = 1000  # rows of a streamed dataset that are measured; it may have no end
+STREAMED = 1000  # examples of a stream that are measured; it may have no end
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ class Figures:
         return round(median(self.lengths)) if self.lengths else 0
 
 
-def measure(train: Any) -> Figures:
-    """The figures of a datasets.Dataset or IterableDataset with columns input_ids and labels."""
-    complete = hasattr(train, "__len__")
-    tables = train.with_format("arrow").iter(batch_size=_ROWS)
+def measure(examples: Any, *, complete: bool = True) -> Figures:
+    """The figures of a datasets.Dataset with columns input_ids and labels.
+
+    Args:
+        examples: one a row.
+        complete: whether these are all.
+    """
     lengths: list[int] = []
     trained = 0
-    for table in tables if complete else islice(tables, STREAMED // _ROWS):
+    for table in examples.with_format("arrow").iter(batch_size=_ROWS):
         labels = pc.list_flatten(table["labels"])
         lengths += pc.list_value_length(table["input_ids"]).to_pylist()
         trained += pc.sum(pc.not_equal(labels, IGNORED)).as_py() or 0
@@ -93,8 +97,10 @@ def packs_of(train: Any, shown: int) -> Packs | None:
     return Packs(len(train), train.capacity, train.fill, [train[row]["seq_lengths"] for row in range(min(shown, len(train)))])
 
 
-def examples_of(train: Any) -> Any:
-    """The examples of a dataset, one a row, whether it packs them or not."""
+def examples_of(train: Any, *, streamed: int = STREAMED) -> Any:
+    """The examples of a dataset, one a row, whether it packs them or not; of a stream the first `streamed`, read once."""
+    if not hasattr(train, "__len__"):
+        return Dataset.from_list(list(islice(train, streamed)))
     return train.examples if isinstance(train, Packed) else train
 
 
@@ -152,17 +158,18 @@ class Measured(NamedTuple):
     plan: Plan
 
 
-def measured(train: Any, conf: Any, *, smoke: bool, packs: int) -> Measured:
+def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int) -> Measured:
     """The numbers of training data.
 
     Args:
         train: a dataset with columns input_ids and labels, packed or not, streamed or not.
+        examples: its examples, as `examples_of` has them.
         conf: a StageConf, `training.*` as plain Python.
         smoke: whether this is a rehearsal.
         packs: rows of a packed dataset that are looked at one by one, at most.
     """
-    figures = measure(examples_of(train))
-    return Measured(figures, packs_of(train, packs), plan(conf, len(train) if figures.complete else None, smoke=smoke))
+    count = len(train) if hasattr(train, "__len__") else None
+    return Measured(measure(examples, complete=count is not None), packs_of(train, packs), plan(conf, count, smoke=smoke))
 
 
 def _devices(conf: Any) -> int:

@@ -15,8 +15,14 @@ def tiles(report: DataReport, measured: Measured) -> list[Tile]:
         measured: the data's numbers.
     """
     figures, packs, plan = measured
-    of_data = [_examples(report, figures), _tokens(figures), _lengths(report, figures), _fitting(report)]
-    return [*of_data, *([_packs(packs, figures)] if packs else []), _steps(plan), _run(figures, plan)]
+    of_data = [_examples(report, figures), _tokens(figures), _lengths(report, figures)]
+    return [
+        *of_data,
+        *([_fitting(report)] if figures.complete else []),
+        *([_packs(packs, figures)] if packs else []),
+        _steps(plan),
+        _run(figures, plan),
+    ]
 
 
 def counted(number: int, noun: str) -> str:
@@ -25,15 +31,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def _examples(report: DataReport, figures: Figures) -> Tile:
-    count = report.train.examples or figures.examples
-    notes = [f"from {counted(report.rows, 'row')}; {report.eval.examples:,} held out to validate with"]
-    if report.skipped:
-        notes.append(f"{counted(report.skipped, 'bad row')} left out; the first: {report.reasons[0]}")
-    return Tile("Examples to train on", f"{count:,}", notes, warns=bool(report.skipped))
+    held = f"{report.eval.examples:,} held out to validate with"
+    value, note = (f"{figures.examples:,}", f"from {counted(report.rows, 'row')}; {held}") if figures.complete else ("a stream", held)
+    bad = [f"{counted(report.skipped, 'bad row')} left out; the first: {report.reasons[0]}"] if report.skipped else []
+    return Tile("Examples to train on", value, [note, *bad], warns=bool(bad))
 
 
 def _tokens(figures: Figures) -> Tile:
-    of = "" if figures.complete else f" in the first {counted(figures.examples, 'example')}"
+    of = "" if figures.complete else f" of the first {counted(figures.examples, 'example')}"
     trained = f"{figures.trained_share:.0%} of them trained: {figures.trained_tokens:,}"
     return Tile("Tokens" + of, f"{figures.tokens:,}", [trained], share=figures.trained_share)
 
