@@ -24,7 +24,7 @@ REFUSED = {
     "option with nothing near": ("model=zzz", f"model=zzz: no such option. Allowed: {MODELS}."),
     "misspelt group": ("modle=chatglm2", "modle: no such key or group. Did you mean 'model'?"),
     "key without its part": ("learning_rate=1", "learning_rate: no such key or group. Did you mean 'training.learning_rate'?"),
-    "key in the wrong part": ("model.learning_rate=1", "model.learning_rate: no such field. Did you mean 'training.learning_rate'?"),
+    "key in the wrong part": ("dataset.learning_rate=1", "dataset.learning_rate: no such field. Did you mean 'training.learning_rate'?"),
     "another option's key": (
         "steps.predict.max_shard_size=5GB",
         "steps.predict.max_shard_size: no such field with step=predict. It belongs to step=export.",

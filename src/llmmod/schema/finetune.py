@@ -44,6 +44,6 @@ class LoraConf(LoraConfig, FinetuneConf):
 
     _target_: str = "llmmod.models.adapt.add_lora"
     # Adapters start from zero and take about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
-    learning_rate: float = "${model.lora_learning_rate}"  # type: ignore[assignment]
+    learning_rate: float = 2e-4
     loraplus_lr_ratio: float | None = None  # LoRA+ (Hayou et al. 2024): matrices B learn so many times as fast as A; None: alike
     target_modules: Any = "${model.lora_targets}"  # module names, or all-linear
