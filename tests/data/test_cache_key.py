@@ -258,9 +258,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
         return build(*args, **kwargs)
 
     write(ROWS[:9])
-    monkeypatch.setattr(examples, "build_dataset", meanwhile)
-    assert not hits()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "build_dataset", meanwhile)
+        assert not hits()
     write(ROWS[:9])
     assert not hits()
 

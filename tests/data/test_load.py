@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -258,3 +259,82 @@ def test_more_processes_change_nothing(load, monkeypatch):
     monkeypatch.setattr(build_module, "BATCH", 7)
     write(ROWS)
     assert load(num_proc=2, val_size=4).train.to_dict() == load(val_size=4).train.to_dict()
+
+
+def streamed(load, **conf):
+    return load(streaming=True, buffer_size=1, **conf)
+
+
+def test_streamed_examples_are_those_of_the_same_rows_over_and_over(load):
+    write(ROWS)
+    expected = load().train.to_list()
+    assert list(islice(streamed(load).train, 33)) == [*expected, *expected[:3]]
+
+
+def test_a_stream_holds_out_the_first_rows(load, trained_text):
+    write(ROWS)
+    splits = streamed(load, val_size=5, max_samples=8)
+    assert answers(splits.eval_conversations) == [f"Answer {n}." for n in range(1, 6)]
+    assert len(splits.eval) == 5
+    trained = [trained_text(example).removesuffix("<|im_end|>") for example in islice(splits.train, 4)]
+    assert trained == ["Answer 6.", "Answer 7.", "Answer 8.", "Answer 6."]
+
+
+def test_a_stream_is_shuffled_by_the_seed(load):
+    write(ROWS)
+    first, same, other = (list(islice(load(streaming=True, seed=seed).train, 30)) for seed in (1, 1, 2))
+    assert first == same != other
+
+
+def test_a_stream_may_have_files_of_its_own_to_validate_with(load):
+    write(ROWS)
+    write(ROWS[:3], "held.jsonl")
+    splits = streamed(load, val_files="held.jsonl")
+    assert answers(splits.eval_conversations) == ["Answer 1.", "Answer 2.", "Answer 3."]
+    assert list(islice(splits.train, 30)) == load().train.to_list()
+
+
+def test_what_is_said_of_a_stream(load, caplog):
+    write(ROWS)
+    with caplog.at_level(logging.INFO):
+        streamed(load, val_size=2)
+    read_as = "alpaca (found by the columns): prompt=instruction, response=output"
+    said = f"mine: rows of x.json, read as {read_as}, while training; 2 to validate with"
+    assert said in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"val_size": 0.1}, "dataset.val_size: 0.1, but a streamed dataset has no known length to take a fraction of."),
+        ({"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on."),
+    ],
+    ids=["fraction", "all"],
+)
+def test_what_cannot_be_held_out_of_a_stream(load, conf, message):
+    write(ROWS)
+    with pytest.raises(ConfigError) as error:
+        streamed(load, **conf)
+    assert str(error.value).startswith(message)
+
+
+def test_a_bad_row_ends_a_stream_at_once_where_it_stands_among_the_first(load):
+    write(without("output", 17))
+    with pytest.raises(DataError, match="row 17, column 'output': missing"):
+        streamed(load)
+
+
+def test_a_bad_row_far_on_ends_a_stream_when_it_is_read_or_is_left_out(load, monkeypatch):
+    monkeypatch.setattr("llmmod.data.streamed.CHECKED", 5)
+    monkeypatch.setattr("llmmod.data.stream.BATCH", 5)
+    write(without("output", 17))
+    with pytest.raises(DataError, match="row 17, column 'output': missing"):
+        list(islice(streamed(load).train, 20))
+    assert len(list(islice(streamed(load, on_bad_row=OnBadRow.skip).train, 40))) == 40
+
+
+def test_a_rehearsal_streams_a_few_rows(load):
+    write(ROWS)
+    splits = streamed(load, smoke=True, val_size=20)
+    assert len(splits.eval) == 4
+    assert len({tuple(example["input_ids"]) for example in islice(splits.train, 50)}) == 8

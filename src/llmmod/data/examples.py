@@ -7,7 +7,7 @@ a twentieth to the time (measured: 19 µs a row to read and check, 340 to do all
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,11 @@ class Making:
         aside: list[Placed] = []
         train = self._built(_set_aside(training, held, aside), directory / _TRAIN, purpose="train on")
         aside += validating or ()
-        evaluation = self._built(aside, directory / _EVAL, purpose="validate with") if aside else None
-        made = evaluation.made if evaluation else []
-        _write_conversations(directory / _CONVERSATIONS, [row[1] for row, examples in zip(aside, made, strict=True) if examples])
-        bad += train.faults + (evaluation.faults if evaluation else Faults())
+        bad += train.faults
+        evaluation, conversations = self.validation(aside, directory / _EVAL, bad)
+        _write_conversations(directory / _CONVERSATIONS, conversations)
         account = {
-            "rows": len(train.made) + len(made),
+            "rows": len(train.made) + len(aside),
             "skipped": len(bad),
             "reasons": [str(fault) for fault in bad.first],
             "train": asdict(train.counts),
@@ -87,6 +86,23 @@ class Making:
         ]
         assert datasets[0] is not None, "write never leaves it out"
         return Splits(datasets[0], datasets[1], list(_read_conversations(directory / _CONVERSATIONS)), report)
+
+    def validation(self, rows: Sequence[Placed], path: Path, bad: Faults) -> tuple[Built | None, list[Conversation]]:
+        """The examples of held-out rows, and the conversations that they were made of; None where no row is held out.
+
+        Args:
+            rows: those held out.
+            path: the Arrow file that the examples are written to.
+            bad: what is wrong with rows that are left out is added to it.
+
+        Raises:
+            DataError: a row is wrong, or none is left.
+        """
+        if not rows:
+            return None, []
+        built = self._built(rows, path, purpose="validate with")
+        bad += built.faults
+        return built, [conversation for (_, conversation), examples in zip(rows, built.made, strict=True) if examples]
 
     def _held(self, count: int) -> frozenset[int]:
         conf = self.opened.conf

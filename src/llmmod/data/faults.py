@@ -29,5 +29,7 @@ class Faults:
         self.count += 1
         self.first += [fault] if len(self.first) < SHOWN else []
 
-    def __add__(self, other: Faults) -> Faults:
-        return Faults(self.count + other.count, [*self.first, *other.first][:SHOWN])
+    def __iadd__(self, other: Faults) -> Faults:
+        self.count += other.count
+        self.first = [*self.first, *other.first][:SHOWN]
+        return self

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-from datasets import Dataset, DownloadConfig
+from datasets import Dataset, DownloadConfig, IterableDataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -29,7 +29,9 @@ TIMEOUT_S = 5.0
 _LOCAL = "Give a file or directory of this machine: dataset.path=/path/to/data.jsonl"
 
 
-def load_table(path: str, *, subset: str | None, data_files: Any, split: str, hub: HubConf) -> Dataset:
+def load_table(
+    path: str, *, subset: str | None, data_files: Any, split: str, hub: HubConf, streaming: bool = False
+) -> Dataset | IterableDataset:
     """A split of a dataset on the hub.
 
     Args:
@@ -38,6 +40,7 @@ def load_table(path: str, *, subset: str | None, data_files: Any, split: str, hu
         data_files: files of that repository, or addresses.
         split: which rows.
         hub: how downloads are made.
+        streaming: whether rows are downloaded while they are read.
 
     Raises:
         ConfigError: no such dataset, no such split, or no network and nothing in the cache; within seconds.
@@ -45,7 +48,8 @@ def load_table(path: str, *, subset: str | None, data_files: Any, split: str, hu
     """
     set_proxies(hub.proxies)
     unreachable = None if hub.offline or path in BUILDERS else _asked(path, hub)
-    asked = {"split": split, "cache_dir": hub.cache_dir, "token": hub.token, "download_config": _download_config(hub)}
+    asked: dict[str, Any] = {"split": split, "cache_dir": hub.cache_dir, "token": hub.token, "download_config": _download_config(hub)}
+    asked |= {"streaming": True} if streaming else {}
     with _offline(hub.offline or unreachable is not None):
         try:
             table = datasets.load_dataset(path, subset, data_files=data_files, **asked)

@@ -13,9 +13,11 @@ from typing import Any
 from llmmod.data.cache import Cache, cache_directory
 from llmmod.data.cache_key import cache_key
 from llmmod.data.examples import Making
+from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.opened import open_dataset
 from llmmod.data.readings import Readings
 from llmmod.data.splits import DataReport, Splits
+from llmmod.data.streamed import stream_splits
 from llmmod.data.tokenize import Tokenizing
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.certificate import certify
@@ -47,23 +49,39 @@ def load_splits(
         DataError: a file or a row is wrong.
     """
     _check(conf)
-    opened = open_dataset(conf, hub=hub, smoke=smoke)
+    of_mix = shares(conf)
+    makings = [_making(share.conf, render, tokenizer, seed=seed, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in of_mix]
     if verify is not None:
-        _prove(render, tokenizer, opened.training, verify)
-    tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt)
-    making = Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)
-    splits = _made(making, Cache(cache_directory(hub.cache_dir) / "examples"))
+        for making in makings:
+            _prove(render, tokenizer, making.opened.training, verify)
+    weights = [share.weight for share in of_mix]
+    if conf.streaming:
+        splits = stream_splits(conf, makings, weights, _directory_for_now())
+    else:
+        cache = Cache(cache_directory(hub.cache_dir) / "examples")
+        parts = [_made(making, cache) for making in makings]
+        splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
     _tell(splits.report)
     return splits
+
+
+def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
+    tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt)
+    try:
+        _check(conf)
+        opened = open_dataset(conf, hub=hub, smoke=smoke)
+    except ConfigError as error:
+        raise within_mix(error, conf.name) if mixed else error from error.__cause__
+    return Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)
 
 
 def _check(conf: DatasetConf) -> None:
     """Refuse what contradicts itself or isn't there yet."""
     ways = [f"dataset.{name}" for name in ("val_size", "val_files", "val_split") if getattr(conf, name)]
     problems = [Problem(" and ".join(ways), "more than one way to hold examples out", do="Keep one of them")] if len(ways) > 1 else []
-    for name in ("streaming", "packing", "mix"):
-        if getattr(conf, name):
-            problems.append(Problem(f"dataset.{name}", "set, but this version can't do it yet", do=f"Leave dataset.{name} out"))
+    problems += check_mix(conf)
+    if conf.packing:
+        problems.append(Problem("dataset.packing", "set, but this version can't do it yet", do="Leave dataset.packing out"))
     if problems:
         raise ConfigError(problems)
 
@@ -89,11 +107,17 @@ def _made(making: Making, cache: Cache) -> Splits:
 
 
 def _made_for_now(making: Making) -> Splits:
-    """The examples in a directory that goes with this process."""
-    directory = Path(tempfile.mkdtemp(prefix="llmmod-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    """The examples in a directory of their own."""
+    directory = _directory_for_now()
     making.write(directory)
     return making.read(directory)
+
+
+def _directory_for_now() -> Path:
+    """A directory that goes with this process."""
+    directory = Path(tempfile.mkdtemp(prefix="llmmod-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def _prove(render: Any, tokenizer: Any, rows: Readings, name: str) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from llmmod.data.hub import load_table
 from llmmod.data.row import described, first_line
-from llmmod.data.sources import BY_BUILDER, BY_SUFFIX, Files, Source, Table, take_split
+from llmmod.data.sources import BY_BUILDER, BY_SUFFIX, Files, Source, Streamed, Table, take_split
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.paths import PACKAGE, find_files, resolve_path, shown
 from llmmod.schema.model import HubConf
@@ -31,6 +31,7 @@ def open_source(
     subset: str | None = None,
     split: str = "train",
     key: str = "dataset.data_files",
+    streaming: bool = False,
 ) -> Source:
     """The rows that a configuration names.
 
@@ -41,6 +42,7 @@ def open_source(
         subset: a hub dataset's configuration name.
         split: which rows, by the grammar of `datasets`.
         key: the key `data_files` was typed for.
+        streaming: whether what is on the hub is downloaded while it is read.
 
     Raises:
         ConfigError: nothing is there.
@@ -49,7 +51,7 @@ def open_source(
     if path is None and not data_files:
         raise ConfigError(Problem("dataset.path", "there is no data to read", do="Set dataset.path or dataset.data_files"))
     if data_files and _is_remote(data_files):
-        return _on_hub(path or _builder_of(data_files), data_files, subset=subset, split=split, hub=hub)
+        return _on_hub(path or _builder_of(data_files), data_files, subset=subset, split=split, hub=hub, streaming=streaming)
     if path is None or (path in BY_BUILDER and data_files):
         return take_split(_splits_of_files(data_files, BY_BUILDER.get(path or ""), key=key), split)
     if path in BY_BUILDER and not Path(path).exists():
@@ -61,12 +63,14 @@ def open_source(
         if data_files and PACKAGE in str(data_files):
             found = f"'{path}' is on the hub, and dataset.data_files is not: {data_files}"
             raise ConfigError(Problem("dataset.path", found, do=_ONE_OF_THEM))
-        return _on_hub(path, data_files, subset=subset, split=split, hub=hub)
+        return _on_hub(path, data_files, subset=subset, split=split, hub=hub, streaming=streaming)
     return take_split({"train": _files(path, None, key="dataset.path")}, split)
 
 
-def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf) -> Source:
-    return Table(f"{path} [{split}]", load_table(path, subset=subset, data_files=data_files, split=split, hub=hub))
+def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf, streaming: bool) -> Source:
+    table = load_table(path, subset=subset, data_files=data_files, split=split, hub=hub, streaming=streaming)
+    name = f"{path} [{split}]"
+    return Streamed(name, table) if isinstance(table, IterableDataset) else Table(name, table)
 
 
 def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source]:

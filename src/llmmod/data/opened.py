@@ -53,7 +53,9 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool) -> Opened:
 
 
 def _open(conf: DatasetConf, hub: HubConf) -> Source:
-    return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub)
+    return open_source(
+        conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=conf.streaming
+    )
 
 
 def _validating(conf: DatasetConf, hub: HubConf, smoke: bool) -> Readings | None:

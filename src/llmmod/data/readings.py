@@ -33,7 +33,15 @@ class Readings:
     limit: int | None = None
 
     def __iter__(self) -> Iterator[tuple[Place, Conversation]]:
-        return islice(self._all(Faults()), self.limit)
+        return self.read(Faults())
+
+    def read(self, bad: Faults) -> Iterator[tuple[Place, Conversation]]:
+        """The conversations; what is wrong with the rows that are left out is added to `bad` on the way.
+
+        Raises:
+            DataError: a bad row where none may be left out.
+        """
+        return islice(self._all(bad), self.limit)
 
     def survey(self) -> tuple[int, Faults]:
         """How many conversations there are, and what is wrong with the rows that are left out.
@@ -42,7 +50,7 @@ class Readings:
             DataError: a bad row where none may be left out, or no good one.
         """
         bad = Faults()
-        count = sum(1 for _ in islice(self._all(bad), self.limit))
+        count = sum(1 for _ in self.read(bad))
         if not count:
             skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
             raise DataError(Problem(self.source.name, skipped))

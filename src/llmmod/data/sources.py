@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from datasets import Dataset, ReadInstruction
+from datasets import Dataset, IterableDataset, ReadInstruction
 
 from llmmod.data.read_json import read_json
 from llmmod.data.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv
@@ -81,6 +81,23 @@ class Table:
             for values in zip(*columns.values(), strict=True):
                 number += 1
                 yield Place(self.name, number), dict(zip(columns, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The rows of a `datasets.IterableDataset`, downloaded each time they are read.
+
+    Args:
+        name: what it is called, e.g. a hub id.
+        dataset: the rows.
+    """
+
+    name: str
+    dataset: IterableDataset
+
+    def __iter__(self) -> Iterator[Placed]:
+        for number, row in enumerate(self.dataset, start=1):
+            yield Place(self.name, number), row
 
 
 @dataclass(frozen=True)

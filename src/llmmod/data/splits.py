@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from llmmod.render.conversation import Conversation
 
@@ -55,6 +55,7 @@ class DataReport:
         cutoff_len: tokens.
         train: of the training examples.
         eval: of the validation examples.
+        streamed: whether training examples are made while training, so that nobody knows their number; `rows` are those held out.
         packed_rows: rows that the training examples were packed into; 0: they weren't.
         fill: the part of those rows' positions that holds tokens.
     """
@@ -68,6 +69,7 @@ class DataReport:
     train: Counts
     eval: Counts = field(default_factory=Counts)
     reasons: Sequence[str] = ()
+    streamed: bool = False
     packed_rows: int = 0
     fill: float = 0.0
 
@@ -93,11 +95,14 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The account, a line each for rows and examples."""
+        held = f"{self.eval.examples} to validate with"
+        if self.streamed:
+            return [f"{self.name}: rows of {self.source}, read as {self.format}, while training; {held}"]
         packed = f"packed into {self.packed_rows} rows of {self.cutoff_len} tokens, {self.fill:.1%} of them filled"
         return [
             f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
             f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; "
-            f"{self.eval.examples} to validate with",
+            f"{held}",
             *([packed] if self.packed_rows else []),
         ]
 
@@ -121,13 +126,13 @@ class Splits:
 
     Args:
         train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 where nothing is trained. Packed: each
-            row is several examples, and `seq_lengths` says how many tokens each has.
+            row is several examples, and `seq_lengths` says how many tokens each has. Streamed: without a length or an end.
         eval: the same for validation, never packed, None where nothing is held out.
         eval_conversations: the conversations that `eval` was made of, in the same order.
         report: an account.
     """
 
-    train: Dataset | Packed
+    train: Dataset | Packed | IterableDataset
     eval: Dataset | None
     eval_conversations: Sequence[Conversation]
     report: DataReport

@@ -40,6 +40,13 @@ class CutoffPolicy(StrEnum):
     drop = "drop"
 
 
+class MixStopping(StrEnum):
+    """When a mix of datasets ends: where one has no more (`first_exhausted`), or once all have been read, some of them again."""
+
+    first_exhausted = "first_exhausted"
+    all_exhausted = "all_exhausted"
+
+
 class TrainOn(StrEnum):
     """Which assistant turns of a conversation are trained."""
 

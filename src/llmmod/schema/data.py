@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llmmod.schema.base import Bos, CutoffPolicy, OnBadRow, TrainOn
+from llmmod.schema.base import Bos, CutoffPolicy, MixStopping, OnBadRow, TrainOn
 
 
 @dataclass
@@ -25,6 +25,24 @@ class ColumnsConf:
     rejected: str | None = None
     label: str | None = None
     tools: str | None = None
+
+
+@dataclass
+class MixedConf:
+    """`dataset.mix.<name>.*`: one of several datasets. What is None, `dataset` says for all of them."""
+
+    weight: float = 1.0  # how many of its conversations there are to those of the others
+    path: str | None = None
+    data_files: Any = None
+    subset: str | None = None
+    split: str = "train"
+    format: Any = None
+    columns: ColumnsConf = field(default_factory=ColumnsConf)
+    system: str | None = None
+    max_samples: int | None = None
+    val_size: float | None = None
+    val_files: Any = None
+    val_split: str | None = None
 
 
 @dataclass
@@ -54,7 +72,8 @@ class DatasetConf:
     seed: int | None = None  # of the validation split; None: the run's seed
     num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
     cache: bool = True  # keep the examples and find them again, in ~/.cache/llmmod, hub.cache_dir or $LLMMOD_CACHE
-    mix: dict[str, Any] = field(default_factory=dict)  # name -> a dataset of its own with its weight
+    mix: dict[str, Any] = field(default_factory=dict)  # name -> a MixedConf, one of several datasets, instead of path and data_files
+    mix_stopping: MixStopping = MixStopping.first_exhausted  # when one has no more, or once all have been read through
 
 
 @dataclass

@@ -1,0 +1,96 @@
+"""Examples made while training asks for them: rows are read, shuffled through a buffer, rendered and encoded, and start anew at their end.
+
+The stream has no end, so that a training resumed after n batches is where it was: transformers (5.23) skips the batches it has taken, and
+would skip too few if they were more than one pass over the data. Each pass is drawn from the seed and its number.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, TypeVar
+
+from datasets import DatasetInfo, Features, IterableDataset, List, Value
+from datasets.iterable_dataset import ExamplesIterable
+
+from llmmod.data.faults import Faults
+from llmmod.data.tokenize import Placed, Tokenizing
+from llmmod.errors import DataError, Problem
+
+log = logging.getLogger(__name__)
+
+BATCH = 256  # conversations rendered and encoded together: enough for the tokenizer, and no long wait for the first of them
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples without end.
+
+    Args:
+        name: of the dataset, for messages.
+        rows: one pass over the conversations; what is wrong with bad rows is added to what it is given.
+        tokenizing: how they become examples.
+        buffer_size: conversations among which the next is drawn.
+        seed: of the draw.
+        skip: whether bad rows are left out.
+    """
+
+    name: str
+    rows: Callable[[Faults], Iterator[Placed]]
+    tokenizing: Tokenizing
+    buffer_size: int
+    seed: int
+    skip: bool = False
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        for epoch in count():
+            bad = Faults()
+            made = 0
+            for example in self._epoch(epoch, bad):
+                made += 1
+                yield example
+            if not made:
+                told = f"; {len(bad)} rows can't be used, the first: {bad.first[0]}" if bad else ""
+                raise DataError(Problem(self.name, f"no example is left to train on{told}"))
+            if epoch == 0 and bad:
+                log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
+
+    def _epoch(self, epoch: int, bad: Faults) -> Iterator[dict[str, list[int]]]:
+        rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
+        while batch := list(islice(rows, BATCH)):
+            for made in self.tokenizing.batch(batch):
+                if made.fault is not None:
+                    if not self.skip:
+                        raise made.fault
+                    bad.add(made.fault)
+                for example in made.examples:
+                    if not example.dropped:
+                        yield example.encoded._asdict()
+
+
+def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
+    """The items, each drawn from those that fill a buffer."""
+    buffer = list(islice(items, buffer_size))
+    for item in items:
+        place = draw.randrange(buffer_size)
+        yield buffer[place]
+        buffer[place] = item
+    draw.shuffle(buffer)
+    yield from buffer
+
+
+def as_dataset(stream: Any) -> IterableDataset:
+    """The dataset of a stream's examples, columns `input_ids` and `labels`; one worker of a data loader reads it, whatever their number."""
+    ids = List(Value("int32"))
+    # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
+    examples = ExamplesIterable(_numbered, {"stream": stream})
+    return IterableDataset(examples, info=DatasetInfo(features=Features({"input_ids": ids, "labels": ids})))
+
+
+def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(stream)

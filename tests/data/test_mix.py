@@ -1,0 +1,136 @@
+"""Several datasets as one: whose turn it is, when it ends, and what each keeps for itself."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import pytest
+
+from llmmod.data.load import load_splits
+from llmmod.data.mix import take_turns
+from llmmod.errors import ConfigError
+from llmmod.schema.base import MixStopping
+from llmmod.schema.data import DatasetConf
+from llmmod.schema.model import HubConf
+
+FIRST, ALL = MixStopping.first_exhausted, MixStopping.all_exhausted
+
+
+def turns(*texts, weights, stopping):
+    return "".join(take_turns([lambda text=text: iter(text) for text in texts], weights, stopping))
+
+
+@pytest.mark.parametrize(
+    ("texts", "weights", "stopping", "expected"),
+    [
+        (["abc", "xyz"], [1, 1], FIRST, "axbycz"),
+        (["abcdef", "xyz"], [2, 1], FIRST, "abxcdyefz"),
+        # It is a's turn, and a has no more.
+        (["ab", "xyz"], [1, 1], FIRST, "axby"),
+        (["ab", "xyz"], [1, 1], ALL, "axbyaz"),
+        (["a", "xyz"], [1, 1], ALL, "axayaz"),
+        (["abcd", "x"], [3, 1], FIRST, "abcxd"),
+        (["abc"], [0.5], ALL, "abc"),
+        # By hand: after n turns of a and m of x, a is next where (n + 1) / 0.75 <= (m + 1) / 0.25.
+        (["aaaaaa", "xx"], [0.75, 0.25], FIRST, "aaaxaaax"),
+    ],
+)
+def test_whose_turn_it_is(texts, weights, stopping, expected):
+    assert turns(*texts, weights=weights, stopping=stopping) == expected
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [5, 2, 1], [0.7, 0.2, 0.1]], ids=str)
+def test_of_any_first_items_each_source_has_its_share(weights):
+    seen = "".join(islice(take_turns([lambda c=c: iter(c * 1000) for c in "abc"], weights, FIRST), 200))
+    for length in range(1, 201):
+        for name, weight in zip("abc", weights, strict=True):
+            assert abs(seen[:length].count(name) - length * weight / sum(weights)) <= 1.5
+
+
+ALPACA = [{"instruction": f"q{n}", "output": f"alpaca {n}"} for n in range(6)]
+CHATS = [{"chat": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"chat {n}"}]} for n in range(9)]
+MIX = {
+    "chats": {"path": "chats.json", "format": "messages", "columns": {"messages": "chat"}, "weight": 2.0},
+    "alpaca": {"path": "alpaca.json", "system": "Be brief."},
+}
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch, chatml, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("alpaca", ALPACA), ("chats", CHATS)):
+        with open(f"{name}.json", "w") as file:
+            json.dump(rows, file)
+
+    def loaded(mix=MIX, **conf):
+        conf = DatasetConf(name="both", mix=mix, **conf)
+        return load_splits(conf, render=chatml, tokenizer=tiny_tokenizer, seed=0, hub=HubConf())
+
+    return loaded
+
+
+@pytest.fixture
+def answers(trained_text):
+    return lambda examples: [trained_text(example).removesuffix("<|im_end|>") for example in examples]
+
+
+# The chats end with the ninth, and it would be their turn again.
+MIXED = [f"chat {n}" for n in range(9)]
+for place in (2, 5, 8, 11):
+    MIXED.insert(place, f"alpaca {place // 3}")
+
+
+def test_each_has_its_own_format_and_columns_and_system_text(load, answers, tiny_tokenizer):
+    splits = load()
+    assert answers(splits.train) == MIXED
+    systems = ["Be brief." in tiny_tokenizer.decode(example["input_ids"]) for example in splits.train]
+    assert systems == [answer.startswith("alpaca") for answer in MIXED]
+    assert splits.eval is None
+
+
+def test_streamed_it_is_the_same(load, answers):
+    assert answers(islice(load(streaming=True, buffer_size=1).train, 15)) == [*MIXED, "chat 0", "chat 1"]
+
+
+def test_all_exhausted_reads_the_shorter_anew(load, answers):
+    mixed = answers(load(mix_stopping=ALL).train)
+    assert mixed[:13] == MIXED
+    assert mixed[12:] == ["chat 8", "chat 0", "alpaca 4", "chat 1", "chat 2", "alpaca 5"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_validation_is_taken_from_each(load, answers, streaming):
+    splits = load(MIX | {"alpaca": MIX["alpaca"] | {"val_size": 2}}, val_size=3, streaming=streaming)
+    held = [conversation.messages[-1].content for conversation in splits.eval_conversations]
+    assert answers(splits.eval) == held
+    assert [answer.split()[0] for answer in held] == ["chat"] * 3 + ["alpaca"] * 2
+    assert not set(held) & set(answers(islice(splits.train, 8)))
+
+
+def test_the_account_is_that_of_what_is_trained(load):
+    for stopping in (FIRST, ALL):
+        splits = load(mix_stopping=stopping)
+        labels = [label for example in splits.train for label in example["labels"]]
+        report = splits.report
+        assert report.train.examples == len(splits.train)
+        assert report.tokens == len(labels)
+        assert report.trained_tokens == len(labels) - labels.count(-100)
+    assert report.rows == 15
+    assert report.lines()[0] == "both: 15 rows of chats (12 examples), alpaca (6 examples), read as messages, alpaca"
+
+
+@pytest.mark.parametrize(
+    ("mix", "conf", "message"),
+    [
+        ({"a": {"path": "none.json"}}, {}, "dataset.mix.a.path: no such file or directory: 'none.json'"),
+        ({"a": {"path": "chats.json", "format": "alpaca"}}, {}, "dataset.mix.a.columns: the format alpaca needs a column"),
+        (MIX, {"path": "chats.json"}, "dataset.path: not read with dataset.mix. Set dataset.mix.<name>.path."),
+        ({"a": {"path": "chats.json", "val_size": 1, "val_files": "alpaca.json"}}, {}, "dataset.mix.a.val_size and dataset"),
+    ],
+    ids=["file", "columns", "beside", "two ways"],
+)
+def test_what_is_wrong_is_told_by_the_key_that_was_typed(load, mix, conf, message):
+    with pytest.raises(ConfigError) as error:
+        load(mix, **conf)
+    assert str(error.value).startswith(message)
