@@ -104,6 +104,15 @@ def test_qwens_tokens_follow_its_vocabulary(loaded):
     assert (tokenizer.pad_token, tokenizer.eos_token, len(tokenizer)) == ("<|endoftext|>", "<|endoftext|>", 151851)
 
 
+def test_saved_beside_a_layout_that_stock_transformers_does_not_know(loaded, tmp_path):
+    from transformers import AutoTokenizer
+
+    loaded("baichuan2_tiny").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "baichuan"}')  # the 13B models keep it: there is no native class
+    for load in (load_tokenizer, AutoTokenizer.from_pretrained):
+        assert load(str(tmp_path))("你好，世界").input_ids == [1099, 2590, 237, 193, 159, 240, 158, 149]
+
+
 @pytest.mark.parametrize(
     ("name", "class_name"),
     [("baichuan2_tiny", "BaichuanTokenizer"), ("baichuan2_tiny", "BaiChuanTokenizer"), ("chatglm2_tiny", "ChatGLMTokenizer")],
@@ -136,6 +145,17 @@ def test_what_tokenizer_config_says_is_kept(directory):
 def test_tokens_that_were_added_to_a_checkpoint(directory, files):
     tokenizer = load_tokenizer(str(directory("baichuan2_tiny", **files)))
     assert tokenizer("你好<|end|>").input_ids == [1099, 3000]
+
+
+def test_a_chat_template_in_a_file_is_kept(directory):
+    path = directory("baichuan2_tiny")
+    (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert load_tokenizer(str(path)).apply_chat_template([{"role": "user", "content": "你好"}], return_dict=False) == [1099]
+
+
+def test_what_a_text_begins_with_stays_whatever_is_asked_of_bos_and_eos(directory):
+    tokenizer = load_tokenizer(str(directory("chatglm2_tiny")), add_eos_token=True)
+    assert tokenizer("你好").input_ids == [3001, 3003, *raw(tokenizer, "你好")]
 
 
 def test_an_added_token_with_a_gap_before_it_is_refused(directory):
@@ -190,6 +210,9 @@ def test_rules_that_the_fast_tokenizer_has_not_got(vocabulary, oracle, tmp_path,
     assert TextEncoder(tokenizer).encode(texts) == processor.encode(texts)
     assert tokenizer("你好\n").input_ids == prefix + processor.encode("你好\n")
     assert tokenizer.decode(tokenizer("你好 😀").input_ids, skip_special_tokens=True) == "你好 😀"
+    pair = tokenizer("你好", "世界").input_ids
+    first, second = raw(tokenizer, "你好"), raw(tokenizer, "世界")
+    assert pair == [*prefix, *first, *(prefix if model_type != "chatglm" else []), *second, *([2] if model_type == "chatglm" else [])]
     saved = tmp_path / "saved"
     tokenizer.save_pretrained(saved)
     again = load_tokenizer(str(saved))

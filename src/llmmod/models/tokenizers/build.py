@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SetMinLogLevel
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -34,11 +34,14 @@ def tokenizer_of(original: Original, file: Path, fields: Mapping[str, Any]) -> A
     Raises:
         ValueError: the file can't be read.
     """
+    if original.prefix or original is QWEN:  # given, these would make transformers write a post-processor of its own
+        fields = {name: value for name, value in fields.items() if name not in ("add_bos_token", "add_eos_token")}
     if original is QWEN:
         return _of_tiktoken(file, dict(fields))
     model = read_model(file)
     if model.type == BPE and model.byte_fallback:
         rust = rust_tokenizer(model)
+        SetMinLogLevel(2)  # errors; it would warn of InternLM's piece for NUL, on standard error
         if is_exact(rust, SentencePieceProcessor(model_file=str(file)), model):
             return _fast(original, rust, dict(fields))
     log.warning("%s: the fast tokenizer can't be told its rules exactly, so SentencePiece itself is taken, which is slower.", file)
@@ -46,7 +49,6 @@ def tokenizer_of(original: Original, file: Path, fields: Mapping[str, Any]) -> A
 
 
 def _of_tiktoken(file: Path, fields: dict[str, Any]) -> PreTrainedTokenizerFast:
-    del fields["add_bos_token"]  # there is no bos
     own = {fields.get(name) for name in OWN}
     extra = [token for token in tiktoken.SPECIAL if token not in own]
     return PreTrainedTokenizerFast(tokenizer_object=tiktoken.rust_tokenizer(file), extra_special_tokens=extra, **fields)
@@ -56,7 +58,6 @@ def _fast(original: Original, rust: Tokenizer, fields: dict[str, Any]) -> PreTra
     rust.add_special_tokens([*_special(original, fields).values(), *_appended(original)])
     if not original.prefix:
         return PreTrainedTokenizerFast(tokenizer_object=rust, **fields)
-    del fields["add_bos_token"]  # given, it would make transformers write a post-processor of its own
     prefix, eos = " ".join(original.prefix), fields["eos_token"]
     ids = [(name, rust.token_to_id(name)) for name in (*original.prefix, eos)]
     rust.post_processor = processors.TemplateProcessing(single=f"{prefix} $A", pair=f"{prefix} $A $B {eos}", special_tokens=ids)
@@ -64,11 +65,12 @@ def _fast(original: Original, rust: Tokenizer, fields: dict[str, Any]) -> PreTra
 
 
 def _slow(original: Original, file: Path, fields: dict[str, Any]) -> SentencePieceTokenizer:
-    prefix = (fields["bos_token"],) if fields.pop("add_bos_token") else original.prefix
+    prefix = (fields["bos_token"],) if fields.pop("add_bos_token", False) else original.prefix
+    suffix = (fields["eos_token"],) if fields.pop("add_eos_token", False) else ()
     special = _special(original, fields)
     own = {name: special[fields[name]] for name in OWN if fields.get(name)}
     appended = {"extra_special_tokens": _appended(original)}
-    return SentencePieceTokenizer(vocab_file=str(file), prefix=prefix, **{**fields, **own, **appended, MARK: original.name})
+    return SentencePieceTokenizer(vocab_file=str(file), prefix=prefix, suffix=suffix, **{**fields, **own, **appended, MARK: original.name})
 
 
 def _special(original: Original, fields: Mapping[str, Any]) -> dict[str, AddedToken]:

@@ -46,6 +46,8 @@ def load_original(path: str, **arguments: Any) -> Any:
         return None
     given = {name: value for name, value in arguments.items() if name not in _CODE}
     kept = {name: _text(tokenizer_config[name]) for name in _KEPT if tokenizer_config.get(name) is not None}
+    if template := files.find("chat_template.jinja"):
+        kept["chat_template"] = template.read_text(encoding="utf-8")
     fields = {"model_input_names": ["input_ids", "attention_mask"], "add_bos_token": original.adds_bos}
     tokenizer = tokenizer_of(original, file, {**fields, **original.own, **original.arguments, **kept, **given})
     _add(tokenizer, _added(tokenizer_config, files.read("added_tokens.json")))

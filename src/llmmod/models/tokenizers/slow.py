@@ -24,21 +24,24 @@ class SentencePieceTokenizer(SentencePieceBackend):  # type: ignore[misc]
     """A tokenizer.model with the original's special tokens.
 
     Args:
-        prefix: tokens that each text begins with.
+        prefix: tokens that a text begins with.
+        suffix: tokens that it ends with.
         arguments: SentencePieceBackend's, and `original_tokenizer`, which is saved.
     """
 
-    def __init__(self, *, prefix: Sequence[str] = (), **arguments: Any) -> None:
-        self.prefix = tuple(prefix)
+    def __init__(self, *, prefix: Sequence[str] = (), suffix: Sequence[str] = (), **arguments: Any) -> None:
+        self.prefix, self.suffix = tuple(prefix), tuple(suffix)
         super().__init__(**arguments, legacy=True)
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
-        """The prefix and a text's ids; of a pair, LLaMA begins both, ChatGLM2 the first and ends with eos."""
-        prefix = list(self.convert_tokens_to_ids(self.prefix))
+        """A text's ids between prefix and suffix. Of a pair, LLaMA wraps both; ChatGLM2 has its prefix before the first, eos at the end."""
+        prefix, suffix = (list(self.convert_tokens_to_ids(tokens)) for tokens in (self.prefix, self.suffix))
+        first = [*prefix, *token_ids_0, *suffix]
         if token_ids_1 is None:
-            return prefix + token_ids_0
-        begins_both = self.prefix == (self.bos_token,)
-        return prefix + token_ids_0 + (prefix + token_ids_1 if begins_both else [*token_ids_1, *([self.eos_token_id] if prefix else [])])
+            return first
+        if len(prefix) > 1:
+            return [*first, *token_ids_1, self.eos_token_id]
+        return [*first, *prefix, *token_ids_1, *suffix]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of some tokens; special ones stand in it as they are spelt."""
