@@ -19,6 +19,7 @@ _HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private
 _QUANTIZATION = (
     "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
 )  # fmt: skip
+_NOT_HELD_OUT = "no examples are held out to evaluate on|Set dataset.val_size"
 _AUTO_RENDER = (
     "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
 )  # fmt: skip
@@ -38,7 +39,9 @@ RULES: tuple[Rule, ...] = (
     ("generation", _SAMPLING, _is("do_sample", False), "not read with generation.do_sample=false|Use generation=sample"),
     ("generation", _BEAMS, _is("num_beams", 1), "not read with generation.num_beams=1|Set generation.num_beams"),
     ("dataset", ("buffer_size",), _is("streaming", False), "not read with streaming=false"),
-    ("dataset", ("seed",), _is("val_size", 0), "only the split by val_size reads it|Set val_size, or seed at the root"),
+    ("dataset", ("num_proc", "cache"), _is("streaming", True), "not read with streaming=true"),
+    ("dataset", ("seed",), lambda c, k, n: not n.get("val_size") and not n.get("streaming"),
+     "only the split by val_size reads it|Set val_size, or seed at the root"),
     ("model", ("architecture",), lambda c, k, n: not c.smoke, "only a rehearsal reads it|Set smoke=true, or model.config"),
     ("model.quantization", _QUANTIZATION, _is("bits", None), "not read, since bits is null|Set bits to 4 or 8"),
     ("model.quantization", ("type", "double_quant", "quant_storage"), _is("bits", 8), "only read with bits=4"),
@@ -49,8 +52,12 @@ RULES: tuple[Rule, ...] = (
      "Choose another render"),
     ("render", ("template",), _is("_target_", "llmmod.render.template.Template"), "only render=auto reads it|Set render=auto"),
     ("training", ("num_train_epochs",), lambda c, k, n: (n.get("max_steps") or -1) > 0, "not read, since max_steps is set|Set one of them"),
-    ("training", ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end"),
-     lambda c, k, n: evaluates_nothing(c, k), "no examples are held out to evaluate on|Set dataset.val_size"),
+    # To say that nothing is evaluated where nothing is held out is no mistake.
+    ("training", ("eval_strategy", "eval_steps", "eval_delay"),
+     lambda c, k, n: n.get("eval_strategy") != "no" and evaluates_nothing(c, k), _NOT_HELD_OUT),
+    ("training", ("eval_on_start",), lambda c, k, n: bool(n.get("eval_on_start")) and evaluates_nothing(c, k), _NOT_HELD_OUT),
+    ("training", ("load_best_model_at_end",),
+     lambda c, k, n: bool(n.get("load_best_model_at_end")) and evaluates_nothing(c, k), _NOT_HELD_OUT),
     ("training", ("eval_steps",), _is("eval_strategy", "no", "epoch"), "only read with eval_strategy=steps"),
     ("training", ("eval_delay",), _is("eval_strategy", "no"), "not read with eval_strategy=no"),
     ("training", ("save_steps",), _is("save_strategy", "no", "epoch", "best"), "only read with save_strategy=steps"),
