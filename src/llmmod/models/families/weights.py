@@ -19,7 +19,7 @@ from transformers.core_model_loading import Chunk, ConversionOps, Split, WeightC
 
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
 
-_ROWS = 4096  # normalised together: a few megabytes of float32 at a time
+_ROWS = 256  # normalised together: a few megabytes of float32 at a time
 
 
 @contextmanager
