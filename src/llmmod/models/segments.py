@@ -43,6 +43,7 @@ FAMILIES: dict[str, str | None] = {
     "olmo2": None,
     "qwen3_moe": None,
     "starcoder2": None,
+    "baichuan": "its ALiBi is part of a mask over the whole row",  # of 13 billion; those of 7 billion become llama
     "bloom": _OWN_ATTENTION,
     "falcon": _OWN_ATTENTION,
 }
