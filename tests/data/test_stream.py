@@ -81,3 +81,15 @@ def test_the_dataset_of_a_stream(stream, answers):
     assert dataset.column_names == ["input_ids", "labels"]
     assert not hasattr(dataset, "__len__")
     assert answers(islice(dataset, 4)) == ["answer 0", "answer 1", "answer 2", "answer 0"]
+
+
+def test_batches_that_were_taken_are_skipped_exactly_also_past_the_end_of_the_rows(stream):
+    from accelerate import skip_first_batches
+    from torch.utils.data import DataLoader
+
+    def batches(skipped):
+        loader = DataLoader(as_dataset(stream(placed(5), buffer_size=3)), batch_size=2, collate_fn=list)
+        return islice(skip_first_batches(loader, skipped) if skipped else loader, 9 - skipped)
+
+    whole = list(batches(0))
+    assert list(batches(7)) == whole[7:]

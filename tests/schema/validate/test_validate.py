@@ -221,6 +221,10 @@ REFUSED = {
         "model.quantization.double_quant: not read, since bits is null. Set bits to 4 or 8.",
     ),
     "buffer": ("dataset.buffer_size=3", "dataset.buffer_size: not read with streaming=false."),
+    "processes of a stream": (
+        "dataset.streaming=true dataset.num_proc=2 training.max_steps=3",
+        "dataset.num_proc: not read with streaming=true.",
+    ),
     "architecture": (
         "model.architecture={model_type:llama}",
         "model.architecture.model_type: only a rehearsal reads it. Set smoke=true, or model.config.",

@@ -10,7 +10,6 @@ from llmmod.schema.validate.context import Context
 
 # what the node is called, field, whether a value asks for the feature, what to do instead
 NOT_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
-    ("dataset", "streaming", bool, "Leave it false"),
     ("dataset", "packing", bool, "Leave it false"),
     ("dataset", "mix", bool, "Give one dataset a run"),
 )
