@@ -53,6 +53,18 @@ def test_each_row_becomes_an_example_whose_answer_is_trained(load, trained_text)
     assert splits.eval_conversations == []
 
 
+def test_packed_examples_are_all_there_and_those_held_out_are_not_packed(load, caplog):
+    write(ROWS)
+    caplog.set_level(logging.INFO)
+    plain, packed = load(val_size=5, cutoff_len=200), load(val_size=5, cutoff_len=200, packing=True)
+    assert len(packed.train) < 25 == len(plain.train)
+    taken = sorted(number for row in range(len(packed.train)) for number in packed.train.numbers(row))
+    assert taken == list(range(25))
+    assert max(packed.train.lengths) <= 200
+    assert packed.eval.to_dict() == plain.eval.to_dict()
+    assert f"packed into {len(packed.train)} rows of 200 tokens, {packed.train.fill:.1%} of them filled" in caplog.messages
+
+
 def test_every_kind_of_file_gives_the_same_examples(load):
     expected = load(write(ROWS)).train.to_dict()
     write("\n".join(json.dumps(row) for row in ROWS), "x.jsonl")
@@ -95,7 +107,7 @@ def without(column, number):
         (json.dumps(ROWS), {"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on and 30 to validate with."),
         (json.dumps(ROWS), {"val_size": 0.1, "val_files": "x.json"}, "dataset.val_size and dataset.val_files: more than one way to hold"),
         (json.dumps(ROWS), {"val_files": "none.json"}, "dataset.val_files: no such file or directory: 'none.json'"),
-        (json.dumps(ROWS), {"packing": True}, "dataset.packing: set, but this version can't do it yet."),
+        (json.dumps(ROWS), {"packing": True, "streaming": True}, "dataset.packing: set with dataset.streaming, and this version"),
         (json.dumps(ROWS), {"cutoff_len": 8}, "x.json, row 1: dataset.cutoff_len=8 tokens is too short for its prompt and an answer: "),
         (
             json.dumps(ROWS),

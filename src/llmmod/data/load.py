@@ -15,6 +15,7 @@ from llmmod.data.cache_key import cache_key
 from llmmod.data.examples import Making
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.opened import open_dataset
+from llmmod.data.packed import pack_splits
 from llmmod.data.readings import Readings
 from llmmod.data.splits import DataReport, Splits
 from llmmod.data.streamed import stream_splits
@@ -61,6 +62,7 @@ def load_splits(
         cache = Cache(cache_directory(hub.cache_dir) / "examples")
         parts = [_made(making, cache) for making in makings]
         splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
+        splits = pack_splits(splits, max(making.tokenizing.limit for making in makings)) if conf.packing else splits
     _tell(splits.report)
     return splits
 
@@ -80,8 +82,9 @@ def _check(conf: DatasetConf) -> None:
     ways = [f"dataset.{name}" for name in ("val_size", "val_files", "val_split") if getattr(conf, name)]
     problems = [Problem(" and ".join(ways), "more than one way to hold examples out", do="Keep one of them")] if len(ways) > 1 else []
     problems += check_mix(conf)
-    if conf.packing:
-        problems.append(Problem("dataset.packing", "set, but this version can't do it yet", do="Leave dataset.packing out"))
+    if conf.packing and conf.streaming:
+        found = "set with dataset.streaming, and this version can't pack a stream yet"
+        problems.append(Problem("dataset.packing", found, do="Leave one of them out"))
     if problems:
         raise ConfigError(problems)
 

@@ -120,6 +120,10 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
     if dataset.get("streaming") and isinstance(dataset.get("val_size"), float) and 0 < dataset["val_size"] < 1:
         found = f"{dataset['val_size']:g}, but a streamed dataset has no known length to take a fraction of"
         yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
+    if dataset.get("streaming") and dataset.get("packing"):
+        yield Problem(
+            f"{place}.packing", f"true with {place}.streaming=true: this version can't pack a stream yet", do="Set one of them to false"
+        )
     if dataset.get("streaming"):
         yield from _endless(context, place)
 

@@ -9,10 +9,7 @@ from llmmod.errors import Problem
 from llmmod.schema.validate.context import Context
 
 # what the node is called, field, whether a value asks for the feature, what to do instead
-NOT_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
-    ("dataset", "packing", bool, "Leave it false"),
-    ("dataset", "mix", bool, "Give one dataset a run"),
-)
+NOT_YET: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (("dataset", "mix", bool, "Give one dataset a run"),)
 
 
 def check_not_yet(context: Context) -> Iterator[Problem]:
