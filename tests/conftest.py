@@ -81,8 +81,3 @@ def tiny_lora(tiny_llama):
     torch.manual_seed(1)
     model = get_peft_model(tiny_llama, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"))
     return model.eval()
-
-
-def pytest_collection_modifyitems(items):
-    """The generator's tests first: typing keeps the first spelling of equal unions, so what ran before would show in what it writes."""
-    items.sort(key=lambda item: "test_generated" not in item.nodeid)

@@ -60,7 +60,8 @@ def translate(hint: Any, *, default: Any, choices: typing.Iterable[str] = ()) ->
     exact = merged is not None and all(m.exact for m in members)
     allowed = tuple(choices) or tuple(c for m in members for c in m.choices)
     schema = "Any" if merged is None else merged
-    accepted = () if exact else tuple(dict.fromkeys([m.name for m in members] + ["None"] * optional))
+    # Sorted: typing's cache gives equal unions the spelling that came first in the process, whichever module wrote it.
+    accepted = () if exact else (*sorted({m.name for m in members}), *["None"] * optional)
     return Translation(f"{schema} | None" if optional and schema != "Any" else schema, exact, allowed, accepted)
 
 
