@@ -56,13 +56,13 @@ def test_choices_of_the_metadata_are_kept():
 
 def test_an_enum_inside_a_list_does_not_bind_the_plain_string_beside_it():
     found = translate(str | list[Colour], default="")
-    assert found == Translation("Any", exact=False, accepted=("list[str]", "str"))
+    assert found == Translation("Any", exact=False, accepted=("str", "list[str]"))
 
 
 LOOSER = {
-    "union with a container": (dict[str, Any] | str | None, "Any", ("dict[str, Any]", "str", "None")),
+    "union with a container": (dict[str, Any] | str | None, "Any", ("str", "dict[str, Any]", "None")),
     "class": (Optional[Nested], "dict[str, Any] | None", (f"{__name__}.Nested", "None")),  # noqa: UP045
-    "class or dict": (Union[Nested, dict], "dict[str, Any]", ("dict[str, Any]", f"{__name__}.Nested")),  # noqa: UP007
+    "class or dict": (Union[Nested, dict], "dict[str, Any]", (f"{__name__}.Nested", "dict[str, Any]")),  # noqa: UP007
     "false alone": (str | Literal[False], "bool | str", ("False", "str")),
     "pairs": (list[tuple[int, int]], "list[list[int]]", ("list[tuple[int, int]]",)),
 }

@@ -82,7 +82,7 @@ def test_examples_known_from_the_documentation():
     assert isinstance(config.learning_rate, float)
     assert "cosine" in tables.CHOICES["lr_scheduler_type"]
     assert tables.CHOICES["eval_strategy"] == ("no", "steps", "epoch")
-    assert tables.ACCEPTED["deepspeed"] == ("dict[str, Any]", "str", "None")
+    assert tables.ACCEPTED["deepspeed"] == ("str", "dict[str, Any]", "None")
     assert schema("lora")[0].CHOICES["bias"] == ("none", "all", "lora_only")
 
 

@@ -60,8 +60,9 @@ def translate(hint: Any, *, default: Any, choices: typing.Iterable[str] = ()) ->
     exact = merged is not None and all(m.exact for m in members)
     allowed = tuple(choices) or tuple(c for m in members for c in m.choices)
     schema = "Any" if merged is None else merged
-    # Sorted: typing's cache gives equal unions the spelling that came first in the process, whichever module wrote it.
-    accepted = () if exact else (*sorted({m.name for m in members}), *["None"] * optional)
+    # Sorted, the plain ones first: typing's cache gives equal unions the spelling that came first in the process, whoever wrote it.
+    names = sorted({m.name for m in members}, key=lambda name: ("[" in name, name))
+    accepted = () if exact else (*names, *["None"] * optional)
     return Translation(f"{schema} | None" if optional and schema != "Any" else schema, exact, allowed, accepted)
 
 

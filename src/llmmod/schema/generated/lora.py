@@ -116,16 +116,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # field -> the types that the class takes; a dotted path: a dict of that class's fields
 ACCEPTED: dict[str, tuple[str, ...]] = {
-    "target_modules": ("list[str]", "str", "None"),
-    "exclude_modules": ("list[str]", "str", "None"),
+    "target_modules": ("str", "list[str]", "None"),
+    "exclude_modules": ("str", "list[str]", "None"),
     "layers_to_transform": ("int", "list[int]", "None"),
-    "layers_pattern": ("list[str]", "str", "None"),
+    "layers_pattern": ("str", "list[str]", "None"),
     "trainable_token_indices": ("dict[str, list[int]]", "list[int]", "None"),
-    "loftq_config": ("dict[str, Any]", "peft.tuners.lora.config.LoftQConfig"),
+    "loftq_config": ("peft.tuners.lora.config.LoftQConfig", "dict[str, Any]"),
     "eva_config": ("peft.tuners.lora.config.EvaConfig", "None"),
     "corda_config": ("peft.tuners.lora.config.CordaConfig", "None"),
     "lora_ga_config": ("peft.tuners.lora.config.LoraGAConfig", "None"),
-    "velora_config": ("dict[str, Any]", "peft.tuners.lora.config.VeloraConfig", "None"),
+    "velora_config": ("peft.tuners.lora.config.VeloraConfig", "dict[str, Any]", "None"),
     "monteclora_config": ("peft.tuners.lora.config.MontecloraConfig", "None"),
     "layer_replication": ("list[tuple[int, int]]", "None"),
     "runtime_config": ("peft.tuners.lora.config.LoraRuntimeConfig",),

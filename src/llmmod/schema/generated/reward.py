@@ -295,16 +295,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # field -> the types that the class takes; a dotted path: a dict of that class's fields
 ACCEPTED: dict[str, tuple[str, ...]] = {
-    "lr_scheduler_kwargs": ("dict[str, Any]", "str", "None"),
-    "optim_target_modules": ("list[str]", "str", "None"),
-    "activation_checkpointing_kwargs": ("dict[str, Any]", "str", "None"),
-    "gradient_checkpointing_kwargs": ("dict[str, Any]", "str", "None"),
-    "report_to": ("list[str]", "str", "None"),
+    "lr_scheduler_kwargs": ("str", "dict[str, Any]", "None"),
+    "optim_target_modules": ("str", "list[str]", "None"),
+    "activation_checkpointing_kwargs": ("str", "dict[str, Any]", "None"),
+    "gradient_checkpointing_kwargs": ("str", "dict[str, Any]", "None"),
+    "report_to": ("str", "list[str]", "None"),
     "trackio_static_space_id": ("False", "str", "None"),
-    "accelerator_config": ("dict[str, Any]", "str", "None"),
+    "accelerator_config": ("str", "dict[str, Any]", "None"),
     "parallelism_config": ("accelerate.parallelism_config.ParallelismConfig", "None"),
-    "fsdp_config": ("dict[str, Any]", "str", "None"),
-    "deepspeed": ("dict[str, Any]", "str", "None"),
-    "debug": ("list[str]", "str"),
-    "model_init_kwargs": ("dict[str, Any]", "str", "None"),
+    "fsdp_config": ("str", "dict[str, Any]", "None"),
+    "deepspeed": ("str", "dict[str, Any]", "None"),
+    "debug": ("str", "list[str]"),
+    "model_init_kwargs": ("str", "dict[str, Any]", "None"),
 }
