@@ -78,7 +78,7 @@ def ours(packed, directory, counted):
     """llmmod's trainer, as `stage=sft` builds it."""
     from llmmod.data.packed import Packed
     from llmmod.models.tiny import tiny_tokenizer
-    from llmmod.schema.training import SftConf
+    from llmmod.schema.training.sft import SftConf
     from llmmod.stages.arguments import training_arguments
     from llmmod.stages.build import trainer_from
 

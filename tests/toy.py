@@ -117,7 +117,7 @@ def toy_splits(tiny_tokenizer):
 @pytest.fixture
 def sft_conf():
     """`training.*` for the toy task, with changes by keyword."""
-    from llmmod.schema.training import SftConf
+    from llmmod.schema.training.sft import SftConf
 
     def make(**changes):
         fields = {

@@ -19,12 +19,14 @@ class LoadedModel:
     Args:
         model: a PreTrainedModel or PeftModel.
         kind: `base` (as loaded), `adapter` (base and adapters apart) or `full` (weights of its own).
+        head: `language` (it writes) or `reward` (it scores).
         trained: whether this run changed it.
         path: the directory it was saved to, None where it wasn't.
     """
 
     model: Any
     kind: str
+    head: str = "language"
     trained: bool = False
     path: Path | None = None
 

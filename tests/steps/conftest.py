@@ -17,7 +17,7 @@ from llmmod.schema.generation import GenerationConf
 from llmmod.schema.model import ModelConf
 from llmmod.schema.root import Root
 from llmmod.schema.step import ChatConf, ExportConf
-from llmmod.schema.training import SftConf
+from llmmod.schema.training.sft import SftConf
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
 toy = importlib.util.module_from_spec(_spec)

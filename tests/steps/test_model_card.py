@@ -11,7 +11,7 @@ from llmmod.schema.generation import GenerationConf
 from llmmod.schema.model import HubConf, ModelConf
 from llmmod.schema.root import Root
 from llmmod.schema.step import ExportConf, PredictConf, TrainConf
-from llmmod.schema.training import SftConf
+from llmmod.schema.training.sft import SftConf
 from llmmod.steps.model_card import chosen, model_card
 
 

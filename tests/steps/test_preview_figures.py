@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from llmmod.data.packed import Packed
-from llmmod.schema.training import SftConf
+from llmmod.schema.training.sft import SftConf
 from llmmod.steps.preview_figures import examples_of, measure, measured, plan
 
 ROWS = [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5]), ([6], [-100]), ([7, 8, 9, 10], [-100, -100, -100, 10])]

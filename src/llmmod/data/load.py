@@ -32,7 +32,15 @@ PROVED = 8  # rows that the certificate looks at
 
 
 def load_splits(
-    conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, smoke: bool = False, verify: str | None = None
+    conf: DatasetConf,
+    *,
+    render: Any,
+    tokenizer: Any,
+    seed: int,
+    hub: HubConf,
+    kind: str = "conversation",
+    smoke: bool = False,
+    verify: str | None = None,
 ) -> Splits:
     """The examples of a dataset, to train on and to validate with.
 
@@ -42,6 +50,7 @@ def load_splits(
         tokenizer: what encodes them.
         seed: of the validation split, where `dataset.seed` isn't set.
         hub: how downloads are made.
+        kind: what a row becomes, as the stage needs it.
         smoke: whether a few rows are enough.
         verify: the name of the render, to prove first that training and inference see the same tokens; None: no proof.
 
@@ -51,7 +60,7 @@ def load_splits(
     """
     _check(conf)
     of_mix = shares(conf)
-    makings = [_making(share.conf, render, tokenizer, seed=seed, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in of_mix]
+    makings = [_making(share.conf, render, tokenizer, kind=kind, seed=seed, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in of_mix]
     if verify is not None:
         for making in makings:
             _prove(render, tokenizer, making.opened.training, verify)
@@ -67,11 +76,11 @@ def load_splits(
     return splits
 
 
-def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
+def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, kind: str, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
     tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt)
     try:
         _check(conf)
-        opened = open_dataset(conf, hub=hub, smoke=smoke)
+        opened = open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
     except ConfigError as error:
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
     return Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)

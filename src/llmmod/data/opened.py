@@ -35,13 +35,14 @@ class Opened:
     validating: Readings | None = None
 
 
-def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool) -> Opened:
+def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> Opened:
     """The rows that a configuration names.
 
     Args:
         conf: `dataset.*`.
         hub: how downloads are made.
         smoke: whether a few rows are enough.
+        kind: what a row becomes, see `data.choose`.
 
     Raises:
         ConfigError: no such data, columns or format.
@@ -49,7 +50,7 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool) -> Opened:
     """
     limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
     limit = min((limit for limit in limits if limit is not None), default=None)
-    return Opened(conf, _readings(conf, _open(conf, hub), limit=limit), _validating(conf, hub, smoke))
+    return Opened(conf, _readings(conf, _open(conf, hub), kind=kind, limit=limit), _validating(conf, hub, smoke, kind))
 
 
 def _open(conf: DatasetConf, hub: HubConf) -> Source:
@@ -58,7 +59,7 @@ def _open(conf: DatasetConf, hub: HubConf) -> Source:
     )
 
 
-def _validating(conf: DatasetConf, hub: HubConf, smoke: bool) -> Readings | None:
+def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Readings | None:
     if conf.val_files:
         builder = conf.path if conf.data_files else None
         source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
@@ -66,15 +67,15 @@ def _validating(conf: DatasetConf, hub: HubConf, smoke: bool) -> Readings | None
         source = _open(dataclasses.replace(conf, split=conf.val_split), hub)
     else:
         return None
-    return _readings(conf, source, limit=SMOKE_EVAL if smoke else None)
+    return _readings(conf, source, kind=kind, limit=SMOKE_EVAL if smoke else None)
 
 
-def _readings(conf: DatasetConf, source: Source, *, limit: int | None) -> Readings:
+def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None) -> Readings:
     head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
     if not head:
         _refuse_headless(source)
     given = {role: column for role, column in vars(conf.columns).items() if column is not None}
-    found = choose_format(conf.format, kind="conversation", given=given, head=head, file=source.name)
+    found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
     return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit)
 
 

@@ -62,11 +62,12 @@ class Session:
     def splits(self, step: str) -> Any:
         """A step's examples, rendered and tokenized, after proof that training and inference see the same ids."""
         conf, render, tokenizer = self.conf(step, "dataset"), self.render(step), self.tokenizer(step)
-        written = self.conf(step, "render")
+        written, kind = self.conf(step, "render"), self.conf(step, "training").data_kind
         return self._once(
-            ("splits", repr(conf), str(id(render))),
+            ("splits", kind, repr(conf), str(id(render))),
             lambda: locate(conf._target_)(
                 conf,
+                kind=kind,
                 render=render,
                 tokenizer=tokenizer,
                 seed=self.root.seed,

@@ -6,15 +6,19 @@ Stored as names of classes: a schema's module is imported, and its node made, wh
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.ranks import started
+from llmmod.schema import training
 from llmmod.schema.fast_hydra import patch_hydra
 from llmmod.schema.node import structured_node
 from llmmod.schema.null_mappings import patch_null_mappings
+
+_STAGES = sorted(module.name for module in pkgutil.iter_modules(training.__path__))
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
@@ -26,7 +30,7 @@ SCHEMAS: dict[str, str] = {
     "schema/finetune/full": "llmmod.schema.finetune.FullConf",
     "schema/finetune/freeze": "llmmod.schema.finetune.FreezeConf",
     "schema/finetune/lora": "llmmod.schema.finetune.LoraConf",
-    "schema/training/sft": "llmmod.schema.training.SftConf",
+    **{f"schema/training/{stage}": f"llmmod.schema.training.{stage}.{stage.capitalize()}Conf" for stage in _STAGES},
     "schema/step/train": "llmmod.schema.step.TrainConf",
     "schema/step/evaluate": "llmmod.schema.step.EvaluateConf",
     "schema/step/predict": "llmmod.schema.step.PredictConf",

@@ -1,4 +1,7 @@
-"""`training.*`: the stage, its trainer, and every argument of that trainer's own argument class."""
+"""`training.*`: the stage, its trainer, and every argument of that trainer's own argument class.
+
+Each module here is a stage, found by its name: `sft.py` has the dataclass `SftConf`, which `conf/stage/sft.yaml` starts from.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
-
-from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
-from llmmod.schema.generated.sft import SFTConfig
 
 # Arguments of the trainers' classes for what llmmod does itself, before or around the trainer: field -> where it is said here.
 # Set under `training`, they would change nothing.
@@ -42,14 +42,8 @@ class StageConf:
     """What every stage has besides its trainer's arguments."""
 
     stage: str = MISSING  # the option's name
+    data_kind: str = "conversation"  # what a row of its dataset becomes: a conversation, document, preference, judgement or prompt
+    head: str = "language"  # what is on top of the model: a language-model head, or a reward head (one number a text)
     trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: class, …its own arguments}
     collator: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a transformers.TrainerCallback, …}
-
-
-@dataclass
-class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
-    """Supervised fine-tuning with trl's trainer."""
-
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
