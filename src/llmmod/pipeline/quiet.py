@@ -5,11 +5,15 @@ Deprecations among transformers, trl and peft are none of the user's business, a
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
+
+# bitsandbytes 0.50 advises every run on a CPU, quantized or not, to install a library of kernels.
+_KERNELS = "bitsandbytes.backends.cpu.ops"
 
 
 def quiet_libraries() -> None:
@@ -19,3 +23,4 @@ def quiet_libraries() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger(_KERNELS).setLevel(logging.ERROR)
