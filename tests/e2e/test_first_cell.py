@@ -1,4 +1,4 @@
-"""`llmmod stage=sft model=chatglm2 finetune=lora`, from a directory in ChatGLM2's original layout: trained, evaluated, exported both ways."""
+"""`llmmod stage=sft model=chatglm2 finetune=lora`, from a directory in ChatGLM2's own layout: trained, evaluated, exported both ways."""
 
 from __future__ import annotations
 
