@@ -17,8 +17,9 @@ import torch
 import trl.trainer.utils
 from torch.nn import functional
 
-# Logits kept for the gradient: 256 MiB in float32, and as much again for their gradient. Beyond, trl's tiles.
+# Logits kept for the gradient: 256 MiB in float32. Beyond, trl's tiles.
 MOST_LOGITS = 2**26
+_TILE = 32  # rows whose exponentials are held at once
 
 
 @contextmanager
@@ -58,15 +59,63 @@ class _Head:
         others = set(outputs) - {"log_probs", "entropy", "is_top1"}
         if hidden.device.type != "cpu" or hidden.shape[0] * weight.shape[0] > MOST_LOGITS or others:
             return self._in_tiles.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        logits = functional.linear(hidden, weight, bias).float()
-        if scale != 1:
-            logits = logits * scale
+        log_probs, entropy, is_top1 = _LogProbs.apply(hidden, weight, bias, targets, temperature, softcap, scale, outputs)  # type: ignore[no-untyped-call]
+        return log_probs, entropy, None, None, is_top1
+
+
+class _LogProbs(torch.autograd.Function):
+    """The logits once, kept for the gradient, which is then written over them: no other array of their size is ever made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,  # [rows, channels]
+        weight: torch.Tensor,  # [vocabulary, channels]
+        bias: torch.Tensor | None,  # [vocabulary]
+        targets: torch.Tensor,  # [rows]
+        temperature: float,
+        softcap: float | None,
+        scale: float,
+        outputs: tuple[str, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Log-probability, entropy and whether the target is the likeliest, each [rows]; what isn't in `outputs` is None."""
+        raw = functional.linear(hidden, weight, bias)
+        logits = raw.float().mul_(scale)
         if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        if temperature != 1:
-            logits = logits / temperature
-        log_p = functional.log_softmax(logits, dim=-1)
-        with torch.no_grad():
-            entropy = -torch.linalg.vecdot(log_p.exp(), log_p) if "entropy" in outputs else None
-            is_top1 = log_p.argmax(-1) == targets if "is_top1" in outputs else None
-        return -functional.nll_loss(log_p, targets, reduction="none"), entropy, None, None, is_top1
+            logits.div_(softcap).tanh_().mul_(softcap)
+        logits.div_(temperature)
+        sums = logits.new_empty(len(logits))
+        entropy = logits.new_empty(len(logits)) if "entropy" in outputs else None
+        is_top1 = targets.new_empty(len(logits), dtype=torch.bool) if "is_top1" in outputs else None
+        for rows in _tiles(len(logits)):
+            sums[rows] = logits[rows].logsumexp(-1)
+            if entropy is not None:
+                entropy[rows] = sums[rows] - torch.linalg.vecdot((logits[rows] - sums[rows, None]).exp_(), logits[rows])
+            if is_top1 is not None:
+                is_top1[rows] = logits[rows].argmax(-1) == targets[rows]
+        ctx.save_for_backward(hidden, weight, bias, targets, logits, sums)
+        ctx.temperature, ctx.softcap, ctx.scale, ctx.dtype = temperature, softcap, scale, raw.dtype
+        ctx.mark_non_differentiable(*(output for output in (entropy, is_top1) if output is not None))
+        return logits.gather(1, targets[:, None])[:, 0] - sums, entropy, is_top1
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *others: None) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of hidden, weight and bias."""
+        hidden, weight, bias, targets, logits, sums = ctx.saved_tensors
+        for rows in _tiles(len(logits)):
+            slope = ctx.scale / ctx.temperature
+            if ctx.softcap is not None:
+                slope = slope * (1 - (logits[rows] * (ctx.temperature / ctx.softcap)).square_())
+            found = logits[rows].sub_(sums[rows, None]).exp_().mul_(-grad[rows, None])
+            found.scatter_add_(1, targets[rows, None], grad[rows, None].to(found.dtype))
+            found.mul_(slope)
+        gradient = logits.to(ctx.dtype)
+        wanted = ctx.needs_input_grad
+        of_hidden = (gradient @ weight.to(ctx.dtype)).to(hidden.dtype) if wanted[0] else None
+        of_weight = (gradient.T @ hidden.to(ctx.dtype)).to(weight.dtype) if wanted[1] else None
+        of_bias = gradient.sum(0).to(bias.dtype) if bias is not None and wanted[2] else None
+        return of_hidden, of_weight, of_bias, None, None, None, None, None
+
+
+def _tiles(count: int) -> Iterator[slice]:
+    return (slice(start, start + _TILE) for start in range(0, count, _TILE))
