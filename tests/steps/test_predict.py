@@ -13,7 +13,8 @@ from llmmod.errors import ConfigError
 from llmmod.protocols import LoadedModel
 from llmmod.render.conversation import Conversation, Message
 from llmmod.schema.step import PredictConf, TrainConf
-from llmmod.steps.predict import Predict, settings
+from llmmod.steps.predict import Predict
+from llmmod.steps.predict_answers import settings
 from llmmod.steps.train import Train
 
 
@@ -179,3 +180,22 @@ def test_sampled_answers_are_the_same_each_time(session, tiny_llama, lora_conf):
     first = predict(made)[1]
     torch.rand(1)
     assert predict(made)[1] == first
+
+
+SCORES = """
+from llmmod.protocols import StepReport
+class Scores:
+    def __init__(self, conf, name, *, decimals):
+        self.conf, self.name, self.decimals = conf, name, decimals
+
+    def run(self, session):
+        return StepReport({"predict_score": round(0.1234, self.decimals)}, summary=[f"{self.name}: {self.conf.max_samples}"])
+"""
+
+
+def test_a_stage_may_do_something_else(session, tmp_path, monkeypatch):
+    (tmp_path / "own_scores.py").write_text(SCORES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LLMMOD_ALLOW", "own_scores")
+    report = Predict(PredictConf(max_samples=3), "p").run(session(predict={"_target_": "own_scores.Scores", "decimals": 2}))
+    assert (report.metrics, report.summary) == ({"predict_score": 0.12}, ["p: 3"])

@@ -1,4 +1,4 @@
-"""Loss, perplexity and token accuracy on the held-out examples: of what was just trained, or of the model as it was loaded.
+"""What the stage measures on the held-out examples: of what was just trained, or of the model as it was loaded.
 
 With `training.predict_with_generate=true` also what the predict step measures, as transformers' Seq2SeqTrainer does.
 """
@@ -14,7 +14,16 @@ from llmmod.stages.build import lent, release, trainer_from
 from llmmod.stages.measures import after_last_step, only_measures
 from llmmod.steps.predict import Predict, nothing_held_out
 
-_NAMES = {"eval_loss": ("loss", ".4f"), "eval_perplexity": ("perplexity", ".3f"), "eval_token_accuracy": ("token accuracy", ".1%")}
+# Of a stage's metrics, the ones that are told at the end of a run, and how.
+_NAMES = {
+    "eval_loss": ("loss", ".4f"),
+    "eval_perplexity": ("perplexity", ".3f"),
+    "eval_token_accuracy": ("token accuracy", ".1%"),
+    "eval_accuracy": ("accuracy", ".1%"),
+    "eval_margin": ("margin", ".3f"),
+    "eval_rewards/accuracies": ("accuracy", ".1%"),
+    "eval_rewards/margins": ("margin", ".3f"),
+}
 
 
 class Evaluate:
@@ -29,7 +38,7 @@ class Evaluate:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Measure `eval_loss`, `eval_perplexity` and `eval_token_accuracy`, each over all tokens.
+        """Measure `eval_loss` and whatever else the stage's trainer does: `eval_perplexity` and `eval_token_accuracy` where a model writes.
 
         Raises:
             ConfigError: there are no held-out examples.
@@ -40,7 +49,7 @@ class Evaluate:
         metrics = self._metrics(session, held_out)
         told = [f"{text} {metrics[name]:{form}}" for name, (text, form) in _NAMES.items() if name in metrics]
         report = StepReport(metrics, summary=[f"{self.name}: {', '.join(told)} on {_counted(held_out)}"])
-        if session.conf(self.name, "training").predict_with_generate:
+        if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # of the stages that write
             answered = Predict(_predict_conf(session), self.name).run(session)
             report.metrics |= answered.metrics
             report.artifacts |= answered.artifacts

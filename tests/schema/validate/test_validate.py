@@ -200,6 +200,10 @@ REFUSED = {
         "pipeline=[chat] dataset.cutoff_len=33",
         "dataset.cutoff_len: nothing in the pipeline [chat] reads it. Leave it out.",
     ),
+    "training of answers": (
+        "pipeline=[predict] training.per_device_eval_batch_size=2",
+        "training.per_device_eval_batch_size: nothing in the pipeline [predict] reads it. Leave it out.",
+    ),
     "field of no step": ("pipeline=[chat] finetune.r=3", "finetune.r: nothing in the pipeline [chat] reads it. Leave it out."),
     "sampling": ("generation.temperature=0.5", "generation.temperature: not read with generation.do_sample=false. Use generation=sample."),
     "said elsewhere": (
@@ -295,6 +299,7 @@ pipeline=[chat] steps.chat.history=false generation.max_new_tokens=5 training.us
 pipeline=[train] dataset.val_files=null
 training.eval_strategy=steps training.eval_steps=5
 training.report_to=[wandb,tensorboard]
+pipeline=[predict] training.predict._target_=llmmod.steps.export.Export training.per_device_eval_batch_size=2
 training.lr_scheduler_kwargs={num_cycles:2} training.lr_scheduler_type=cosine_with_restarts
 +training.callbacks.e={_target_:transformers.EarlyStoppingCallback,early_stopping_patience:3}
 +model.kwargs.low_cpu_mem_usage=true

@@ -36,6 +36,8 @@ SAID_ELSEWHERE: dict[str, str] = {
     "assistant_only_loss": "dataset.mask_prompt",
 }
 
+ANSWERS = "llmmod.steps.predict_answers.PredictAnswers"
+
 
 @dataclass
 class StageConf:
@@ -44,6 +46,8 @@ class StageConf:
     stage: str = MISSING  # the option's name
     data_kind: str = "conversation"  # what a row of its dataset becomes: a conversation, document, preference, judgement or prompt
     head: str = "language"  # what is on top of the model: a language-model head, or a reward head (one number a text)
+    # What the step `predict` does with what this stage trained: {_target_: a class such as the step's own, made of its conf and name}.
+    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": ANSWERS})
     trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: class, …its own arguments}
     collator: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a transformers.TrainerCallback, …}

@@ -10,17 +10,18 @@ from omegaconf import DictConfig
 
 from llmmod.schema.names import PARTS
 from llmmod.schema.step import ChatConf, EvaluateConf, ExportConf, PredictConf, PreviewConf, TrainConf
+from llmmod.schema.training import ANSWERS
 
 _DATA = ("dataset", "render", "tokenizer", "model")
-_ANSWERS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
+_SPEAKS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
 
 # Which parts each kind of step reads; of a part, only what is named. A step of the user's own may read anything.
 READS: Mapping[type, tuple[str, ...]] = {
     TrainConf: (*_DATA, "finetune", "training"),
     EvaluateConf: (*_DATA, "finetune.adapters", "training"),
-    PredictConf: (*_DATA, *_ANSWERS),
-    ExportConf: _ANSWERS,
-    ChatConf: _ANSWERS,
+    PredictConf: (*_DATA, *_SPEAKS, "training.predict"),
+    ExportConf: _SPEAKS,
+    ChatConf: _SPEAKS,
     PreviewConf: (*_DATA, "finetune", "training"),  # it tells of the run that the same command without pipeline=[preview] makes
 }
 ANYTHING = (*_DATA, "finetune", "training", "generation")
@@ -79,8 +80,10 @@ class Context:
         """What a step reads."""
         schema = self.step_type(step)
         found = READS.get(schema, ANYTHING)
+        if schema is PredictConf and self.get(f"{self.part(step, 'training')}.predict._target_") != ANSWERS:
+            return (*_DATA, "finetune.adapters", "training")  # what a stage does instead of answering may go by any of its arguments
         if schema is EvaluateConf and self.get(f"{self.part(step, 'training')}.predict_with_generate"):
-            return (*found, *_ANSWERS, "steps.predict")
+            return (*found, *_SPEAKS, "steps.predict")
         return found
 
     def part(self, step: str, part: str) -> str:
