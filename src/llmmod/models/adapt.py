@@ -18,6 +18,7 @@ from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
 from llmmod.models.mutated import remember_initial
+from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_norms
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
@@ -50,7 +51,8 @@ def train_some_layers(model: Any, conf: FreezeConf) -> Any:
     if getattr(model, STAND_IN, False):
         depth = len(decoder_layers(model)[1])
         count = max(-depth, min(count, depth))
-    freeze_layers(model, count, modules=conf.name_module_trainable, extra=conf.extra_trainable)
+    heads = [HEAD] if is_reward_model(model) else []  # a new one has to be trained
+    freeze_layers(model, count, modules=conf.name_module_trainable, extra=[*conf.extra_trainable, *heads])
     return _ready(model, conf)
 
 
@@ -77,6 +79,8 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
         adapted = attached(model, resumed, trainable=True)
     else:
         conf = _with_native_names(conf, model)
+        if is_reward_model(model):
+            conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
         _check_targets(model, conf.target_modules)
         adapted = without_embeddings(_new_adapter(model, conf))
         remember_initial(adapted)
@@ -90,9 +94,12 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
     config = lora_config(conf)
     try:
         with quiet_peft():
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except (ImportError, NotImplementedError, TypeError) as error:
         raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error
+    # Of a reward model peft adds its own names of heads, `score` once more.
+    adapted.peft_config["default"].modules_to_save = conf.modules_to_save
+    return adapted
 
 
 def with_adapters(model: Any, conf: FinetuneConf) -> Any:

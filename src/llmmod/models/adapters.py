@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
 from llmmod.models.mutated import changes_base
+from llmmod.models.reward import HEAD, is_reward_model, mark_trained
 from llmmod.paths import resolve_path
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     Raises:
         ConfigError: there is no adapter, or it was trained on another base.
     """
-    config, state = _read(path, key)
+    config, state = read_adapter(path, key)
+    _check_head(config, state, model, path, key)
     state = native_adapter(model, config, state)
     config.inference_mode = not trainable
     _warn_of_other_base(config, model, path)
@@ -72,6 +74,8 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     if missing or result.unexpected_keys:
         odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
         raise ConfigError(_misfit(path, model, odd, key))
+    if _has_head(state):
+        mark_trained(adapted)
     return adapted.train(trainable)
 
 
@@ -93,7 +97,12 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _read(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """An adapter's configuration, and parameter name -> tensor on the CPU.
+
+    Raises:
+        ConfigError: there is none, or it can't be read.
+    """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and not (located / "adapter_config.json").is_file():
         what = "a model, not an adapter" if (located / "config.json").is_file() else "no adapter: it has no adapter_config.json"
@@ -102,6 +111,20 @@ def _read(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
         return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {' '.join(str(error).split())[:200]}")) from error
+
+
+def _has_head(state: Mapping[str, Any]) -> bool:
+    """Whether a reward head is among an adapter's weights."""
+    return any(name.split(".")[-2:-1] == [HEAD] for name in state)
+
+
+def _check_head(config: Any, state: Mapping[str, Any], model: Any, path: str, key: str) -> None:
+    """Refuse a reward model's adapter without its head, and one on a language model."""
+    if HEAD in (getattr(config, "modules_to_save", None) or ()) and not _has_head(state):
+        raise ConfigError(Problem(key, f"the adapter '{path}' lacks its reward head; made up, it would score at random"))
+    if _has_head(state) and not is_reward_model(model):
+        found = f"the adapter '{path}' is a reward model's, which scores and doesn't write"
+        raise ConfigError(Problem(key, found, do="Give one that stage=sft or its like trained, or use it with stage=rm"))
 
 
 def _warn_of_other_base(config: Any, model: Any, path: str) -> None:

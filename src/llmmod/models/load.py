@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -57,6 +57,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     with _gguf_reader(checkpoint):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
+        _refuse_reward_model(raw, pretrained_model_name_or_path)
         if config is None:
             config = _config(checkpoint, raw, {}, where)
         for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
@@ -161,6 +162,18 @@ def _from_pretrained(checkpoint: Checkpoint, raw: dict[str, Any], **arguments: A
 
 def _is_field(config: Any, name: str) -> bool:
     return name in config.to_dict() or name in config.attribute_map
+
+
+def is_reward_checkpoint(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model that scores texts rather than writes them."""
+    return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
+
+
+def _refuse_reward_model(raw: Mapping[str, Any], path: str) -> None:
+    # With tied weights its trunk would pass for a language model, without a word.
+    if is_reward_checkpoint(raw):
+        do = "Give a language model, or use this one as a reward: stage=rm"
+        raise ConfigError(Problem(PATH_KEY, f"'{path}' is a reward model, which scores and doesn't write", do=do))
 
 
 def _check_filled(model: Any, info: dict[str, Any], path: str) -> None:

@@ -44,7 +44,7 @@ def merged(model: Any) -> Any:
 def _untie_where_adapted(base: Any, plain: Any) -> None:
     """Give head and embeddings a weight each where they share one and an adapter changes only one of them, or both differently."""
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
-    if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
+    if embeddings[1] is not None and base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
         plain.config.tie_word_embeddings = False
         head = plain.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -54,6 +54,7 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
     """Parameter name -> tensor of the model under the adapters, on the CPU, quantized weights unpacked."""
     with torch.device("meta"):
         names = type(base)(base.config).state_dict().keys()
+    in_float32 = tuple(f"{name}." for name in base._keep_in_fp32_modules_strict or ())
     state = {}
     for module_name, module in base.named_modules():
         # peft keeps a layer it wraps under one of these names.
@@ -63,7 +64,8 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
             full_name = f"{plain_name}.{name}".lstrip(".")
             if full_name in names:
                 value = unpacked_weight(module) if name == "weight" else tensor
-                state[full_name] = value.detach().to("cpu", _dtype(base))
+                dtype = torch.float32 if full_name.startswith(in_float32) else _dtype(base)
+                state[full_name] = value.detach().to("cpu", dtype)
     return state
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -57,18 +57,13 @@ class NoRotation(nn.Module):
         return hidden.new_ones(shape), hidden.new_zeros(shape)
 
 
-class BaichuanForCausalLM(LlamaForCausalLM):
-    """Llama with ALiBi. What it saves has the original names; it loads both."""
+class _WithAlibi(LlamaPreTrainedModel):  # type: ignore[misc]
+    """What the classes of these models share."""
 
     config_class = BaichuanConfig
     config: BaichuanConfig
     _supports_flash_attn = False
     _supports_flex_attn = False
-
-    def __init__(self, config: BaichuanConfig) -> None:
-        register_attention()
-        super().__init__(config)
-        self.model.rotary_emb = NoRotation()
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """ALiBi's, whatever of the equivalent ones was asked for.
@@ -81,6 +76,15 @@ class BaichuanForCausalLM(LlamaForCausalLM):
             raise ConfigError(Problem("model.attn_implementation", found, "Allowed: sdpa, null"))
         register_attention()
         return ATTENTION
+
+
+class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
+    """Llama with ALiBi. What it saves has the original names; it loads both."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        register_attention()
+        super().__init__(config)
+        self.model.rotary_emb = NoRotation()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:
         """As any model's, with `W_pack` in place of the three matrices it stands for."""
@@ -96,6 +100,18 @@ class BaichuanForCausalLM(LlamaForCausalLM):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As any module's; a checkpoint of this class's own, which a trainer resumes from, has the original names."""
         return super().load_state_dict(_unpacked(state_dict), *args, **kwargs)
+
+
+class BaichuanForSequenceClassification(_WithAlibi):
+    """The same trunk with a linear head on it, for which there was never another layout: its names are those of Llama's class."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        register_attention()
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.model.rotary_emb = NoRotation()
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
 
 
 def register_attention() -> None:

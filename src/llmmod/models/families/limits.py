@@ -21,7 +21,7 @@ def warn_of_trained_head(model: Any) -> None:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     family, head = family_of_model(base), base.get_output_embeddings()
-    if family is not None and family.unit_rows and any(parameter.requires_grad for parameter in head.parameters()):
+    if family is not None and family.unit_rows and head is not None and any(parameter.requires_grad for parameter in head.parameters()):
         log.warning(
             "%s: the original code divides each row of the head by its length in every step; here that was done once, on loading, and the "
             "head is now trained as it is. The result is a model of its own, which the original code would compute otherwise. "

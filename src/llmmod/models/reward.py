@@ -1,0 +1,198 @@
+"""Reward models: one number a text, from a linear head on the trunk of any causal language model that llmmod loads.
+
+The class is transformers' own `…ForSequenceClassification` of one label, with another `forward`: it finds the last real token by the
+attention mask, or by the boundaries of a row that holds several texts (`models.segments`). transformers' own takes the last token that
+isn't the padding token, which is one too early wherever the terminator also pads. Names and files are transformers' own, so that
+`AutoModelForSequenceClassification` loads what is saved; `set_reward_padding` chooses a padding token with which it scores alike.
+
+The head is in float32, whatever the trunk is in. It comes from a checkpoint or an adapter; one that was made up is marked, and nothing
+but training takes such a model.
+
+`reward_checkpoint.load_reward_model` loads one, `reward_beside.reward_beside` puts a reward adapter beside the one that is trained, and
+`score` scores with either.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.checkpoint import PATH_KEY
+from llmmod.models.families.alibi import BaichuanConfig, BaichuanForSequenceClassification
+from llmmod.models.segments import BOUNDARIES
+
+HEAD = "score"  # transformers' name of the head in all families
+_NEW = "head_is_new"  # attribute of a model whose head nothing has trained yet
+
+
+class _Scoring:
+    """What a class of transformers gets instead of its own `forward`."""
+
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {HEAD}
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Scores at the last real token of each text, `logits` float32 [texts, 1].
+
+        Args:
+            input_ids: [batch, seq], padded on either side; with `cu_seq_lens_q` one row [1, tokens].
+            attention_mask: [batch, seq], 0 where a token is padding; None: none is.
+            position_ids: [batch, seq]; None: counted from the first real token.
+            inputs_embeds: [batch, seq, channels], instead of `input_ids`.
+            kwargs: `cu_seq_lens_q` and its like (`data.collate.Flatten`), and what else the trunk takes.
+        """
+        trunk, head = self.base_model, getattr(self, HEAD)  # type: ignore[attr-defined]
+        kwargs |= {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        hidden = trunk(**trunk_inputs(trunk, attention_mask=attention_mask, **kwargs))[0]  # [batch, seq, channels]
+        return SequenceClassifierOutputWithPast(logits=scored(head, last_tokens(hidden, attention_mask, kwargs.get(BOUNDARIES))))
+
+
+def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: Any) -> dict[str, Any]:
+    """What a trunk is called with: positions counted from the first real token, where it takes any; nothing that is None."""
+    if attention_mask is not None and given.get("position_ids") is None and _takes_positions(type(trunk).forward):
+        given["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    given = {"attention_mask": attention_mask, **given}
+    return {name: value for name, value in given.items() if value is not None and name not in ("labels", "return_dict")}
+
+
+def scored(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """A head's scores of hidden states [texts, channels], float32 [texts, 1], mixed precision or not."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.to(next(head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+
+
+def last_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None = None) -> torch.Tensor:
+    """The hidden state of each text's last real token, [texts, channels].
+
+    Args:
+        hidden: [batch, seq, channels].
+        attention_mask: [batch, seq], or None where nothing is padding.
+        boundaries: int32 [texts + 1], where the texts of the one row begin, and where the last one ends.
+    """
+    if boundaries is not None:
+        return hidden[0, boundaries[1:].long() - 1]
+    if attention_mask is None:
+        return hidden[:, -1]
+    places = torch.arange(1, attention_mask.shape[1] + 1, device=hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), (attention_mask.to(hidden.device) * places).argmax(1)]
+
+
+def score(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The scores of a batch of texts, float32 [batch], without gradients.
+
+    Args:
+        model: a reward model, with adapters or without, or `reward_beside.RewardBeside`; in evaluation mode.
+        input_ids: int64 [batch, seq], terminators included, padded on either side or both.
+        attention_mask: int64 [batch, seq], 0 where a token is padding; None: none is.
+    """
+    with torch.no_grad():
+        return model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1)  # type: ignore[no-any-return]
+
+
+def with_reward_head(model: Any, *, seed: int = 0) -> Any:
+    """A reward model around the trunk of a causal language model: nothing is copied, and the language model is used up.
+
+    Args:
+        model: a PreTrainedModel without adapters, quantized or not. A reward model stays as it is.
+        seed: of the head's weights, as transformers draws them; the process's own random state stays as it is.
+
+    Raises:
+        ConfigError: transformers has no such class of this family.
+    """
+    if is_reward_model(model):
+        return model
+    cls, config = reward_class(model.config), model.config
+    config.num_labels = 1
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        new = cls(config)
+    setattr(new, new.base_model_prefix, model.base_model)
+    getattr(new, HEAD).weight = nn.Parameter(_new_weight(config, seed=seed).to(next(model.base_model.parameters()).device))
+    for name, value in vars(model).items():  # quantization, device map, name, and our own marks
+        vars(new).setdefault(name, value)
+    new.name_or_path = model.name_or_path
+    setattr(new, _NEW, True)
+    return new.train(model.training)
+
+
+@functools.cache
+def _made(stock: type) -> type:
+    return type(stock.__name__, (_Scoring, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
+
+
+def reward_class(config: Any) -> Any:
+    """The class of reward models of a configuration; what it saves says that it is transformers' own.
+
+    Raises:
+        ConfigError: transformers has none of this family.
+    """
+    if isinstance(config, BaichuanConfig):
+        return _made(BaichuanForSequenceClassification)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        found = f"{config.model_type}, of which transformers has no class with a reward head"
+        raise ConfigError(Problem(PATH_KEY, found, do="Take a model of another family"))
+    return _made(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+
+
+def is_reward_model(model: Any) -> bool:
+    """Whether a model, with adapters or without, scores rather than writes."""
+    return isinstance(model.get_base_model() if hasattr(model, "peft_config") else model, _Scoring)
+
+
+def mark_trained(model: Any) -> None:
+    """Say that a reward model's head is no made-up one any more: it was trained, or loaded."""
+    setattr(model.get_base_model() if hasattr(model, "peft_config") else model, _NEW, False)
+
+
+def require_head(model: Any) -> None:
+    """Nothing, where a model's reward head was trained.
+
+    Raises:
+        ConfigError: it is random, since neither the model's directory nor an adapter holds one.
+    """
+    if getattr(model.get_base_model() if hasattr(model, "peft_config") else model, _NEW, False):
+        found = f"'{model.name_or_path}' has no reward head, and a random one would score at random"
+        raise ConfigError(Problem(PATH_KEY, found, do="Name the adapter that has one in finetune.adapters, or train: pipeline=[train,…]"))
+
+
+def set_reward_padding(model: Any, tokenizer: Any, *, stop_ids: Collection[int]) -> None:
+    """Choose the padding token that a saved reward model tells other programs of; model and tokenizer are changed in place.
+
+    transformers' own class scores the last token that isn't padding. That is the terminator only if it isn't the padding token as well,
+    as in many models; then another special token pads. Where there is none, the model has no padding token, and takes one text at a time.
+
+    Args:
+        model: a reward model, or None, to change the tokenizer alone.
+        tokenizer: a copy that is saved beside it.
+        stop_ids: ids that end a text.
+    """
+    special = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
+    chosen = next((token for token in special if token is not None and token not in stop_ids), None)
+    if chosen is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+    if model is not None:
+        model.config.get_text_config().pad_token_id = chosen
+
+
+def _new_weight(config: Any, *, seed: int) -> torch.Tensor:
+    """First weights of a head, [1, channels]: normal, as transformers draws those of its own."""
+    width, std = config.get_text_config().hidden_size, getattr(config, "initializer_range", 0.02)
+    return torch.empty(1, width).normal_(std=std, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters

@@ -1,0 +1,95 @@
+"""A reward adapter beside the adapter that is trained, on one base model in memory, with its head apart: what PPO scores with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.adapters import quiet_peft, read_adapter
+from llmmod.models.families.names import native_adapter
+from llmmod.models.reward import HEAD, last_tokens, scored, trunk_inputs
+
+
+class RewardBeside:
+    """A reward model whose trunk is a language model's, seen through an adapter of its own; `models.reward.score` scores with it.
+
+    Args:
+        model: the PeftModel that is trained. Between scores nothing about it is changed.
+        name: of the reward adapter in it.
+        head: its head.
+    """
+
+    def __init__(self, model: Any, name: str, head: nn.Module) -> None:
+        self.model, self.name, self.head = model, name, head
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> SequenceClassifierOutputWithPast:
+        """Scores of a batch padded on either side, `logits` float32 [batch, 1]; see `models.reward.score`."""
+        trunk = self.model.get_base_model().base_model
+        with switched_to(self.model, self.name):
+            given = trunk_inputs(trunk, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            hidden = trunk(**given)[0]  # [batch, seq, channels]
+        return SequenceClassifierOutputWithPast(logits=scored(self.head, last_tokens(hidden, attention_mask)))
+
+
+def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> RewardBeside:
+    """A trained reward adapter put beside the adapters that a model has; its base isn't loaded again.
+
+    Args:
+        model: a PeftModel of a causal language model, on the base that the reward adapter was trained on.
+        path: the reward adapter's directory, as `stage=rm` wrote it.
+        name: of the adapter within the model.
+        key: the configuration key that the path was typed for.
+
+    Raises:
+        ConfigError: there is no adapter, it has no reward head, or it doesn't fit the model.
+    """
+    config, state = read_adapter(path, key)
+    base = model.get_base_model()
+    heads = {place: tensor for place, tensor in state.items() if place.split(".")[-2:-1] == [HEAD]}
+    if len(heads) != 1:
+        raise ConfigError(Problem(key, f"the adapter '{path}' has no reward head", do="Give one that stage=rm trained"))
+    state = native_adapter(base, config, {place: tensor for place, tensor in state.items() if place not in heads})
+    config.modules_to_save, config.task_type, config.inference_mode, config.init_lora_weights = None, None, True, False
+    with _kept(model), quiet_peft():
+        model.add_adapter(name, config)
+        result = set_peft_model_state_dict(model, state, adapter_name=name)
+    missing = [place for place in result.missing_keys if f".{name}." in place]
+    if missing or result.unexpected_keys:
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't fit {type(base).__name__}: {odd}"))
+    weight = next(iter(heads.values())).float()
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return RewardBeside(model, name, head.to(next(base.parameters()).device))
+
+
+@contextmanager
+def switched_to(model: Any, name: str) -> Iterator[None]:
+    """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was."""
+    training = model.training
+    with _kept(model):
+        model.set_adapter(name, inference_mode=True)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """After it, the adapters that compute and the parameters that are trained are those of before."""
+    active, flags = model.active_adapter, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        model.set_adapter(active, inference_mode=True)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
