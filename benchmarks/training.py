@@ -123,7 +123,7 @@ def one(name, packed):
     counted = clock()
     with tempfile.TemporaryDirectory() as directory:
         {"llmmod": ours, "trl": theirs}[name](packed, directory, counted).train()
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("\n" + json.dumps({"tokens_per_cpu_s": counted.tokens_per_cpu_s(), "peak_gb": peak_gb}))
 
 

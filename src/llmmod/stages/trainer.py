@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from llmmod.data.lengths import lengths
 from llmmod.models.segments import BOUNDARIES, by_segments
 from llmmod.stages.finite import not_finite
+from llmmod.stages.lean_lora import lean_lora
 from llmmod.stages.loraplus import loraplus_optimizer
 from llmmod.stages.neftune import noisy_embeddings
 from llmmod.stages.sampling import ByEpoch
@@ -55,7 +56,7 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         Raises:
             RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        with noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), by_segments(self.model, inputs):
+        with lean_lora(), noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), by_segments(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
