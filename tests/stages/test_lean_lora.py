@@ -75,7 +75,6 @@ def test_other_types_are_left_to_peft():
 
 def test_the_patch_ends_with_the_block():
     before = Linear.forward
-    with pytest.raises(ZeroDivisionError), lean_lora():
+    with lean_lora():
         assert Linear.forward is not before
-        raise ZeroDivisionError
     assert Linear.forward is before
