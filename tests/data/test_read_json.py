@@ -95,9 +95,7 @@ def test_the_line_of_an_error_is_counted_across_windows(tmp_path, monkeypatch):
     rows = ",\n".join('{"a": "' + "x" * 30 + '"}' for _ in range(40))
     with pytest.raises(DataError) as error:
         list(read_json(write(tmp_path, f"[{rows},\n{{a: 1}}]")))
-    assert str(error.value) == (
-        "x.json, row 41: no JSON: Expecting property name enclosed in double quotes (line 41, character 2)."
-    )
+    assert str(error.value) == ("x.json, row 41: no JSON: Expecting property name enclosed in double quotes (line 41, character 2).")
 
 
 def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):

@@ -1,4 +1,4 @@
-"""A dataset of examples from a stream of conversations, in one process or several.
+"""A dataset of examples from a stream of records, in one process or several.
 
 Batches go to a file as they come, and the dataset is that file, mapped: what is in memory doesn't grow with the rows. `datasets` is not
 asked to cache anything: it would decide by a hash of closures whether a result may be used again, and be wrong in silence.
@@ -23,53 +23,52 @@ from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, MemoryMappedTable
 
 from llmmod.data.faults import Faults
+from llmmod.data.forms import Form
 from llmmod.data.splits import Counts
 from llmmod.data.tokenize import Made, Placed, Tokenizing
 from llmmod.errors import DataError, Problem
-from llmmod.render.encode import IGNORED
 
-BATCH = 1000  # conversations rendered and encoded together
-_IDS = pa.list_(pa.int32())
-_SCHEMA = pa.schema({"input_ids": _IDS, "labels": _IDS})
+BATCH = 1000  # records rendered and encoded together
 
 
 class Batch(NamedTuple):
-    """What some conversations became."""
+    """What some records became."""
 
-    table: pa.RecordBatch  # columns input_ids and labels
-    made: list[int]  # examples of each conversation
+    table: pa.RecordBatch  # the columns of their form
+    made: list[int]  # examples of each record
     counts: Counts
-    faults: list[Problem]  # of conversations that can't be trained; an exception would lose its parts between processes
+    faults: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
 
 
 class Built(NamedTuple):
-    """What all conversations became."""
+    """What all records became."""
 
-    dataset: Dataset  # columns input_ids and labels, lists of int32
-    made: list[int]  # examples of each conversation
+    dataset: Dataset  # the columns of their form; ids are lists of int32
+    made: list[int]  # examples of each record
     counts: Counts
-    faults: Faults  # of conversations that can't be trained
+    faults: Faults  # of records that can't be trained
 
 
 def build_dataset(
     rows: Iterable[Placed], tokenizing: Tokenizing, *, path: Path | None = None, num_proc: int | None = None, skip: bool = False
 ) -> Built:
-    """The examples of all conversations, in their order.
+    """The examples of all records, in their order.
 
     Args:
-        rows: conversations with their places.
+        rows: records with their places.
         tokenizing: how they become examples.
         path: the Arrow file they are written to and mapped from; None: they are held in memory.
         num_proc: processes; None or 1: this one.
-        skip: whether conversations that can't be trained are left out; false: the first ends it.
+        skip: whether records that can't be trained are left out; false: the first ends it.
 
     Raises:
-        DataError: a conversation can't be trained.
+        DataError: a record can't be trained.
     """
     batches = _batches(rows)
     results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
     made, counts, faults = [], Counts(), Faults()
-    with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+    schema = tokenizing.form.schema
+    with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in results:
             if batch.faults and not skip:
                 raise DataError(batch.faults[0])
@@ -98,27 +97,27 @@ def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None =
 
 
 def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
-    """What some conversations become, in the form that travels between processes."""
-    made = tokenizing.batch(rows)
-    kept = [example.encoded for item in made for example in item.examples if not example.dropped]
-    columns = [pa.array([example[column] for example in kept], _IDS) for column in (0, 1)]
+    """What some records become, in the form that travels between processes."""
+    made, form = tokenizing.batch(rows), tokenizing.form
+    kept = [form.row(example.record, example.encoded) for item in made for example in item.examples if not example.dropped]
+    columns = [pa.array([row[column.name] for row in kept], column.type) for column in form.schema]
     faults = [item.fault.problem for item in made if item.fault is not None]
     counts = [sum(not example.dropped for example in item.examples) for item in made]
-    return Batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA), counts, _counted(made), faults)
+    return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, _counted(made, form), faults)
 
 
-def _counted(made: Sequence[Made]) -> Counts:
+def _counted(made: Sequence[Made], form: Form) -> Counts:
     examples = [example for item in made for example in item.examples]
     kept = [example for example in examples if not example.dropped]
-    lengths = [len(example.encoded.input_ids) for example in kept]
+    tokens = [form.count(example.encoded) for example in kept]
     return Counts(
         examples=len(kept),
         cut=sum(example.cut for example in kept),
         ends_lost=sum(example.end_lost for example in kept),
         dropped=len(examples) - len(kept),
-        tokens=sum(lengths),
-        trained_tokens=sum(length - example.encoded.labels.count(IGNORED) for length, example in zip(lengths, kept, strict=True)),
-        longest=max(lengths, default=0),
+        tokens=sum(of_all for of_all, _ in tokens),
+        trained_tokens=sum(trained for _, trained in tokens),
+        longest=max((form.length(example.encoded) for example in kept), default=0),
     )
 
 

@@ -38,6 +38,7 @@ def _identity(making: Making) -> dict[str, Any]:
     opened, tokenizing = making.opened, making.tokenizing
     conf = opened.conf
     return {
+        "kind": opened.kind,
         "rows": _rows(opened.training),
         "held out": [conf.val_size, making.seed] if conf.val_size else _rows(opened.validating),
         "format": format_identity(conf.format) if not isinstance(conf.format, str) else None,

@@ -1,47 +1,22 @@
 """Which format reads the rows, and which of their columns it reads.
 
 Each module in `data/formats/` is a format, found by its name. It has
-`KIND` (what a row becomes: a conversation, a document), `ROLES` (the keys of `dataset.columns` it reads), `USUAL` (names that a role's
-column usually has), `find_columns`, `recognises` and `read`.
+`KIND` (what a row becomes: a conversation, document, preference, judgement or prompt), `ROLES` (the keys of `dataset.columns` it reads),
+`USUAL` (names that a role's column usually has), `find_columns`, `recognises` and `read`.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 from llmmod.data import formats
-from llmmod.data.formats.messages import KEYS, TURNS
-from llmmod.data.row import Row, RowError, described
-from llmmod.data.turns import as_conversation, read_turns
+from llmmod.data.own_format import Format, own_format
+from llmmod.data.row import Row
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.instantiate import build
-from llmmod.render.conversation import Conversation
-
-
-@dataclass(frozen=True)
-class Format:
-    """A way to read rows.
-
-    Args:
-        name: as in `dataset.format`, `auto` replaced by what was decided.
-        read: a row -> what the format makes of it; raises `RowError`.
-        columns: role -> column.
-        found: whether `auto` decided.
-    """
-
-    name: str
-    read: Callable[[Row], Any]
-    columns: Mapping[str, str]
-    found: bool = False
-
-    def __str__(self) -> str:
-        columns = ", ".join(f"{role}={column}" for role, column in self.columns.items())
-        return f"{self.name}{' (found by the columns)' if self.found else ''}{': ' if columns else ''}{columns}"
 
 
 def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequence[Row], file: str) -> Format:
@@ -58,7 +33,7 @@ def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequ
         ConfigError: no such format, one of another kind, columns that don't exist, or rows that no format recognises.
     """
     if callable(asked) or isinstance(asked, Mapping):
-        return _own(asked)
+        return own_format(asked, kind=kind)
     available = list(dict.fromkeys(column for row in head for column in row))
     names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
     if asked != "auto" and asked not in names:
@@ -92,11 +67,12 @@ def _recognised(
         fits = f"{' and '.join(right)} fit"
         raise ConfigError(Problem("dataset.format", f"'auto' can't decide: {columns_there}", fits, "Say which is meant"))
     others = "".join(f", which fits the format {name}, a {candidates[name].KIND} a row" for name in fitting)
-    needs = "; ".join(f"{name} needs {_needs(module)}" for name, module in candidates.items() if kind == module.KIND)
-    raise ConfigError(Problem("dataset.format", f"'auto' finds no {kind} in the rows: {columns_there}{others}", needs, _SET_COLUMNS))
-
-
-_SET_COLUMNS = "Name the data's own columns, e.g. dataset.format=alpaca dataset.columns.prompt=… dataset.columns.response=…"
+    of_kind = {name: module for name, module in candidates.items() if kind == module.KIND}
+    needs = "; ".join(f"{name} needs {_needs(module)}" for name, module in of_kind.items())
+    first, module = next(iter(of_kind.items()))
+    columns = " ".join(f"dataset.columns.{role}=…" for role in module.REQUIRED)
+    do = f"Name the data's own columns, e.g. dataset.format={first} {columns}"
+    raise ConfigError(Problem("dataset.format", f"'auto' finds no {kind} in the rows: {columns_there}{others}", needs, do))
 
 
 def _check_given(given: Mapping[str, str], asked: str | None, available: Collection[str], file: str) -> None:
@@ -124,24 +100,3 @@ def _needs(module: Any) -> str:
 
 def _module(name: str) -> Any:
     return import_module(f"{formats.__name__}.{name}")
-
-
-def _own(asked: Any) -> Format:
-    """A format made of the user's own function of a row."""
-    function = asked if callable(asked) else build({**asked, "_partial_": True})
-    name = asked["_target_"] if isinstance(asked, Mapping) else getattr(asked, "__qualname__", type(asked).__name__)
-    return Format(str(name), partial(_read_own, function=function, name=str(name)), {})
-
-
-def _read_own(row: Row, *, function: Callable[[Row], Any], name: str) -> Conversation:
-    try:
-        made = function(row)
-    except RowError:
-        raise
-    except Exception as error:  # whatever the user's function raises says something about this row
-        raise RowError(f"{name} failed on it: {type(error).__name__}: {error}") from error
-    if isinstance(made, Conversation):
-        return as_conversation(made.messages)
-    if isinstance(made, list):
-        return as_conversation(read_turns(made, None, keys=KEYS, roles=TURNS))
-    raise RowError(f"{name} made {described(made)} of it where a Conversation or a list of {{role, content}} is expected")

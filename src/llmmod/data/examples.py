@@ -16,6 +16,7 @@ from llmmod.data.build import Built, build_dataset, map_dataset
 from llmmod.data.faults import Faults
 from llmmod.data.opened import Opened
 from llmmod.data.readings import Readings
+from llmmod.data.records import asked_of
 from llmmod.data.split import held_out
 from llmmod.data.splits import Counts, DataReport, Splits
 from llmmod.data.tokenize import Placed, Tokenizing
@@ -88,7 +89,7 @@ class Making:
         return Splits(datasets[0], datasets[1], list(_read_conversations(directory / _CONVERSATIONS)), report)
 
     def validation(self, rows: Sequence[Placed], path: Path, bad: Faults) -> tuple[Built | None, list[Conversation]]:
-        """The examples of held-out rows, and the conversations that they were made of; None where no row is held out.
+        """The examples of held-out rows, and the conversations that a model can be asked with; None where no row is held out.
 
         Args:
             rows: those held out.
@@ -102,7 +103,8 @@ class Making:
             return None, []
         built = self._built(rows, path, purpose="validate with")
         bad += built.faults
-        return built, [conversation for (_, conversation), examples in zip(rows, built.made, strict=True) if examples]
+        kept = (record for (_, record), examples in zip(rows, built.made, strict=True) if examples)
+        return built, [conversation for record in kept if (conversation := asked_of(record)) is not None]
 
     def _held(self, count: int) -> frozenset[int]:
         conf = self.opened.conf

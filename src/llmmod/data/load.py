@@ -13,15 +13,19 @@ from typing import Any
 from llmmod.data.cache import Cache, cache_directory
 from llmmod.data.cache_key import cache_key
 from llmmod.data.examples import Making
+from llmmod.data.forms import form_of
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.opened import open_dataset
 from llmmod.data.packed import pack_splits
 from llmmod.data.readings import Readings
+from llmmod.data.records import conversations_of
 from llmmod.data.splits import DataReport, Splits
 from llmmod.data.streamed import stream_splits
 from llmmod.data.tokenize import Tokenizing
+from llmmod.data.values import arrow_types
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.certificate import certify
+from llmmod.render.conversation import Conversation
 from llmmod.render.finding import refuse
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf
@@ -77,12 +81,13 @@ def load_splits(
 
 
 def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, kind: str, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
-    tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt)
     try:
         _check(conf)
         opened = open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
     except ConfigError as error:
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
+    form = form_of(kind, arrow_types(opened.training.values or {}))
+    tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt, form)
     return Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)
 
 
@@ -134,10 +139,19 @@ def _directory_for_now() -> Path:
 
 def _prove(render: Any, tokenizer: Any, rows: Readings, name: str) -> None:
     """Refuse a render that can't be vouched for, on made-up conversations and the first rows; what is only worth knowing is told."""
-    findings = certify(render, tokenizer, {str(place): conversation for place, conversation in islice(rows, PROVED)})
+    findings = certify(render, tokenizer, first_conversations(rows))
     refuse(findings, name)
     for finding in findings:
         log.info("render=%s: %s", name, finding)
+
+
+def first_conversations(rows: Readings) -> dict[str, Conversation]:
+    """Place -> conversation of the first rows, as a proof looks at them: what is asked, with each answer."""
+    found = {}
+    for place, record in islice(rows, PROVED):
+        for number, conversation in enumerate(conversations_of(record), start=1):
+            found[f"{place}, answer {number}" if number > 1 else str(place)] = conversation
+    return found
 
 
 def _tell(report: DataReport) -> None:

@@ -1,9 +1,8 @@
-"""What `dataset.*` names, opened: conversations to train on, and those to validate with where they are rows of their own."""
+"""What `dataset.*` names, opened: records to train on, and those to validate with where they are rows of their own."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from llmmod.data.choose import choose_format
@@ -26,13 +25,15 @@ class Opened:
 
     Args:
         conf: what it was opened by.
-        training: the conversations, those that `val_size` holds out among them.
-        validating: held-out conversations that are rows of their own; None: there are none.
+        training: the records, those that `val_size` holds out among them.
+        validating: held-out records that are rows of their own; None: there are none.
+        kind: what a row becomes.
     """
 
     conf: DatasetConf
     training: Readings
     validating: Readings | None = None
+    kind: str = "conversation"
 
 
 def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> Opened:
@@ -50,13 +51,15 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
     """
     limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
     limit = min((limit for limit in limits if limit is not None), default=None)
-    return Opened(conf, _readings(conf, _open(conf, hub), kind=kind, limit=limit), _validating(conf, hub, smoke, kind))
+    training, validating = _readings(conf, _open(conf, hub), kind=kind, limit=limit), _validating(conf, hub, smoke, kind)
+    if kind == "prompt":
+        values = training.find_values(HEAD)
+        training, validating = replace(training, values=values), validating and replace(validating, values=values)
+    return Opened(conf, training, validating, kind)
 
 
 def _open(conf: DatasetConf, hub: HubConf) -> Source:
-    return open_source(
-        conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=conf.streaming
-    )
+    return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=conf.streaming)
 
 
 def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Readings | None:
@@ -64,7 +67,7 @@ def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Read
         builder = conf.path if conf.data_files else None
         source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
     elif conf.val_split:
-        source = _open(dataclasses.replace(conf, split=conf.val_split), hub)
+        source = _open(replace(conf, split=conf.val_split), hub)
     else:
         return None
     return _readings(conf, source, kind=kind, limit=SMOKE_EVAL if smoke else None)

@@ -1,29 +1,32 @@
-"""Conversations from a source's rows: bad ones end it or are left out, each with its place."""
+"""Records from a source's rows: bad ones end it or are left out, each with its place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
-from llmmod.data.choose import Format
 from llmmod.data.faults import Faults
+from llmmod.data.own_format import Format
+from llmmod.data.records import Prompted, Record, with_system
 from llmmod.data.row import Place, RowError
 from llmmod.data.sources import Source
+from llmmod.data.values import conform, value_types
 from llmmod.errors import DataError, Problem
-from llmmod.render.conversation import Conversation, Message
 
 
 @dataclass(frozen=True)
 class Readings:
-    """The conversations of a source; it can be read again and again.
+    """The records of a source; it can be read again and again.
 
     Args:
         source: where the rows come from.
         format: what reads them.
         skip: whether bad rows are left out.
         system: the system text of conversations that have none; None: theirs stays unset.
-        limit: conversations, at most; None: all.
+        limit: records, at most; None: all.
+        values: of prompts, the columns that come along and their types; None: as each row has them.
     """
 
     source: Source
@@ -31,12 +34,13 @@ class Readings:
     skip: bool = False
     system: str | None = None
     limit: int | None = None
+    values: Mapping[str, type] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Place, Conversation]]:
+    def __iter__(self) -> Iterator[tuple[Place, Any]]:
         return self.read(Faults())
 
-    def read(self, bad: Faults) -> Iterator[tuple[Place, Conversation]]:
-        """The conversations; what is wrong with the rows that are left out is added to `bad` on the way.
+    def read(self, bad: Faults) -> Iterator[tuple[Place, Any]]:
+        """The records; what is wrong with the rows that are left out is added to `bad` on the way.
 
         Raises:
             DataError: a bad row where none may be left out.
@@ -44,7 +48,7 @@ class Readings:
         return islice(self._all(bad), self.limit)
 
     def survey(self) -> tuple[int, Faults]:
-        """How many conversations there are, and what is wrong with the rows that are left out.
+        """How many records there are, and what is wrong with the rows that are left out.
 
         Raises:
             DataError: a bad row where none may be left out, or no good one.
@@ -56,20 +60,25 @@ class Readings:
             raise DataError(Problem(self.source.name, skipped))
         return count, bad
 
-    def _all(self, bad: Faults) -> Iterator[tuple[Place, Conversation]]:
+    def find_values(self, head: int) -> dict[str, type]:
+        """The columns that come along, and their types, in the first rows."""
+        records = (record for _, record in islice(replace(self, skip=True), head))
+        return value_types(record.values for record in records if isinstance(record, Prompted))
+
+    def _all(self, bad: Faults) -> Iterator[tuple[Place, Record]]:
         for place, row in self.source:
             try:
                 if isinstance(row, RowError):
                     raise row
-                conversation: Conversation = self.format.read(row)
+                record: Record = self._conforming(self.format.read(row))
             except RowError as error:
                 if not self.skip:
                     raise error.at(place) from error.__cause__
                 bad.add(error.at(place))
                 continue
-            yield place, self._with_system(conversation)
+            yield place, record if self.system is None else with_system(record, self.system)
 
-    def _with_system(self, conversation: Conversation) -> Conversation:
-        if self.system is None or conversation.system is not None:
-            return conversation
-        return replace(conversation, messages=[Message("system", self.system), *conversation.messages])
+    def _conforming(self, record: Record) -> Record:
+        if self.values is None or not isinstance(record, Prompted):
+            return record
+        return replace(record, values=conform(record.values, self.values))

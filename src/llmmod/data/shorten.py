@@ -10,82 +10,93 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+from llmmod.data.records import Prompted, Record, changed
 from llmmod.render.conversation import Conversation, Message
-from llmmod.render.encode import Encoded
 
 LEAST = 16  # characters of each message that are kept
 TRIES = 4  # encodings of one example; each comes closer to the limit
 
-_NOTHING = Encoded([], [])
-Encode = Callable[[Sequence[Conversation]], list[Encoded]]
+Encode = Callable[[Sequence[Any]], list[Any]]
+Size = Callable[[Any], int]
 
 
 @dataclass
 class _Attempt:
-    """A conversation on its way to fit.
+    """A record on its way to fit.
 
     Args:
-        conversation: whole, or what is left of it.
-        shortest: its example with every text at its shortest.
+        record: whole, or what is left of it.
+        least: tokens of its example with every text at its shortest.
         share: of its texts, with which it is still too long, at
         length: tokens.
         example: the longest that fits; None: none does.
     """
 
-    conversation: Conversation
+    record: Any
     length: int
     share: float = 1.0
-    shortest: Encoded = _NOTHING
-    example: Encoded | None = None
+    least: int = 0
+    example: Any = None
 
     def next_share(self, limit: int) -> float:
         """The share that reaches the limit if tokens grow evenly with it; a little less from the second try on."""
-        least = len(self.shortest.input_ids)
-        return self.share * (limit - least) / max(1, self.length - least) * (1.0 if self.share == 1.0 else 0.97)
+        return self.share * (limit - self.least) / max(1, self.length - self.least) * (1.0 if self.share == 1.0 else 0.97)
 
-    def take(self, share: float, example: Encoded, limit: int) -> bool:
+    def take(self, share: float, example: Any, length: int, limit: int) -> bool:
         """Keep the example if it fits; else remember how long it is."""
-        if len(example.input_ids) <= limit:
+        if length <= limit:
             self.example = example
             return True
-        self.share, self.length = share, len(example.input_ids)
+        self.share, self.length = share, length
         return False
 
 
-def fit(conversations: Sequence[Conversation], lengths: Sequence[int], limit: int, encode: Encode) -> list[Encoded | int]:
-    """Each conversation's example in at most `limit` tokens, or the tokens it needs at least where that can't be.
+def fit(records: Sequence[Any], lengths: Sequence[int], limit: int, encode: Encode, size: Size | None = None) -> list[Any]:
+    """Each record's example in at most `limit` tokens, or the tokens it needs at least where that can't be.
 
     Args:
-        conversations: of one example each, all of them too long.
+        records: of one example each, all of them too long.
         lengths: their tokens.
         limit: tokens.
-        encode: conversations -> their examples.
+        encode: records -> their examples.
+        size: tokens of an example; None: of its `input_ids`.
     """
-    attempts = [_Attempt(conversation, length) for conversation, length in zip(conversations, lengths, strict=True)]
-    _find_shortest(attempts, limit, encode)
+    size = size or _tokens
+    attempts = [_Attempt(record, length) for record, length in zip(records, lengths, strict=True)]
+    _find_shortest(attempts, limit, encode, size)
     trying = [attempt for attempt in attempts if attempt.example is not None]
     for _ in range(TRIES):
         shares = [attempt.next_share(limit) for attempt in trying]
-        examples = encode([shortened(attempt.conversation, share) for attempt, share in zip(trying, shares, strict=True)])
-        fitted = [attempt.take(share, example, limit) for attempt, share, example in zip(trying, shares, examples, strict=True)]
-        trying = [attempt for attempt, fits in zip(trying, fitted, strict=True) if not fits]
-    return [len(attempt.shortest.input_ids) if attempt.example is None else attempt.example for attempt in attempts]
+        examples = encode([_with_share(attempt.record, share) for attempt, share in zip(trying, shares, strict=True)])
+        tried = zip(trying, shares, examples, strict=True)
+        trying = [attempt for attempt, share, example in tried if not attempt.take(share, example, size(example), limit)]
+    return [attempt.least if attempt.example is None else attempt.example for attempt in attempts]
 
 
-def _find_shortest(attempts: Sequence[_Attempt], limit: int, encode: Encode) -> None:
+def _find_shortest(attempts: Sequence[_Attempt], limit: int, encode: Encode, size: Size) -> None:
     """Set the shortest example of each; one that is too long even so gives up its oldest rounds, all but the last if need be."""
     trying = list(attempts)
     while trying:
-        examples = encode([shortened(attempt.conversation, 0) for attempt in trying])
+        examples = encode([_with_share(attempt.record, 0) for attempt in trying])
         for attempt, example in zip(trying, examples, strict=True):
-            attempt.shortest = example
-            attempt.example = example if len(example.input_ids) <= limit else None
-        trying = [attempt for attempt in trying if attempt.example is None and _rounds(attempt.conversation) > 1]
+            attempt.least = size(example)
+            attempt.example = example if attempt.least <= limit else None
+        trying = [attempt for attempt in trying if attempt.example is None and _rounds(attempt.record) > 1]
         for attempt in trying:
-            rounds = _rounds(attempt.conversation)
-            keep = max(1, min(rounds - 1, rounds * limit // len(attempt.shortest.input_ids)))
-            attempt.conversation = without_oldest(attempt.conversation, rounds - keep)
+            rounds = _rounds(attempt.record)
+            drop = rounds - max(1, min(rounds - 1, rounds * limit // attempt.least))
+            attempt.record = changed(attempt.record, partial(without_oldest, count=drop))
+
+
+def _with_share(record: Any, share: float) -> Any:
+    return changed(record, partial(shortened, share=share))
+
+
+def _tokens(example: Any) -> int:
+    return len(example.input_ids)
 
 
 def shortened(conversation: Conversation, share: float) -> Conversation:
@@ -110,8 +121,11 @@ def without_oldest(conversation: Conversation, count: int) -> Conversation:
     return replace(conversation, messages=[*conversation.messages[:first], *conversation.messages[start:]])
 
 
-def _rounds(conversation: Conversation) -> int:
-    return sum(message.role == "assistant" for message in conversation.messages)
+def _rounds(record: Record) -> int:
+    """Answers, and the one that a prompt asks for."""
+    conversation = record.prompt if isinstance(record, Prompted) else record
+    assert isinstance(conversation, Conversation), "a document is never shortened"
+    return sum(message.role == "assistant" for message in conversation.messages) + isinstance(record, Prompted)
 
 
 def rounds_apart(conversation: Conversation) -> list[Conversation]:

@@ -101,8 +101,7 @@ class DataReport:
         packed = f"packed into {self.packed_rows} rows of {self.cutoff_len} tokens, {self.fill:.1%} of them filled"
         return [
             f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
-            f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; "
-            f"{held}",
+            f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; {held}",
             *([packed] if self.packed_rows else []),
         ]
 

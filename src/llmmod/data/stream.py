@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar
 
-from datasets import DatasetInfo, Features, IterableDataset, List, Value
+from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from llmmod.data.faults import Faults
@@ -22,7 +22,7 @@ from llmmod.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 
-BATCH = 256  # conversations rendered and encoded together: enough for the tokenizer, and no long wait for the first of them
+BATCH = 256  # records rendered and encoded together: enough for the tokenizer, and no long wait for the first of them
 
 Item = TypeVar("Item")
 
@@ -33,9 +33,9 @@ class Stream:
 
     Args:
         name: of the dataset, for messages.
-        rows: one pass over the conversations; what is wrong with bad rows is added to what it is given.
+        rows: one pass over the records; what is wrong with bad rows is added to what it is given.
         tokenizing: how they become examples.
-        buffer_size: conversations among which the next is drawn.
+        buffer_size: records among which the next is drawn.
         seed: of the draw.
         skip: whether bad rows are left out.
     """
@@ -47,7 +47,7 @@ class Stream:
     seed: int
     skip: bool = False
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
             bad = Faults()
             made = 0
@@ -60,7 +60,7 @@ class Stream:
             if epoch == 0 and bad:
                 log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
 
-    def _epoch(self, epoch: int, bad: Faults) -> Iterator[dict[str, list[int]]]:
+    def _epoch(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
             for made in self.tokenizing.batch(batch):
@@ -70,7 +70,7 @@ class Stream:
                     bad.add(made.fault)
                 for example in made.examples:
                     if not example.dropped:
-                        yield example.encoded._asdict()
+                        yield self.tokenizing.form.row(example.record, example.encoded)
 
 
 def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
@@ -84,12 +84,11 @@ def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> It
     yield from buffer
 
 
-def as_dataset(stream: Any) -> IterableDataset:
-    """The dataset of a stream's examples, columns `input_ids` and `labels`; one worker of a data loader reads it, whatever their number."""
-    ids = List(Value("int32"))
+def as_dataset(stream: Stream) -> IterableDataset:
+    """The dataset of a stream's examples; one worker of a data loader reads it, whatever their number."""
     # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
     examples = ExamplesIterable(_numbered, {"stream": stream})
-    return IterableDataset(examples, info=DatasetInfo(features=Features({"input_ids": ids, "labels": ids})))
+    return IterableDataset(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.tokenizing.form.schema)))
 
 
 def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:

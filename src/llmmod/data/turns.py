@@ -83,6 +83,31 @@ def as_conversation(messages: Sequence[Message], column: str | None = None, *, t
     Raises:
         RowError: no answer, an answer or a question that is empty, or an answer that follows no question.
     """
+    _check_order(messages, column)
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
+    return Conversation(list(messages[: answers[-1] + 1]), list(tools))
+
+
+def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
+    """A conversation that asks for an answer: its last turn is the user's, or a tool's.
+
+    Args:
+        messages: as the row has them.
+        column: where they come from, for the message.
+        tools: definitions of the tools that the messages call.
+
+    Raises:
+        RowError: nothing is asked, a turn is empty, or one follows another that it can't follow.
+    """
+    _check_order(messages, column)
+    if messages[-1].role not in ("user", "tool"):
+        raise RowError(f"it ends with a turn of {messages[-1].role}, where a question is expected", column=column)
+    return Conversation(list(messages), list(tools))
+
+
+def _check_order(messages: Sequence[Message], column: str | None) -> None:
     if not messages:
         raise RowError("no turns", column=column)
     previous: str | None = None
@@ -93,10 +118,6 @@ def as_conversation(messages: Sequence[Message], column: str | None = None, *, t
         if message.role in ("user", "assistant") and not message.text.strip():
             raise RowError(f"turn {number}, of {message.role}, is empty", column=column)
         previous = message.role
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
-    return Conversation(list(messages[: answers[-1] + 1]), list(tools))
 
 
 def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles: Mapping[str, str]) -> Message:

@@ -51,6 +51,15 @@ def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     Raises:
         RowError: question or answer missing, empty or no text, or a history that isn't made of pairs.
     """
+    return as_conversation([*read_question(row, columns), Message("assistant", _answer(row, columns["response"]))])
+
+
+def read_question(row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The messages of a row up to its question, of the columns `prompt`, `query`, `history` and `system`.
+
+    Raises:
+        RowError: the question is missing, empty or no text, or a history that isn't made of pairs.
+    """
     prompt = required_text(row, columns["prompt"]) if "prompt" in columns else ""
     query = optional_text(row, columns.get("query"))
     question = "\n".join(part for part in (prompt, query) if part)
@@ -60,7 +69,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     messages = [Message("system", system)] if system else []
     for asked, answered in _pairs(row, columns.get("history")):
         messages += [Message("user", asked), Message("assistant", answered)]
-    return as_conversation([*messages, Message("user", question), Message("assistant", _answer(row, columns["response"]))])
+    return [*messages, Message("user", question)]
 
 
 def _answer(row: Row, column: str) -> str:

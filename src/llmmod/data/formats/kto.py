@@ -1,0 +1,65 @@
+"""An answer and whether it is a good one, for kto: `completion` and `label` beside a prompt (trl), or turns that end with the answer.
+
+A prompt is read as alpaca's is, or from a list of turns; the answer is a text or a turn. Rows stand alone: good and bad answers need not
+come in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from llmmod.data import questions
+from llmmod.data.records import Prompted
+from llmmod.data.row import Row, RowError, described, optional_list, present
+from llmmod.data.turns import as_prompt
+
+KIND = "judgement"
+ROLES = (*questions.ROLES, "response", "label")
+REQUIRED = ("response", "label")
+USUAL: Mapping[str, tuple[str, ...]] = {
+    **questions.USUAL,
+    "response": ("completion", "output", "response", "answer"),
+    "label": ("label", "kto_tag"),
+}
+_LABELS = {"true": True, "1": True, "false": False, "0": False}  # as CSV files spell them
+
+
+def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, None where rows have no label, or no answer to it."""
+    answers = dict(given)
+    for role in REQUIRED:
+        name = next((name for name in USUAL[role] if name in available and name not in answers.values()), None)
+        if role not in answers and name is not None:
+            answers[role] = name
+    found = questions.find_prompt_columns(available, given, answers)
+    return found if found and "label" in found and ("response" in found or "messages" in found) else None
+
+
+def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether the first rows look like this format: the names of the columns say it."""
+    return True
+
+
+def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+    """The prompt of a row, its answer, and `label`.
+
+    Raises:
+        RowError: prompt, answer or label is missing or something else.
+    """
+    messages = questions.read_prompt(row, columns)
+    name = columns.get("response")
+    place = questions.prompt_column(columns)
+    if name is None:
+        messages, answer = messages[:-1], questions.only_answer(messages[-1:], columns["messages"])
+    else:
+        answer = questions.only_answer(questions.read_answer(row, name), name)
+    prompt = as_prompt(messages, place, tools=optional_list(row, columns.get("tools")))
+    return Prompted(prompt, [answer], {"label": _label(row, columns["label"])})
+
+
+def _label(row: Row, column: str) -> bool:
+    value = present(row, column)
+    label = value if isinstance(value, bool) else _LABELS.get(str(value).strip().lower())
+    if label is None:
+        raise RowError(f"{described(value)} where true or false is expected", column=column)
+    return label

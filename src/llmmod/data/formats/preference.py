@@ -1,0 +1,113 @@
+"""Two answers to one prompt, the better one first: for reward models and for dpo.
+
+Rows of these kinds are read: `chosen` and `rejected` beside a prompt, each a text or a turn (trl, LLaMA-Factory's ranking); both as whole
+conversations that share their beginning, which is the prompt, as lists of turns (trl's implicit prompt, ultrafeedback_binarized) or as
+transcripts (Anthropic/hh-rlhf); and LLaMA-Efficient-Tuning's `output: [chosen, rejected]`. A prompt is read as alpaca's is, or from a
+list of turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from llmmod.data import questions
+from llmmod.data.formats import alpaca
+from llmmod.data.records import Prompted
+from llmmod.data.row import Row, RowError, described, optional_list, present
+from llmmod.data.turns import as_prompt
+from llmmod.render.conversation import Message
+
+KIND = "preference"
+ROLES = (*questions.ROLES, "chosen", "rejected", "response")
+REQUIRED = ("chosen", "rejected")
+USUAL: Mapping[str, tuple[str, ...]] = {
+    **questions.USUAL,
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "response": alpaca.USUAL["response"],
+}
+_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")  # of a transcript
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, None where rows have no two answers; `response` is looked for only where there are no `chosen` and `rejected`."""
+    pair = {role: given.get(role, role) for role in REQUIRED if role in given or role in available}
+    if len(pair) == len(REQUIRED) and "response" not in given:
+        return questions.find_prompt_columns(available, given, pair) or {**given, **pair}
+    name = given.get("response", next((name for name in USUAL["response"] if name in available), None))
+    if name is None or set(REQUIRED) & set(given):
+        return None
+    return questions.find_prompt_columns(available, given, {"response": name})
+
+
+def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether the names of the columns say it, or the first answer is a list of them."""
+    if "response" not in columns:
+        return True
+    answers = (row.get(columns["response"]) for row in head)
+    first = next((answer for answer in answers if answer is not None), None)
+    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
+
+
+def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+    """The prompt of a row and its two answers.
+
+    Raises:
+        RowError: an answer is missing or no answer, there aren't two, they are the same, or the prompt is missing.
+    """
+    if "response" in columns:
+        return _compared(questions.read_prompt(row, columns), _two_texts(row, columns["response"]), row, columns, [columns["response"]] * 2)
+    names = [columns[role] for role in REQUIRED]
+    asked = questions.is_asked(columns)
+    sides = [_side(row, name, transcript=not asked) for name in names]
+    whole = [side[0].role != "assistant" for side in sides]
+    if all(whole):
+        shared = _shared(*sides)
+        prompt = questions.with_own_system(sides[0][:shared], row, columns)
+        return _compared(prompt, [side[shared:] for side in sides], row, columns, names)
+    if any(whole):
+        found = f"a conversation, while '{names[whole.index(False)]}' is an answer alone"
+        raise RowError(found, column=names[whole.index(True)])
+    if not asked:
+        raise RowError("an answer without a prompt", do="Name its column: dataset.columns.prompt=…", column=names[0])
+    return _compared(questions.read_prompt(row, columns), sides, row, columns, names)
+
+
+def _compared(
+    prompt: Sequence[Message], sides: Sequence[Sequence[Message]], row: Row, columns: Mapping[str, str], names: Sequence[str]
+) -> Prompted:
+    if sides[0] == sides[1]:
+        same = "the same answer twice" if names[0] == names[1] else f"the same as '{names[0]}'"
+        raise RowError(f"{same}, so there is nothing to compare", column=names[1])
+    answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
+    place = questions.prompt_column(columns) or names[0]
+    return Prompted(as_prompt(prompt, place, tools=optional_list(row, columns.get("tools"))), answers)
+
+
+def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:
+    value = present(row, column)
+    if transcript and isinstance(value, str) and _TURN.match(value):
+        parts: list[Any] = _TURN.split(value)[1:]
+        return [Message(_SPEAKERS[who], text.strip()) for who, text in zip(parts[::2], parts[1::2], strict=True)]
+    return questions.read_answer(row, column)
+
+
+def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many messages two conversations begin with together."""
+    differ = (at for at, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+    return next(differ, min(len(chosen), len(rejected)))
+
+
+def _two_texts(row: Row, column: str) -> list[list[Message]]:
+    """The two answers in one column, of which a text is none: its first two letters are not two answers."""
+    value = present(row, column)
+    answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else None
+    if answers is None or len(answers) != 2:
+        raise RowError(f"{described(value)} where two answers, [chosen, rejected], are expected", column=column)
+    for answer in answers:
+        if not isinstance(answer, str) or not answer.strip():
+            raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
+    return [[Message("assistant", answer)] for answer in answers]

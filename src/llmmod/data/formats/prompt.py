@@ -1,0 +1,59 @@
+"""Prompts that a model is to answer, for ppo and grpo: with the data's own answer or without.
+
+A prompt is read as alpaca's is, or from a list of turns. An answer, of a column or of the last turn, is kept aside for reward functions and
+never shown to the model; so are the row's other columns that are texts or numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from llmmod.data import questions
+from llmmod.data.records import Prompted
+from llmmod.data.row import Row, RowError, described, optional_list
+from llmmod.data.turns import as_prompt
+
+KIND = "prompt"
+ROLES = (*questions.ROLES, "response")
+REQUIRED = ("prompt",)
+USUAL: Mapping[str, tuple[str, ...]] = {
+    **questions.USUAL,
+    "response": ("answer", "output", "response", "completion", "solution", "ground_truth"),
+}
+
+
+def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, None where rows have no prompt; the answer is looked for only where nothing is given."""
+    name = next((name for name in USUAL["response"] if name in available), None)
+    return questions.find_prompt_columns(available, given, {"response": name} if name is not None and not given else {})
+
+
+def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether the first rows look like this format: the names of the columns say it."""
+    return True
+
+
+def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+    """The prompt of a row, `answer`, and the values of columns that are neither.
+
+    Raises:
+        RowError: the prompt is missing or something else, or the answer is neither a text nor a number.
+    """
+    messages = questions.read_prompt(row, columns)
+    given = _answer(row, columns.get("response"))
+    if messages[-1].role == "assistant":
+        messages, given = messages[:-1], given or messages[-1].text
+    prompt = as_prompt(messages, questions.prompt_column(columns), tools=optional_list(row, columns.get("tools")))
+    used = {*columns.values(), "prompt", "answer", "prompt_ids"}
+    others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
+    return Prompted(prompt, (), {**others, "answer": given})
+
+
+def _answer(row: Row, column: str | None) -> str:
+    value: Any = None if column is None else row.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError(f"{described(value)} where a text or a number is expected", column=column)
+    return str(value)
