@@ -34,6 +34,21 @@ def test_four_bits_stay_within_half_a_step(tiny_llama, kind, double):
     assert errors.abs().max() > 0
 
 
+@pytest.mark.parametrize("shape", [(64, 32), (136, 80), (9, 10)], ids=str)
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_are_unpacked_as_they_were_packed_whatever_the_width(shape, kind):
+    # On CPUs with AVX512, bitsandbytes alone takes each row for the beginning of a run of 64.
+    from bitsandbytes import functional
+
+    quantization_config(QuantizationConf(bits=4))
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind)
+    pairs = packed.flatten().long()
+    levels = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[: weight.numel()]
+    expected = state.code[levels] * state.absmax.repeat_interleave(64)[: weight.numel()]
+    assert torch.equal(functional.dequantize_4bit(packed, state), expected.reshape(shape))
+
+
 def test_eight_bits_stay_within_half_a_step(tiny_llama, ids, logits):
     quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8)))
     layer, before = quantized.model.layers[0].mlp.up_proj, tiny_llama.model.layers[0].mlp.up_proj.weight
@@ -41,6 +56,24 @@ def test_eight_bits_stay_within_half_a_step(tiny_llama, ids, logits):
         error = (before - unpacked_weight(layer)).abs()
         assert (error <= before.abs().amax(1, keepdim=True) * (0.5 / 127 + 2**-11)).all(), moment
         logits(quantized, ids)  # unpacking left the layer usable
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("way", ["rebuilt", "loaded"])
+def test_evaluation_leaves_gradients_as_they_were(tiny_llama, llama_directory, ids, logits, way, bits):
+    # On a CPU with AVX512-BF16, bitsandbytes alone computes without gradients once a 4-bit layer was evaluated.
+    conf = quantization_config(QuantizationConf(bits=bits))
+    given = {"quantization_config": conf}
+    model = rebuilt(tiny_llama, **given) if way == "rebuilt" else load_model(str(llama_directory), **given)
+
+    def gradient():
+        embeddings = model.train().get_input_embeddings().weight.requires_grad_()
+        return torch.autograd.grad(model(input_ids=ids, labels=ids).loss, embeddings)[0]
+
+    before, weight = gradient(), unpacked_weight(model.model.layers[0].mlp.up_proj).clone()
+    logits(model, ids)
+    assert torch.equal(gradient(), before)
+    assert torch.equal(unpacked_weight(model.model.layers[0].mlp.up_proj), weight)
 
 
 def test_a_plain_layers_weight_is_itself(tiny_llama):

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
+from llmmod.models.cpu_kernels import keep_differentiable
 from llmmod.models.families.config import native_config
 from llmmod.models.families.limits import watch_length
 from llmmod.models.families.load import load_original
@@ -65,6 +66,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
         with explained(checkpoint, arguments):
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
+    keep_differentiable(model)
     set_name(model, pretrained_model_name_or_path)
     watch_length(model)
     return (model, info) if arguments.get("output_loading_info") else model

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from llmmod.models.cpu_kernels import keep_differentiable
 from llmmod.models.quantize import plain_linears
 
 
@@ -42,6 +43,7 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
         )
     if info["missing_keys"]:
         raise ValueError(f"no value for {sorted(info['missing_keys'])}")
+    keep_differentiable(new)
     set_name(new, model.config._name_or_path)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
