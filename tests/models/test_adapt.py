@@ -141,6 +141,16 @@ def test_norms_are_upcast_on_request(tiny_llama, ids):
     assert after < before
 
 
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head"]}], ids=str)
+def test_the_head_is_upcast_on_request(tiny_llama, ids, fields):
+    model = add_lora(tiny_llama.bfloat16(), lora(upcast_head=True, **fields))
+    assert model.get_output_embeddings().weight.dtype is torch.float32
+    assert model.get_base_model().model.layers[0].mlp.up_proj.weight.dtype is torch.bfloat16
+    assert model(input_ids=ids).logits.dtype is torch.float32
+    before, after = step(model, ids)
+    assert after < before
+
+
 def test_checkpointing_that_is_on_gives_adapters_the_same_gradients(tiny_llama, ids):
     torch.manual_seed(0)
     model = add_lora(tiny_llama, lora(init_lora_weights=False)).train()

@@ -109,8 +109,12 @@ def test_from_quantized_weights(tiny_llama, ids, logits, bits, tolerance, fields
     assert torch.equal(logits(model, ids), before)
 
 
-def test_bfloat16_stays_bfloat16_with_norms_upcast(tiny_llama, ids, logits):
-    model = adapted(tiny_llama.bfloat16(), upcast_layernorm=True)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("part", ["layernorm", "head"])
+def test_bfloat16_stays_bfloat16_with_parts_upcast(tiny_llama, ids, logits, part, tied):
+    tiny_llama.config.tie_word_embeddings = tied
+    tiny_llama.tie_weights()
+    model = adapted(tiny_llama.bfloat16(), **{f"upcast_{part}": True})
     whole = merged(model)
     assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
     # bfloat16 has 8 bits of mantissa: half a step at 8 is 0.03, and rounding the sum of weight and adapter adds as much a layer.

@@ -1,11 +1,11 @@
-"""Norms in float32 within a model of 16 bits."""
+"""Norms and head in float32 within a model of 16 bits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from llmmod.models.upcast import upcast_norms
+from llmmod.models.upcast import upcast_head, upcast_norms
 
 NORMS = {"model.norm"} | {f"model.layers.{n}.{place}_layernorm" for n in (0, 1) for place in ("input", "post_attention")}
 
@@ -36,3 +36,38 @@ def test_a_layernorm_computes_in_float32():
 def test_float32_stays_as_it_is(tiny_llama):
     assert upcast_norms(tiny_llama) == []
     assert not any(module._forward_hooks for module in tiny_llama.modules())
+
+
+def hidden_states(model, ids):
+    with torch.no_grad():
+        return model.model(input_ids=ids).last_hidden_state
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_alone(tiny_llama, dtype, ids, logits):
+    model = tiny_llama.to(dtype)
+    before, hidden = logits(model, ids), hidden_states(model, ids)
+    assert upcast_head(model)
+    assert {name for name, p in model.named_parameters() if p.dtype is torch.float32} == {"lm_head.weight"}
+    assert torch.equal(hidden_states(model, ids), hidden)
+    after = logits(model, ids)
+    assert after.dtype is torch.float32
+    assert torch.equal(after, hidden.float() @ model.lm_head.weight.T)
+    assert not torch.equal(after.to(dtype).float(), after), "more than 16 bits can hold"
+    assert torch.allclose(after.to(dtype).float(), before.float(), rtol=2 ** (-7 if dtype is torch.bfloat16 else -10), atol=1e-3)
+
+
+def test_embeddings_that_share_its_weights_give_what_they_gave(tiny_llama, ids, logits):
+    tiny_llama.config.tie_word_embeddings = True
+    tiny_llama.tie_weights()
+    model = tiny_llama.bfloat16()
+    hidden = hidden_states(model, ids)
+    assert upcast_head(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(hidden_states(model, ids), hidden)
+    assert torch.equal(logits(model, ids), hidden.float() @ model.lm_head.weight.T)
+
+
+def test_a_head_of_float32_stays_as_it_is(tiny_llama):
+    assert not upcast_head(tiny_llama)
+    assert not any(module._forward_pre_hooks for module in tiny_llama.modules())

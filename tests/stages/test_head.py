@@ -77,3 +77,12 @@ def test_the_patch_ends_with_the_block():
         assert trl.trainer.utils._use_triton(torch.device("cpu"))
         assert isinstance(trl.trainer.utils._ChunkedLogProbFunction, head._Head)
     assert (trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction) == before
+
+
+@pytest.mark.parametrize("most", [2**26, 0], ids=["logits kept", "in tiles"])
+def test_what_is_not_needed_is_not_computed(monkeypatch, most):
+    monkeypatch.setattr(head, "MOST_LOGITS", most)
+    all_of_it, _ = run(head._Head(ChunkedLogProbFunction))
+    found, _ = run(head._Head(ChunkedLogProbFunction, only=("log_probs", "is_top1")))
+    assert [x is not None for x in found] == [True, False, False, False, True]
+    torch.testing.assert_close(found[0], all_of_it[0])

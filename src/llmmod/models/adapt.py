@@ -20,7 +20,7 @@ from llmmod.models.lora_config import lora_config
 from llmmod.models.mutated import remember_initial
 from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN
-from llmmod.models.upcast import upcast_norms
+from llmmod.models.upcast import upcast_head, upcast_norms
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,8 @@ def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
 def _ready(model: Any, conf: FinetuneConf) -> Any:
     if conf.upcast_layernorm:
         upcast_norms(model)
+    if conf.upcast_head:
+        upcast_head(model)
     count = count_parameters(model)
     if count.trained == 0:
         raise ConfigError(Problem("finetune", "nothing of the model would be trained"))

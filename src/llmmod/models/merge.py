@@ -55,7 +55,7 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         names = type(base)(base.config).state_dict().keys()
     in_float32 = tuple(f"{name}." for name in base._keep_in_fp32_modules_strict or ())
-    state = {}
+    state, own_dtype = {}, _dtype(base)
     for module_name, module in base.named_modules():
         # peft keeps a layer it wraps under one of these names.
         plain_name = module_name.replace(".base_layer", "").replace(".original_module", "")
@@ -64,14 +64,18 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
             full_name = f"{plain_name}.{name}".lstrip(".")
             if full_name in names:
                 value = unpacked_weight(module) if name == "weight" else tensor
-                dtype = torch.float32 if full_name.startswith(in_float32) else _dtype(base)
+                dtype = torch.float32 if full_name.startswith(in_float32) else own_dtype
                 state[full_name] = value.detach().to("cpu", dtype)
     return state
 
 
 def _dtype(base: Any) -> torch.dtype:
-    """The type its weights had: preparing quantized weights for training turns all others to float32."""
-    chosen: Any = base.config.dtype if getattr(base, "hf_quantizer", None) is not None else base.dtype
+    """The type its weights had: preparing quantized weights for training turns all others to float32, and head or norms may be upcast."""
+    if getattr(base, "hf_quantizer", None) is None:
+        shared = {id(getattr(module, "weight", None)) for module in (base.get_input_embeddings(), base.get_output_embeddings())}
+        layers = [parameter for name, parameter in base.named_parameters() if id(parameter) not in shared and ".lora_" not in name]
+        return max(layers, key=torch.numel).dtype
+    chosen: Any = base.config.dtype
     return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))  # type: ignore[no-any-return]
 
 

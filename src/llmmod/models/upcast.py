@@ -1,7 +1,12 @@
-"""Normalisation layers in float32 within a model of 16 bits (`finetune.upcast_layernorm`)."""
+"""Parts of a model of 16 bits in float32: its normalisation layers (`finetune.upcast_layernorm`), its head (`finetune.upcast_head`).
+
+A part that is upcast takes 16 bits and computes in float32. Norms give 16 bits back, so that the layers around them notice nothing; the
+head gives logits of float32, whose differences 8 bits of mantissa blur: at 16, bfloat16's next number is 16.125.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -29,6 +34,29 @@ def upcast_norms(model: nn.Module) -> list[str]:
     return changed
 
 
+def upcast_head(model: Any) -> bool:
+    """Hold and compute a language model's head, its logits with it, in float32.
+
+    Embeddings that share its weights are held in float32 too, and give what they gave before: rounded to 16 bits.
+
+    Args:
+        model: a PreTrainedModel or PeftModel, changed in place; a head of float32 stays as it is.
+
+    Returns:
+        Whether it was changed.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight.dtype not in _HALF:
+        return False
+    tied, dtype = embeddings.weight is head.weight, head.weight.dtype
+    head.float()
+    head.register_forward_pre_hook(_to_float32)
+    if tied:
+        embeddings.weight = head.weight
+        embeddings.register_forward_hook(functools.partial(_rounded, dtype=dtype))
+    return True
+
+
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer; models name their own classes (LlamaRMSNorm), but all with norm in them."""
     return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
@@ -41,3 +69,7 @@ def _to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _back(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output.to(module._input_dtype)  # type: ignore[arg-type]
+
+
+def _rounded(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    return output.to(dtype)

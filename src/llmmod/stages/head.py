@@ -5,6 +5,8 @@ head only where Triton runs; elsewhere prompt and padding go through it and are 
 whose logits are computed a second time for the gradient, in favour of memory that a CPU mostly has. Measured for one step of the main
 job, 151 labelled positions of 440, 49,152 tokens, 576 channels, one core: 1.85 CPU s as it is, 0.53 s with labelled positions alone,
 0.28 s with their logits kept as well.
+
+A head of float32 after layers of 16 bits is one that `finetune.upcast_head` made so: it computes in float32, under autocast too.
 """
 
 from __future__ import annotations
@@ -56,6 +58,9 @@ class _Head:
         outputs: tuple[str, ...],
     ) -> Any:
         """Log-probability of each target, entropy, two that only other trainers ask for, and whether the target is the likeliest."""
+        if weight.dtype is torch.float32 and hidden.dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self.apply(hidden.float(), weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         others = set(outputs) - {"log_probs", "entropy", "is_top1"}
         if hidden.device.type != "cpu" or hidden.shape[0] * weight.shape[0] > MOST_LOGITS or others:
             return self._in_tiles.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
