@@ -80,9 +80,17 @@ def test_the_patch_ends_with_the_block():
 
 
 @pytest.mark.parametrize("most", [2**26, 0], ids=["logits kept", "in tiles"])
-def test_what_is_not_needed_is_not_computed(monkeypatch, most):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_head_of_float32_computes_in_float32(monkeypatch, most, autocast):
     monkeypatch.setattr(head, "MOST_LOGITS", most)
-    all_of_it, _ = run(head._Head(ChunkedLogProbFunction))
-    found, _ = run(head._Head(ChunkedLogProbFunction, only=("log_probs", "is_top1")))
-    assert [x is not None for x in found] == [True, False, False, False, True]
-    torch.testing.assert_close(found[0], all_of_it[0])
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 16).bfloat16().requires_grad_()
+    weight, targets = torch.randn(50, 16, requires_grad=True), torch.randint(0, 50, (7,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = head._Head(ChunkedLogProbFunction).apply(hidden, weight, None, targets, 1.0, 32, None, 1.0, OUTPUTS)
+    expected = torch.log_softmax(hidden.float() @ weight.T, -1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)  # bfloat16 is 1e-2 off
+    mine = torch.autograd.grad(found[0].sum(), (hidden, weight), retain_graph=True)
+    its = torch.autograd.grad(expected.sum(), (hidden, weight))
+    torch.testing.assert_close(mine[1], its[1], rtol=1e-4, atol=1e-5)
+    assert mine[0].dtype is torch.bfloat16
