@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -91,14 +92,15 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
 
 
 def _new_adapter(model: Any, conf: LoraConf) -> Any:
+    own = copy.copy(conf.modules_to_save)
     config = lora_config(conf)
     try:
         with quiet_peft():
             adapted = peft.get_peft_model(model, config)
     except (ImportError, NotImplementedError, TypeError) as error:
         raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error
-    # Of a reward model peft adds its own names of heads, `score` once more.
-    adapted.peft_config["default"].modules_to_save = conf.modules_to_save
+    # Of a reward model peft adds its own names of heads to the list, `score` once more.
+    adapted.peft_config["default"].modules_to_save = own
     return adapted
 
 
