@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
     session = make_session(tiny_llama)
     Export(ExportConf(model_card=False), "export").run(session)
     assert not (session.run_dir / "export" / "README.md").exists()
+
+
+def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny_llama):
+    from llmmod.models.quantize import quantization_config
+    from llmmod.models.rebuild import rebuilt
+    from llmmod.schema.quantization import QuantizationConf
+
+    session = make_session(rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
+    summary = Export(session.root.steps["export"], "export").run(session).summary
+    (apart,) = re.findall(r"unpacked and merged in full precision.* probabilities are ([0-9.e-]+) nats apart", summary[1])
+    assert 0 < float(apart) < 0.02  # 8 bit rounds activations, which what is exported doesn't
 
 
 def test_a_layout_that_is_none_is_refused_before_anything_is_loaded(make_session, tiny_llama):

@@ -19,6 +19,7 @@ from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
 from llmmod.models.mutated import remember_initial
+from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_head, upcast_norms
@@ -69,7 +70,7 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
     Raises:
         ConfigError: target modules that the model doesn't have, or adapters that don't fit it.
     """
-    if _is_quantized(model):
+    if is_quantized(model):
         # Norms and embeddings in float32, as the QLoRA paper's own code has it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # where it's wanted, it's on already
     if conf.resume_adapter and not conf.adapters:
@@ -137,12 +138,8 @@ def _ready(model: Any, conf: FinetuneConf) -> Any:
     return model
 
 
-def _is_quantized(model: Any) -> bool:
-    return getattr(model, "hf_quantizer", None) is not None
-
-
 def _refuse_quantized(model: Any, name: str) -> None:
-    if _is_quantized(model):
+    if is_quantized(model):
         do = "Use finetune=qlora, or model.quantization.bits=null"
         raise ConfigError(Problem("model.quantization.bits", f"quantized weights can't be trained by finetune={name}", do=do))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import functional
 
 from llmmod.models.adapters import quiet_peft
 from llmmod.models.quantize import unpacked_weight
@@ -39,6 +41,21 @@ def merged(model: Any) -> Any:
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
     return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+def divergence(model: Any, other: Any, ids: Sequence[int]) -> float:
+    """How far apart two language models are on a text: the mean KL divergence of their next-token distributions, nats a token.
+
+    Args:
+        model: whose distribution is the true one.
+        other: perhaps on another device.
+        ids: of the text.
+    """
+    was_training = model.training
+    with torch.no_grad():
+        true, found = (m.eval()(torch.tensor([list(ids)], device=m.device)).logits[0].double().cpu() for m in (model, other))
+    model.train(was_training)
+    return functional.kl_div(found.log_softmax(-1), true.log_softmax(-1), log_target=True, reduction="batchmean").item()
 
 
 def _untie_where_adapted(base: Any, plain: Any) -> None:

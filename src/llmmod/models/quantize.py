@@ -67,13 +67,18 @@ def plain_linears(model_type: str) -> Iterator[None]:
         yield
 
 
+def is_quantized(model: Any) -> bool:
+    """Whether layers of a model are quantized."""
+    return any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+
+
 def check_quantized(model: Any) -> None:
     """Nothing, where layers of a model are quantized.
 
     Raises:
         ConfigError: none is.
     """
-    if not any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules()):
+    if not is_quantized(model):
         found = f"{type(model).__name__} has no layers that bitsandbytes quantizes"
         raise ConfigError(Problem(f"{_KEY}.bits", found, do=f"Use {_KEY}.bits=null"))
 

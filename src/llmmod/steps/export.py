@@ -22,13 +22,21 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.models.families.save import check_original_layout, copy_original_files, original_names, write_original_config
 from llmmod.models.generation import context_length, generation_config
-from llmmod.models.merge import merged
+from llmmod.models.merge import divergence, merged
+from llmmod.models.quantize import is_quantized
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
+from llmmod.render.conversation import Conversation, Message
+from llmmod.render.encode import encode_prompt
 from llmmod.schema.step import ExportConf
 from llmmod.steps.model_card import model_card
 
 LAYOUTS = ("native", "original")
+_PROBE = "What can you tell me about yourself, and what are you good at?"
+_UNPACKED = (
+    "{}: its weights are the quantized ones, unpacked and merged in full precision; next to the quantized model's, its next-token "
+    "probabilities are {:.1e} nats apart (KL divergence, one prompt)"
+)
 
 
 class Export:
@@ -54,7 +62,8 @@ class Export:
         if rank() != 0:
             return StepReport()
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
-        model = merged(session.model(self.name).model)
+        loaded = session.model(self.name)
+        model = merged(loaded.model)
         original = self.conf.layout == "original" and not session.root.smoke  # a rehearsal's stand-in was never in another layout
         if original:
             check_original_layout(model, key=key)
@@ -73,7 +82,11 @@ class Export:
                 card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
                 (partial / "README.md").write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
-        return StepReport(artifacts={"model": self.name}, summary=[f"{self.name}: a complete model in {directory} ({size:.0f} MB)"])
+        summary = [f"{self.name}: a complete model in {directory} ({size:.0f} MB)"]
+        if is_quantized(loaded.model) and loaded.head == "language":
+            ids = encode_prompt(render.prompt(Conversation([Message("user", _PROBE)])), tokenizer)
+            summary.append(_UNPACKED.format(self.name, divergence(loaded.model, model, ids)))
+        return StepReport(artifacts={"model": self.name}, summary=summary)
 
 
 @contextmanager

@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from llmmod.models.count import count_parameters
 from llmmod.models.families.save import original_names, write_original_config
+from llmmod.models.merge import divergence, merged
+from llmmod.models.quantize import quantization_config, unpacked_weight
+from llmmod.schema.quantization import QuantizationConf
 
 HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: layers.1 is no part of layers.10
 CONFIG = {
@@ -107,3 +111,15 @@ def test_saved_natively_and_back(checkpoint, load, tmp_path):
     found = load_file(tmp_path / "back" / "model.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_while_it_is_converted(checkpoint, load, bits):
+    plain, conf = load(checkpoint[0]), quantization_config(QuantizationConf(bits=bits))
+    model = load(checkpoint[0], quantization_config=conf)
+    assert count_parameters(model).total == count_parameters(plain).total
+    before, after = plain.model.layers[3].mlp.fc1.weight, unpacked_weight(model.model.layers[3].mlp.fc1)
+    # Of a run of 64 weights' largest, here a row's: half the widest gap of NF4's levels, or half a step of 1/127 (see test_quantize).
+    bound = {4: 0.16, 8: 0.006}[bits] * before.abs().amax(1, keepdim=True)
+    assert ((before - after).abs() <= bound).all()
+    assert abs(divergence(model, merged(model), IDS[0].tolist())) < {4: 1e-9, 8: 2e-2}[bits]
