@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from llmmod import ranks
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
@@ -34,13 +35,15 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         if _asks_for_text(args):
             return _hydra(lambda config: None, args)
-        _check(args)
+        good, refused = _check(args)
     except ConfigError as error:
         return _refused(error)
     from llmmod.pipeline.jobs import Jobs
+    from llmmod.pipeline.sweep import only
 
-    jobs = Jobs(multirun=args.multirun)
-    code = _hydra(jobs.run, args)
+    jobs = Jobs(multirun=args.multirun, refused=refused)
+    with only(good) if refused else nullcontext():
+        code = _hydra(jobs.run, args)
     return max(code, jobs.finish())
 
 
@@ -75,21 +78,41 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     return 0
 
 
-def _check(args: Namespace) -> None:
+def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], ConfigError]]]:
     """Compose and validate every job.
 
+    Returns:
+        The overrides of the jobs to run; and those of the jobs of a sweep that can't be run, with their problems, which are told here.
+
     Raises:
-        ConfigError: with all problems of the first job that has any, the job named in a sweep.
+        ConfigError: no job can be run; with all problems of the first, the job named in a sweep.
     """
     from llmmod.pipeline.sweep import sweep_jobs
-    from llmmod.schema.compose import compose_config, validated
 
     if args.multirun and ranks.world_size() > 1:
         raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
     if args.experimental_rerun:
         raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
     jobs = sweep_jobs(args.overrides) if args.multirun else [args.overrides]
-    for number, overrides in enumerate(jobs):
+    found = [_problems(args, overrides, number) for number, overrides in enumerate(jobs)]
+    good = [overrides for overrides, error in zip(jobs, found, strict=True) if error is None]
+    refused = [(overrides, error) for overrides, error in zip(jobs, found, strict=True) if error is not None]
+    for overrides, error in refused if good else refused[:1]:
+        if len(jobs) > 1:
+            print(f"In the job {' '.join(overrides)}:", file=sys.stderr)
+        if not good:
+            raise error
+        print(error, file=sys.stderr)
+    if refused:
+        print(f"{len(refused)} of {len(jobs)} jobs can't be run; the others are.", file=sys.stderr)
+    return good, refused
+
+
+def _problems(args: Namespace, overrides: list[str], number: int) -> ConfigError | None:
+    """What is wrong with a job, None where nothing is."""
+    from llmmod.schema.compose import compose_config, validated
+
+    try:
         composed = compose_config(
             overrides,
             config_dir=args.config_dir,
@@ -97,12 +120,10 @@ def _check(args: Namespace) -> None:
             with_hydra=True,
             job_num=number if args.multirun else None,
         )
-        try:
-            validated(composed)
-        except ConfigError as error:
-            if len(jobs) > 1:
-                print(f"In the job {' '.join(overrides)}:", file=sys.stderr)
-            raise error
+        validated(composed)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _refused(error: ConfigError) -> int:
@@ -129,4 +150,3 @@ def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _quiet_rank() -> list[str]:
     """Overrides by which ranks other than 0 write neither `.hydra/` nor a log."""
     return [] if ranks.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
-

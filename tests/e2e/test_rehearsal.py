@@ -113,7 +113,7 @@ def test_a_sweep_ends_with_a_table(work):
 def test_a_failing_job_does_not_end_the_sweep(work):
     done = llmmod(
         "-m",
-        "training.learning_rate=1e-4,1e30",
+        "training.learning_rate=1e-4,1e30,-1",
         "training.optim=sgd",
         "training.max_grad_norm=0",
         "finetune=full",
@@ -124,8 +124,11 @@ def test_a_failing_job_does_not_end_the_sweep(work):
         "training.warmup_steps=0",
         cwd=work,
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "1 of 3 jobs can't be run; the others are." in done.stderr
     assert "Job 1 failed" in done.stderr
+    assert "training.learning_rate: found -1. Allowed: above 0." in done.stderr.split("Job 1 failed")[1]
+    assert not (work / "failing" / "2").exists()
     statuses = [json.loads((work / "failing" / job / "run.json").read_text())["status"] for job in "01"]
     assert statuses == ["completed", "failed"]
 

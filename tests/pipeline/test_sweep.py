@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from llmmod.errors import ConfigError
-from llmmod.pipeline.leaderboard import printed, read_jobs, table, write_leaderboard
+from llmmod.pipeline.leaderboard import printed, read_jobs, refused_job, table, write_leaderboard
 from llmmod.pipeline.sweep import sweep_jobs
 
 
@@ -55,3 +55,10 @@ def test_the_csv_and_the_terminal_hold_the_same(sweep):
     assert write_leaderboard(sweep, jobs).read_text().splitlines()[1] == "0,4,completed,2,1.25"
     assert printed(jobs).splitlines()[2].split() == ["1", "8", "failed"]
     assert jobs[2].error == "it left no run.json"
+
+
+def test_a_job_that_was_refused_is_in_the_table_and_has_no_number(sweep):
+    jobs = [*read_jobs(sweep), refused_job(["finetune.r=0", "smoke=true"], "finetune.r: found 0. Allowed: from 1 on.")]
+    assert table(jobs)[1][-1] == ["-", "0", "refused", "", ""]
+    assert jobs[-1].name == "finetune.r=0 smoke=true"
+    assert jobs[0].name == "0"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from llmmod.errors import EXIT_FAILED, LlmmodError
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
 from llmmod.pipeline import leaderboard
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
 from llmmod.ranks import rank
@@ -22,10 +23,12 @@ class Jobs:
 
     Args:
         multirun: whether they belong to a sweep.
+        refused: overrides of jobs of the sweep that aren't run, and what is wrong with them.
     """
 
-    def __init__(self, *, multirun: bool) -> None:
+    def __init__(self, *, multirun: bool, refused: Sequence[tuple[Sequence[str], ConfigError]] = ()) -> None:
         self._multirun = multirun
+        self._refused = refused
         self._outcomes: list[Outcome] = []
         self._sweep_dir: Path | None = None
 
@@ -60,17 +63,19 @@ class Jobs:
         return self._exit_code()
 
     def _exit_code(self) -> int:
-        return max((o.exit_code for o in self._outcomes), default=EXIT_FAILED)
+        codes = [outcome.exit_code for outcome in self._outcomes] or [EXIT_FAILED]
+        return max([*codes, *(error.exit_code for _, error in self._refused)])
 
     def _finish_sweep(self) -> None:
         if self._sweep_dir is None:
             return
         jobs = leaderboard.read_jobs(self._sweep_dir)
+        jobs += [leaderboard.refused_job(overrides, str(error)) for overrides, error in self._refused]
         path = leaderboard.write_leaderboard(self._sweep_dir, jobs)
         print(f"\n{leaderboard.printed(jobs)}\n\nThe table: {path}")
         for job in jobs:
             if job.status != "completed":
-                print(f"Job {job.number} {job.status}: {job.error}", file=sys.stderr)
+                print(f"Job {job.name} {job.status}: {job.error}", file=sys.stderr)
 
 
 def _tell(outcome: Outcome) -> None:

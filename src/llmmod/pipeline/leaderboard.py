@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,14 @@ class Job:
     metrics: dict[str, float]
     error: str | None
 
+    @property
+    def name(self) -> str:
+        """Its number, or its overrides where it got none."""
+        return self.number if self.number != _NONE else " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+_NONE = "-"
+
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of a sweep in the order of their numbers."""
@@ -30,14 +39,17 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return [_read_job(d) for d in sorted(directories, key=lambda d: (not d.name.isdigit(), int(d.name) if d.name.isdigit() else 0, d.name))]
 
 
+def refused_job(overrides: Sequence[str], error: str) -> Job:
+    """A job that wasn't run, so that it has neither number nor directory."""
+    return Job(_NONE, _pairs(overrides), "refused", {}, error)
+
+
 def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the job, each override that differs between jobs, the status, then every metric that any job has."""
     varied = [k for k in _keys(j.overrides for j in jobs) if len({j.overrides.get(k) for j in jobs}) > 1]
     measured = _keys(j.metrics for j in jobs)
     header = ["job", *varied, "status", *measured]
-    rows = [
-        [j.number, *(j.overrides.get(k, "") for k in varied), j.status, *(_number(j.metrics.get(k)) for k in measured)] for j in jobs
-    ]
+    rows = [[j.number, *(j.overrides.get(k, "") for k in varied), j.status, *(_number(j.metrics.get(k)) for k in measured)] for j in jobs]
     return header, rows
 
 
@@ -70,8 +82,11 @@ def _read_job(directory: Path) -> Job:
         metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         run, metrics = {"status": "failed", "error": "it left no run.json"}, {}
-    pairs = dict(item.split("=", 1) for item in overrides if "=" in item)
-    return Job(directory.name, pairs, run["status"], metrics, run.get("error"))
+    return Job(directory.name, _pairs(overrides), run["status"], metrics, run.get("error"))
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    return dict(item.split("=", 1) for item in overrides if "=" in item)
 
 
 def _keys(dicts: object) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from llmmod.errors import ConfigError, Problem
 
@@ -26,3 +28,20 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     if any(item.key_or_group == "hydra/sweeper" for item in parsed):
         return [[item.input_line or "" for item in parsed if not item.is_sweep_override()]]
     return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+@contextmanager
+def only(jobs: list[list[str]]) -> Iterator[None]:
+    """Within it, Hydra's basic sweeper runs these jobs, whatever the overrides stand for.
+
+    Patches `BasicSweeper.split_arguments` (hydra-core 1.3.8).
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper: Any = BasicSweeper
+    own = vars(sweeper)["split_arguments"]
+    sweeper.split_arguments = staticmethod(lambda overrides, max_batch_size: [jobs])
+    try:
+        yield
+    finally:
+        sweeper.split_arguments = own
