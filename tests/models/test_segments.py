@@ -228,6 +228,65 @@ def test_reasons(family, attention, reason):
     assert found is None if reason is None else reason in found
 
 
+def test_a_kernel_of_variable_length_has_no_branches():
+    model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
+    assert why_not(model, branches=True) == "attention 'flash_attention_2' can't let two answers share their prompt"
+
+
+def branching(trees):
+    """Rows of a stem and its branches, each branch given with the number of the stem's tokens that it sees."""
+    lengths = [part.shape[1] for stem, *branches in trees for part in (stem, *(branch for _, branch in branches))]
+    before = [shared for _, *branches in trees for shared in (0, *(shared for shared, _ in branches))]
+    places = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    keys = torch.tensor([0, *(length + more for length, more in zip(lengths, before, strict=True))]).cumsum(0).to(torch.int32)
+    return {
+        "input_ids": torch.cat([part for stem, *branches in trees for part in (stem, *(branch for _, branch in branches))], dim=1),
+        "position_ids": torch.cat([torch.arange(b, b + n) for b, n in zip(before, lengths, strict=True)])[None],
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": keys,
+    }
+
+
+def tree_losses(model, examples):
+    """Two stems, the first with two branches of 12 and 2 tokens, the second without: losses in the row, and of each path alone."""
+    stem, other, long, short = examples[0], examples[2], examples[4], examples[3]
+    inputs = branching([[stem, (9, long), (20, short)], [other]])
+    with by_segments(model, inputs):
+        logits = model(**inputs, use_cache=False).logits
+        ends = inputs["cu_seq_lens_q"][1:].tolist()
+        parts = zip([0, *ends], ends, (stem, long, short, other), strict=False)
+        found = torch.stack([loss(logits[:, start:end], ids) for start, end, ids in parts])
+    return found, (stem, torch.cat([stem[:, :9], long], 1), torch.cat([stem, short], 1), other)
+
+
+@pytest.mark.parametrize("option", [*KEPT_APART, *(f"{family} with a window" for family in SMALL_WINDOWS)])
+def test_a_branch_is_as_if_it_stood_behind_what_it_shares(make, examples, option):
+    family, _, windowed = option.partition(" with ")
+    model = make(SMALL_WINDOWS[family] if windowed else ARCHITECTURES[family])
+    found, paths = tree_losses(model, examples)
+    found.sum().backward()
+    mine = gradients(model)
+    model.zero_grad()
+    own = [path.shape[1] - tokens for path, tokens in zip(paths, (20, 12, 2, 33), strict=True)]
+    expected = [loss(model(input_ids=path).logits[:, start:], path[:, start:]) for path, start in zip(paths, own, strict=True)]
+    torch.stack(expected).sum().backward()
+    assert_same((found.detach(), mine), (torch.stack(expected).detach(), gradients(model)))
+
+
+def test_no_branch_is_paid_for_its_stem_again(monkeypatch, make, examples):
+    """Queries and keys of each call of SDPA: a branch's own tokens ask, and see what they share besides."""
+    model, seen = make(ARCHITECTURES["llama"]), []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **kwargs):
+        seen.append((query.shape[2], key.shape[2]))
+        return real(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    tree_losses(model, examples)
+    assert seen[:4] == [(20, 20), (12, 21), (2, 22), (33, 33)]
+
+
 def test_a_kernel_of_variable_length_gets_the_boundaries_itself():
     model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
     with by_segments(model, {BOUNDARIES: torch.tensor([0, 2])}):

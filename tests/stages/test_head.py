@@ -10,7 +10,7 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from llmmod.stages import head
 from llmmod.stages.head import lean_head
 
-OUTPUTS = ("log_probs", "entropy", "is_top1")
+OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 def run(function, *, bias=False, softcap=None, scale=1.0, temperature=1.0, outputs=OUTPUTS, dtype=torch.float32, rows=7):
@@ -54,21 +54,21 @@ class Tiles:
         return ChunkedLogProbFunction.apply(*args)
 
 
-@pytest.mark.parametrize(
-    ("most", "outputs"), [(7 * 50 - 1, OUTPUTS), (2**26, (*OUTPUTS, "mean_logits"))], ids=["too many logits", "outputs of other trainers"]
-)
-def test_what_is_left_to_trl(monkeypatch, most, outputs):
+@pytest.mark.parametrize(("most", "called"), [(7 * 50 - 1, 1), (7 * 50, 0)], ids=["too many logits", "few enough"])
+def test_what_is_left_to_trl(monkeypatch, most, called):
     monkeypatch.setattr(head, "MOST_LOGITS", most)
     tiles = Tiles()
-    run(head._Head(tiles), outputs=outputs)
-    assert tiles.called == 1
-
-
-def test_what_is_not(monkeypatch):
-    monkeypatch.setattr(head, "MOST_LOGITS", 7 * 50)
-    tiles = Tiles()
     run(head._Head(tiles))
-    assert tiles.called == 0
+    assert tiles.called == called
+
+
+@pytest.mark.parametrize("most", [2**26, 0], ids=["logits kept", "in tiles"])
+def test_what_is_not_needed_is_not_computed(monkeypatch, most):
+    monkeypatch.setattr(head, "MOST_LOGITS", most)
+    all_of_it, _ = run(head._Head(ChunkedLogProbFunction))
+    found, _ = run(head._Head(ChunkedLogProbFunction, only=("log_probs", "is_top1")))
+    assert [x is not None for x in found] == [True, False, False, False, True]
+    torch.testing.assert_close(found[0], all_of_it[0])
 
 
 def test_the_patch_ends_with_the_block():

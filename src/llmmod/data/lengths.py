@@ -11,11 +11,13 @@ _ROWS = 10_000
 
 
 def lengths(dataset: Any) -> list[int]:
-    """Tokens of each example: from where the lists of an Arrow table end; of any other dataset by counting."""
+    """Tokens of each example, in all its columns of ids: from where an Arrow table's lists end; of any other dataset by counting."""
     known: list[int] | None = getattr(dataset, "lengths", None)
     if known is not None:
         return known
     if not isinstance(dataset, Dataset):
         return [len(example["input_ids"]) for example in dataset]
-    batches = dataset.select_columns("input_ids").with_format("arrow").iter(batch_size=_ROWS)
-    return [length for batch in batches for length in pc.list_value_length(batch["input_ids"]).to_pylist()]
+    columns = [name for name in dataset.column_names if name.endswith("_ids")]
+    batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS)
+    counts = (zip(*(pc.list_value_length(batch[name]).to_pylist() for name in columns), strict=True) for batch in batches)
+    return [sum(found) for batch in counts for found in batch]

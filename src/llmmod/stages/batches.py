@@ -8,15 +8,23 @@ from typing import Any
 
 from llmmod.data.collate import Flatten, PadRight
 from llmmod.data.packed import Packed
+from llmmod.data.pairs import PadPairs, SharePrompt
+from llmmod.data.scored_pairs import PadPairsScored, SharePromptScored
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.models.segments import why_not
 
 log = logging.getLogger("llmmod.train")
+# What makes a row of many -> what pads them instead.
+_ROWS: Mapping[type, type[PadRight | PadPairs | PadPairsScored]] = {
+    Flatten: PadRight,
+    SharePrompt: PadPairs,
+    SharePromptScored: PadPairsScored,
+}
 
 
 def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train: Any, pad_to_multiple_of: int | None = None) -> Any:
-    """The collator that a configuration names, or PadRight where that is Flatten and the model can't have it; None for none.
+    """The collator that a configuration names, or one that pads where that makes rows which the model can't have; None for none.
 
     Args:
         node: `training.collator`.
@@ -33,22 +41,27 @@ def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train:
     padding = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
     reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of)
     if reason is None:
-        return build(node, tokenizer=tokenizer, **({} if _is(node, Flatten) else padding))
+        return build(node, tokenizer=tokenizer, **({} if _padded(node) else padding))
     if isinstance(train, Packed):
         raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
     log.info("batches are padded: %s", reason)
-    return PadRight(tokenizer, **padding)
+    return (_padded(node) or PadRight)(tokenizer, **padding)
 
 
 def _why_padded(node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None) -> str | None:
     """Why the examples of a batch can't stand in one row; None where they can, or where that isn't what is asked for."""
     if _is(node, PadRight) and isinstance(train, Packed):
         return "training.collator=PadRight takes a row for one example"
-    if not _is(node, Flatten):
+    if not _padded(node):
         return None
     if pad_to_multiple_of is not None:
         return "training.pad_to_multiple_of asks for padding"
-    return why_not(model)
+    return why_not(model, branches=not _is(node, Flatten))
+
+
+def _padded(node: Mapping[str, Any]) -> type[PadRight | PadPairs | PadPairsScored] | None:
+    """What pads where the model can't have the rows that this collator makes; None where it makes none."""
+    return next((padding for rows, padding in _ROWS.items() if _is(node, rows)), None)
 
 
 def _is(node: Mapping[str, Any], collator: type) -> bool:

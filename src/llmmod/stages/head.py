@@ -11,7 +11,7 @@ A head of float32 after layers of 16 bits is one that `finetune.upcast_head` mad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,17 +22,21 @@ from torch.nn import functional
 # Logits kept for the gradient: 256 MiB in float32. Beyond, trl's tiles.
 MOST_LOGITS = 2**26
 _TILE = 32  # rows whose exponentials are held at once
+_NUMBERS = ("entropy", "log_sum_sq_probs", "mean_logits")
 
 
 @contextmanager
-def lean_head() -> Iterator[None]:
+def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
     """Within it, trl's LM head takes labelled positions alone on every device, and few enough of them at once on a CPU.
+
+    Args:
+        only: of what the head was made to compute (`add_fused_lm_head(outputs=…)`), what is needed here; None: all of it.
 
     Patches what `trl.trainer.utils.add_fused_lm_head` (1.16.0) looks up when it is called; the kernels ask questions of their own.
     """
     asked, function = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
     trl.trainer.utils._use_triton = lambda device: asked(device) or device.type == "cpu"
-    trl.trainer.utils._ChunkedLogProbFunction = _Head(function)
+    trl.trainer.utils._ChunkedLogProbFunction = _Head(function, only)
     try:
         yield
     finally:
@@ -42,8 +46,8 @@ def lean_head() -> Iterator[None]:
 class _Head:
     """Stands for trl's ChunkedLogProbFunction."""
 
-    def __init__(self, in_tiles: Any) -> None:
-        self._in_tiles = in_tiles
+    def __init__(self, in_tiles: Any, only: Sequence[str] | None = None) -> None:
+        self._in_tiles, self._only = in_tiles, only
 
     def apply(
         self,
@@ -57,15 +61,16 @@ class _Head:
         scale: float,
         outputs: tuple[str, ...],
     ) -> Any:
-        """Log-probability of each target, entropy, two that only other trainers ask for, and whether the target is the likeliest."""
+        """What of these `outputs` names, each [rows], the others None: the target's log-probability, the entropy, the logarithm of the
+        sum of the squared probabilities, the mean of the logits, and whether the target is the likeliest.
+        """
+        outputs = outputs if self._only is None else tuple(name for name in outputs if name in self._only)
         if weight.dtype is torch.float32 and hidden.dtype in (torch.bfloat16, torch.float16):
             with torch.autocast(hidden.device.type, enabled=False):
                 return self.apply(hidden.float(), weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        others = set(outputs) - {"log_probs", "entropy", "is_top1"}
-        if hidden.device.type != "cpu" or hidden.shape[0] * weight.shape[0] > MOST_LOGITS or others:
+        if hidden.device.type != "cpu" or hidden.shape[0] * weight.shape[0] > MOST_LOGITS:
             return self._in_tiles.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        log_probs, entropy, is_top1 = _LogProbs.apply(hidden, weight, bias, targets, temperature, softcap, scale, outputs)  # type: ignore[no-untyped-call]
-        return log_probs, entropy, None, None, is_top1
+        return _LogProbs.apply(hidden, weight, bias, targets, temperature, softcap, scale, outputs)  # type: ignore[no-untyped-call]
 
 
 class _LogProbs(torch.autograd.Function):
@@ -83,25 +88,29 @@ class _LogProbs(torch.autograd.Function):
         scale: float,
         outputs: tuple[str, ...],
     ) -> tuple[torch.Tensor | None, ...]:
-        """Log-probability, entropy and whether the target is the likeliest, each [rows]; what isn't in `outputs` is None."""
+        """As of `_Head`."""
         raw = functional.linear(hidden, weight, bias)
         logits = raw.float().mul_(scale)
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
         logits.div_(temperature)
         sums = logits.new_empty(len(logits))
-        entropy = logits.new_empty(len(logits)) if "entropy" in outputs else None
+        entropy, squares, mean = (logits.new_empty(len(logits)) if name in outputs else None for name in _NUMBERS)
         is_top1 = targets.new_empty(len(logits), dtype=torch.bool) if "is_top1" in outputs else None
         for rows in _tiles(len(logits)):
             sums[rows] = logits[rows].logsumexp(-1)
             if entropy is not None:
                 entropy[rows] = sums[rows] - torch.linalg.vecdot((logits[rows] - sums[rows, None]).exp_(), logits[rows])
+            if squares is not None:
+                squares[rows] = (2 * logits[rows]).logsumexp(-1) - 2 * sums[rows]
+            if mean is not None:
+                mean[rows] = logits[rows].mean(-1)
             if is_top1 is not None:
                 is_top1[rows] = logits[rows].argmax(-1) == targets[rows]
         ctx.save_for_backward(hidden, weight, bias, targets, logits, sums)
         ctx.temperature, ctx.softcap, ctx.scale, ctx.dtype = temperature, softcap, scale, raw.dtype
-        ctx.mark_non_differentiable(*(output for output in (entropy, is_top1) if output is not None))
-        return logits.gather(1, targets[:, None])[:, 0] - sums, entropy, is_top1
+        ctx.mark_non_differentiable(*(output for output in (entropy, squares, mean, is_top1) if output is not None))
+        return logits.gather(1, targets[:, None])[:, 0] - sums, entropy, squares, mean, is_top1
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *others: None) -> tuple[torch.Tensor | None, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmmod.models.segments import BOUNDARIES
+from llmmod.models.segments import BOUNDARIES, KEYS
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def sequence_lengths(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """How many tokens the sequence has that a token belongs to, 0 where it is padding; int64 [batch, seq]."""
     ids = inputs["input_ids"]
     if BOUNDARIES in inputs:
-        lengths = inputs[BOUNDARIES].diff().long()
-        return lengths.repeat_interleave(lengths)[None].expand(ids.shape)
+        lengths = inputs.get(KEYS, inputs[BOUNDARIES]).diff().long()
+        return lengths.repeat_interleave(inputs[BOUNDARIES].diff().long())[None].expand(ids.shape)
     mask = inputs.get("attention_mask")
     if mask is None:
         return torch.full(ids.shape, ids.shape[1], device=ids.device)

@@ -45,6 +45,8 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "eval_steps": ABOVE_0, "save_steps": ABOVE_0, "eval_delay": FROM_0, "save_total_limit": FROM_1, "dataloader_num_workers": FROM_0,
         "dataloader_prefetch_factor": FROM_1, "torch_empty_cache_steps": FROM_1, "seed": SEED, "data_seed": SEED,
         "generation_max_length": FROM_1, "generation_num_beams": FROM_1, "beta": FROM_0,
+        "label_smoothing": FRACTION, "ld_alpha": UP_TO_1, "discopop_tau": ABOVE_0, "ref_model_mixup_alpha": UP_TO_1,
+        "ref_model_sync_steps": FROM_1, "precompute_ref_batch_size": FROM_1, "desirable_weight": FROM_0, "undesirable_weight": FROM_0,
     },
     "finetune": {
         "learning_rate": ABOVE_0, "r": FROM_1, "lora_alpha": FROM_1, "lora_dropout": FRACTION, "num_layers_trainable": NOT_0,

@@ -10,6 +10,7 @@ from llmmod.schema.names import split_key
 from llmmod.schema.training import SAID_ELSEWHERE
 from llmmod.schema.validate.context import ANYTHING, Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing
+from llmmod.schema.validate.preferences import losses, reads_smoothing
 
 Rule = tuple[str, tuple[str, ...], Callable[[Context, str, dict[str, Any]], bool], str]
 
@@ -66,6 +67,12 @@ RULES: tuple[Rule, ...] = (
     ("training", ("gradient_checkpointing_kwargs",), _is("gradient_checkpointing", False), "not read with gradient_checkpointing=false"),
     ("training", ("dataloader_prefetch_factor", "dataloader_persistent_workers"), _is("dataloader_num_workers", 0),
      "not read with dataloader_num_workers=0"),
+    ("training", ("discopop_tau",), lambda c, k, n: "discopop" not in losses(n), "only the loss discopop reads it"),
+    ("training", ("label_smoothing",), lambda c, k, n: not reads_smoothing(n), "only the losses exo_pair, robust and aot read it"),
+    ("training", ("f_alpha_divergence_coef",), lambda c, k, n: n.get("f_divergence_type") != "alpha_divergence",
+     "only read with f_divergence_type=alpha_divergence"),
+    ("training", ("ref_model_mixup_alpha", "ref_model_sync_steps"), _is("sync_ref_model", False), "not read with sync_ref_model=false"),
+    ("training", ("precompute_ref_batch_size",), _is("precompute_ref_log_probs", False), "not read with precompute_ref_log_probs=false"),
     ("training", ("fsdp_config",), _is("fsdp", None, ""), "not read, since fsdp is not set"),
     ("training", ("generation_max_length", "generation_num_beams", "generation_config"), _is("predict_with_generate", False),
      "not read with predict_with_generate=false|The steps predict and chat read generation.*"),

@@ -1,0 +1,49 @@
+"""The gradient of one optimizer step, however its examples are divided into batches; what the geometry tests of all stages share."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TrainerCallback
+
+# (examples a micro-batch, micro-batches a step); of seven examples the last micro-batch of (2, 4) has one alone.
+DIVISIONS = ((1, 8), (2, 4), (8, 1))
+ONE_STEP = {
+    "max_steps": 1,
+    "learning_rate": 0.0,
+    "max_grad_norm": 0.0,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "train_sampling_strategy": "sequential",
+}
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient as the optimizer gets it, in float64."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen = {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def step_gradient(make, **changes):
+    """name -> gradient, of the one step that a trainer takes.
+
+    Args:
+        make: a trainer from changes of `training.*` and a list of callbacks.
+        changes: of `ONE_STEP`.
+    """
+    gradients = Gradients()
+    make(callbacks=[gradients], **{**ONE_STEP, **changes}).train()
+    return gradients.seen
+
+
+def divided(batch, steps):
+    """`training.*` for a division."""
+    return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+
+
+def apart(found, expected):
+    """How far apart two gradients are, relative to the size of the expected one, all parameters together."""
+    assert found.keys() == expected.keys()
+    difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
+    return (difference.norm() / torch.cat([gradient.flatten() for gradient in expected.values()]).norm()).item()

@@ -1,0 +1,13 @@
+"""llmmod.stages.means by hand."""
+
+from __future__ import annotations
+
+from llmmod.stages.means import Means
+
+
+def test_each_part_counts_as_much_as_it_is():
+    means = Means()
+    means.add({"loss": 1.0, "entropy": 2.0, "none": 5.0}, {"entropy": 10.0, "none": 0.0}, 3.0)
+    means.add({"loss": 5.0, "entropy": 4.0}, {"entropy": 30.0}, 1.0)
+    assert means.take() == {"loss": 2.0, "entropy": 3.5}
+    assert means.take() == {}
