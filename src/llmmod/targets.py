@@ -40,8 +40,8 @@ class Package:
 
 PACKAGES: dict[str, Package] = {
     "llmmod": Package(
-        classes=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.stages", "llmmod.steps"),
-        functions=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.stages", "llmmod.steps"),
+        classes=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.rewards", "llmmod.stages", "llmmod.steps"),
+        functions=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.rewards", "llmmod.stages", "llmmod.steps"),
     ),
     "torch": Package(
         classes=("torch.nn", "torch.optim", "torch.utils.data", "torch.distributions", "torch.device", "torch._C.Generator"),

@@ -12,31 +12,35 @@ _SMOOTHING = 0.8  # how much of the average so far each new point keeps
 
 
 @contextmanager
-def loss_curve(state: Callable[[], Any], path: Path) -> Iterator[None]:
+def loss_curve(
+    state: Callable[[], Any], path: Path, draw: Callable[[Sequence[dict[str, float]], Path], bool] | None = None
+) -> Iterator[None]:
     """Draw the curve to `path` when the block ends, whichever way: an interrupted training has one too.
 
     Args:
         state: gives the trainer's state; of another process than the first nothing is drawn.
         path: the PNG.
+        draw: from a trainer's log, a path: writes another picture than the loss; see `draw_losses`.
     """
+    draw = draw or draw_losses
     try:
         yield
     except BaseException:
         # What goes wrong here, a full disk say, must not hide the error that is on its way up.
         with suppress(Exception):
-            _draw(state(), path)
+            _draw(state(), path, draw)
         raise
-    _draw(state(), path)
+    _draw(state(), path, draw)
 
 
-def _draw(state: Any, path: Path) -> None:
+def _draw(state: Any, path: Path, draw: Callable[[Sequence[dict[str, float]], Path], bool]) -> None:
     if state.is_world_process_zero:
-        draw_losses(state.log_history, path)
+        draw(state.log_history, path)
 
 
 def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
     """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw."""
-    train, held_out = _points(history, "loss"), _points(history, "eval_loss")
+    train, held_out = points(history, "loss"), points(history, "eval_loss")
     if not train and not held_out:
         return False
     # Imported here, since it takes half a second, and without pyplot, whose state is global and whose backend may want a screen.
@@ -53,7 +57,7 @@ def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
         axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="validation")
     axes.legend()
     axes.grid(alpha=0.3)
-    _save(FigureCanvasAgg(figure), path)
+    save_png(FigureCanvasAgg(figure), path)
     return True
 
 
@@ -66,11 +70,13 @@ def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
     return course
 
 
-def _points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+def points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    """(optimizer step, value) of each entry of a log that has it."""
     return [(entry["step"], entry[name]) for entry in history if name in entry]
 
 
-def _save(canvas: Any, path: Path) -> None:
+def save_png(canvas: Any, path: Path) -> None:
+    """Write a picture, whole or not at all."""
     # In one step, so that a reader, or a full disk, never leaves half a picture.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -26,7 +26,7 @@ from llmmod.schema.validate.named import check_named
 from llmmod.schema.validate.not_yet import check_not_yet
 from llmmod.schema.validate.output import check_output
 from llmmod.schema.validate.pipeline import check_pipeline
-from llmmod.schema.validate.preferences import check_preferences
+from llmmod.schema.validate.rewards import check_rewards
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
 
@@ -46,10 +46,10 @@ CHECKS: tuple[Check, ...] = (
     check_pipeline,
     check_not_yet,
     check_contradictions,
-    check_preferences,
     check_unread,
     check_data_files,
     check_model_files,
+    check_rewards,
     check_output,
 )
 

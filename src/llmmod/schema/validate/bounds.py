@@ -47,6 +47,10 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "generation_max_length": FROM_1, "generation_num_beams": FROM_1, "beta": FROM_0,
         "label_smoothing": FRACTION, "ld_alpha": UP_TO_1, "discopop_tau": ABOVE_0, "ref_model_mixup_alpha": UP_TO_1,
         "ref_model_sync_steps": FROM_1, "precompute_ref_batch_size": FROM_1, "desirable_weight": FROM_0, "undesirable_weight": FROM_0,
+        "num_ppo_epochs": FROM_1, "num_mini_batches": FROM_1, "max_completion_length": FROM_1, "generation_batch_size": FROM_1,
+        "temperature": ABOVE_0, "top_p": SHARE, "top_k": FROM_0, "score_clip": ABOVE_0, "missing_eos_penalty": FROM_0, "kl_coef": FROM_0,
+        "target": ABOVE_0, "horizon": ABOVE_0, "gamma": UP_TO_1, "lam": UP_TO_1, "cliprange": ABOVE_0, "cliprange_value": ABOVE_0,
+        "vf_coef": FROM_0, "entropy_coef": FROM_0, "target_kl": ABOVE_0, "num_sample_answers": FROM_0,
     },
     "finetune": {
         "learning_rate": ABOVE_0, "r": FROM_1, "lora_alpha": FROM_1, "lora_dropout": FRACTION, "num_layers_trainable": NOT_0,
@@ -76,4 +80,3 @@ def check_bounds(context: Context) -> Iterator[Problem]:
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not bound.holds(value):
                 number = f"{value:g}" if isinstance(value, float) else shown(value)
                 yield Problem(f"{key}.{name}" if key else name, f"found {number}", f"Allowed: {bound.text}")
-

@@ -19,6 +19,7 @@ CHOICES: Mapping[tuple[str, str], tuple[str | int, ...]] = {
     ("model.rope_scaling", "type"): ("linear", "dynamic", "yarn"),
     ("model", "attn_implementation"): ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     ("step", "layout"): ("native", "original"),
+    ("training", "kl_estimator"): ("k1", "k3"),
 }
 _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 

@@ -1,0 +1,57 @@
+"""`stage=ppo`: proximal policy optimisation against a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
+from llmmod.schema.reward import FROM_DISK
+from llmmod.schema.training import StageConf
+
+
+@dataclass
+class PpoConf(Seq2SeqTrainingArguments, StageConf):
+    """PPO with our own trainer: trl has none since September 2026. Fields have the names of trl's."""
+
+    _target_: str = "llmmod.stages.ppo.arguments.PpoArguments"
+    data_kind: str = "prompt"
+    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
+    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
+
+    # A rollout is per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts a process, each answered once;
+    # num_ppo_epochs * num_mini_batches optimizer steps learn from it.
+    num_ppo_epochs: int = 4  # passes over a rollout
+    num_mini_batches: int = 1  # optimizer steps a pass
+
+    max_completion_length: int = 64  # tokens an answer may have
+    temperature: float = 1.0  # answers are sampled with; it divides the logits when they are learnt from, too
+    top_p: float = 1.0  # below 1, answers are sampled from less than what the model is taken to say
+    top_k: int = 0  # likewise; 0: off
+    generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
+    generation_batch_size: int | None = None  # prompts answered together; None: a whole rollout
+
+    # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
+    # name; nothing: the words that an answer shares with its row's own
+    reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
+    reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
+    use_score_scaling: bool = False  # divide scores by their running standard deviation
+    use_score_norm: bool = False  # and take their running mean away first
+    score_clip: float | None = None  # scores stay within ± this, after scaling
+    missing_eos_penalty: float | None = None  # what an answer without a terminator loses, after scaling and clipping
+
+    kl_coef: float = 0.05  # reward lost for a nat between policy and reference
+    kl_estimator: str = "k1"  # k1: log p - log q; k3: the same on average, and never negative
+    target: float | None = None  # nats an answer that kl_coef is steered to (Ziegler et al. 2019); None: it stays as it is
+    horizon: float = 10_000.0  # answers in which kl_coef follows
+    gamma: float = 1.0  # what a reward one token later is worth
+    lam: float = 0.95  # of generalised advantage estimation
+    whiten_rewards: bool = False  # tokens' rewards to variance 1
+    whiten_advantages: bool = True  # a rollout's advantages to mean 0 and variance 1
+    cliprange: float = 0.2  # how far from 1 the ratio of new to old probability counts
+    cliprange_value: float | None = 0.2  # how far from its old prediction the value head is let; None: anywhere
+    vf_coef: float = 0.1  # weight of the value head's loss
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    target_kl: float | None = None  # nats a token; an update beyond 1.5 times that ends the rollout, whose prompts are answered anew
+    disable_dropout: bool = True  # with dropout, an answer's probability would differ from when it was sampled
+    num_sample_answers: int = 4  # answers of each rollout that samples.jsonl shows

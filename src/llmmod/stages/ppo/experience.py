@@ -1,0 +1,165 @@
+"""How rollouts come about: prompts are answered, answers scored, and each token told how much better it was than expected.
+
+The model is asked in evaluation mode and without gradients; a rollout's tensors stay on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmmod.models.generation import answer_text
+from llmmod.stages.answers import answers
+from llmmod.stages.ppo.advantages import advantages_and_returns
+from llmmod.stages.ppo.kl import KlCoefficient, token_kl
+from llmmod.stages.ppo.losses import explained_variance
+from llmmod.stages.ppo.masked import masked_moments, whitened
+from llmmod.stages.ppo.reference import reference
+from llmmod.stages.ppo.rollout import Rollout, in_parts, padded_right
+from llmmod.stages.ppo.rows import rows_of, told
+from llmmod.stages.ppo.sampling import sampling_settings
+from llmmod.stages.ppo.scores import RunningMoments, ScoreScale, token_rewards, without_end
+from llmmod.stages.ppo.telling import Samples
+from llmmod.stages.rewards import Answers
+
+
+class Experience:
+    """Makes rollouts for a PpoTrainer, and remembers what lasts beyond one: how scores spread, and what divergence costs.
+
+    Args:
+        trainer: whose model, value head, rewards and arguments are used.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        args = trainer.args
+        self._trainer, self._args = trainer, args
+        self.config = sampling_settings(args, trainer.model)
+        self.kl_coef = KlCoefficient(args.kl_coef, args.target, args.horizon)
+        self.scale = ScoreScale(args.use_score_scaling, args.use_score_norm, args.score_clip)
+        self._samples = Samples(Path(args.output_dir), args.num_sample_answers if trainer.is_world_process_zero() else 0)
+
+    def make(self, prompts: Mapping[str, Sequence[Any]]) -> Rollout:
+        """Answer, score and judge; what is found is added to the trainer's averages.
+
+        Args:
+            prompts: each column's values, `prompt_ids` among them.
+        """
+        args, gather = self._args, self._trainer.accelerator.gather
+        ids, mask, lists = self._answered(prompts["prompt_ids"])
+        own, other = self._asked(prompts["prompt_ids"], ids, mask)
+        assert own["values"] is not None
+        assert other is not None, "while it trains, its reference is known"
+        scores = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts))
+        ended = self._ended(lists)
+        kl = torch.where(mask, token_kl(own["log_probs"], other["log_probs"], estimator=args.kl_estimator), 0.0)
+        earned = without_end(self.scale(scores, gather(scores.to(args.device)).cpu()), ended, args.missing_eos_penalty)
+        rewards = token_rewards(earned, kl, mask, kl_coef=self.kl_coef.value)
+        total = rewards.sum(1)
+        if args.whiten_rewards:
+            rewards = whitened(rewards, mask, shift_mean=False, reduce=self._sum)
+        advantages, returns = advantages_and_returns(rewards, own["values"], mask, gamma=args.gamma, lam=args.lam)
+        self._tell(mask, own, returns, ended, score=scores, reward=total, kl=kl.sum(1))
+        self._show(prompts, lists, score=scores.tolist(), reward=total.tolist(), kl=kl.sum(1).tolist())
+        if args.whiten_advantages:
+            advantages = whitened(advantages, mask, reduce=self._sum)
+        known = [list(prompt) for prompt in prompts["prompt_ids"]]
+        return Rollout(known, ids, mask, own["log_probs"], own["values"], advantages, returns)
+
+    def measure(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
+        """What answers to held-out prompts are worth, each [prompts]; `reward` is in the score's own units, and without `kl` where the
+        reference isn't known.
+        """
+        args = self._args
+        ids, mask, lists = self._answered(prompts["prompt_ids"])
+        own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
+        scores, ended = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts)), self._ended(lists)
+        reward = without_end(scores, ended, args.missing_eos_penalty)
+        found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
+        if other is not None:
+            found["kl"] = torch.where(mask, own["log_probs"] - other["log_probs"], 0.0).sum(1)
+            reward = reward - self.kl_coef.value * found["kl"]
+        return found | {"reward": reward}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"kl_coef": self.kl_coef.value, "moments": asdict(self.scale.moments)}
+
+    def load(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Go on from a checkpoint of an optimizer step."""
+        self.kl_coef.value, self.scale.moments = state["kl_coef"], RunningMoments(**state["moments"])
+        self._samples.forget_after(step)
+
+    def _answered(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+        """Sampled answers as ids and mask, [prompts, longest], and as lists."""
+        trainer, lists = self._trainer, [[] for _ in prompts]  # type: tuple[Any, list[list[int]]]
+        trainer.model.eval()
+        size = self._args.generation_batch_size or len(prompts)
+        for batch in answers(trainer.model, prompts, config=self.config, batch_size=size, tokenizer=trainer.processing_class):
+            for number, answer in batch:
+                lists[number] = answer
+        return *padded_right(lists), lists
+
+    def _asked(
+        self, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, *, values: bool = True
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+        """What the policy and the reference say of the answers: `log_probs`, `entropy`, and the policy's `values`, [prompts, longest]."""
+        trainer = self._trainer
+        head = trainer.value_head if values else None
+        own = self._in_parts(
+            prompts, ids, mask, lambda batch: told(trainer.model, batch, value_head=head, temperature=self._args.temperature)
+        )
+        context = reference(trainer.model, trainer.initial)
+        if context is None:
+            return own, None
+        with context:
+            return own, self._in_parts(prompts, ids, mask, lambda batch: told(trainer.model, batch, temperature=self._args.temperature))
+
+    def _in_parts(
+        self, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, ask: Callable[[dict[str, torch.Tensor]], Any]
+    ) -> dict[str, torch.Tensor]:
+        """A few answers at a time, those of like length together; no more is in memory than one micro-batch of training takes."""
+        args, trainer = self._args, self._trainer
+        found = {name: torch.zeros(mask.shape) for name in ("log_probs", "entropy", "values")}
+        lengths = [len(prompt) + count for prompt, count in zip(prompts, mask.sum(1).tolist(), strict=True)]
+        trainer.model.eval()
+        for numbers in in_parts(range(len(prompts)), args.per_device_train_batch_size, by_length=lengths):
+            batch = rows_of([prompts[n] for n in numbers], ids[numbers], mask[numbers], pad_id=self.config.pad_token_id)
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                said = ask(trainer._prepare_inputs(batch))
+            for name, values in said._asdict().items():
+                if values is not None:
+                    found[name][numbers] = values.float().cpu()
+        return found
+
+    def _ended(self, lists: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Whether an answer's last token ends it, bool [answers]."""
+        stops = set(self.config.eos_token_id)
+        return torch.tensor([answer[-1] in stops for answer in lists])
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = self._trainer.accelerator.reduce(value.to(self._args.device)).to(value.device)
+        return summed
+
+    def _tell(
+        self, mask: torch.Tensor, own: Mapping[str, torch.Tensor], returns: torch.Tensor, ended: torch.Tensor, **of_answers: torch.Tensor
+    ) -> None:
+        """Note what a rollout came to, over all processes, and let the cost of divergence follow."""
+        lengths = mask.sum(1).float()
+        told_of = torch.stack([*of_answers.values(), lengths, ended.float(), torch.ones_like(lengths)]).double().sum(1)
+        *sums, count = self._sum(told_of).tolist()
+        names = (*of_answers, "answer_length", "terminated")
+        numbers = {name: total / count for name, total in zip(names, sums, strict=True)}
+        errors, spread = (masked_moments(values, mask, self._sum)[1].item() for values in (returns - own["values"], returns))
+        numbers |= {"explained_variance": explained_variance(errors, spread), "kl_coef": self.kl_coef.value}
+        self._trainer.averages.add(numbers)
+        self.kl_coef.update(numbers["kl"], int(count))
+
+    def _show(self, prompts: Mapping[str, Sequence[Any]], lists: Sequence[Sequence[int]], **numbers: Sequence[float]) -> None:
+        tokenizer, shown = self._trainer.processing_class, self._args.num_sample_answers
+        texts = [answer_text(ids, tokenizer, stop_ids=()) for ids in prompts["prompt_ids"][:shown]]
+        said = [answer_text(ids, tokenizer, stop_ids=()) for ids in lists[:shown]]
+        self._samples.write(self._trainer.state.global_step, prompts=texts, answers=said, **numbers)

@@ -1,0 +1,56 @@
+"""The reference: the policy as it was before PPO, without a second model.
+
+With a new adapter it is the same model with the adapter off. Otherwise the weights that are trained are kept as they were, and take the
+places of the trained ones while the reference is asked: what is frozen is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+
+def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
+    """Copies of what will be trained; None where adapters that add nothing yet are, since the reference then is the model without them."""
+    if adds_nothing(model):
+        return None
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adds_nothing(model: Any) -> bool:
+    """Whether the model computes the same without its adapter: all matrices B of a new LoRA are 0."""
+    if not hasattr(model, "peft_config"):
+        return False
+    marks = [f"{kind}.{model.active_adapter}" for kind in ("lora_B", "lora_embedding_B")]
+    outer = [parameter for name, parameter in model.named_parameters() if any(mark in name for mark in marks)]
+    return bool(outer) and not any(parameter.detach().any() for parameter in outer)
+
+
+def reference(model: Any, initial: dict[str, torch.Tensor] | None) -> AbstractContextManager[None] | None:
+    """A context in which the model is the reference; None where nobody knows what it was: whole weights, trained elsewhere."""
+    if initial is not None:
+        return _exchanged(model, initial)
+    return _without_adapters(model) if hasattr(model, "peft_config") else None
+
+
+@contextmanager
+def _without_adapters(model: Any) -> Iterator[None]:
+    with model.disable_adapter():
+        yield
+
+
+@contextmanager
+def _exchanged(model: Any, initial: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The weights change places, and back again; nothing is copied."""
+    places = [(parameter, initial[name]) for name, parameter in model.named_parameters() if name in initial]
+    trained = [parameter.data for parameter, _ in places]
+    for parameter, weights in places:
+        parameter.data = weights
+    try:
+        yield
+    finally:
+        for (parameter, _), weights in zip(places, trained, strict=True):
+            parameter.data = weights

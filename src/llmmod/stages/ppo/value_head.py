@@ -1,0 +1,73 @@
+"""The value head: a linear layer on the policy's trunk, which tells what an answer will have earned from each of its tokens on.
+
+It is part of the model while it trains, so that optimizer, clipping and several processes take care of it, and no part of what is saved:
+the policy is what anybody wants of PPO, and the head lies beside it, for going on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.stages.ppo.rows import unwrapped
+
+NAME = "value_head"
+FILE = "value_head.safetensors"
+
+
+def new_value_head(model: Any) -> nn.Linear:
+    """A head of zeros in float32: the first advantages are then the returns themselves, and the trunk isn't pulled at by a random head."""
+    base = unwrapped(model)
+    width = base.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+@contextmanager
+def attached(model: Any, head: nn.Module) -> Iterator[None]:
+    """Within it, the head is a part of the model."""
+    base = unwrapped(model)
+    base.add_module(NAME, head)
+    try:
+        yield
+    finally:
+        base._modules.pop(NAME, None)
+
+
+@contextmanager
+def detached(model: Any) -> Iterator[None]:
+    """Within it, the head is no part of the model, which is written and read as any other."""
+    base = unwrapped(model)
+    head = base._modules.pop(NAME, None)
+    try:
+        yield
+    finally:
+        if head is not None:
+            base.add_module(NAME, head)
+
+
+def save_value_head(head: nn.Module, directory: Path) -> None:
+    """Write the head into a directory."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, directory / FILE)
+
+
+def load_value_head(head: nn.Module, directory: Path) -> None:
+    """Read the head from a checkpoint.
+
+    Raises:
+        ConfigError: it has none, or one of another model.
+    """
+    try:
+        head.load_state_dict(load_file(directory / FILE))
+    except (OSError, RuntimeError) as error:
+        found = f"{directory} has no value head that fits: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(Problem("training.resume_from_checkpoint", found, do="Name a checkpoint of stage=ppo")) from error

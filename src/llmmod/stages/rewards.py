@@ -1,0 +1,219 @@
+"""What answers are worth: reward models and functions, as `training.reward` names them, added up by their weights.
+
+A reward is a model's directory (`path`), what an earlier step of the run left (`step`), or a function or class of anybody's, named by its
+`_target_`. A function is called as trl's GRPO calls it: with `prompts` and `completions` (lists of messages, or texts where the data has
+no messages), `completion_ids`, and each further column of the data by its name; it returns a number for each answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmmod.errors import ConfigError, Problem, RunError
+from llmmod.instantiate import arguments, build, locate
+from llmmod.models.adapters import read_adapter
+from llmmod.models.device import ready_to_answer
+from llmmod.models.generation import answer_text
+from llmmod.models.reward import score
+from llmmod.models.reward_beside import reward_beside
+from llmmod.models.reward_checkpoint import load_reward_model
+from llmmod.schema.reward import reward_nodes
+
+KEY = "training.reward"
+
+
+@dataclass
+class Answers:
+    """Answers that are to be scored.
+
+    Args:
+        prompts: ids.
+        answers: ids, terminators included.
+        columns: of the data, a value for each prompt.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    answers: Sequence[Sequence[int]]
+    columns: Mapping[str, Sequence[Any]]
+
+
+Scorer = Callable[[Answers], torch.Tensor]  # float32 [answers]
+
+
+class Rewards:
+    """The weighted sum of all rewards of an answer.
+
+    Args:
+        scorers: by name.
+        weights: by name; 1 where there is none.
+    """
+
+    def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float] | None = None) -> None:
+        self.scorers, self.weights = dict(scorers), dict(weights or {})
+
+    def __call__(self, answers: Answers) -> torch.Tensor:
+        """Scores, float32 [answers].
+
+        Raises:
+            RunError: a function gives something else than a number an answer.
+        """
+        total = torch.zeros(len(answers.answers))
+        for name, scorer in self.scorers.items():
+            total += self.weights.get(name, 1.0) * scorer(answers)
+        return total
+
+    @contextmanager
+    def left_out(self, model: Any) -> Iterator[None]:
+        """Within it, a model saves the adapter that is trained, and none of a reward's beside it."""
+        if not hasattr(model, "peft_config") or len(model.peft_config) == 1:
+            yield
+            return
+        save = model.save_pretrained
+        model.save_pretrained = functools.partial(save, selected_adapters=[model.active_adapter])
+        try:
+            yield
+        finally:
+            model.save_pretrained = save
+
+    def release(self) -> None:
+        """Let go of reward models, and take their adapters out of the model that is trained."""
+        for scorer in self.scorers.values():
+            if isinstance(scorer, ModelScorer):
+                scorer.release()
+        self.scorers = {}
+
+
+def rewards_from(conf: Mapping[str, Any], weights: Mapping[str, float], *, model: Any, tokenizer: Any, run_dir: Path, rows: int) -> Rewards:
+    """What `training.reward` names.
+
+    Args:
+        conf: see `schema.reward.reward_nodes`.
+        weights: `training.reward_weights`.
+        model: that is trained; a reward adapter on its base is put beside its own.
+        tokenizer: of answers' texts.
+        run_dir: where the run's steps have their directories.
+        rows: answers that a reward model scores together.
+
+    Raises:
+        ConfigError: a reward that isn't there, or can't score these answers.
+    """
+    scorers: dict[str, Scorer] = {}
+    for name, node in reward_nodes(conf).items():
+        if "_target_" in node:
+            scorers[name] = FunctionScorer(name, _function(node), tokenizer)
+        else:
+            path = str(run_dir / node["step"]) if "step" in node else str(node["path"])
+            scorers[name] = ModelScorer(path, model, name=f"reward_{name}", pad_id=tokenizer.pad_token_id or 0, rows=rows)
+    return Rewards(scorers, weights)
+
+
+def _function(node: Mapping[str, Any]) -> Callable[..., Any]:
+    """A class is built with the node's other fields; a function is called with them each time."""
+    target = locate(node["_target_"])
+    if inspect.isclass(target):
+        built: Callable[..., Any] = build(dict(node))
+        return built
+    return functools.partial(target, **arguments(dict(node)))
+
+
+class FunctionScorer:
+    """Asks a function.
+
+    Args:
+        name: of the reward.
+        function: see the module.
+        tokenizer: turns ids to text.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], tokenizer: Any) -> None:
+        self._name, self._function, self._tokenizer = name, function, tokenizer
+
+    def __call__(self, answers: Answers) -> torch.Tensor:
+        """Scores, float32 [answers]; what the function leaves out (None) counts as 0."""
+        texts = [self._text(ids) for ids in answers.answers]
+        messages = answers.columns.get("prompt")
+        given = {name: values for name, values in answers.columns.items() if name not in ("prompt", "prompt_ids")}
+        if messages is None:
+            given |= {"prompts": [self._text(ids) for ids in answers.prompts], "completions": texts}
+        else:
+            given |= {"prompts": messages, "completions": [[{"role": "assistant", "content": text}] for text in texts]}
+        return self._checked(self._function(**given, completion_ids=answers.answers), len(texts))
+
+    def _checked(self, scores: Any, count: int) -> torch.Tensor:
+        if len(scores) != count:
+            raise RunError(f"{KEY}.{self._name}: the function gave {len(scores)} numbers for {count} answers.")
+        found = [0.0 if score is None else float(score) for score in scores]
+        if bad := next((score for score in found if not math.isfinite(score)), None):
+            raise RunError(f"{KEY}.{self._name}: the function gave {bad}, which is no score.")
+        return torch.tensor(found)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return answer_text(ids, self._tokenizer, stop_ids=()).strip()
+
+
+class ModelScorer:
+    """Asks a reward model: an adapter beside the policy's own where both are on one base, else a model of its own.
+
+    Args:
+        path: of a reward adapter or a full reward model.
+        policy: the model that is trained.
+        name: of the adapter within it.
+        pad_id: fills up.
+        rows: answers scored together.
+    """
+
+    def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
+        self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
+        self.beside = hasattr(policy, "peft_config") and _same_base(path, policy)
+        self._model: Any
+        if self.beside:
+            self._model = reward_beside(policy, path, name=name, key=KEY)
+        else:
+            self._model = ready_to_answer(load_reward_model(path, key=KEY), use_cpu=policy.device.type == "cpu").requires_grad_(False)
+            if self._model.config.get_text_config().vocab_size != policy.config.get_text_config().vocab_size:
+                found = f"'{path}' has another vocabulary than the model that is trained, so it would read other words than were written"
+                raise ConfigError(Problem(KEY, found, do="Train one on the same model: stage=rm"))
+
+    def __call__(self, answers: Answers) -> torch.Tensor:
+        """Scores, float32 [answers]; prompts and answers of like length together."""
+        texts = [[*prompt, *answer] for prompt, answer in zip(answers.prompts, answers.answers, strict=True)]
+        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        scores = torch.zeros(len(texts))
+        for start in range(0, len(order), self._rows):
+            numbers = order[start : start + self._rows]
+            ids, mask = _padded([texts[number] for number in numbers], self._pad_id)
+            device = self._policy.device if self.beside else self._model.device
+            scores[numbers] = score(self._model, ids.to(device), mask.to(device)).float().cpu()
+        return scores
+
+    def release(self) -> None:
+        """Take the adapter out of the policy again."""
+        if self.beside and self._name in self._policy.peft_config:
+            self._policy.delete_adapter(self._name)
+        self._model = None
+
+
+def _same_base(path: str, policy: Any) -> bool:
+    """Whether a path holds an adapter that was trained on the very base of the policy's adapter."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        return False
+    config, _ = read_adapter(path, KEY)
+    return config.base_model_name_or_path in (None, "", policy.get_base_model().name_or_path)
+
+
+def _padded(texts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [texts, longest], padded on the right."""
+    width = max(map(len, texts))
+    ids, mask = torch.full((len(texts), width), pad_id), torch.zeros(len(texts), width, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.tensor(list(text)), 1
+    return ids, mask

@@ -1,0 +1,57 @@
+"""Rewards that can't be asked, told before anything heavy is imported; the whole text."""
+
+from __future__ import annotations
+
+import pytest
+
+HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name."
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["training.reward.path=./nowhere"],
+            "training.reward.path: there is no directory ./nowhere. Give what stage=rm wrote: <run>/train.",
+        ),
+        (
+            ["training.reward.path=empty"],
+            "training.reward.path: empty holds neither a model nor an adapter. Give what stage=rm wrote: <run>/train.",
+        ),
+        (
+            ["training.reward.step=rm"],
+            "training.reward.step: no step 'rm' trains before train. Put a step with stage=rm before it, or give training.reward.path.",
+        ),
+        (["training.reward.path=org/rm", "training.reward.step=rm"], f"training.reward: found {{'path': 'org/rm', 'step': 'rm'}}. {HOW}"),
+        (["+training.reward.mine.weight=2"], f"training.reward.mine: found {{'weight': 2}}. {HOW}"),
+        (["+training.reward.mine=3"], f"training.reward: found {{'mine': 3}}. {HOW}"),
+        (
+            ["+training.reward.mine=null"],
+            f"training.reward: every reward is left out, so no answer is better than another. {HOW}",
+        ),
+        (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: there is no such reward. Did you mean 'overlap'?"),
+        (["training.kl_estimator=k2"], "training.kl_estimator: found 'k2'. Allowed: k1, k3."),
+        (["training.lam=1.5"], "training.lam: found 1.5. Allowed: from 0 to 1."),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_refused(told, tmp_path, overrides, line):
+    (tmp_path / "empty").mkdir()
+    assert told("stage=ppo", *overrides) == [line]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["training.reward.path=org/rm"],
+        ["training.reward.path=rm"],
+        ["training.reward.path=./nowhere", "smoke=true"],
+        ["+training.reward.overlap._target_=llmmod.rewards.overlap.overlap", "+training.reward_weights.overlap=2"],
+    ],
+    ids=str,
+)
+def test_right(told, tmp_path, overrides):
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "adapter_config.json").write_text("{}")
+    assert told("stage=ppo", *overrides) == []
