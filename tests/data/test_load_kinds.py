@@ -202,7 +202,7 @@ def test_the_certificate_looks_at_what_is_asked_and_at_each_answer(load, kind, m
         seen.update(conversations)
         return [Finding("labels", "wrong", "x")]
 
-    monkeypatch.setattr("llmmod.data.load.certify", certify)
+    monkeypatch.setattr("llmmod.data.proof.certify", certify)
     with pytest.raises(ConfigError, match="wrong"):
         load(kind, verify="chatml")
     assert len(seen) == (16 if kind == "preference" else 8)

@@ -289,7 +289,7 @@ def test_a_refusal_lists_what_is_fatal_with_the_tokens_at_the_seam(byte_level, s
     findings = certify(RoundsFromZero(tokenizer=byte_level, **shipped("chatglm2")), byte_level)
     note = Finding("own", "something to know", fatal=False)
     with pytest.raises(ConfigError) as error:
-        refuse([*findings, note], "chatglm2")
+        refuse([*findings, note], "render=chatglm2")
     assert re.sub(r"\(\d+\)", "", str(error.value)) == (
         "render=chatglm2: training sees another prompt than inference asks with (seen in: one question)."
         " Mend the render, choose another, or train all the same: render.verify=false.\n"
@@ -299,4 +299,4 @@ def test_a_refusal_lists_what_is_fatal_with_the_tokens_at_the_seam(byte_level, s
 
 
 def test_nothing_fatal_is_no_refusal():
-    refuse([replace(Finding("own", "something to know"), fatal=False)], "chatml")
+    refuse([replace(Finding("own", "something to know"), fatal=False)], "render=chatml")

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, MemoryMappedTable
@@ -29,6 +30,7 @@ from llmmod.data.tokenize import Made, Placed, Tokenizing
 from llmmod.errors import DataError, Problem
 
 BATCH = 1000  # records rendered and encoded together
+CHARACTERS = 4_000_000  # of documents that are
 
 
 class Batch(NamedTuple):
@@ -66,19 +68,37 @@ def build_dataset(
     """
     batches = _batches(rows)
     results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
-    made, counts, faults = [], Counts(), Faults()
+    told = _Told()
+    rows_made = longest = 0
     schema = tokenizing.form.schema
     with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in results:
+        for table in tokenizing.form.arranged_tables(told.tables(results, skip=skip)):
+            writer.write_batch(table)
+            rows_made += table.num_rows
+            longest = max(longest, pc.max(pc.list_value_length(table.column(0))).as_py() or 0)
+    dataset = map_dataset(path) if path is not None else _dataset(InMemoryTable.from_buffer(sink.getvalue()))
+    counts = replace(told.counts, examples=rows_made, longest=told.counts.longest or longest)
+    return Built(dataset, told.made, counts, told.faults)
+
+
+@dataclass
+class _Told:
+    """What batches tell besides their tables."""
+
+    made: list[int] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    faults: Faults = field(default_factory=Faults)
+
+    def tables(self, batches: Iterable[Batch], *, skip: bool) -> Iterator[Any]:
+        """The tables of batches, whose account is taken on the way."""
+        for batch in batches:
             if batch.faults and not skip:
                 raise DataError(batch.faults[0])
-            writer.write_batch(batch.table)
-            made += batch.made
-            counts += batch.counts
+            self.made += batch.made
+            self.counts += batch.counts
             for problem in batch.faults:
-                faults.add(DataError(problem))
-    dataset = map_dataset(path) if path is not None else _dataset(InMemoryTable.from_buffer(sink.getvalue()))
-    return Built(dataset, made, counts, faults)
+                self.faults.add(DataError(problem))
+            yield batch.table
 
 
 def map_dataset(path: Path, *, fingerprint: str | None = None) -> Dataset:
@@ -122,8 +142,16 @@ def _counted(made: Sequence[Made], form: Form) -> Counts:
 
 
 def _batches(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
-    stream = iter(rows)
-    while batch := list(islice(stream, BATCH)):
+    """Records that are encoded together; a document may be a book, of which a thousand are too many."""
+    batch: list[Placed] = []
+    characters = 0
+    for placed in rows:
+        batch.append(placed)
+        characters += len(placed[1]) if isinstance(placed[1], str) else 0
+        if len(batch) >= BATCH or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

@@ -36,7 +36,7 @@ def cache_key(making: Making) -> str | None:
 
 def _identity(making: Making) -> dict[str, Any]:
     opened, tokenizing = making.opened, making.tokenizing
-    conf = opened.conf
+    conf, document = opened.conf, opened.kind == "document"
     return {
         "kind": opened.kind,
         "rows": _rows(opened.training),
@@ -44,9 +44,10 @@ def _identity(making: Making) -> dict[str, Any]:
         "format": format_identity(conf.format) if not isinstance(conf.format, str) else None,
         "system": conf.system,
         "on_bad_row": conf.on_bad_row,
-        "cutoff": [tokenizing.limit, tokenizing.policy],
-        "mask_prompt": tokenizing.mask_prompt,
-        "render": render_identity(tokenizing.render),
+        "cutoff": [tokenizing.limit, None if document else tokenizing.policy],
+        "mask_prompt": tokenizing.mask_prompt if opened.kind == "conversation" else None,
+        "blocks": [conf.packing, conf.drop_last_block] if document else None,
+        "render": None if document else render_identity(tokenizing.render),
         "tokenizer": tokenizer_identity(tokenizing.tokenizer),
         "code": code_identity(),
     }

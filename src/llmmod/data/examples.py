@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Making:
         bad += validating.survey()[1] if validating else Faults()
 
         aside: list[Placed] = []
-        train = self._built(_set_aside(training, held, aside), directory / _TRAIN, purpose="train on")
+        train = self._built(_set_aside(training, held, aside), directory / _TRAIN, self.tokenizing, purpose="train on")
         aside += validating or ()
         bad += train.faults
         evaluation, conversations = self.validation(aside, directory / _EVAL, bad)
@@ -101,7 +101,8 @@ class Making:
         """
         if not rows:
             return None, []
-        built = self._built(rows, path, purpose="validate with")
+        tokenizing = replace(self.tokenizing, form=self.tokenizing.form.held_out())
+        built = self._built(rows, path, tokenizing, purpose="validate with")
         bad += built.faults
         kept = (record for (_, record), examples in zip(rows, built.made, strict=True) if examples)
         return built, [conversation for record in kept if (conversation := asked_of(record)) is not None]
@@ -113,13 +114,14 @@ class Making:
         # A rehearsal has too few rows for the size that was asked for: a third of them, which is SMOKE_EVAL of all.
         return held_out(count, max(1, count // 3) if self.smoke else conf.val_size, seed=self.seed)
 
-    def _built(self, rows: Iterable[Placed], path: Path, *, purpose: str) -> Built:
+    def _built(self, rows: Iterable[Placed], path: Path, tokenizing: Tokenizing, *, purpose: str) -> Built:
         conf, skip = self.opened.conf, self.opened.training.skip
-        built = build_dataset(rows, self.tokenizing, path=path, num_proc=conf.num_proc, skip=skip)
+        built = build_dataset(rows, tokenizing, path=path, num_proc=conf.num_proc, skip=skip)
         if not built.counts.examples:
+            few = [f"the texts have {built.counts.tokens} tokens, and a block {conf.cutoff_len}"] if self.opened.kind == "document" else []
             long = [f"{built.counts.dropped} are longer than dataset.cutoff_len={conf.cutoff_len}"] if built.counts.dropped else []
             bad = [f"{len(built.faults)} can't be trained; the first: {built.faults.first[0]}"] if built.faults else []
-            raise DataError(Problem(conf.name, f"no example is left to {purpose}: {', '.join(long + bad)}"))
+            raise DataError(Problem(conf.name, f"no example is left to {purpose}: {', '.join(few + long + bad)}"))
         return built
 
 

@@ -5,7 +5,7 @@ A form is all that differs between the kinds once a row is read; how texts are e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -60,9 +60,34 @@ class Form(Protocol):
     def row(self, record: Any, tokens: Any) -> dict[str, Any]:
         """The values of an example's columns."""
 
+    def arranged(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """The rows that training takes, made of those of the examples."""
+
+    def arranged_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
+        """The same for Arrow's tables of rows."""
+
+    def held_out(self) -> Form:
+        """The form of what is held out, of which nothing is left out to fill rows."""
+
+
+class _AsTheyAre:
+    """Rows of an example each."""
+
+    def held_out(self) -> Any:
+        """The same form."""
+        return self
+
+    def arranged(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """The rows themselves."""
+        return rows
+
+    def arranged_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
+        """The tables themselves."""
+        return tables
+
 
 @dataclass(frozen=True)
-class Conversations:
+class Conversations(_AsTheyAre):
     """Conversations: ids and labels."""
 
     schema: Any = field(default=pa.schema({"input_ids": IDS, "labels": IDS}), repr=False)
@@ -102,7 +127,7 @@ class Conversations:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(_AsTheyAre):
     """Prompts with answers to them, whose ids are columns of their own.
 
     Args:
@@ -164,7 +189,7 @@ _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
 def form_of(kind: str, values: Mapping[str, Any] | None = None) -> Form:
-    """The form of a kind's records.
+    """The form of a kind's records; `data.documents` has that of documents.
 
     Args:
         kind: as a stage names it.

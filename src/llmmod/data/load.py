@@ -6,33 +6,27 @@ import atexit
 import logging
 import shutil
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from llmmod.data.cache import Cache, cache_directory
 from llmmod.data.cache_key import cache_key
+from llmmod.data.documents import documents_of
 from llmmod.data.examples import Making
-from llmmod.data.forms import form_of
+from llmmod.data.forms import Form, form_of
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.opened import open_dataset
 from llmmod.data.packed import pack_splits
-from llmmod.data.readings import Readings
-from llmmod.data.records import conversations_of
+from llmmod.data.proof import prove
 from llmmod.data.splits import DataReport, Splits
 from llmmod.data.streamed import stream_splits
 from llmmod.data.tokenize import Tokenizing
 from llmmod.data.values import arrow_types
 from llmmod.errors import ConfigError, Problem
-from llmmod.render.certificate import certify
-from llmmod.render.conversation import Conversation
-from llmmod.render.finding import refuse
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf
 
 log = logging.getLogger(__name__)
-
-PROVED = 8  # rows that the certificate looks at
 
 
 def load_splits(
@@ -62,13 +56,10 @@ def load_splits(
         ConfigError: no such data, columns or format, options that contradict each other, or the proof fails.
         DataError: a file or a row is wrong.
     """
-    _check(conf)
-    of_mix = shares(conf)
-    makings = [_making(share.conf, render, tokenizer, kind=kind, seed=seed, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in of_mix]
+    makings = open_makings(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
     if verify is not None:
-        for making in makings:
-            _prove(render, tokenizer, making.opened.training, verify)
-    weights = [share.weight for share in of_mix]
+        prove(makings, verify)
+    weights = [share.weight for share in shares(conf)]
     if conf.streaming:
         splits = stream_splits(conf, makings, weights, _directory_for_now())
     else:
@@ -80,13 +71,30 @@ def load_splits(
     return splits
 
 
+def open_makings(
+    conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, kind: str = "conversation", smoke: bool = False
+) -> list[Making]:
+    """How the examples of each dataset of a mix are made, or of the one there is; the arguments are those of `load_splits`.
+
+    Raises:
+        ConfigError: no such data, columns or format, or options that contradict each other.
+        DataError: a file is wrong.
+    """
+    _check(conf)
+    mixed = bool(conf.mix)
+    return [_making(share.conf, render, tokenizer, kind=kind, seed=seed, hub=hub, smoke=smoke, mixed=mixed) for share in shares(conf)]
+
+
 def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, kind: str, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
     try:
         _check(conf)
         opened = open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
     except ConfigError as error:
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
-    form = form_of(kind, arrow_types(opened.training.values or {}))
+    if kind == "document":
+        form: Form = documents_of(tokenizer, size=conf.cutoff_len, apart=conf.packing, drop_last=conf.drop_last_block)
+    else:
+        form = form_of(kind, arrow_types(opened.training.values or {}))
     tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt, form)
     return Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)
 
@@ -135,23 +143,6 @@ def _directory_for_now() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="llmmod-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
-
-
-def _prove(render: Any, tokenizer: Any, rows: Readings, name: str) -> None:
-    """Refuse a render that can't be vouched for, on made-up conversations and the first rows; what is only worth knowing is told."""
-    findings = certify(render, tokenizer, first_conversations(rows))
-    refuse(findings, name)
-    for finding in findings:
-        log.info("render=%s: %s", name, finding)
-
-
-def first_conversations(rows: Readings) -> dict[str, Conversation]:
-    """Place -> conversation of the first rows, as a proof looks at them: what is asked, with each answer."""
-    found = {}
-    for place, record in islice(rows, PROVED):
-        for number, conversation in enumerate(conversations_of(record), start=1):
-            found[f"{place}, answer {number}" if number > 1 else str(place)] = conversation
-    return found
 
 
 def _tell(report: DataReport) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -60,7 +60,11 @@ class Stream:
             if epoch == 0 and bad:
                 log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
 
-    def _epoch(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
+    def _epoch(self, epoch: int, bad: Faults) -> Iterable[dict[str, Any]]:
+        """The rows of one pass over the data."""
+        return self.tokenizing.form.arranged(self._examples(epoch, bad))
+
+    def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
             for made in self.tokenizing.batch(batch):

@@ -40,19 +40,19 @@ class Refusal(Problem):
         return "\n".join([super().__str__(), self.seam] if self.seam else [super().__str__()])
 
 
-def refuse(findings: Iterable[Finding], render: str) -> None:
+def refuse(findings: Iterable[Finding], key: str) -> None:
     """Nothing, where no finding is fatal.
 
     Args:
-        findings: of `certify`.
-        render: the render's name.
+        findings: of the certificate.
+        key: what it is about: `render=<name>`, or `tokenizer`.
 
     Raises:
         ConfigError: with each finding that is fatal.
     """
-    do = "Mend the render, choose another, or train all the same: render.verify=false"
+    do = f"Mend the {key.partition('=')[0]}, choose another, or train all the same: render.verify=false"
     fatal = [
-        Refusal(f"render={render}", f"{finding.found} (seen in: {finding.conversation})", do=do, seam=finding.seam)
+        Refusal(key, f"{finding.found} (seen in: {finding.conversation})", do=do, seam=finding.seam)
         for finding in findings
         if finding.fatal
     ]

@@ -28,6 +28,16 @@ def synthetic_conversations(tokens: Sequence[str]) -> Mapping[str, Conversation]
     }
 
 
+def synthetic_texts(tokens: Sequence[str]) -> Mapping[str, str]:
+    """What is special about a text -> the text, for documents.
+
+    Args:
+        tokens: spellings of special tokens, which no text may become.
+    """
+    texts = {name: "\n".join(m.content for m in talk.messages) for name, talk in synthetic_conversations(tokens).items()}
+    return {name: text for name, text in texts.items() if text.strip()}
+
+
 def neutral(conversation: Conversation) -> Conversation:
     """The same conversation with nothing in its texts, but empty where they were."""
     messages = [replace(message, content="x" if message.content else "") for message in conversation.messages]

@@ -60,7 +60,8 @@ class DatasetConf:
     system: str | None = None  # the system text of rows that have none; None: the render's
     cutoff_len: int = 1024  # tokens; longer examples are cut by `cutoff_policy`
     cutoff_policy: CutoffPolicy = CutoffPolicy.proportional
-    packing: bool = False  # several examples a row, apart from each other
+    packing: bool = False  # several examples a row, apart from each other; documents (pt) share rows anyway, but see each other without it
+    drop_last_block: bool = False  # of documents that are joined into blocks: leave out the last one where it isn't full
     mask_prompt: bool = True  # train the answers only; false: the prompt too
     on_bad_row: OnBadRow = OnBadRow.error
     streaming: bool = False  # read while training, nothing held in memory

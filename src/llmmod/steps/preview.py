@@ -15,13 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from llmmod.data.load import PROVED, load_splits
-from llmmod.data.opened import open_dataset
+from llmmod.data.load import load_splits, open_makings
+from llmmod.data.proof import proof
 from llmmod.instantiate import locate
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.certificate import certify
-from llmmod.render.conversation import Conversation
 from llmmod.render.finding import Finding
 from llmmod.schema.step import PreviewConf
 from llmmod.steps.preview_figures import STREAMED, Figures, Measured, examples_of, measured
@@ -69,13 +68,13 @@ class Preview:
         return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
 
     def _verdict(self, session: Any, render: Any, tokenizer: Any) -> Verdict:
-        """The certificate's, on the first rows too, unless the user's own code makes the dataset, or it is a mixture of several."""
-        conf, root = session.conf(self.name, "dataset"), session.root
-        rows: dict[str, Conversation] = {}
-        if locate(conf._target_) is load_splits and not conf.mix:
-            training = open_dataset(conf, hub=root.hub, smoke=root.smoke).training
-            rows = {str(place): conversation for place, conversation in islice(training, PROVED)}
-        return verdict(certify(render, tokenizer, rows), rows=len(rows), mask_prompt=conf.mask_prompt)
+        """The certificate's, on the first rows of each dataset too, unless the user's own code makes the data."""
+        conf, root, kind = session.conf(self.name, "dataset"), session.root, session.conf(self.name, "training").data_kind
+        if locate(conf._target_) is not load_splits:
+            return verdict(certify(render, tokenizer), rows=0, mask_prompt=conf.mask_prompt)
+        makings = open_makings(conf, render=render, tokenizer=tokenizer, seed=root.seed, hub=root.hub, kind=kind, smoke=root.smoke)
+        findings, rows = proof(makings)
+        return verdict(findings, rows=rows, mask_prompt=conf.mask_prompt or kind != "conversation", kind=kind)
 
     def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Example]) -> Contents:
         parts = [(part, session.conf(self.name, part).name) for part in ("model", "render", "finetune")]
@@ -104,18 +103,25 @@ class Preview:
         return [f"{self.name}: {told}", f"{self.name}: the page is {directory / _PAGE}"]
 
 
-def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True) -> Verdict:
+def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True, kind: str = "conversation") -> Verdict:
     """What the certificate's findings come to.
 
     Args:
-        findings: of `certify`.
+        findings: of the certificate.
         rows: of the data, how many it looked at.
         mask_prompt: whether prompts aren't trained.
+        kind: what a row becomes.
     """
     if wrong := sum(finding.fatal for finding in findings):
         headline = f"Not certified: {counted(wrong, 'thing')} would be trained wrong"
         return Verdict(True, headline, "A run stops here, unless render.verify=false lets it train all the same.", findings)
     of_data = f" and the first {counted(rows, 'row')} of the data" if rows else ""
+    if kind == "document":
+        explanation = (
+            f"Checked on made-up texts{of_data}: a document has the ids that the tokenizer gives its text, every one of them is trained, "
+            f"and so is the token that ends it; no text became a special token."
+        )
+        return Verdict(False, "Certified: training sees each text as the tokenizer writes it", explanation, findings)
     prompts = "" if mask_prompt else " (and, with dataset.mask_prompt=false, the prompts)"
     explanation = (
         f"Checked on made-up conversations{of_data}: prompts have the ids that chat and predict feed, answers and the token that ends "
