@@ -1,0 +1,82 @@
+"""Pairs of answers to one batch for a model that scores them, terminators included: behind the prompt that they share, or padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+
+_ANSWERS = ("chosen_ids", "rejected_ids")
+_MARGIN = "margin"  # of a pair, where its dataset has one: by how much the chosen answer is better
+
+
+class SharePromptScored:
+    """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`models.segments`).
+
+    A pair is two segments, whose last tokens are scored: the prompt with the chosen answer, and the rejected answer, a branch that sees the
+    prompt too.
+
+    Args:
+        tokenizer: not needed; every collator is given it.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        pass
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the model takes; it scores pair by pair, the chosen answer and then the rejected one.
+
+        Returns:
+            `input_ids`, `position_ids`: int64 [1, tokens]. `cu_seq_lens_q`, `cu_seq_lens_k`, int32 [2 pairs + 1], and `max_length_q`,
+            `max_length_k`: as of `models.segments`. `margin`, float32 [pairs], where it is known.
+        """
+        parts = [tuple(example[name] for name in ("prompt_ids", *_ANSWERS)) for example in examples]
+        ids = chain.from_iterable(tokens for part in parts for tokens in part)
+        lengths = [n for prompt, chosen, rejected in parts for n in (len(prompt) + len(chosen), len(rejected))]
+        keys = [n for prompt, chosen, rejected in parts for n in (len(prompt) + len(chosen), len(prompt) + len(rejected))]
+        positions = chain.from_iterable(range(seen - own, seen) for own, seen in zip(lengths, keys, strict=True))
+        return {
+            "input_ids": torch.tensor([list(ids)]),
+            "position_ids": torch.tensor([list(positions)]),
+            "cu_seq_lens_q": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+            "cu_seq_lens_k": torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
+            "max_length_q": max(lengths),
+            "max_length_k": max(keys),
+            **_margins(examples),
+        }
+
+
+class PadPairsScored:
+    """Pads a batch of pairs, a row an answer with its prompt: what trl.trainer.reward_trainer.DataCollatorForPreference gives.
+
+    Args:
+        tokenizer: whose pad token fills up; eos, or else 0, where it has none. What is padding, the mask says.
+        pad_to_multiple_of: lengths are rounded up to a multiple of this many tokens; None: they aren't.
+        side: where it pads, `right` or `left`.
+    """
+
+    def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None, side: str = "right") -> None:
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_id: int = next(token for token in ids if token is not None)
+        self.multiple, self.left = pad_to_multiple_of or 1, side == "left"
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`: int64 [2 pairs, longest], all chosen answers and then all rejected ones.
+
+        Also `margin`, float32 [pairs], where it is known.
+        """
+        rows = [[*example["prompt_ids"], *example[name]] for name in _ANSWERS for example in examples]
+        width = -(-max(map(len, rows)) // self.multiple) * self.multiple
+        ids, mask = torch.full((len(rows), width), self.pad_id), torch.zeros(len(rows), width, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            place = slice(width - len(row), width) if self.left else slice(0, len(row))
+            ids[number, place], mask[number, place] = torch.tensor(row), 1
+        return {"input_ids": ids, "attention_mask": mask, **_margins(examples)}
+
+
+def _margins(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    if _MARGIN not in examples[0]:
+        return {}
+    return {_MARGIN: torch.tensor([example[_MARGIN] for example in examples], dtype=torch.float32)}
