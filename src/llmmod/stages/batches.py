@@ -38,7 +38,7 @@ def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train:
     """
     if not node:
         return None
-    padding = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
+    padding: dict[str, Any] = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
     reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of)
     if reason is None:
         return build(node, tokenizer=tokenizer, **({} if _padded(node) else padding))

@@ -1,0 +1,66 @@
+"""What the step `predict` does with a reward model: the scores of both answers of each held-out pair, written as they are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmmod.models.device import ready_to_answer
+from llmmod.models.generation import answer_text
+from llmmod.protocols import StepReport
+from llmmod.ranks import rank
+from llmmod.schema.step import PredictConf
+from llmmod.stages.batches import collator_from
+from llmmod.stages.counting import counting
+from llmmod.stages.rm import pair_rewards
+from llmmod.steps.predict import nothing_held_out
+from llmmod.steps.predictions import OrderedLines
+
+_FILE = "scores.jsonl"
+
+
+class PredictRewards:
+    """What the step `predict` does for `stage=rm`: `training.predict`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of the directory in the run's.
+    """
+
+    def __init__(self, conf: PredictConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/scores.jsonl`, a line a pair: `prompt`, `chosen`, `rejected`, `chosen_score`, `rejected_score`.
+
+        Raises:
+            ConfigError: there are no held-out examples.
+        """
+        pairs = session.splits(self.name).eval
+        if pairs is None:
+            raise nothing_held_out()
+        if rank() != 0:
+            return StepReport()
+        pairs = pairs.select(range(min(len(pairs), self.conf.max_samples or len(pairs))))
+        training, tokenizer = session.conf(self.name, "training"), session.tokenizer(self.name)
+        stop_ids = session.render(self.name).stop_ids
+        model = ready_to_answer(session.model(self.name).model, use_cpu=training.use_cpu)
+        collator = collator_from(training.collator, model=model, tokenizer=tokenizer, train=pairs)
+        path, right = session.step_dir(self.name) / _FILE, 0
+        with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
+            for batch in pair_rewards(model, pairs, collator=collator, batch_size=self.conf.batch_size):
+                for number, chosen, rejected in batch:
+                    written = _texts(pairs[number], tokenizer, stop_ids) | {"chosen_score": chosen, "rejected_score": rejected}
+                    lines.write(number, json.dumps(written, ensure_ascii=False))
+                    right += chosen > rejected
+                count(len(batch))
+        told = f"the chosen answer scores higher in {right} of {len(pairs)} held-out pairs; they are in {path}"
+        return StepReport(artifacts={"scores": f"{self.name}/{_FILE}"}, summary=[f"{self.name}: {told}"])
+
+
+def _texts(pair: Mapping[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> dict[str, str]:
+    """The prompt as the model sees it, and both answers without what ends them."""
+    prompt = tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    answers = {name: answer_text(pair[f"{name}_ids"], tokenizer, stop_ids=stop_ids).strip() for name in ("chosen", "rejected")}
+    return {"prompt": prompt, **answers}
