@@ -276,3 +276,68 @@ def test_neither_a_trainer_nor_peft_is_imported():
     code = f"import sys, llmmod.steps.preview; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+PAIRS = [{"prompt": f"Question {n}?", "chosen": f"Right {n}.", "rejected": f"Wrong, {n}!"} for n in range(1, 7)]
+
+
+def of_kind(session, monkeypatch, kind, rows, *overrides):
+    """A session for rows of another kind; the stage is sft, which says that it learns from these."""
+    made = session("dataset.cutoff_len=64", *overrides)
+    data = made.run_dir.parent / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made.root.training.data_kind = kind
+    return made
+
+
+def test_a_pair_is_shown_with_each_answer(session, monkeypatch, tiny_tokenizer, capsys):
+    made = of_kind(session, monkeypatch, "preference", PAIRS, "steps.preview.in_terminal=1")
+    train = made.splits("preview").train
+    report, lines, html = previewed(made)
+    assert [line["part"] for line in lines] == ["chosen", "rejected"] * 6
+    for row, chosen, rejected in zip(train, lines[::2], lines[1::2], strict=True):
+        for line, name in ((chosen, "chosen_ids"), (rejected, "rejected_ids")):
+            assert line["input_ids"] == row["prompt_ids"] + row[name]
+            assert line["labels"] == [-100] * len(row["prompt_ids"]) + row[name]
+    page = Page(html)
+    assert "Example 6, rejected" in page.text
+    assert "All 6 examples" in page.text
+    answers = sum(len(row[name]) for row in train for name in ("chosen_ids", "rejected_ids"))
+    tokens = answers + sum(len(row["prompt_ids"]) for row in train)
+    assert f"Tokens {tokens:,} {answers / tokens:.0%} of them trained: {answers:,}" in page.text
+    assert "Optimizer steps" in page.text
+    assert "Checked on made-up conversations and the first 6 rows of the data" in page.text
+    out = capsys.readouterr().out
+    assert "Example 1, chosen" in out
+    assert "⟦Right 1.‹<|im_end|>›⟧" in out
+    assert "⟦Wrong, 1!‹<|im_end|>›⟧" in out
+    assert len(set(re.findall(r'id="(example-\d+)"', html))) == 12
+    assert report.summary[0].startswith(f"preview: 6 examples, {tokens:,} tokens")
+
+
+def test_prompts_are_shown_without_answers(session, monkeypatch, capsys):
+    rows = [{"prompt": f"Question {n}?", "answer": f"Secret {n}."} for n in range(1, 5)]
+    _, lines, html = previewed(of_kind(session, monkeypatch, "prompt", rows))
+    assert {line["part"] for line in lines} == {"prompt"}
+    assert all(set(line["labels"]) == {-100} and "Secret" not in line["text"] for line in lines)
+    text = Page(html).text
+    assert "of prompts, whose answers are made while training" in text
+    assert "Secret" not in html + capsys.readouterr().out
+
+
+def test_documents_are_shown_in_blocks_with_their_own_certificate(session, monkeypatch):
+    rows = [{"text": f"Document {n} tells something."} for n in range(1, 9)]
+    _, lines, html = previewed(of_kind(session, monkeypatch, "document", rows))
+    assert all(line["labels"] == line["input_ids"] for line in lines)
+    assert "".join(line["text"] for line in lines) == "".join(f"{row['text']}<|endoftext|>" for row in rows)
+    assert "Certified: training sees each text as the tokenizer writes it" in Page(html).text
+
+
+def test_the_certificate_looks_at_each_dataset_of_a_mix(session, monkeypatch, tmp_path):
+    made = session()
+    (tmp_path / "more.jsonl").write_text(json.dumps({"instruction": "Hi", "output": "Hello"}) + "\n")
+    files = {"a": str(tmp_path / "rows.jsonl"), "b": str(tmp_path / "more.jsonl")}
+    made.root.dataset.data_files = None
+    made.root.dataset.mix = {name: {"path": path} for name, path in files.items()}
+    _, _, html = previewed(made)
+    assert f"the first {len(ROWS) + 1} rows of the data" in Page(html).text

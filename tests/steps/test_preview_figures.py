@@ -94,3 +94,27 @@ def test_devices_share_a_step(monkeypatch):
 def test_of_a_stream_only_max_steps_says_anything(max_steps, steps):
     planned = plan(conf(max_steps=max_steps), None, smoke=False)
     assert (planned.steps, planned.epochs) == (steps, None)
+
+
+def test_a_pair_s_prompt_is_counted_once_and_its_length_is_that_of_the_longer_answer():
+    pairs = Dataset.from_list(
+        [
+            {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5, 6]},
+            {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]},
+        ]
+    )
+    figures = measure(pairs)
+    assert (list(figures.lengths), figures.trained_tokens, figures.tokens) == ([5, 3], 7, 10)
+    prompts = measure(pairs.select_columns(["prompt_ids"]))
+    assert (list(prompts.lengths), prompts.trained_tokens, prompts.tokens) == ([2, 1], 0, 3)
+
+
+def test_steps_of_ppo_are_those_of_its_rollouts():
+    """What its sampler's batches come to, as transformers' Trainer counts them."""
+    from llmmod.schema.training.ppo import PpoConf
+    from llmmod.stages.ppo.prompts import RolloutSampler
+
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_mini_batches": 2, "num_ppo_epochs": 4}
+    sampler = RolloutSampler(50, size=2 * 3 * 2, times=2 * 4 * 3, seed=0)
+    expected = len(sampler) // (12 * 3)  # a batch is a rollout's prompts, three of which are a step
+    assert plan(PpoConf(stage="ppo", use_cpu=True, num_train_epochs=1, **batches), 50, smoke=False).steps == expected == 40

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from llmmod.data.load import load_splits, open_makings
 from llmmod.data.proof import proof
+from llmmod.data.seen import Seen, seen
 from llmmod.instantiate import locate
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
@@ -57,13 +58,13 @@ class Preview:
         texts, rows = TokenTexts(tokenizer, render.stop_ids), examples_of(splits.train, streamed=max(STREAMED, self.conf.max_samples))
         numbers = measured(splits.train, rows, session.conf(self.name, "training"), smoke=session.root.smoke, packs=_PACKS)
         judged = self._verdict(session, render, tokenizer)
-        examples = [_example(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
+        examples = [_examples(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
         directory = session.step_dir(self.name)
         with _written(directory / _LINES) as file:
-            file.writelines(_line(row, texts) for row in islice(rows, self.conf.max_samples))
+            file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in seen(row))
         with _written(directory / _PAGE) as file:
             file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
-        show([example for _, example in spread(examples, self.conf.in_terminal)], judged, sys.stdout)
+        show([example for _, of_row in spread(examples, self.conf.in_terminal) for example in of_row], judged, sys.stdout)
         artifacts = {"page": f"{self.name}/{_PAGE}", "examples": f"{self.name}/{_LINES}"}
         return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
 
@@ -76,7 +77,7 @@ class Preview:
         findings, rows = proof(makings)
         return verdict(findings, rows=rows, mask_prompt=conf.mask_prompt or kind != "conversation", kind=kind)
 
-    def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Example]) -> Contents:
+    def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Sequence[Example]]) -> Contents:
         parts = [(part, session.conf(self.name, part).name) for part in ("model", "render", "finetune")]
         rehearsal = [("smoke", "true: a rehearsal, with a few rows and a small tokenizer")] if session.root.smoke else []
         return Contents(
@@ -88,14 +89,16 @@ class Preview:
             lengths=numbers.figures.lengths,
             cutoff_len=report.cutoff_len,
             packs=numbers.packs,
-            examples=examples,
+            examples=[example for of_row in examples for example in of_row],
             examples_title=_which(len(examples), numbers.figures),
             footer=f"Written by llmmod {version('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
         )
 
     def _summary(self, numbers: Measured, directory: Path) -> list[str]:
         figures, steps = numbers.figures, numbers.plan.steps
-        told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens, {figures.trained_share:.0%} of them trained"
+        told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens"
+        if figures.trained_tokens:
+            told += f", {figures.trained_share:.0%} of them trained"
         if not figures.complete:
             told = f"the first {told}"
         if steps is not None:
@@ -142,14 +145,19 @@ def _which(shown: int, figures: Figures) -> str:
     return f"All {shown} examples" if shown == figures.examples else f"{shown} of {figures.examples:,} examples, evenly spread"
 
 
-def _example(number: int, row: dict[str, list[int]], texts: TokenTexts) -> Example:
-    ids, labels = row["input_ids"], row["labels"]
-    rows = [IdRow(at, token, texts.name(token), label) for at, (token, label) in enumerate(zip(ids, labels, strict=True))]
-    return Example(number, f"Example {number:,}", texts.shown(ids, labels), rows)
+def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Example]:
+    """What there is to see of a row, under one number."""
+    found = []
+    for part, ids, labels in seen(row):
+        rows = [IdRow(at, token, texts.name(token), label) for at, (token, label) in enumerate(zip(ids, labels, strict=True))]
+        name = f"Example {number:,}, {part}" if part else f"Example {number:,}"
+        found.append(Example(number, name, texts.shown(ids, labels), rows))
+    return found
 
 
-def _line(row: dict[str, list[int]], texts: TokenTexts) -> str:
-    written = {"input_ids": row["input_ids"], "labels": row["labels"], "text": texts.text(row["input_ids"])}
+def _line(one: Seen, texts: TokenTexts) -> str:
+    part = {"part": one.part} if one.part else {}
+    written = {"input_ids": one.input_ids, "labels": one.labels, "text": texts.text(one.input_ids), **part}
     return json.dumps(written, ensure_ascii=False) + "\n"
 
 

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from llmmod.data.packed import Packed
+from llmmod.data.seen import seen
 from llmmod.ranks import world_size
 from llmmod.render.encode import IGNORED
 from llmmod.stages.arguments import SMOKE_BATCH, SMOKE_STEPS
@@ -27,14 +28,16 @@ class Figures:
     """Of the training examples, as they are after rendering and cutting.
 
     Args:
-        lengths: tokens of each.
-        trained_tokens: positions with a label.
+        lengths: tokens of each; of a pair, of the prompt with the longer answer.
+        trained_tokens: positions with a label; of answers that are compared or judged, their tokens.
         complete: whether every example was counted; of a streamed dataset only the first are.
+        second: tokens of the pairs' shorter answers, which `lengths` leaves out.
     """
 
     lengths: Sequence[int]
     trained_tokens: int
     complete: bool = True
+    second: int = 0
 
     @property
     def examples(self) -> int:
@@ -43,8 +46,8 @@ class Figures:
 
     @property
     def tokens(self) -> int:
-        """All of them."""
-        return sum(self.lengths)
+        """All of them; the prompt of a pair once."""
+        return sum(self.lengths) + self.second
 
     @property
     def trained_share(self) -> float:
@@ -58,12 +61,14 @@ class Figures:
 
 
 def measure(examples: Any, *, complete: bool = True) -> Figures:
-    """The figures of a datasets.Dataset with columns input_ids and labels.
+    """The figures of a datasets.Dataset of any kind.
 
     Args:
         examples: one a row.
         complete: whether these are all.
     """
+    if "prompt_ids" in examples.column_names:
+        return _measure_answers(examples, complete)
     lengths: list[int] = []
     trained = 0
     for table in examples.with_format("arrow").iter(batch_size=_ROWS):
@@ -71,6 +76,20 @@ def measure(examples: Any, *, complete: bool = True) -> Figures:
         lengths += pc.list_value_length(table["input_ids"]).to_pylist()
         trained += pc.sum(pc.not_equal(labels, IGNORED)).as_py() or 0
     return Figures(lengths, trained, complete)
+
+
+def _measure_answers(examples: Any, complete: bool) -> Figures:
+    """Of prompts whose answers are columns of their own."""
+    names = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in examples.column_names]
+    lengths: list[int] = []
+    trained = second = 0
+    for table in examples.select_columns(["prompt_ids", *names]).with_format("arrow").iter(batch_size=_ROWS):
+        prompts, *answers = (pc.list_value_length(table[name]).to_pylist() for name in ("prompt_ids", *names))
+        of_answers = list(zip(*answers, strict=True)) or [(0,)] * len(prompts)
+        lengths += [prompt + max(found) for prompt, found in zip(prompts, of_answers, strict=True)]
+        trained += sum(map(sum, of_answers))
+        second += sum(sum(found) - max(found) for found in of_answers)
+    return Figures(lengths, trained, complete, second)
 
 
 @dataclass(frozen=True)
@@ -100,7 +119,10 @@ def packs_of(train: Any, shown: int) -> Packs | None:
 def examples_of(train: Any, *, streamed: int = STREAMED) -> Any:
     """The examples of a dataset, one a row, whether it packs them or not; of a stream the first `streamed`, read once."""
     if not hasattr(train, "__len__"):
-        return Dataset.from_list(list(islice(train, streamed)))
+        rows = list(islice(train, streamed))
+        if rows and "seq_lengths" in rows[0]:
+            return Dataset.from_list([{"input_ids": one.input_ids, "labels": one.labels} for row in rows for one in seen(row)])
+        return Dataset.from_list(rows)
     return train.examples if isinstance(train, Packed) else train
 
 
@@ -144,10 +166,27 @@ def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
     devices = _devices(conf)
     if rows is None:
         return Plan(None, per_device, accumulation, devices, max_steps if max_steps > 0 else None, None)
-    batches = rows / (per_device * devices)
-    an_epoch = max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
+    an_epoch = _steps_an_epoch(conf, rows, per_device * devices, accumulation)
     steps = max_steps if max_steps > 0 else math.ceil(conf.num_train_epochs * an_epoch)
     return Plan(rows, per_device, accumulation, devices, steps, steps / an_epoch)
+
+
+def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int) -> int:
+    """Optimizer steps of a pass over the rows.
+
+    Args:
+        conf: `training.*`.
+        rows: there are.
+        together: that all devices take at once.
+        accumulation: of those, how many times before a step.
+    """
+    batch = together * accumulation
+    if passes := getattr(conf, "num_ppo_epochs", None):  # the last rollout is filled up with prompts of the first
+        return math.ceil(rows / (batch * conf.num_mini_batches)) * conf.num_mini_batches * int(passes)
+    if answers := getattr(conf, "num_generations", None):  # each prompt is a row as often as it is answered
+        return max(1, rows * int(answers) // batch)
+    batches = rows / together
+    return max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
 
 
 class Measured(NamedTuple):
@@ -162,7 +201,7 @@ def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int) -
     """The numbers of training data.
 
     Args:
-        train: a dataset with columns input_ids and labels, packed or not, streamed or not.
+        train: a dataset of any kind, packed or not, streamed or not.
         examples: its examples, as `examples_of` has them.
         conf: a StageConf, `training.*` as plain Python.
         smoke: whether this is a rehearsal.

@@ -39,6 +39,8 @@ def _examples(report: DataReport, figures: Figures) -> Tile:
 
 def _tokens(figures: Figures) -> Tile:
     of = "" if figures.complete else f" of the first {counted(figures.examples, 'example')}"
+    if not figures.trained_tokens:
+        return Tile("Tokens" + of, f"{figures.tokens:,}", ["of prompts, whose answers are made while training"])
     trained = f"{figures.trained_share:.0%} of them trained: {figures.trained_tokens:,}"
     return Tile("Tokens" + of, f"{figures.tokens:,}", [trained], share=figures.trained_share)
 
