@@ -4,7 +4,7 @@
 
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Examples of
 alpaca's lengths, the second half of each trained: in batches of 4, at most 512 tokens long, and packed into rows of 1,024, one a batch.
-trl pads and packs as it does by itself. Each trains in a process of its own, in turn; counted are the CPU seconds from the end of the
+trl pads and packs as it does by itself; compiled is `training.torch_compile`, whose compilation is not counted. Each trains in a process of its own, in turn; counted are the CPU seconds from the end of the
 first optimizer step to the end of the last, and real tokens alone.
 """
 
@@ -24,6 +24,9 @@ STEPS = 12
 BATCH, LONGEST = 4, 512
 ROW = 1024
 VOCABULARY = 49152
+
+
+KINDS = ("batches of 4", "packed rows", "packed rows, compiled")
 
 
 def examples():
@@ -74,7 +77,7 @@ def clock():
     return Clock()
 
 
-def ours(packed, directory, counted):
+def ours(packed, directory, counted, compiled=False):
     """llmmod's trainer, as `stage=sft` builds it."""
     from llmmod.data.packed import Packed
     from llmmod.models.tiny import tiny_tokenizer
@@ -87,6 +90,7 @@ def ours(packed, directory, counted):
         trainer={"_target_": "llmmod.stages.sft.SftTrainer"},
         collator={"_target_": "llmmod.data.collate.Flatten"},
         **arguments(packed),
+        torch_compile=compiled,
     )
     train = Packed(examples(), ROW) if packed else examples()
     args = training_arguments(conf, output_dir=Path(directory), seed=1, smoke=False, has_eval=False)
@@ -118,11 +122,11 @@ def arguments(packed):
     }
 
 
-def one(name, packed):
+def one(name, kind):
     """Train, and print what it took as JSON."""
-    counted = clock()
+    counted, compiled = clock(), {"compiled": True} if kind == KINDS[2] else {}
     with tempfile.TemporaryDirectory() as directory:
-        {"llmmod": ours, "trl": theirs}[name](packed, directory, counted).train()
+        {"llmmod": ours, "trl": theirs}[name](kind != KINDS[0], directory, counted, **compiled).train()
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("\n" + json.dumps({"tokens_per_cpu_s": counted.tokens_per_cpu_s(), "peak_gb": peak_gb}))
 
@@ -130,15 +134,15 @@ def one(name, packed):
 def main() -> None:
     """Print a line for each trainer and each kind of batch."""
     print(machine())
-    for kind in ("batches of 4", "packed rows"):
-        for name in ("llmmod", "trl"):
+    for kind in KINDS:
+        for name in ("llmmod", "trl") if kind != KINDS[2] else ("llmmod",):
             done = measure([sys.executable, __file__, name, kind], env={"HF_HUB_OFFLINE": "1", "CI": "1"})
             if done.code:
                 sys.exit(done.output[-3000:])
             line = next(line for line in reversed(done.output.splitlines()) if line.startswith('{"tokens_per_cpu_s"'))
             found = json.loads(line)
-            print(f"{kind:13} {name:7} {found['tokens_per_cpu_s']:6.1f} real tokens a CPU second, peak RSS {found['peak_gb']:.2f} GB")
+            print(f"{kind:21} {name:7} {found['tokens_per_cpu_s']:6.1f} real tokens a CPU second, peak RSS {found['peak_gb']:.2f} GB")
 
 
 if __name__ == "__main__":
-    one(sys.argv[1], sys.argv[2] == "packed rows") if len(sys.argv) > 1 else main()
+    one(*sys.argv[1:]) if len(sys.argv) > 1 else main()

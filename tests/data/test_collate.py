@@ -90,3 +90,17 @@ def test_flattening_changes_no_loss(tiny_llama):
 
     alone = sum(summed(Flatten()([example])) for example in examples)
     assert torch.allclose(summed(Flatten()(examples)), alone, atol=1e-4)  # float32, 18 tokens
+
+
+def test_packed_rows_of_one_length_end_in_padding_that_is_an_example_of_its_own():
+    packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
+    batch = Flatten(length=9)([packed])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 8, 2, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[NO, NO, 7, 2, NO, 2, NO, NO, NO]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 4, 6] + [9] * 61
+    assert (batch["max_length_q"], batch["max_length_k"]) == (9, 9)
+
+
+def test_examples_that_are_not_packed_are_not_filled_up():
+    assert Flatten(length=9)(EXAMPLES)["input_ids"].shape == (1, 6)

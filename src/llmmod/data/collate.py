@@ -7,6 +7,7 @@ from itertools import accumulate, chain
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from llmmod.render.encode import IGNORED
 
@@ -18,10 +19,12 @@ class Flatten:
 
     Args:
         tokenizer: not needed; every collator is given it.
+        length: tokens of a batch of packed rows, filled up with an example of padding, and as many boundaries in each, for torch.compile,
+            which compiles anew for every shape; None: as many as the examples have.
     """
 
-    def __init__(self, tokenizer: Any = None) -> None:
-        pass
+    def __init__(self, tokenizer: Any = None, length: int | None = None) -> None:
+        self.length = length
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `labels` and `position_ids`, int64 [1, tokens], and where each example begins and the last one ends.
@@ -37,7 +40,7 @@ class Flatten:
         labels = torch.tensor(list(chain.from_iterable(example["labels"] for example in examples)), dtype=torch.int64)
         labels[places[:-1]] = IGNORED
         boundaries = torch.tensor(places, dtype=torch.int32)
-        return {
+        row = {
             "input_ids": torch.tensor([list(chain.from_iterable(example["input_ids"] for example in examples))], dtype=torch.int64),
             "labels": labels[None],
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
@@ -46,6 +49,27 @@ class Flatten:
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
         }
+        return row if self.length is None or "seq_lengths" not in examples[0] else _filled(row, self.length)
+
+
+def _filled(row: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """The row with padding as its last example, up to `length` tokens, and with empty examples, up to a multiple of `_BOUNDARIES`."""
+    boundaries = row["cu_seq_lens_q"]
+    padding = length - row["labels"].shape[1]
+    count = -(-(len(boundaries) + 1) // _BOUNDARIES) * _BOUNDARIES
+    boundaries = torch.cat([boundaries, torch.full((count - len(boundaries),), length, dtype=torch.int32)])
+    return {
+        "input_ids": pad(row["input_ids"], (0, padding), value=0),
+        "labels": pad(row["labels"], (0, padding), value=IGNORED),
+        "position_ids": torch.cat([row["position_ids"], torch.arange(padding)[None]], dim=1),
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": length,
+        "max_length_k": length,
+    }
+
+
+_BOUNDARIES = 64
 
 
 class PadRight:

@@ -14,9 +14,10 @@ gradients with each example's alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     if reason := why_not(model):
         raise ValueError(reason)
     config, own = model.config, model.config._attn_implementation
-    AttentionInterface.register(NAME, segments_attention)
+    AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else segments_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
     config._attn_implementation = NAME
     try:
@@ -124,6 +125,8 @@ def segments_attention(
     outputs, trunk = [], (key, value)
     parts = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     for shared, queries, keys, values in zip(before, *parts, strict=True):
+        if not queries.shape[2]:
+            continue  # boundaries may be filled up to a fixed number
         if shared:
             keys, values = (torch.cat([stem[:, :, :shared], own], dim=2) for stem, own in zip(trunk, (keys, values), strict=True))
         else:
@@ -131,6 +134,12 @@ def segments_attention(
         mask = _mask(queries.shape[2], shared, window, query.device)
         outputs.append(sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
+
+
+@cache
+def _opaque() -> Any:
+    """`segments_attention` as torch.compile leaves it alone: the shapes in it are other ones in every batch."""
+    return torch.compiler.disable(segments_attention)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=32)

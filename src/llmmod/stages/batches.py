@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmmod.data.collate import Flatten, PadRight
-from llmmod.data.packed import Packed
+from llmmod.data.packed import capacity_of
 from llmmod.data.pairs import PadPairs, SharePrompt
 from llmmod.data.scored_pairs import PadPairsScored, SharePromptScored
 from llmmod.errors import ConfigError, Problem
@@ -23,7 +23,15 @@ _ROWS: Mapping[type, type[PadRight | PadPairs | PadPairsScored]] = {
 }
 
 
-def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train: Any, pad_to_multiple_of: int | None = None) -> Any:
+def collator_from(
+    node: Mapping[str, Any],
+    *,
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    pad_to_multiple_of: int | None = None,
+    fixed_rows: int | None = None,
+) -> Any:
     """The collator that a configuration names, or one that pads where that makes rows which the model can't have; None for none.
 
     Args:
@@ -32,6 +40,7 @@ def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train:
         tokenizer: what the collator is built with.
         train: the training examples.
         pad_to_multiple_of: `training.pad_to_multiple_of`, tokens.
+        fixed_rows: rows of a batch, where packed ones are all to have one length; None: they needn't.
 
     Raises:
         ConfigError: the examples are packed, and the model or the collator can't keep them apart.
@@ -41,8 +50,11 @@ def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train:
     padding: dict[str, Any] = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
     reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of)
     if reason is None:
+        if fixed_rows is not None and capacity_of(train) is not None:
+            padding |= {"length": fixed_rows * train.capacity}
+            return build(node, tokenizer=tokenizer, **padding)
         return build(node, tokenizer=tokenizer, **({} if _padded(node) else padding))
-    if isinstance(train, Packed):
+    if capacity_of(train) is not None:
         raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
     log.info("batches are padded: %s", reason)
     return (_padded(node) or PadRight)(tokenizer, **padding)
@@ -50,7 +62,7 @@ def collator_from(node: Mapping[str, Any], *, model: Any, tokenizer: Any, train:
 
 def _why_padded(node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None) -> str | None:
     """Why the examples of a batch can't stand in one row; None where they can, or where that isn't what is asked for."""
-    if _is(node, PadRight) and isinstance(train, Packed):
+    if _is(node, PadRight) and capacity_of(train) is not None:
         return "training.collator=PadRight takes a row for one example"
     if not _padded(node):
         return None

@@ -9,11 +9,13 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from llmmod.data.packed import Packed
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.schema.training import StageConf
 from llmmod.stages.arguments import refusal
 from llmmod.stages.batches import collator_from
+from llmmod.stages.compiled import compile_layers, drop_compiled
 from llmmod.stages.finite import StopWhenNotFinite
 from llmmod.stages.loraplus import KEY as LORAPLUS_KEY
 from llmmod.stages.trainer import StageTrainer
@@ -47,7 +49,15 @@ def trainer_from(
     """
     own = [build(node) for node in conf.callbacks.values() if node]
     multiple = getattr(args, "pad_to_multiple_of", None)
-    collator = collator_from(conf.collator, model=model, tokenizer=tokenizer, train=train, pad_to_multiple_of=multiple)
+    compiling: Any = conf if getattr(conf, "torch_compile", False) else None
+    collator = collator_from(
+        conf.collator,
+        model=model,
+        tokenizer=tokenizer,
+        train=train,
+        pad_to_multiple_of=multiple,
+        fixed_rows=args.train_batch_size if compiling else None,
+    )
     try:
         trainer = build(
             conf.trainer,
@@ -70,6 +80,8 @@ def trainer_from(
             found = f"{loraplus_lr_ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
             raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.stages.trainer.StageTrainer"))
         trainer.loraplus_lr_ratio = loraplus_lr_ratio
+    if compiling:
+        compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=isinstance(train, Packed))
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
@@ -93,6 +105,7 @@ def lent(model: Any) -> Iterator[None]:
             for name in _HUNG:
                 vars(holder).pop(name, None)
             vars(holder).update(before)
+        drop_compiled(model)
         model.config.use_cache = use_cache
         model.zero_grad(set_to_none=True)
         model.eval()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
+_OWN = Linear.forward
+
 
 @contextmanager
 def lean_lora() -> Iterator[None]:
@@ -21,23 +23,23 @@ def lean_lora() -> Iterator[None]:
 
     Patches `peft.tuners.lora.layer.Linear.forward`.
     """
-    own = Linear.forward
-
-    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not _is_plain(self, x):
-            return own(self, x, *args, **kwargs)  # type: ignore[no-any-return]
-        (name,) = self.active_adapters
-        result: torch.Tensor = self.base_layer(x)
-        low = self.lora_A[name](self.lora_dropout[name](x))
-        flat = result.view(-1, result.shape[-1])
-        flat.addmm_(low.reshape(-1, low.shape[-1]), self.lora_B[name].weight.T, alpha=self.scaling[name])
-        return flat.view(result.shape)
-
-    Linear.forward = forward
+    Linear.forward = _forward
     try:
         yield
     finally:
-        Linear.forward = own
+        Linear.forward = _OWN
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    # Always the same function: torch.compile would compile anew for another.
+    if args or kwargs or not _is_plain(layer, x):
+        return _OWN(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+    (name,) = layer.active_adapters
+    result: torch.Tensor = layer.base_layer(x)
+    low = layer.lora_A[name](layer.lora_dropout[name](x))
+    flat = result.view(-1, result.shape[-1])
+    flat.addmm_(low.reshape(-1, low.shape[-1]), layer.lora_B[name].weight.T, alpha=layer.scaling[name])
+    return flat.view(result.shape)
 
 
 def _is_plain(layer: Any, x: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmmod.errors import Problem
-from llmmod.schema.names import split_key
+from llmmod.schema.names import PARTS, split_key
 from llmmod.schema.training import SAID_ELSEWHERE
 from llmmod.schema.validate.context import ANYTHING, Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing
@@ -73,6 +73,7 @@ RULES: tuple[Rule, ...] = (
      "only read with f_divergence_type=alpha_divergence"),
     ("training", ("ref_model_mixup_alpha", "ref_model_sync_steps"), _is("sync_ref_model", False), "not read with sync_ref_model=false"),
     ("training", ("precompute_ref_batch_size",), _is("precompute_ref_log_probs", False), "not read with precompute_ref_log_probs=false"),
+    ("training", ("torch_compile_backend", "torch_compile_mode"), _is("torch_compile", False), "only read with torch_compile=true"),
     ("training", ("fsdp_config",), _is("fsdp", None, ""), "not read, since fsdp is not set"),
     ("training", ("generation_max_length", "generation_num_beams", "generation_config"), _is("predict_with_generate", False),
      "not read with predict_with_generate=false|The steps predict and chat read generation.*"),
@@ -106,6 +107,8 @@ def _of_no_step(context: Context, key: str, parts: list[str]) -> Problem | None:
     if parts[0] == "steps" and len(parts) > 2:
         if parts[1] not in reads and not any(f"steps.{parts[1]}" in names for names in reads.values()):
             return Problem(key, f"not read, since {parts[1]} is not in the pipeline {pipeline}", do="Add it, or leave the key out")
+        if parts[1] in reads and parts[2] in PARTS and not _reads(reads[parts[1]], ".".join(parts[2:])):
+            return Problem(key, f"the step {parts[1]} doesn't read it", do="Leave it out")
         return None
     readers = [step for step in reads if not _has_own(context, step, parts[0]) and _reads(reads[step], key)]
     if parts[0] in ANYTHING and context.steps and not readers:
