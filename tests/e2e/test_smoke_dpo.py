@@ -1,0 +1,25 @@
+"""`llmmod stage=dpo smoke=true` for models that share a pair's prompt and for models that can't, by each way to fine-tune."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+_FILE = Path(__file__).parents[2] / "benchmarks" / "matrix.py"
+_spec = importlib.util.spec_from_file_location("matrix", _FILE)
+matrix = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(matrix)
+
+CELLS = [("llama", "full"), ("chatglm2", "qlora"), ("bloom", "lora"), ("falcon", "freeze"), ("baichuan_13b", "lora")]
+
+
+@pytest.mark.parametrize(("model", "way"), CELLS)
+def test_cell(model, way, tmp_path):
+    matrix.run_cell(model, way, tmp_path, stage="dpo")
+    metrics = json.loads((tmp_path / f"{model}-{way}" / "metrics.json").read_text())
+    assert metrics["eval_loss_before"] == pytest.approx(math.log(2), abs=1e-5)  # the model is its own reference
+    assert metrics["eval_rewards/margins"] != 0
