@@ -4,8 +4,8 @@
 
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Examples of
 alpaca's lengths, the second half of each trained: in batches of 4, at most 512 tokens long, and packed into rows of 1,024, one a batch.
-trl pads and packs as it does by itself; compiled is `training.torch_compile`, whose compilation is not counted. Each trains in a process of its own, in turn; counted are the CPU seconds from the end of the
-first optimizer step to the end of the last, and real tokens alone.
+trl pads and packs as it does by itself; compiled is `training.torch_compile`, whose compilation is not counted. Each trains in a process
+of its own, in turn; counted are the CPU seconds from the end of the first optimizer step to the end of the last, and real tokens alone.
 """
 
 from __future__ import annotations
