@@ -16,6 +16,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
+from llmmod.schema.reward import rehearsed
 from llmmod.schema.training import SAID_ELSEWHERE, StageConf
 
 # Of Seq2SeqTrainingArguments; read by the evaluate and predict steps rather than by a trainer that has no such argument.
@@ -25,6 +26,7 @@ _COMPILING = {"torch_compile", "torch_compile_backend", "torch_compile_mode"}
 _OWN_FIELDS = {field.name for field in dataclasses.fields(StageConf)} | {"_target_", "resume_from_checkpoint"} | _COMPILING
 SMOKE_STEPS = 2
 SMOKE_BATCH = 2
+SMOKE_TOKENS = 16
 
 
 def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
@@ -57,7 +59,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
     if not has_eval:
         values |= {"eval_strategy": "no", "eval_on_start": False}
     if smoke:
-        values |= _rehearsal(conf)
+        values |= {name: value for name, value in _rehearsal(conf).items() if name in known}
     return _construct(target, values)
 
 
@@ -93,8 +95,12 @@ def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
 
 
 def _rehearsal(conf: Any) -> dict[str, Any]:
-    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end."""
+    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end; answers are short, and not scored by a
+    reward model on the disk.
+    """
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
+    batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
+    batch |= {"reward": rehearsed(conf.reward)} if hasattr(conf, "reward") else {}
     return batch | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_steps": SMOKE_STEPS, "save_steps": SMOKE_STEPS, "eval_delay": 0}
 
 

@@ -115,7 +115,9 @@ _HUNG = ("forward", "_original_forward")
 
 
 def release(trainer: Any) -> None:
-    """Let go of what only training needs: the optimizer's state, the schedule, and accelerate's hold on the model."""
+    """Let go of what only training needs: the optimizer's state, the schedule, accelerate's hold on the model, and what a stage holds."""
+    if isinstance(trainer, StageTrainer):
+        trainer.release()
     for holder in (trainer, trainer.callback_handler):
         holder.optimizer = holder.lr_scheduler = None
     trainer.accelerator.free_memory()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# What tells whether a stage's training was of use; each evaluation has the one or the other.
+_COMPARED = ("eval_loss", "eval_reward")
 _OF_TRAINING = ("train_loss", "train_runtime", "train_steps_per_second")
 # How fast an evaluation was says more about the machine than about the model.
 _TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
@@ -18,7 +20,8 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
 
     Returns:
         `train_loss` (mean over the steps of this run), `train_runtime` (seconds), `train_steps_per_second`, `train_tokens_per_second`;
-        with held-out examples also `eval_loss`, its like, and `eval_loss_before` where the loss before the first step is known.
+        with held-out examples also `eval_loss`, its like, and `eval_loss_before` where the loss before the first step is known; likewise
+        `eval_reward_before` of a stage that lets the model answer.
     """
     history = trainer.state.log_history
     last: dict[str, Any] = next((entry for entry in reversed(history) if "train_loss" in entry), {})
@@ -27,19 +30,23 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
         metrics["train_tokens_per_second"] = tokens_per_second
     if trainer.eval_dataset is None:
         return metrics
-    before = next((entry["eval_loss"] for entry in history if "eval_loss" in entry and entry.get("step") == 0), None)
-    after = after_last_step(trainer) or only_measures(trainer.evaluate())
-    return metrics | ({} if before is None else {"eval_loss_before": before}) | after
+    first: dict[str, Any] = next((entry for entry in history if _is_evaluation(entry) and entry.get("step") == 0), {})
+    before = {f"{name}_before": float(first[name]) for name in _COMPARED if name in first}
+    return metrics | before | (after_last_step(trainer) or only_measures(trainer.evaluate()))
 
 
 def after_last_step(trainer: Any) -> dict[str, float]:
     """What the trainer logged of the held-out examples after its last step; nothing where it didn't, or the model is another since."""
     state = trainer.state
-    logged = [entry for entry in state.log_history if "eval_loss" in entry and entry.get("step") == state.global_step]
+    logged = [entry for entry in state.log_history if _is_evaluation(entry) and entry.get("step") == state.global_step]
     # The best checkpoint's weights, loaded at the end, are others than the last step's.
     if not logged or not state.global_step or trainer.args.load_best_model_at_end:
         return {}
     return only_measures(logged[-1])
+
+
+def _is_evaluation(entry: dict[str, Any]) -> bool:
+    return any(name in entry for name in _COMPARED)
 
 
 def only_measures(metrics: dict[str, Any]) -> dict[str, float]:

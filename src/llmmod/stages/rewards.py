@@ -7,6 +7,7 @@ no messages), `completion_ids`, and each further column of the data by its name;
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -20,15 +21,17 @@ import torch
 
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
-from llmmod.models.adapters import read_adapter
+from llmmod.models.adapters import attached, read_adapter
 from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import answer_text
-from llmmod.models.reward import score
+from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
+from llmmod.models.stage_file import beginning, read_stage_file
 from llmmod.schema.reward import reward_nodes
 
 KEY = "training.reward"
+BEGAN_WITH = "began_with"  # attribute of a model without its adapter: as from `models.stage_file.beginning`
 
 
 @dataclass
@@ -161,37 +164,39 @@ class FunctionScorer:
 
 
 class ModelScorer:
-    """Asks a reward model: an adapter beside the policy's own where both are on one base, else a model of its own.
+    """Asks a reward model. An adapter that was trained on what the policy began with is put beside the policy's own adapter; where that
+    has none, on a copy of the policy as it is before it is trained. Any other is a model of its own.
 
     Args:
         path: of a reward adapter or a full reward model.
-        policy: the model that is trained.
+        policy: the model that is to be trained.
         name: of the adapter within it.
         pad_id: fills up.
         rows: answers scored together.
+
+    Raises:
+        ConfigError: there is no such reward model, or it reads another vocabulary.
     """
 
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
         self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
-        self.beside = hasattr(policy, "peft_config") and _same_base(path, policy)
+        same, adapted = began_alike(Path(path), policy), hasattr(policy, "peft_config")
+        self.beside = same and adapted
         self._model: Any
         if self.beside:
             self._model = reward_beside(policy, path, name=name, key=KEY)
         else:
-            self._model = ready_to_answer(load_reward_model(path, key=KEY), use_cpu=policy.device.type == "cpu").requires_grad_(False)
-            if self._model.config.get_text_config().vocab_size != policy.config.get_text_config().vocab_size:
-                found = f"'{path}' has another vocabulary than the model that is trained, so it would read other words than were written"
-                raise ConfigError(Problem(KEY, found, do="Train one on the same model: stage=rm"))
+            self._model = ready_to_answer(_apart(path, policy if same else None), use_cpu=policy.device.type == "cpu").requires_grad_(False)
+            _same_vocabulary(path, self._model, policy)
 
     def __call__(self, answers: Answers) -> torch.Tensor:
         """Scores, float32 [answers]; prompts and answers of like length together."""
         texts = [[*prompt, *answer] for prompt, answer in zip(answers.prompts, answers.answers, strict=True)]
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-        scores = torch.zeros(len(texts))
+        scores, device = torch.zeros(len(texts)), self._policy.device if self.beside else self._model.device
         for start in range(0, len(order), self._rows):
             numbers = order[start : start + self._rows]
             ids, mask = _padded([texts[number] for number in numbers], self._pad_id)
-            device = self._policy.device if self.beside else self._model.device
             scores[numbers] = score(self._model, ids.to(device), mask.to(device)).float().cpu()
         return scores
 
@@ -202,12 +207,32 @@ class ModelScorer:
         self._model = None
 
 
-def _same_base(path: str, policy: Any) -> bool:
-    """Whether a path holds an adapter that was trained on the very base of the policy's adapter."""
-    if not (Path(path) / "adapter_config.json").is_file():
+def began_alike(path: Path, policy: Any) -> bool:
+    """Whether a directory holds an adapter that was trained on the very weights that the policy began with."""
+    if not (path / "adapter_config.json").is_file():
         return False
-    config, _ = read_adapter(path, KEY)
-    return config.base_model_name_or_path in (None, "", policy.get_base_model().name_or_path)
+    base = policy.get_base_model() if hasattr(policy, "peft_config") else policy
+    left, own = read_stage_file(path), getattr(base, BEGAN_WITH, None)
+    if left is not None and own is not None:
+        return beginning(left.base, left.merged, path) == own
+    config, _ = read_adapter(str(path), KEY)
+    return config.base_model_name_or_path in (None, "", base.name_or_path)
+
+
+def _apart(path: str, base: Any) -> Any:
+    """A reward model of its own; of an adapter, on a copy of `base` where there is one."""
+    if base is None:
+        return load_reward_model(path, key=KEY)
+    adapted = attached(with_reward_head(copy.deepcopy(base)), path, key=KEY)
+    require_head(adapted)
+    return adapted
+
+
+def _same_vocabulary(path: str, model: Any, policy: Any) -> None:
+    found, own = (each.config.get_text_config().vocab_size for each in (model, policy))
+    if found != own:
+        what = f"'{path}' reads a vocabulary of {found} tokens and the model that is trained writes one of {own}"
+        raise ConfigError(Problem(KEY, what, do="Train a reward model on the same model: stage=rm"))
 
 
 def _padded(texts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

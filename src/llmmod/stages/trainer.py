@@ -50,6 +50,9 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         self.neftune_noise_alpha = None  # the library's own hook; ours is in `training_step`
         return super().train(*args, **kwargs)
 
+    def release(self) -> None:
+        """Let go of what only training needs; nothing here."""
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The loss of one batch, its gradient accumulated.
 

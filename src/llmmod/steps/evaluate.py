@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationConfig
+
+from llmmod.models.generation import generation_config
 from llmmod.protocols import StepReport
 from llmmod.schema.step import EvaluateConf, PredictConf
 from llmmod.stages.arguments import training_arguments
@@ -23,6 +26,9 @@ _NAMES = {
     "eval_margin": ("margin", ".3f"),
     "eval_rewards/accuracies": ("accuracy", ".1%"),
     "eval_rewards/margins": ("margin", ".3f"),
+    "eval_score": ("score", ".3f"),
+    "eval_reward": ("reward", ".3f"),
+    "eval_kl": ("KL", ".2f"),
 }
 
 
@@ -64,6 +70,8 @@ class Evaluate:
         conf = session.conf(self.name, "training")
         args = training_arguments(conf, output_dir=session.step_dir(self.name), seed=session.root.seed, smoke=session.root.smoke)
         args.max_steps = 1  # of a training that doesn't take place; a streamed dataset asks for it
+        if conf.data_kind == "prompt":
+            self._let_end(model, session)
         with lent(model):
             trainer = trainer_from(
                 conf, model=model, args=args, train=held_out, evaluation=held_out, tokenizer=session.tokenizer(self.name)
@@ -71,6 +79,13 @@ class Evaluate:
             metrics = only_measures(trainer.evaluate())
             release(trainer)
         return metrics
+
+
+    def _let_end(self, model: Any, session: Any) -> None:
+        """Have the model's answers end where the render's do, as the train step does."""
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        tokenizer, stop_ids = session.tokenizer(self.name), session.render(self.name).stop_ids
+        base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
 
 
 def _predict_conf(session: Any) -> PredictConf:

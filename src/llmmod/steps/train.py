@@ -29,6 +29,8 @@ from llmmod.stages.resume import checkpoints, find_checkpoint
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
+# What stages that let the model answer leave besides (stages.ppo).
+_OF_ANSWERS = {"the course of reward and KL is": "ppo.png", "answers with their scores are in": "samples.jsonl"}
 
 
 class Train:
@@ -100,6 +102,10 @@ class Train:
         if (directory / _CURVE).is_file():
             artifacts["training_loss"] = f"{self.name}/{_CURVE}"
             summary.append(f"{self.name}: the loss curve is {directory / _CURVE}")
+        for what, file in _OF_ANSWERS.items():
+            if (directory / file).is_file():
+                artifacts[Path(file).stem] = f"{self.name}/{file}"
+                summary.append(f"{self.name}: {what} {directory / file}")
         return StepReport(metrics, artifacts, summary)
 
 
@@ -143,4 +149,8 @@ def _losses(name: str, metrics: dict[str, float]) -> str:
     if "eval_loss" in metrics:
         before = f"{metrics['eval_loss_before']:.4f} before, " if "eval_loss_before" in metrics else ""
         told.append(f"loss on held-out examples {before}{metrics['eval_loss']:.4f} after")
+    if "eval_reward" in metrics:
+        before = f"{metrics['eval_reward_before']:.3f} before, " if "eval_reward_before" in metrics else ""
+        divergence = f", at a KL of {metrics['eval_kl']:.2f} nats an answer" if "eval_kl" in metrics else ""
+        told.append(f"reward on held-out prompts {before}{metrics['eval_reward']:.3f} after{divergence}")
     return f"{name}: {'; '.join(told)}"

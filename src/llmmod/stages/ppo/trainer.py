@@ -185,6 +185,10 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_value_head(self.value_head, Path(resume_from_checkpoint))
 
+    def _load_best_model(self) -> None:
+        with detached(self.model):
+            super()._load_best_model()
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         state = self.experience.state() | {"averages": self.averages.state()}

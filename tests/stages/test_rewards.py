@@ -1,0 +1,158 @@
+"""llmmod.stages.rewards: functions called as trl's GRPO calls them, and reward models that score alike wherever they are kept."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llmmod.errors import ConfigError, RunError
+from llmmod.models.adapt import add_lora
+from llmmod.models.reward import mark_trained, with_reward_head
+from llmmod.models.reward_checkpoint import load_reward_model
+from llmmod.models.stage_file import StageFile, beginning, write_stage_file
+from llmmod.schema.finetune import LoraConf
+from llmmod.schema.reward import DEFAULT, rehearsed, reward_nodes
+from llmmod.stages.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScorer, rewards_from
+
+ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]})
+
+
+def test_what_is_named():
+    assert reward_nodes({}) == reward_nodes({"path": None, "step": None}) == DEFAULT
+    assert reward_nodes({"path": "x", "step": None}) == {"reward": {"path": "x"}}
+    assert reward_nodes({"path": None, "a": {"_target_": "f"}, "b": None}) == {"a": {"_target_": "f"}}
+    assert rehearsed({"path": "x"}) == {}
+    assert rehearsed({"a": {"path": "x"}, "b": {"step": "rm"}}) == {"b": {"step": "rm"}}
+
+
+class TestFunctions:
+    @pytest.fixture
+    def called(self, tiny_tokenizer):
+        """A function's answer to ANSWERS, and what it was given."""
+
+        def call(given, columns=None):
+            seen = {}
+
+            def function(**arguments):
+                seen.update(arguments)
+                return given
+
+            answers = Answers(ANSWERS.prompts, ANSWERS.answers, {**ANSWERS.columns, **(columns or {})})
+            return FunctionScorer("mine", function, tiny_tokenizer)(answers), seen
+
+        return call
+
+    def test_texts(self, called, tiny_tokenizer):
+        scores, seen = called([1, 0.5])
+        assert scores.tolist() == [1.0, 0.5]
+        assert seen.keys() == {"prompts", "completions", "completion_ids", "answer"}
+        assert seen["completions"] == [tiny_tokenizer.decode(ids).strip() for ids in ANSWERS.answers]
+        assert seen["completion_ids"] == ANSWERS.answers
+
+    def test_messages(self, called):
+        asked = [[{"role": "user", "content": "A?"}], [{"role": "user", "content": "B?"}]]
+        _, seen = called([0, 0], {"prompt": asked})
+        assert seen["prompts"] == asked
+        assert [message["role"] for (message,) in seen["completions"]] == ["assistant"] * 2
+
+    def test_what_it_leaves_out_counts_as_nothing(self, called):
+        assert called([None, 2])[0].tolist() == [0.0, 2.0]
+
+    def test_what_is_no_score(self, called):
+        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave 1 numbers for 2 answers"):
+            called([1.0])
+        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave nan, which is no score"):
+            called([1.0, float("nan")])
+
+    def test_named_by_their_path(self, tiny_tokenizer, tmp_path):
+        conf = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
+        rewards = rewards_from(conf, {"overlap": 2.0}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
+        said = tiny_tokenizer.decode([31, 32, 33]).strip()
+        scores = rewards(Answers([[1]], [[31, 32, 33]], {"answer": [said]}))
+        assert scores.tolist() == [2.0 if any(map(str.isalnum, said)) else 0.0]
+
+
+class TestModels:
+    @pytest.fixture
+    def base(self, tiny_llama, tmp_path):
+        """The tiny model, read from a directory, so that it has a name."""
+        from llmmod.models.load import load_model
+
+        tiny_llama.save_pretrained(tmp_path / "base")
+        return load_model(str(tmp_path / "base"))
+
+    @pytest.fixture
+    def path(self, base, tmp_path):
+        """A reward adapter that was trained on it."""
+        model = add_lora(with_reward_head(copy.deepcopy(base)), lora())
+        return saved(model, tmp_path / "rm")
+
+    @pytest.fixture
+    def scores(self, path):
+        """What the reward model itself says of each text alone."""
+        model, texts = load_reward_model(str(path)), [p + a for p, a in zip(ANSWERS.prompts, ANSWERS.answers, strict=True)]
+        with torch.no_grad():
+            return torch.stack([model(input_ids=torch.tensor([text])).logits[0, 0] for text in texts])
+
+    def scorer(self, path, policy):
+        return ModelScorer(str(path), policy, name="reward_rm", pad_id=0, rows=1)
+
+    def test_beside_the_policy_s_own_adapter(self, base, path, scores):
+        policy = add_lora(base, lora())
+        flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
+        scorer = self.scorer(path, policy)
+        assert scorer.beside
+        torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
+        assert {name: p.requires_grad for name, p in policy.named_parameters() if "reward_rm" not in name} == flags
+        scorer.release()
+        assert list(policy.peft_config) == ["default"]
+
+    def test_on_a_copy_where_the_policy_has_no_adapter(self, base, path, scores):
+        scorer = self.scorer(path, base)
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter.zero_()
+        torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
+
+    def test_on_its_own_base_where_the_policy_began_with_another(self, base, path, scores, tmp_path):
+        """Of the same name, but with another adapter merged: stage.json tells them apart."""
+        write_stage_file(path, StageFile("rm", "adapter", "reward", base=str(tmp_path / "base"), render="chatml"))
+        policy = add_lora(base, lora())
+        setattr(policy.get_base_model(), BEGAN_WITH, beginning(str(tmp_path / "base"), ["../sft"], tmp_path / "ppo"))
+        scorer = self.scorer(path, policy)
+        assert not scorer.beside
+        torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
+        setattr(policy.get_base_model(), BEGAN_WITH, beginning(str(tmp_path / "base"), [], tmp_path / "ppo"))
+        assert self.scorer(path, policy).beside
+
+    def test_another_vocabulary_is_refused(self, path):
+        other = SimpleNamespace(device=torch.device("cpu"), name_or_path="other", config=SimpleNamespace())
+        other.config.get_text_config = lambda: SimpleNamespace(vocab_size=7)
+        with pytest.raises(ConfigError, match=r"training\.reward: .* reads a vocabulary of 400 tokens and .* writes one of 7"):
+            self.scorer(path, other)
+
+    def test_the_policy_alone_is_saved(self, base, path, tmp_path, tiny_tokenizer):
+        policy = add_lora(base, lora())
+        rewards = rewards_from({"path": str(path)}, {}, model=policy, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=1)
+        with rewards.left_out(policy):
+            policy.save_pretrained(tmp_path / "saved")
+        assert not [entry for entry in (tmp_path / "saved").iterdir() if entry.is_dir()]
+        assert (tmp_path / "saved" / "adapter_model.safetensors").is_file()
+
+
+def lora():
+    return LoraConf(name="lora", task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+
+
+def saved(model, directory):
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.empty(parameter.shape).normal_(generator=draw)
+    mark_trained(model)
+    model.save_pretrained(directory)
+    return directory
