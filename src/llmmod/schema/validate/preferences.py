@@ -9,7 +9,6 @@ from llmmod.errors import Problem
 from llmmod.schema.step import TrainConf
 from llmmod.schema.training.dpo import LOSSES, WITH_DIVERGENCE
 from llmmod.schema.validate.context import Context
-from llmmod.schema.wording import shown
 
 _SORTED = ("aot", "aot_unpaired")  # these sort the pairs of a batch
 _SMOOTHED = ("exo_pair", "robust", *_SORTED)
@@ -45,7 +44,7 @@ def _losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.loss_type", "none", f"Allowed: {', '.join(LOSSES)}")
     if weights is not None and len(weights) != len(chosen):
         found = f"{len(weights)} for {len(chosen)} losses"
-        yield Problem(f"{place}.loss_weights", found, do=f"Give one for each of {shown(chosen)}")
+        yield Problem(f"{place}.loss_weights", found, do=f"Give one for each of: {', '.join(chosen)}")
     if training.get("beta") == 0:
         yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
     if "exo_pair" in chosen and smoothing == 0:

@@ -1,0 +1,96 @@
+"""llmmod.schema.validate.preferences: what dpo's arguments can't be together, told before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+from trl.trainer import dpo_trainer
+
+from llmmod.schema.training.dpo import LOSSES, WITH_DIVERGENCE
+
+WRONG = {
+    "loss": (
+        "training.loss_type=[sigmiod]",
+        "training.loss_type: found 'sigmiod'. Did you mean 'sigmoid' or 'sigmoid_norm'?",
+    ),
+    "none": ("training.loss_type=[]", f"training.loss_type: none. Allowed: {', '.join(LOSSES)}."),
+    "weights": (
+        "training.loss_type=[sigmoid,sft] training.loss_weights=[1]",
+        "training.loss_weights: 1 for 2 losses. Give one for each of: sigmoid, sft.",
+    ),
+    "beta": ("training.beta=0", "training.beta: 0, with which nothing is learned. Allowed: above 0."),
+    "exo": (
+        "training.loss_type=[exo_pair]",
+        "training.label_smoothing: 0, and the loss exo_pair takes its logarithm. Set it; its paper takes 1e-3.",
+    ),
+    "robust": (
+        "training.loss_type=[robust] training.label_smoothing=0.5",
+        "training.label_smoothing: found 0.5 with the loss robust. Allowed: 0 or more and below 0.5.",
+    ),
+    "wpo": (
+        "training.loss_type=[sft,aot] training.use_weighting=true",
+        "training.use_weighting: true with the loss sft and aot, which has no weight for each pair. "
+        "Set it to false, or choose another loss.",
+    ),
+    "divergence": (
+        "training.f_divergence_type=kl",
+        "training.f_divergence_type: found 'kl'. Allowed: reverse_kl, forward_kl, js_divergence, alpha_divergence.",
+    ),
+    "divergence with a loss": (
+        "training.loss_type=[bco_pair] training.f_divergence_type=forward_kl",
+        "training.f_divergence_type: forward_kl with the loss bco_pair, which there is for reverse_kl alone. "
+        f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}.",
+    ),
+    "a stream": (
+        "training.precompute_ref_log_probs=true dataset.streaming=true training.max_steps=2",
+        "training.precompute_ref_log_probs: true with dataset.streaming=true, whose examples have no end. Set one of them to false.",
+    ),
+    "shifted": (
+        "training.precompute_ref_log_probs=true model.shift_attn=true",
+        "training.precompute_ref_log_probs: true with model.shift_attn=true, which is for training alone. Set one of them to false.",
+    ),
+    "synced and known": (
+        "finetune=full training.sync_ref_model=true training.precompute_ref_log_probs=true",
+        "training.sync_ref_model: true with training.precompute_ref_log_probs=true. Set one of them to false.",
+    ),
+    "synced adapter": (
+        "training.sync_ref_model=true",
+        "training.sync_ref_model: true with finetune=lora, whose reference is the model without the adapter. "
+        "Set it to false, or use finetune=full.",
+    ),
+    "synced and resumed": (
+        "finetune=full training.sync_ref_model=true training.resume_from_checkpoint=true",
+        "training.resume_from_checkpoint: set with training.sync_ref_model=true, whose reference is in no checkpoint. Begin anew.",
+    ),
+    "tau": ("training.discopop_tau=0.1", "training.discopop_tau: only the loss discopop reads it."),
+    "smoothing": ("training.label_smoothing=0.1", "training.label_smoothing: only the losses exo_pair, robust and aot read it."),
+    "ld": ("training.ld_alpha=2", "training.ld_alpha: found 2. Allowed: from 0 to 1."),
+    "sync steps": (
+        "finetune=full training.ref_model_sync_steps=8",
+        "training.ref_model_sync_steps: not read with sync_ref_model=false.",
+    ),
+}
+RIGHT = (
+    "training.loss_type=[sigmoid,bco_pair,sft] training.loss_weights=[0.8,0.2,1]",
+    "training.loss_type=[robust] training.label_smoothing=0.1",
+    "training.loss_type=[discopop] training.discopop_tau=0.1",
+    "finetune=full training.sync_ref_model=true training.ref_model_sync_steps=8",
+    "finetune=freeze training.precompute_ref_log_probs=true training.precompute_ref_batch_size=2",
+)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), WRONG.values(), ids=WRONG)
+def test_what_is_refused(told, overrides, expected):
+    found = told("stage=dpo", *overrides.split())
+    assert [line for line in found if line.startswith(expected)] == found
+
+
+@pytest.mark.parametrize("overrides", RIGHT)
+def test_what_is_not(told, overrides):
+    assert told("stage=dpo", *overrides.split()) == []
+
+
+def test_the_losses_are_those_that_trl_s_code_knows():
+    with open(dpo_trainer.__file__, encoding="utf-8") as file:
+        source = file.read()
+    assert {loss for loss in LOSSES if f'loss_type == "{loss}"' in source} == set(LOSSES)
+    assert source.count('if loss_type == "') == len(LOSSES)
