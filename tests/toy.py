@@ -41,9 +41,9 @@ class ToySession:
         generation = GenerationConf(do_sample=False, max_new_tokens=8)
         self.root = SimpleNamespace(seed=42, smoke=smoke, generation=generation, steps=steps or {})
         self.run_dir, self.current, self.left = run_dir, None, {}
-        self._parts = {"training": training, "finetune": finetune}
+        self._parts = {"training": training, "finetune": finetune, "render": SimpleNamespace(name="toy")}
         self._model, self._tokenizer, self._splits = model, tokenizer, splits
-        self.forgot = False
+        self.results = {}
 
     def step_dir(self, name):
         directory = self.run_dir / name
@@ -72,8 +72,14 @@ class ToySession:
             self.current = LoadedModel(self._model, kind="base")
         return self.current
 
-    def forget_model(self):
-        self.forgot = True
+    def trained(self, step, result, *, base_intact=False):
+        self.current = self.results[step] = result
+
+    def result(self, step):
+        return self.results[step]
+
+    def begins_with(self, step):
+        return "toy", []
 
     def put(self, name, value):
         self.left[name] = value

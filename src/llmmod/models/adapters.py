@@ -79,6 +79,22 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     return adapted.train(trainable)
 
 
+def merged_in_place(adapted: Any) -> Any:
+    """The base model of a PeftModel with the adapter that computes merged into its weights; the PeftModel is used up.
+
+    Quantized weights are rounded anew: what the base computes then isn't exactly what base and adapter did.
+    """
+    if getattr(adapted.get_base_model(), "hf_quantizer", None) is not None:
+        log.warning("the adapter is merged into quantized weights, which are rounded anew")
+    with quiet_peft():
+        return adapted.merge_and_unload()
+
+
+def taken_off(adapted: Any) -> Any:
+    """The base model of a PeftModel as it was without adapters, its layers' own again; the PeftModel is used up."""
+    return adapted.unload()
+
+
 def without_embeddings(adapted: Any) -> Any:
     """The same PeftModel, which saves its adapter alone.
 

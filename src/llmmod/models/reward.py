@@ -28,6 +28,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.checkpoint import PATH_KEY
 from llmmod.models.families.alibi import BaichuanConfig, BaichuanForSequenceClassification
 from llmmod.models.segments import BOUNDARIES
+from llmmod.models.tiny import STAND_IN
 
 HEAD = "score"  # transformers' name of the head in all families
 _NEW = "head_is_new"  # attribute of a model whose head nothing has trained yet
@@ -158,12 +159,13 @@ def mark_trained(model: Any) -> None:
 
 
 def require_head(model: Any) -> None:
-    """Nothing, where a model's reward head was trained.
+    """Nothing, where a model's reward head was trained, or stands in for one in a rehearsal.
 
     Raises:
         ConfigError: it is random, since neither the model's directory nor an adapter holds one.
     """
-    if getattr(model.get_base_model() if hasattr(model, "peft_config") else model, _NEW, False):
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if getattr(base, _NEW, False) and not getattr(base, STAND_IN, False):
         found = f"'{model.name_or_path}' has no reward head, and a random one would score at random"
         raise ConfigError(Problem(PATH_KEY, found, do="Name the adapter that has one in finetune.adapters, or train: pipeline=[train,…]"))
 

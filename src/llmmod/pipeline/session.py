@@ -1,7 +1,8 @@
 """What a run has loaded, each thing once, for every step to share.
 
-Tokenizer, render, data and model are made when a step first asks for them and kept under the configuration they were made from, so
-that two steps with the same configuration get the same object, and a step with a configuration of its own gets one of its own.
+Tokenizer, render and data are made when a step first asks for them and kept under the configuration they were made from, so that two
+steps with the same configuration get the same object, and a step with a configuration of its own gets one of its own. Models are handed
+on from step to step (`pipeline.models`).
 Nothing here imports torch: what does is named by its dotted path and comes through `instantiate`.
 """
 
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.instantiate import build, locate
+from llmmod.pipeline.models import Models
+from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel, Render
 from llmmod.schema.root import Root
 
@@ -27,7 +30,8 @@ class Session:
     def __init__(self, root: Root, run_dir: Path) -> None:
         self.root = root
         self.run_dir = run_dir
-        self.current: LoadedModel | None = None
+        self._parts = Parts(root)
+        self._models = Models(self._parts, load=self._load, let_go=lambda: self.put("trainer", None))
         self._made: dict[tuple[str, ...], Any] = {}
         self._left: dict[str, Any] = {}
 
@@ -38,9 +42,8 @@ class Session:
         return directory
 
     def conf(self, step: str, part: str) -> Any:
-        """A step's own `model`, `finetune`, `training`, `dataset` or `render`, else the root's."""
-        own = getattr(self.root.steps[step], part, None)
-        return own if own is not None else getattr(self.root, part)
+        """The `model`, `finetune`, `training`, `dataset` or `render` that a step goes by."""
+        return self._parts.of(step, part)
 
     def tokenizer(self, step: str) -> Any:
         """The tokenizer of a step's model."""
@@ -78,26 +81,29 @@ class Session:
         )
 
     def base_model(self, step: str) -> Any:
-        """A step's model with the weights of its checkpoint, and nothing added."""
-        conf, tokenizer = self.conf(step, "model"), self.tokenizer(step)
-        return self._once(
-            ("model", repr(conf), repr(self.root.smoke)),
-            lambda: locate("llmmod.models.build.model_from")(
-                conf, hub=self.root.hub, smoke=self.root.smoke, tokenizer=tokenizer, seed=self.root.seed
-            ),
-        )
+        """The model that a training step begins with, and nothing added: its checkpoint's, or what the step of `model.from_step` left."""
+        return self._models.base(step)
+
+    def trained(self, step: str, result: LoadedModel, *, base_intact: bool = False) -> None:
+        """Take what a step trained and saved, for the steps that follow; see `pipeline.models`."""
+        self._models.trained(step, result, base_intact=base_intact)
+
+    def begins_with(self, step: str) -> tuple[str | None, list[str]]:
+        """What a training step begins with: a checkpoint, and the adapters merged into it, as stage.json has them."""
+        return self._models.begins_with(step)
+
+    def result(self, step: str) -> LoadedModel:
+        """What an earlier training step left: its kind, head and directory."""
+        return self._models.result(step)
 
     def model(self, step: str) -> LoadedModel:
-        """What an earlier step trained, else the step's model with the adapters that its configuration names."""
-        if self.current is None:
-            base, finetune = self.base_model(step), self.conf(step, "finetune")
-            adapted = locate("llmmod.models.adapt.with_adapters")(base, finetune) if finetune.adapters else base
-            self.current = LoadedModel(model=adapted, kind="adapter" if finetune.adapters else "base")
-        return self.current
+        """What an earlier step trained, as `model.from_step` or the pipeline's order has it, else the model of the step's configuration."""
+        return self._models.model(step)
 
-    def forget_model(self) -> None:
-        """Let go of loaded models, for a step that leaves a new one in their place."""
-        self._made = {key: made for key, made in self._made.items() if key[0] != "model"}
+    @property
+    def current(self) -> LoadedModel | None:
+        """What was trained or loaded last."""
+        return self._models.last
 
     def put(self, name: str, value: Any) -> None:
         """Leave something for later steps."""
@@ -106,6 +112,11 @@ class Session:
     def get(self, name: str) -> Any:
         """What an earlier step left under `name`, or None."""
         return self._left.get(name)
+
+    def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
+        smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
+        load = locate("llmmod.models.build.model_from")
+        return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         if key not in self._made:

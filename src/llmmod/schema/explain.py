@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from llmmod.errors import Problem
-from llmmod.schema.names import groups, no_such_field, part_of, split_key, typed_nodes
+from llmmod.schema.names import PARTS, groups, no_such_field, part_of, split_key, typed_nodes
 from llmmod.schema.wording import allowed, expected, hints, nearest_or_all, shown, union_members
 
 
@@ -163,6 +163,16 @@ def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
             return None
         node = node[part]
     return None
+
+
+def below_null_part(override: Override, config: DictConfig) -> Problem | None:
+    """What to say of a key of a step's part that is null: OmegaConf would make a part of that key alone where it isn't typed."""
+    parts = split_key(override.key_or_group)
+    if parts[0] != "steps" or len(parts) < 4 or parts[2] not in PARTS or parts[2:] == ["model", "from_step"]:
+        return None
+    step = OmegaConf.select(config, ".".join(parts[:2]))
+    null = isinstance(step, DictConfig) and parts[2] in step and step[parts[2]] is None
+    return _below_null(override.key_or_group, override.value(), config) if null else None
 
 
 def _unapplied_to_hydra(override: Override, error: BaseException, config: DictConfig) -> Problem:

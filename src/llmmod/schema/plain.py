@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    InterpolationValidationError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from llmmod.errors import Problem
 
@@ -61,6 +67,8 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[Any, Any, str]]:
 
 def _problem(key: str, value: str, error: OmegaConfBaseException) -> Problem:
     if isinstance(error, MissingMandatoryValue):
+        return Problem(key, "is not set", do=f"Set it: {key}=…")
+    if isinstance(error, InterpolationValidationError) and value == "${.from_step}":
         return Problem(key, "is not set", do=f"Set it: {key}=…")
     if isinstance(error, InterpolationToMissingValueError):
         return Problem(key, f"'{value}' refers to a key that is not set")

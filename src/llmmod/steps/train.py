@@ -15,7 +15,9 @@ from transformers import GenerationConfig, set_seed
 
 from llmmod.instantiate import locate
 from llmmod.models.generation import generation_config
-from llmmod.models.mutated import save_for_base
+from llmmod.models.mutated import changes_base, save_for_base
+from llmmod.models.reward import set_reward_padding, with_reward_head
+from llmmod.models.stage_file import StageFile, beginning, write_stage_file
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
 from llmmod.schema.step import TrainConf
@@ -26,6 +28,7 @@ from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
 from llmmod.stages.measures import measured
 from llmmod.stages.progress import TrainingProgress
 from llmmod.stages.resume import checkpoints, find_checkpoint
+from llmmod.stages.rewards import BEGAN_WITH
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
@@ -45,7 +48,7 @@ class Train:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Train, save, and set `session.current`.
+        """Train, save, and hand the model on.
 
         Raises:
             ConfigError: an argument, a path or the data is wrong.
@@ -72,6 +75,8 @@ class Train:
                 callbacks=[progress, stop],
                 loraplus_lr_ratio=getattr(session.conf(self.name, "finetune"), "loraplus_lr_ratio", None),
             )
+            if conf.head == "reward":
+                set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
                 _train(trainer, checkpoint, stop, progress)
             metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
@@ -81,20 +86,30 @@ class Train:
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
         if trainer.args.should_save:
             save_for_base(trainer.model, directory)
-        session.current = LoadedModel(trainer.model, kind=kind, trained=True, path=directory)
+            write_stage_file(directory, self._left(session, kind))
+        result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory)
+        session.trained(self.name, result, base_intact=_leaves_base(session.conf(self.name, "finetune")))
         session.put("trainer", trainer)
         return self._report(metrics, kind, directory)
 
     def _model(self, session: Any, *, seed: int) -> Any:
-        """The base model with what is to be trained added or set free. The session lets go of it: it is no base model any more."""
+        """The model that training begins with, with what is to be trained added or set free."""
         base, finetune = session.base_model(self.name), session.conf(self.name, "finetune")
         tokenizer, stop_ids = session.tokenizer(self.name), session.render(self.name).stop_ids
         # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; and this one stops in time.
-        base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
+        if base.can_generate():
+            base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
         set_seed(seed)
-        model = locate(finetune._target_)(base, finetune)
-        session.forget_model()
-        return model
+        if session.conf(self.name, "training").head == "reward":
+            base = with_reward_head(base, seed=seed)
+        checkpoint, merged = session.begins_with(self.name)
+        setattr(base, BEGAN_WITH, beginning(checkpoint, merged, session.step_dir(self.name)))
+        return locate(finetune._target_)(base, finetune)
+
+    def _left(self, session: Any, kind: str) -> StageFile:
+        training, (base, merged) = session.conf(self.name, "training"), session.begins_with(self.name)
+        render = session.conf(self.name, "render").name
+        return StageFile(stage=training.stage, kind=kind, head=training.head, base=base, render=render, merged=merged)
 
     def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
         artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}
@@ -107,6 +122,14 @@ class Train:
                 artifacts[Path(file).stem] = f"{self.name}/{file}"
                 summary.append(f"{self.name}: {what} {directory / file}")
         return StepReport(metrics, artifacts, summary)
+
+
+def _leaves_base(finetune: Any) -> bool:
+    """Whether a way to fine-tune leaves the model's own weights under its adapter what they were."""
+    adapters = getattr(finetune, "adapters", [])
+    merged = adapters[:-1] if getattr(finetune, "resume_adapter", False) else adapters
+    upcast = any(getattr(finetune, name, False) for name in ("upcast_layernorm", "upcast_head"))
+    return not merged and not upcast and not changes_base(getattr(finetune, "init_lora_weights", None))
 
 
 def _with_template(session: Any, name: str) -> Any:

@@ -28,6 +28,7 @@ def check_model_files(context: Context) -> Iterator[Problem]:
             problems += _revision(model, path)
         yield from _under(place, problems)
     if not context.smoke:
+        yield from _heads(context)
         yield from _tokenizer(context)
         for place in context.places("finetune"):
             yield from _adapters(place, context.get(f"{place}.adapters") or [])
@@ -92,6 +93,28 @@ def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
             model = (Path(found.path) / "config.json").is_file()
             do = "That is a model: give it as model.pretrained_model_name_or_path" if model else ""
             yield Problem(key, f"'{path}' is no adapter: it has no adapter_config.json", do=do)
+
+
+def _heads(context: Context) -> Iterator[Problem]:
+    """A model or an adapter of another kind than a step needs, and an adapter that was trained on others merged."""
+    wrong_head, wrong_chain = (locate(f"llmmod.models.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
+    found: dict[str, Problem | None] = {}
+    for step in context.steps:
+        trains = context.step_type(step) is TrainConf
+        if not issubclass(context.step_type(step), NEEDS_MODEL) or (not trains and context.followed(step) is not None):
+            continue
+        model, finetune = context.get(context.part(step, "model")) or {}, context.part(step, "finetune")
+        path, key = model.get("pretrained_model_name_or_path"), f"{context.part(step, 'model')}.pretrained_model_name_or_path"
+        if isinstance(path, str) and context.head(step) == "language":
+            found[key] = wrong_head(path, Path(path).expanduser(), wanted="language", key=key)
+        adapters = [str(adapter) for adapter in context.get(f"{finetune}.adapters") or []]
+        for number, path in enumerate(adapters):
+            goes_on = number == len(adapters) - 1 and (not trains or context.get(f"{finetune}.resume_adapter"))
+            wanted, key = context.head(step) if goes_on else "language", f"{finetune}.adapters[{number}]"
+            place = Path(path).expanduser()
+            problem = wrong_head(path, place, wanted=wanted, key=key)
+            found[key] = problem or wrong_chain(path, place, before=adapters[:number], key=key)
+    yield from (problem for problem in found.values() if problem is not None)
 
 
 def _checkpoint(context: Context, step: str) -> Iterator[Problem]:

@@ -45,10 +45,14 @@ def _without_model(context: Context) -> Iterator[Problem]:
             seen.add(key)
             found = f"is not set, and {step} needs a model"
             yield Problem(f"{key}.pretrained_model_name_or_path", found, do="Give a hub id or a directory")
-        elif random and context.step_type(step) is ChatConf and not context.trains_before(step) and not context.get("finetune.adapters"):
+        elif random and context.step_type(step) is ChatConf and not _has_learnt(context, step):
             seen.add(key)
             found = f"random, and no step before {step} trains, so there is nothing to chat with"
             yield Problem(f"{key}.weights", found, do="Put train before it, or set weights=pretrained")
+
+
+def _has_learnt(context: Context, step: str) -> bool:
+    return bool(context.training_steps_before(step) or context.get("finetune.adapters"))
 
 
 def _without_held_out(context: Context) -> Iterator[Problem]:
@@ -64,4 +68,5 @@ def _without_held_out(context: Context) -> Iterator[Problem]:
 
 def holds_out(context: Context, dataset: str) -> bool:
     """Whether a dataset holds examples out for validation."""
-    return any(context.get(f"{dataset}.{name}") for name in ("val_size", "val_files", "val_split"))
+    parts = [dataset, *(f"{dataset}.mix.{name}" for name in context.get(f"{dataset}.mix") or {})]
+    return any(context.get(f"{part}.{name}") for part in parts for name in ("val_size", "val_files", "val_split"))
