@@ -107,7 +107,6 @@ def without(column, number):
         (json.dumps(ROWS), {"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on and 30 to validate with."),
         (json.dumps(ROWS), {"val_size": 0.1, "val_files": "x.json"}, "dataset.val_size and dataset.val_files: more than one way to hold"),
         (json.dumps(ROWS), {"val_files": "none.json"}, "dataset.val_files: no such file or directory: 'none.json'"),
-        (json.dumps(ROWS), {"packing": True, "streaming": True}, "dataset.packing: set with dataset.streaming, and this version"),
         (json.dumps(ROWS), {"cutoff_len": 8}, "x.json, row 1: dataset.cutoff_len=8 tokens is too short for its prompt and an answer: "),
         (
             json.dumps(ROWS),
@@ -117,7 +116,7 @@ def without(column, number):
     ],
     ids=[
         "no-json", "empty", "no-rows", "row-17-lacks-the-column", "line-17-lacks-the-column", "row-17-is-empty", "line-17-is-broken",
-        "no-objects", "column", "val_size", "two-ways", "val_files", "packing", "cutoff", "all-dropped",
+        "no-objects", "column", "val_size", "two-ways", "val_files", "cutoff", "all-dropped",
     ],
 )  # fmt: skip
 def test_bad_input_is_told_in_one_message_with_exit_code_2(load, text, conf, message):

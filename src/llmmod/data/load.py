@@ -104,9 +104,6 @@ def _check(conf: DatasetConf) -> None:
     ways = [f"dataset.{name}" for name in ("val_size", "val_files", "val_split") if getattr(conf, name)]
     problems = [Problem(" and ".join(ways), "more than one way to hold examples out", do="Keep one of them")] if len(ways) > 1 else []
     problems += check_mix(conf)
-    if conf.packing and conf.streaming:
-        found = "set with dataset.streaming, and this version can't pack a stream yet"
-        problems.append(Problem("dataset.packing", found, do="Leave one of them out"))
     if problems:
         raise ConfigError(problems)
 

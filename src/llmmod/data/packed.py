@@ -84,6 +84,12 @@ def _joined(examples: dict[str, Any], place: slice) -> dict[str, list[int]]:
     return row | {"seq_lengths": [len(ids) for ids in examples["input_ids"][place]]}
 
 
+def capacity_of(train: Any) -> int | None:
+    """Tokens of a row that several examples share, streamed or not; None where each example has a row of its own."""
+    capacity: int | None = getattr(train, "capacity", None)
+    return capacity
+
+
 def pack_splits(splits: Splits, cutoff_len: int) -> Splits:
     """The same data with the training examples packed into rows of `cutoff_len` tokens; those to validate with stay as they are."""
     packed = Packed(splits.train, cutoff_len)

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from llmmod.data.faults import Faults
+from llmmod.data.forms import IDS
+from llmmod.data.packed_stream import packed
 from llmmod.data.tokenize import Placed, Tokenizing
 from llmmod.errors import DataError, Problem
 
@@ -38,6 +41,7 @@ class Stream:
         buffer_size: records among which the next is drawn.
         seed: of the draw.
         skip: whether bad rows are left out.
+        capacity: tokens of a row that several examples share; None: each has one of its own.
     """
 
     name: str
@@ -46,6 +50,13 @@ class Stream:
     buffer_size: int
     seed: int
     skip: bool = False
+    capacity: int | None = None
+
+    @property
+    def schema(self) -> Any:
+        """The columns of a row, as Arrow has them."""
+        schema = self.tokenizing.form.schema
+        return schema if self.capacity is None else schema.append(pa.field("seq_lengths", IDS))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
@@ -62,7 +73,8 @@ class Stream:
 
     def _epoch(self, epoch: int, bad: Faults) -> Iterable[dict[str, Any]]:
         """The rows of one pass over the data."""
-        return self.tokenizing.form.arranged(self._examples(epoch, bad))
+        rows = self.tokenizing.form.arranged(self._examples(epoch, bad))
+        return rows if self.capacity is None else packed(rows, self.capacity)
 
     def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
@@ -88,11 +100,23 @@ def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> It
     yield from buffer
 
 
-def as_dataset(stream: Stream) -> IterableDataset:
+class Streamed(IterableDataset):  # type: ignore[misc]
+    """The dataset of a stream.
+
+    Args:
+        capacity: tokens of a row that several examples share; None: each has one of its own.
+    """
+
+    capacity: int | None = None
+
+
+def as_dataset(stream: Stream) -> Streamed:
     """The dataset of a stream's examples; one worker of a data loader reads it, whatever their number."""
     # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
     examples = ExamplesIterable(_numbered, {"stream": stream})
-    return IterableDataset(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.tokenizing.form.schema)))
+    dataset = Streamed(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.schema)))
+    dataset.capacity = stream.capacity
+    return dataset
 
 
 def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -78,7 +78,9 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         readers = [partial(part.rows, bad) for part in parts]
         return readers[0]() if len(readers) == 1 else take_turns(readers, weights, conf.mix_stopping)
 
-    stream = Stream(conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, parts[0].opened.training.skip)
+    stream = Stream(
+        conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, parts[0].opened.training.skip, _capacity(conf, makings)
+    )
     report = DataReport(
         name=conf.name,
         source=", ".join(part.opened.training.source.name for part in parts),
@@ -92,6 +94,10 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         streamed=True,
     )
     return Splits(as_dataset(stream), evaluation.dataset if evaluation else None, conversations, report)
+
+
+def _capacity(conf: DatasetConf, makings: Sequence[Making]) -> int | None:
+    return max(making.tokenizing.limit for making in makings) if conf.packing else None
 
 
 def _held(making: Making) -> int:

@@ -258,12 +258,8 @@ def test_refused(told, name):
         assert lines == [message]
 
 
-def test_a_stream_can_t_be_packed_yet():
-    context, _ = context_of(
-        compose_config(["dataset.streaming=true", "dataset.packing=true", "training.max_steps=3", "dataset.val_files=null"])
-    )
-    found = [str(problem) for problem in check_contradictions(context) if problem.key == "dataset.packing"]
-    assert found == ["dataset.packing: true with dataset.streaming=true: this version can't pack a stream yet. Set one of them to false."]
+def test_a_stream_can_be_packed(told):
+    assert told("dataset.streaming=true", "dataset.packing=true", "training.max_steps=3") == []
 
 
 def test_shifted_attention_over_packed_examples():

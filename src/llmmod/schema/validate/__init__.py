@@ -20,11 +20,12 @@ from llmmod.schema.validate.choices import check_choices
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.contradictions import check_contradictions
 from llmmod.schema.validate.data_files import check_data_files
+from llmmod.schema.validate.data_kinds import check_data_kinds
 from llmmod.schema.validate.from_step import check_from_step
 from llmmod.schema.validate.keys import check_keys
+from llmmod.schema.validate.mix import check_mix
 from llmmod.schema.validate.model_files import check_model_files
 from llmmod.schema.validate.named import check_named
-from llmmod.schema.validate.not_yet import check_not_yet
 from llmmod.schema.validate.output import check_output
 from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.preferences import check_preferences
@@ -47,8 +48,9 @@ CHECKS: tuple[Check, ...] = (
     check_arguments,
     check_pipeline,
     check_from_step,
-    check_not_yet,
     check_contradictions,
+    check_data_kinds,
+    check_mix,
     check_preferences,
     check_unread,
     check_data_files,

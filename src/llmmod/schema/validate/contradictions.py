@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from llmmod.errors import Problem
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step import ChatConf, TrainConf
 from llmmod.schema.validate.choices import CHOICES
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out
@@ -31,6 +31,8 @@ def check_contradictions(context: Context) -> Iterator[Problem]:
         if context.step_type(step) is TrainConf:
             yield from _quantized(context, step)
             yield from _shifted(context, step)
+        elif context.step_type(step) is ChatConf:
+            yield from _speechless(context, step)
     for part, own in OWN_KEYS.items():
         for place in context.places(part):
             given = context.get(f"{place}.kwargs") or {}
@@ -59,6 +61,13 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
     elif bits is not None and name in ("full", "freeze"):
         found = f"{bits} with finetune={name}, and quantized weights can't be trained"
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
+
+
+def _speechless(context: Context, step: str) -> Iterator[Problem]:
+    training = context.part(step, "training")
+    if context.get(f"{training}.head") == "reward":
+        found = f"{step}, and {training}.stage={context.get(f'{training}.stage')} has a model that scores and doesn't write"
+        yield Problem("pipeline", found, do="Leave it out; predict writes the scores")
 
 
 def _shifted(context: Context, step: str) -> Iterator[Problem]:
@@ -120,10 +129,6 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
     if dataset.get("streaming") and isinstance(dataset.get("val_size"), float) and 0 < dataset["val_size"] < 1:
         found = f"{dataset['val_size']:g}, but a streamed dataset has no known length to take a fraction of"
         yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
-    if dataset.get("streaming") and dataset.get("packing"):
-        yield Problem(
-            f"{place}.packing", f"true with {place}.streaming=true: this version can't pack a stream yet", do="Set one of them to false"
-        )
     if dataset.get("streaming"):
         yield from _endless(context, place)
 

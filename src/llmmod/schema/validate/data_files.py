@@ -19,10 +19,13 @@ _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
 
 def check_data_files(context: Context) -> list[Problem]:
     """A problem for each place of a dataset in use that is neither on this disk nor a name on the hub."""
-    return [problem for place in context.places("dataset") for problem in _of_dataset(place, context.get(place) or {})]
+    datasets = {place: context.get(place) or {} for place in context.places("dataset")}
+    # The datasets of a mix are looked at where the mix is.
+    return [problem for place, dataset in datasets.items() if not dataset.get("mix") for problem in of_dataset(place, dataset)]
 
 
-def _of_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
+def of_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
+    """A problem for each place of one dataset."""
     path, files, held_out = dataset.get("path"), dataset.get("data_files"), dataset.get("val_files")
     if path is None and not files:
         if dataset.get("_target_") == "llmmod.data.load.load_splits":

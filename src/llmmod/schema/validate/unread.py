@@ -10,6 +10,7 @@ from llmmod.schema.names import PARTS, split_key
 from llmmod.schema.training import SAID_ELSEWHERE
 from llmmod.schema.validate.context import ANYTHING, Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing
+from llmmod.schema.validate.data_kinds import only
 from llmmod.schema.validate.preferences import losses, reads_smoothing
 
 Rule = tuple[str, tuple[str, ...], Callable[[Context, str, dict[str, Any]], bool], str]
@@ -43,6 +44,13 @@ RULES: tuple[Rule, ...] = (
     ("dataset", ("num_proc", "cache"), _is("streaming", True), "not read with streaming=true"),
     ("dataset", ("seed",), lambda c, k, n: not n.get("val_size") and not n.get("streaming"),
      "only the split by val_size reads it|Set val_size, or seed at the root"),
+    ("dataset", ("mask_prompt",), lambda c, k, n: only(c, k, "document", "preference", "judgement", "prompt"),
+     "not read: of this stage's rows it is known what is trained"),
+    ("dataset", ("cutoff_policy", "system"), lambda c, k, n: only(c, k, "document"), "a document is a text, and goes on in the next row"),
+    ("dataset", ("drop_last_block",),
+     lambda c, k, n: bool(n.get("packing")) or only(c, k, "conversation", "preference", "judgement", "prompt"),
+     "only documents that are joined into blocks have a last one|Use stage=pt with dataset.packing=false"),
+    ("dataset", ("mix_stopping",), lambda c, k, n: not n.get("mix"), "only read with dataset.mix"),
     ("model", ("architecture",), lambda c, k, n: not c.smoke, "only a rehearsal reads it|Set smoke=true, or model.config"),
     ("model.quantization", _QUANTIZATION, _is("bits", None), "not read, since bits is null|Set bits to 4 or 8"),
     ("model.quantization", ("type", "double_quant", "quant_storage"), _is("bits", 8), "only read with bits=4"),
@@ -77,6 +85,9 @@ RULES: tuple[Rule, ...] = (
     ("training", ("fsdp_config",), _is("fsdp", None, ""), "not read, since fsdp is not set"),
     ("training", ("generation_max_length", "generation_num_beams", "generation_config"), _is("predict_with_generate", False),
      "not read with predict_with_generate=false|The steps predict and chat read generation.*"),
+    ("training", ("horizon",), _is("target", None), "only read with training.target"),
+    ("training", ("use_score_norm",), lambda c, k, n: bool(n.get("use_score_norm")) and n.get("use_score_scaling") is False,
+     "only read with use_score_scaling=true"),
     ("training", ("remove_unused_columns", "length_column_name", "label_names"), _always, "llmmod makes the columns itself"),
     ("training", ("local_rank",), _always, "torchrun and accelerate say it"),
     ("training", _HUB, _always, "a run uploads nothing|Export, and upload with hf upload"),
