@@ -75,3 +75,14 @@ def test_the_reserve_is_there_while_the_run_goes_and_given_up_at_its_end(tmp_pat
     record.close("failed", "the disk is full")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "run.json"]
     assert read(tmp_path)["error"] == "the disk is full"
+
+
+def test_metrics_of_several_steps_of_a_kind(tmp_path):
+    record = Record(tmp_path, seed=0, pipeline=["sft", "rm", "evaluate"], several=["sft", "rm"])
+    for name, loss in (("sft", 2.0), ("rm", 0.5)):
+        with record.step(name) as report:
+            report.metrics = {"train_loss": loss}
+    with record.step("evaluate") as report:
+        report.metrics = {"eval_loss": 1.0}
+    expected = {"train_loss": 0.5, "sft/train_loss": 2.0, "rm/train_loss": 0.5, "eval_loss": 1.0}  # the last one's under the plain name
+    assert read(tmp_path, "metrics.json") == expected

@@ -57,7 +57,7 @@ def raising(error):
 def test_steps_run_in_order_and_share_the_session(tmp_path):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf()), tmp_path)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
-    assert outcome.metrics == {"first_seen": 0.0 + 1.0, "second_seen": 1.0}
+    assert outcome.metrics == {"first_seen": 1.0, "second_seen": 1.0, "first/first_seen": 1.0, "second/second_seen": 1.0}
     assert outcome.summary == ["first done", "second done"]
     assert run_json(tmp_path)["status"] == "completed"
 
@@ -80,7 +80,7 @@ def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error
     assert [s["status"] for s in run["steps"]] == ["completed", "failed", "pending"]
     assert run["status"] == "failed"
     assert run["error"].startswith(words)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"first_seen": 1.0}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"first_seen": 1.0, "first/first_seen": 1.0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,7 +11,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,12 +31,13 @@ class Record:
         directory: the run's directory.
         seed: the run's seed.
         pipeline: step names in order; each is listed as `pending` until it starts.
+        several: steps of which the run has more than one of a kind: their metrics are also written under their own names, `sft/train_loss`.
         enabled: False on ranks other than 0, which write nothing.
     """
 
-    def __init__(self, directory: Path, *, seed: int, pipeline: list[str], enabled: bool = True) -> None:
+    def __init__(self, directory: Path, *, seed: int, pipeline: list[str], several: Collection[str] = (), enabled: bool = True) -> None:
         self._directory = directory
-        self._enabled = enabled
+        self._enabled, self._several = enabled, frozenset(several)
         self._began = time.time()
         self.metrics: dict[str, float] = {}
         self._steps: dict[str, dict[str, Any]] = {name: {"name": name, "status": "pending"} for name in pipeline}
@@ -71,6 +72,8 @@ class Record:
             entry["peak_rss_bytes"] = peak_rss_bytes()
             entry["artifacts"], entry["metrics"] = report.artifacts, report.metrics
             self.metrics.update(report.metrics)
+            if name in self._several:
+                self.metrics.update({f"{name}/{metric}": value for metric, value in report.metrics.items()})
             # A full disk must not hide the error that is on its way up.
             with suppress(OSError):
                 self._write()

@@ -65,7 +65,7 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
     quiet_libraries()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, enabled=rank() == 0)
+        record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, several=_several_of_a_kind(root), enabled=rank() == 0)
     except OSError as error:
         return Outcome("failed", run_dir, {}, error=_explained(error, "output_dir"))
     outcome = Outcome("completed", run_dir, record.metrics)
@@ -100,6 +100,12 @@ def run_config(config: DictConfig) -> dict[str, float]:
     if outcome.error is not None:
         raise outcome.error
     return outcome.metrics
+
+
+def _several_of_a_kind(root: Root) -> list[str]:
+    """The steps that share their kind with another step of the pipeline, and so the names of their metrics."""
+    kinds = {name: type(root.steps.get(name)) for name in root.pipeline}
+    return [name for name, kind in kinds.items() if list(kinds.values()).count(kind) > 1]
 
 
 def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -> None:
