@@ -147,7 +147,8 @@ def test_a_family_without_such_a_class_is_refused(tiny):
         with_reward_head(GraniteForCausalLM(config))
 
 
-def test_a_made_up_head_is_refused(tiny):
-    model = with_reward_head(tiny("smollm2"))
+def test_a_made_up_head_is_refused_but_in_a_rehearsal(tiny, tiny_llama):
+    require_head(with_reward_head(tiny("smollm2")))
+    model = with_reward_head(tiny_llama)
     with pytest.raises(ConfigError, match="has no reward head, and a random one would score at random"):
         require_head(model)

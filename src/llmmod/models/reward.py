@@ -105,7 +105,7 @@ def score(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | No
 
 
 def with_reward_head(model: Any, *, seed: int = 0) -> Any:
-    """A reward model around the trunk of a causal language model: nothing is copied, and the language model is used up.
+    """A reward model around the trunk of a causal language model, which the two share from then on: nothing is copied.
 
     Args:
         model: a PreTrainedModel without adapters, quantized or not. A reward model stays as it is.

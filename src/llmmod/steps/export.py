@@ -24,6 +24,7 @@ from llmmod.models.families.save import check_original_layout, copy_original_fil
 from llmmod.models.generation import context_length, generation_config
 from llmmod.models.merge import divergence, merged
 from llmmod.models.quantize import is_quantized
+from llmmod.models.reward import is_reward_model, set_reward_padding
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation, Message
@@ -64,12 +65,15 @@ class Export:
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
         loaded = session.model(self.name)
         model = merged(loaded.model)
+        scores = is_reward_model(model)
         original = self.conf.layout == "original" and not session.root.smoke  # a rehearsal's stand-in was never in another layout
         if original:
+            _check_writes(model, key)
             check_original_layout(model, key=key)
-        settings = generation_config(
-            build(session.root.generation), model, stop_ids=render.stop_ids, pad_id=tokenizer.pad_token_id, bos_id=tokenizer.bos_token_id
-        )
+        settings = None if scores else _settings(session, model, tokenizer, render)
+        tokenizer = _to_save(tokenizer, render.chat_template(), context=context_length(model))
+        if scores:
+            set_reward_padding(model, tokenizer, stop_ids=render.stop_ids)
         directory = session.run_dir / self.name
         with written_whole(directory) as partial:
             with original_names(model) if original else nullcontext():
@@ -77,7 +81,7 @@ class Export:
             if original:
                 write_original_config(model, partial)
             if not original or not copy_original_files(model, partial):
-                _save_tokenizer(tokenizer, render.chat_template(), partial, context=context_length(model))
+                tokenizer.save_pretrained(partial)
             if self.conf.model_card:
                 card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
                 (partial / "README.md").write_text(card, encoding="utf-8")
@@ -87,6 +91,11 @@ class Export:
             ids = encode_prompt(render.prompt(Conversation([Message("user", _PROBE)])), tokenizer)
             summary.append(_UNPACKED.format(self.name, divergence(loaded.model, model, ids)))
         return StepReport(artifacts={"model": self.name}, summary=summary)
+
+
+def _settings(session: Any, model: Any, tokenizer: Any, render: Any) -> GenerationConfig:
+    ids = {"pad_id": tokenizer.pad_token_id, "bos_id": tokenizer.bos_token_id}
+    return generation_config(build(session.root.generation), model, stop_ids=render.stop_ids, **ids)
 
 
 @contextmanager
@@ -106,9 +115,16 @@ def written_whole(directory: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _save_model(model: Any, settings: GenerationConfig, directory: Path, *, max_shard_size: str) -> None:
-    """Weights, config.json and generation_config.json, readable by whom the umask allows; the model keeps settings of its own."""
-    own, cached = model.generation_config, model.config.use_cache
+def _save_model(model: Any, settings: GenerationConfig | None, directory: Path, *, max_shard_size: str) -> None:
+    """Weights, config.json and generation_config.json, readable by whom the umask allows; the model keeps settings of its own.
+
+    Args:
+        model: a PreTrainedModel.
+        settings: None for a model that doesn't write.
+        directory: exists.
+        max_shard_size: e.g. 5GB.
+    """
+    own, cached = getattr(model, "generation_config", None), model.config.use_cache
     # transformers validates what it saves, and many a checkpoint's own settings don't pass once a trainer has touched them.
     model.generation_config, model.config.use_cache = settings, True
     try:
@@ -119,7 +135,7 @@ def _save_model(model: Any, settings: GenerationConfig, directory: Path, *, max_
         file.chmod((directory / "config.json").stat().st_mode)  # safetensors writes for the owner alone
 
 
-def _save_tokenizer(tokenizer: Any, chat_template: str, directory: Path, *, context: int | None) -> None:
+def _to_save(tokenizer: Any, chat_template: str, *, context: int | None) -> Any:
     """The tokenizer with the template that the model was trained with, and the model's length; the session's own stays as it is."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = chat_template
@@ -127,7 +143,12 @@ def _save_tokenizer(tokenizer: Any, chat_template: str, directory: Path, *, cont
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     for where_it_was_loaded in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(where_it_was_loaded, None)
-    tokenizer.save_pretrained(directory)
+    return tokenizer
+
+
+def _check_writes(model: Any, key: str) -> None:
+    if is_reward_model(model):
+        raise ConfigError(Problem(key, "original, and a layout of 2023 has no place for a reward head", "Allowed: native"))
 
 
 def _metrics(run_dir: Path) -> dict[str, float]:

@@ -130,6 +130,10 @@ REFUSED = {
         "pipeline=[chat] model.pretrained_model_name_or_path=null",
         "model.pretrained_model_name_or_path: is not set, and chat needs a model. Give a hub id or a directory.",
     ),
+    "a reward model to chat with": (
+        "stage=rm pipeline=[train,chat]",
+        "pipeline: chat, and training.stage=rm has a model that scores and doesn't write. Leave it out; predict writes the scores.",
+    ),
     "nobody to chat with": (
         "pipeline=[chat] model.weights=random",
         "model.weights: random, and no step before chat trains, so there is nothing to chat with. Put train before it, or set "
