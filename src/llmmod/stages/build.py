@@ -76,15 +76,19 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     if loraplus_lr_ratio is not None:
-        if not isinstance(trainer, StageTrainer):
-            found = f"{loraplus_lr_ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
-            raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.stages.trainer.StageTrainer"))
-        trainer.loraplus_lr_ratio = loraplus_lr_ratio
+        _set_loraplus(trainer, loraplus_lr_ratio)
     if compiling:
         compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=isinstance(train, Packed))
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _set_loraplus(trainer: Any, ratio: float) -> None:
+    if not isinstance(trainer, StageTrainer):
+        found = f"{ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
+        raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.stages.trainer.StageTrainer"))
+    trainer.loraplus_lr_ratio = ratio
 
 
 @contextmanager
