@@ -48,14 +48,13 @@ def trainer_from(
         ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
-    multiple = getattr(args, "pad_to_multiple_of", None)
     compiling: Any = conf if getattr(conf, "torch_compile", False) else None
     collator = collator_from(
         conf.collator,
         model=model,
         tokenizer=tokenizer,
         train=train,
-        pad_to_multiple_of=multiple,
+        pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
         fixed_rows=args.train_batch_size if compiling else None,
     )
     try:
@@ -75,8 +74,7 @@ def trainer_from(
         if "to be installed" not in str(error):
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
-    if loraplus_lr_ratio is not None:
-        _set_loraplus(trainer, loraplus_lr_ratio)
+    _set_loraplus(trainer, loraplus_lr_ratio)
     if compiling:
         compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=isinstance(train, Packed))
     for printing in (PrinterCallback, ProgressCallback):
@@ -84,11 +82,12 @@ def trainer_from(
     return trainer
 
 
-def _set_loraplus(trainer: Any, ratio: float) -> None:
-    if not isinstance(trainer, StageTrainer):
+def _set_loraplus(trainer: Any, ratio: float | None) -> None:
+    if isinstance(trainer, StageTrainer):
+        trainer.loraplus_lr_ratio = ratio
+    elif ratio is not None:
         found = f"{ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
         raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.stages.trainer.StageTrainer"))
-    trainer.loraplus_lr_ratio = ratio
 
 
 @contextmanager
