@@ -26,6 +26,7 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
+from llmmod.models.mapped import has_read
 from llmmod.models.rebuild import rebuilt
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,15 @@ def patched_reader() -> Iterator[None]:
     if gguf.GGUFReader is not _READER:  # patched already, further out
         yield
         return
+    unpack = gguf.dequantize
+
+    def dequantize(data: Any, kind: Any) -> Any:
+        unpacked = unpack(data, kind)
+        has_read(unpacked.nbytes)
+        return unpacked
+
     reader, names = functools.lru_cache(1)(_QuickReader), functools.lru_cache(4)(gguf.get_tensor_name_map)
-    with mock.patch.object(gguf, "GGUFReader", reader), mock.patch.object(gguf, "get_tensor_name_map", names):
+    with mock.patch.multiple(gguf, GGUFReader=reader, get_tensor_name_map=names, dequantize=dequantize):
         yield
 
 

@@ -27,6 +27,7 @@ from llmmod.models.families.load import load_original
 from llmmod.models.families.registry import family_of
 from llmmod.models.hub import check_reachable, hub_problem
 from llmmod.models.layouts import check_layout
+from llmmod.models.mapped import giving_back
 from llmmod.models.quantize import plain_linears
 from llmmod.models.rebuild import set_name
 
@@ -55,7 +56,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
-    with _gguf_reader(checkpoint):
+    with giving_back(), _gguf_reader(checkpoint):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
         _refuse_reward_model(raw, pretrained_model_name_or_path)
