@@ -32,7 +32,7 @@ def options() -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
 
 
-def run_cell(model: str, way: str, directory: Path) -> float:
+def run_cell(model: str, way: str, directory: Path, stage: str = "sft") -> float:
     """Train, evaluate, export and reload one pair.
 
     Returns:
@@ -47,12 +47,13 @@ def run_cell(model: str, way: str, directory: Path) -> float:
 
     run = directory / f"{model}-{way}"
     steps = f"pipeline=[{','.join(PIPELINE)}]"
-    config = llmmod.compose([f"model={model}", f"finetune={way}", "smoke=true", steps, f"output_dir={run}", "training.save_strategy=no"])
+    chosen = [f"stage={stage}", f"model={model}", f"finetune={way}", "smoke=true"]
+    config = llmmod.compose([*chosen, steps, f"output_dir={run}", "training.save_strategy=no"])
     with _session() as sessions:
         metrics = llmmod.run(config)
     assert math.isfinite(metrics["train_loss"]), metrics
     assert math.isfinite(metrics["eval_loss"]), metrics
-    trained, exported = sessions[0].current.model.eval(), _reloaded(model, run / "export")
+    trained, exported = sessions[0].current.model.eval(), _reloaded(model, run / "export", scores=stage == "rm")
     ids = torch.arange(10, 34).reshape(2, 12)
     with torch.no_grad():
         apart = (trained(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max().item()
@@ -60,14 +61,15 @@ def run_cell(model: str, way: str, directory: Path) -> float:
     return apart
 
 
-def _reloaded(model: str, directory: Path) -> object:
+def _reloaded(model: str, directory: Path, *, scores: bool) -> object:
     if model in OWN_CLASS:
         import llmmod
+        from llmmod.models.reward_checkpoint import load_reward_model
 
-        return llmmod.load_model(str(directory))
-    from transformers import AutoModelForCausalLM
+        return (load_reward_model if scores else llmmod.load_model)(str(directory))
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM.from_pretrained(directory)
+    return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_pretrained(directory)
 
 
 @contextmanager
