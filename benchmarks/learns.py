@@ -27,6 +27,14 @@ def ppo(directory):
     return f"ppo: reward on held-out prompts {metrics['eval_reward_before']:.3f} before, {metrics['eval_reward']:.3f} after, {kl}"
 
 
+def dpo(directory):
+    """An epoch over the pairs; what is held out is asked in other words and answered wrongly in other ways."""
+    metrics = run(directory, "stage=dpo", "training.save_strategy=no", "pipeline=[train]")
+    margin, right = metrics["eval_rewards/margins"], metrics["eval_rewards/accuracies"]
+    loss = f"loss {metrics['eval_loss_before']:.3f} before, {metrics['eval_loss']:.3f} after"
+    return f"dpo: margin on held-out pairs 0 before, {margin:.2f} after; {right:.1%} of them right; {loss}"
+
+
 def run(directory, *overrides):
     """The metrics of a run."""
     done = measure([str(Path(sys.executable).parent / "llmmod"), *overrides, f"output_dir={directory}"], env={"HF_HUB_OFFLINE": "1"})
@@ -36,7 +44,7 @@ def run(directory, *overrides):
     return json.loads((Path(directory) / "metrics.json").read_text())
 
 
-STAGES = {"ppo": ppo}
+STAGES = {"ppo": ppo, "dpo": dpo}
 
 
 def main(*stages) -> None:
