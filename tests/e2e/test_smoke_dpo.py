@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
-
-_FILE = Path(__file__).parents[2] / "benchmarks" / "matrix.py"
-_spec = importlib.util.spec_from_file_location("matrix", _FILE)
-matrix = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(matrix)
+from cells import matrix
 
 CELLS = [("llama", "full"), ("chatglm2", "qlora"), ("bloom", "lora"), ("falcon", "freeze"), ("baichuan_13b", "lora")]
 

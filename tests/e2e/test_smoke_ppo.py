@@ -15,16 +15,6 @@ CELLS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     chosen = ["stage=ppo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,export]", f"output_dir={tmp_path / 'run'}"]

@@ -299,4 +299,7 @@ def test_a_refusal_lists_what_is_fatal_with_the_tokens_at_the_seam(byte_level, s
 
 
 def test_nothing_fatal_is_no_refusal():
-    refuse([replace(Finding("own", "something to know"), fatal=False)], "render=chatml")
+    finding = Finding("own", "something to know")
+    with pytest.raises(ConfigError):
+        refuse([finding], "render=chatml")
+    assert refuse([replace(finding, fatal=False)], "render=chatml") is None

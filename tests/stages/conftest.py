@@ -1,13 +1,21 @@
-"""The toy task of tests/toy.py."""
+"""The toy tasks of tests/support."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from preferences import dpo_conf, dpo_trainer, rm_conf, rm_trainer, tiny_reward, toy_pairs
+from toy import lora_conf, one_thread, sft_conf, toy_session, toy_splits, toy_trainer
 
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
-
-one_thread, toy_splits, toy_trainer = toy.one_thread, toy.toy_splits, toy.toy_trainer
-sft_conf, lora_conf, toy_session = toy.sft_conf, toy.lora_conf, toy.toy_session
+__all__ = [
+    "dpo_conf",
+    "dpo_trainer",
+    "lora_conf",
+    "one_thread",
+    "rm_conf",
+    "rm_trainer",
+    "sft_conf",
+    "tiny_reward",
+    "toy_pairs",
+    "toy_session",
+    "toy_splits",
+    "toy_trainer",
+]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +15,6 @@ from llmmod.models.reference import frozen_copy, starts_as_nothing
 from llmmod.models.segments import by_segments
 from llmmod.schema.training.dpo import LOSSES
 from llmmod.stages import head
-
-_spec = importlib.util.spec_from_file_location("pairs", Path(__file__).parent / "pairs.py")
-pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(pairs)
-toy_pairs, dpo_conf, dpo_trainer = pairs.toy_pairs, pairs.dpo_conf, pairs.dpo_trainer
 
 COLLATORS = [{"_target_": f"llmmod.data.pairs.{name}"} for name in ("SharePrompt", "PadPairs")]
 CHANGES = {

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import geometry
 import pytest
-from datasets import Dataset
 
 from llmmod.data.pairs import PadPairs
 from llmmod.stages.dpo import DpoTrainer
-
-_modules = {}
-for _name in ("geometry", "pairs"):
-    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).parent / f"{_name}.py")
-    _modules[_name] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_modules[_name])
-geometry, pairs = _modules["geometry"], _modules["pairs"]
-toy_pairs, dpo_conf, dpo_trainer = pairs.toy_pairs, pairs.dpo_conf, pairs.dpo_trainer
 
 LOSSES = {
     "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
@@ -40,34 +29,6 @@ class PadPairsLeft(PadPairs):
         return batch
 
 
-@pytest.fixture
-def examples():
-    """Seven pairs, long and short answers and prompts side by side."""
-    lengths = [(9, 4, 7), (3, 1, 5), (20, 12, 2), (2, 3, 3), (6, 6, 1), (4, 14, 16), (11, 1, 1)]
-    token = iter(range(5, 400))
-    return [
-        {name: [next(token) for _ in range(n)] for name, n in zip(("prompt_ids", "chosen_ids", "rejected_ids"), found, strict=True)}
-        for found in lengths
-    ]
-
-
-@pytest.fixture
-def gradient(dpo_trainer, examples):
-    """That of one step of a trainer whose model has moved on from the reference, by changes of `training.*`."""
-
-    def of(train=None, collator=None, **changes):
-        def make(**given):
-            trainer = dpo_trainer(train=Dataset.from_list(train or examples), **given)
-            if collator is not None:
-                trainer.data_collator = collator(trainer.processing_class)
-            with_noise(trainer.model)
-            return trainer
-
-        return geometry.step_gradient(make, **changes)
-
-    return of
-
-
 def with_noise(model):
     """Every parameter a little moved, the same way each time, so that the model isn't its reference any more."""
     import torch
@@ -79,8 +40,14 @@ def with_noise(model):
 
 
 @pytest.fixture
-def from_start(gradient, tiny_llama):
-    """The same from the same weights each time."""
+def examples():
+    return geometry.pairs_of_all_lengths()
+
+
+@pytest.fixture
+def from_start(dpo_trainer, examples, tiny_llama):
+    """The gradient of one step, from the same weights each time, of a model that has moved on from its reference."""
+    gradient = geometry.pairs_gradient(dpo_trainer, examples, prepare=with_noise)
     start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
 
     def of(**changes):

@@ -7,8 +7,6 @@ six animals with three seeds, 18 in all, at least 15 are right, which chance doe
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +16,6 @@ from llmmod.models.load import load_model
 from llmmod.models.quantize import quantization_config
 from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.schema.quantization import QuantizationConf
-
-_spec = importlib.util.spec_from_file_location("pairs", Path(__file__).parent / "pairs.py")
-pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(pairs)
-toy_pairs, dpo_conf, dpo_trainer = pairs.toy_pairs, pairs.dpo_conf, pairs.dpo_trainer
 
 ANIMALS, OTHERS = 6, 5
 

@@ -11,19 +11,12 @@ little of this, 55 to 68 % where the other ways reach 60 to 81 %: so many pairs 
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM
-
-_spec = importlib.util.spec_from_file_location("reward_pairs", Path(__file__).parent / "reward_pairs.py")
-reward_pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reward_pairs)
-toy_pairs, rm_conf, rm_trainer, tiny_reward = (getattr(reward_pairs, n) for n in ("toy_pairs", "rm_conf", "rm_trainer", "tiny_reward"))
 
 RATE = {"full": 3e-3, "freeze": 1e-2, "lora": 1e-2, "qlora": 1e-2}
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from preferences import RM_COLLATORS
 from trl import RewardConfig, RewardTrainer
 
 from llmmod.data.scored_pairs import PadPairsScored
@@ -17,12 +16,6 @@ from llmmod.models.adapt import add_lora
 from llmmod.models.segments import by_segments
 from llmmod.schema.finetune import LoraConf
 from llmmod.stages.rm import pair_losses, pair_rewards
-
-_spec = importlib.util.spec_from_file_location("reward_pairs", Path(__file__).parent / "reward_pairs.py")
-reward_pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reward_pairs)
-toy_pairs, rm_conf, rm_trainer = reward_pairs.toy_pairs, reward_pairs.rm_conf, reward_pairs.rm_trainer
-tiny_reward, COLLATORS = reward_pairs.tiny_reward, reward_pairs.COLLATORS
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def naive(model, pairs):
 
 @pytest.mark.parametrize("centering", [None, 0.2])
 @pytest.mark.parametrize("margin", [False, True])
-@pytest.mark.parametrize("collator", COLLATORS)
+@pytest.mark.parametrize("collator", RM_COLLATORS)
 def test_loss_and_gradient_are_those_of_trls_trainer(rm_trainer, theirs, toy_pairs, tiny_reward, collator, margin, centering):
     ours, theirs = rm_trainer(collator=collator, center_rewards_coefficient=centering), theirs(center_rewards_coefficient=centering)
     pairs = [pair | ({"margin": number / 3} if margin else {}) for number, pair in enumerate(toy_pairs.train.select(range(5)))]
@@ -63,7 +56,7 @@ def test_loss_and_gradient_are_those_of_trls_trainer(rm_trainer, theirs, toy_pai
         torch.testing.assert_close(ours.model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("collator", COLLATORS)
+@pytest.mark.parametrize("collator", RM_COLLATORS)
 @pytest.mark.parametrize("batch", [1, 4, 7])
 def test_evaluation_is_exact_over_all_pairs_whatever_the_batch(rm_trainer, toy_pairs, tiny_reward, batch, collator):
     """A batch of one pair would hide answers that are compared with another pair's."""

@@ -1,13 +1,14 @@
-"""A session as a step sees it, with a tiny model in it; and the toy task of tests/toy.py, for steps that train and evaluate."""
+"""A session as a step sees it, with a tiny model in it; and the toy task of tests/support/toy.py, for steps that train and evaluate."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preferences import rm_conf, toy_pairs
+from toy import lora_conf, one_thread, sft_conf, toy_session, toy_splits, toy_trainer
 
 from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
@@ -19,12 +20,7 @@ from llmmod.schema.root import Root
 from llmmod.schema.step import ChatConf, ExportConf
 from llmmod.schema.training.sft import SftConf
 
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
-
-one_thread, toy_splits, toy_trainer = toy.one_thread, toy.toy_splits, toy.toy_trainer
-sft_conf, lora_conf, toy_session = toy.sft_conf, toy.lora_conf, toy.toy_session
+__all__ = ["lora_conf", "one_thread", "rm_conf", "sft_conf", "toy_pairs", "toy_session", "toy_splits", "toy_trainer"]
 
 
 def chatml(tokenizer):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,11 +17,6 @@ from llmmod.steps.evaluate import Evaluate
 from llmmod.steps.export import Export
 from llmmod.steps.predict import Predict
 from llmmod.steps.train import Train
-
-_spec = importlib.util.spec_from_file_location("reward_pairs", Path(__file__).parents[1] / "stages" / "reward_pairs.py")
-reward_pairs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reward_pairs)
-toy_pairs, rm_conf = reward_pairs.toy_pairs, reward_pairs.rm_conf
 
 
 @pytest.fixture

@@ -1,17 +1,9 @@
-"""The toy task of tests/toy.py asked as prompts, and a trainer for it whose reward is the share of even token ids."""
+"""The toy task of tests/support/toy.py asked as prompts, and a trainer for it whose reward is the share of even token ids."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[2] / "toy.py")
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
-
-one_thread, lora_conf, toy_session = toy.one_thread, toy.lora_conf, toy.toy_session
+import toy
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ class Answers:
         return torch.tensor(self.mask)
 
 
-def close(found, expected, tolerance):
+def assert_close(found, expected, tolerance):
     np.testing.assert_allclose(np.asarray(found, dtype=np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -56,8 +56,8 @@ def test_gae_is_the_sum_of_its_definition(seed, dtype, tolerance, gamma, lam):
         delta = [rewards[row, t] + gamma * after[t] - values[row, t] for t in range(length)]
         for t in range(length):
             expected[row, t] = sum((gamma * lam) ** k * delta[t + k] for k in range(length - t))
-    close(advantages, expected, tolerance * 10)
-    close(returns, np.where(answers.mask, expected + values, 0.0), tolerance * 10)
+    assert_close(advantages, expected, tolerance * 10)
+    assert_close(returns, np.where(answers.mask, expected + values, 0.0), tolerance * 10)
 
 
 def test_gae_of_an_answer_of_one_token():
@@ -78,9 +78,9 @@ def test_whitening_over_the_mask(seed, dtype, tolerance, shift_mean):
     variance = sum((x - mean) ** 2 for x in real) / len(real)
     expected = np.where(answers.mask, (values - mean) / np.sqrt(variance + 1e-8) + (0 if shift_mean else mean), 0.0)
     found = whitened(v, answers.torch_mask, shift_mean=shift_mean)
-    close(found, expected, tolerance * (1 if len(real) > 1 else 1e4))
+    assert_close(found, expected, tolerance * (1 if len(real) > 1 else 1e4))
     if len(real) > 1 and shift_mean:
-        close(masked_moments(found.double(), answers.torch_mask), (0.0, 1.0), 1e-4)
+        assert_close(masked_moments(found.double(), answers.torch_mask), (0.0, 1.0), 1e-4)
 
 
 def test_whitening_of_what_does_not_vary_and_of_nothing():
@@ -106,7 +106,7 @@ def test_kl_of_tokens(seed, dtype, tolerance, estimator):
     answers = Answers(seed, dtype)
     (log_p, p), (log_q, q) = answers.numbers(), answers.numbers()
     expected = log_p - log_q if estimator == "k1" else np.exp(log_q) / np.exp(log_p) - 1 - (log_q - log_p)
-    close(token_kl(p, q, estimator=estimator), expected, tolerance * 100)
+    assert_close(token_kl(p, q, estimator=estimator), expected, tolerance * 100)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -141,7 +141,7 @@ def test_rewards_of_tokens(seed, dtype, tolerance):
     for row, length in enumerate(answers.lengths):
         for t in range(length):
             expected[row, t] = -0.3 * kl[row, t] + (scores[row] if t == length - 1 else 0.0)
-    close(token_rewards(s, k, answers.torch_mask, kl_coef=0.3), expected, tolerance)
+    assert_close(token_rewards(s, k, answers.torch_mask, kl_coef=0.3), expected, tolerance)
 
 
 def test_an_answer_that_was_cut_off_pays():
@@ -159,7 +159,7 @@ def test_running_moments_are_those_of_all_scores(seed):
         moments.update(torch.tensor(batch))
     everything = np.concatenate(batches)
     assert moments.count == len(everything)
-    close([moments.mean, moments.std], [everything.mean(), everything.std(ddof=1)], 1e-10)
+    assert_close([moments.mean, moments.std], [everything.mean(), everything.std(ddof=1)], 1e-10)
 
 
 def test_scaled_normed_and_clipped_scores_by_hand():
@@ -195,8 +195,8 @@ def test_policy_loss_and_its_gradient(seed, dtype, tolerance):
         expected[at] = -min(ratio * gain[at], bounded * gain[at])
         cut[at] = bounded * gain[at] < ratio * gain[at]
         slope[at] = 0.0 if cut[at] else -gain[at] * ratio
-    close(losses.detach(), expected, tolerance)
-    close(n.grad, slope, tolerance)
+    assert_close(losses.detach(), expected, tolerance)
+    assert_close(n.grad, slope, tolerance)
     assert (clipped.numpy() == cut).all()
 
 
@@ -215,8 +215,8 @@ def test_value_loss_and_its_gradient(seed, dtype, tolerance, cliprange):
         cut[at] = (near - goal[at]) ** 2 > (new[at] - goal[at]) ** 2
         expected[at] = 0.5 * max((new[at] - goal[at]) ** 2, (near - goal[at]) ** 2)
         slope[at] = 0.0 if cut[at] else new[at] - goal[at]
-    close(losses.detach(), expected, tolerance)
-    close(n.grad, slope, tolerance)
+    assert_close(losses.detach(), expected, tolerance)
+    assert_close(n.grad, slope, tolerance)
     assert (clipped.numpy() == cut).all()
 
 
@@ -226,7 +226,7 @@ def test_how_far_an_update_went(seed, dtype, tolerance):
     answers = Answers(seed, dtype)
     (new, n), (old, o) = answers.numbers(), answers.numbers()
     expected = np.exp(new - old) - 1 - (new - old)
-    close(approximate_kl(n, o), expected, tolerance * 100)
+    assert_close(approximate_kl(n, o), expected, tolerance * 100)
     assert (expected >= 0).all()
 
 

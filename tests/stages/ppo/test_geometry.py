@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
 
+import geometry
 import pytest
 import torch
 
 from llmmod.stages.ppo.rollout import Rollout
-
-_spec = importlib.util.spec_from_file_location("geometry", Path(__file__).parents[1] / "geometry.py")
-geometry = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(geometry)
 
 
 @pytest.fixture

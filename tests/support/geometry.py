@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 # (examples a micro-batch, micro-batches a step); of seven examples the last micro-batch of (2, 4) has one alone.
@@ -47,3 +48,33 @@ def apart(found, expected):
     assert found.keys() == expected.keys()
     difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
     return (difference.norm() / torch.cat([gradient.flatten() for gradient in expected.values()]).norm()).item()
+
+
+def pairs_of_all_lengths():
+    """Seven pairs, long and short answers and prompts side by side."""
+    lengths = [(9, 4, 7), (3, 1, 5), (20, 12, 2), (2, 3, 3), (6, 6, 1), (4, 14, 16), (11, 1, 1)]
+    token = iter(range(5, 400))
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [{name: [next(token) for _ in range(n)] for name, n in zip(names, found, strict=True)} for found in lengths]
+
+
+def pairs_gradient(trainer_of, examples, prepare=lambda model: None):
+    """A function that gives the gradient of one step, by changes of `training.*`.
+
+    Args:
+        trainer_of: makes a trainer.
+        examples: pairs to train on, where no others are given.
+        prepare: what is done to its model before it trains.
+    """
+
+    def of(train=None, collator=None, **changes):
+        def make(**given):
+            trainer = trainer_of(train=Dataset.from_list(train or examples), **given)
+            if collator is not None:
+                trainer.data_collator = collator(trainer.processing_class)
+            prepare(trainer.model)
+            return trainer
+
+        return step_gradient(make, **changes)
+
+    return of

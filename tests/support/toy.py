@@ -1,6 +1,6 @@
 """A toy task that a tiny model learns in seconds, and a session that holds it: fixtures of the tests of stages and steps.
 
-Six animals, each with its sound, asked for in four ways; the fourth is held out. Loaded by path from their conftest.py.
+Six animals, each with its sound, asked for in four ways; the fourth is held out. Their conftest.py imports them.
 """
 
 from __future__ import annotations
@@ -120,51 +120,61 @@ def toy_splits(tiny_tokenizer):
     )
 
 
-@pytest.fixture
-def sft_conf():
-    """`training.*` for the toy task, with changes by keyword."""
-    from llmmod.schema.training.sft import SftConf
-
-    def make(**changes):
-        fields = {
-            "stage": "sft",
-            "trainer": {"_target_": "llmmod.stages.sft.SftTrainer"},
-            "learning_rate": 1e-2,
-            "num_train_epochs": 2.0,
-            "per_device_train_batch_size": 4,
-            "logging_steps": 1.0,
-            "eval_strategy": "epoch",
-            "eval_on_start": True,
-            "save_strategy": "no",
-            "logging_nan_inf_filter": False,
-            "gradient_checkpointing": False,
-            "include_num_input_tokens_seen": "non_padding",
-            "report_to": "none",
-        }
-        return SftConf(**{**fields, **changes})
-
-    return make
+# `training.*` of every stage's toy task.
+TRAINING = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 2.0,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1.0,
+    "eval_strategy": "epoch",
+    "eval_on_start": True,
+    "save_strategy": "no",
+    "logging_nan_inf_filter": False,
+    "gradient_checkpointing": False,
+    "include_num_input_tokens_seen": "non_padding",
+    "report_to": "none",
+}
 
 
-@pytest.fixture
-def toy_trainer(tiny_llama, tiny_tokenizer, toy_splits, sft_conf, tmp_path):
-    """A trainer for the toy task, not started: what `training.*` makes of the changes, and parts by keyword."""
+def conf_maker(schema, **fields):
+    """A function that makes `training.*` for the toy task, with changes by keyword."""
+    return lambda **changes: schema(**{**TRAINING, **fields, **changes})
+
+
+def trainer_maker(conf_of, *, model, splits, tokenizer, output_dir):
+    """A function that makes a trainer, not started: what `training.*` makes of the changes, and parts by keyword."""
     from llmmod.stages.arguments import training_arguments
     from llmmod.stages.build import trainer_from
 
-    def make(model=None, train=None, evaluation=None, callbacks=(), **changes):
-        conf = sft_conf(**changes)
+    usual_model, usual_dir = model, output_dir
+
+    def make(model=None, train=None, evaluation=None, callbacks=(), output_dir=usual_dir, **changes):
+        conf = conf_of(**changes)
         return trainer_from(
             conf,
-            model=tiny_llama if model is None else model,
-            args=training_arguments(conf, output_dir=tmp_path, seed=1, smoke=False),
-            train=toy_splits.train if train is None else train,
-            evaluation=toy_splits.eval if evaluation is None else evaluation,
-            tokenizer=tiny_tokenizer,
+            model=usual_model if model is None else model,
+            args=training_arguments(conf, output_dir=output_dir, seed=1, smoke=False),
+            train=splits.train if train is None else train,
+            evaluation=splits.eval if evaluation is None else evaluation,
+            tokenizer=tokenizer,
             callbacks=callbacks,
         )
 
     return make
+
+
+@pytest.fixture
+def sft_conf():
+    """`training.*` of sft."""
+    from llmmod.schema.training.sft import SftConf
+
+    return conf_maker(SftConf, stage="sft", trainer={"_target_": "llmmod.stages.sft.SftTrainer"})
+
+
+@pytest.fixture
+def toy_trainer(tiny_llama, tiny_tokenizer, toy_splits, sft_conf, tmp_path):
+    """Trainers of sft."""
+    return trainer_maker(sft_conf, model=tiny_llama, splits=toy_splits, tokenizer=tiny_tokenizer, output_dir=tmp_path)
 
 
 @pytest.fixture(scope="session")
