@@ -92,15 +92,21 @@ class PadRight:
         """`input_ids`, `attention_mask` and `labels`, each int64 [batch, longest]."""
         longest = max(len(example["input_ids"]) for example in examples)
         width = -(-longest // self.multiple) * self.multiple
-        shape = (len(examples), width)
-        batch = {
-            "input_ids": torch.full(shape, self.pad_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.int64),
-            "labels": torch.full(shape, IGNORED),
-        }
-        for row, example in enumerate(examples):
-            length = len(example["input_ids"])
-            batch["input_ids"][row, :length] = torch.as_tensor(example["input_ids"])
-            batch["attention_mask"][row, :length] = 1
-            batch["labels"][row, :length] = torch.as_tensor(example["labels"])
-        return batch
+        ids, mask = padded([example["input_ids"] for example in examples], fill=self.pad_id, width=width)
+        labels, _ = padded([example["labels"] for example in examples], fill=IGNORED, width=width)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows, filled up on the right, and 1 where they have something themselves; each int64 [rows, width].
+
+    Args:
+        rows: ids or labels.
+        fill: what follows them.
+        width: of the longest row, at least; None: its own.
+    """
+    width = max(map(len, rows)) if width is None else width
+    values, mask = torch.full((len(rows), width), fill), torch.zeros(len(rows), width, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        values[number, : len(row)], mask[number, : len(row)] = torch.as_tensor(row), 1
+    return values, mask

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from llmmod.data.collate import PadRight
+
 _ANSWERS = ("chosen_ids", "rejected_ids")
 _MARGIN = "margin"  # of a pair, where its dataset has one: by how much the chosen answer is better
 
@@ -58,9 +60,7 @@ class PadPairsScored:
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None, side: str = "right") -> None:
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad_id: int = next(token for token in ids if token is not None)
-        self.multiple, self.left = pad_to_multiple_of or 1, side == "left"
+        self._pad, self._left = PadRight(tokenizer, pad_to_multiple_of), side == "left"
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`: int64 [2 pairs, longest], all chosen answers and then all rejected ones.
@@ -68,12 +68,12 @@ class PadPairsScored:
         Also `margin`, float32 [pairs], where it is known.
         """
         rows = [[*example["prompt_ids"], *example[name]] for name in _ANSWERS for example in examples]
-        width = -(-max(map(len, rows)) // self.multiple) * self.multiple
-        ids, mask = torch.full((len(rows), width), self.pad_id), torch.zeros(len(rows), width, dtype=torch.int64)
-        for number, row in enumerate(rows):
-            place = slice(width - len(row), width) if self.left else slice(0, len(row))
-            ids[number, place], mask[number, place] = torch.tensor(row), 1
-        return {"input_ids": ids, "attention_mask": mask, **_margins(examples)}
+        batch = self._pad([{"input_ids": row, "labels": row} for row in rows])
+        del batch["labels"]
+        if self._left:
+            turns = [-len(row) for row in rows]
+            batch = {name: torch.stack([*map(torch.roll, values, turns)]) for name, values in batch.items()}
+        return {**batch, **_margins(examples)}
 
 
 def _margins(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -19,9 +19,10 @@ import torch
 import trl.trainer.utils
 from torch.nn import functional
 
+from llmmod.stages.tiles import tiles
+
 # Logits kept for the gradient: 256 MiB in float32. Beyond, trl's tiles.
 MOST_LOGITS = 2**26
-_TILE = 32  # rows whose exponentials are held at once
 _NUMBERS = ("entropy", "log_sum_sq_probs", "mean_logits")
 
 
@@ -97,7 +98,7 @@ class _LogProbs(torch.autograd.Function):
         sums = logits.new_empty(len(logits))
         entropy, squares, mean = (logits.new_empty(len(logits)) if name in outputs else None for name in _NUMBERS)
         is_top1 = targets.new_empty(len(logits), dtype=torch.bool) if "is_top1" in outputs else None
-        for rows in _tiles(len(logits)):
+        for rows in tiles(len(logits)):
             sums[rows] = logits[rows].logsumexp(-1)
             if entropy is not None:
                 entropy[rows] = sums[rows] - torch.linalg.vecdot((logits[rows] - sums[rows, None]).exp_(), logits[rows])
@@ -116,7 +117,7 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *others: None) -> tuple[torch.Tensor | None, ...]:
         """The gradients of hidden, weight and bias."""
         hidden, weight, bias, targets, logits, sums = ctx.saved_tensors
-        for rows in _tiles(len(logits)):
+        for rows in tiles(len(logits)):
             slope = ctx.scale / ctx.temperature
             if ctx.softcap is not None:
                 slope = slope * (1 - (logits[rows] * (ctx.temperature / ctx.softcap)).square_())
@@ -129,7 +130,3 @@ class _LogProbs(torch.autograd.Function):
         of_weight = (gradient.T @ hidden.to(ctx.dtype)).to(weight.dtype) if wanted[1] else None
         of_bias = gradient.sum(0).to(bias.dtype) if bias is not None and wanted[2] else None
         return of_hidden, of_weight, of_bias, None, None, None, None, None
-
-
-def _tiles(count: int) -> Iterator[slice]:
-    return (slice(start, start + _TILE) for start in range(0, count, _TILE))

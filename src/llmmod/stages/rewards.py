@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from llmmod.data.collate import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters import attached, read_adapter
@@ -196,7 +197,7 @@ class ModelScorer:
         scores, device = torch.zeros(len(texts)), self._policy.device if self.beside else self._model.device
         for start in range(0, len(order), self._rows):
             numbers = order[start : start + self._rows]
-            ids, mask = _padded([texts[number] for number in numbers], self._pad_id)
+            ids, mask = padded([texts[number] for number in numbers], fill=self._pad_id)
             scores[numbers] = score(self._model, ids.to(device), mask.to(device)).float().cpu()
         return scores
 
@@ -233,12 +234,3 @@ def _same_vocabulary(path: str, model: Any, policy: Any) -> None:
     if found != own:
         what = f"'{path}' reads a vocabulary of {found} tokens and the model that is trained writes one of {own}"
         raise ConfigError(Problem(KEY, what, do="Train a reward model on the same model: stage=rm"))
-
-
-def _padded(texts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int64 [texts, longest], padded on the right."""
-    width = max(map(len, texts))
-    ids, mask = torch.full((len(texts), width), pad_id), torch.zeros(len(texts), width, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)], mask[row, : len(text)] = torch.tensor(list(text)), 1
-    return ids, mask

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llmmod.data.collate import padded
 from llmmod.models.generation import answer_text
 from llmmod.stages.answers import answers
 from llmmod.stages.ppo.advantages import advantages_and_returns
@@ -19,7 +20,7 @@ from llmmod.stages.ppo.kl import KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import explained_variance
 from llmmod.stages.ppo.masked import masked_moments, whitened
 from llmmod.stages.ppo.reference import reference
-from llmmod.stages.ppo.rollout import Rollout, in_parts, padded_right
+from llmmod.stages.ppo.rollout import Rollout, in_parts
 from llmmod.stages.ppo.rows import rows_of, told
 from llmmod.stages.ppo.sampling import sampling_settings
 from llmmod.stages.ppo.scores import RunningMoments, ScoreScale, token_rewards, without_end
@@ -101,7 +102,8 @@ class Experience:
         for batch in answers(trainer.model, prompts, config=self.config, batch_size=size, tokenizer=trainer.processing_class):
             for number, answer in batch:
                 lists[number] = answer
-        return *padded_right(lists), lists
+        ids, mask = padded(lists, fill=0)
+        return ids, mask.bool(), lists
 
     def _asked(
         self, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, *, values: bool = True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-_TILE = 32  # rows whose exponentials are held at once
+from llmmod.stages.tiles import tiles
 
 
 def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +27,7 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         sums, entropy = logits.new_empty(len(logits), dtype=dtype), logits.new_empty(len(logits), dtype=dtype)
-        for rows in _tiles(len(logits)):
+        for rows in tiles(len(logits)):
             tile = logits[rows].to(dtype) / temperature
             sums[rows] = tile.logsumexp(-1)
             entropy[rows] = sums[rows] - torch.linalg.vecdot((tile - sums[rows, None]).exp_(), tile)
@@ -40,7 +39,7 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, of_log_probs: torch.Tensor, of_entropy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, tokens, sums, entropy = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for rows in _tiles(len(logits)):
+        for rows in tiles(len(logits)):
             log_p = logits[rows].to(sums.dtype) / ctx.temperature - sums[rows, None]
             p = log_p.exp()
             # d log p(token) / d z = 1[token] - p;  d H / d z = -p (log p + H)
@@ -48,7 +47,3 @@ class _LogProbs(torch.autograd.Function):
             found.scatter_add_(1, tokens[rows, None], of_log_probs[rows, None])
             gradient[rows] = found / ctx.temperature
         return gradient, None, None
-
-
-def _tiles(count: int) -> Iterator[slice]:
-    return (slice(start, start + _TILE) for start in range(0, count, _TILE))

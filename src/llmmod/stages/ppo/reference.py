@@ -12,21 +12,14 @@ from typing import Any
 
 import torch
 
+from llmmod.models.reference import starts_as_nothing
+
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """Copies of what will be trained; None where adapters that add nothing yet are, since the reference then is the model without them."""
-    if adds_nothing(model):
+    if hasattr(model, "peft_config") and starts_as_nothing(model):
         return None
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def adds_nothing(model: Any) -> bool:
-    """Whether the model computes the same without its adapter: all matrices B of a new LoRA are 0."""
-    if not hasattr(model, "peft_config"):
-        return False
-    marks = [f"{kind}.{model.active_adapter}" for kind in ("lora_B", "lora_embedding_B")]
-    outer = [parameter for name, parameter in model.named_parameters() if any(mark in name for mark in marks)]
-    return bool(outer) and not any(parameter.detach().any() for parameter in outer)
 
 
 def reference(model: Any, initial: dict[str, torch.Tensor] | None) -> AbstractContextManager[None] | None:

@@ -63,15 +63,6 @@ class Rollout:
         return cls(**state)
 
 
-def padded_right(answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int64 and bool [answers, longest]."""
-    width = max(map(len, answers))
-    ids, mask = torch.zeros(len(answers), width, dtype=torch.int64), torch.zeros(len(answers), width, dtype=torch.bool)
-    for row, answer in enumerate(answers):
-        ids[row, : len(answer)], mask[row, : len(answer)] = torch.tensor(list(answer)), True
-    return ids, mask
-
-
 def mini_batch(count: int, *, size: int, number: int, epoch: int, seed: int) -> list[int]:
     """The answers that an optimizer step learns from: the `number`-th part of a pass over the rollout, in an order of the pass's own."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
