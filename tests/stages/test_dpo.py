@@ -129,6 +129,18 @@ def test_adapters_that_are_nothing_at_the_start(tiny_llama, changes, nothing):
     assert starts_as_nothing(adapted(tiny_llama, **changes)) is nothing
 
 
+def test_a_new_adapter_of_the_embeddings_is_nothing_at_the_start(tiny_llama):
+    """peft starts their matrices A from zero, where those of linear layers start from chance."""
+    adapted_embeddings = get_peft_model(tiny_llama, LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]))
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad(), adapted_embeddings.disable_adapter():
+        off = adapted_embeddings(input_ids=ids).logits
+    assert torch.equal(adapted_embeddings(input_ids=ids).logits, off)
+    assert starts_as_nothing(adapted_embeddings)
+    moved(adapted_embeddings)
+    assert not starts_as_nothing(adapted_embeddings)
+
+
 def naive(model, reference, examples, beta=0.1):
     """Loss, margin and accuracy over pairs, one answer at a time, in float64."""
 

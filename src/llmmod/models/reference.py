@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_FROM_ZERO = ("lora_B", "lora_embedding_B")
+_FROM_ZERO = ("lora_B", "lora_embedding_A")  # as peft 0.21 has it
 
 
 def starts_as_nothing(adapted: Any) -> bool:
