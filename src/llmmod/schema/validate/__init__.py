@@ -30,6 +30,7 @@ from llmmod.schema.validate.output import check_output
 from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
+from llmmod.schema.validate.taken_over import check_taken_over
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
 
@@ -48,6 +49,7 @@ CHECKS: tuple[Check, ...] = (
     check_arguments,
     check_pipeline,
     check_from_step,
+    check_taken_over,
     check_contradictions,
     check_data_kinds,
     check_mix,

@@ -1,0 +1,22 @@
+"""What a step's arguments take from the root's finetune and model, where the step has its own."""
+
+from __future__ import annotations
+
+OWN = ("experiment=stages", "+finetune@steps.second.finetune=full")
+SAID = (
+    "steps.second.training.learning_rate: is finetune.learning_rate=0.003 of the root, and steps.second.finetune.learning_rate is 2e-05. "
+    "Set it."
+)
+
+
+def test_an_adapter_s_rate_for_a_step_that_trains_all_weights(told):
+    assert told(*OWN) == [SAID]
+
+
+def test_a_rate_that_was_set_and_one_that_is_the_same(told):
+    assert told(*OWN, "steps.second.training.learning_rate=1e-5") == []
+    assert told(*OWN, "steps.second.finetune.learning_rate=3e-3") == []
+
+
+def test_a_step_that_begins_with_another_s_model_takes_over_what_is_that_model_s(told):
+    assert told("experiment=stages", "steps.second.model.from_step=first") == []
