@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llmmod.data.packed import Packed
+from llmmod.data.packed import capacity_of
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.schema.training import StageConf
@@ -76,7 +76,8 @@ def trainer_from(
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
     if compiling:
-        compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=isinstance(train, Packed))
+        fixed = capacity_of(train) is not None
+        compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=fixed)
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer

@@ -48,7 +48,7 @@ def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss, nats a token")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss")
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="training")
