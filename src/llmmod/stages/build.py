@@ -48,14 +48,14 @@ def trainer_from(
         ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
-    compiling: Any = conf if getattr(conf, "torch_compile", False) else None
+    compiles = getattr(conf, "torch_compile", False)
     collator = collator_from(
         conf.collator,
         model=model,
         tokenizer=tokenizer,
         train=train,
         pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
-        fixed_rows=args.train_batch_size if compiling else None,
+        fixed_rows=args.train_batch_size if compiles else None,
     )
     try:
         trainer = build(
@@ -75,12 +75,15 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
-    if compiling:
-        fixed = capacity_of(train) is not None
-        compile_layers(model, backend=compiling.torch_compile_backend, mode=compiling.torch_compile_mode, fixed=fixed)
+    if compiles:
+        _compile(model, conf, fixed=capacity_of(train) is not None)
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _compile(model: Any, conf: Any, *, fixed: bool) -> None:
+    compile_layers(model, backend=conf.torch_compile_backend, mode=conf.torch_compile_mode, fixed=fixed)
 
 
 def _set_loraplus(trainer: Any, ratio: float | None) -> None:
