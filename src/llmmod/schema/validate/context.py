@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from llmmod.schema.names import PARTS
 from llmmod.schema.step import ChatConf, EvaluateConf, ExportConf, PredictConf, PreviewConf, TrainConf
+from llmmod.schema.step_parts import StepParts
 from llmmod.schema.training import ANSWERS
 
 _DATA = ("dataset", "render", "tokenizer", "model")
@@ -29,7 +30,7 @@ NEEDS_MODEL = (TrainConf, EvaluateConf, PredictConf, ExportConf, ChatConf)
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(StepParts):
     """One composed configuration, as the checks see it.
 
     Args:
@@ -86,38 +87,9 @@ class Context:
             return (*found, *_SPEAKS, "steps.predict")
         return found
 
-    def part(self, step: str, part: str) -> str:
-        """The key of the `model`, `dataset`, … that a step goes by: its own, that of the step whose model it takes, or the root's."""
-        if part == "model" and self.get(f"steps.{step}.model.from_step") is not None:
-            earlier = self.from_step(step)
-            return part if earlier is None else self.part(earlier, part)
-        own = f"steps.{step}.{part}"
-        if self.get(own) is not None and part in PARTS:
-            return own
-        followed = None if self.step_type(step) is TrainConf else self.followed(step)
-        return part if followed is None or part not in PARTS else self.part(followed, part)
-
-    def from_step(self, step: str) -> str | None:
-        """The earlier training step that `model.from_step` names, where there is such a one."""
-        named = self.get(f"steps.{step}.model.from_step")
-        return named if named in self.training_steps_before(step) else None
-
-    def followed(self, step: str) -> str | None:
-        """The training step whose model a step that doesn't train takes; None where it takes the model of its configuration."""
-        if self.get(f"steps.{step}.model") is not None:
-            return self.from_step(step)
-        trained = self.training_steps_before(step)
-        writing = [name for name in trained if self.head(name) == "language"]
-        return next(reversed(writing or trained), None)
-
-    def head(self, step: str) -> str:
-        """What is on top of the model that a step trains or takes: `language` or `reward`."""
-        return str(self.get(f"{self.part(step, 'training')}.head") or "language")
-
-    def training_steps_before(self, step: str) -> list[str]:
-        """The training steps before a step, in order; none where it isn't in the pipeline."""
-        before = self.steps[: self.steps.index(step)] if step in self.steps else []
-        return [name for name in before if self.step_type(name) is TrainConf]
+    def trains(self, step: str) -> bool:
+        """Whether a step trains."""
+        return self.step_type(step) is TrainConf
 
     def places(self, part: str) -> list[str]:
         """The keys of all nodes of a part that the pipeline's steps read, each once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from llmmod.errors import Problem
-from llmmod.schema.step import ChatConf, TrainConf
+from llmmod.schema.step import ChatConf
 from llmmod.schema.validate.choices import CHOICES
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out
@@ -28,7 +28,7 @@ _CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 def check_contradictions(context: Context) -> Iterator[Problem]:
     """A problem for each contradiction."""
     for step in context.steps:
-        if context.step_type(step) is TrainConf:
+        if context.trains(step):
             yield from _quantized(context, step)
             yield from _shifted(context, step)
         elif context.step_type(step) is ChatConf:
@@ -136,7 +136,7 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
 def _endless(context: Context, place: str) -> Iterator[Problem]:
     for step in context.steps:
         training = context.part(step, "training")
-        trains = context.step_type(step) is TrainConf and context.part(step, "dataset") == place
+        trains = context.trains(step) and context.part(step, "dataset") == place
         if trains and not context.smoke and (context.get(f"{training}.max_steps") or -1) < 1:
             found = "not set, and a streamed dataset has no known length, so a number of epochs says nothing"
             yield Problem(f"{training}.max_steps", found, do="Set it")
@@ -151,5 +151,5 @@ def _generation(context: Context) -> Iterator[Problem]:
 
 def evaluates_nothing(context: Context, training: str) -> bool:
     """Whether every training step with these arguments has no held-out examples to evaluate on."""
-    steps = [s for s in context.steps if context.step_type(s) is TrainConf and context.part(s, "training") == training]
+    steps = [s for s in context.steps if context.trains(s) and context.part(s, "training") == training]
     return bool(steps) and not any(holds_out(context, context.part(step, "dataset")) for step in steps)

@@ -13,7 +13,6 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 from llmmod.schema.base import Weights
-from llmmod.schema.step import TrainConf
 from llmmod.schema.validate.context import NEEDS_MODEL, Context
 
 
@@ -33,7 +32,7 @@ def check_model_files(context: Context) -> Iterator[Problem]:
         for place in context.places("finetune"):
             yield from _adapters(place, context.get(f"{place}.adapters") or [])
     for step in context.steps:
-        if context.step_type(step) is TrainConf:
+        if context.trains(step):
             yield from _checkpoint(context, step)
 
 
@@ -100,7 +99,7 @@ def _heads(context: Context) -> Iterator[Problem]:
     wrong_head, wrong_chain = (locate(f"llmmod.models.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
     found: dict[str, Problem | None] = {}
     for step in context.steps:
-        trains = context.step_type(step) is TrainConf
+        trains = context.trains(step)
         if not issubclass(context.step_type(step), NEEDS_MODEL) or (not trains and context.followed(step) is not None):
             continue
         model, finetune = context.get(context.part(step, "model")) or {}, context.part(step, "finetune")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmmod.errors import Problem
-from llmmod.schema.step import TrainConf
 from llmmod.schema.validate.context import Context
 
 KEY = "output_dir"
@@ -47,6 +46,6 @@ def _is_full(directory: Path) -> bool:
 
 
 def _resumes(context: Context) -> bool:
-    trains = [step for step in context.steps if context.step_type(step) is TrainConf]
+    trains = [step for step in context.steps if context.trains(step)]
     wanted = [context.get(f"{context.part(step, 'training')}.resume_from_checkpoint") for step in trains]
     return any(value not in (None, False) for value in wanted)

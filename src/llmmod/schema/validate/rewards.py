@@ -9,7 +9,6 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.paths import resolve_path
 from llmmod.schema.reward import SOURCES, reward_nodes
-from llmmod.schema.step import TrainConf
 from llmmod.schema.validate.context import Context
 
 _HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
@@ -21,7 +20,7 @@ def check_rewards(context: Context) -> Iterator[Problem]:
         place = context.part(step, "training")
         training = context.get(place)
         conf = training.get("reward") if isinstance(training, dict) else None
-        if context.step_type(step) is TrainConf and isinstance(conf, Mapping):
+        if context.trains(step) and isinstance(conf, Mapping):
             yield from _of(context, step, f"{place}.reward", conf)
             yield from _weights(f"{place}.reward_weights", training.get("reward_weights") or {}, conf)
 
@@ -48,8 +47,7 @@ def _of(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Itera
 
 
 def _step(context: Context, step: str, key: str, named: str) -> Iterator[Problem]:
-    before = [name for name in context.steps[: context.steps.index(step)] if context.step_type(name) is TrainConf]
-    heads = {name: context.get(f"{context.part(name, 'training')}.head") for name in before}
+    heads = {name: context.head(name) for name in context.training_steps_before(step)}
     rewards = [name for name, head in heads.items() if head == "reward"]
     if named in heads and named not in rewards:
         yield Problem(key, f"{named} trains a model that writes, not one that scores", did_you_mean(named, rewards) if rewards else "")

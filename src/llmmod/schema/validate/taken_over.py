@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from llmmod.errors import Problem
-from llmmod.schema.step import TrainConf
 from llmmod.schema.validate.context import Context
 from llmmod.schema.wording import shown
 
@@ -23,7 +22,7 @@ _FROM_ROOT = re.compile(r"\$\{((model|finetune)\.[\w.]+)\}")
 def check_taken_over(context: Context) -> Iterator[Problem]:
     """A problem for each value of a training step that is the root's where the step's own part says another."""
     for step in context.steps:
-        if context.step_type(step) is not TrainConf:
+        if not context.trains(step):
             continue
         for part in ("training", "finetune"):
             key = context.part(step, part)
