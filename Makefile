@@ -33,8 +33,8 @@ $(STAMP):
 run: install ## the main job: fine-tune a real model and show what it learnt; more with ARGS='finetune.r=16 seed=1'
 	$(BIN)/llmmod $(ARGS)
 
-test: lint ## lint, then the test suite, offline; fewer with ARGS='tests/render -k chatml'
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+test: lint ## lint, then the test suite, offline, a process a core; fewer with ARGS='tests/render -k chatml', in one process
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=logical --maxprocesses=8 --dist=worksteal)
 
 lint: install ## style, types, and the direction of imports
 	$(BIN)/ruff check .
