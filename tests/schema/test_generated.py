@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmmod.devtools.generate import FOLDER, SOURCES, changed_fields, differences, generate, main
+from llmmod.schema.validate.types import tables
 
 BY_MODULE = {source.module: source for source in SOURCES}
 
@@ -68,21 +69,21 @@ def test_omegaconf_takes_it_and_gives_the_defaults_back(module):
 
 @pytest.mark.parametrize("module", BY_MODULE)
 def test_tables_speak_of_fields_and_allow_the_defaults(module):
-    tables, cls = schema(module)
+    tables_of, cls = schema(module)
     defaults = dataclasses.asdict(cls())
-    assert set(tables.CHOICES) | set(tables.ACCEPTED) <= set(defaults)
-    for name, allowed in tables.CHOICES.items():
+    assert set(tables_of.CHOICES) | set(tables_of.ACCEPTED) <= set(defaults)
+    for name, allowed in tables_of.CHOICES.items():
         assert not isinstance(defaults[name], str) or defaults[name] in allowed, name
 
 
 def test_examples_known_from_the_documentation():
-    tables, cls = schema("seq2seq")
+    written, cls = schema("training_arguments")
     config = OmegaConf.structured(cls)
     config.learning_rate = 1  # a float field takes an int
     assert isinstance(config.learning_rate, float)
-    assert "cosine" in tables.CHOICES["lr_scheduler_type"]
-    assert tables.CHOICES["eval_strategy"] == ("no", "steps", "epoch")
-    assert tables.ACCEPTED["deepspeed"] == ("str", "dict[str, Any]", "None")
+    assert "cosine" in written.CHOICES["lr_scheduler_type"]
+    assert written.CHOICES["eval_strategy"] == ("no", "steps", "epoch")
+    assert written.ACCEPTED["deepspeed"] == ("str", "dict[str, Any]", "None")
     assert schema("lora")[0].CHOICES["bias"] == ("none", "all", "lora_only")
 
 
@@ -93,7 +94,21 @@ def test_text_is_ascii_within_the_line_and_every_field_has_a_comment(module):
     assert max(map(len, text.splitlines())) <= 140
     body = re.search(r'_target_: str = "[^"]*"\n(.*?)\n\n\n', text, re.DOTALL)[1].splitlines()
     assert all(line.startswith("    # ") for line in body[::2])
-    assert len(body) == 2 * (len(dataclasses.fields(schema(module)[1])) - 1)
+    assert len(body) == 2 * (len(vars(schema(module)[1])["__annotations__"]) - 1)
+
+
+@pytest.mark.parametrize("module", [module for module, source in BY_MODULE.items() if source.base])
+def test_what_a_class_has_like_its_base_stands_in_the_base_alone(module):
+    _, cls = schema(module)
+    base = cls.__mro__[1]
+    assert base is schema(BY_MODULE[module].base.module)[1]
+    theirs = {f.name: f for f in generate(BY_MODULE[module].base)[1]}
+    ours = {f.name: f for f in generate(BY_MODULE[module])[1]}
+    assert set(vars(cls)["__annotations__"]) - {"_target_"} == {name for name, f in ours.items() if f != theirs.get(name)}
+    # Inherited rows of the tables count for the class, too: none says what the class itself doesn't.
+    for table in ("CHOICES", "ACCEPTED"):
+        told = tables(cls, table)
+        assert told == {name: allowed for name, f in ours.items() if (allowed := getattr(f.translation, table.lower()))}
 
 
 def test_check_passes_here(capsys):
@@ -112,7 +127,7 @@ def test_check_names_the_fields_that_differ_and_fails(tmp_path, monkeypatch, cap
     assert "  differs in r\n" in printed.out
     assert "-    r: int = 16" in printed.out
     assert "+    r: int = 8" in printed.out
-    assert "1 of 7 files are stale" in printed.err
+    assert "1 of 8 files are stale" in printed.err
     assert "r: int = 16" in stale.read_text("utf-8")  # check writes nothing
 
 

@@ -33,11 +33,13 @@ class Source:
         module: the generated module's name.
         target: the class's public path, which becomes `_target_`.
         libraries: the distributions whose versions decide the result.
+        base: the source whose dataclass this one's extends; what the two classes have alike stands there alone.
     """
 
     module: str
     target: str
     libraries: tuple[str, ...]
+    base: Source | None = None
 
     @property
     def cls(self) -> type:
@@ -47,22 +49,26 @@ class Source:
         return found
 
 
+TRAINING = Source("training_arguments", "transformers.TrainingArguments", ("transformers",))
 SOURCES = (
-    Source("seq2seq", "transformers.Seq2SeqTrainingArguments", ("transformers",)),
-    Source("sft", "trl.SFTConfig", ("trl", "transformers")),
-    Source("reward", "trl.RewardConfig", ("trl", "transformers")),
-    Source("dpo", "trl.DPOConfig", ("trl", "transformers")),
-    Source("kto", "trl.KTOConfig", ("trl", "transformers")),
-    Source("grpo", "trl.GRPOConfig", ("trl", "transformers")),
+    TRAINING,
+    Source("seq2seq", "transformers.Seq2SeqTrainingArguments", ("transformers",), TRAINING),
+    Source("sft", "trl.SFTConfig", ("trl", "transformers"), TRAINING),
+    Source("reward", "trl.RewardConfig", ("trl", "transformers"), TRAINING),
+    Source("dpo", "trl.DPOConfig", ("trl", "transformers"), TRAINING),
+    Source("kto", "trl.KTOConfig", ("trl", "transformers"), TRAINING),
+    Source("grpo", "trl.GRPOConfig", ("trl", "transformers"), TRAINING),
     Source("lora", "peft.LoraConfig", ("peft",)),
 )
 
 
 def generate(source: Source) -> tuple[str, list[Field]]:
-    """The text of the module for one class, and the fields it is made of."""
+    """The text of the module for one class, and all the fields that its dataclass has, inherited ones too."""
     fields = reflect(source.cls)
+    inherited = reflect(source.base.cls) if source.base else []
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in source.libraries)
-    return module_text(target=source.target, versions=versions, fields=fields), fields
+    base = (source.base.module, source.base.cls.__name__) if source.base else None
+    return module_text(target=source.target, versions=versions, fields=fields, inherited=inherited, base=base), fields
 
 
 def differences(committed: str, generated: str) -> list[str]:

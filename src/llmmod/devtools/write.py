@@ -9,20 +9,20 @@ from typing import Any
 
 from llmmod.devtools.reflect import Field
 
-_HEAD = '''"""`{target}` ({versions}) as a schema: flattened, with that class's own defaults.
+_HEAD = '''"""`{target}` ({versions}) as a schema, with that class's own defaults.
 
 Written by `python -m llmmod.devtools.generate`, not by hand. {exact} of {total} fields take just what the class takes, by their
-annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
+annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.{besides}
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any{imports}
 
 
 @dataclass
-class {name}:
+class {name}{bases}:
     """Every argument of `{target}`."""
 
     _target_: str = "{target}"
@@ -32,13 +32,33 @@ _ACCEPTED = "# field -> the types that the class takes; a dotted path: a dict of
 _WIDTH = 140
 
 
-def module_text(*, target: str, versions: str, fields: list[Field]) -> str:
-    """The module for the class at `target`: its dataclass, then the tables `CHOICES` and `ACCEPTED`."""
-    exact = sum(f.translation.exact for f in fields)
-    head = _HEAD.format(target=target, name=target.rpartition(".")[2], versions=versions, exact=exact, total=len(fields))
-    body = "\n".join(line for f in fields for line in _field_lines(f))
-    choices = _table("CHOICES", {f.name: f.translation.choices for f in fields if f.translation.choices}, comment=_CHOICES)
-    accepted = _table("ACCEPTED", {f.name: f.translation.accepted for f in fields if f.translation.accepted}, comment=_ACCEPTED)
+def module_text(
+    *, target: str, versions: str, fields: list[Field], inherited: Iterable[Field] = (), base: tuple[str, str] | None = None
+) -> str:
+    """The module for the class at `target`: its dataclass, then the tables `CHOICES` and `ACCEPTED`.
+
+    Args:
+        target: the class's public path.
+        versions: of the libraries that decide the result.
+        fields: all that the class can be built with.
+        inherited: those of the base, which are written only where the class has them otherwise.
+        base: the module in this package, and the name, of the dataclass that this one extends.
+    """
+    head = _HEAD.format(
+        target=target,
+        name=target.rpartition(".")[2],
+        versions=versions,
+        besides=f"\nWhat isn't here is as in `{base[0]}`." if base else "",
+        imports=f"\n\nfrom llmmod.schema.generated.{base[0]} import {base[1]}" if base else "",
+        bases=f"({base[1]})" if base else "",
+        exact=sum(f.translation.exact for f in fields),
+        total=len(fields),
+    )
+    alike = {f.name: f for f in inherited}
+    own = [f for f in fields if f != alike.get(f.name)]
+    body = "\n".join(line for f in own for line in _field_lines(f))
+    choices = _table("CHOICES", {f.name: f.translation.choices for f in own if f.translation.choices}, comment=_CHOICES)
+    accepted = _table("ACCEPTED", {f.name: f.translation.accepted for f in own if f.translation.accepted}, comment=_ACCEPTED)
     return f"{head}{body}\n\n\n{choices}\n\n{accepted}\n"
 
 
