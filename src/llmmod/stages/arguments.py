@@ -101,6 +101,9 @@ def _rehearsal(conf: Any) -> dict[str, Any]:
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
     batch |= {"reward": rehearsed(conf.reward)} if hasattr(conf, "reward") else {}
+    if hasattr(conf, "num_generations"):
+        batch |= {"num_generations": SMOKE_BATCH, "num_generations_eval": SMOKE_BATCH}
+        batch |= {"generation_batch_size": None, "steps_per_generation": None}
     return batch | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_steps": SMOKE_STEPS, "save_steps": SMOKE_STEPS, "eval_delay": 0}
 
 

@@ -96,7 +96,9 @@ class Rewards:
         self.scorers = {}
 
 
-def rewards_from(conf: Mapping[str, Any], weights: Mapping[str, float], *, model: Any, tokenizer: Any, run_dir: Path, rows: int) -> Rewards:
+def rewards_from(
+    conf: Mapping[str, Any], weights: Mapping[str, float], *, model: Any, tokenizer: Any, run_dir: Path, rows: int, left_out: float = 0.0
+) -> Rewards:
     """What `training.reward` names.
 
     Args:
@@ -106,6 +108,7 @@ def rewards_from(conf: Mapping[str, Any], weights: Mapping[str, float], *, model
         tokenizer: of answers' texts.
         run_dir: where the run's steps have their directories.
         rows: answers that a reward model scores together.
+        left_out: what an answer has that a function gives no number for (None).
 
     Raises:
         ConfigError: a reward that isn't there, or can't score these answers.
@@ -113,7 +116,7 @@ def rewards_from(conf: Mapping[str, Any], weights: Mapping[str, float], *, model
     scorers: dict[str, Scorer] = {}
     for name, node in reward_nodes(conf).items():
         if "_target_" in node:
-            scorers[name] = FunctionScorer(name, _function(node), tokenizer)
+            scorers[name] = FunctionScorer(name, _function(node), tokenizer, left_out=left_out)
         else:
             path = str(run_dir / node["step"]) if "step" in node else str(node["path"])
             scorers[name] = ModelScorer(path, model, name=f"reward_{name}", pad_id=tokenizer.pad_token_id or 0, rows=rows)
@@ -136,13 +139,14 @@ class FunctionScorer:
         name: of the reward.
         function: see the module.
         tokenizer: turns ids to text.
+        left_out: what counts where the function gives None.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], tokenizer: Any) -> None:
-        self._name, self._function, self._tokenizer = name, function, tokenizer
+    def __init__(self, name: str, function: Callable[..., Any], tokenizer: Any, *, left_out: float = 0.0) -> None:
+        self._name, self._function, self._tokenizer, self._left_out = name, function, tokenizer, left_out
 
     def __call__(self, answers: Answers) -> torch.Tensor:
-        """Scores, float32 [answers]; what the function leaves out (None) counts as 0."""
+        """Scores, float32 [answers]."""
         texts = [self._text(ids) for ids in answers.answers]
         messages = answers.columns.get("prompt")
         given = {name: values for name, values in answers.columns.items() if name not in ("prompt", "prompt_ids")}
@@ -155,10 +159,10 @@ class FunctionScorer:
     def _checked(self, scores: Any, count: int) -> torch.Tensor:
         if len(scores) != count:
             raise RunError(f"{KEY}.{self._name}: the function gave {len(scores)} numbers for {count} answers.")
-        found = [0.0 if score is None else float(score) for score in scores]
-        if bad := next((score for score in found if not math.isfinite(score)), None):
+        found = [None if score is None else float(score) for score in scores]
+        if bad := next((score for score in found if score is not None and not math.isfinite(score)), None):
             raise RunError(f"{KEY}.{self._name}: the function gave {bad}, which is no score.")
-        return torch.tensor(found)
+        return torch.tensor([self._left_out if score is None else score for score in found])
 
     def _text(self, ids: Sequence[int]) -> str:
         return answer_text(ids, self._tokenizer, stop_ids=()).strip()

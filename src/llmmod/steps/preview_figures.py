@@ -183,8 +183,9 @@ def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int) -> i
     batch = together * accumulation
     if passes := getattr(conf, "num_ppo_epochs", None):  # the last rollout is filled up with prompts of the first
         return math.ceil(rows / (batch * conf.num_mini_batches)) * conf.num_mini_batches * int(passes)
-    if answers := getattr(conf, "num_generations", None):  # each prompt is a row as often as it is answered
-        return max(1, rows * int(answers) // batch)
+    if answers := getattr(conf, "num_generations", None):  # as many micro-batches are answered at once, and learnt from several times
+        times = conf.steps_per_generation or max(1, (conf.generation_batch_size or batch) // together)
+        return math.ceil(math.ceil(rows * int(answers) / (together * times)) * times * int(conf.num_iterations) / accumulation)
     batches = rows / together
     return max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
 

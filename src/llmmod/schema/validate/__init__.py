@@ -22,6 +22,7 @@ from llmmod.schema.validate.contradictions import check_contradictions
 from llmmod.schema.validate.data_files import check_data_files
 from llmmod.schema.validate.data_kinds import check_data_kinds
 from llmmod.schema.validate.from_step import check_from_step
+from llmmod.schema.validate.groups import check_groups
 from llmmod.schema.validate.keys import check_keys
 from llmmod.schema.validate.mix import check_mix
 from llmmod.schema.validate.model_files import check_model_files
@@ -54,6 +55,7 @@ CHECKS: tuple[Check, ...] = (
     check_data_kinds,
     check_mix,
     check_preferences,
+    check_groups,
     check_unread,
     check_data_files,
     check_model_files,

@@ -51,6 +51,10 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "temperature": ABOVE_0, "top_p": SHARE, "top_k": FROM_0, "score_clip": ABOVE_0, "missing_eos_penalty": FROM_0, "kl_coef": FROM_0,
         "target": ABOVE_0, "horizon": ABOVE_0, "gamma": UP_TO_1, "lam": UP_TO_1, "cliprange": ABOVE_0, "cliprange_value": ABOVE_0,
         "vf_coef": FROM_0, "entropy_coef": FROM_0, "target_kl": ABOVE_0, "num_sample_answers": FROM_0,
+        "num_generations": at_least(2), "num_generations_eval": FROM_1, "num_iterations": FROM_1, "steps_per_generation": FROM_1,
+        "epsilon": ABOVE_0, "epsilon_high": ABOVE_0, "delta": ABOVE_0, "min_p": UP_TO_1, "repetition_penalty": ABOVE_0,
+        "top_entropy_quantile": SHARE, "off_policy_mask_threshold": FROM_0, "sapo_temperature_neg": ABOVE_0,
+        "sapo_temperature_pos": ABOVE_0,
     },
     "finetune": {
         "learning_rate": ABOVE_0, "r": FROM_1, "lora_alpha": FROM_1, "lora_dropout": FRACTION, "num_layers_trainable": NOT_0,

@@ -8,6 +8,7 @@ from typing import Any
 from llmmod.errors import Problem
 from llmmod.schema.names import PARTS, split_key
 from llmmod.schema.training import SAID_ELSEWHERE
+from llmmod.schema.training.grpo import CLIPPED
 from llmmod.schema.validate.context import ANYTHING, Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing
 from llmmod.schema.validate.data_kinds import only
@@ -20,6 +21,14 @@ _BEAMS = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_gro
 _HUB = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")
 _QUANTIZATION = (
     "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
+)  # fmt: skip
+_ENGINES = (
+    *(f"vllm_{name}" for name in (
+        "mode", "model_impl", "enable_sleep_mode", "structured_outputs_regex", "server_base_url", "server_host", "server_port",
+        "server_timeout", "group_port", "gpu_memory_utilization", "max_model_length", "tensor_parallel_size", "importance_sampling_cap",
+        "importance_sampling_correction", "importance_sampling_mode", "importance_sampling_clip_max", "importance_sampling_clip_min",
+    )),
+    "transformers_continuous_batching_config",
 )  # fmt: skip
 _NOT_HELD_OUT = "no examples are held out to evaluate on|Set dataset.val_size"
 _AUTO_RENDER = (
@@ -88,6 +97,18 @@ RULES: tuple[Rule, ...] = (
     ("training", ("horizon",), _is("target", None), "only read with training.target"),
     ("training", ("use_score_norm",), lambda c, k, n: bool(n.get("use_score_norm")) and n.get("use_score_scaling") is False,
      "only read with use_score_scaling=true"),
+    ("training", ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"), _is("use_adaptive_entropy", False),
+     "only read with use_adaptive_entropy=true"),
+    ("training", ("use_bias_correction_kl",), _is("beta", 0), "not read with training.beta=0"),
+    ("training", ("sapo_temperature_neg", "sapo_temperature_pos"), lambda c, k, n: n.get("loss_type") != "sapo",
+     "only the loss sapo reads it"),
+    ("training", ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), lambda c, k, n: n.get("loss_type") != "vespo",
+     "only the loss vespo reads it"),
+    ("training", ("epsilon", "delta"), lambda c, k, n: n.get("loss_type") not in CLIPPED, "not read by this loss_type"),
+    ("training", _ENGINES, _always, "the model itself answers, and no other engine"),
+    ("training", ("max_tool_calling_iterations", "log_multimodal", "chat_template_kwargs", "ds3_gather_for_generation"), _always,
+     "prompts come rendered, as texts, and no tool is called"),
+    ("training", ("num_completions_to_print", "log_unique_prompts"), _is("log_completions", False), "only read with log_completions=true"),
     ("training", ("remove_unused_columns", "length_column_name", "label_names"), _always, "llmmod makes the columns itself"),
     ("training", ("local_rank",), _always, "torchrun and accelerate say it"),
     ("training", _HUB, _always, "a run uploads nothing|Export, and upload with hf upload"),

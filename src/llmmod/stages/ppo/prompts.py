@@ -24,10 +24,12 @@ class RolloutSampler(Sampler[int]):
         times: each rollout's numbers come so often.
         seed: of the order.
         shuffle: false: the order of the data.
+        each: a number comes so often in a row; a group of answers to one prompt.
     """
 
-    def __init__(self, examples: int, *, size: int, times: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, examples: int, *, size: int, times: int, seed: int, shuffle: bool = True, each: int = 1) -> None:
         self._examples, self._size, self._times, self._seed, self._shuffle = examples, size, times, seed, shuffle
+        self._each = each
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -35,12 +37,12 @@ class RolloutSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._examples // self._size) * self._size * self._times
+        return -(-self._examples // self._size) * self._size * self._times * self._each
 
     def __iter__(self) -> Iterator[int]:
         order = self._order()
         for start in range(0, self._examples, self._size):
-            numbers = [order[place % self._examples] for place in range(start, start + self._size)]
+            numbers = [order[place % self._examples] for place in range(start, start + self._size) for _ in range(self._each)]
             for _ in range(self._times):
                 yield from numbers
 

@@ -13,12 +13,14 @@ from transformers import GenerationConfig
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation import generation_config
 
+_OF_GRPO = ("min_p", "repetition_penalty", "cache_implementation")  # has fields for these, too
+
 
 def sampling_settings(args: Any, model: Any) -> GenerationConfig:
     """How answers are sampled; they end with what the model's own settings say, which are the render's stop words.
 
     Args:
-        args: PpoArguments.
+        args: PpoArguments, or GrpoArguments.
         model: a PreTrainedModel or PeftModel.
 
     Raises:
@@ -26,6 +28,7 @@ def sampling_settings(args: Any, model: Any) -> GenerationConfig:
     """
     ends = model.generation_config.eos_token_id
     fields = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "max_new_tokens": args.max_completion_length}
+    fields |= {name: getattr(args, name) for name in _OF_GRPO if getattr(args, name, None) is not None}
     known = GenerationConfig().to_dict()
     if unknown := [name for name in args.generation_kwargs if name not in known]:
         raise ConfigError(Problem(f"training.generation_kwargs.{unknown[0]}", "GenerationConfig has no such field"))

@@ -1,0 +1,26 @@
+"""What GRPO can be told: trl's arguments, and rewards by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+_BEST = "reward"
+
+
+@dataclass
+class GrpoArguments(GRPOConfig):  # type: ignore[misc]
+    """The arguments of `stages.grpo.trainer.GrpoTrainer`; what is not trl's, `schema.training.grpo.GrpoConf` says."""
+
+    reward: dict[str, Any] = field(default_factory=dict)
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    generation_kwargs: dict[str, Any] = field(default_factory=dict)
+    num_sample_answers: int = 4
+
+    def __post_init__(self) -> None:
+        """The best model is the one with the highest reward on held-out prompts, unless something else is named."""
+        if self.load_best_model_at_end and getattr(self, "metric_for_best_model", None) is None:
+            self.metric_for_best_model, self.greater_is_better = _BEST, True
+        super().__post_init__()

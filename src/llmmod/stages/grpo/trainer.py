@@ -1,0 +1,257 @@
+"""Group relative policy optimisation (Shao et al. 2024): trl's losses and advantages, on answers and rewards of ours.
+
+Several answers to each prompt are sampled and scored, and each is compared with the others to the same prompt. trl decides what that makes
+of them (its `loss_type`, `scale_rewards`, …); the prompts' ids, how answers are sampled and where they end, rewards and their models, the
+reference and the log-probabilities are those of `stages.ppo` and `stages.rewards`.
+
+What differs from trl's own trainer (1.16): rows are padded on the right, so that positions begin with the prompt; the last prompts of an
+epoch aren't left out, but filled up with its first; a run that is resumed gives the same bits; `eval_loss`, which says nothing of a
+policy that is compared with itself, isn't told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from transformers import Trainer
+from trl import GRPOTrainer
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.generation import answer_text
+from llmmod.schema.reward import reward_nodes
+from llmmod.stages.answers import answers
+from llmmod.stages.grpo.arguments import GrpoArguments
+from llmmod.stages.means import Means
+from llmmod.stages.ppo.curve import Panel, course
+from llmmod.stages.ppo.prompts import RolloutSampler, columns
+from llmmod.stages.ppo.reference import initial_weights, reference
+from llmmod.stages.ppo.rows import rows_of, told
+from llmmod.stages.ppo.sampling import drawing, sampling_settings, seed_of
+from llmmod.stages.ppo.telling import Samples
+from llmmod.stages.rewards import Answers, rewards_from
+from llmmod.stages.trainer import StageTrainer
+
+_REFERENCE = "reference"  # where trl has a model
+# Of what trl measures, the means that are means over any number of batches too; by what they are over.
+_BY_ANSWER = ("reward", "completions/mean_length", "completions/clipped_ratio")
+_BY_TOKEN = ("kl", "entropy")
+FILE = "grpo.png"
+_PANELS: tuple[Panel, ...] = (
+    ("reward", (("reward", "reward", "tab:blue"),)),
+    ("tokens an answer", (("completions/mean_length", "length", "tab:green"),)),
+    ("KL to the reference, nats a token", (("kl", "KL", "tab:red"),)),
+)
+
+
+class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
+    """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
+
+    def __init__(
+        self, model: Any = None, args: GrpoArguments | None = None, *, train_dataset: Any = None, data_collator: Any = None, **kwargs: Any
+    ) -> None:
+        assert args is not None
+        _refuse(train_dataset, data_collator)
+        self._answering = sampling_settings(args, model)
+        names = list(reward_nodes(args.reward))
+        with _as_trl_reads_them(args):
+            super().__init__(model=model, reward_funcs=[_asked_by_us] * len(names), args=args, train_dataset=train_dataset, **kwargs)
+        if self.aux_loss_enabled:
+            found = f"{self.router_aux_loss_coef:g} by the model's config, and grpo doesn't learn from that loss"
+            raise ConfigError(Problem("training.router_aux_loss_coef", found, do="Set it to 0"))
+        self.reward_func_names = names
+        self.reward_weights = torch.tensor([args.reward_weights.get(name, 1.0) for name in names])
+        run_dir, rows = Path(args.output_dir).parent, args.per_device_train_batch_size
+        self.rewards = rewards_from(
+            args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
+        )
+        self.initial: dict[str, torch.Tensor] | None = None
+        self._compare_with_reference(known=hasattr(model, "peft_config"))
+        self._rows: Sequence[Mapping[str, Any]] = []
+        self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
+        self._held_out = Means()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see the class."""
+        self.initial = initial_weights(self.model) if self.args.beta else None
+        self._compare_with_reference(known=True)
+        with course(lambda: self.state, Path(self.args.output_dir) / FILE, _PANELS):
+            return super().train(*args, **kwargs)
+
+    def release(self) -> None:
+        """Let go of what only training needs."""
+        self.rewards.release()
+        self.initial = self._buffered_inputs = None
+
+    def _compare_with_reference(self, *, known: bool) -> None:
+        """Whole weights that were trained elsewhere have no reference: nobody knows what they were."""
+        self.beta = self.args.beta if known else 0.0
+        self.ref_model = _REFERENCE if self.beta else None
+
+    # Prompts
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
+        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
+        size, times = args.generation_batch_size // self.num_generations, self.num_iterations * args.steps_per_generation
+        seed, shuffle = args.seed if args.data_seed is None else args.data_seed, args.train_sampling_strategy != "sequential"
+        return RolloutSampler(len(dataset), size=size, times=times, seed=seed, shuffle=shuffle, each=self.num_generations)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """A micro-batch that is learnt from, its answers sampled and scored if it is the first of those that are made at once."""
+        context: AbstractContextManager[None] = nullcontext()
+        if self.model.training:
+            context = drawing(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
+        with context:
+            found: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
+        return found
+
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        self._rows = inputs
+        # trl gets texts, which it shows; what else a row has may be what it takes for a picture or an environment.
+        texts = [answer_text(row["prompt_ids"], self.processing_class, stop_ids=()) for row in inputs]
+        found: dict[str, torch.Tensor] = super()._generate_and_score_completions([{"prompt": text} for text in texts])
+        return found
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(row["prompt_ids"]) for row in self._rows], None, {}
+
+    # Answers
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+        """An answer to each; without dropout, and each batch of them at once."""
+        found: list[list[int]] = [[] for _ in prompt_ids]
+        with _evaluating(self.model):
+            for batch in answers(
+                self.model, prompt_ids, config=self._answering, batch_size=len(prompt_ids), tokenizer=self.processing_class
+            ):
+                for number, answer in batch:
+                    found[number] = answer
+        return found, None
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
+        asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows))
+        own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
+        if self.model.training:
+            told_of = dict(zip(self.reward_func_names, own.T.tolist(), strict=True))
+            self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
+        scores: torch.Tensor = gather(own.to(self.accelerator.device))
+        return scores
+
+    # Log-probabilities
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,  # [answers, prompt + answer], prompts padded on the left, answers on the right
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Log-probabilities of the answers' tokens and, where wanted, entropies, each [answers, tokens]."""
+        prompts, size = input_ids.shape[1] - logits_to_keep, batch_size or len(input_ids)
+        asked, context = model, nullcontext()  # type: tuple[Any, AbstractContextManager[None]]
+        if model is _REFERENCE:
+            asked, context = self.model, reference(self.model, self.initial) or nullcontext()
+        found = []
+        with context, self.accelerator.autocast():
+            for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):
+                known = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
+                batch = rows_of(known, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._answering.pad_token_id)
+                found.append(told(asked, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
+        log_probs = torch.cat([part.log_probs for part in found])
+        return log_probs, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        pass  # trl counts prompts and answers when they are made
+
+    # Held-out prompts
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
+        """Nothing, a batch's means being kept for `evaluation_loop`."""
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, batch)
+        found = {name: values[-1] for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        kept = {name: value for name, value in found.items() if name in (*_BY_ANSWER, *_BY_TOKEN) or _is_mean_reward(name)}
+        tokens = float(batch["completion_mask"].sum())
+        self._held_out.add(kept, dict.fromkeys(_BY_TOKEN, tokens), float(len(batch["completion_mask"])))
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the library's, with the means over all held-out prompts; the same random numbers each time."""
+        with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
+            output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._held_out.take().items()})
+        return output
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with self.rewards.left_out(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        of_entropy = {"last_world_entropy": self._last_world_entropy, "window": self._entropy_window_stats}
+        state = {"step": self._step, "batches": self._buffered_inputs, "metrics": dict(self._metrics["train"]), "entropy": of_entropy}
+        torch.save(state, self._state_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = torch.load(self._state_file(checkpoint), map_location=self.args.device, weights_only=True)
+            self._step, self._buffered_inputs = state["step"], state["batches"]
+            self._metrics["train"].update(state["metrics"])
+            self._last_world_entropy, self._entropy_window_stats = state["entropy"]["last_world_entropy"], state["entropy"]["window"]
+            self._samples.forget_after(self.state.global_step)
+
+    def _state_file(self, directory: str) -> Path:
+        return Path(directory) / f"grpo_state_{self.args.process_index}.pt"
+
+
+def _is_mean_reward(name: str) -> bool:
+    return name.startswith("rewards/") and name.endswith("/mean")
+
+
+def _refuse(train_dataset: Any, data_collator: Any) -> None:
+    if not hasattr(train_dataset, "__len__"):
+        raise ConfigError(Problem("dataset.streaming", "true, and grpo comes back to its prompts", do="Set it to false"))
+    if data_collator is not None:
+        raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
+
+
+def _asked_by_us(**given: Any) -> list[float]:
+    """Stands where trl has a reward function."""
+    raise NotImplementedError
+
+
+@contextmanager
+def _as_trl_reads_them(args: GrpoArguments) -> Iterator[None]:
+    """Within it, trl makes no reference of its own, and reads no weights by name."""
+    beta, weights = args.beta, args.reward_weights
+    args.beta, args.reward_weights = 0.0, None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        args.beta, args.reward_weights = beta, weights
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, a model is in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
