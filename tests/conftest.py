@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 # The models here are so small that a second thread costs more than it brings, and on a busy machine several times as much. Subprocesses
 # inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what runs in its background deaf to Ctrl-C; the tests send some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 _CORPUS = [
