@@ -1,24 +1,11 @@
-"""The toy task of tests/support/toy.py asked as prompts, and a trainer for it whose reward is the share of even token ids."""
+"""A trainer for the prompts of tests/support whose reward is the share of even token ids."""
 
 from __future__ import annotations
 
 import pytest
-import toy
+from answering import even, prepared, toy_prompts, with_dropout
 
-
-@pytest.fixture(scope="session")
-def toy_prompts(tiny_tokenizer):
-    """18 prompts to train on and 6 held out, with the columns that prompts have."""
-    from datasets import Dataset
-
-    def prompt(way, animal, sound):
-        text = way.format(animal)
-        ids = tiny_tokenizer(text + "\n", add_special_tokens=False)["input_ids"]
-        return {"prompt_ids": ids, "prompt": [{"role": "user", "content": text}], "answer": sound}
-
-    train = [prompt(way, *pair) for way in toy.WAYS[:3] for pair in toy.SOUNDS.items()]
-    held_out = [prompt(toy.WAYS[3], *pair) for pair in toy.SOUNDS.items()]
-    return Dataset.from_list(train), Dataset.from_list(held_out)
+__all__ = ["even", "prepared", "toy_prompts", "with_dropout"]
 
 
 @pytest.fixture
@@ -51,13 +38,6 @@ def ppo_conf():
         return PpoConf(**{**fields, **changes})
 
     return make
-
-
-def even(answers):
-    """The share of tokens with an even id."""
-    import torch
-
-    return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])
 
 
 @pytest.fixture

@@ -8,37 +8,9 @@ one chance in 700 a seed.
 from __future__ import annotations
 
 import pytest
-import torch
 from datasets import concatenate_datasets
 
 LONGER = {"max_steps": 80}  # where less is trained
-
-
-@pytest.fixture
-def prepared(tiny_llama, tmp_path):
-    """The tiny model as each way to fine-tune leaves it to a trainer."""
-    from llmmod.models.adapt import add_lora, train_all, train_some_layers
-    from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
-
-    def make(way):
-        torch.manual_seed(0)
-        if way == "full":
-            return train_all(tiny_llama, FullConf(name=way))
-        if way == "freeze":
-            return train_some_layers(tiny_llama, FreezeConf(name=way, num_layers_trainable=1, extra_trainable=["norm"]))
-        model = tiny_llama if way == "lora" else quantized(tiny_llama, tmp_path / "model")
-        return add_lora(model, LoraConf(name=way, task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
-
-    return make
-
-
-def quantized(model, directory):
-    from llmmod.models.load import load_model
-    from llmmod.models.quantize import quantization_config
-    from llmmod.schema.quantization import QuantizationConf
-
-    model.save_pretrained(directory)
-    return load_model(str(directory), quantization_config=quantization_config(QuantizationConf(bits=4)))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

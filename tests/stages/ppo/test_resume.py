@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from answering import StopAt, logged
 
 from llmmod.stages.ppo.value_head import NAME
 
@@ -18,29 +17,12 @@ def weights(trainer):
     return state | {f"{NAME}.{name}": tensor.clone() for name, tensor in trainer.value_head.state_dict().items()}
 
 
-def logged(trainer):
-    """The log without times; the loss, which the library (5.23) forgets at a checkpoint between two lines, without its value."""
-    kept = [{n: v for n, v in entry.items() if "runtime" not in n and "per_second" not in n} for entry in trainer.state.log_history]
-    return [{**entry, "loss": None} if "loss" in entry else entry for entry in kept if "train_loss" not in entry]
-
-
-class StopAt(TrainerCallback):
-    """Ends a training after a step, as a signal would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 @pytest.mark.parametrize(("way", "step"), [("full", 7), ("freeze", 6), ("lora", 4), ("lora", 7)])
-def test_the_same_bits(ppo_trainer, tiny_llama, tmp_path, way, step):
+def test_the_same_bits(ppo_trainer, with_dropout, tmp_path, way, step):
     """10 steps, 4 of them a rollout: a checkpoint before a new one, in its second pass, and before its last step.
 
     Dropout is on for LoRA, so that training's own random numbers count as well.
     """
-    start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
     settings = {
         "max_steps": 10,
         "save_strategy": "steps",
@@ -59,28 +41,13 @@ def test_the_same_bits(ppo_trainer, tiny_llama, tmp_path, way, step):
         "eval_steps": 5,
     }
 
-    def model():
-        tiny_llama.load_state_dict(start)
-        tiny_llama.requires_grad_(True)
-        if way == "freeze":
-            tiny_llama.requires_grad_(False)
-            tiny_llama.model.layers[1].requires_grad_(True)
-        if way == "lora":
-            torch.manual_seed(3)
-            return get_peft_model(tiny_llama, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2, task_type="CAUSAL_LM"))
-        return tiny_llama
-
-    whole = ppo_trainer(model=model(), output_dir=tmp_path / "whole", **settings)
+    whole = ppo_trainer(model=with_dropout(way), output_dir=tmp_path / "whole", **settings)
     whole.train()
     expected, history, samples = weights(whole), logged(whole), (tmp_path / "whole" / "samples.jsonl").read_text()
-    if way == "lora":
-        whole.model.unload()
 
-    first = ppo_trainer(model=model(), output_dir=tmp_path / "parts", callbacks=[StopAt(step)], **settings)
+    first = ppo_trainer(model=with_dropout(way), output_dir=tmp_path / "parts", callbacks=[StopAt(step)], **settings)
     first.train()
-    if way == "lora":
-        first.model.unload()
-    again = ppo_trainer(model=model(), output_dir=tmp_path / "parts", **settings)
+    again = ppo_trainer(model=with_dropout(way), output_dir=tmp_path / "parts", **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{step}"))
     assert again.state.global_step == 10
     found = weights(again)

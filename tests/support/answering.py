@@ -1,0 +1,97 @@
+"""What tests of stages that let a model answer share: the toy task asked as prompts, a reward, and a tiny model by way to fine-tune."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toy
+from transformers import TrainerCallback
+
+
+@pytest.fixture(scope="session")
+def toy_prompts(tiny_tokenizer):
+    """18 prompts to train on and 6 held out, with the columns that prompts have."""
+    from datasets import Dataset
+
+    def prompt(way, animal, sound):
+        text = way.format(animal)
+        ids = tiny_tokenizer(text + "\n", add_special_tokens=False)["input_ids"]
+        return {"prompt_ids": ids, "prompt": [{"role": "user", "content": text}], "answer": sound}
+
+    train = [prompt(way, *pair) for way in toy.WAYS[:3] for pair in toy.SOUNDS.items()]
+    held_out = [prompt(toy.WAYS[3], *pair) for pair in toy.SOUNDS.items()]
+    return Dataset.from_list(train), Dataset.from_list(held_out)
+
+
+def even(answers):
+    """The share of tokens with an even id."""
+    return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])
+
+
+@pytest.fixture
+def prepared(tiny_llama, tmp_path):
+    """The tiny model as each way to fine-tune leaves it to a trainer."""
+    from llmmod.models.adapt import add_lora, train_all, train_some_layers
+    from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
+
+    def make(way):
+        torch.manual_seed(0)
+        if way == "full":
+            return train_all(tiny_llama, FullConf(name=way))
+        if way == "freeze":
+            return train_some_layers(tiny_llama, FreezeConf(name=way, num_layers_trainable=1, extra_trainable=["norm"]))
+        model = tiny_llama if way == "lora" else _quantized(tiny_llama, tmp_path / "model")
+        return add_lora(model, LoraConf(name=way, task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
+
+    return make
+
+
+def _quantized(model, directory):
+    from llmmod.models.load import load_model
+    from llmmod.models.quantize import quantization_config
+    from llmmod.schema.quantization import QuantizationConf
+
+    model.save_pretrained(directory)
+    return load_model(str(directory), quantization_config=quantization_config(QuantizationConf(bits=4)))
+
+
+class StopAt(TrainerCallback):
+    """Ends a training after a step, as a signal would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def logged(trainer):
+    """The log without times; the loss, which the library (5.23) forgets at a checkpoint between two lines, without its value."""
+    timed = ("runtime", "per_second", "step_time")
+    kept = [{n: v for n, v in entry.items() if not any(part in n for part in timed)} for entry in trainer.state.log_history]
+    return [{**entry, "loss": None} if "loss" in entry else entry for entry in kept if "train_loss" not in entry]
+
+
+@pytest.fixture
+def with_dropout(tiny_llama):
+    """The tiny model as it was at first, ready for another training, by way to fine-tune; an adapter has dropout."""
+    from peft import LoraConfig, get_peft_model
+
+    start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
+    adapted = []
+
+    def make(way):
+        if adapted:
+            adapted.pop().unload()
+        tiny_llama.load_state_dict(start)
+        tiny_llama.requires_grad_(way != "freeze")
+        if way == "freeze":
+            tiny_llama.model.layers[1].requires_grad_(True)
+        if way != "lora":
+            return tiny_llama
+        torch.manual_seed(3)
+        config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2, task_type="CAUSAL_LM")
+        adapted.append(get_peft_model(tiny_llama, config))
+        return adapted[0]
+
+    return make
