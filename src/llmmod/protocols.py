@@ -22,6 +22,7 @@ class LoadedModel:
         head: `language` (it writes) or `reward` (it scores).
         trained: whether this run changed it.
         path: the directory it was saved to, None where it wasn't.
+        identity: by which a later run knows again what was trained; None where nothing tells.
     """
 
     model: Any
@@ -29,6 +30,7 @@ class LoadedModel:
     head: str = "language"
     trained: bool = False
     path: Path | None = None
+    identity: str | None = None
 
 
 @dataclass
@@ -40,12 +42,14 @@ class StepReport:
         artifacts: name -> path, relative to the run's directory.
         summary: lines that the end of the run prints.
         conversed: whether the step wrote answers to stdout, which is then theirs alone.
+        reused_from: the directory of an earlier run whose result was taken; None where the work was done.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     summary: list[str] = field(default_factory=list)
     conversed: bool = False
+    reused_from: str | None = None
 
 
 class Step(Protocol):

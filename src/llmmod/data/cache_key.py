@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def cache_key(making: Making) -> str | None:
-    """32 hex digits; None where examples are not kept: in a rehearsal, with `dataset.cache=false`, or where a part has no identity."""
-    if making.smoke or not making.opened.conf.cache:
+    """32 hex digits; None in a rehearsal, or where a part has no identity."""
+    if making.smoke:
         return None
     try:
         return digest(_identity(making))

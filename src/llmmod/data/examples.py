@@ -86,7 +86,7 @@ class Making:
             for name in (_TRAIN, _EVAL)
         ]
         assert datasets[0] is not None, "write never leaves it out"
-        return Splits(datasets[0], datasets[1], list(_read_conversations(directory / _CONVERSATIONS)), report)
+        return Splits(datasets[0], datasets[1], list(_read_conversations(directory / _CONVERSATIONS)), report, identity=key)
 
     def validation(self, rows: Sequence[Placed], path: Path, bad: Faults) -> tuple[Built | None, list[Conversation]]:
         """The examples of held-out rows, and the conversations that a model can be asked with; None where no row is held out.

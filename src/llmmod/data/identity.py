@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,8 +89,17 @@ def format_identity(asked: Any) -> Any:
     """
     if not isinstance(asked, Mapping):
         raise NoIdentityError("the format is a function that was given from Python")
-    modules = [getattr(locate(name), "__module__", None) or name.rpartition(".")[0] for name in _targets(asked)]
-    return {"node": dict(asked), "source": [_sources(module) for module in modules]}
+    return {"node": dict(asked), "source": source_identity(asked)}
+
+
+def source_identity(node: Any) -> list[dict[str, str]]:
+    """The source of what a configuration's `_target_`s name, unless it is ours: of modules, and of the user's own that those reach.
+
+    Raises:
+        NoIdentityError: one whose source can't be found.
+    """
+    modules = [getattr(locate(name), "__module__", None) or name.rpartition(".")[0] for name in _targets(node)]
+    return [_sources(module) for module in modules if not module.startswith("llmmod.")]
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -165,7 +174,12 @@ def _classes(kind: type) -> dict[str, str]:
 def code_identity() -> Any:
     """The code that makes tokens of rows: ours by its source, libraries by their versions."""
     files = {str(path.relative_to(folder.parent)): file_digest(path) for folder in CODE for path in sorted(folder.rglob("*.py"))}
-    return {"files": files, "libraries": {name: _version(name) for name in _LIBRARIES}}
+    return {"files": files, "libraries": versions(_LIBRARIES)}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of installed packages; empty where one isn't."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(name: str) -> str:

@@ -6,6 +6,8 @@ import atexit
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from llmmod.data.cache_key import cache_key
 from llmmod.data.documents import documents_of
 from llmmod.data.examples import Making
 from llmmod.data.forms import Form, form_of
+from llmmod.data.identity import digest
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.opened import open_dataset
 from llmmod.data.packed import pack_splits
@@ -67,6 +70,7 @@ def load_splits(
         parts = [_made(making, cache) for making in makings]
         splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
         splits = pack_splits(splits, max(making.tokenizing.limit for making in makings)) if conf.packing else splits
+        splits = replace(splits, identity=_identity(conf, parts, weights))
     _tell(splits.report)
     return splits
 
@@ -111,8 +115,8 @@ def _check(conf: DatasetConf) -> None:
 def _made(making: Making, cache: Cache) -> Splits:
     """The examples from the cache, made and put there first where it has none."""
     key = cache_key(making)
-    if key is None:
-        return _made_for_now(making)
+    if key is None or not making.opened.conf.cache:
+        return _made_for_now(making, key)
 
     def write(directory: Path) -> bool:
         making.write(directory)
@@ -122,17 +126,23 @@ def _made(making: Making, cache: Cache) -> Splits:
         place, found = cache.get(key, write)
     except OSError as error:
         log.warning("the cache can't be used (%s), so these examples are not kept; LLMMOD_CACHE names another directory", error)
-        return _made_for_now(making)
+        return _made_for_now(making, key)
     if found:
         log.info("%s: examples from the cache, %s", making.opened.conf.name, place)
-    return making.read(place, key=key)
+    return making.read(place, key=key if place.name == key else None)
 
 
-def _made_for_now(making: Making) -> Splits:
+def _made_for_now(making: Making, key: str | None) -> Splits:
     """The examples in a directory of their own."""
     directory = _directory_for_now()
     making.write(directory)
-    return making.read(directory)
+    return making.read(directory, key=key if key is not None and key == cache_key(making) else None)
+
+
+def _identity(conf: DatasetConf, parts: Sequence[Splits], weights: Sequence[float]) -> str | None:
+    """What tells the examples apart from any others: those of all parts, and how they stand together."""
+    known = [part.identity for part in parts]
+    return None if None in known else digest([known, weights, conf.mix_stopping, conf.packing, conf.cutoff_len])
 
 
 def _directory_for_now() -> Path:

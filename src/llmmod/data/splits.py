@@ -129,9 +129,11 @@ class Splits:
         eval: the same for validation, never packed, None where nothing is held out.
         eval_conversations: the conversations that `eval` was made of, in the same order.
         report: an account.
+        identity: what tells these examples apart from any others; None where nothing does.
     """
 
     train: Dataset | Packed | IterableDataset
     eval: Dataset | None
     eval_conversations: Sequence[Conversation]
     report: DataReport
+    identity: str | None = None

@@ -71,6 +71,8 @@ class Record:
             entry["seconds"] = round(time.perf_counter() - began, 3)
             entry["peak_rss_bytes"] = peak_rss_bytes()
             entry["artifacts"], entry["metrics"] = report.artifacts, report.metrics
+            if report.reused_from is not None:
+                entry["reused_from"] = report.reused_from
             self.metrics.update(report.metrics)
             if name in self._several:
                 self.metrics.update({f"{name}/{metric}": value for metric, value in report.metrics.items()})

@@ -115,7 +115,7 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
             step = locate(root.steps[name]._target_)(root.steps[name], name)
             done = step.run(session)
             report.metrics, report.artifacts, report.summary = done.metrics, done.artifacts, done.summary
-            report.conversed = done.conversed
+            report.conversed, report.reused_from = done.conversed, done.reused_from
         outcome.summary += report.summary
         outcome.conversed |= report.conversed
 

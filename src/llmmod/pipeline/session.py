@@ -88,6 +88,19 @@ class Session:
         """Take what a step trained and saved, for the steps that follow; see `pipeline.models`."""
         self._models.trained(step, result, base_intact=base_intact)
 
+    def found(self, step: str, result: LoadedModel) -> None:
+        """Take what an earlier run trained and saved, as if this one had."""
+        self._models.found(step, result)
+
+    def from_step(self, step: str) -> str | None:
+        """The earlier training step whose result a step begins with."""
+        return self._parts.from_step(step)
+
+    @property
+    def trains_several(self) -> bool:
+        """Whether the run has several training steps, and is no rehearsal."""
+        return not self.root.smoke and sum(map(self._parts.trains, self.root.pipeline)) > 1
+
     def begins_with(self, step: str) -> tuple[str | None, list[str]]:
         """What a training step begins with: a checkpoint, and the adapters merged into it, as stage.json has them."""
         return self._models.begins_with(step)

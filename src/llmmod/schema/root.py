@@ -26,6 +26,7 @@ class Root:
     steps: dict[str, Any] = field(default_factory=dict)  # name -> a StepConf
     pipeline: list[str] = field(default_factory=list)  # names of `steps`, in order
     output_dir: str = MISSING  # the run's directory
+    reuse: bool = True  # of several training steps in a run: take what an earlier run left of those where nothing has changed since
     seed: int = 42
     smoke: bool = False  # a rehearsal: tiny random weights of the same architecture, two optimizer steps, no download
     hub: HubConf = field(default_factory=HubConf)

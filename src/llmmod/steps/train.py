@@ -18,6 +18,7 @@ from llmmod.models.generation import generation_config
 from llmmod.models.mutated import changes_base, save_for_base
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, beginning, write_stage_file
+from llmmod.paths import shown
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
 from llmmod.schema.step import TrainConf
@@ -29,6 +30,8 @@ from llmmod.stages.measures import measured
 from llmmod.stages.progress import TrainingProgress
 from llmmod.stages.resume import checkpoints, find_checkpoint
 from llmmod.stages.rewards import BEGAN_WITH
+from llmmod.steps.earlier import Result
+from llmmod.steps.reuse import Reuse
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
@@ -66,6 +69,9 @@ class Train:
             conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
         )
         args.eval_on_start &= checkpoint is None  # the checkpoint's log has it
+        reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
+        if (taken := reuse.take()) is not None:
+            return self._taken(session, *taken, identity=reuse.identity)
         model = self._model(session, seed=args.seed)
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
         with lent(model):
@@ -91,10 +97,22 @@ class Train:
         if trainer.args.should_save:
             save_for_base(trainer.model, directory)
             write_stage_file(directory, self._left(session, kind))
-        result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory)
+        reuse.keep(metrics=metrics, kind=kind)
+        result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
         session.trained(self.name, result, base_intact=_leaves_base(session.conf(self.name, "finetune")))
         session.put("trainer", trainer)
         return self._report(metrics, kind, directory)
+
+    def _taken(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:
+        """What there is to say where an earlier run has trained the very same."""
+        directory, head = session.step_dir(self.name), session.conf(self.name, "training").head
+        session.found(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
+        told = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
+        log.info(told)
+        report = self._report(dict(result.metrics), result.kind, directory)
+        report.summary.insert(0, told)
+        report.reused_from = str(place)
+        return report
 
     def _model(self, session: Any, *, seed: int) -> Any:
         """The model that training begins with, with what is to be trained added or set free."""

@@ -1,0 +1,164 @@
+"""What training steps of earlier runs left, found again by its fingerprint, and put into the run that would train the same once more.
+
+A step's directory says itself what it holds: `result.json`, written last, has the fingerprint and the digest of every file. An index in the
+cache directory knows where such directories are, a small file for each. What isn't there any more, isn't whole, or was trained over since,
+is passed by, and is trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from llmmod.data.identity import NoIdentityError, digest, file_digest
+
+log = logging.getLogger("llmmod.train")
+NAME = "result.json"
+_ADAPTER = "adapter_config.json"
+_BASE = "base_model_name_or_path"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training step left in its directory.
+
+    Args:
+        fingerprint: of the training.
+        files: name, relative -> digest; empty while it trains.
+        metrics: as the step reports them.
+        kind: `adapter` or `full`.
+        ended: when the training ended, `2026-11-24 14:00`.
+    """
+
+    fingerprint: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kind: str = ""
+    ended: str = ""
+
+
+class EarlierResults:
+    """Directories by the fingerprint of the training that filled them.
+
+    Args:
+        index: a directory; made when the first is kept.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._index = index
+
+    def take(self, fingerprint: str, directory: Path) -> tuple[Result, Path] | None:
+        """Put into a step's directory what a training with this fingerprint left, and say what it is and where it was.
+
+        Raises:
+            OSError: it can't be written there.
+        """
+        for place in self._places(fingerprint):
+            result = read_result(place)
+            if result is None or result.fingerprint != fingerprint or not result.files:
+                continue
+            if place == directory.absolute():
+                if _is_whole(place, result):
+                    return result, place
+            elif (copied := _copy(place, result, directory)) is not None:
+                self._enter(fingerprint, directory)
+                return copied, place
+        return None
+
+    def keep(self, directory: Path, fingerprint: str, *, metrics: Mapping[str, float], kind: str) -> None:
+        """Let later runs find what a training left in its directory."""
+        write_result(directory, Result(fingerprint, _digests(directory), metrics, kind, time.strftime("%Y-%m-%d %H:%M")))
+        self._enter(fingerprint, directory)
+
+    def _places(self, fingerprint: str) -> list[Path]:
+        """The directories that the index has, newest first; those that are gone leave it."""
+        found: list[tuple[int, Path]] = []
+        for entry in (self._index / fingerprint).glob("*.txt"):
+            with suppress(OSError):  # another process may take it away, too
+                place = Path(entry.read_text(encoding="utf-8"))
+                if place.is_dir():
+                    found.append((entry.stat().st_mtime_ns, place))
+                else:
+                    entry.unlink()
+        return [place for _, place in sorted(found, reverse=True)]
+
+    def _enter(self, fingerprint: str, directory: Path) -> None:
+        place = str(directory.absolute())
+        try:
+            (self._index / fingerprint).mkdir(parents=True, exist_ok=True)
+            _write(self._index / fingerprint / f"{digest(place)}.txt", place)
+        except OSError as error:
+            log.warning("later runs won't find %s (%s); LLMMOD_CACHE names another directory", place, error)
+
+
+def read_result(directory: Path) -> Result | None:
+    """What a training step says of its directory; None where none does."""
+    with suppress(OSError, ValueError, TypeError):
+        return Result(**json.loads((directory / NAME).read_text(encoding="utf-8")))
+    return None
+
+
+def write_result(directory: Path, result: Result) -> None:
+    """Write it, in one step."""
+    _write(directory / NAME, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """Of what a training left at its end: not of checkpoints, and not of what is being written."""
+    paths = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
+    own = [path for path in paths if not path.parts[0].startswith(("checkpoint-", ".")) and path.name != NAME]
+    return {path.as_posix(): file_digest(directory / path) for path in own}
+
+
+def _is_whole(directory: Path, result: Result) -> bool:
+    with suppress(OSError, NoIdentityError):
+        return all(file_digest(directory / name) == expected for name, expected in result.files.items())
+    return False
+
+
+def _copy(place: Path, result: Result, directory: Path) -> Result | None:
+    """Copy a result, and look at the copy: the original may be going away. None: it isn't whole."""
+    made = Path(tempfile.mkdtemp(prefix=".taken-", dir=directory))
+    try:
+        for name in result.files:
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(place / name, made / name)
+            except FileNotFoundError:
+                return None
+        if not _is_whole(made, result):
+            log.warning("what %s left is damaged, and not used again", place)
+            return None
+        _move_base(made / _ADAPTER, place.parent, directory.absolute().parent)
+        for name in result.files:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).replace(directory / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    copied = replace(result, files={name: file_digest(directory / name) for name in result.files})
+    write_result(directory, copied)
+    return copied
+
+
+def _move_base(config: Path, before: Path, after: Path) -> None:
+    """Where an adapter names a directory of its run as its base, let it name the one of this run."""
+    with suppress(OSError, ValueError):
+        read = json.loads(config.read_text(encoding="utf-8"))
+        base = Path(str(read.get(_BASE)))
+        if base.is_relative_to(before):
+            read[_BASE] = str(after / base.relative_to(before))
+            config.write_text(json.dumps(read, indent=2, sort_keys=True), encoding="utf-8")

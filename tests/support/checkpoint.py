@@ -1,0 +1,40 @@
+"""A tiny checkpoint and small data on the disk, as a user has them: fixtures of tests that begin with a configuration."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_llama, tiny_tokenizer):
+    """The directory of the tiny Llama."""
+    tiny_llama.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Those of `write_rows`."""
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def write_rows(path):
+    """Eight rows that any stage can take."""
+
+    def row(number):
+        said = {"chosen": f"It is {number}.", "rejected": "No."}
+        return {"prompt": f"What is {number}?", "response": said["chosen"], **said}
+
+    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(8)))
+    return path
+
+
+def overrides_of(checkpoint, rows):
+    """A configuration with the two; add the stages."""
+    return [
+        f"model.pretrained_model_name_or_path={checkpoint}", "model.gguf_file=null", "render=chatml", "finetune.r=2", "dataset=json",
+        f"dataset.data_files={rows}", "dataset.columns.prompt=prompt", "dataset.columns.response=response", "dataset.val_size=2",
+    ]  # fmt: skip
