@@ -1,13 +1,15 @@
 """How fast rows become tokens beside the bare Rust tokenizer, and how much memory many rows take beside few.
 
     python benchmarks/data.py              20,000 examples for speed; 1,000 and 200,000 rows for memory, a few minutes
-    python benchmarks/data.py --million    a million rows
+    python benchmarks/data.py --million    memory alone, a million rows of a few words each, a quarter of an hour
 
 The rows are alpaca's in shape (instruction, at times an input, an output) and about in length; their text is that of the docstrings of
 Python's standard library. Speed is in CPU seconds, in one process with one thread, five times in turn: the bare tokenizer's
-`encode_batch_fast` gets the finished text of the examples, llmmod reads rows, renders, encodes, makes labels and writes Arrow batches.
+`encode_batch_fast` gets the finished text of the examples, llmmod reads rows, renders, encodes, makes labels and writes Arrow batches; once
+with rows as they are and the render chatml, and once with four rows a conversation and SmolLM2's own chat template (`render=auto`).
+With two processes the CPU seconds are those of all of them together, and of the busiest: clock time would be that on idle cores.
 Memory is the peak of a process that does what a run does from the loaded tokenizer to the loaded data; a second one finds the examples in
-the cache. Linux alone can forget an earlier peak.
+the cache, and a third streams all of them once. Linux alone can forget an earlier peak.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from measure import machine, median
 
 EXAMPLES, TIMES = 20_000, 5
 FEW, MANY, MILLION = 1_000, 200_000, 1_000_000
+SHORT = 0.15  # the length of a million rows' texts, as a multiple of alpaca's
 
 
-def rows(count: int) -> Iterator[dict[str, str]]:
-    """Rows of docstrings' words, the same each time."""
+def rows(count: int, scale: float = 1.0) -> Iterator[dict[str, str]]:
+    """Rows of docstrings' words, the same each time; `scale`: their length, as a multiple of alpaca's."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     trees = [ast.parse(path.read_bytes()) for path in files]
     documented = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
@@ -39,7 +44,7 @@ def rows(count: int) -> Iterator[dict[str, str]]:
     draw = random.Random(0)
 
     def text(middle: float) -> str:
-        length = max(3, int(draw.lognormvariate(0, 0.7) * middle))
+        length = max(3, int(draw.lognormvariate(0, 0.7) * middle * scale))
         start = draw.randrange(len(words) - length)
         return " ".join(words[start : start + length])
 
@@ -47,39 +52,34 @@ def rows(count: int) -> Iterator[dict[str, str]]:
         yield {"instruction": text(12), "input": text(20) if draw.random() < 0.4 else "", "output": text(40)}
 
 
-def parts() -> tuple[object, object]:
-    """SmolLM2's tokenizer and render."""
+def parts(render: str = "chatml") -> tuple[Any, Any]:
+    """A render, and SmolLM2's tokenizer."""
     from omegaconf import OmegaConf
 
     import llmmod
     from llmmod.instantiate import build
     from llmmod.models.build import tokenizer_from
 
-    root = OmegaConf.to_object(llmmod.compose(["model=smollm2"]))
+    root = OmegaConf.to_object(llmmod.compose(["model=smollm2", f"render={render}"]))
     tokenizer = tokenizer_from(root.tokenizer, root.model, hub=root.hub, smoke=False)
     return build(root.render, tokenizer=tokenizer), tokenizer
 
 
-def speed() -> None:
+def speed(render: str, rounds: int) -> None:
     """Print examples a CPU second of both, and their ratio."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llmmod.data.build import BATCH, build_dataset
-    from llmmod.data.formats import alpaca
-    from llmmod.data.row import Place
     from llmmod.data.tokenize import Tokenizing
 
-    render, tokenizer = parts()
+    built, tokenizer = parts(render)
     examples = list(rows(EXAMPLES))
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    tokenizing = Tokenizing(render, tokenizer, 1024)
+    tokenizing = Tokenizing(built, tokenizer, 1024 * rounds)
 
-    def ours() -> list[int]:
-        placed = ((Place("x", number), alpaca.read(row, columns)) for number, row in enumerate(examples))
+    def ours() -> int:
         with tempfile.TemporaryDirectory() as directory:
-            return build_dataset(placed, tokenizing, path=Path(directory) / "x.arrow").counts.tokens
+            return build_dataset(conversations(examples, rounds), tokenizing, path=Path(directory) / "x.arrow").counts.tokens
 
-    ids = build_dataset([(Place("x", n), alpaca.read(row, columns)) for n, row in enumerate(examples)], tokenizing).dataset["input_ids"]
-    texts = tokenizer.batch_decode(ids[:])
+    texts = tokenizer.batch_decode(build_dataset(conversations(examples, rounds), tokenizing).dataset["input_ids"][:])
 
     def bare() -> int:
         batches = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
@@ -93,14 +93,75 @@ def speed() -> None:
             start = time.process_time()
             tokens[name] = work()
             seconds[name].append(time.process_time() - start)
-    rates = {name: EXAMPLES / median(taken) for name, taken in seconds.items()}
-    print(f"bare tokenizer  {rates['bare']:7.0f} examples a CPU second ({tokens['bare'] / EXAMPLES:.0f} tokens each)")
-    print(f"llmmod          {rates['ours']:7.0f} examples a CPU second ({tokens['ours'] / EXAMPLES:.0f} tokens each)")
+    count = len(texts)
+    rates = {name: count / median(taken) for name, taken in seconds.items()}
+    print(f"{count:,} examples of {rounds} rows, render={render}")
+    print(f"bare tokenizer  {rates['bare']:7.0f} examples a CPU second ({tokens['bare'] / count:.0f} tokens each)")
+    print(f"llmmod          {rates['ours']:7.0f} examples a CPU second ({tokens['ours'] / count:.0f} tokens each)")
     print(f"ratio           {rates['ours'] / rates['bare']:7.1%}")
 
 
-def load(path: str) -> None:
-    """Load a file's examples, and print the seconds and the peak memory that it took."""
+def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[tuple[Any, Any]]:
+    """What llmmod reads of rows, so many a conversation."""
+    from llmmod.data.formats import alpaca
+    from llmmod.data.row import Place
+    from llmmod.render.conversation import Conversation
+
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    for number in range(0, len(examples), rounds):
+        read = [alpaca.read(row, columns) for row in examples[number : number + rounds]]
+        yield Place("x", number), Conversation([message for one in read for message in one.messages])
+
+
+def processes() -> None:
+    """Print what two processes take beside one, each run in a process of its own."""
+    print(f"{'num_proc':>10}{'clock s':>10}{'CPU s, all':>12}{'busiest':>10}   median of {TIMES}, {EXAMPLES:,} examples")
+    taken: dict[str, list[list[float]]] = {"1": [], "2": []}
+    for _ in range(TIMES):
+        for count, found in taken.items():
+            output = subprocess.run([sys.executable, __file__, "build", count], capture_output=True, text=True, check=True).stdout
+            found.append(json.loads(output.splitlines()[-1]))
+    busiest = {}
+    for count, found in taken.items():
+        clock, everything, busiest[count] = (median(column) for column in zip(*found, strict=True))
+        print(f"{count:>10}{clock:10.1f}{everything:12.1f}{busiest[count]:10.1f}")
+    print(f"two processes: {busiest['1'] / busiest['2']:.2f} times as fast, where each has a core to itself")
+
+
+def build(count: int) -> None:
+    """Print clock seconds, and CPU seconds of all processes and of the busiest, that examples take in some processes."""
+    from llmmod.data import build as made
+    from llmmod.data.tokenize import Tokenizing
+
+    examples = list(rows(EXAMPLES))
+    tokenizing = Tokenizing(*parts(), 1024)
+    made.build_dataset(conversations(examples[:100], 1), tokenizing)
+    workers: dict[int, float] = {}
+    work = made.to_batch
+
+    def timed(*given: Any) -> Any:
+        batch = work(*given)
+        seconds = Path(directory) / str(os.getpid())
+        seconds.write_text(str(time.process_time()), encoding="ascii")
+        return batch
+
+    made.to_batch = timed
+    with tempfile.TemporaryDirectory() as directory:
+        clock, own = time.perf_counter(), time.process_time()
+        made.build_dataset(conversations(examples, 1), tokenizing, num_proc=count)
+        clock, own = time.perf_counter() - clock, time.process_time() - own
+        workers = {int(path.name): float(path.read_text(encoding="ascii")) for path in Path(directory).iterdir()}
+    workers.pop(os.getpid(), None)
+    print(json.dumps([clock, own + sum(workers.values()), max([own, *workers.values()])]))
+
+
+def load(path: str, streamed: int) -> None:
+    """Load a file's examples, and print the CPU seconds and the peak memory that it took.
+
+    Args:
+        path: the file.
+        streamed: how many examples to read as a training would; 0: they are made, mapped, and the last is read.
+    """
     from llmmod.data.load import load_splits
     from llmmod.schema.data import DatasetConf
     from llmmod.schema.model import HubConf
@@ -108,37 +169,53 @@ def load(path: str) -> None:
     render, tokenizer = parts()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     start = time.process_time()
-    splits = load_splits(DatasetConf(name="rows", path=path, val_size=100), render=render, tokenizer=tokenizer, seed=0, hub=HubConf())
-    assert splits.train[len(splits.train) - 1]["labels"]
+    conf = DatasetConf(name="rows", path=path, val_size=100, streaming=streamed > 0)
+    splits = load_splits(conf, render=render, tokenizer=tokenizer, seed=0, hub=HubConf())
+    for example in islice(splits.train, streamed) if streamed else [splits.train[len(splits.train) - 1]]:
+        assert example["labels"]
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(json.dumps([time.process_time() - start, peak_kib / 1024]))
 
 
-def memory(counts: list[int]) -> None:
-    """Print seconds and peak memory of some numbers of rows, made and then found."""
-    print(f"{'rows':>10}{'made: CPU s':>14}{'peak MiB':>10}{'found: CPU s':>14}{'peak MiB':>10}")
-    peaks = {}
+def memory(counts: Sequence[int], scale: float = 1.0) -> None:
+    """Print seconds and peak memory of some numbers of rows: made, found, and streamed once."""
+    ways = ("made", "found", "streamed")
+    print(f"{'rows':>10}" + "".join(f"{f'{way}: CPU s':>18}{'peak MiB':>10}" for way in ways))
+    peaks: dict[int, list[float]] = {}
     for count in counts:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "rows.jsonl"
             with path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows(count))
-            environment = {**os.environ, "LLMMOD_CACHE": f"{directory}/cache", "HF_HUB_OFFLINE": "1"}
+                file.writelines(json.dumps(row) + "\n" for row in rows(count, scale))
+            environment = {**os.environ, "LLMMOD_CACHE": f"{directory}/cache", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
             command = [sys.executable, __file__, "load", str(path)]
-            outputs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-        (made, peak), (found, peak_found) = (json.loads(output.splitlines()[-1]) for output in outputs)
-        peaks[count] = peak
-        print(f"{count:10,}{made:14.1f}{peak:10.0f}{found:14.1f}{peak_found:10.0f}")
-    print(f"{counts[-1]:,} rows take {peaks[counts[-1]] - peaks[counts[0]]:.0f} MiB more than {counts[0]:,}")
+            arguments = ("0", "0", str(count - 100))
+            runs = [subprocess.run([*command, one], env=environment, capture_output=True, text=True, check=True) for one in arguments]
+        told = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+        peaks[count] = [peak for _, peak in told]
+        print(f"{count:10,}" + "".join(f"{seconds:18.1f}{peak:10.0f}" for seconds, peak in told), flush=True)
+    for way, few, many in zip(ways, peaks[counts[0]], peaks[counts[-1]], strict=True):
+        print(f"{counts[-1]:,} rows {way} take {many - few:.0f} MiB more than {counts[0]:,}")
 
 
 def main() -> None:
-    """Print both."""
+    """Print all of it, or memory for a million rows."""
     print(machine())
-    speed()
-    memory([FEW, MILLION if "--million" in sys.argv else MANY])
+    if "--million" in sys.argv:
+        memory([FEW, MILLION], scale=SHORT)
+        return
+    speed("chatml", 1)
+    speed("auto", 4)
+    processes()
+    memory([FEW, MANY])
 
 
 if __name__ == "__main__":
-    load(sys.argv[2]) if sys.argv[1:2] == ["load"] else main()
+    match sys.argv[1:]:
+        case ["load", path, streamed]:
+            load(path, int(streamed))
+        case ["build", count]:
+            build(int(count))
+        case _:
+            main()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.errors import ConfigError, DataError
+from llmmod.render import chat_template
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode, encode_prompt
@@ -171,6 +172,28 @@ def test_what_can_not_be_used_is_refused(byte_level, template, conf, says):
     with pytest.raises(ConfigError) as error:
         auto(byte_level, template, **conf)
     assert says in str(error.value)
+
+
+# All that a template can see besides the messages, and one that calls what transformers gives it.
+SEEING = (
+    "{{ bos_token }}{{ extra_special_tokens }}{{ documents }}{{ tools }}{% for m in messages %}{{ m.role }}:{{ m.content | tojson }}"
+    "{{ m.tool_calls }}{{ m.keys() | list }}<|im_end|>{% endfor %}{{ strftime_now('%Y')[:2] }}{{ add_generation_prompt }}"
+)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["compiled", "moved"])
+@pytest.mark.parametrize("tools", [[], [{"name": "f"}]], ids=["plain", "tools"])
+@pytest.mark.parametrize("template", [CHATML, TRIMMED, UNENDED, SEEING], ids=["chatml", "trimmed", "unended", "seeing"])
+def test_a_template_sees_what_apply_chat_template_shows_it(byte_level, monkeypatch, template, tools, moved):
+    if moved:
+        monkeypatch.setattr(chat_template, "_compiled", lambda text: None)
+    written = auto(byte_level, CHATML)._chat
+    written.text = template
+    messages = [Message("system", "S"), Message("user", "你好 <b>"), Message("tool", "")]
+    said = [{"role": message.role, "content": message.content} for message in messages]
+    for asks in (False, True):
+        named = {"tools": tools or None, "chat_template": template, "add_generation_prompt": asks, "tokenize": False}
+        assert written.write(messages, asks=asks, tools=tools).text == byte_level.apply_chat_template(said, **named)
 
 
 def test_what_a_template_refuses_is_an_error_of_the_data(byte_level):

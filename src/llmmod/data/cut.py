@@ -9,7 +9,8 @@ from llmmod.render.encode import IGNORED, Encoded
 
 def is_trained(labels: Sequence[int]) -> bool:
     """Whether anything is learnt from these labels: the first is never predicted, since nothing stands before it."""
-    return any(label != IGNORED for label in labels[1:])
+    later = labels[1:]
+    return later.count(IGNORED) < len(later)
 
 
 def cut_right(example: Encoded, limit: int) -> Encoded:

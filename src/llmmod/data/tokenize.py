@@ -10,6 +10,7 @@ from llmmod.data.forms import Conversations, Form, Texts
 from llmmod.data.records import Record
 from llmmod.data.row import Place, RowError
 from llmmod.data.shorten import LEAST, fit
+from llmmod.data.uncollected import uncollected
 from llmmod.errors import DataError
 from llmmod.render.encode import encode
 from llmmod.schema.base import CutoffPolicy
@@ -66,6 +67,7 @@ class Tokenizing:
     mask_prompt: bool = True
     form: Form = field(default_factory=Conversations)
 
+    @uncollected()
     def batch(self, rows: Sequence[Placed]) -> list[Made]:
         """What each record became. All texts are encoded in one call, those of examples that are too long in a few more."""
         faults: dict[int, RowError] = {}
