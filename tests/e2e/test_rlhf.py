@@ -15,7 +15,8 @@ def test_it_runs_from_sft_to_export(tmp_path):
         "rm": ("rm", "adapter", "reward", ["../sft"]),
         "ppo": ("ppo", "adapter", "language", ["../sft"]),
     }
-    assert {"sft/train_loss", "rm/eval_accuracy", "ppo/eval_reward", "ppo/eval_reward_before", "predict_rouge-1"} <= set(metrics)
+    compared = ("sft/eval_loss", "sft/eval_token_accuracy", "rm/eval_loss", "rm/eval_accuracy", "rm/eval_margin", "ppo/eval_reward")
+    assert {"sft/train_loss", "predict_rouge-1", *compared, *(f"{name}_before" for name in compared)} <= set(metrics)
     steps = json.loads((tmp_path / "run.json").read_text())["steps"]
     assert [step["name"] for step in steps] == ["sft", "rm", "ppo", "predict", "export"]
     assert (tmp_path / "export" / "model.safetensors").is_file()

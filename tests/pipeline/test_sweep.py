@@ -62,3 +62,25 @@ def test_a_job_that_was_refused_is_in_the_table_and_has_no_number(sweep):
     assert table(jobs)[1][-1] == ["-", "0", "refused", "", ""]
     assert jobs[-1].name == "finetune.r=0 smoke=true"
     assert jobs[0].name == "0"
+
+
+def test_of_several_steps_each_one_s_metrics_are_shown_and_first_those_that_differ(tmp_path):
+    """As a sweep over the last of three steps leaves them: what the last step of a kind measured has its plain name, too."""
+    for number, reward in enumerate((0.5, 0.75)):
+        steps = {"sft/eval_loss_before": 3.0, "sft/eval_loss": 1.0, "sft/train_loss": 2.0, "rm/eval_loss": 0.25, "ppo/eval_reward": reward}
+        plain = {"train_loss": 2.0, "eval_loss": 0.25, "eval_reward": reward, "predict_rouge-1": 60.0 + number}
+        job(tmp_path / str(number), [f"steps.ppo.training.learning_rate={number}e-4"], "completed", plain | steps)
+    jobs = read_jobs(tmp_path)
+    shown = printed(jobs, most_metrics=4).splitlines()
+    assert shown[0].split() == [
+        "job",
+        "steps.ppo.training.learning_rate",
+        "status",
+        "predict_rouge-1",
+        "sft/eval_loss",
+        "rm/eval_loss",
+        "ppo/eval_reward",
+    ]
+    assert shown[2].split() == ["1", "1e-4", "completed", "61", "1", "0.25", "0.75"]
+    assert printed(jobs, most_metrics=2).splitlines()[0].split()[3:] == ["predict_rouge-1", "ppo/eval_reward"]
+    assert {"eval_loss", "sft/eval_loss_before"} <= set(table(jobs)[0])  # the file has all

@@ -60,7 +60,7 @@ def test_what_it_reports(session):
     made = session()
     report = train(made)
     measured = {"train_loss", "train_runtime", "train_steps_per_second", "train_tokens_per_second"}
-    held_out = {"eval_loss", "eval_loss_before", "eval_perplexity", "eval_token_accuracy"}
+    held_out = {"eval_loss", "eval_loss_before", "eval_perplexity", "eval_token_accuracy", "eval_token_accuracy_before"}
     assert set(report.metrics) == measured | held_out
     assert all(isinstance(value, float) for value in report.metrics.values())
     assert report.artifacts == {"adapter": "train", "trainer_state": "train/trainer_state.json", "training_loss": "train/training_loss.png"}

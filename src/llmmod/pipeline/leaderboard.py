@@ -65,10 +65,16 @@ def write_leaderboard(sweep_dir: Path, jobs: list[Job]) -> Path:
 
 
 def printed(jobs: list[Job], most_metrics: int = 6) -> str:
-    """The table for a terminal: the metrics people compare first, at most `most_metrics` of them."""
+    """The table for a terminal: at most `most_metrics` of the metrics, those that differ and those that people compare first.
+
+    Where a run has several steps of a kind, each one's metrics rather than the last one's under the plain name.
+    """
     header, rows = table(jobs)
     first = header.index("status") + 1
-    order = sorted(range(first, len(header)), key=lambda i: (not header[i].startswith(("eval_", "predict_")), i))[:most_metrics]
+    named = {name.partition("/")[2] for name in header}
+    told = [i for i in range(first, len(header)) if header[i] not in named and not header[i].endswith("_before")]
+    alike = {i: len({row[i] for row in rows}) == 1 for i in told}
+    order = sorted(told, key=lambda i: (not _of_held_out(header[i]), alike[i], i))[:most_metrics]
     keep = [*range(first), *sorted(order)]
     lines = [[header[i] for i in keep], *([row[i] for i in keep] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
@@ -87,6 +93,10 @@ def _read_job(directory: Path) -> Job:
 
 def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return dict(item.split("=", 1) for item in overrides if "=" in item)
+
+
+def _of_held_out(metric: str) -> bool:
+    return any(name.startswith(("eval_", "predict_")) for name in (metric, metric.partition("/")[2]))
 
 
 def _keys(dicts: object) -> list[str]:

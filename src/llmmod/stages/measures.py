@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-# What tells whether a stage's training was of use; each evaluation has the one or the other.
-_COMPARED = ("eval_loss", "eval_reward")
+# Each evaluation has the one or the other.
+_OF_EVALUATION = ("eval_loss", "eval_reward")
+# What tells whether a stage's training was of use.
+_COMPARED = (
+    *_OF_EVALUATION, "eval_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies", "eval_rewards/margins",
+)  # fmt: skip
 _OF_TRAINING = ("train_loss", "train_runtime", "train_steps_per_second")
 # How fast an evaluation was says more about the machine than about the model.
 _TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
@@ -20,8 +24,8 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
 
     Returns:
         `train_loss` (mean over the steps of this run), `train_runtime` (seconds), `train_steps_per_second`, `train_tokens_per_second`;
-        with held-out examples also `eval_loss`, its like, and `eval_loss_before` where the loss before the first step is known; likewise
-        `eval_reward_before` of a stage that lets the model answer.
+        with held-out examples also `eval_loss` and its like, and where it was evaluated before the first step, `eval_loss_before`,
+        `eval_accuracy_before`, `eval_reward_before` and their like.
     """
     history = trainer.state.log_history
     last: dict[str, Any] = next((entry for entry in reversed(history) if "train_loss" in entry), {})
@@ -46,7 +50,7 @@ def after_last_step(trainer: Any) -> dict[str, float]:
 
 
 def _is_evaluation(entry: dict[str, Any]) -> bool:
-    return any(name in entry for name in _COMPARED)
+    return any(name in entry for name in _OF_EVALUATION)
 
 
 def only_measures(metrics: dict[str, Any]) -> dict[str, float]:

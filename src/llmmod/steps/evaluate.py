@@ -16,20 +16,7 @@ from llmmod.stages.arguments import training_arguments
 from llmmod.stages.build import lent, release, trainer_from
 from llmmod.stages.measures import after_last_step, only_measures
 from llmmod.steps.predict import Predict, nothing_held_out
-
-# Of a stage's metrics, the ones that are told at the end of a run, and how.
-_NAMES = {
-    "eval_loss": ("loss", ".4f"),
-    "eval_perplexity": ("perplexity", ".3f"),
-    "eval_token_accuracy": ("token accuracy", ".1%"),
-    "eval_accuracy": ("accuracy", ".1%"),
-    "eval_margin": ("margin", ".3f"),
-    "eval_rewards/accuracies": ("accuracy", ".1%"),
-    "eval_rewards/margins": ("margin", ".3f"),
-    "eval_score": ("score", ".3f"),
-    "eval_reward": ("reward", ".3f"),
-    "eval_kl": ("KL", ".2f"),
-}
+from llmmod.steps.told import told_of_evaluation
 
 
 class Evaluate:
@@ -53,8 +40,7 @@ class Evaluate:
         if held_out is None:
             raise nothing_held_out()
         metrics = self._metrics(session, held_out)
-        told = [f"{text} {metrics[name]:{form}}" for name, (text, form) in _NAMES.items() if name in metrics]
-        report = StepReport(metrics, summary=[f"{self.name}: {', '.join(told)} on {_counted(held_out)}"])
+        report = StepReport(metrics, summary=[f"{self.name}: {told_of_evaluation(metrics)} on {_counted(held_out)}"])
         if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # of the stages that write
             answered = Predict(_predict_conf(session), self.name).run(session)
             report.metrics |= answered.metrics
@@ -79,7 +65,6 @@ class Evaluate:
             metrics = only_measures(trainer.evaluate())
             release(trainer)
         return metrics
-
 
     def _let_end(self, model: Any, session: Any) -> None:
         """Have the model's answers end where the render's do, as the train step does."""

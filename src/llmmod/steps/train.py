@@ -32,6 +32,7 @@ from llmmod.stages.resume import checkpoints, find_checkpoint
 from llmmod.stages.rewards import BEGAN_WITH
 from llmmod.steps.earlier import Result
 from llmmod.steps.reuse import Reuse
+from llmmod.steps.told import told_of_training
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
@@ -135,7 +136,7 @@ class Train:
 
     def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
         artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}
-        summary = [_losses(self.name, metrics)]
+        summary = [f"{self.name}: {told_of_training(metrics)}"]
         if (directory / _CURVE).is_file():
             artifacts["training_loss"] = f"{self.name}/{_CURVE}"
             summary.append(f"{self.name}: the loss curve is {directory / _CURVE}")
@@ -187,16 +188,3 @@ def _keep(trainer: Any) -> None:
         trainer._save_checkpoint(trainer.model, trial=None)
     if kept := checkpoints(directory):
         log.warning("interrupted; training.resume_from_checkpoint=%s goes on from here", kept[-1])
-
-
-def _losses(name: str, metrics: dict[str, float]) -> str:
-    told = [f"training loss {metrics['train_loss']:.4f}"] if "train_loss" in metrics else ["no step was left to train"]
-    if "eval_loss" in metrics:
-        before = f"{metrics['eval_loss_before']:.4f} before, " if "eval_loss_before" in metrics else ""
-        told.append(f"loss on held-out examples {before}{metrics['eval_loss']:.4f} after")
-    if "eval_reward" in metrics:
-        before = f"{metrics['eval_reward_before']:.3f} before, " if "eval_reward_before" in metrics else ""
-        each = "an answer" if "eval_answer_length" in metrics else "a token"  # as ppo counts, and as trl does
-        divergence = f", at a KL of {metrics['eval_kl']:.2f} nats {each}" if "eval_kl" in metrics else ""
-        told.append(f"reward on held-out prompts {before}{metrics['eval_reward']:.3f} after{divergence}")
-    return f"{name}: {'; '.join(told)}"
