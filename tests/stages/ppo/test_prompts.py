@@ -12,6 +12,12 @@ def test_each_rollout_comes_as_often_as_it_is_taken():
     assert len(sampler) == 18
 
 
+def test_each_prompt_comes_as_often_as_it_is_answered():
+    sampler = RolloutSampler(3, size=2, times=2, seed=0, shuffle=False, each=3)
+    assert list(sampler) == [0, 0, 0, 1, 1, 1] * 2 + [2, 2, 2, 0, 0, 0] * 2
+    assert len(sampler) == 24
+
+
 def test_more_is_wanted_than_there_is():
     assert list(RolloutSampler(3, size=8, times=1, seed=0, shuffle=False)) == [0, 1, 2, 0, 1, 2, 0, 1]
 
