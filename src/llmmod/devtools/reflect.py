@@ -12,6 +12,8 @@ from typing import Any
 from llmmod.devtools.describe import describe
 from llmmod.devtools.translate import Translation, translate
 
+# Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
+WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
 COMMENT_WIDTH = 134  # characters, so that `    # …` ends within the 140 of a line
 
 
@@ -36,7 +38,7 @@ def reflect(cls: type) -> list[Field]:
     """The fields that `cls` can be built with, in its order."""
     hints = typing.get_type_hints(cls)
     docstring = "\n".join(inspect.getdoc(base) or "" for base in cls.__mro__ if dataclasses.is_dataclass(base))
-    return [_field(f, hints[f.name], docstring) for f in dataclasses.fields(cls) if f.init]
+    return [_field(f, WIDER.get(f.name, hints[f.name]), docstring) for f in dataclasses.fields(cls) if f.init]
 
 
 def _field(field: dataclasses.Field[Any], hint: Any, docstring: str) -> Field:

@@ -240,7 +240,7 @@ class TrainingArguments:
     # Whether to run predictions on the test set
     do_predict: bool = False
     # Path to a folder with a valid checkpoint for your model
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: bool | str | None = None
     # When using torch.distributed.launch (Deprecated), it will pass `local_rank` in the script, so we need this for the parser
     local_rank: int = -1
 

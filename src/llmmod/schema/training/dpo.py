@@ -26,7 +26,5 @@ class DpoConf(DPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[m
     """Direct preference optimization with trl's trainer."""
 
     data_kind: str = "preference"
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
     f_divergence_type: str = "reverse_kl"

@@ -29,8 +29,6 @@ class GrpoConf(GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore
 
     _target_: str = "llmmod.stages.grpo.arguments.GrpoArguments"
     data_kind: str = "prompt"
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
     loss_type: str = "dapo"
     importance_sampling_level: str = "token"
     scale_rewards: str = "group"

@@ -16,8 +16,6 @@ class PpoConf(Seq2SeqTrainingArguments, StageConf):
 
     _target_: str = "llmmod.stages.ppo.arguments.PpoArguments"
     data_kind: str = "prompt"
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
 
     # A rollout is per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts a process, each answered once;
     # num_ppo_epochs * num_mini_batches optimizer steps learn from it.

@@ -17,5 +17,3 @@ class RmConf(RewardConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore
     data_kind: str = "preference"
     head: str = "reward"
     predict: dict[str, Any] = field(default_factory=lambda: {"_target_": "llmmod.steps.predict_rewards.PredictRewards"})
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]

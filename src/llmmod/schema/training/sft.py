@@ -13,5 +13,3 @@ from llmmod.schema.training import StageConf
 class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Supervised fine-tuning with trl's trainer."""
 
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
-    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]
