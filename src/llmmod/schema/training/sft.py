@@ -12,4 +12,3 @@ from llmmod.schema.training import StageConf
 @dataclass
 class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Supervised fine-tuning with trl's trainer."""
-
