@@ -57,7 +57,7 @@ class Record:
     @contextmanager
     def step(self, name: str) -> Iterator[StepReport]:
         """Time a step, and write what became of it, whichever way it ends; fill the yielded report."""
-        entry, report, began = self._steps[name], StepReport(), time.perf_counter()
+        entry, report, began, worked = self._steps[name], StepReport(), time.perf_counter(), time.process_time()
         entry["status"] = "running"
         _reset_peak_rss()
         self._write()
@@ -68,7 +68,7 @@ class Record:
             entry["status"] = "failed" if isinstance(error, Exception) else "interrupted"
             raise
         finally:
-            entry["seconds"] = round(time.perf_counter() - began, 3)
+            entry["seconds"], entry["cpu_seconds"] = round(time.perf_counter() - began, 3), round(time.process_time() - worked, 3)
             entry["peak_rss_bytes"] = peak_rss_bytes()
             entry["artifacts"], entry["metrics"] = report.artifacts, report.metrics
             if report.reused_from is not None:
