@@ -19,6 +19,10 @@ HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_t
             "training.reward.path: empty holds neither a model nor an adapter. Give what stage=rm wrote: <run>/train.",
         ),
         (
+            ["training.reward.path=sft"],
+            "training.reward.path: 'sft' is an adapter with a language head: it writes and doesn't score. Give one that stage=rm trained.",
+        ),
+        (
             ["training.reward.step=rm"],
             "training.reward.step: no step 'rm' trains before train. Put a step with stage=rm before it, or give training.reward.path.",
         ),
@@ -37,6 +41,8 @@ HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_t
 )
 def test_refused(told, tmp_path, overrides, line):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
     assert told("stage=ppo", *overrides) == [line]
 
 

@@ -28,7 +28,7 @@ REFUSED = {
     "key by + at the root": (
         "+foo=3",
         "foo: no such key or group. Allowed: dataset, experiment, finetune, generation, hub, model, output_dir, pipeline, quantization, "
-        "render, seed, smoke, stage, step, steps, tokenizer, training.",
+        "render, reuse, seed, smoke, stage, step, steps, tokenizer, training.",
     ),
     "key by + of a step": (
         "+steps.train.batch=3",
@@ -121,6 +121,10 @@ REFUSED = {
     ),
     # pipeline
     "no steps": ("pipeline=[]", f"pipeline: no steps. Allowed: {STEPS}."),
+    "nothing to reuse": (
+        "reuse=true",
+        "reuse: true, and only a run of several training steps takes what earlier runs left. Leave it out.",
+    ),
     "no such step": ("pipeline=[train,trian]", f"pipeline: no step 'trian'. Did you mean 'train'? Allowed: {STEPS}."),
     "a step twice": (
         "pipeline=[train,train]",

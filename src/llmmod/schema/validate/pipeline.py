@@ -30,6 +30,8 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
             yield Problem("pipeline", f"'{name}' stands in it {count} times", do=do)
     yield from _without_model(context)
     yield from _without_held_out(context)
+    if context.user_set("reuse") and context.get("reuse") is True and sum(map(context.trains, context.steps)) < 2:
+        yield Problem("reuse", "true, and only a run of several training steps takes what earlier runs left", do="Leave it out")
 
 
 def _without_model(context: Context) -> Iterator[Problem]:
