@@ -57,6 +57,16 @@ def test_an_evaluation_is_a_line_too(clock_of_tests, caplog):
     assert caplog.messages == ["step 1/10  validation loss 0.5000"]
 
 
+def test_of_what_learns_from_rewards_they_are_told(clock_of_tests, caplog):
+    caplog.set_level(logging.INFO)
+    shown = TrainingProgress(bar=False)
+    state = run(shown, clock_of_tests, steps=1)
+    shown.on_log(None, state, None, logs={"loss": 0.0, "reward": 0.25, "reward_std": 0.1})
+    shown.on_log(None, state, None, logs={"eval_reward": 0.5, "eval_score": 1.0})
+    told = "loss 0.0000  reward 0.250  50 tokens/s  0:18 left"
+    assert caplog.messages == [f"step 1/10  {told}", "step 1/10  reward on held-out prompts 0.500"]
+
+
 def test_the_end_of_training_adds_no_line(clock_of_tests, caplog):
     caplog.set_level(logging.INFO)
     shown = TrainingProgress(bar=False)

@@ -58,8 +58,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         self._show(state, "evaluate")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep the loss for the bar; without a bar, print a line."""
-        told = {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss", "learning_rate")}
+        """Keep loss and reward for the bar; without a bar, print a line."""
+        told = {name: value for name, value in (logs or {}).items() if name in _FORMS}
         self._logs |= told
         if not state.is_world_process_zero or not told:
             return
@@ -83,8 +83,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
 
     def _show(self, state: Any, description: str) -> None:
         if self._progress is not None:
-            loss = self._logs.get("loss")
-            told = "  ".join([*([f"loss {loss:.4f}"] if loss is not None else []), *self._speed(state)])
+            numbers = [f"{_NAMES[name]} {self._logs[name]:{_FORMS[name]}}" for name in ("loss", "reward") if name in self._logs]
+            told = "  ".join([*numbers, *self._speed(state)])
             self._progress.update(self._task, description=description, completed=state.global_step, told=told)
 
     def _line(self, state: Any, told: dict[str, float]) -> str:
@@ -98,8 +98,11 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         return [*([f"{rate:,.0f} tokens/s"] if rate else []), *([f"{clock(left)} left"] if left is not None else [])]
 
 
-_NAMES = {"loss": "loss", "eval_loss": "validation loss", "learning_rate": "learning rate"}
-_FORMS = {"loss": ".4f", "eval_loss": ".4f", "learning_rate": ".2e"}
+_NAMES = {
+    "loss": "loss", "eval_loss": "validation loss", "reward": "reward", "eval_reward": "reward on held-out prompts",
+    "learning_rate": "learning rate",
+}  # fmt: skip
+_FORMS = {"loss": ".4f", "eval_loss": ".4f", "reward": ".3f", "eval_reward": ".3f", "learning_rate": ".2e"}
 
 
 def clock(seconds: float) -> str:

@@ -166,12 +166,14 @@ def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
     devices = _devices(conf)
     if rows is None:
         return Plan(None, per_device, accumulation, devices, max_steps if max_steps > 0 else None, None)
-    an_epoch = _steps_an_epoch(conf, rows, per_device * devices, accumulation)
+    answers = getattr(conf, "num_generations", None)
+    of_each = min(answers, SMOKE_BATCH) if answers and smoke else answers
+    an_epoch = _steps_an_epoch(conf, rows, per_device * devices, accumulation, of_each)
     steps = max_steps if max_steps > 0 else math.ceil(conf.num_train_epochs * an_epoch)
     return Plan(rows, per_device, accumulation, devices, steps, steps / an_epoch)
 
 
-def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int) -> int:
+def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int, of_each: int | None) -> int:
     """Optimizer steps of a pass over the rows.
 
     Args:
@@ -179,13 +181,14 @@ def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int) -> i
         rows: there are.
         together: that all devices take at once.
         accumulation: of those, how many times before a step.
+        of_each: answers to a prompt, where they are compared with one another.
     """
     batch = together * accumulation
     if passes := getattr(conf, "num_ppo_epochs", None):  # the last rollout is filled up with prompts of the first
         return math.ceil(rows / (batch * conf.num_mini_batches)) * conf.num_mini_batches * int(passes)
-    if answers := getattr(conf, "num_generations", None):  # as many micro-batches are answered at once, and learnt from several times
+    if of_each:  # as many micro-batches are answered at once, and learnt from several times
         times = conf.steps_per_generation or max(1, (conf.generation_batch_size or batch) // together)
-        return math.ceil(math.ceil(rows * int(answers) / (together * times)) * times * int(conf.num_iterations) / accumulation)
+        return math.ceil(math.ceil(rows * of_each / (together * times)) * times * int(conf.num_iterations) / accumulation)
     batches = rows / together
     return max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
 

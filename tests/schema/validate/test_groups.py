@@ -60,6 +60,7 @@ OWN = "true, and llmmod's own sampling answers, with the model that is trained. 
             "dataset.streaming: true, and grpo comes back to its prompts. Set it to false.",
         ),
         (["training.num_generations=1"], "training.num_generations: found 1. Allowed: 2 or more."),
+        (["training.max_completion_length=null"], "training.max_completion_length: null. Allowed: a number."),
         (["training.beta=-1"], "training.beta: found -1. Allowed: 0 or more."),
         (
             ["training.loss_type=gspo"],

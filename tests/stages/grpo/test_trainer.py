@@ -147,11 +147,18 @@ def test_what_is_left(grpo_trainer, tmp_path):
     assert (directory / "grpo.png").read_bytes()[:4] == b"\x89PNG"
     lines = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 0]
-    assert lines[0].keys() == {"step", "prompt", "answer", "even"}
+    assert lines[0].keys() == {"step", "prompt", "answer", "reward"}
     names = {path.name for path in (directory / "checkpoint-2").iterdir()}
     assert {"model.safetensors", "grpo_state_0.pt", "optimizer.pt", "trainer_state.json"} <= names
     assert not {"README.md", "training_args.bin"} & names
     assert sorted(path.name for path in (directory / "completions").iterdir()) == ["completions_00001.parquet", "completions_00002.parquet"]
+
+
+def test_samples_have_each_reward_and_their_weighted_sum(grpo_trainer, tmp_path):
+    scorers = {"one": lambda a: torch.ones(len(a.answers)), "none": lambda a: torch.full((len(a.answers),), torch.nan)}
+    grpo_trainer(scorers=scorers, reward_weights={"one": 3.0}, max_steps=1).train()
+    line = json.loads((tmp_path / "train" / "samples.jsonl").read_text().splitlines()[0])
+    assert (line["reward"], line["rewards/one"], line["rewards/none"]) == (3.0, 1.0, None)
 
 
 def test_the_best_is_the_one_that_earns_most(grpo_trainer):

@@ -25,6 +25,7 @@ REFUSED: Mapping[str, str] = {
     "router_aux_loss_coef": "grpo doesn't learn from that loss",
     "log_completions_hub_repo": "a run uploads nothing",
 }
+_NEEDED = ("num_generations", "max_completion_length")
 _GROUPED = ("group_by_length", "batch_rebalance")
 
 
@@ -49,6 +50,7 @@ def _refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
         if training.get(name):
             neutral = "false" if training[name] is True else "null"
             yield Problem(f"{place}.{name}", f"{_shown(training[name])}, and {why}", do=f"Set it to {neutral}")
+    yield from (Problem(f"{place}.{name}", "null", "Allowed: a number") for name in _NEEDED if training.get(name) is None)
     if training.get("train_sampling_strategy") in _GROUPED:
         found = f"{training['train_sampling_strategy']}, and a prompt's answers have no length before they are sampled"
         yield Problem(f"{place}.train_sampling_strategy", found, "Allowed: random, sequential")

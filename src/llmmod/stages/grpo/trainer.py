@@ -139,7 +139,9 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows))
         own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
         if self.model.training:
-            told_of = dict(zip(self.reward_func_names, own.T.tolist(), strict=True))
+            told_of = {"reward": (own * self.reward_weights).nansum(1).tolist()}
+            if len(self.reward_func_names) > 1:
+                told_of |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
             self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
         scores: torch.Tensor = gather(own.to(self.accelerator.device))
         return scores
@@ -160,7 +162,9 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         prompts, size = input_ids.shape[1] - logits_to_keep, batch_size or len(input_ids)
         asked, context = model, nullcontext()  # type: tuple[Any, AbstractContextManager[None]]
         if model is _REFERENCE:
-            asked, context = self.model, reference(self.model, self.initial) or nullcontext()
+            found_reference = reference(self.model, self.initial)
+            assert found_reference is not None, "where it isn't known, nothing is compared with it"
+            asked, context = self.model, found_reference
         found = []
         with context, self.accelerator.autocast():
             for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):

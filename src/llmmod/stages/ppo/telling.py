@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Samples:
             step: optimizer steps before it.
             prompts: texts.
             answers: texts.
-            numbers: name -> one for each answer.
+            numbers: name -> one for each answer, NaN where there is none.
         """
         if not self._wanted:
             return
@@ -71,5 +72,5 @@ class Samples:
         with self._path.open("a", encoding="utf-8") as file:
             for place in range(min(self._wanted, len(prompts))):
                 told = {"step": step, "prompt": prompts[place], "answer": answers[place]}
-                told |= {name: round(values[place], 6) for name, values in numbers.items()}
+                told |= {name: None if math.isnan(values[place]) else round(values[place], 6) for name, values in numbers.items()}
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
