@@ -12,7 +12,8 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from llmmod.models.segments import BOUNDARIES, FAMILIES, by_segments, segments_attention, why_not
+from llmmod.models.apart import FAMILIES
+from llmmod.models.segments import BOUNDARIES, by_segments, segments_attention, why_not
 from llmmod.models.tiny import tiny_model
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))

@@ -22,8 +22,9 @@ def model(family="llama", attention="sdpa"):
     return SimpleNamespace(config=SimpleNamespace(model_type=family, _attn_implementation=attention))
 
 
-def collator(tiny_tokenizer, node=FLATTEN, family="llama", train=(), attention="sdpa", multiple=None):
-    return collator_from(node, model=model(family, attention), tokenizer=tiny_tokenizer, train=train, pad_to_multiple_of=multiple)
+def collator(tiny_tokenizer, node=FLATTEN, family="llama", train=(), attention="sdpa", multiple=None, trainer=None):
+    parts = {"model": model(family, attention), "tokenizer": tiny_tokenizer, "train": train}
+    return collator_from(node, **parts, pad_to_multiple_of=multiple, trainer=trainer)
 
 
 def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):
@@ -38,8 +39,9 @@ def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):
         ({"family": "rwkv"}, "whether rwkv keeps the examples of a row apart was not checked"),
         ({"attention": "eager"}, "attention 'eager' can't"),
         ({"multiple": 8}, "training.pad_to_multiple_of asks for padding"),
+        ({"trainer": "trl.SFTTrainer"}, "trl.SFTTrainer doesn't keep the examples of a row apart"),
     ],
-    ids=["family", "unknown", "attention", "multiple"],
+    ids=["family", "unknown", "attention", "multiple", "trainer"],
 )
 def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_splits, changes, told):
     caplog.set_level(logging.INFO, "llmmod.train")
@@ -50,6 +52,11 @@ def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_spli
     assert told in caplog.messages[0]
     with pytest.raises(ConfigError, match=r"dataset\.packing"):
         collator(tiny_tokenizer, train=Packed(toy_splits.train, 64), **changes)
+
+
+def test_ours_and_what_is_derived_from_it_get_rows_of_several(tiny_tokenizer, toy_splits):
+    for trainer in ("llmmod.stages.sft.SftTrainer", "llmmod.stages.trainer.StageTrainer"):
+        assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=Packed(toy_splits.train, 64)), Flatten)
 
 
 def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):

@@ -8,8 +8,7 @@ but pays for every pair of tokens of the row: 80 real tokens a CPU second agains
 Several answers can share their prompt: one stands behind it, and each other is a branch, a segment that has more keys than tokens by
 `cu_seq_lens_k`. Those it has more are the first of the last segment that is no branch, and come before its own.
 
-Whether a family's attention can be kept apart is a matter of its code, so `FAMILIES` lists those for which a test compares losses and
-gradients with each example's alone.
+Which models can be kept apart, `apart` says.
 """
 
 from __future__ import annotations
@@ -24,34 +23,11 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llmmod.models.apart import is_flash, why_not_attention, why_not_family
+
 NAME = "llmmod_segments"
 BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
 KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
-
-# model_type of the configuration -> why its examples can't be kept apart; None: they can.
-_OWN_ATTENTION = "it computes attention itself, over the whole row, and its positions are those in the row"
-FAMILIES: dict[str, str | None] = {
-    "llama": None,
-    "mistral": None,
-    "qwen2": None,
-    "qwen3": None,
-    "gemma3_text": None,
-    "phi": None,
-    "phi3": None,
-    "glm": None,
-    "glm4": None,
-    # Without an option of their own.
-    "gemma": None,
-    "gpt2": None,
-    "granite": None,
-    "mixtral": None,
-    "olmo2": None,
-    "qwen3_moe": None,
-    "starcoder2": None,
-    "baichuan": "its ALiBi is part of a mask over the whole row",  # of 13 billion; those of 7 billion become llama
-    "bloom": _OWN_ATTENTION,
-    "falcon": _OWN_ATTENTION,
-}
 
 
 def why_not(model: Any, *, branches: bool = False) -> str | None:
@@ -61,16 +37,9 @@ def why_not(model: Any, *, branches: bool = False) -> str | None:
         model: a PreTrainedModel or PeftModel.
         branches: whether they are to share their beginnings.
     """
-    family, attention = model.config.model_type, model.config._attn_implementation
-    if family not in FAMILIES:
-        return f"whether {family} keeps the examples of a row apart was not checked"
-    if FAMILIES[family]:
-        return f"{family} can't keep the examples of a row apart: {FAMILIES[family]}"
-    if attention not in ("sdpa", NAME) and not _is_flash(attention):
-        return f"attention '{attention}' can't keep the examples of a row apart"
-    if branches and _is_flash(attention):
-        return f"attention '{attention}' can't let two answers share their prompt"
-    return None
+    attention = model.config._attn_implementation
+    reason = why_not_family(model.config.model_type)
+    return reason or why_not_attention("sdpa" if attention == NAME else attention, branches=branches)
 
 
 @contextmanager
@@ -83,7 +52,7 @@ def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: the model's family doesn't hand the boundaries down to its attention, or its attention takes no notice of them.
     """
-    if BOUNDARIES not in inputs or _is_flash(model.config._attn_implementation):
+    if BOUNDARIES not in inputs or is_flash(model.config._attn_implementation):
         yield
         return
     if reason := why_not(model):
@@ -153,7 +122,3 @@ def _mask(length: int, before: int, window: int | None, device: torch.device) ->
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """No mask over the row."""
-
-
-def _is_flash(attention: str) -> bool:
-    return "flash" in attention and "flex" not in attention

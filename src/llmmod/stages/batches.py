@@ -11,8 +11,9 @@ from llmmod.data.packed import capacity_of
 from llmmod.data.pairs import PadPairs, SharePrompt
 from llmmod.data.scored_pairs import PadPairsScored, SharePromptScored
 from llmmod.errors import ConfigError, Problem
-from llmmod.instantiate import build
+from llmmod.instantiate import build, locate
 from llmmod.models.segments import why_not
+from llmmod.stages.trainer import StageTrainer
 
 log = logging.getLogger("llmmod.train")
 # What makes a row of many -> what pads them instead.
@@ -31,6 +32,7 @@ def collator_from(
     train: Any,
     pad_to_multiple_of: int | None = None,
     fixed_rows: int | None = None,
+    trainer: str | None = None,
 ) -> Any:
     """The collator that a configuration names, or one that pads where that makes rows which the model can't have; None for none.
 
@@ -41,14 +43,16 @@ def collator_from(
         train: the training examples.
         pad_to_multiple_of: `training.pad_to_multiple_of`, tokens.
         fixed_rows: rows of a batch, where packed ones are all to have one length; None: they needn't.
+        trainer: the class that gets the batches, `training.trainer._target_`; None: one of ours.
 
     Raises:
-        ConfigError: the examples are packed, and the model or the collator can't keep them apart.
+        ConfigError: the examples are packed, and the model, the trainer or the collator can't keep them apart.
     """
     if not node:
         return None
     padding: dict[str, Any] = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
-    reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of)
+    check_trainer(trainer, train)
+    reason = _why_padded(node, model=model, train=train, pad_to_multiple_of=pad_to_multiple_of, trainer=trainer)
     if reason is None:
         if fixed_rows is not None and capacity_of(train) is not None:
             padding |= {"length": fixed_rows * train.capacity}
@@ -60,7 +64,33 @@ def collator_from(
     return (_padded(node) or PadRight)(tokenizer, **padding)
 
 
-def _why_padded(node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None) -> str | None:
+def check_trainer(trainer: str | None, train: Any) -> None:
+    """Refuse a trainer in which packed examples would see each other.
+
+    Args:
+        trainer: the class, `training.trainer._target_`; None: one of ours.
+        train: the training examples.
+
+    Raises:
+        ConfigError: they are packed, and the class isn't derived from ours.
+    """
+    if capacity_of(train) is not None and (reason := _mixes(trainer)):
+        do = "Derive it from llmmod.stages.trainer.StageTrainer, or set dataset.packing=false"
+        raise ConfigError(Problem("training.trainer._target_", f"{reason}, and dataset.packing is true", do=do))
+
+
+def _mixes(trainer: str | None) -> str | None:
+    """Why a trainer would let the examples of a row see each other; None where it doesn't."""
+    if trainer is None:
+        return None
+    found = locate(trainer)
+    ours = isinstance(found, type) and issubclass(found, StageTrainer)
+    return None if ours else f"{trainer} doesn't keep the examples of a row apart"
+
+
+def _why_padded(
+    node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None, trainer: str | None = None
+) -> str | None:
     """Why the examples of a batch can't stand in one row; None where they can, or where that isn't what is asked for."""
     if _is(node, PadRight) and capacity_of(train) is not None:
         return "training.collator=PadRight takes a row for one example"
@@ -68,7 +98,7 @@ def _why_padded(node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multi
         return None
     if pad_to_multiple_of is not None:
         return "training.pad_to_multiple_of asks for padding"
-    return why_not(model, branches=not _is(node, Flatten))
+    return _mixes(trainer) or why_not(model, branches=not _is(node, Flatten))
 
 
 def _padded(node: Mapping[str, Any]) -> type[PadRight | PadPairs | PadPairsScored] | None:

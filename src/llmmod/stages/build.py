@@ -48,14 +48,14 @@ def trainer_from(
         ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
     """
     own = [build(node) for node in conf.callbacks.values() if node]
-    compiles = getattr(conf, "torch_compile", False)
     collator = collator_from(
         conf.collator,
         model=model,
         tokenizer=tokenizer,
         train=train,
         pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
-        fixed_rows=args.train_batch_size if compiles else None,
+        fixed_rows=args.train_batch_size if _compiles(conf) else None,
+        trainer=conf.trainer.get("_target_"),
     )
     try:
         trainer = build(
@@ -75,11 +75,15 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
-    if compiles:
+    if _compiles(conf):
         _compile(model, conf, fixed=capacity_of(train) is not None)
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _compiles(conf: Any) -> bool:
+    return bool(getattr(conf, "torch_compile", False))
 
 
 def _compile(model: Any, conf: Any, *, fixed: bool) -> None:

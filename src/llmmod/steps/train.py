@@ -23,6 +23,7 @@ from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
 from llmmod.schema.step import TrainConf
 from llmmod.stages.arguments import training_arguments
+from llmmod.stages.batches import check_trainer
 from llmmod.stages.build import lent, needs_max_steps, release, trainer_from
 from llmmod.stages.curve import loss_curve
 from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
@@ -66,6 +67,7 @@ class Train:
         checkpoint = find_checkpoint(conf.resume_from_checkpoint, train_dir=directory)
         splits = session.splits(self.name)
         needs_max_steps(conf, splits.train)
+        check_trainer(conf.trainer.get("_target_"), splits.train)
         args = training_arguments(
             conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
         )

@@ -28,6 +28,7 @@ from llmmod.schema.validate.mix import check_mix
 from llmmod.schema.validate.model_files import check_model_files
 from llmmod.schema.validate.named import check_named
 from llmmod.schema.validate.output import check_output
+from llmmod.schema.validate.packing import check_packing
 from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
@@ -59,6 +60,7 @@ CHECKS: tuple[Check, ...] = (
     check_unread,
     check_data_files,
     check_model_files,
+    check_packing,
     check_rewards,
     check_output,
 )
