@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
 from llmmod.instantiate import locate
+from llmmod.pipeline.fitting import doubts
+from llmmod.pipeline.parts import Parts
 from llmmod.pipeline.quiet import quiet_libraries
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session
@@ -109,6 +111,8 @@ def _several_of_a_kind(root: Root) -> list[str]:
 
 
 def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -> None:
+    for line in doubts(Parts(root)):
+        log.warning(line)
     for number, name in enumerate(root.pipeline, start=1):
         log.info("[%d/%d] %s", number, len(root.pipeline), name)
         with record.step(name) as report:

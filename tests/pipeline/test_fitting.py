@@ -1,0 +1,64 @@
+"""What a step takes and what was made for something else is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmmod.pipeline.fitting import doubts
+from llmmod.pipeline.parts import Parts
+from llmmod.schema.data import RenderConf
+from llmmod.schema.finetune import LoraConf
+from llmmod.schema.model import ModelConf
+from llmmod.schema.root import Root
+from llmmod.schema.step import PredictConf, TrainConf
+from llmmod.schema.training.ppo import PpoConf
+from llmmod.schema.training.sft import SftConf
+
+
+def run(*, adapters=(), reward=None, **own):
+    """The doubts about a run of `sft`, `ppo` and `predict`, parts of their own by name."""
+    root = Root(
+        model=ModelConf(name="tiny", pretrained_model_name_or_path="org/tiny"),
+        finetune=LoraConf(name="lora", adapters=list(adapters)),
+        training=SftConf(stage="sft"),
+        render=RenderConf(name="chatml"),
+        pipeline=["sft", "ppo", "predict"],
+    )
+    ppo = {"model": ModelConf(from_step="sft"), "training": PpoConf(stage="ppo", reward=reward or {})}
+    root.steps = {
+        "sft": TrainConf(**own.get("sft", {})),
+        "ppo": TrainConf(**ppo, **own.get("ppo", {})),
+        "predict": PredictConf(**own.get("predict", {})),
+    }
+    return doubts(Parts(root))
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A directory that a training left."""
+    (tmp_path / "adapter").mkdir()
+    said = {"stage": "sft", "kind": "adapter", "head": "language", "base": "org/other", "render": "vicuna"}
+    (tmp_path / "adapter" / "stage.json").write_text(json.dumps(said))
+    return str(tmp_path / "adapter")
+
+
+VICUNA = {"render": RenderConf(name="vicuna")}
+
+
+def test_what_fits_is_not_spoken_of(tmp_path):
+    assert run() == run(adapters=["org/adapter", str(tmp_path)]) == run(reward={"path": str(tmp_path)}) == []
+
+
+def test_another_render_than_an_earlier_step(left):
+    assert run(sft=VICUNA) == ["sft was trained with render=vicuna, and ppo writes with render=chatml"]
+    assert run(predict=VICUNA) == ["ppo was trained with render=chatml, and predict writes with render=vicuna"]
+    assert run(sft=VICUNA, ppo={**VICUNA}) == []  # predict goes by ppo's
+    assert "sft was trained with render=chatml, and ppo writes with render=vicuna" in run(ppo=VICUNA, reward={"step": "sft"})
+
+
+def test_another_render_or_base_than_a_directory(left):
+    render = f"'{left}' was trained with render=vicuna, and sft writes with render=chatml"
+    assert run(adapters=[left])[:2] == [render, f"'{left}' was trained on org/other, and sft puts it on org/tiny"]
+    assert run(reward={"path": left}) == [render.replace("and sft", "and ppo")]
