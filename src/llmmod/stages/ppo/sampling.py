@@ -13,6 +13,11 @@ from transformers import GenerationConfig
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation import generation_config
 
+# What a checkpoint brings along and would have answers sampled from something else than what the model says -> as good as not set.
+_PLAIN = {
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "num_beams": 1,
+}  # fmt: skip
 _OF_GRPO = ("min_p", "repetition_penalty", "cache_implementation")  # has fields for these, too
 
 
@@ -28,6 +33,7 @@ def sampling_settings(args: Any, model: Any) -> GenerationConfig:
     """
     ends = model.generation_config.eos_token_id
     fields = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "max_new_tokens": args.max_completion_length}
+    fields |= {name: plain for name, plain in _PLAIN.items() if getattr(model.generation_config, name, None) is not None}
     fields |= {name: getattr(args, name) for name in _OF_GRPO if getattr(args, name, None) is not None}
     known = GenerationConfig().to_dict()
     if unknown := [name for name in args.generation_kwargs if name not in known]:
