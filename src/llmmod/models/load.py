@@ -28,6 +28,7 @@ from llmmod.models.families.registry import family_of
 from llmmod.models.hub import check_reachable, hub_problem
 from llmmod.models.layouts import check_layout
 from llmmod.models.mapped import giving_back
+from llmmod.models.own_length import keep_own_lengths
 from llmmod.models.quantize import plain_linears
 from llmmod.models.rebuild import set_name
 
@@ -68,6 +69,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
     keep_differentiable(model)
+    keep_own_lengths(model)
     set_name(model, pretrained_model_name_or_path)
     watch_length(model)
     return (model, info) if arguments.get("output_loading_info") else model

@@ -15,6 +15,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from llmmod.models.cpu_kernels import keep_differentiable
+from llmmod.models.own_length import keep_own_lengths
 from llmmod.models.quantize import plain_linears
 
 
@@ -44,6 +45,7 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
     if info["missing_keys"]:
         raise ValueError(f"no value for {sorted(info['missing_keys'])}")
     keep_differentiable(new)
+    keep_own_lengths(new)
     set_name(new, model.config._name_or_path)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)

@@ -10,6 +10,7 @@ from llmmod.models.adapters import attached
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.families.limits import watch_length
 from llmmod.models.load import WHERE, explained, is_reward_checkpoint, load_config, load_model, read_config
+from llmmod.models.own_length import keep_own_lengths
 from llmmod.models.quantize import plain_linears
 from llmmod.models.rebuild import set_name
 from llmmod.models.reward import HEAD, mark_trained, require_head, reward_class, with_reward_head
@@ -59,6 +60,7 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
         lacks = "its reward head" if any(name.startswith(f"{HEAD}.") for name in missing) else f"{len(missing)} of its weights"
         raise ConfigError(Problem(key, f"'{path}' lacks {lacks}, among them {missing[0]}; made up, it would score at random"))
     set_name(model, path)
+    keep_own_lengths(model)
     watch_length(model)
     mark_trained(model)
     return (model, info) if arguments.get("output_loading_info") else model

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.families.config import config_class, initial_model
+from llmmod.models.own_length import keep_own_lengths
 
 STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
@@ -58,7 +59,9 @@ def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) ->
     """A model of an architecture's initial weights, which the seed alone decides; the process's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return initial_model(config, dtype=dtype or torch.float32).eval()
+        model = initial_model(config, dtype=dtype or torch.float32).eval()
+    keep_own_lengths(model)
+    return model
 
 
 def tiny_tokenizer(extra_tokens: Sequence[str] = ()) -> Any:

@@ -13,7 +13,7 @@ from llmmod.schema.quantization import QuantizationConf
 class RopeScalingConf:
     """`model.rope_scaling.*`: longer contexts than the model was trained on, for training and answering alike."""
 
-    type: str | None = None  # linear, dynamic or yarn; None: off. dynamic goes by each batch's longest text: rather for answering
+    type: str | None = None  # linear, dynamic or yarn; None: off. dynamic goes by a text's own length, of padded rows by the longest
     factor: float | None = None  # trained length times this; None: `model_max_length` over the trained length, rounded up
 
 
