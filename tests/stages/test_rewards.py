@@ -33,7 +33,7 @@ class TestFunctions:
     def called(self, tiny_tokenizer):
         """A function's answer to ANSWERS, and what it was given."""
 
-        def call(given, columns=None):
+        def call(given, columns=None, **settings):
             seen = {}
 
             def function(**arguments):
@@ -41,7 +41,7 @@ class TestFunctions:
                 return given
 
             answers = Answers(ANSWERS.prompts, ANSWERS.answers, {**ANSWERS.columns, **(columns or {})})
-            return FunctionScorer("mine", function, tiny_tokenizer)(answers), seen
+            return FunctionScorer("mine", function, tiny_tokenizer, **settings)(answers), seen
 
         return call
 
@@ -60,6 +60,7 @@ class TestFunctions:
 
     def test_what_it_leaves_out_counts_as_nothing(self, called):
         assert called([None, 2])[0].tolist() == [0.0, 2.0]
+        torch.testing.assert_close(called([None, 2], left_out=torch.nan)[0], torch.tensor([torch.nan, 2.0]), equal_nan=True)
 
     def test_what_is_no_score(self, called):
         with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave 1 numbers for 2 answers"):
