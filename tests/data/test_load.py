@@ -219,6 +219,31 @@ def test_a_rehearsal_takes_a_few_rows(load, conf, sizes):
     assert (len(splits.train), len(splits.eval or [])) == sizes
 
 
+@pytest.mark.parametrize("conf", [{}, {"val_files": "good.json"}, {"streaming": True}], ids=["rows", "files", "stream"])
+def test_a_rehearsal_finds_a_bad_row_that_it_would_not_train_on(load, conf):
+    write(without("output", 17))
+    write(ROWS, "good.json")
+    with pytest.raises(DataError, match="row 17, column 'output': missing"):
+        load(smoke=True, **conf)
+    skipping = load(smoke=True, on_bad_row=OnBadRow.skip, **conf)
+    assert skipping.report.skipped == 1
+    assert len({tuple(example["input_ids"]) for example in islice(skipping.train, 20)}) == 8
+
+
+def test_a_rehearsal_finds_a_bad_row_to_validate_with(load):
+    write(ROWS)
+    write(without("output", 17), "held.json")
+    with pytest.raises(DataError, match="row 17, column 'output'"):
+        load(smoke=True, val_files="held.json")
+
+
+def test_a_rehearsal_looks_at_no_more_rows_than_the_run_would_use(load, monkeypatch):
+    write(without("output", 17))
+    assert len(load(smoke=True, max_samples=16).train) == 8
+    monkeypatch.setattr("llmmod.data.opened.SURVEYED", 16)
+    assert len(load(smoke=True).train) == 8
+
+
 def test_a_system_text_of_the_configuration_is_for_rows_that_have_none(load):
     write([{**ROWS[0], "system": "Mine."}, ROWS[1]])
     write([{**ROWS[0], "system": "Mine."}, ROWS[1]], "held.json")

@@ -9,7 +9,7 @@ from llmmod.data.choose import choose_format
 from llmmod.data.open_source import open_source
 from llmmod.data.readings import Readings
 from llmmod.data.row import RowError
-from llmmod.data.sources import Source
+from llmmod.data.sources import Source, Streamed
 from llmmod.errors import DataError, Problem
 from llmmod.schema.base import OnBadRow
 from llmmod.schema.data import DatasetConf
@@ -17,6 +17,7 @@ from llmmod.schema.model import HubConf
 
 HEAD = 1000  # rows that are looked at for the columns there are
 SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
+SURVEYED = 10_000  # of those on this machine that a rehearsal reads and checks, in a fifth of a second; of the hub's, HEAD
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
     """
     limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
     limit = min((limit for limit in limits if limit is not None), default=None)
-    training, validating = _readings(conf, _open(conf, hub), kind=kind, limit=limit), _validating(conf, hub, smoke, kind)
+    training = _readings(conf, _open(conf, hub), kind=kind, limit=limit, smoke=smoke)
+    validating = _validating(conf, hub, smoke, kind)
     if kind == "prompt":
         values = training.find_values(HEAD)
         training, validating = replace(training, values=values), validating and replace(validating, values=values)
@@ -70,16 +72,18 @@ def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Read
         source = _open(replace(conf, split=conf.val_split), hub)
     else:
         return None
-    return _readings(conf, source, kind=kind, limit=SMOKE_EVAL if smoke else None)
+    return _readings(replace(conf, max_samples=None), source, kind=kind, limit=SMOKE_EVAL if smoke else None, smoke=smoke)
 
 
-def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None) -> Readings:
+def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None, smoke: bool) -> Readings:
     head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
     if not head:
         _refuse_headless(source)
     given = {role: column for role, column in vars(conf.columns).items() if column is not None}
     found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
-    return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit)
+    # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on.
+    surveyed = min(HEAD if isinstance(source, Streamed) else SURVEYED, conf.max_samples or SURVEYED) if smoke else None
+    return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
 
 
 def _refuse_headless(source: Source) -> None:

@@ -26,6 +26,7 @@ class Readings:
         skip: whether bad rows are left out.
         system: the system text of conversations that have none; None: theirs stays unset.
         limit: records, at most; None: all.
+        surveyed: records that a survey reads, though no more than `limit` are used; None: as many as are used.
         values: of prompts, the columns that come along and their types; None: as each row has them.
     """
 
@@ -34,6 +35,7 @@ class Readings:
     skip: bool = False
     system: str | None = None
     limit: int | None = None
+    surveyed: int | None = None
     values: Mapping[str, type] | None = None
 
     def __iter__(self) -> Iterator[tuple[Place, Any]]:
@@ -47,22 +49,34 @@ class Readings:
         """
         return islice(self._all(bad), self.limit)
 
+    def head(self, count: int, bad: Faults) -> list[tuple[Place, Any]]:
+        """The first records, at most `count`; those that a survey reads are looked at too, and what is wrong with them is in `bad`.
+
+        Raises:
+            DataError: a bad row where none may be left out.
+        """
+        records = self._all(bad)
+        found = list(islice(records, count if self.limit is None else min(count, self.limit)))
+        for _ in islice(records, max(0, (self.surveyed or 0) - len(found))):
+            pass
+        return found
+
     def survey(self) -> tuple[int, Faults]:
-        """How many records there are, and what is wrong with the rows that are left out.
+        """How many records are used, and what is wrong with the rows that are left out.
 
         Raises:
             DataError: a bad row where none may be left out, or no good one.
         """
         bad = Faults()
-        count = sum(1 for _ in self.read(bad))
+        count = sum(1 for _ in islice(self._all(bad), self.surveyed or self.limit))
         if not count:
             skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
             raise DataError(Problem(self.source.name, skipped))
-        return count, bad
+        return count if self.limit is None else min(count, self.limit), bad
 
     def find_values(self, head: int) -> dict[str, type]:
         """The columns that come along, and their types, in the first rows."""
-        records = (record for _, record in islice(replace(self, skip=True), head))
+        records = (record for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head))
         return value_types(record.values for record in records if isinstance(record, Prompted))
 
     def _all(self, bad: Faults) -> Iterator[tuple[Place, Record]]:

@@ -46,7 +46,7 @@ class _Part:
         """
         if self.opened.validating is not None:
             bad += self.opened.validating.survey()[1]
-        head = list(islice(self.opened.training.read(bad), self.held + CHECKED))
+        head = self.opened.training.head(self.held + CHECKED, bad)
         if len(head) <= self.held:
             if not head:
                 self.opened.training.survey()  # says why
