@@ -63,6 +63,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         if self.aux_loss_enabled:
             found = f"{self.router_aux_loss_coef:g} by the model's config, and grpo doesn't learn from that loss"
             raise ConfigError(Problem("training.router_aux_loss_coef", found, do="Set it to 0"))
+        self.eos_token_ids = list(self._answering.eos_token_id)  # trl would count the tokenizer's own among them
         self.reward_func_names = names
         self.reward_weights = torch.tensor([args.reward_weights.get(name, 1.0) for name in names])
         run_dir, rows = Path(args.output_dir).parent, args.per_device_train_batch_size
