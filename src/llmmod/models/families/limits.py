@@ -11,6 +11,14 @@ from llmmod.models.families.save import family_of_model
 log = logging.getLogger(__name__)
 
 _LONGER = ("use_dynamic_ntk", "use_logn_attn")  # of Qwen's config.json
+_OF_QWEN = (
+    "beyond them the original code of Qwen computes otherwise ({acting}), which isn't reproduced here. Expect worse answers; keep texts "
+    "shorter with model.model_max_length."
+)
+_OF_INTERNLM = (
+    "with each token that follows, the original code of InternLM turns all keys before it anew; the cache here keeps them as they were. "
+    "What the original answers comes with generation.use_cache=false, more slowly."
+)
 
 
 def warn_of_trained_head(model: Any) -> None:
@@ -31,29 +39,38 @@ def warn_of_trained_head(model: Any) -> None:
 
 
 def watch_length(model: Any) -> None:
-    """Have a model say so, once, where it is evaluated on texts for which the original code would have changed its attention."""
+    """Have a model say so, once, where it is evaluated on texts that the original code would have computed otherwise."""
     raw = original_config(model.config) or {}
     acting = [name for name in _LONGER if raw.get(name)]
     if acting and raw.get("seq_length"):
-        model.model.register_forward_pre_hook(_Watch(raw["seq_length"], " and ".join(acting)), with_kwargs=True)
+        _watch(model, raw["seq_length"], _OF_QWEN.format(acting=" and ".join(acting)))
+    if (raw.get("rotary") or {}).get("type") == "dynamic":
+        _watch(model, raw["max_position_embeddings"], _OF_INTERNLM, cached=True)
+
+
+def _watch(model: Any, limit: int, what: str, *, cached: bool = False) -> None:
+    model.model.register_forward_pre_hook(_Watch(limit, what, cached=cached), with_kwargs=True)
 
 
 class _Watch:
-    """Looks at how long each input is, with what the cache holds; in training the original changes nothing."""
+    """Looks at how long each input is, with what the cache holds; in training the original changes nothing.
 
-    def __init__(self, limit: int, acting: str) -> None:
-        self._limit, self._acting, self._said = limit, acting, False
+    Args:
+        limit: tokens up to which nothing is said.
+        what: is said then.
+        cached: whether only where a cache holds a part of the text.
+    """
+
+    def __init__(self, limit: int, what: str, *, cached: bool) -> None:
+        self._limit, self._what, self._cached, self._said = limit, what, cached, False
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._said or module.training:
             return
         ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
         ids = kwargs.get("inputs_embeds") if ids is None else ids
-        length = (0 if ids is None else ids.shape[1]) + (0 if cache is None else int(cache.get_seq_length()))
-        if length > self._limit:
+        before = 0 if cache is None else int(cache.get_seq_length())
+        length = (0 if ids is None else ids.shape[1]) + before
+        if length > self._limit and (before or not self._cached):
             self._said = True
-            log.warning(
-                "a text of %d tokens is longer than the %d that this model was trained on: beyond them the original code of Qwen computes "
-                "otherwise (%s), which isn't reproduced here. Expect worse answers; keep texts shorter with model.model_max_length.",
-                length, self._limit, self._acting,
-            )  # fmt: skip
+            log.warning("a text of %d tokens is longer than the %d that this model was trained on: %s", length, self._limit, self._what)
