@@ -11,7 +11,7 @@ import sys
 import pytest
 from datasets import Dataset
 
-from llmmod.data import identity
+from llmmod.data import cache_limit, identity
 from llmmod.data.load import load_splits
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.template import Template
@@ -104,6 +104,7 @@ HITS = {
     "buffer_size": {"buffer_size": 5},
     "the proof": {"verify": "chatml"},
     "the same seed, set": {"seed": 42},
+    "how much may be kept": {"cache_max_gb": 0},
 }
 
 
@@ -262,6 +263,15 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
         patch.setattr(examples, "build_dataset", meanwhile)
         assert not hits()
     write(ROWS[:9])
+    assert not hits()
+
+
+def test_what_takes_more_than_may_be_kept_goes_when_other_examples_come(hits, monkeypatch):
+    write(ROWS[:9], "y.json")
+    assert not hits(path="y.json", cache_max_gb=1)
+    assert hits()
+    monkeypatch.setattr(cache_limit, "_held", {})  # as when the process that had them in use has ended
+    assert not hits(path="y.json", cache_max_gb=0, max_samples=8)
     assert not hits()
 
 

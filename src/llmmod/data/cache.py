@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from llmmod.data.cache_limit import hold, shrink
 from llmmod.data.identity import NoIdentityError, file_digest
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,14 @@ class Cache:
 
     Args:
         directory: holds them; made when the first is written.
+        max_bytes: that they may take; whenever one is written, those that were used longest ago and aren't in use go. None: no limit.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
+        self.directory, self.max_bytes = directory, max_bytes
 
     def get(self, key: str, write: Callable[[Path], bool]) -> tuple[Path, bool]:
-        """The directory of a key, and whether it was there already.
+        """The directory of a key, and whether it was there already; it stays there as long as this process lives.
 
         Args:
             key: letters and digits.
@@ -55,6 +57,7 @@ class Cache:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._locked(key):
+            hold(self.directory / key)
             if self._is_whole(key):
                 return self.directory / key, True
             self._sweep()
@@ -64,7 +67,12 @@ class Cache:
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
-            return (self._put(made, key) if keep else made), False
+            if not keep:
+                return made, False
+            place = self._put(made, key)
+        if self.max_bytes is not None:
+            shrink(self.directory, self.max_bytes, manifest=MANIFEST)
+        return place, False
 
     def _put(self, made: Path, key: str) -> Path:
         """Give a directory its name, with a manifest in it."""

@@ -66,7 +66,8 @@ def load_splits(
     if conf.streaming:
         splits = stream_splits(conf, makings, weights, _directory_for_now())
     else:
-        cache = Cache(cache_directory(hub.cache_dir) / "examples")
+        limit = None if conf.cache_max_gb is None else int(conf.cache_max_gb * 1e9)
+        cache = Cache(cache_directory(hub.cache_dir) / "examples", max_bytes=limit)
         parts = [_made(making, cache) for making in makings]
         splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
         splits = pack_splits(splits, max(making.tokenizing.limit for making in makings)) if conf.packing else splits

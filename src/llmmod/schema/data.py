@@ -73,6 +73,7 @@ class DatasetConf:
     seed: int | None = None  # of the validation split; None: the run's seed
     num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
     cache: bool = True  # keep the examples and find them again, in ~/.cache/llmmod, hub.cache_dir or $LLMMOD_CACHE
+    cache_max_gb: float | None = 20.0  # GB that all kept examples may take; above, those used longest ago go. None: no limit
     mix: dict[str, Any] = field(default_factory=dict)  # name -> a MixedConf, one of several datasets, instead of path and data_files
     mix_stopping: MixStopping = MixStopping.first_exhausted  # when one has no more, or once all have been read through
 

@@ -233,6 +233,7 @@ REFUSED = {
         "model.quantization.double_quant: not read, since bits is null. Set bits to 4 or 8.",
     ),
     "buffer": ("dataset.buffer_size=3", "dataset.buffer_size: not read with streaming=false."),
+    "limit of no cache": ("dataset.cache=false dataset.cache_max_gb=3", "dataset.cache_max_gb: not read with cache=false."),
     "processes of a stream": (
         "dataset.streaming=true dataset.num_proc=2 training.max_steps=3",
         "dataset.num_proc: not read with streaming=true.",

@@ -62,6 +62,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
     },
     "dataset": {
         "cutoff_len": FROM_1, "buffer_size": FROM_1, "max_samples": FROM_1, "val_size": EXAMPLES, "num_proc": FROM_1, "seed": SEED,
+        "cache_max_gb": FROM_0,
     },
     "model": {"model_max_length": FROM_1, "shift_attn_group_size": GROUP},
     "model.rope_scaling": {"factor": FROM_1},
