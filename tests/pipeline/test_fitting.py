@@ -12,7 +12,8 @@ from llmmod.schema.data import RenderConf
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.model import ModelConf
 from llmmod.schema.root import Root
-from llmmod.schema.step import PredictConf, TrainConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.training.ppo import PpoConf
 from llmmod.schema.training.sft import SftConf
 

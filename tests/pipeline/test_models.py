@@ -14,7 +14,8 @@ from llmmod.protocols import LoadedModel
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.model import ModelConf
 from llmmod.schema.root import Root
-from llmmod.schema.step import EvaluateConf, TrainConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.training.sft import SftConf
 
 IDS = torch.arange(1, 9)[None]

@@ -17,7 +17,8 @@ from llmmod.schema.finetune import LoraConf
 from llmmod.schema.generation import GenerationConf
 from llmmod.schema.model import ModelConf
 from llmmod.schema.root import Root
-from llmmod.schema.step import ChatConf, ExportConf
+from llmmod.schema.step.chat import ChatConf
+from llmmod.schema.step.export import ExportConf
 from llmmod.schema.training.sft import SftConf
 
 __all__ = ["lora_conf", "one_thread", "rm_conf", "sft_conf", "toy_pairs", "toy_session", "toy_splits", "toy_trainer"]

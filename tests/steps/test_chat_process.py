@@ -23,7 +23,7 @@ from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
 from llmmod.schema.generation import GenerationConf
 from llmmod.schema.model import ModelConf
-from llmmod.schema.step import ChatConf
+from llmmod.schema.step.chat import ChatConf
 from llmmod.steps.chat import Chat
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])

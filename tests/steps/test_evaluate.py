@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmmod.errors import ConfigError
-from llmmod.schema.step import EvaluateConf, TrainConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.steps.evaluate import Evaluate
 from llmmod.steps.train import Train
 

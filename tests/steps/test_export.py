@@ -17,7 +17,7 @@ from llmmod.models.generation import generation_config
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
 from llmmod.schema.generation import GenerationConf
-from llmmod.schema.step import ExportConf
+from llmmod.schema.step.export import ExportConf
 from llmmod.steps.export import Export, written_whole
 
 QUESTIONS = ["What is a render?", "你好,世界!什么是渲染?", "The lazy dog"]

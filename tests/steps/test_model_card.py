@@ -10,7 +10,9 @@ from llmmod.schema.finetune import LoraConf
 from llmmod.schema.generation import GenerationConf
 from llmmod.schema.model import HubConf, ModelConf
 from llmmod.schema.root import Root
-from llmmod.schema.step import ExportConf, PredictConf, TrainConf
+from llmmod.schema.step.export import ExportConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.training.sft import SftConf
 from llmmod.steps.model_card import chosen, model_card
 

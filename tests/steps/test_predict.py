@@ -12,7 +12,8 @@ from peft import get_peft_model
 from llmmod.errors import ConfigError
 from llmmod.protocols import LoadedModel
 from llmmod.render.conversation import Conversation, Message
-from llmmod.schema.step import PredictConf, TrainConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.steps.predict import Predict
 from llmmod.steps.predict_answers import settings
 from llmmod.steps.train import Train

@@ -12,7 +12,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from llmmod.errors import ConfigError
 from llmmod.models.reward import score, with_reward_head
 from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.schema.step import EvaluateConf, ExportConf, PredictConf, TrainConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.export import ExportConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.steps.evaluate import Evaluate
 from llmmod.steps.export import Export
 from llmmod.steps.predict import Predict

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmmod.errors import ConfigError, RunError
 from llmmod.schema.finetune import FullConf
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.steps.train import Train
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmmod.schema.root import Root
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.step_parts import StepParts
 
 

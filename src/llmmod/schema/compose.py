@@ -130,4 +130,3 @@ def _separate(full: DictConfig, overrides: list[str], *, with_hydra: bool, job_n
         del config["hydra"]
     hydra = full.hydra if with_hydra else None
     return Composed(config=config, hydra=hydra, overrides=overrides, choices=choices, in_sweep=job_num is not None)
-

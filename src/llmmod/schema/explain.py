@@ -229,4 +229,3 @@ def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.ranks import started
-from llmmod.schema import training
+from llmmod.schema import step, training
 from llmmod.schema.fast_hydra import patch_hydra
 from llmmod.schema.node import structured_node
 from llmmod.schema.null_mappings import patch_null_mappings
 
-_STAGES = sorted(module.name for module in pkgutil.iter_modules(training.__path__))
+
+def _modules(package: ModuleType) -> list[str]:
+    """The names of a package's modules, each of which is a stage or a step."""
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
@@ -30,13 +35,8 @@ SCHEMAS: dict[str, str] = {
     "schema/finetune/full": "llmmod.schema.finetune.FullConf",
     "schema/finetune/freeze": "llmmod.schema.finetune.FreezeConf",
     "schema/finetune/lora": "llmmod.schema.finetune.LoraConf",
-    **{f"schema/training/{stage}": f"llmmod.schema.training.{stage}.{stage.capitalize()}Conf" for stage in _STAGES},
-    "schema/step/train": "llmmod.schema.step.TrainConf",
-    "schema/step/evaluate": "llmmod.schema.step.EvaluateConf",
-    "schema/step/predict": "llmmod.schema.step.PredictConf",
-    "schema/step/export": "llmmod.schema.step.ExportConf",
-    "schema/step/chat": "llmmod.schema.step.ChatConf",
-    "schema/step/preview": "llmmod.schema.step.PreviewConf",
+    **{f"schema/training/{name}": f"llmmod.schema.training.{name}.{name.capitalize()}Conf" for name in _modules(training)},
+    **{f"schema/step/{name}": f"llmmod.schema.step.{name}.{name.capitalize()}Conf" for name in _modules(step)},
 }
 
 

@@ -63,7 +63,7 @@ def union_members(hint: Any) -> tuple[Any, ...]:
 @cache
 def hints(schema: type) -> dict[str, Any]:
     """The fields of a dataclass with their types."""
-    return typing.get_type_hints(schema)
+    return {name: hint for name, hint in typing.get_type_hints(schema).items() if typing.get_origin(hint) is not typing.ClassVar}
 
 
 def _named(hint: Any) -> str:

@@ -21,7 +21,7 @@ from llmmod.models.stream import Answer, stream_answer
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.encode import encode_prompt
-from llmmod.schema.step import ChatConf
+from llmmod.schema.step.chat import ChatConf
 from llmmod.steps.terminal import Terminal
 from llmmod.steps.turns import QuestionTooLongError, Turns
 

@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 
 from llmmod.models.generation import generation_config
 from llmmod.protocols import StepReport
-from llmmod.schema.step import EvaluateConf, PredictConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.build import lent, release, trainer_from
 from llmmod.stages.measures import after_last_step, only_measures

@@ -29,7 +29,7 @@ from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.schema.step import ExportConf
+from llmmod.schema.step.export import ExportConf
 from llmmod.steps.model_card import model_card
 
 LAYOUTS = ("native", "original")

@@ -17,7 +17,7 @@ import yaml
 
 from llmmod.schema.base import Weights
 from llmmod.schema.root import Root
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step.train import TrainConf
 
 _PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

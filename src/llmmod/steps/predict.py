@@ -7,7 +7,7 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 from llmmod.protocols import Step, StepReport
-from llmmod.schema.step import PredictConf
+from llmmod.schema.step.predict import PredictConf
 
 
 class Predict:

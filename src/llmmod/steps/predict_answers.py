@@ -20,7 +20,7 @@ from llmmod.protocols import Metric, StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
-from llmmod.schema.step import PredictConf
+from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.answers import answers
 from llmmod.stages.counting import counting
 from llmmod.steps.predict import nothing_held_out

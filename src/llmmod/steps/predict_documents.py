@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmmod.protocols import StepReport
-from llmmod.schema.step import PredictConf
+from llmmod.schema.step.predict import PredictConf
 
 
 class PredictDocuments:

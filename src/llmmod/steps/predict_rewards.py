@@ -10,7 +10,7 @@ from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import answer_text
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
-from llmmod.schema.step import PredictConf
+from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.batches import collator_from
 from llmmod.stages.counting import counting
 from llmmod.stages.rm import pair_rewards

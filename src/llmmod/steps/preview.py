@@ -23,7 +23,7 @@ from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.certificate import certify
 from llmmod.render.finding import Finding
-from llmmod.schema.step import PreviewConf
+from llmmod.schema.step.preview import PreviewConf
 from llmmod.steps.preview_figures import STREAMED, Figures, Measured, examples_of, measured
 from llmmod.steps.preview_page import Contents, Example, IdRow, Verdict, page
 from llmmod.steps.preview_terminal import show

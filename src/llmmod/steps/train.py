@@ -21,7 +21,7 @@ from llmmod.models.stage_file import StageFile, beginning, write_stage_file
 from llmmod.paths import shown
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import world_size
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.batches import check_trainer
 from llmmod.stages.build import lent, needs_max_steps, release, trainer_from

@@ -9,24 +9,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from llmmod.schema.names import PARTS
-from llmmod.schema.step import ChatConf, EvaluateConf, ExportConf, PredictConf, PreviewConf, TrainConf
+from llmmod.schema.step import ANYTHING, DATA, SPEAKS
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.step_parts import StepParts
 from llmmod.schema.training import ANSWERS
-
-_DATA = ("dataset", "render", "tokenizer", "model")
-_SPEAKS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
-
-# Which parts each kind of step reads; of a part, only what is named. A step of the user's own may read anything.
-READS: Mapping[type, tuple[str, ...]] = {
-    TrainConf: (*_DATA, "finetune", "training"),
-    EvaluateConf: (*_DATA, "finetune.adapters", "training"),
-    PredictConf: (*_DATA, *_SPEAKS, "training.predict"),
-    ExportConf: _SPEAKS,
-    ChatConf: _SPEAKS,
-    PreviewConf: (*_DATA, "finetune", "training"),  # it tells of the run that the same command without pipeline=[preview] makes
-}
-ANYTHING = (*_DATA, "finetune", "training", "generation")
-NEEDS_MODEL = (TrainConf, EvaluateConf, PredictConf, ExportConf, ChatConf)
 
 
 @dataclass(frozen=True)
@@ -77,14 +65,18 @@ class Context(StepParts):
         """The dataclass of a step; `object` where it has none."""
         return self.nodes.get(f"steps.{step}", object)
 
+    def needs_model(self, step: str) -> bool:
+        """Whether a step loads a model's weights."""
+        return bool(getattr(self.step_type(step), "needs_model", False))
+
     def reads(self, step: str) -> tuple[str, ...]:
         """What a step reads."""
         schema = self.step_type(step)
-        found = READS.get(schema, ANYTHING)
+        found: tuple[str, ...] = getattr(schema, "reads", ANYTHING)
         if schema is PredictConf and self.get(f"{self.part(step, 'training')}.predict._target_") != ANSWERS:
-            return (*_DATA, "finetune.adapters", "training")  # what a stage does instead of answering may go by any of its arguments
+            return (*DATA, "finetune.adapters", "training")  # what a stage does instead of answering may go by any of its arguments
         if schema is EvaluateConf and self.get(f"{self.part(step, 'training')}.predict_with_generate"):
-            return (*found, *_SPEAKS, "steps.predict")
+            return (*found, *SPEAKS, "steps.predict")
         return found
 
     def trains(self, step: str) -> bool:

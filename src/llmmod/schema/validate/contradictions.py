@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from llmmod.errors import Problem
-from llmmod.schema.step import ChatConf
+from llmmod.schema.step.chat import ChatConf
 from llmmod.schema.validate.choices import CHOICES
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out

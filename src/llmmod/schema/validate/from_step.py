@@ -8,7 +8,8 @@ from typing import Any
 
 from llmmod.errors import Problem, nearest
 from llmmod.schema.model import ModelConf
-from llmmod.schema.step import ChatConf, TrainConf
+from llmmod.schema.step.chat import ChatConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.validate.context import Context
 from llmmod.schema.wording import shown
 

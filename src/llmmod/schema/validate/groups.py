@@ -7,7 +7,8 @@ from typing import Any
 
 from llmmod.errors import Problem
 from llmmod.ranks import world_size
-from llmmod.schema.step import EvaluateConf, TrainConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.pipeline import holds_out
 

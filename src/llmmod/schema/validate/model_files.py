@@ -13,7 +13,7 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 from llmmod.schema.base import Weights
-from llmmod.schema.validate.context import NEEDS_MODEL, Context
+from llmmod.schema.validate.context import Context
 
 
 def check_model_files(context: Context) -> Iterator[Problem]:
@@ -61,7 +61,7 @@ def _names_gguf(context: Context, place: str) -> bool:
 
 def _needs_weights(context: Context, place: str) -> bool:
     """Whether a step loads the model's weights; one that only shows examples needs its tokenizer."""
-    return any(issubclass(context.step_type(step), NEEDS_MODEL) for step in context.steps if context.part(step, "model") == place)
+    return any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
 
 
 def _model(model: dict[str, Any], path: str, *, weights: bool) -> None:
@@ -100,7 +100,7 @@ def _heads(context: Context) -> Iterator[Problem]:
     found: dict[str, Problem | None] = {}
     for step in context.steps:
         trains = context.trains(step)
-        if not issubclass(context.step_type(step), NEEDS_MODEL) or (not trains and context.followed(step) is not None):
+        if not context.needs_model(step) or (not trains and context.followed(step) is not None):
             continue
         model, finetune = context.get(context.part(step, "model")) or {}, context.part(step, "finetune")
         path, key = model.get("pretrained_model_name_or_path"), f"{context.part(step, 'model')}.pretrained_model_name_or_path"

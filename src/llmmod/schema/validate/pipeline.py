@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from llmmod.errors import Problem, nearest
 from llmmod.schema.base import Weights
-from llmmod.schema.step import ChatConf, EvaluateConf, PredictConf
-from llmmod.schema.validate.context import NEEDS_MODEL, Context
+from llmmod.schema.step.chat import ChatConf
+from llmmod.schema.step.evaluate import EvaluateConf
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.validate.context import Context
 from llmmod.schema.wording import shown
 
 
@@ -39,7 +41,7 @@ def _without_model(context: Context) -> Iterator[Problem]:
     for step in context.steps:
         key = context.part(step, "model")
         model = context.get(key)
-        if not isinstance(model, dict) or key in seen or context.smoke or not issubclass(context.step_type(step), NEEDS_MODEL):
+        if not isinstance(model, dict) or key in seen or context.smoke or not context.needs_model(step):
             continue
         path = model.get("pretrained_model_name_or_path") or model.get("size")
         random = model.get("weights") == Weights.random

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmmod.errors import Problem
-from llmmod.schema.step import TrainConf
+from llmmod.schema.step.train import TrainConf
 from llmmod.schema.training.dpo import LOSSES, WITH_DIVERGENCE
 from llmmod.schema.validate.context import Context
 

@@ -149,4 +149,3 @@ def _module(name: str, directory: str) -> Module | None:
         return None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     return Module(name, spec.submodule_search_locations is not None, tree)
-

@@ -7,9 +7,10 @@ from typing import Any
 
 from llmmod.errors import Problem
 from llmmod.schema.names import PARTS, split_key
+from llmmod.schema.step import ANYTHING
 from llmmod.schema.training import SAID_ELSEWHERE
 from llmmod.schema.training.grpo import CLIPPED
-from llmmod.schema.validate.context import ANYTHING, Context, label
+from llmmod.schema.validate.context import Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing
 from llmmod.schema.validate.data_kinds import only
 from llmmod.schema.validate.preferences import losses, reads_smoothing
