@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-from datasets import Dataset, DownloadConfig, IterableDataset
+from datasets import Dataset, DownloadConfig, IterableDatasetDict
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from llmmod.data.row import first_line
+from llmmod.data.sources import read_split
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.models.hub import set_proxies
 from llmmod.schema.model import HubConf
@@ -29,10 +30,8 @@ TIMEOUT_S = 5.0
 _LOCAL = "Give a file or directory of this machine: dataset.path=/path/to/data.jsonl"
 
 
-def load_table(
-    path: str, *, subset: str | None, data_files: Any, split: str, hub: HubConf, streaming: bool = False
-) -> Dataset | IterableDataset:
-    """A split of a dataset on the hub.
+def load_table(path: str, *, subset: str | None, data_files: Any, split: str, hub: HubConf) -> Dataset:
+    """A split of a dataset on the hub, downloaded.
 
     Args:
         path: the hub id, or the name of a builder for addresses.
@@ -40,28 +39,42 @@ def load_table(
         data_files: files of that repository, or addresses.
         split: which rows.
         hub: how downloads are made.
-        streaming: whether rows are downloaded while they are read.
 
     Raises:
         ConfigError: no such dataset, no such split, or no network and nothing in the cache; within seconds.
         DataError: its files can't be read.
     """
+    read_split(split)
+    return _load(path, subset, hub, data_files=data_files, split=split)
+
+
+def load_streams(path: str, *, subset: str | None, data_files: Any, hub: HubConf) -> IterableDatasetDict:
+    """The splits of a dataset on the hub, whose rows are downloaded while they are read; arguments and errors as of `load_table`."""
+    return _load(path, subset, hub, data_files=data_files, streaming=True)
+
+
+def _load(path: str, subset: str | None, hub: HubConf, **asked: Any) -> Any:
     set_proxies(hub.proxies)
     unreachable = None if hub.offline or path in BUILDERS else _asked(path, hub)
-    asked: dict[str, Any] = {"split": split, "cache_dir": hub.cache_dir, "token": hub.token, "download_config": _download_config(hub)}
-    asked |= {"streaming": True} if streaming else {}
+    asked |= {"cache_dir": hub.cache_dir, "token": hub.token, "download_config": _download_config(hub)}
     with _offline(hub.offline or unreachable is not None):
         try:
-            table = datasets.load_dataset(path, subset, data_files=data_files, **asked)
+            found = datasets.load_dataset(path, subset, **asked)
         except (ConnectionError, FileNotFoundError, DatasetNotFoundError) as error:
             raise _not_found(path, unreachable, error, hub) from error
         except (ValueError, ImportError, HfHubHTTPError) as error:  # an unknown subset or split, a package that an address needs
-            raise ConfigError(Problem("dataset.path", f"'{path}' can't be loaded: {first_line(error)}")) from error
+            raise ConfigError(Problem(_key_of(error), f"'{path}' can't be loaded: {first_line(error)}")) from error
         except DatasetGenerationError as error:
             raise DataError(Problem(path, f"its files can't be read: {first_line(error.__cause__ or error)}")) from error
     if unreachable is not None:
         log.warning("%s: the hub can't be reached (%s); reading the copy in the cache", path, unreachable)
-    return table
+    return found
+
+
+def _key_of(error: Exception) -> str:
+    """The key that `datasets` (5.2) complains of in its own words."""
+    text = str(error)
+    return "dataset.split" if text.startswith("Unknown split") else "dataset.subset" if text.startswith("BuilderConfig") else "dataset.path"
 
 
 def _download_config(hub: HubConf) -> DownloadConfig:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
-from llmmod.data.hub import load_table
+from llmmod.data.hub import load_streams, load_table
 from llmmod.data.row import described, first_line
 from llmmod.data.sources import BY_BUILDER, BY_SUFFIX, Files, Source, Streamed, Table, take_split
 from llmmod.errors import ConfigError, DataError, Problem
@@ -68,9 +68,10 @@ def open_source(
 
 
 def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf, streaming: bool) -> Source:
-    table = load_table(path, subset=subset, data_files=data_files, split=split, hub=hub, streaming=streaming)
-    name = f"{path} [{split}]"
-    return Streamed(name, table) if isinstance(table, IterableDataset) else Table(name, table)
+    if not streaming:
+        return Table(f"{path} [{split}]", load_table(path, subset=subset, data_files=data_files, split=split, hub=hub))
+    streams = load_streams(path, subset=subset, data_files=data_files, hub=hub)
+    return take_split({name: Streamed(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
 
 
 def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source]:

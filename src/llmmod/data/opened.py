@@ -9,7 +9,7 @@ from llmmod.data.choose import choose_format
 from llmmod.data.open_source import open_source
 from llmmod.data.readings import Readings
 from llmmod.data.row import RowError
-from llmmod.data.sources import Source, Streamed
+from llmmod.data.sources import Source, is_streamed
 from llmmod.errors import DataError, Problem
 from llmmod.schema.base import OnBadRow
 from llmmod.schema.data import DatasetConf
@@ -82,7 +82,7 @@ def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None
     given = {role: column for role, column in vars(conf.columns).items() if column is not None}
     found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
     # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on.
-    surveyed = min(HEAD if isinstance(source, Streamed) else SURVEYED, conf.max_samples or SURVEYED) if smoke else None
+    surveyed = min(HEAD if is_streamed(source) else SURVEYED, conf.max_samples or SURVEYED) if smoke else None
     return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,8 +14,8 @@ from datasets import Dataset, IterableDataset, ReadInstruction
 
 from llmmod.data.read_json import read_json
 from llmmod.data.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv
-from llmmod.data.row import Place, Row, RowError
-from llmmod.errors import ConfigError, Problem
+from llmmod.data.row import Place, Row, RowError, first_line
+from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.paths import shown
 
 Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]
@@ -85,7 +87,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Streamed:
-    """The rows of a `datasets.IterableDataset`, downloaded each time they are read.
+    """The rows of a `datasets.IterableDataset`, downloaded each time they are read; nobody knows how many there are.
 
     Args:
         name: what it is called, e.g. a hub id.
@@ -96,8 +98,13 @@ class Streamed:
     dataset: IterableDataset
 
     def __iter__(self) -> Iterator[Placed]:
-        for number, row in enumerate(self.dataset, start=1):
-            yield Place(self.name, number), row
+        number = 0
+        try:
+            for number, row in enumerate(self.dataset, start=1):
+                yield Place(self.name, number), row
+        except Exception as error:  # the file's reader, the file system and the network each have their own, and all say the same
+            do = "A file that was downloaded may tell more: dataset.streaming=false"
+            raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
 
 
 @dataclass(frozen=True)
@@ -121,23 +128,22 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
     """The rows that `dataset.split` asks for, by the grammar of `datasets`: `train`, `train[:10%]`, `train[-100:]+test`.
 
     Args:
-        splits: name -> source. They are counted where a slice is asked for, which takes a reading.
+        splits: name -> source. They are counted where a slice is asked for, which takes a reading; of a stream only from its beginning.
 
     Raises:
-        ConfigError: the text is no split, or there is no such split.
+        ConfigError: the text is no split, there is no such split, or a slice needs a length that isn't known.
     """
-    try:
-        asked = ReadInstruction.from_spec(spec)
-    except (ValueError, AssertionError) as error:
-        allowed = "Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +"
-        raise ConfigError(Problem("dataset.split", f"'{spec}' is no split", allowed)) from error
+    asked = read_split(spec)
     sliced = "[" in spec
-    lengths = {name: _count(source) if sliced else 0 for name, source in splits.items() if name in spec}
+    named = {name: source for name, source in splits.items() if name in spec}
+    if sliced and any(is_streamed(source) for source in named.values()) and re.search("[%-]", spec):
+        found = f"'{spec}', but a streamed dataset has no known length to take a part of"
+        raise ConfigError(Problem("dataset.split", found, "Allowed: rows counted from the beginning, as train[100:200]"))
+    lengths = {name: _count(source) if sliced else 0 for name, source in named.items()}
     try:
         parts = asked.to_absolute(lengths)
     except ValueError as error:
-        there = f"There {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}"
-        raise ConfigError(Problem("dataset.split", f"no such split: '{spec}'", there)) from error
+        raise ConfigError(no_such_split(spec, splits)) from error
     if spec in splits:
         return splits[spec]
     names = dict.fromkeys(part.splitname for part in parts)
@@ -145,5 +151,30 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
     return Ranges(called, [(splits[part.splitname], part.from_, part.to if sliced else None) for part in parts])
 
 
+def read_split(spec: str) -> ReadInstruction:
+    """What a text such as `train[:10%]` asks for.
+
+    Raises:
+        ConfigError: the text is no split.
+    """
+    try:
+        return ReadInstruction.from_spec(spec)
+    except (ValueError, AssertionError) as error:
+        allowed = "Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +"
+        raise ConfigError(Problem("dataset.split", f"'{spec}' is no split", allowed)) from error
+
+
+def no_such_split(spec: str, splits: Collection[str]) -> Problem:
+    """The problem that a split is asked for that isn't among those there are."""
+    return Problem("dataset.split", f"no such split: '{spec}'", f"There {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}")
+
+
+def is_streamed(source: Source) -> bool:
+    """Whether reading the rows downloads them."""
+    return isinstance(source, Streamed) or (isinstance(source, Ranges) and any(is_streamed(part) for part, _, _ in source.parts))
+
+
 def _count(source: Source) -> int:
+    if is_streamed(source):
+        return sys.maxsize
     return len(source.dataset) if isinstance(source, Table) else sum(1 for _ in source)
