@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from llmmod.stages.ppo.reference import initial_weights
+
 PROMPTS, ANSWERS = (3, 9, 5, 1), (4, 1, 6, 2)  # tokens
 BETA, EPSILON, MOST = 0.1, 0.2, 8
 
@@ -203,6 +205,7 @@ def test_an_answer_that_no_function_scores_teaches_nothing(advantages):
 def test_probabilities_before_are_those_after_and_of_rows_without_padding(grpo_trainer, toy_prompts, tiny_llama):
     """Answers are sampled in batches padded on the left, and learnt from in rows padded on the right."""
     trainer = grpo_trainer(num_iterations=2, beta=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    trainer.initial = initial_weights(tiny_llama)
     trainer._compare_with_reference(known=True)
     trainer.model.train()
     rows = [toy_prompts[0][number] for number in (0, 5) for _ in range(4)]
