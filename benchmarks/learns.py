@@ -27,6 +27,16 @@ def ppo(directory):
     return f"ppo: reward on held-out prompts {metrics['eval_reward_before']:.3f} before, {metrics['eval_reward']:.3f} after, {kl}"
 
 
+def grpo(directory):
+    """Four answers to each of four prompts a step; the reward is how short an answer is, of 32 tokens at most."""
+    reward = ["+training.reward.brevity._target_=llmmod.rewards.brevity.brevity", "+training.reward.brevity.limit=32"]
+    size = ["training.num_generations=4", "training.gradient_accumulation_steps=2", "training.max_completion_length=32"]
+    rest = ["training.max_steps=16", "training.eval_steps=16", "training.beta=0.001", "training.learning_rate=1e-3"]
+    metrics = run(directory, "stage=grpo", *reward, *size, *rest, *OFTEN)
+    kl = f"at a KL of {metrics['eval_kl']:.2f} nats a token"
+    return f"grpo: reward on held-out prompts {metrics['eval_reward_before']:.3f} before, {metrics['eval_reward']:.3f} after, {kl}"
+
+
 def dpo(directory):
     """An epoch over the pairs; what is held out is asked in other words and answered wrongly in other ways."""
     metrics = run(directory, "stage=dpo", "training.save_strategy=no", "pipeline=[train]")
@@ -44,7 +54,7 @@ def run(directory, *overrides):
     return json.loads((Path(directory) / "metrics.json").read_text())
 
 
-STAGES = {"ppo": ppo, "dpo": dpo}
+STAGES = {"ppo": ppo, "grpo": grpo, "dpo": dpo}
 
 
 def main(*stages) -> None:

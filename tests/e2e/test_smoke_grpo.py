@@ -9,14 +9,14 @@ import pytest
 
 import llmmod
 
-CELLS = [("llama", "full"), ("chatglm2", "qlora"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora")]
+CELLS = [("llama", "full"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora")]
 
 
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     """Two passes over the first step's answers: their probabilities before it are compared with those that they were sampled with."""
     run = tmp_path / "run"
-    chosen = ["stage=grpo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,evaluate,export]", f"output_dir={run}"]
+    chosen = ["stage=grpo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,export]", f"output_dir={run}"]
     more = ["training.save_strategy=no", "training.num_iterations=2", "training.beta=0.1", "training.epsilon=1e-5"]
     metrics = llmmod.run(llmmod.compose([*chosen, *more]))
     assert all(math.isfinite(value) for value in metrics.values())
