@@ -87,6 +87,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         """Let go of what only training needs."""
         self.rewards.release()
         self.initial = self._buffered_inputs = None
+        self._rows = []
 
     def _compare_with_reference(self, *, known: bool) -> None:
         """Whole weights that were trained elsewhere have no reference: nobody knows what they were."""
