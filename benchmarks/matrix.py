@@ -1,15 +1,19 @@
 """Which models can be fine-tuned in which ways: each pair trained, evaluated, exported and loaded again, as a table in Markdown.
 
-    python benchmarks/matrix.py                     every option of `model` × full, freeze, lora, qlora
-    python benchmarks/matrix.py chatglm2 falcon     these alone
+    python benchmarks/matrix.py                            every option of `model` × full, freeze, lora, qlora, in stage sft
+    python benchmarks/matrix.py chatglm2 falcon            these alone
+    python benchmarks/matrix.py --stage dpo chatglm2       in another stage
 
 Tiny models of the true architectures (`smoke=true`), in one process. A cell is a tick only if the whole run ended well, the loss on
 held-out examples is a number, and the exported directory, loaded by transformers alone, computes the logits of the model that was
-trained. tests/e2e/test_matrix.py runs a part of it.
+trained; else it names the step that went wrong. Models that become the same class of transformers share a row. tests/e2e/test_matrix.py
+runs a part of it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import sys
 import tempfile
@@ -19,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+STAGES = ("pt", "sft", "rm", "dpo", "kto")  # those whose evaluation is a loss
 WAYS = ("full", "freeze", "lora", "qlora")
 PIPELINE = ("train", "evaluate", "export")
 # A 4-bit model computes with weights that it unpacks for each product; the export holds them unpacked.
@@ -88,29 +93,63 @@ def _session() -> Iterator[list]:
         yield kept
 
 
-def main(models: list[str]) -> int:
-    """Print the table, then what went wrong in the cells that failed; 1 where one did."""
+def main(models: list[str], stage: str) -> int:
+    """Print the table, how far apart logits were, and what went wrong in the cells that failed; 1 where one did."""
     from measure import machine
 
     print(machine(), file=sys.stderr)
-    print(f"| model | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
-    failed, began = {}, time.process_time()
+    rows: dict[str, list[str]] = {}
+    apart, failed = dict.fromkeys(WAYS, 0.0), {}
+    began = time.process_time()
     with tempfile.TemporaryDirectory() as directory:
-        for model in models or options():
+        for model in models:
             cells = []
             for way in WAYS:
                 try:
-                    run_cell(model, way, Path(directory))
+                    apart[way] = max(apart[way], run_cell(model, way, Path(directory), stage))
                     cells.append("✓")
                 except Exception as error:
                     failed[model, way] = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-                    cells.append("✗")
-            print(f"| `{model}` | {' | '.join(cells)} |", flush=True)
-    print(f"\n{time.process_time() - began:.0f} CPU seconds", file=sys.stderr)
+                    cells.append(f"✗ {_step_that_failed(Path(directory) / f'{model}-{way}')}")
+            print(f"{model}: {' '.join(cells)}", file=sys.stderr, flush=True)
+            rows.setdefault(f"{class_name(model)} | {' | '.join(cells)}", []).append(f"`{model}`")
+    print(f"| models | loaded as | {' | '.join(WAYS)} |\n|---|---|{'---|' * len(WAYS)}")
+    for row, names in rows.items():
+        print(f"| {', '.join(names)} | {row} |")
+    print(f"\n{len(models) * len(WAYS) - len(failed)} of {len(models) * len(WAYS)} pairs, stage {stage}; the reloaded logits are at most")
+    print(", ".join(f"{apart[way]:.0e} ({way})" for way in WAYS) + " from those of the trained model.")
     for (model, way), why in failed.items():
-        print(f"{model} × {way}: {why}", file=sys.stderr)
+        print(f"- {model} × {way}: {why}")
+    print(f"{time.process_time() - began:.0f} CPU seconds", file=sys.stderr)
     return 1 if failed else 0
 
 
+def class_name(model: str) -> str:
+    """The class that a model option's architecture becomes."""
+    import yaml
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    file = Path(__file__).parents[1] / "conf" / "model" / f"{model}.yaml"
+    model_type = yaml.safe_load(file.read_text(encoding="utf-8"))["architecture"]["model_type"]
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, f"{model_type}, llmmod's own")
+
+
+def _step_that_failed(run: Path) -> str:
+    """The first step of a run that didn't end well, as run.json has it; `reload` where all did."""
+    try:
+        steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
+    except OSError:
+        return "start"
+    return next((step["name"] for step in steps if step["status"] != "completed"), "reload")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Which models go with which ways to fine-tune, from what ran, in Markdown.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="options of `model`; all of them unless some are named")
+    parser.add_argument("--stage", choices=STAGES, default="sft")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    chosen = _arguments()
+    sys.exit(main(chosen.models or options(), chosen.stage))
