@@ -109,6 +109,12 @@ def test_a_value_of_another_type_than_the_first_rows_have_is_a_bad_row(load, mon
     assert "1 bad rows were left out" in caplog.text
 
 
+def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load):
+    rows = [*ASKED, *({**row, "topic": 7} for row in ASKED)]
+    columns = [set(load("prompt", rows, smoke=smoke).train[0]) for smoke in (True, False)]
+    assert columns == [{"prompt_ids", "prompt", "answer", "level"}] * 2
+
+
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_stream_gives_the_same_rows(load, kind):
     expected = load(kind).train

@@ -63,9 +63,9 @@ def load(tmp_path, monkeypatch, chatml, tiny_tokenizer):
         with open(f"{name}.json", "w") as file:
             json.dump(rows, file)
 
-    def loaded(mix=MIX, **conf):
+    def loaded(mix=MIX, kind="conversation", **conf):
         conf = DatasetConf(name="both", mix=mix, **conf)
-        return load_splits(conf, render=chatml, tokenizer=tiny_tokenizer, seed=0, hub=HubConf())
+        return load_splits(conf, render=chatml, tokenizer=tiny_tokenizer, seed=0, hub=HubConf(), kind=kind)
 
     return loaded
 
@@ -134,3 +134,37 @@ def test_what_is_wrong_is_told_by_the_key_that_was_typed(load, mix, conf, messag
     with pytest.raises(ConfigError) as error:
         load(mix, **conf)
     assert str(error.value).startswith(message)
+
+
+PROMPTS = {
+    "kilos": [{"prompt": f"kilos {n}", "answer": "x", "level": n, "unit": "kg"} for n in range(4)],
+    "halves": [{"prompt": f"halves {n}", "level": n + 0.5} for n in range(4)],
+    "words": [{"prompt": f"words {n}", "level": "hard", "unit": "m"} for n in range(4)],
+    "several": [{"prompt": f"several {n}", "level": n if n else "none"} for n in range(4)],
+    "plain": [{"prompt": f"plain {n}"} for n in range(4)],
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("names", "first", "second"),
+    [
+        (["kilos", "plain"], {"level": 1, "unit": "kg"}, {"level": None, "unit": None}),
+        (["plain", "kilos"], {"level": None, "unit": None}, {"level": 1, "unit": "kg"}),
+        (["kilos", "halves"], {"level": 1.0, "unit": "kg"}, {"level": 1.5, "unit": None}),
+        (["kilos", "words"], {"unit": "kg"}, {"unit": "m"}),
+        (["kilos", "several"], {"unit": "kg"}, {"unit": None}),
+    ],
+    ids=["lacking", "lacking first", "whole and other numbers", "numbers and texts", "of several kinds"],
+)
+def test_prompts_of_different_datasets_carry_the_same_columns(load, caplog, names, first, second, streaming):
+    for name, rows in PROMPTS.items():
+        with open(f"{name}.json", "w") as file:
+            json.dump(rows, file)
+    mix = {name: {"path": f"{name}.json"} for name in names}
+    found = load(mix, kind="prompt", streaming=streaming, buffer_size=1).train
+    rows = [{name: row[name] for name in row if name not in ("prompt_ids", "prompt", "answer")} for row in islice(found, 2, 4)]
+    assert rows == [first, second]
+    assert [type(row["level"]) for row in rows if "level" in row] == [type(row["level"]) for row in (first, second) if "level" in row]
+    told = "no reward function is given what the datasets don't agree on: 'level' is a whole number in kilos and "
+    assert (told in caplog.text) == ("level" not in first)

@@ -46,6 +46,7 @@ def _identity(making: Making) -> dict[str, Any]:
         "on_bad_row": conf.on_bad_row,
         "cutoff": [tokenizing.limit, None if document else tokenizing.policy],
         "mask_prompt": tokenizing.mask_prompt if opened.kind == "conversation" else None,
+        "values": {name: kind.__name__ for name, kind in (opened.training.values or {}).items()},
         "blocks": [conf.packing, conf.drop_last_block] if document else None,
         "render": None if document else render_identity(tokenizing.render),
         "tokenizer": tokenizer_identity(tokenizing.tokenizer),

@@ -18,7 +18,7 @@ from llmmod.data.examples import Making
 from llmmod.data.forms import Form, form_of
 from llmmod.data.identity import digest
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
-from llmmod.data.opened import open_dataset
+from llmmod.data.opened import Opened, open_dataset, with_values
 from llmmod.data.packed import pack_splits
 from llmmod.data.proof import prove
 from llmmod.data.splits import DataReport, Splits
@@ -86,16 +86,21 @@ def open_makings(
         DataError: a file is wrong.
     """
     _check(conf)
-    mixed = bool(conf.mix)
-    return [_making(share.conf, render, tokenizer, kind=kind, seed=seed, hub=hub, smoke=smoke, mixed=mixed) for share in shares(conf)]
+    parts = [_opened(share.conf, kind=kind, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in shares(conf)]
+    parts = with_values(parts) if kind == "prompt" else parts
+    return [_making(part, render, tokenizer, seed=seed, smoke=smoke) for part in parts]
 
 
-def _making(conf: DatasetConf, render: Any, tokenizer: Any, *, kind: str, seed: int, hub: HubConf, smoke: bool, mixed: bool) -> Making:
+def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: bool) -> Opened:
     try:
         _check(conf)
-        opened = open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
+        return open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
     except ConfigError as error:
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
+
+
+def _making(opened: Opened, render: Any, tokenizer: Any, *, seed: int, smoke: bool) -> Making:
+    conf, kind = opened.conf, opened.kind
     if kind == "document":
         form: Form = documents_of(tokenizer, size=conf.cutoff_len, apart=conf.packing, drop_last=conf.drop_last_block)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -10,10 +12,13 @@ from llmmod.data.open_source import open_source
 from llmmod.data.readings import Readings
 from llmmod.data.row import RowError
 from llmmod.data.sources import Source, is_streamed
+from llmmod.data.values import disagreed, value_types
 from llmmod.errors import DataError, Problem
 from llmmod.schema.base import OnBadRow
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf
+
+log = logging.getLogger(__name__)
 
 HEAD = 1000  # rows that are looked at for the columns there are
 SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
@@ -54,10 +59,19 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
     limit = min((limit for limit in limits if limit is not None), default=None)
     training = _readings(conf, _open(conf, hub), kind=kind, limit=limit, smoke=smoke)
     validating = _validating(conf, hub, smoke, kind)
-    if kind == "prompt":
-        values = training.find_values(HEAD)
-        training, validating = replace(training, values=values), validating and replace(validating, values=values)
     return Opened(conf, training, validating, kind)
+
+
+def with_values(parts: Sequence[Opened]) -> list[Opened]:
+    """Datasets of prompts that become one, each with all columns that come along, of the types that they have in all of them."""
+    kinds = {part.conf.name: part.training.value_kinds(HEAD) for part in parts}
+    types = value_types(list(kinds.values()))
+    if left_out := disagreed(kinds, types):
+        log.warning("no reward function is given what the datasets don't agree on: %s", "; ".join(left_out))
+    return [
+        replace(part, training=replace(part.training, values=types), validating=part.validating and replace(part.validating, values=types))
+        for part in parts
+    ]
 
 
 def _open(conf: DatasetConf, hub: HubConf) -> Source:

@@ -12,7 +12,7 @@ from llmmod.data.own_format import Format
 from llmmod.data.records import Prompted, Record, with_system
 from llmmod.data.row import Place, RowError
 from llmmod.data.sources import Source
-from llmmod.data.values import conform, value_types
+from llmmod.data.values import conform, value_kinds
 from llmmod.errors import DataError, Problem
 
 
@@ -74,10 +74,10 @@ class Readings:
             raise DataError(Problem(self.source.name, skipped))
         return count if self.limit is None else min(count, self.limit), bad
 
-    def find_values(self, head: int) -> dict[str, type]:
-        """The columns that come along, and their types, in the first rows."""
+    def value_kinds(self, head: int) -> dict[str, set[type]]:
+        """The columns that come along, and the types of their values, in the first rows."""
         records = (record for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head))
-        return value_types(record.values for record in records if isinstance(record, Prompted))
+        return value_kinds(record.values for record in records if isinstance(record, Prompted))
 
     def _all(self, bad: Faults) -> Iterator[tuple[Place, Record]]:
         for place, row in self.source:

@@ -1,8 +1,8 @@
-"""The types of values that rows carry along for reward functions: of each column one, found in the first rows."""
+"""The types of values that rows carry along for reward functions: of each column one, found in the first rows of all datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -13,13 +13,44 @@ _ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64
 _NAMES = {str: "a text", bool: "a truth value", int: "a whole number", float: "a number"}
 
 
-def value_types(rows: Iterable[Mapping[str, Any]]) -> dict[str, type]:
-    """Column -> str, bool, int or float; what has whole numbers and others is float, what has different kinds is left out."""
+def value_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[type]]:
+    """Column -> the types of its values."""
     found: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
             found.setdefault(name, set()).add(type(value))
-    return {name: kind for name, kinds in found.items() if (kind := _common(kinds)) is not None}
+    return found
+
+
+def value_types(datasets: Sequence[Mapping[str, Collection[type]]]) -> dict[str, type]:
+    """Column -> str, bool, int or float, the same for all datasets that have it.
+
+    What has whole numbers and others is float; what has different kinds is left out.
+
+    Args:
+        datasets: of each, column -> the types of its values.
+    """
+    together: dict[str, set[type]] = {}
+    for kinds in datasets:
+        for name, found in kinds.items():
+            together.setdefault(name, set()).update(found)
+    return {name: kind for name, kinds in together.items() if (kind := _common(kinds)) is not None}
+
+
+def disagreed(datasets: Mapping[str, Mapping[str, Collection[type]]], agreed: Collection[str]) -> list[str]:
+    """Columns that a dataset knows the type of and that are left out because of another, as a clause each.
+
+    Args:
+        datasets: name -> column -> the types of its values.
+        agreed: the columns that aren't left out.
+    """
+    told: dict[str, list[str]] = {}
+    for dataset, kinds in datasets.items():
+        for name, found in kinds.items():
+            if name not in agreed:
+                kind = _common(set(found))
+                told.setdefault(name, []).append(f"{_NAMES[kind] if kind else 'of different kinds'} in {dataset}")
+    return [f"'{name}' is {' and '.join(said)}" for name, said in told.items() if len(said) > 1]
 
 
 def _common(kinds: set[type]) -> type | None:
