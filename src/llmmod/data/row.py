@@ -82,11 +82,20 @@ def optional_list(row: Row, column: str | None) -> list[Any]:
             value = json.loads(value)
         except json.JSONDecodeError:
             raise RowError(f"{described(value)} where a list is expected", column=column) from None
-    if not value:
+    if value is None or value == "" or (isinstance(value, str) and value.isspace()):
         return []
     if not isinstance(value, list):
         raise RowError(f"{described(value)} where a list is expected", column=column)
     return value
+
+
+def optional_objects(row: Row, column: str | None) -> list[Mapping[str, Any]]:
+    """The objects of a list in a column that rows may lack."""
+    found = optional_list(row, column)
+    for number, item in enumerate(found, start=1):
+        if not isinstance(item, Mapping):
+            raise RowError(f"item {number} is {described(item)} where an object is expected", column=column)
+    return found
 
 
 def described(value: Any) -> str:

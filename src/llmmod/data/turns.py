@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data.row import Row, RowError, described, optional_list, optional_text, present
+from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, optional_text, present
 from llmmod.render.conversation import Conversation, Message
 
 # What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
@@ -50,11 +50,14 @@ def read_row_of_turns(row: Row, columns: Mapping[str, str], *, keys: tuple[str, 
     """
     column = columns["messages"]
     present(row, column)
-    messages = read_turns(optional_list(row, column), column, keys=keys, roles=roles)
+    turns = optional_list(row, column)
+    if not turns:
+        raise RowError(f"{described(row[column])} where a list of turns is expected", column=column)
+    messages = read_turns(turns, column, keys=keys, roles=roles)
     system = optional_text(row, columns.get("system"))
     if system and messages and messages[0].role != "system":
         messages.insert(0, Message("system", system))
-    return as_conversation(messages, column, tools=optional_list(row, columns.get("tools")))
+    return as_conversation(messages, column, tools=optional_objects(row, columns.get("tools")))
 
 
 def read_turns(turns: Sequence[Any], column: str | None, *, keys: tuple[str, str], roles: Mapping[str, str]) -> list[Message]:
@@ -126,6 +129,8 @@ def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles
         raise RowError(f"{name} is {described(turn)} where an object with {role_key} and {text_key} is expected", column=column)
     calls = _calls(turn, name, column)
     missing = [key for key in (role_key, text_key) if turn.get(key) is None and not (calls and key == text_key)]
+    if null := next((key for key in missing if key in turn), None):
+        raise RowError(f"{name}, {null}: null where a text is expected", column=column)
     if missing:
         raise RowError(f"{name} has no {' and no '.join(missing)}; it is {described(turn)}", column=column)
     role = roles.get(turn[role_key]) if isinstance(turn[role_key], str) else None
@@ -135,11 +140,11 @@ def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles
     return Message(role=role, content=text, train=_trained(turn, name, column), tool_calls=calls)
 
 
-def _calls(turn: Mapping[str, Any], name: str, column: str | None) -> list[Any]:
-    calls = optional_list(turn, "tool_calls")
-    if not all(isinstance(call, Mapping) for call in calls):
-        raise RowError(f"{name} has tool_calls that are no objects", column=column)
-    return calls
+def _calls(turn: Mapping[str, Any], name: str, column: str | None) -> list[Mapping[str, Any]]:
+    try:
+        return optional_objects(turn, "tool_calls")
+    except RowError as error:
+        raise RowError(f"{name}, tool_calls: {error.found}", column=column) from None
 
 
 def _text(value: Any, name: str, column: str | None) -> str:

@@ -66,6 +66,11 @@ def test_each_row_has_its_own_system_text_alone():
             {"instruction": "q", "output": "a", "history": [["b", "c"], ["d"]]},
             "x.json, row 17, column 'history': item 2 is a list of 1 where a pair of texts, [query, response], is expected.",
         ),
+        (
+            {"instruction": "q", "output": "a", "history": [["b", None]]},
+            "x.json, row 17, column 'history': item 1, response: null where a text is expected.",
+        ),
+        ({"instruction": "q", "output": "a", "history": 0}, "x.json, row 17, column 'history': the number 0 where a list is expected."),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )

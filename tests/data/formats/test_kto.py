@@ -21,8 +21,9 @@ def said(role, text):
         {"instruction": "q", "input": "", "output": "a", "kto_tag": False},
         {"prompt": "q", "completion": "a", "label": "False"},
         {"prompt": "q", "completion": "a", "label": 0},
+        {"prompt": "q", "completion": "a", "label": 0.0},
     ],
-    ids=["trl", "trl-messages", "turns", "llama-factory", "csv", "number"],
+    ids=["trl", "trl-messages", "turns", "llama-factory", "csv", "number", "float"],
 )
 def test_every_way_to_write_a_judgement_is_the_same(row):
     record = read(row, find_columns(list(row), {}))

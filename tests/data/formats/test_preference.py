@@ -131,7 +131,7 @@ def test_columns(available, given, columns):
         (
             {"chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "other"), said("assistant", "b")]},
             WHOLE,
-            "column 'chosen': turns of user, assistant where one answer is expected.",
+            "column 'rejected': it begins otherwise than 'chosen', so there is no prompt that both answer.",
         ),
     ],
 )

@@ -66,7 +66,17 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
     ("row", "found"),
     [
         ({"text": "x"}, "missing; the row has text."),
-        ({"messages": None}, "no turns."),
+        ({"messages": None}, "null where a list of turns is expected."),
+        ({"messages": []}, "an empty list where a list of turns is expected."),
+        (chat(("user", "a"), ("assistant", None)), "turn 2, content: null where a text is expected."),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": "f()"}]},
+            "turn 2, tool_calls: the text 'f()' where a list is expected.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": ["f()"]}]},
+            "turn 2, tool_calls: item 1 is the text 'f()' where an object is expected.",
+        ),
         ({"messages": "hello"}, "the text 'hello' where a list is expected."),
         ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
         (chat(("user", "a")), "no turn of the assistant, so there is nothing to train."),
@@ -87,7 +97,8 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
         ),
     ],
     ids=[
-        "missing", "null", "text", "texts", "no-answer", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
+        "missing", "null", "empty", "null-answer", "calls", "no-calls",
+        "text", "texts", "no-answer", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
         "role", "number", "sharegpt-fields", "train",
     ],
 )  # fmt: skip
@@ -95,3 +106,24 @@ def test_a_bad_row_says_what_was_found(row, found):
     with pytest.raises(RowError) as bad:
         messages.read(row, COLUMNS)
     assert str(bad.value.at(Place("x.json", 17))) == f"x.json, row 17, column 'messages': {found}"
+
+
+@pytest.mark.parametrize(
+    ("tools", "found"),
+    [
+        ([1], "item 1 is the number 1 where an object is expected."),
+        ({"name": "now"}, "an object with name where a list is expected."),
+        (0, "the number 0 where a list is expected."),
+        ("now", "the text 'now' where a list is expected."),
+    ],
+    ids=["numbers", "object", "zero", "text"],
+)
+def test_tools_that_are_none_are_a_bad_row(tools, found):
+    with pytest.raises(RowError) as bad:
+        messages.read({**chat(("user", "a"), ("assistant", "b")), "tools": tools}, COLUMNS)
+    assert str(bad.value.at(Place("x.json", 17))) == f"x.json, row 17, column 'tools': {found}"
+
+
+@pytest.mark.parametrize("tools", [None, "", " ", [], "[]"], ids=repr)
+def test_a_row_may_have_no_tools(tools):
+    assert messages.read({**chat(("user", "a"), ("assistant", "b")), "tools": tools}, COLUMNS).tools == []

@@ -85,6 +85,9 @@ def _answer(row: Row, column: str) -> str:
 def _pairs(row: Row, column: str | None) -> list[Any]:
     pairs = optional_list(row, column)
     for number, pair in enumerate(pairs, start=1):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) and text.strip() for text in pair):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError(f"item {number} is {described(pair)} where a pair of texts, [query, response], is expected", column=column)
+        for name, text in zip(("query", "response"), pair, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise RowError(f"item {number}, {name}: {described(text)} where a text is expected", column=column)
     return pairs

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from llmmod.data import questions
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_list, present
+from llmmod.data.row import Row, RowError, described, optional_objects, present
 from llmmod.data.turns import as_prompt
 
 KIND = "judgement"
@@ -53,13 +53,13 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
         messages, answer = messages[:-1], questions.only_answer(messages[-1:], columns["messages"])
     else:
         answer = questions.only_answer(questions.read_answer(row, name), name)
-    prompt = as_prompt(messages, place, tools=optional_list(row, columns.get("tools")))
+    prompt = as_prompt(messages, place, tools=optional_objects(row, columns.get("tools")))
     return Prompted(prompt, [answer], {"label": _label(row, columns["label"])})
 
 
 def _label(row: Row, column: str) -> bool:
     value = present(row, column)
-    label = value if isinstance(value, bool) else _LABELS.get(str(value).strip().lower())
+    label = value == 1 if value in (0, 1) else _LABELS.get(str(value).strip().lower())  # True == 1, and so does a column of floats
     if label is None:
         raise RowError(f"{described(value)} where true or false is expected", column=column)
     return label

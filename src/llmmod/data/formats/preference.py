@@ -15,7 +15,7 @@ from typing import Any
 from llmmod.data import questions
 from llmmod.data.formats import alpaca
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_list, present
+from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, present
 from llmmod.data.turns import as_prompt
 from llmmod.render.conversation import Message
 
@@ -66,6 +66,8 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
     whole = [side[0].role != "assistant" for side in sides]
     if all(whole):
         shared = _shared(*sides)
+        if not shared:
+            raise RowError(f"it begins otherwise than '{names[0]}', so there is no prompt that both answer", column=names[1])
         prompt = questions.with_own_system(sides[0][:shared], row, columns)
         return _compared(prompt, [side[shared:] for side in sides], row, columns, names)
     if any(whole):
@@ -84,7 +86,7 @@ def _compared(
         raise RowError(f"{same}, so there is nothing to compare", column=names[1])
     answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = questions.prompt_column(columns) or names[0]
-    return Prompted(as_prompt(prompt, place, tools=optional_list(row, columns.get("tools"))), answers)
+    return Prompted(as_prompt(prompt, place, tools=optional_objects(row, columns.get("tools"))), answers)
 
 
 def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmmod.data import questions
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_list
+from llmmod.data.row import Row, RowError, described, optional_objects
 from llmmod.data.turns import as_prompt
 
 KIND = "prompt"
@@ -44,7 +44,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
     given = _answer(row, columns.get("response"))
     if messages[-1].role == "assistant":
         messages, given = messages[:-1], given or messages[-1].text
-    prompt = as_prompt(messages, questions.prompt_column(columns), tools=optional_list(row, columns.get("tools")))
+    prompt = as_prompt(messages, questions.prompt_column(columns), tools=optional_objects(row, columns.get("tools")))
     used = {*columns.values(), "prompt", "answer", "prompt_ids"}
     others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
     return Prompted(prompt, (), {**others, "answer": given})
