@@ -1,4 +1,4 @@
-"""llmmod.schema.validate.preferences: what dpo's arguments can't be together, told before anything is loaded."""
+"""llmmod.schema.validate.preferences: what dpo's and kto's arguments can't be together, told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -77,6 +77,25 @@ RIGHT = (
     "finetune=freeze training.precompute_ref_log_probs=true training.precompute_ref_batch_size=2",
 )
 
+_INSTEAD = "or set training.loss_type=apo_zero_unpaired, which needs none."
+WRONG_JUDGED = {
+    "beta": ("training.beta=0", "training.beta: 0, with which nothing is learned. Allowed: above 0."),
+    "weights": (
+        "training.desirable_weight=0 training.undesirable_weight=0",
+        "training.desirable_weight: 0 as training.undesirable_weight, and nothing is learned. Set one of them above 0.",
+    ),
+    "alone": (
+        "training.per_device_train_batch_size=1",
+        "training.per_device_train_batch_size: 1, and the loss kto takes mismatched pairs, which are made within a batch. "
+        f"Set it to 2 or more, {_INSTEAD}",
+    ),
+    "beforehand": (
+        "training.precompute_ref_log_probs=true",
+        "training.precompute_ref_log_probs: true, and the loss kto takes mismatched pairs, which are made in training. "
+        f"Set it to false, {_INSTEAD}",
+    ),
+}
+
 
 @pytest.mark.parametrize(("overrides", "expected"), WRONG.values(), ids=WRONG)
 def test_what_is_refused(told, overrides, expected):
@@ -87,6 +106,16 @@ def test_what_is_refused(told, overrides, expected):
 @pytest.mark.parametrize("overrides", RIGHT)
 def test_what_is_not(told, overrides):
     assert told("stage=dpo", *overrides.split()) == []
+
+
+@pytest.mark.parametrize(("overrides", "expected"), WRONG_JUDGED.values(), ids=WRONG_JUDGED)
+def test_what_is_refused_of_judged_answers(told, overrides, expected):
+    assert told("stage=kto", *overrides.split()) == [expected]
+
+
+def test_what_needs_no_mismatched_pairs_goes_without(told):
+    alone = ("training.per_device_train_batch_size=1", "training.precompute_ref_log_probs=true")
+    assert told("stage=kto", "training.loss_type=apo_zero_unpaired", *alone) == []
 
 
 def test_the_losses_are_those_that_trl_s_code_knows():

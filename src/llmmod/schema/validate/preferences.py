@@ -23,6 +23,8 @@ def check_preferences(context: Context) -> Iterator[Problem]:
             continue
         if isinstance(training.get("loss_type"), list) and "discopop_tau" in training:
             yield from _losses(place, training)
+        if "desirable_weight" in training:
+            yield from _judged(place, training)
         if "precompute_ref_log_probs" in training:
             yield from _reference(context, step, place, training)
 
@@ -58,6 +60,24 @@ def _losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     if divergence not in (None, "reverse_kl") and (odd := [name for name in chosen if name not in WITH_DIVERGENCE]):
         found = f"{divergence} with the loss {' and '.join(odd)}, which there is for reverse_kl alone"
         yield Problem(f"{place}.f_divergence_type", found, do=f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}")
+
+
+def _judged(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """What kto's arguments can't be together; its loss `kto` takes mismatched pairs that are made of each batch."""
+    if training.get("beta") == 0:
+        yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
+    if training.get("desirable_weight") == training.get("undesirable_weight") == 0:
+        yield Problem(f"{place}.desirable_weight", f"0 as {place}.undesirable_weight, and nothing is learned", do="Set one of them above 0")
+    if training.get("loss_type") != "kto":
+        return
+    do = f"or set {place}.loss_type=apo_zero_unpaired, which needs none"
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if training.get(name) == 1:
+            found = "1, and the loss kto takes mismatched pairs, which are made within a batch"
+            yield Problem(f"{place}.{name}", found, do=f"Set it to 2 or more, {do}")
+    if training.get("precompute_ref_log_probs"):
+        found = "true, and the loss kto takes mismatched pairs, which are made in training"
+        yield Problem(f"{place}.precompute_ref_log_probs", found, do=f"Set it to false, {do}")
 
 
 def _reference(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,0 +1,48 @@
+"""Judged answers to one batch: each behind its prompt, and once more behind another's prompt, which kto's estimate of the KL takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from llmmod.data.collate import PadRight
+from llmmod.render.encode import IGNORED
+
+
+class PadJudged:
+    """Pads a batch of judged answers on the right; mismatched pairs are made as trl (1.16) makes them, each answer with the next prompt.
+
+    trl pairs examples before training and so needs them in a fixed order; pairs made within the batch allow any order.
+
+    Args:
+        tokenizer, pad_to_multiple_of: as of PadRight.
+    """
+
+    def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
+        self._pad = PadRight(tokenizer, pad_to_multiple_of)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [examples, longest].
+
+        The same three of the mismatched pairs, their names after `KL_`; `label`, bool [examples]; and where it is known, `ref_logps`,
+        float32 [examples].
+        """
+        prompts, answers = ([list(example[name]) for example in examples] for name in ("prompt_ids", "completion_ids"))
+        batch: dict[str, Any] = self._rows(prompts, answers)
+        mismatched = self._rows(prompts, [answers[-1], *answers[:-1]])
+        batch |= {f"KL_{name}": values for name, values in mismatched.items()}
+        batch["label"] = torch.tensor([bool(example["label"]) for example in examples])
+        if "ref_logps" in examples[0]:
+            batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples])
+        return batch
+
+    def _rows(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        rows = [
+            {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        batch = self._pad(rows)
+        batch["completion_mask"] = (batch.pop("labels") != IGNORED).long()
+        return batch

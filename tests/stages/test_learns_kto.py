@@ -1,0 +1,18 @@
+"""KTO learns: what an animal says is wanted in a wording that training never shows, beyond what chance explains, whatever is trained.
+
+An animal is right where the rewards of its own sound are above those of the five others in the mean; by chance one of two is. Rule: of six
+animals with three seeds, 18 in all, at least 15 are right, which chance does once in 260 times, and the loss falls with each seed.
+"""
+
+from __future__ import annotations
+
+import pytest
+from preferences import learnt
+from ways import WAYS
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_own_sounds_are_wanted_where_they_were_never_asked_for_so(kto_trainer, tiny_llama, way):
+    right, fall = learnt(kto_trainer, tiny_llama, way, seeds=(1, 2, 3), num_train_epochs=4.0)
+    assert right >= 15
+    assert fall < 0.5

@@ -1,0 +1,55 @@
+"""A tiny model as each way to fine-tune leaves it to a trainer, and as some training might have left it."""
+
+from __future__ import annotations
+
+import torch
+
+WAYS = ("full", "freeze", "lora", "qlora")
+# A tiny random model has little to learn with while its embeddings stay as they are.
+FREEZE = {"num_layers_trainable": 1, "extra_trainable": ["embed_tokens", "norm"]}
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
+
+
+def quantized(model):
+    """The model in 4 bits."""
+    from llmmod.models.quantize import quantization_config
+    from llmmod.models.rebuild import rebuilt
+    from llmmod.schema.quantization import QuantizationConf
+
+    return rebuilt(model, quantization_config=quantization_config(QuantizationConf(bits=4)))
+
+
+def prepared(model, way, *, freeze=None, **lora):
+    """The model with what one way to fine-tune trains.
+
+    Args:
+        freeze: changes of `FREEZE`.
+        lora: changes of `LORA`.
+    """
+    from llmmod.models.adapt import add_lora, train_all, train_some_layers
+    from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
+
+    if way == "full":
+        return train_all(model, FullConf(name=way))
+    if way == "freeze":
+        return train_some_layers(model, FreezeConf(name=way, **FREEZE | (freeze or {})))
+    return add_lora(quantized(model) if way == "qlora" else model, LoraConf(name=way, task_type="CAUSAL_LM", **LORA | lora))
+
+
+def adapted(model, **changes):
+    """The model with a new adapter of peft's, the same each time."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes))
+
+
+def moved(model, by=0.02):
+    """Every parameter that is trained a little moved, the same way each time: what a training might have done."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+    return model
