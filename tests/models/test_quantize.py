@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from llmmod.errors import ConfigError
+from llmmod.models import cpu_kernels
 from llmmod.models.load import load_model
 from llmmod.models.quantize import quantization_config, unpacked_weight
 from llmmod.models.rebuild import rebuilt
@@ -74,6 +77,35 @@ def test_evaluation_leaves_gradients_as_they_were(tiny_llama, llama_directory, i
     logits(model, ids)
     assert torch.equal(gradient(), before)
     assert torch.equal(unpacked_weight(model.model.layers[0].mlp.up_proj), weight)
+
+
+def test_packed_in_parts_to_the_same_bits(monkeypatch):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    quantization_config(QuantizationConf(bits=4))
+    weights = torch.randn(300, 70, generator=torch.Generator().manual_seed(0))  # 328 runs and 8 weights
+    expected, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
+    monkeypatch.setattr(cpu_kernels, "_AT_ONCE", 4096)
+    found, in_parts = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(dequantize_4bit(found, in_parts), dequantize_4bit(expected, state))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_packing_takes_little_memory_beside_the_weights():
+    """bitsandbytes alone takes 16 bytes a weight."""
+    from bitsandbytes.functional import quantize_4bit
+
+    def kilobytes(name):
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+
+    quantization_config(QuantizationConf(bits=4))
+    weights = torch.ones(4 * 2**20, dtype=torch.float16)
+    quantize_4bit(weights[: 2**20], quant_type="nf4")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = kilobytes("VmRSS")
+    quantize_4bit(weights, quant_type="nf4")
+    assert (kilobytes("VmHWM") - before) * 1024 < 4 * len(weights)
 
 
 def test_a_plain_layers_weight_is_itself(tiny_llama):

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.cpu_kernels import mend_unpacking
+from llmmod.models.cpu_kernels import mend_unpacking, pack_in_parts
 from llmmod.schema.base import Dtype
 from llmmod.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 
@@ -41,6 +41,7 @@ def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
     # Each of its 8-bit products says that it casts to float16, whatever the weights' type: two lines a layer and step.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     mend_unpacking()
+    pack_in_parts()
     return BitsAndBytesConfig(**bitsandbytes_arguments(conf, compute_dtype=_compute_dtype(conf.compute_dtype)))
 
 
