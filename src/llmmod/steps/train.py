@@ -20,7 +20,7 @@ from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, beginning, write_stage_file
 from llmmod.paths import shown
 from llmmod.protocols import LoadedModel, StepReport
-from llmmod.ranks import world_size
+from llmmod.ranks import rank, world_size
 from llmmod.schema.step.train import TrainConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.batches import check_trainer
@@ -111,7 +111,8 @@ class Train:
         directory, head = session.step_dir(self.name), session.conf(self.name, "training").head
         session.found(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
         told = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
-        log.info(told)
+        if rank() == 0:
+            log.info(told)
         report = self._report(dict(result.metrics), result.kind, directory)
         report.summary.insert(0, told)
         report.reused_from = str(place)
