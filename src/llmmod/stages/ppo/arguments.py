@@ -48,7 +48,7 @@ class PpoArguments(TrainingArguments):  # type: ignore[misc]
         """The best model is the one with the highest reward on held-out prompts, unless something else is named."""
         if self.load_best_model_at_end and getattr(self, "metric_for_best_model", None) is None:
             self.metric_for_best_model, self.greater_is_better = _BEST, True
-        if self.ddp_find_unused_parameters is None:
+        if getattr(self, "ddp_find_unused_parameters", None) is None:
             # The value head works beside the model's forward, where DDP would look for it, and take it for unused.
             self.ddp_find_unused_parameters = False
         super().__post_init__()
