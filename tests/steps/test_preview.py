@@ -147,12 +147,15 @@ def test_what_is_coloured_is_what_is_trained(session):
     assert page.said("on") == legend + answers
 
 
-def test_the_table_has_every_id_with_its_label(session):
+def test_the_table_has_every_id_with_its_text_and_label(session, tiny_tokenizer):
     _, lines, html = previewed(session())
     cells = [data for tags, _, data in Page(html).texts if tags[-1:] == ("td",)]
-    table = [(cells[n], cells[n + 1], cells[n + 3]) for n in range(0, len(cells), 4)]
+    table = [(cells[n], cells[n + 1], cells[n + 4]) for n in range(0, len(cells), 5)]
     pairs = [enumerate(zip(line["input_ids"], line["labels"], strict=True)) for line in lines]
     assert table == [(str(at), str(token), str(label)) for pair in pairs for at, (token, label) in pair]
+    texts = {(int(cells[n + 1]), cells[n + 3]) for n in range(0, len(cells), 5) if "Ġ" in cells[n + 2]}
+    assert texts == {(token, tiny_tokenizer.decode([token])) for token, _ in texts}
+    assert any(text.startswith(" ") for _, text in texts)
 
 
 def test_a_token_s_hint_has_its_id_and_name(session, tiny_tokenizer):
@@ -188,6 +191,7 @@ def test_packs(session, monkeypatch):
     rows = -(-tokens // 400)
     assert f"Packs are full to {tokens / (400 * rows):.1%}" in text
     assert f"All {rows} packed rows" in text
+    assert "A line is a row of 400 tokens" in text
 
 
 def test_a_stream(session, monkeypatch):

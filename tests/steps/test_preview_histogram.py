@@ -11,7 +11,7 @@ def test_bars_count_their_right_edge():
     drawn = histogram([1, 2, 3, 3, 4], 4)
     assert [(bar.first, bar.last, bar.examples) for bar in drawn.bars] == [(1, 1, 1), (2, 2, 1), (3, 3, 2), (4, 4, 1)]
     assert [(bar.left, bar.width, bar.height) for bar in drawn.bars] == [(0, 25, 50), (25, 25, 50), (50, 25, 100), (75, 25, 50)]
-    assert (drawn.most, drawn.cutoff) == (2, 100)
+    assert (drawn.most, drawn.median, drawn.cutoff) == (2, 75, 100)
 
 
 def test_bars_are_at_most_forty_of_a_round_width():

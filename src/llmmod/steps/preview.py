@@ -31,6 +31,7 @@ from llmmod.steps.preview_tiles import counted, tiles
 from llmmod.steps.preview_tokens import TokenTexts
 
 _LINES, _PAGE = "preview.jsonl", "preview.html"
+_WITH_THAT_ABOVE = "″"
 _PACKS = 16  # packed rows that are drawn
 
 
@@ -149,9 +150,12 @@ def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Examp
     """What there is to see of a row, under one number."""
     found = []
     for part, ids, labels in seen(row):
-        rows = [IdRow(at, token, texts.name(token), label) for at, (token, label) in enumerate(zip(ids, labels, strict=True))]
+        shown = texts.shown(ids, labels)
+        said = {piece.at: piece.text.replace("\n", "").replace("\t", "") for piece in shown}
+        pairs = enumerate(zip(ids, labels, strict=True))
+        rows = [IdRow(at, token, texts.name(token), said.get(at, _WITH_THAT_ABOVE), label) for at, (token, label) in pairs]
         name = f"Example {number:,}, {part}" if part else f"Example {number:,}"
-        found.append(Example(number, name, texts.shown(ids, labels), rows))
+        found.append(Example(number, name, shown, rows))
     return found
 
 

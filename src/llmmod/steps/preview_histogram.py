@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 _MOST = 40  # bars
@@ -29,12 +30,14 @@ class Histogram(NamedTuple):
         bars: those that count anything.
         most: examples of the highest.
         ticks: (place in percent, tokens).
+        median: the place of the median in percent.
         cutoff: the place of the limit in percent; None: far to the right of all examples, and not drawn.
     """
 
     bars: list[Bar]
     most: int
     ticks: list[tuple[float, int]]
+    median: float
     cutoff: float | None
 
 
@@ -59,7 +62,7 @@ def histogram(lengths: Sequence[int], cutoff_len: int) -> Histogram:
     ]
     step = _round_step(end / _TICKS)
     ticks = [(tokens * share, tokens) for tokens in range(0, end + 1, step)]
-    return Histogram(bars, most, ticks, None if far else cutoff_len * share)
+    return Histogram(bars, most, ticks, median(lengths) * share, None if far else cutoff_len * share)
 
 
 def _round_step(least: float) -> int:

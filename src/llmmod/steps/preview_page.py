@@ -47,11 +47,12 @@ class Verdict(NamedTuple):
 
 
 class IdRow(NamedTuple):
-    """A line of the table of ids."""
+    """A line of the table of ids; `text` is what its token says, with those below it where only several make a character."""
 
     at: int
     id: int
     name: str
+    text: str
     label: int
 
 
