@@ -184,6 +184,7 @@ def test_validation_from_files_of_its_own(load):
     splits = load(val_files="held.jsonl")
     assert len(splits.train) == 30
     assert answers(splits.eval_conversations) == ["Answer 1.", "Answer 2.", "Answer 3."]
+    assert splits.report.lines()[0].startswith("mine: 33 rows of x.json and held.jsonl, read as alpaca")
 
 
 def test_validation_from_a_split_of_its_own(load, tmp_path):

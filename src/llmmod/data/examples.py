@@ -78,7 +78,8 @@ class Making:
         """
         conf, training = self.opened.conf, self.opened.training
         account = json.loads((directory / _ACCOUNT).read_text(encoding="utf-8"))
-        known: dict[str, Any] = {"name": conf.name, "source": training.source.name, "format": str(training.format)}
+        sources = [part.source.name for part in (training, self.opened.validating) if part]
+        known: dict[str, Any] = {"name": conf.name, "source": " and ".join(sources), "format": str(training.format)}
         known |= {part: Counts(**account.pop(part)) for part in ("train", "eval")}
         report = DataReport(cutoff_len=conf.cutoff_len, **known, **account)
         datasets = [
