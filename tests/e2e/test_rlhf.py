@@ -20,3 +20,17 @@ def test_it_runs_from_sft_to_export(tmp_path):
     steps = json.loads((tmp_path / "run.json").read_text())["steps"]
     assert [step["name"] for step in steps] == ["sft", "rm", "ppo", "predict", "export"]
     assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_dpo_in_the_place_of_rm_and_ppo(tmp_path):
+    metrics = run(compose(["experiment=rlhf_dpo", "smoke=true", f"output_dir={tmp_path}"]))
+    left = json.loads((tmp_path / "dpo" / "stage.json").read_text())
+    assert (left["stage"], left["kind"], left["head"], left["merged"]) == ("dpo", "adapter", "language", ["../sft"])
+    compared = ("sft/eval_loss", "dpo/eval_loss", "dpo/eval_rewards/accuracies", "dpo/eval_rewards/margins")
+    assert {"predict_rouge-1", *compared, *(f"{name}_before" for name in compared)} <= set(metrics)
+    assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_both_begin_with_the_same_step():
+    """So that after the one, the other takes its sft as it is."""
+    assert compose(["experiment=rlhf"]).steps.sft == compose(["experiment=rlhf_dpo"]).steps.sft
