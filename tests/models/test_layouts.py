@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
+import torch
 
 from llmmod.errors import ConfigError
 from llmmod.models.load import load_model
@@ -40,3 +42,50 @@ def test_a_layout_that_only_its_own_code_reads(tmp_path):
 def test_a_layout_that_nothing_reads(tmp_path):
     with pytest.raises(ConfigError, match=r"no model_type newest, which config.json of .* names"):
         load_model(checkpoint(tmp_path, model_type="newest"))
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class NewestConfig(LlamaConfig):
+    model_type = "newest"
+
+class NewestModel(LlamaForCausalLM):
+    config_class = NewestConfig
+
+class NewestTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def with_code(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
+    """A checkpoint of a model and a tokenizer that only its own code reads."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    directory = tmp_path / "newest"
+    tiny_llama.save_pretrained(directory)
+    tiny_tokenizer.save_pretrained(directory)
+    classes = {"AutoConfig": "code.NewestConfig", "AutoModelForCausalLM": "code.NewestModel"}
+    for file, changes in {
+        "config.json": {"model_type": "newest", "auto_map": classes},
+        "tokenizer_config.json": {"tokenizer_class": "NewestTokenizer", "auto_map": {"AutoTokenizer": [None, "code.NewestTokenizer"]}},
+    }.items():
+        (directory / file).write_text(json.dumps(json.loads((directory / file).read_text()) | changes))
+    (directory / "code.py").write_text(OWN_CODE)
+    return str(directory)
+
+
+def test_trusted_code_is_run_and_said_to_be(with_code, tiny_llama, ids, logits, caplog):
+    model = load_model(with_code, trust_remote_code=True)
+    assert type(model).__name__ == "NewestModel"
+    assert torch.equal(logits(model, ids), logits(tiny_llama, ids))
+    assert f"Python code that came with '{with_code}' was run, with all your rights, and NewestModel is what it defines" in caplog.text
+    caplog.clear()
+    assert load_tokenizer(with_code, trust_remote_code=True)("Hello").input_ids
+    assert "was run, with all your rights, and NewestTokenizer" in caplog.text
+
+
+def test_trust_that_was_not_needed(llama_directory, caplog):
+    with caplog.at_level(logging.INFO):
+        load_model(str(llama_directory), trust_remote_code=True)
+    assert f"no code of '{llama_directory}' was needed; LlamaForCausalLM does without." in caplog.text

@@ -7,6 +7,7 @@ converted.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -14,6 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.checkpoint import PATH_KEY
 from llmmod.models.families.registry import family_of
+
+log = logging.getLogger(__name__)
 
 # model_type of the checkpoint -> who published models of that layout
 _OF_2023 = {
@@ -47,3 +50,22 @@ def check_known_layout(config: dict[str, Any], *, path: str) -> None:
     if model_type in _OF_2023:
         found = f"the layout of '{path}' (model_type {model_type}: {_OF_2023[model_type]}) can't be loaded"
         raise ConfigError(Problem(PATH_KEY, found, do="Take a later revision, which transformers has a class for"))
+
+
+def tell_of_code(loaded: Any, path: str, *, trust_remote_code: bool) -> None:
+    """Say what `model.trust_remote_code` came to: that code of a checkpoint was run, or that none was.
+
+    Args:
+        loaded: a model or tokenizer.
+        path: of its checkpoint.
+        trust_remote_code: as it was set.
+    """
+    kind = type(loaded)
+    if kind.__module__.startswith("transformers_modules."):
+        log.warning(
+            "model.trust_remote_code=true: Python code that came with '%s' was run, with all your rights, and %s is what it defines. What "
+            "that computes was checked by nobody here, and who loads what is saved must run the code too.",
+            path, kind.__name__,
+        )  # fmt: skip
+    elif trust_remote_code:
+        log.info("model.trust_remote_code=true: no code of '%s' was needed; %s does without.", path, kind.__name__)

@@ -26,7 +26,7 @@ from llmmod.models.families.limits import watch_length
 from llmmod.models.families.load import load_original
 from llmmod.models.families.registry import family_of
 from llmmod.models.hub import check_reachable, hub_problem
-from llmmod.models.layouts import check_layout
+from llmmod.models.layouts import check_layout, tell_of_code
 from llmmod.models.mapped import giving_back
 from llmmod.models.own_length import keep_own_lengths
 from llmmod.models.quantize import plain_linears
@@ -70,6 +70,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     _check_filled(model, info, pretrained_model_name_or_path)
     keep_differentiable(model)
     keep_own_lengths(model)
+    tell_of_code(model, pretrained_model_name_or_path, trust_remote_code=bool(where.get("trust_remote_code")))
     set_name(model, pretrained_model_name_or_path)
     watch_length(model)
     return (model, info) if arguments.get("output_loading_info") else model

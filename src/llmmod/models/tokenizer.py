@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, has_tokenizer
 from llmmod.models.hub import check_reachable
-from llmmod.models.layouts import check_known_layout
+from llmmod.models.layouts import check_known_layout, tell_of_code
 from llmmod.models.load import WHERE, explained
 from llmmod.models.tokenizers.load import load_original
 
@@ -39,7 +39,9 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
         _check_directory(checkpoint)
     with explained(checkpoint, arguments):
         if checkpoint.gguf_file is None:
-            return _from_files(checkpoint, arguments)
+            tokenizer = _from_files(checkpoint, arguments)
+            tell_of_code(tokenizer, pretrained_model_name_or_path, trust_remote_code=bool(arguments.get("trust_remote_code")))
+            return tokenizer
         from llmmod.models.gguf import tokenizer_from_gguf
 
         return tokenizer_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
