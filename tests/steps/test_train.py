@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
+from llmmod.data.packed import pack_splits
 from llmmod.errors import ConfigError, RunError
 from llmmod.schema.finetune import FullConf
 from llmmod.schema.step.train import TrainConf
@@ -67,6 +68,17 @@ def test_what_it_reports(session):
     before, after = report.metrics["eval_loss_before"], report.metrics["eval_loss"]
     assert f"loss on held-out examples {before:.4f} before, {after:.4f} after" in report.summary[0]
     assert str(made.run_dir / "train" / "training_loss.png") in report.summary[1]
+
+
+def test_a_trainer_that_mixes_packed_examples_is_refused_before_a_model_is_loaded(session, toy_splits, monkeypatch):
+    made = session(splits=pack_splits(toy_splits, 64), trainer={"_target_": "trl.SFTTrainer"})
+    monkeypatch.setattr(made, "base_model", lambda step: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError) as error:
+        train(made)
+    assert str(error.value) == (
+        "training.trainer._target_: trl.SFTTrainer doesn't keep the examples of a row apart, and dataset.packing is true. "
+        "Derive it from llmmod.stages.trainer.StageTrainer, or set dataset.packing=false."
+    )
 
 
 def test_what_it_leaves_on_the_disk(session, tiny_tokenizer):
