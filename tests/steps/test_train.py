@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
-from llmmod.data.packed import pack_splits
+from llmmod.data.packed import Packed
 from llmmod.errors import ConfigError, RunError
 from llmmod.schema.finetune import FullConf
 from llmmod.schema.step.train import TrainConf
@@ -71,7 +72,8 @@ def test_what_it_reports(session):
 
 
 def test_a_trainer_that_mixes_packed_examples_is_refused_before_a_model_is_loaded(session, toy_splits, monkeypatch):
-    made = session(splits=pack_splits(toy_splits, 64), trainer={"_target_": "trl.SFTTrainer"})
+    packed = SimpleNamespace(train=Packed(toy_splits.train, 64), eval=None)
+    made = session(splits=packed, trainer={"_target_": "trl.SFTTrainer"})
     monkeypatch.setattr(made, "base_model", lambda step: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError) as error:
         train(made)
