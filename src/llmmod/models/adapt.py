@@ -9,15 +9,15 @@ from typing import Any
 
 import peft
 from peft import prepare_model_for_kbit_training
-from torch import nn
 
-from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters import attached, quiet_peft, with_chain, without_embeddings
 from llmmod.models.count import count_parameters
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora_config import lora_config
+from llmmod.models.lora_names import check_made, check_names, fitted_to_stand_in
 from llmmod.models.mutated import remember_initial
 from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import HEAD, is_reward_model
@@ -26,8 +26,6 @@ from llmmod.models.upcast import upcast_head, upcast_norms
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
 
 log = logging.getLogger(__name__)
-
-ALL_LINEAR = "all-linear"
 
 
 def train_all(model: Any, conf: FullConf) -> Any:
@@ -83,7 +81,8 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
         conf = _with_native_names(conf, model)
         if is_reward_model(model):
             conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
-        _check_targets(model, conf.target_modules)
+        conf = fitted_to_stand_in(model, conf)
+        check_names(model, conf)
         adapted = without_embeddings(_new_adapter(model, conf))
         remember_initial(adapted)
     if model.is_activation_checkpointing:
@@ -98,8 +97,9 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
     try:
         with quiet_peft():
             adapted = peft.get_peft_model(model, config)
-    except (ImportError, NotImplementedError, TypeError) as error:
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error
+    check_made(adapted, conf)
     # Of a reward model peft adds its own names of heads to the list, `score` once more.
     adapted.peft_config["default"].modules_to_save = own
     return adapted
@@ -142,22 +142,3 @@ def _refuse_quantized(model: Any, name: str) -> None:
     if is_quantized(model):
         do = "Use finetune=qlora, or model.quantization.bits=null"
         raise ConfigError(Problem("model.quantization.bits", f"quantized weights can't be trained by finetune={name}", do=do))
-
-
-def _check_targets(model: Any, targets: Any) -> None:
-    """Refuse names that match no linear layer, as peft does only where none of several matches. A regular expression is peft's affair."""
-    if not isinstance(targets, (list, tuple, set)):
-        if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
-            _check_targets(model, [targets])
-        return
-    names = [name for name, module in model.named_modules() if next(module.children(), None) is None and hasattr(module, "weight")]
-    unknown = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
-    if unknown:
-        linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-        raise ConfigError(_no_target(target, model, linear) for target in unknown)
-
-
-def _no_target(target: str, model: Any, linear: list[str]) -> Problem:
-    near = did_you_mean(target, linear)
-    allowed = near if near.startswith("Allowed") else f"{near} Linear layers: {', '.join(linear)}"
-    return Problem("finetune.target_modules", f"{type(model).__name__} has no module '{target}'", allowed, f"Or take all: {ALL_LINEAR}")

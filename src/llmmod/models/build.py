@@ -12,6 +12,7 @@ import torch
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
+from llmmod.models.attention import check_attention
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, path_of_size
 from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.load import load_config
@@ -41,6 +42,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     Raises:
         ConfigError: no such checkpoint, or what is asked of it doesn't go together.
     """
+    check_attention(conf.attn_implementation)
     quantized = quantization_config(conf.quantization)
     dtype = _dtype(conf.dtype)
     if smoke or conf.weights is Weights.random:
@@ -126,6 +128,13 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     return model
 
 
+def _prepared(config: Any, conf: ModelConf) -> Any:
+    """The configuration of a model that is built from nothing, its positions scaled and its attention chosen in place."""
+    if conf.attn_implementation is not None:
+        config._attn_implementation = conf.attn_implementation
+    return _scaled(config, conf)
+
+
 def _scaled(config: Any, conf: ModelConf) -> Any:
     """A configuration, its positions scaled in place where that is asked for."""
     scaling = conf.rope_scaling
@@ -146,12 +155,10 @@ def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any,
         path = model_path(conf)
         if path is not None and _is_installed(path):
             check_model_directory(model_checkpoint(conf))  # a hub id passes: nothing is downloaded
-        return tiny_model(conf.architecture, tokenizer=tokenizer, seed=seed, dtype=dtype, prepare=lambda config: _scaled(config, conf))
+        return tiny_model(conf.architecture, tokenizer=tokenizer, seed=seed, dtype=dtype, prepare=lambda config: _prepared(config, conf))
     checkpoint = model_checkpoint(conf)
     check_model_directory(checkpoint, weights=False)
-    config = _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)
-    if conf.attn_implementation is not None:
-        config._attn_implementation = conf.attn_implementation
+    config = _prepared(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)
     return random_model(config, seed=seed, dtype=dtype)
 
 

@@ -42,8 +42,8 @@ REFUSED = {
     "type of our own": ("dataset.format=[a]", "dataset.format: found ['a']. Expected a text, or keys with values, written {a: 1}."),
     "type in a list": ("render.prompt=[3]", "render.prompt: found [3]. Expected a list, written [a,b]."),
     "key of a class's fields": (
-        "+finetune.eva_config.rhoo=2 finetune.init_lora_weights=eva",
-        "finetune.eva_config.rhoo: no such field. Did you mean 'rho'?",
+        "+finetune.arrow_config.topk=2",
+        "finetune.arrow_config.topk: no such field. Did you mean 'top_k'?",
     ),
     # choices
     "choice, few": (

@@ -15,6 +15,7 @@ from llmmod.errors import Problem
 from llmmod.schema.names import typed_nodes
 from llmmod.schema.plain import resolved
 from llmmod.schema.validate.arguments import check_arguments
+from llmmod.schema.validate.attention import check_attention
 from llmmod.schema.validate.bounds import check_bounds
 from llmmod.schema.validate.choices import check_choices
 from llmmod.schema.validate.context import Context
@@ -24,6 +25,7 @@ from llmmod.schema.validate.data_kinds import check_data_kinds
 from llmmod.schema.validate.from_step import check_from_step
 from llmmod.schema.validate.groups import check_groups
 from llmmod.schema.validate.keys import check_keys
+from llmmod.schema.validate.low_rank import check_low_rank
 from llmmod.schema.validate.mix import check_mix
 from llmmod.schema.validate.model_files import check_model_files
 from llmmod.schema.validate.named import check_named
@@ -53,6 +55,8 @@ CHECKS: tuple[Check, ...] = (
     check_from_step,
     check_taken_over,
     check_contradictions,
+    check_low_rank,
+    check_attention,
     check_data_kinds,
     check_mix,
     check_preferences,

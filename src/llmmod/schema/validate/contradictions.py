@@ -22,7 +22,6 @@ OWN_KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "tokenizer": _HUB | _CODE | {"gguf_file": "model.gguf_file"},
 }  # fmt: skip
-_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def check_contradictions(context: Context) -> Iterator[Problem]:
@@ -41,7 +40,6 @@ def check_contradictions(context: Context) -> Iterator[Problem]:
         yield from _rope(context, place)
     for place in context.places("finetune"):
         yield from _adapters(context, place)
-        yield from _first_values(context, place)
     for place in context.places("training"):
         yield from _training(context, place)
     for place in context.places("dataset"):
@@ -55,9 +53,6 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
     if name == "qlora" and bits is None:
         found = "null with finetune=qlora, which trains adapters on quantized weights"
         yield Problem(f"{model}.quantization.bits", found, "Allowed: 4, 8", "For weights as they are: finetune=lora")
-    elif bits == 8 and context.get(f"{finetune}.use_dora"):
-        found = f"true with {model}.quantization.bits=8, whose weights peft can't take the norm of on every device (0.21)"
-        yield Problem(f"{finetune}.use_dora", found, do="Use 4 bits, or leave use_dora false")
     elif bits is not None and name in ("full", "freeze"):
         found = f"{bits} with finetune={name}, and quantized weights can't be trained"
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
@@ -89,13 +84,6 @@ def _rope(context: Context, place: str) -> Iterator[Problem]:
     if known and not scaling.get("factor") and not context.get(f"{place}.model_max_length"):
         do = f"Set it, or {place}.model_max_length, from which it is worked out"
         yield Problem(f"{place}.rope_scaling.factor", f"not set, and {place}.rope_scaling.type is {scaling['type']}", do=do)
-
-
-def _first_values(context: Context, place: str) -> Iterator[Problem]:
-    init = context.get(f"{place}.init_lora_weights")
-    if isinstance(init, str) and init.startswith(_CHANGE_BASE) and context.get(f"{place}.use_dora"):
-        found = f"true with {place}.init_lora_weights={init}, which changes the weights whose norms DoRA keeps"
-        yield Problem(f"{place}.use_dora", found, do="Set one of them to its default")
 
 
 def _adapters(context: Context, place: str) -> Iterator[Problem]:

@@ -1,0 +1,134 @@
+"""Names of modules, layers and tokens in `finetune.*`, held against the model: peft passes over most of those that match nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.models.freeze import decoder_layers
+from llmmod.models.mutated import changes_base
+from llmmod.models.tiny import STAND_IN
+from llmmod.schema.finetune import LoraConf
+
+ALL_LINEAR = "all-linear"
+_LAYERS = "finetune.layers_to_transform"
+_SMALL_RANK = 8  # at most the width of any matrix of a stand-in
+
+
+def fitted_to_stand_in(model: Any, conf: LoraConf) -> LoraConf:
+    """The configuration as a rehearsal's tiny model can have it: those of the layers that it has, or its last, and ranks that fit into it.
+
+    Any other model's configuration is itself.
+    """
+    if not getattr(model, STAND_IN, False):
+        return conf
+    if changes_base(conf.init_lora_weights):
+        ranks = {name: min(rank, _SMALL_RANK) for name, rank in (conf.rank_pattern or {}).items()}
+        conf = replace(conf, r=min(conf.r, _SMALL_RANK), rank_pattern=ranks)
+    if conf.layers_to_transform is None:
+        return conf
+    depth = len(decoder_layers(model)[1])
+    kept = [number for number in _listed(conf.layers_to_transform) if number < depth]
+    return replace(conf, layers_to_transform=kept or [depth - 1])
+
+
+def check_names(model: Any, conf: LoraConf) -> None:
+    """Nothing, where a model has everything that its adapters are to be made of.
+
+    Args:
+        model: a PreTrainedModel.
+        conf: `finetune.*`, its names those of the model's class.
+
+    Raises:
+        ConfigError: modules, layers or tokens that it doesn't have.
+    """
+    problems = [*_targets(model, conf.target_modules), *_modules(model, conf), *_layers(model, conf), *_tokens(model, conf)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_made(adapted: Any, conf: LoraConf) -> None:
+    """Nothing, where adapters have the ranks and alphas that were asked for.
+
+    Args:
+        adapted: a PeftModel just made.
+        conf: what it was made by.
+
+    Raises:
+        ConfigError: a pattern matches no module with an adapter, which then has the rank of all others; or a rank is more than what the
+            weight has that the adapter's first values were taken from.
+    """
+    names = sorted(adapted.targeted_module_names)
+    problems = [
+        Problem(f"finetune.{field}.{pattern}", f"no module with an adapter is called so, of {len(names)}", _ends(names))
+        for field in ("rank_pattern", "alpha_pattern")
+        for pattern in getattr(conf, field) or {}
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)  # as peft.utils.get_pattern_key has it
+    ]
+    problems += list(_ranks(adapted, names, conf))[:1]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _ranks(adapted: Any, names: Sequence[str], conf: LoraConf) -> Iterator[Problem]:
+    for name in names if changes_base(conf.init_lora_weights) else ():
+        layer = adapted.get_base_model().get_submodule(name)
+        for adapter, matrix in getattr(layer, "lora_A", {}).items():
+            if (rank := layer.r[adapter]) != (rows := matrix.weight.shape[0]):
+                found = f"{rank} with init_lora_weights={conf.init_lora_weights}, but the weight of {name} has only {rows} singular values"
+                yield Problem("finetune.r", found, f"Allowed: up to {rows}, or finetune.rank_pattern for this module")
+
+
+def _targets(model: Any, targets: Any) -> Iterator[Problem]:
+    """What matches no linear layer; peft refuses only where none of several matches. A regular expression is peft's affair."""
+    if not isinstance(targets, (list, tuple, set)):
+        if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
+            yield from _targets(model, [targets])
+        return
+    names = [name for name, module in model.named_modules() if next(module.children(), None) is None and hasattr(module, "weight")]
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    yield from (_no_target(target, model, linear) for target in targets if not _matches(target, names))
+
+
+def _no_target(target: str, model: Any, linear: list[str]) -> Problem:
+    near = did_you_mean(target, linear)
+    allowed = near if near.startswith("Allowed") else f"{near} Linear layers: {', '.join(linear)}"
+    return Problem("finetune.target_modules", f"{type(model).__name__} has no module '{target}'", allowed, f"Or take all: {ALL_LINEAR}")
+
+
+def _modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
+    names = [name for name, _ in model.named_modules() if name]
+    for field in ("modules_to_save", "exclude_modules"):
+        given = getattr(conf, field)
+        for wanted in (name for name in (given if isinstance(given, list) else []) if not _matches(name, names)):
+            known = sorted({end for end in (name.rpartition(".")[2] for name in names) if not end.isdigit()})
+            yield Problem(f"finetune.{field}", f"{type(model).__name__} has no module '{wanted}'", did_you_mean(wanted, known))
+
+
+def _layers(model: Any, conf: LoraConf) -> Iterator[Problem]:
+    depth = len(decoder_layers(model)[1]) if conf.layers_to_transform is not None else 0
+    for number in (number for number in _listed(conf.layers_to_transform) if number >= depth):
+        yield Problem(_LAYERS, f"no layer {number} in {type(model).__name__}, which has {depth}", f"Allowed: 0 to {depth - 1}")
+
+
+def _tokens(model: Any, conf: LoraConf) -> Iterator[Problem]:
+    rows, given = model.get_input_embeddings().num_embeddings, conf.trainable_token_indices
+    for token in (token for token in (given if isinstance(given, list) else []) if not 0 <= token < rows):
+        yield Problem("finetune.trainable_token_indices", f"no token {token}", f"Allowed: 0 to {rows - 1}")
+
+
+def _matches(wanted: str, names: Sequence[str]) -> bool:
+    return any(name == wanted or name.endswith(f".{wanted}") for name in names)
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _ends(names: Sequence[str]) -> str:
+    return f"Modules with an adapter: {', '.join(sorted({name.rpartition('.')[2] for name in names}))}"

@@ -1,0 +1,36 @@
+"""llmmod.models.attention: what needs an accelerator is told where there is none, before a model is built or loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmmod.errors import ConfigError
+from llmmod.models.attention import check_attention
+from llmmod.models.build import model_from
+from llmmod.schema.model import HubConf, ModelConf
+
+ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flex_attention"])
+def test_without_an_accelerator_it_is_told(monkeypatch, name):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"model.attn_implementation: {name} needs an accelerator: .* Allowed here: sdpa, eager, null"):
+        model_from(ModelConf(attn_implementation=name, pretrained_model_name_or_path="nowhere"), hub=HubConf(), smoke=False, tokenizer=None)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "sdpa"])
+def test_with_one_it_is_left_to_transformers(monkeypatch, name):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    check_attention(name)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa", None])
+def test_a_rehearsal_has_the_attention_that_was_asked_for(tiny_tokenizer, ids, logits, name):
+    """Eager and SDPA are the same function, to float32's precision."""
+    conf = ModelConf(architecture=ARCHITECTURE, attn_implementation=name)
+    model = model_from(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+    assert model.config._attn_implementation == (name or "sdpa")
+    plain = model_from(ModelConf(architecture=ARCHITECTURE), hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+    torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=1e-5, atol=1e-6)

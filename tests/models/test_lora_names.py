@@ -1,0 +1,72 @@
+"""Names and numbers in `finetune.*` that a model doesn't have are told with those that it has."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmmod.errors import ConfigError
+from llmmod.models.adapt import add_lora
+from llmmod.models.tiny import tiny_model
+from llmmod.schema.finetune import LoraConf
+
+LINEAR = ["q_proj", "down_proj"]
+UNKNOWN = {
+    "rank of no module": (
+        {"rank_pattern": {"q_proj": 2, "qproj": 4}},
+        "finetune.rank_pattern.qproj: no module with an adapter is called so, of 4. Modules with an adapter: down_proj, q_proj.",
+    ),
+    "rank of a module without an adapter": ({"rank_pattern": {"v_proj": 2}}, "finetune.rank_pattern.v_proj: no module with an adapter"),
+    "alpha of no module": ({"alpha_pattern": {"layers.7.q_proj": 2}}, "finetune.alpha_pattern.layers.7.q_proj: no module with an adapter"),
+    "a layer beyond the last": (
+        {"layers_to_transform": [1, 2]},
+        "finetune.layers_to_transform: no layer 2 in LlamaForCausalLM, which has 2. Allowed: 0 to 1.",
+    ),
+    "a module to save": (
+        {"modules_to_save": ["lm_haed"]},
+        "finetune.modules_to_save: LlamaForCausalLM has no module 'lm_haed'. Did you mean 'lm_head'?",
+    ),
+    "a module to leave out": (
+        {"exclude_modules": ["q_porj"]},
+        "finetune.exclude_modules: LlamaForCausalLM has no module 'q_porj'. Did you mean 'q_proj'",
+    ),
+    "a token": ({"trainable_token_indices": [3, 10**6]}, "finetune.trainable_token_indices: no token 1000000. Allowed: 0 to "),
+    "a rank beyond the weight's": (
+        {"r": 500, "init_lora_weights": "pissa"},
+        "finetune.r: 500 with init_lora_weights=pissa, but the weight of model.layers.0.mlp.down_proj has only",
+    ),
+    "nothing left": ({"exclude_modules": LINEAR}, "finetune: peft can't make these adapters: No modules were targeted for adaptation."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_it_is_told(tiny_llama, name):
+    fields, line = UNKNOWN[name]
+    with pytest.raises(ConfigError) as error:
+        add_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, **fields))
+    assert str(error.value.problems[0]).startswith(line)
+
+
+def test_patterns_are_matched_as_peft_matches_them(tiny_llama):
+    patterns = {"layers.0.self_attn.q_proj": 2, r".*\.1\..*down_proj": 3}
+    adapted = add_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, rank_pattern=patterns))
+    ranks = {name: module.r["default"] for name, module in adapted.get_base_model().named_modules() if hasattr(module, "lora_A")}
+    assert {".".join(name.split(".")[2::2]): rank for name, rank in ranks.items()} == {
+        "0.q_proj": 2, "0.down_proj": 8, "1.q_proj": 8, "1.down_proj": 3,
+    }  # fmt: skip
+
+
+def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokenizer):
+    """Layer 30 of a model of 32 is no mistake where the stand-in has two, nor rank 64 where its matrices are 64 wide or less."""
+    architecture = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = tiny_model(architecture, tokenizer=tiny_tokenizer, seed=0)
+    conf = LoraConf(
+        name="lora", target_modules=LINEAR, r=64, init_lora_weights="pissa", rank_pattern={"q_proj": 48}, layers_to_transform=[30]
+    )
+    adapted = add_lora(model, conf)
+    assert sorted(adapted.targeted_module_names, reverse=True) == ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+    assert {module.r["default"] for module in adapted.get_base_model().modules() if hasattr(module, "lora_A")} == {8}
+
+
+def test_a_whole_model_keeps_what_was_asked_for(tiny_llama):
+    conf = LoraConf(name="lora", target_modules=LINEAR, layers_to_transform=1)
+    assert {name.split(".")[2] for name in add_lora(tiny_llama, conf).targeted_module_names} == {"1"}
