@@ -108,6 +108,21 @@ def test_mask_prompt_false_trains_the_prompt_but_no_tool_result(byte_level):
     assert masked == "\n<|im_start|>tool\nc<|im_end|>\n<|im_start|>assistant\n"
 
 
+CALL = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+CALLING = CHATML.replace("{{ m.content }}", "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}")
+
+
+@pytest.mark.parametrize("conf", [{}, {"use_history": False}, {"train_on": "last"}], ids=["history", "no-history", "last"])
+@pytest.mark.parametrize("name", ["plain", "tagged", "thinking"])
+def test_an_answer_whose_calls_the_template_leaves_out_is_an_error_of_the_data(byte_level, name, conf):
+    template = {"plain": CHATML, "tagged": TAGGED, "thinking": THINKING}[name]
+    row = Conversation([Message("user", "a"), Message("assistant", "", tool_calls=[CALL])])
+    with pytest.raises(DataError, match="the chat template leaves out the call of 'now'"):
+        auto(byte_level, template, **conf).examples(row)
+    [example] = auto(byte_level, CALLING, **conf).examples(row)
+    assert '"name": "now"' in written(example, byte_level, trained=True)
+
+
 def test_without_history_each_answer_is_an_example_of_its_own(byte_level):
     render = auto(byte_level, CHATML, use_history=False)
     first, second = render.examples(talk("a", "b", "c", "d", system="S"))

@@ -264,6 +264,13 @@ def test_rows_of_the_data_are_checked_too_and_named(byte_level, shipped):
     assert [(finding.check, finding.conversation) for finding in findings] == [("texts", "a.json, row 7")]
 
 
+def test_definitions_of_tools_that_are_left_out_are_noted(byte_level, shipped):
+    row = Conversation([Message("user", "a"), Message("assistant", "b")], [{"type": "function", "function": {"name": "now"}}])
+    [finding] = certify(AutoTemplate(tokenizer=byte_level, template=CHATML), byte_level, [row])
+    assert (finding.check, finding.found, finding.fatal) == ("tools", "this render leaves the definitions of tools out", False)
+    assert certify(Template(tokenizer=byte_level, **shipped("chatml")), byte_level, [row]) == []
+
+
 def test_rows_that_are_not_trained_are_passed_over(byte_level, shipped):
     rows = [
         Conversation([Message("user", "a")]),

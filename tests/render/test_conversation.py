@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.errors import DataError
-from llmmod.render.conversation import Conversation, Message, Turn
+from llmmod.render.conversation import Conversation, Message, Turn, tool_names
 
 
 def test_turns_pair_questions_with_answers_and_leave_the_last_question_open():
@@ -44,3 +44,7 @@ def test_messages_that_do_not_take_turns_are_refused(roles, says):
     with pytest.raises(DataError) as error:
         list(Conversation([Message(role, "x") for role in roles]).turns())
     assert str(error.value).startswith(says)
+
+
+def test_the_names_of_tools():
+    assert tool_names([{"type": "function", "function": {"name": "a"}}, {"name": "b"}, {"function": "c"}, {"function": {}}]) == ["a", "b"]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from llmmod.errors import DataError
 from llmmod.protocols import Render
-from llmmod.render.conversation import Conversation
+from llmmod.render.conversation import Conversation, tool_names
 from llmmod.render.encode import IGNORED, Encoded, encode
 from llmmod.render.finding import Finding
 from llmmod.render.seam import seam, spelling
@@ -158,6 +158,8 @@ class _Proof:
         system = answer.conversation.system
         if system and system.strip() not in written:
             yield Finding("system", "this render leaves a system text out", fatal=False)
+        if any(name not in written for name in tool_names(answer.conversation.tools)):
+            yield Finding("tools", "this render leaves the definitions of tools out", fatal=False)
 
     def _exported(self, answer: _Answer) -> Iterator[Finding]:
         """The exported chat template, and the tokenizer's own."""

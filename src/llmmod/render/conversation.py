@@ -87,6 +87,12 @@ class Conversation:
             yield _turn(asked, None)
 
 
+def tool_names(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names in definitions or calls of tools, OpenAI's objects or the functions in them."""
+    functions = (item.get("function", item) for item in items)
+    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and function.get("name")]
+
+
 def _turn(asked: Sequence[Message], answer: Message | None) -> Turn:
     trainable = all(message.train and message.role == "user" for message in asked)
     query = asked[0].text if len(asked) == 1 else "\n".join(message.text for message in asked)

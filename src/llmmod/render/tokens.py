@@ -28,11 +28,12 @@ def token_id(name: str, tokenizer: Any, *, key: str, render: str) -> int | Probl
     if known is not None and (known != tokenizer.unk_token_id or name == tokenizer.unk_token):
         return int(known)
     close = nearest(name, _special_tokens(tokenizer))
+    instead = "leave it out" if "stop_words" in key else f"write it as text: '{name}' in place of {{token: '{name}'}}"
     return Problem(
         key,
         f"render={render} needs the token '{name}', which this tokenizer doesn't know",
         f"Its nearest is '{close[0]}'" if close else "",
-        f"Take a render made for this tokenizer (render=auto: its own), or write it as text: '{name}' in place of {{token: '{name}'}}",
+        f"Take a render made for this tokenizer (render=auto: its own), or {instead}",
     )
 
 
