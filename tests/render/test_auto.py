@@ -5,6 +5,7 @@ import pytest
 from llmmod.errors import ConfigError, DataError
 from llmmod.render import chat_template
 from llmmod.render.auto import AutoTemplate
+from llmmod.render.certificate import certify
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode, encode_prompt
 
@@ -133,6 +134,22 @@ def test_without_history_each_answer_is_an_example_of_its_own(byte_level):
         "b<|im_end|>", "d<|im_end|>"
     )
     assert written(second, byte_level).startswith(written(render.prompt(talk("a", "b", "c", system="S")), byte_level))
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, TRIMMED, TAGGED, UNENDED, "\n" + CHATML], ids=["chatml", "trimmed", "tagged", "unended", "line"]
+)
+def test_without_history_the_exported_template_writes_none(byte_level, template):
+    render = auto(byte_level, template, use_history=False)
+    said = talk("a", "b", "c", "d", system="S")
+    messages = [{"role": message.role, "content": message.content} for message in said.messages]
+    named = {"chat_template": render.chat_template(), "return_dict": False}
+    asked = byte_level.apply_chat_template(messages[:-1], add_generation_prompt=True, **named)
+    assert asked == encode_prompt(render.prompt(said), byte_level)
+    assert asked == byte_level.apply_chat_template([messages[0], messages[3]], add_generation_prompt=True, **named)
+    whole = byte_level.apply_chat_template(messages, **named)
+    assert whole == byte_level.apply_chat_template([messages[0], *messages[3:]], **named)
+    assert [finding for finding in certify(render, byte_level) if finding.fatal] == []
 
 
 def test_the_renders_system_text_is_for_conversations_that_have_none(byte_level):

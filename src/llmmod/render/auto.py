@@ -22,6 +22,13 @@ from llmmod.schema.data import RenderConf
 
 _READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
 
+# As `AutoTemplate._alone`: system messages, and what came after the last answer, or before an answer that ends the messages.
+_WITHOUT_HISTORY = (
+    "{% set before = namespace(count=0) %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' and not loop.last %}{% set before.count = loop.index %}{% endif %}{% endfor %}"
+    "{% set messages = messages[:before.count] | selectattr('role', 'equalto', 'system') | list + messages[before.count:] %}{{ '' }}"
+)
+
 
 class AutoTemplate:
     """A render by chat template.
@@ -85,8 +92,8 @@ class AutoTemplate:
         return text.removeprefix(self._chat.frame.before).removesuffix(self._chat.frame.after)
 
     def chat_template(self) -> str:
-        """The chat template itself."""
-        return self._chat.text
+        """The chat template itself; without `use_history` behind a few words that keep the history from it."""
+        return self._chat.text if self.conf.use_history else _WITHOUT_HISTORY + self._chat.text
 
     def _with_history(self, messages: Sequence[Message], trained: Sequence[int], tools: Sequence[Any], mask: bool) -> list[list[Segment]]:
         ends = [index for index, message in enumerate(messages) if message.role == "assistant"]
