@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, modeling_utils
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
@@ -57,7 +58,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
-    with giving_back(), _gguf_reader(checkpoint):
+    with giving_back(), _gguf_reader(checkpoint), _sizes_checked(pretrained_model_name_or_path):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
         _refuse_reward_model(raw, pretrained_model_name_or_path)
@@ -180,6 +181,22 @@ def _refuse_reward_model(raw: Mapping[str, Any], path: str) -> None:
     if is_reward_checkpoint(raw):
         do = "Give a language model, or use this one as a reward: stage=rm"
         raise ConfigError(Problem(PATH_KEY, f"'{path}' is a reward model, which scores and doesn't write", do=do))
+
+
+@contextmanager
+def _sizes_checked(path: str) -> Iterator[None]:
+    """While it lasts, weights that don't fit are named in a ConfigError, where transformers (5.23) prints tables and tracebacks first."""
+    report = modeling_utils.log_state_dict_report
+
+    def check(*args: Any, loading_info: Any, ignore_mismatched_sizes: bool, **named: Any) -> None:
+        others = [] if ignore_mismatched_sizes else [key for key, *_ in loading_info.mismatched_keys]
+        if others := sorted({*others, *loading_info.conversion_errors}):
+            found = f"the weights of '{path}' aren't of the sizes that its config.json says: {len(others)} are others, among them"
+            raise ConfigError(Problem(PATH_KEY, f"{found} {others[0]}"))
+        report(*args, loading_info=loading_info, ignore_mismatched_sizes=ignore_mismatched_sizes, **named)
+
+    with mock.patch.object(modeling_utils, "log_state_dict_report", check):
+        yield
 
 
 def _check_filled(model: Any, info: dict[str, Any], path: str) -> None:

@@ -84,25 +84,81 @@ def test_what_the_native_class_has_not_got_is_refused(load, copied, name, change
     assert error.value.exit_code == 2
 
 
+def state_of(directory):
+    """The weights of a checkpoint by their original names, and the file they are in."""
+    safe, older = directory / "model.safetensors", directory / "pytorch_model.bin"
+    return (load_file(safe), safe) if safe.exists() else (torch.load(older, weights_only=True), older)
+
+
 def edited(directory, edit):
-    file = directory / "model.safetensors"
-    state = load_file(file)
+    state, file = state_of(directory)
     edit(state)
-    save_file(state, file, metadata={"format": "pt"})
+    if file.suffix == ".bin":
+        torch.save(state, file)
+    else:
+        save_file(state, file, metadata={"format": "pt"})
+    return directory
 
 
-def test_weights_that_the_layout_has_not_got_are_refused(load, copied):
-    directory = copied("chatglm2")
-    edited(directory, lambda state: state.update({"transformer.prefix_encoder.embedding.weight": torch.zeros(8, 64)}))
-    with pytest.raises(ConfigError, match=r"no place for 1 weights, among them transformer.prefix_encoder.embedding.weight"):
+def a_matrix(state):
+    """The name of a matrix in the last layer."""
+    return max(name for name, tensor in state.items() if ".1." in name and tensor.dim() == 2)
+
+
+def test_weights_that_the_layout_has_not_got_are_refused(name, load, copied):
+    stranger = "transformer.prefix_encoder.embedding.weight"
+    directory = edited(copied(name), lambda state: state.update({stranger: torch.zeros(8, 64)}))
+    with pytest.raises(ConfigError, match=rf"is not the layout of .* no place for 1 weights, among them {stranger}"):
         load(directory)
 
 
-def test_weights_that_are_missing_are_refused(load, copied):
-    directory = copied("qwen")
-    edited(directory, lambda state: state.pop("transformer.h.1.attn.c_attn.bias"))
-    with pytest.raises(ConfigError, match=r"don't fill Qwen2ForCausalLM: 3 are missing, among them model.layers.1.self_attn"):
+def test_a_weight_that_a_layer_has_not_got_is_refused(name, load, copied):
+    def add(state):
+        found = a_matrix(state)
+        state[found.replace(".weight", "_of_another_kind.weight")] = torch.zeros(4, 4)
+
+    with pytest.raises(ConfigError, match=r"no place for 1 weights, among them .*_of_another_kind"):
+        load(edited(copied(name), add))
+
+
+def test_weights_that_are_missing_are_refused(name, load, copied):
+    directory = edited(copied(name), lambda state: state.pop(a_matrix(state)))
+    with pytest.raises(ConfigError, match=r"don't fill \w+ForCausalLM: \d are missing, among them model.layers.1.") as error:
         load(directory)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("size", [(-8, 0), (8, 0), (0, 8)], ids=["rows less", "rows more", "columns more"])
+def test_weights_of_another_size_are_refused(name, load, copied, size):
+    def resize(state):
+        found = a_matrix(state)
+        rows, columns = state[found].shape
+        state[found] = torch.zeros(rows + size[0], columns + size[1])
+
+    with pytest.raises(
+        ConfigError, match=r"aren't of the sizes that its config.json says: \d are others, among them model.layers.1"
+    ) as error:
+        load(edited(copied(name), resize))
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [
+        ("chatglm2", "transformer.encoder.layers.1.self_attention.query_key_value.weight"),
+        ("qwen", "transformer.h.1.attn.c_attn.weight"),
+        ("baichuan_7b", "model.layers.1.self_attn.W_pack.weight"),
+        ("baichuan_13b", "model.layers.1.self_attn.W_pack.weight"),
+    ],
+)
+@pytest.mark.parametrize("more", [-3, 3])
+def test_a_matrix_of_other_sizes_is_not_split(load, copied, name, matrix, more):
+    def resize(state):
+        rows, columns = state[matrix].shape
+        state[matrix] = torch.zeros(rows + more, columns)
+
+    with pytest.raises(ConfigError, match=r"aren't of the sizes that its config.json says: \d are others, among them model.layers.1"):
+        load(edited(copied(name), resize))
 
 
 def test_a_13b_says_what_attention_it_takes(load):
