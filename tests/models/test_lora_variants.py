@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 
 import pytest
 import torch
 
-from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora
 from llmmod.models.adapters import attached
 from llmmod.models.merge import merged
-from llmmod.models.mutated import save_for_base
+from llmmod.models.mutated import as_base, save_for_base
 from llmmod.schema.compose import compose_config, to_root, validated
 
 VARIANTS = {
@@ -24,6 +22,8 @@ VARIANTS = {
     "pissa and rslora": ["init_lora_weights=pissa", "use_rslora=true", "lora_alpha=7"],
     "pissa and rank pattern": ["init_lora_weights=pissa", "+rank_pattern={q_proj:2}", "+alpha_pattern={up_proj:5}"],
     "olora": ["init_lora_weights=olora"],
+    "loftq": ["init_lora_weights=loftq"],
+    "loftq of 8 bits, twice": ["init_lora_weights=loftq", "+loftq_config={loftq_bits:8,loftq_iter:2}"],
     "orthogonal": ["init_lora_weights=orthogonal"],
     "gaussian": ["init_lora_weights=gaussian"],
     "rank pattern": ["+rank_pattern={q_proj:2,down_proj:8}"],
@@ -60,22 +60,27 @@ def test_trained_saved_and_put_on_the_base_again(name, tiny_llama, tmp_path, ids
     torch.testing.assert_close(logits(merged(model), ids), expected, rtol=1e-4, atol=2e-5)
 
 
-def test_loftq_needs_scipy(tiny_llama):
-    if importlib.util.find_spec("scipy"):
-        pytest.skip("scipy is here")
-    with pytest.raises(ConfigError, match="scipy"):
-        add_lora(tiny_llama, finetune("init_lora_weights=loftq", "+loftq_config={loftq_bits:4}"))
+def test_the_base_is_had_back_while_an_adapter_that_changed_it_is_there(tiny_llama, ids, logits):
+    """With the adapter merely off, what is left of the weights computes; it is no model that anybody had."""
+    before = logits(tiny_llama, ids)
+    model = trained_one_step(add_lora(tiny_llama, finetune("init_lora_weights=pissa", "modules_to_save=[norm]")), ids)
+    after = logits(model, ids)
+    with model.disable_adapter():
+        assert (logits(model, ids) - before).abs().max() > 1e-2
+    with as_base(model):
+        torch.testing.assert_close(logits(model, ids), before, rtol=1e-4, atol=2e-5)
+    assert torch.equal(logits(model, ids), after)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (["finetune=qlora", "quantization@model.quantization=int8", "finetune.use_dora=true"], "finetune.use_dora"),
-        (["finetune=lora", "finetune.use_dora=true", "finetune.init_lora_weights=pissa"], "finetune.use_dora"),
-    ],
-    ids=["DoRA on 8 bits", "DoRA and PiSSA"],
-)
-def test_what_does_not_go_together_is_refused_before_loading(overrides, key):
-    with pytest.raises(ConfigError) as error:
-        validated(compose_config(["smoke=true", *overrides]))
-    assert [problem.key for problem in error.value.problems] == [key]
+@pytest.mark.parametrize("save", ["as it fits the base", "as peft has it"])
+def test_the_base_is_had_back_from_an_adapter_on_the_disk(tiny_llama, tmp_path, ids, logits, save):
+    base = copy.deepcopy(tiny_llama)
+    model = trained_one_step(add_lora(tiny_llama, finetune("init_lora_weights=olora")), ids)
+    model.save_pretrained(tmp_path)
+    if save == "as it fits the base":
+        save_for_base(model, tmp_path)
+    expected, before = logits(model, ids), logits(base, ids)
+    again = attached(base, str(tmp_path))
+    torch.testing.assert_close(logits(again, ids), expected, rtol=1e-4, atol=2e-5)
+    with as_base(again):
+        torch.testing.assert_close(logits(again, ids), before, rtol=1e-4, atol=2e-5)

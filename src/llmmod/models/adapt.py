@@ -16,6 +16,7 @@ from llmmod.models.count import count_parameters
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
+from llmmod.models.loftq import loftq_anywhere
 from llmmod.models.lora_config import lora_config
 from llmmod.models.lora_names import check_made, check_names, fitted_to_stand_in
 from llmmod.models.mutated import remember_initial
@@ -95,7 +96,7 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
     own = copy.copy(conf.modules_to_save)
     config = lora_config(conf)
     try:
-        with quiet_peft():
+        with quiet_peft(), loftq_anywhere():
             adapted = peft.get_peft_model(model, config)
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error

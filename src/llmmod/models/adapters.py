@@ -15,7 +15,8 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
-from llmmod.models.mutated import changes_base
+from llmmod.models.loftq import loftq_anywhere
+from llmmod.models.mutated import changes_base, remember_initial
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained
 from llmmod.paths import resolve_path
 
@@ -65,8 +66,9 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     if hasattr(config, "init_lora_weights") and not changes_base(config.init_lora_weights):
         config.init_lora_weights = False  # its values come from the file
     try:
-        with quiet_peft():
+        with quiet_peft(), loftq_anywhere():
             adapted = without_embeddings(PeftModel(model, config))
+        remember_initial(adapted)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
@@ -125,7 +127,7 @@ def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
         raise ConfigError(Problem(key, f"'{path}' is {what}"))
     try:
         return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:  # LoftQ's needs scipy
         raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {' '.join(str(error).split())[:200]}")) from error
 
 

@@ -30,6 +30,8 @@ def lora_config(conf: LoraConf) -> peft.LoraConfig:
     default = LoraConfig()
     names = [f.name for f in dataclasses.fields(LoraConfig) if f.name != "_target_"]
     chosen = {name: getattr(conf, name) for name in names if getattr(conf, name) != getattr(default, name)}
+    if conf.init_lora_weights == "loftq":
+        chosen.setdefault("loftq_config", {})  # peft asks for it, though it has defaults
     nested = {name: _nested(name, value) for name, value in chosen.items() if isinstance(value, dict) and _class_path(name)}
     return _built(peft.LoraConfig, chosen | nested, key="finetune")
 

@@ -3,32 +3,41 @@
 Meng et al. 2024 put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base. Beside the
 untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank, and that is
 what a run saves; checkpoints, which the same run goes on from, stay as they are.
+
+LoftQ leaves an error in the base that no adapter can hold. Its adapters are saved as they are, and the base is changed again, in the same
+way, where they are loaded (as peft has it for all of these).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 
-# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16. LoftQ leaves an error in it that no adapter can hold.
+# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
 _CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga")
 _INITIAL = "llmmod_initial_adapter"
 
 
 def changes_base(init: Any) -> bool:
     """Whether adapters initialised so change the weights of their base."""
-    return isinstance(init, str) and (init.lower().startswith(_CHANGE_BASE) or init.lower() == "loftq")
+    return _moves(init) or init == "loftq"
+
+
+def _moves(init: Any) -> bool:
+    return isinstance(init, str) and init.lower().startswith(_CHANGE_BASE)
 
 
 def remember_initial(adapted: Any) -> None:
-    """Keep the first values of an adapter that changed its base; a PeftModel just made, changed in place."""
-    if changes_base(adapted.peft_config["default"].init_lora_weights):
+    """Keep the first values of an adapter that has taken them out of its base; a PeftModel just made, changed in place."""
+    if _moves(getattr(adapted.peft_config["default"], "init_lora_weights", None)):
         values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         setattr(adapted, _INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in values.items()})
 
@@ -44,6 +53,28 @@ def save_for_base(adapted: Any, directory: Path) -> None:
     config = _doubled(adapted.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(directory))
+
+
+def has_lost_base(adapted: Any) -> bool:
+    """Whether what the base was can't be had from a PeftModel any more."""
+    return getattr(adapted.active_peft_config, "init_lora_weights", None) == "loftq"
+
+
+@contextmanager
+def as_base(adapted: Any) -> Iterator[None]:
+    """Within it, a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is None:
+        with adapted.disable_adapter():
+            yield
+        return
+    now = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    trained = {name: value.detach().clone() for name, value in now.items()}
+    set_peft_model_state_dict(adapted, initial)  # beside what is left of the base, these are the base
+    try:
+        yield
+    finally:
+        set_peft_model_state_dict(adapted, trained)
 
 
 def _difference(name: str, value: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, set_seed
 from llmmod.instantiate import build
 from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import answer_text, generation_config
+from llmmod.models.mutated import as_base, has_lost_base
 from llmmod.protocols import Metric, StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation
@@ -89,7 +90,11 @@ class PredictAnswers:
 
     def _can_compare(self, model: Any) -> bool:
         if hasattr(model, "disable_adapter"):
-            return True
+            if lost := has_lost_base(model):
+                log.info(
+                    "steps.%s.compare_with_base: LoftQ has quantized the model's own weights, so there is none to compare with", self.name
+                )
+            return not lost
         log.info("steps.%s.compare_with_base: this model has no adapter that could be switched off", self.name)
         return False
 
@@ -104,7 +109,7 @@ class PredictAnswers:
     ) -> None:
         """Let the model without its adapter answer the same prompts; both answers go into comparison.json and the summary."""
         numbers = sorted(tuned)
-        with speaker.model.disable_adapter():
+        with as_base(speaker.model):
             base = {numbers[place]: answer for place, answer in speaker.answers([prompts[n] for n in numbers])}
         compared = [_both(conversations[number], base=base[number], tuned=tuned[number]) for number in numbers]
         (directory / "comparison.json").write_text(json.dumps(compared, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -23,6 +23,10 @@ REFUSED = {
     "DoRA and PiSSA": (["finetune.use_dora=true", "finetune.init_lora_weights=pissa"], "finetune.use_dora: true with "),
     "EVA": (["finetune.init_lora_weights=eva"], "finetune.init_lora_weights: 'eva' takes its first values from a pass over examples"),
     "CorDA": (["finetune.init_lora_weights=corda"], "finetune.init_lora_weights: 'corda' takes its first values from a pass"),
+    "LoftQ of 2 bits": (
+        ["finetune.init_lora_weights=loftq", "+finetune.loftq_config.loftq_bits=2"],
+        "finetune.loftq_config.loftq_bits: found 2. Allowed: 4, 8.",
+    ),
     "odd rank": (["finetune.init_lora_weights=orthogonal", "finetune.r=3"], "finetune.r: 3, and init_lora_weights=orthogonal makes pairs"),
     "odd rank of a module": (
         ["finetune.init_lora_weights=orthogonal", "+finetune.rank_pattern.q_proj=5"],

@@ -45,6 +45,9 @@ def _first_values(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
             if find_module(package) is None:
                 found = f"'loftq' needs {package} ({why}), which isn't installed"
                 yield Problem(key, found, do="Install it: pip install 'llmmod[loftq]'")
+        bits = (conf.get("loftq_config") or {}).get("loftq_bits", 4)
+        if bits not in (4, 8):
+            yield Problem(f"{place}.loftq_config.loftq_bits", f"found {bits}", "Allowed: 4, 8")
     if init == "orthogonal":
         ranks = {f"{place}.r": conf.get("r"), **{f"{place}.rank_pattern.{k}": v for k, v in (conf.get("rank_pattern") or {}).items()}}
         odd = {k: rank for k, rank in ranks.items() if isinstance(rank, int) and rank % 2}
