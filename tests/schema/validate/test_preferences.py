@@ -1,4 +1,4 @@
-"""llmmod.schema.validate.preferences: what dpo's and kto's arguments can't be together, told before anything is loaded."""
+"""llmmod.schema.validate.preferences: what dpo's, kto's and rm's arguments can't be together, told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -116,6 +116,23 @@ def test_what_is_refused_of_judged_answers(told, overrides, expected):
 def test_what_needs_no_mismatched_pairs_goes_without(told):
     alone = ("training.per_device_train_batch_size=1", "training.precompute_ref_log_probs=true")
     assert told("stage=kto", "training.loss_type=apo_zero_unpaired", *alone) == []
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "ppo"])
+def test_dropout_of_an_adapter_needs_a_stage_that_leaves_it_in(told, stage):
+    found = told(f"stage={stage}", "finetune.lora_dropout=0.1")
+    assert found == ["finetune.lora_dropout: not read with training.disable_dropout=true. Set training.disable_dropout=false."]
+    assert told(f"stage={stage}", "finetune.lora_dropout=0.1", "training.disable_dropout=false") == []
+    assert told(f"stage={stage}", "finetune.lora_dropout=0") == []
+
+
+def test_dropout_is_read_where_one_of_several_stages_has_it(told):
+    assert told("experiment=rlhf", "finetune.lora_dropout=0.1") == []
+
+
+def test_rewards_are_centred_and_never_driven_apart(told):
+    found = told("stage=rm", "training.center_rewards_coefficient=-0.1")
+    assert found == ["training.center_rewards_coefficient: found -0.1. Allowed: 0 or more."]
 
 
 def test_the_losses_are_those_that_trl_s_code_knows():

@@ -47,6 +47,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "generation_max_length": FROM_1, "generation_num_beams": FROM_1, "beta": FROM_0,
         "label_smoothing": FRACTION, "ld_alpha": UP_TO_1, "discopop_tau": ABOVE_0, "ref_model_mixup_alpha": UP_TO_1,
         "ref_model_sync_steps": FROM_1, "precompute_ref_batch_size": FROM_1, "desirable_weight": FROM_0, "undesirable_weight": FROM_0,
+        "center_rewards_coefficient": FROM_0,
         "num_ppo_epochs": FROM_1, "num_mini_batches": FROM_1, "max_completion_length": FROM_1, "generation_batch_size": FROM_1,
         "temperature": ABOVE_0, "top_p": SHARE, "top_k": FROM_0, "score_clip": ABOVE_0, "missing_eos_penalty": FROM_0, "kl_coef": FROM_0,
         "target": ABOVE_0, "horizon": ABOVE_0, "gamma": UP_TO_1, "lam": UP_TO_1, "cliprange": ABOVE_0, "cliprange_value": ABOVE_0,

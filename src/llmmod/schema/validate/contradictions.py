@@ -137,6 +137,14 @@ def _generation(context: Context) -> Iterator[Problem]:
         yield Problem("generation.min_new_tokens", f"{least} is more than generation.max_new_tokens={most}")
 
 
+def without_dropout(context: Context, finetune: str) -> bool:
+    """Whether every training that goes by a node `finetune` takes all dropout out of the model, as trl does for preferences."""
+    trainings = [
+        context.part(step, "training") for step in context.steps if context.trains(step) and context.part(step, "finetune") == finetune
+    ]
+    return bool(trainings) and all(context.get(f"{training}.disable_dropout") for training in trainings)
+
+
 def evaluates_nothing(context: Context, training: str) -> bool:
     """Whether every training step with these arguments has no held-out examples to evaluate on."""
     steps = [s for s in context.steps if context.trains(s) and context.part(s, "training") == training]

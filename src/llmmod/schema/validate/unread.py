@@ -11,7 +11,7 @@ from llmmod.schema.step import ANYTHING
 from llmmod.schema.training import SAID_ELSEWHERE
 from llmmod.schema.training.grpo import CLIPPED
 from llmmod.schema.validate.context import Context, label
-from llmmod.schema.validate.contradictions import evaluates_nothing
+from llmmod.schema.validate.contradictions import evaluates_nothing, without_dropout
 from llmmod.schema.validate.data_kinds import only
 from llmmod.schema.validate.preferences import losses, reads_smoothing
 
@@ -115,6 +115,8 @@ RULES: tuple[Rule, ...] = (
     ("training", ("local_rank",), _always, "torchrun and accelerate say it"),
     ("training", _HUB, _always, "a run uploads nothing|Export, and upload with hf upload"),
     *(("training", (name,), _always, f"llmmod does this itself, before the trainer|Set {where}") for name, where in SAID_ELSEWHERE.items()),
+    ("finetune", ("lora_dropout",), lambda c, k, n: bool(n.get("lora_dropout")) and without_dropout(c, k),
+     "not read with training.disable_dropout=true|Set training.disable_dropout=false"),
     ("finetune", ("loftq_config",), lambda c, k, n: n.get("init_lora_weights") != "loftq", "only read with init_lora_weights=loftq"),
     ("finetune", ("eva_config",), lambda c, k, n: n.get("init_lora_weights") != "eva", "only read with init_lora_weights=eva"),
 )  # fmt: skip
