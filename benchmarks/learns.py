@@ -1,69 +1,115 @@
 """What each stage learns: measured on held-out examples of the demonstration data before and after, with SmolLM2 and LoRA.
 
-    python benchmarks/learns.py ppo
+    python benchmarks/learns.py --stages sft,rm --seeds 1
 
-A function a stage; each is one run of llmmod, in minutes, and prints what its metrics.json says.
+A function a stage; each is one run of the command line, in minutes, and gives what its metrics.json says. Seeds set the adapter's random
+start, the order of the examples, and what is sampled; the held-out examples are the same. Printed as a table in Markdown.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from measure import machine, measure
 
-OFTEN = ["training.logging_steps=4", "training.eval_strategy=steps", "training.save_strategy=no", "pipeline=[train]"]
+ONLY_TRAIN = ["training.save_strategy=no", "pipeline=[train]"]
+OFTEN = ["training.logging_steps=4", "training.eval_strategy=steps", *ONLY_TRAIN]
+HEAD = "| stage | seed | on held-out examples | before | after | | CPU s |\n|---|---|---|---|---|---|---|"
 
 
-def ppo(directory):
-    """Six rollouts of 16 prompts; the reward is how short an answer is, of 16 tokens at most."""
-    reward = ["+training.reward.brevity._target_=llmmod.rewards.brevity.brevity", "+training.reward.brevity.limit=16"]
+class Learnt(NamedTuple):
+    """What is measured, its value before the first optimizer step and after the last, and what else is to be known."""
+
+    what: str
+    before: float
+    after: float
+    besides: str = ""
+
+
+def sft(go):
+    """As many epochs over questions and answers as the stage has of itself; what is held out is asked in other words."""
+    found = go("stage=sft", *ONLY_TRAIN)
+    accuracy = f"tokens right: {found['eval_token_accuracy_before']:.1%}, then {found['eval_token_accuracy']:.1%}"
+    return Learnt("loss", found["eval_loss_before"], found["eval_loss"], accuracy)
+
+
+def rm(go):
+    """An epoch over the pairs; what is held out is asked in other words and answered wrongly in other ways."""
+    found = go("stage=rm", *ONLY_TRAIN)
+    margin = f"margin {found['eval_margin_before']:.2f}, then {found['eval_margin']:.2f}"
+    return Learnt("accuracy", found["eval_accuracy_before"], found["eval_accuracy"], margin)
+
+
+def dpo(go):
+    """An epoch over the pairs of `rm`. The policy is its own reference at first, so that the margin is 0."""
+    found = go("stage=dpo", *ONLY_TRAIN)
+    chosen = f"chosen {found['eval_rewards/chosen']:+.2f}, rejected {found['eval_rewards/rejected']:+.2f}"
+    loss = f"loss {found['eval_loss_before']:.3f}, then {found['eval_loss']:.3f}"
+    right = f"{found['eval_rewards/accuracies']:.1%} right"
+    return Learnt("margin", 0.0, found["eval_rewards/margins"], f"{right}; {chosen}; {loss}")
+
+
+def ppo(go):
+    """Rollouts of 16 prompts; the reward is the words that an answer shares with the row's own."""
     size = ["training.num_mini_batches=2", "training.num_ppo_epochs=2", "training.gradient_accumulation_steps=1"]
-    rest = ["training.max_steps=24", "training.eval_steps=24", "training.max_completion_length=16", "training.kl_coef=0.01"]
-    metrics = run(directory, "stage=ppo", *reward, *size, *rest, "training.learning_rate=5e-4", *OFTEN)
-    kl = f"at a KL of {metrics['eval_kl']:.2f} nats an answer"
-    return f"ppo: reward on held-out prompts {metrics['eval_reward_before']:.3f} before, {metrics['eval_reward']:.3f} after, {kl}"
+    rest = ["training.max_steps=48", "training.eval_steps=48", "training.max_completion_length=24"]
+    return _rewarded(go("stage=ppo", *size, *rest, *OFTEN), "score: words shared", "an answer")
 
 
-def grpo(directory):
+def grpo(go):
     """Four answers to each of four prompts a step; the reward is how short an answer is, of 32 tokens at most."""
     reward = ["+training.reward.brevity._target_=llmmod.rewards.brevity.brevity", "+training.reward.brevity.limit=32"]
     size = ["training.num_generations=4", "training.gradient_accumulation_steps=2", "training.max_completion_length=32"]
     rest = ["training.max_steps=16", "training.eval_steps=16", "training.beta=0.001", "training.learning_rate=1e-3"]
-    metrics = run(directory, "stage=grpo", *reward, *size, *rest, *OFTEN)
-    kl = f"at a KL of {metrics['eval_kl']:.2f} nats a token"
-    return f"grpo: reward on held-out prompts {metrics['eval_reward_before']:.3f} before, {metrics['eval_reward']:.3f} after, {kl}"
+    return _rewarded(go("stage=grpo", *reward, *size, *rest, *OFTEN), "reward: brevity", "a token")
 
 
-def dpo(directory):
-    """An epoch over the pairs; what is held out is asked in other words and answered wrongly in other ways."""
-    metrics = run(directory, "stage=dpo", "training.save_strategy=no", "pipeline=[train]")
-    margin, right = metrics["eval_rewards/margins"], metrics["eval_rewards/accuracies"]
-    loss = f"loss {metrics['eval_loss_before']:.3f} before, {metrics['eval_loss']:.3f} after"
-    return f"dpo: margin on held-out pairs 0 before, {margin:.2f} after; {right:.1%} of them right; {loss}"
+def _rewarded(found, what, unit):
+    name = "score" if "eval_score_before" in found else "reward"
+    return Learnt(what, found[f"eval_{name}_before"], found[f"eval_{name}"], f"KL {found['eval_kl']:.2f} nats {unit}")
 
 
-def run(directory, *overrides):
-    """The metrics of a run."""
-    done = measure([str(Path(sys.executable).parent / "llmmod"), *overrides, f"output_dir={directory}"], env={"HF_HUB_OFFLINE": "1"})
-    if done.code:
-        sys.exit(done.output[-3000:])
-    print(f"{done.cpu_s:.0f} CPU s")
-    return json.loads((Path(directory) / "metrics.json").read_text())
+STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "ppo": ppo, "grpo": grpo}
 
 
-STAGES = {"ppo": ppo, "grpo": grpo, "dpo": dpo}
+def learnt(stage, seed, overrides):
+    """What a stage learns with a seed, and the CPU seconds of its run."""
+    with tempfile.TemporaryDirectory() as place:
+        took = []
+
+        def go(*chosen):
+            command = [sys.executable, "-m", "llmmod", *chosen, f"seed={seed}", f"output_dir={place}/run", *overrides]
+            done = measure(command, env={"HF_HUB_OFFLINE": "1", "LLMMOD_CACHE": f"{place}/cache"})
+            if done.code:
+                sys.exit(done.output[-3000:])
+            took.append(done.cpu_s)
+            return json.loads(Path(place, "run", "metrics.json").read_text())
+
+        return STAGES[stage](go), took[0]
 
 
-def main(*stages) -> None:
-    """Print a line for each stage."""
-    print(machine())
-    for stage in stages or STAGES:
-        with tempfile.TemporaryDirectory() as directory:
-            print(STAGES[stage](f"{directory}/run"))
+def main() -> None:
+    """Print a row of the table for each stage and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", default=",".join(STAGES), help="of " + ", ".join(STAGES))
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("overrides", nargs="*", help="further overrides of each run, as llmmod's")
+    args = parser.parse_args()
+    stages = args.stages.split(",")
+    if strange := [stage for stage in stages if stage not in STAGES]:
+        parser.error(f"no stage {', '.join(strange)}; there are {', '.join(STAGES)}")
+    print(f"{machine()}\n\n{HEAD}", flush=True)
+    for stage in stages:
+        for seed in args.seeds.split(","):
+            found, cpu_s = learnt(stage, seed, args.overrides)
+            numbers = f"{found.before:.3f} | {found.after:.3f} | {found.besides} | {cpu_s:.0f}"
+            print(f"| {stage} | {seed} | {found.what} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
