@@ -128,6 +128,17 @@ def test_bad_input_is_told_in_one_message_with_exit_code_2(load, text, conf, mes
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_half_a_character_is_a_bad_row(load, name):
+    """Half of an emoji, as scraped texts have it: the tokenizer would end it with a TypeError."""
+    rows = [*map(json.dumps, ROWS), '{"instruction": "Why?", "output": "Because \\ud83d"}']
+    write("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]", name)
+    with pytest.raises(DataError) as error:
+        load(name)
+    assert str(error.value) == f"{name}, row 31, column 'output': \\ud83d is half of a character, and no text."
+    assert len(load(name, on_bad_row=OnBadRow.skip).train) == 30
+
+
 def test_bad_rows_are_found_before_the_first_is_tokenized(load, monkeypatch):
     monkeypatch.setattr("llmmod.data.examples.build_dataset", None)
     write(without("output", 30))

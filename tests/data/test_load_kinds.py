@@ -109,6 +109,13 @@ def test_a_value_of_another_type_than_the_first_rows_have_is_a_bad_row(load, mon
     assert "1 bad rows were left out" in caplog.text
 
 
+@pytest.mark.parametrize(("kind", "column"), [("preference", "rejected"), ("judgement", "completion"), ("prompt", "topic")])
+def test_half_a_character_is_a_bad_row_of_any_kind(load, kind, column):
+    rows = [*ROWS[kind], {**ROWS[kind][0], column: "\ud83d"}]
+    with pytest.raises(DataError, match=rf"x.json, row 13, column '{column}': .*half of a character"):
+        load(kind, rows)
+
+
 def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load):
     rows = [*ASKED, *({**row, "topic": 7} for row in ASKED)]
     columns = [set(load("prompt", rows, smoke=smoke).train[0]) for smoke in (True, False)]

@@ -79,7 +79,7 @@ def test_an_array_reads_as_json_load_does_wherever_the_window_ends(one_file, row
         ('[{"a": 1},\n {"a": "x}]', "x.json, row 2: no JSON: Unterminated string starting at (line 2, character 8)."),
         ('[{"a": 1},]', "x.json, row 2: no JSON: Expecting value (line 1, character 11)."),
         ('[{"a": 1}]\n[{"a": 2}]', "x.json, row 1: no JSON: something follows the array (line 2, character 1)."),
-        (b'[{"a": "caf\xe9"}]', "x.json: no UTF-8 text: byte 0xe9 can't be read."),
+        (b'[{"a": "cafe"},\n{"a": "caf\xe9"}]', "x.json, line 2: no UTF-8 text: byte 0xe9 can't be read."),
     ],
     ids=["empty", "blank", "prose", "no-end", "no-comma", "no-value", "no-quote", "comma-at-end", "two-arrays", "latin-1"],
 )
@@ -107,3 +107,19 @@ def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):
         "no JSON: Expecting value at character 8 of the line",
         "a list of 2 where an object with columns is expected",
     ]
+
+
+def test_a_line_that_is_no_utf8_leaves_the_others_readable(tmp_path):
+    path = write(tmp_path, b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": "caf\xe9"}\r\n{"a": "caf\xc3\xa9"}\r\n', "x.jsonl")
+    (first, one), (second, bad), (third, other) = read_json(path)
+    assert (first, second, third) == (1, 3, 4)
+    assert (one, other) == ({"a": 1}, {"a": "café"})
+    assert str(bad) == "no UTF-8 text: byte 0xe9 can't be read"
+
+
+def test_an_array_on_one_line_is_not_read_whole_to_find_out_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 100)
+    path = write(tmp_path, json.dumps([{"a": n} for n in range(10_000)]))
+    rows = read_json(path)
+    assert len(module._first_line(path)) == 100
+    assert next(rows) == (1, {"a": 0})

@@ -7,6 +7,7 @@ in C, does the reading: an array is decoded value by value from a window over th
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,14 +30,15 @@ def read_json(path: Path) -> Iterator[tuple[int, Row | RowError]]:
     Raises:
         DataError: the file is empty, no JSON, or no UTF-8.
     """
+    first = _first_line(path)
+    if not first:
+        raise DataError(Problem(shown(path), "the file is empty"))
+    if not first.startswith("[") and (path.suffix in _LINES or _is_object(first)):
+        yield from _read_lines(path)
+        return
     try:
         with path.open(encoding="utf-8-sig") as file:
-            first = _first_line(file)
-            if not first:
-                raise DataError(Problem(shown(path), "the file is empty"))
-            file.seek(0)
-            by_lines = path.suffix in _LINES or _is_object(first)
-            yield from _read_lines(file) if by_lines and not first.startswith("[") else _read_values(file, path)
+            yield from _read_values(file, path)
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
 
@@ -44,11 +46,32 @@ def read_json(path: Path) -> Iterator[tuple[int, Row | RowError]]:
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     """The error for a file that is no UTF-8 text."""
     found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
-    return DataError(Problem(shown(path), found, do="Save it as UTF-8, or give its real kind: dataset.path=parquet dataset.data_files=…"))
+    do = "Save it as UTF-8, or give its real kind: dataset.path=parquet dataset.data_files=…"
+    return DataError(Problem(f"{shown(path)}, line {_undecodable_line(path)}", found, do=do))
 
 
-def _first_line(file: TextIO) -> str:
-    return next((line.strip() for line in file if not line.isspace()), "")
+def _undecodable_line(path: Path) -> int:
+    """The number of the first line that is no UTF-8."""
+    with path.open("rb") as file:
+        return next((number for number, line in enumerate(file, start=1) if not _is_utf8(line)), 1)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_line(path: Path) -> str:
+    """The first line that isn't blank; only its beginning where it is long and no object: an array may be the whole file."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for part in iter(lambda: file.readline(WINDOW), ""):
+            if not part.isspace():
+                text = part.lstrip()
+                return text + file.readline() if text.startswith("{") and not text.endswith("\n") else text
+    return ""
 
 
 def _is_object(line: str) -> bool:
@@ -58,18 +81,22 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _read_lines(file: TextIO) -> Iterator[tuple[int, Row | RowError]]:
-    for number, line in enumerate(file, start=1):
-        if line.isspace():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, RowError(f"no JSON: {error.msg} at character {error.pos + 1} of the line")
-        except (ValueError, RecursionError) as error:  # a number of too many digits, a thousand brackets
-            yield number, RowError(f"no JSON that can be read: {error}")
-        else:
-            yield number, _row(value)
+def _read_lines(path: Path) -> Iterator[tuple[int, Row | RowError]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                yield number, _read_line(line.removeprefix(BOM_UTF8) if number == 1 else line)
+
+
+def _read_line(line: bytes) -> Row | RowError:
+    try:
+        return _row(json.loads(line.decode()))
+    except UnicodeDecodeError as error:
+        return RowError(f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read")
+    except json.JSONDecodeError as error:
+        return RowError(f"no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1} of the line")
+    except (ValueError, RecursionError) as error:  # a number of too many digits, a thousand brackets
+        return RowError(f"no JSON that can be read: {error}")
 
 
 def _row(value: Any) -> Row | RowError:

@@ -9,8 +9,8 @@ from typing import Any
 
 from llmmod.data.faults import Faults
 from llmmod.data.own_format import Format
-from llmmod.data.records import Prompted, Record, with_system
-from llmmod.data.row import Place, RowError
+from llmmod.data.records import Prompted, Record, texts_of, with_system
+from llmmod.data.row import Place, Row, RowError, half_character
 from llmmod.data.sources import Source
 from llmmod.data.values import conform, value_kinds
 from llmmod.errors import DataError, Problem
@@ -85,6 +85,7 @@ class Readings:
                 if isinstance(row, RowError):
                     raise row
                 record: Record = self._conforming(self.format.read(row))
+                _check_texts(record, row)
             except RowError as error:
                 if not self.skip:
                     raise error.at(place) from error.__cause__
@@ -96,3 +97,11 @@ class Readings:
         if self.values is None or not isinstance(record, Prompted):
             return record
         return replace(record, values=conform(record.values, self.values))
+
+
+def _check_texts(record: Record, row: Row) -> None:
+    """Refuse what no tokenizer takes."""
+    half = next((found for text in texts_of(record) if (found := half_character(text)) is not None), None)
+    if half is not None:
+        column = next((str(name) for name, value in row.items() if half_character(value) is not None), None)
+        raise RowError(f"{half} is half of a character, and no text", column=column)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -52,6 +53,18 @@ def changed(record: AnyRecord, change: Callable[[Conversation], Conversation]) -
     if isinstance(record, Prompted):
         return record.changed(change)  # type: ignore[return-value]
     return change(record) if isinstance(record, Conversation) else record  # type: ignore[return-value]
+
+
+def texts_of(record: Record) -> Iterator[str]:
+    """Every text in a record."""
+    if isinstance(record, str):
+        yield record
+        return
+    conversation = record.prompt if isinstance(record, Prompted) else record
+    answers, values = (record.answers, record.values) if isinstance(record, Prompted) else ((), {})
+    yield from (message.text for message in (*conversation.messages, *answers))
+    yield from (json.dumps(tool, ensure_ascii=False) for tool in conversation.tools)
+    yield from (value for value in values.values() if isinstance(value, str))
 
 
 def with_system(record: AnyRecord, system: str) -> AnyRecord:

@@ -80,7 +80,7 @@ def optional_list(row: Row, column: str | None) -> list[Any]:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise RowError(f"{described(value)} where a list is expected", column=column) from None
     if value is None or value == "" or (isinstance(value, str) and value.isspace()):
         return []
@@ -96,6 +96,16 @@ def optional_objects(row: Row, column: str | None) -> list[Mapping[str, Any]]:
         if not isinstance(item, Mapping):
             raise RowError(f"item {number} is {described(item)} where an object is expected", column=column)
     return found
+
+
+def half_character(value: Any) -> str | None:
+    """The first half of a pair (a surrogate alone, as scraped texts have it where an emoji was cut) in a value; None: all of it is text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):x}"
+    return None
 
 
 def described(value: Any) -> str:

@@ -115,8 +115,9 @@ def test_a_bad_row_says_what_was_found(row, found):
         ({"name": "now"}, "an object with name where a list is expected."),
         (0, "the number 0 where a list is expected."),
         ("now", "the text 'now' where a list is expected."),
+        ("[" * 100_000, f"the text '{'[' * 37}…' where a list is expected."),
     ],
-    ids=["numbers", "object", "zero", "text"],
+    ids=["numbers", "object", "zero", "text", "brackets"],
 )
 def test_tools_that_are_none_are_a_bad_row(tools, found):
     with pytest.raises(RowError) as bad:
