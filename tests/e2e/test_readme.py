@@ -32,10 +32,11 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "my_run" / "train" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "my_reward" / "train").mkdir(parents=True)
     (tmp_path / "my_reward" / "train" / "adapter_config.json").write_text("{}")
-    checkpoint = tmp_path / "outputs" / "mine" / "train" / "checkpoint-4"
-    checkpoint.mkdir(parents=True)
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"):
-        (checkpoint / name).write_text("{}")
+    for step in ("train", "ppo"):
+        checkpoint = tmp_path / "outputs" / "mine" / step / "checkpoint-4"
+        checkpoint.mkdir(parents=True)
+        for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"):
+            (checkpoint / name).write_text("{}")
     (tmp_path / "my_package.py").write_text("class MyCallback:\n    pass\n")
     return tmp_path
 

@@ -91,7 +91,7 @@ class Train:
             if conf.head == "reward":
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
-                _train(trainer, checkpoint, stop, progress)
+                _train(trainer, checkpoint, stop, progress, key=self._resumes(session))
             metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
         trainer.save_model(str(directory))
@@ -132,6 +132,11 @@ class Train:
         setattr(base, BEGAN_WITH, beginning(checkpoint, merged, session.step_dir(self.name)))
         return locate(finetune._target_)(base, finetune)
 
+    def _resumes(self, session: Any) -> str:
+        """The key that goes on with an interrupted training."""
+        own = getattr(session.root.steps.get(self.name), "training", None) is not None
+        return f"steps.{self.name}.training.resume_from_checkpoint" if own else "training.resume_from_checkpoint"
+
     def _left(self, session: Any, kind: str) -> StageFile:
         training, (base, merged) = session.conf(self.name, "training"), session.begins_with(self.name)
         render = session.conf(self.name, "render").name
@@ -165,7 +170,7 @@ def _with_template(session: Any, name: str) -> Any:
     return tokenizer
 
 
-def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress) -> None:
+def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress, *, key: str) -> None:
     """Train to the end, or to the end of the step in which a signal comes; what handled signals before then gets it."""
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
@@ -178,16 +183,16 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
                 if stop.caught is None:
                     log.warning("no step is left to train: %s is of the last", checkpoint)
             if stop.caught is not None:
-                _keep(trainer)
+                _keep(trainer, key)
     finally:
         progress.close()
 
 
-def _keep(trainer: Any) -> None:
+def _keep(trainer: Any, key: str) -> None:
     """Write a checkpoint of an interrupted training, unless there is one of this very step."""
     directory = Path(trainer.args.output_dir)
     wanted = directory / f"checkpoint-{trainer.state.global_step}"
     if trainer.state.global_step and wanted not in checkpoints(directory):
         trainer._save_checkpoint(trainer.model, trial=None)
     if kept := checkpoints(directory):
-        log.warning("interrupted; training.resume_from_checkpoint=%s goes on from here", kept[-1])
+        log.warning("interrupted; %s=%s goes on from here", key, kept[-1])
