@@ -129,8 +129,9 @@ def test_every_family_with_rotary_positions(option, tiny_tokenizer, ids, logits)
     [
         ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, "a model of type bloom has no rotary positions"),
         ({"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "alibi": True}, "falcon has no"),
+        ({"model_type": "baichuan", **SIZES}, "a model of type baichuan has no rotary positions"),
     ],
-    ids=["bloom", "falcon with ALiBi"],
+    ids=["bloom", "falcon with ALiBi", "Baichuan of 13 billion"],
 )
 def test_without_rotary_positions_it_is_refused(tiny_tokenizer, architecture, message):
     conf = ModelConf(name="x", architecture=architecture, rope_scaling=scaled("linear", 2.0))

@@ -38,6 +38,7 @@ class BaichuanConfig(LlamaConfig):
     """
 
     model_type = "baichuan"
+    alibi = True  # as Falcon's configuration has it: there are no rotary positions to scale
 
     def __init__(self, model_max_length: int = 4096, **fields: Any) -> None:
         super().__init__(**{**fields, "max_position_embeddings": model_max_length})

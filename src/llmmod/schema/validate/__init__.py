@@ -32,6 +32,7 @@ from llmmod.schema.validate.named import check_named
 from llmmod.schema.validate.output import check_output
 from llmmod.schema.validate.packing import check_packing
 from llmmod.schema.validate.pipeline import check_pipeline
+from llmmod.schema.validate.positions import check_positions
 from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
 from llmmod.schema.validate.taken_over import check_taken_over
@@ -65,6 +66,7 @@ CHECKS: tuple[Check, ...] = (
     check_data_files,
     check_model_files,
     check_packing,
+    check_positions,
     check_rewards,
     check_output,
 )
