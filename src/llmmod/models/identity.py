@@ -13,7 +13,7 @@ from typing import Any
 
 from llmmod.data.identity import NoIdentityError, file_digest
 from llmmod.models.build import model_checkpoint, model_path
-from llmmod.models.hub import hub_arguments
+from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.stage_file import read_stage_file
 from llmmod.paths import resolve_path
 from llmmod.schema.model import HubConf, ModelConf
@@ -86,6 +86,7 @@ def _commit(repo: str, revision: str | None, hub: HubConf) -> str:
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     if not hub.offline and not constants.is_offline_mode():
+        set_proxies(hub.proxies)
         with suppress(Exception):  # any that the network has; from_pretrained then takes the cache as well
             found = HfApi(token=hub.token).model_info(repo, revision=revision, timeout=_TIMEOUT_S).sha
             if found:
