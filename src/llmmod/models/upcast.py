@@ -48,11 +48,14 @@ def upcast_head(model: Any) -> bool:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight.dtype not in _HALF:
         return False
-    tied, dtype = embeddings.weight is head.weight, head.weight.dtype
+    dtype, tied = head.weight.dtype, embeddings.weight is head.weight
+    # Of a head that peft trains a copy of, too: beside the copy, its wrapper holds the original, which may be the embeddings'.
+    shared = bool({id(p) for p in head.parameters()} & {id(p) for p in embeddings.parameters()})
     head.float()
     head.register_forward_pre_hook(_to_float32)
     if tied:
         embeddings.weight = head.weight
+    if shared:
         embeddings.register_forward_hook(functools.partial(_rounded, dtype=dtype))
     return True
 

@@ -17,6 +17,7 @@ from llmmod.stages.arguments import refusal
 from llmmod.stages.batches import collator_from
 from llmmod.stages.compiled import compile_layers, drop_compiled
 from llmmod.stages.finite import StopWhenNotFinite
+from llmmod.stages.head import readable_head
 from llmmod.stages.loraplus import KEY as LORAPLUS_KEY
 from llmmod.stages.trainer import StageTrainer
 
@@ -47,6 +48,7 @@ def trainer_from(
     Raises:
         ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
     """
+    readable_head(model)
     own = [build(node) for node in conf.callbacks.values() if node]
     collator = collator_from(
         conf.collator,

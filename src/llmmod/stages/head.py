@@ -44,6 +44,13 @@ def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
         trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction = asked, function
 
 
+def readable_head(model: Any) -> None:
+    """Give a head what trl reads of it: of single trained tokens, peft's wrapper passes the weight alone on. The model is changed in place."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and not hasattr(head, "bias"):
+        head.bias = None
+
+
 class _Head:
     """Stands for trl's ChunkedLogProbFunction."""
 
