@@ -37,6 +37,7 @@ SAID_ELSEWHERE: dict[str, str] = {
 }
 
 ANSWERS = "llmmod.steps.predict_answers.PredictAnswers"
+CONTINUES = "llmmod.steps.predict_documents.PredictDocuments"
 
 
 @dataclass

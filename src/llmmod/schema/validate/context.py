@@ -14,7 +14,7 @@ from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
 from llmmod.schema.step.train import TrainConf
 from llmmod.schema.step_parts import StepParts
-from llmmod.schema.training import ANSWERS
+from llmmod.schema.training import ANSWERS, CONTINUES
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Context(StepParts):
         """What a step reads."""
         schema = self.step_type(step)
         found: tuple[str, ...] = getattr(schema, "reads", ANYTHING)
-        if schema is PredictConf and self.get(f"{self.part(step, 'training')}.predict._target_") != ANSWERS:
+        if schema is PredictConf and self.get(f"{self.part(step, 'training')}.predict._target_") not in (ANSWERS, CONTINUES):
             return (*DATA, "finetune.adapters", "training")  # what a stage does instead of answering may go by any of its arguments
         if schema is EvaluateConf and self.get(f"{self.part(step, 'training')}.predict_with_generate"):
             return (*found, *SPEAKS, "steps.predict")
