@@ -45,7 +45,7 @@ def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
 
 
 def readable_head(model: Any) -> None:
-    """Give a head what trl reads of it: peft's wrapper of single trained tokens passes on the weight alone. The model is changed in place."""
+    """Give a head what trl reads of it: of single tokens, peft's wrapper passes on the weight alone. The model is changed in place."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and not hasattr(head, "bias"):
         head.bias = None
