@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-import json
 import math
+from pathlib import Path
 
 import pytest
 from cells import matrix
@@ -44,14 +42,16 @@ def test_cell(model, way, tmp_path):
     assert matrix.run_cell(model, way, tmp_path, stage="pt") <= matrix.MOST_APART[way]
 
 
-def test_from_scratch_by_a_config_alone(tmp_path, tiny_tokenizer):
+def test_from_scratch_by_a_config_alone(tmp_path):
     """No rehearsal: a directory without weights, changed by model.config.*, learns the demonstration texts a little."""
-    directory = tmp_path / "architecture"
-    tiny_tokenizer.save_pretrained(directory)
+    from llmmod.models.tiny import tiny_tokenizer
+
+    directory, tokenizer = tmp_path / "architecture", tiny_tokenizer()
+    tokenizer.save_pretrained(directory)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
     (directory / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": 512, "head_dim": 8, **sizes}))
     choices = [f"model.pretrained_model_name_or_path={directory}", "model.weights=random", "+model.config.num_hidden_layers=1"]
-    vocabulary, length = f"+model.config.vocab_size={len(tiny_tokenizer)}", "dataset.cutoff_len=64"
+    vocabulary, length = f"+model.config.vocab_size={len(tokenizer)}", "dataset.cutoff_len=64"
     training = [
         "training.max_steps=4",
         "training.learning_rate=1e-2",
@@ -59,8 +59,8 @@ def test_from_scratch_by_a_config_alone(tmp_path, tiny_tokenizer):
         "pipeline=[train]",
         f"output_dir={tmp_path / 'run'}",
     ]
-    metrics = run(compose(["stage=pt", "model=qwen3", *choices, vocabulary, length, *training]))
-    assert metrics["eval_loss_before"] == pytest.approx(math.log(len(tiny_tokenizer)), rel=0.05)
+    metrics = run(compose(["stage=pt", "model=qwen3", *choices, vocabulary, length, *training, f"output_dir={tmp_path / 'run'}"]))
+    assert metrics["eval_loss_before"] == pytest.approx(math.log(len(tokenizer)), rel=0.05)
     assert metrics["eval_loss"] < metrics["eval_loss_before"] - 0.2
     saved = json.loads((tmp_path / "run" / "train" / "config.json").read_text())
-    assert (saved["num_hidden_layers"], saved["hidden_size"], saved["vocab_size"]) == (1, 32, len(tiny_tokenizer))
+    assert (saved["num_hidden_layers"], saved["hidden_size"], saved["vocab_size"]) == (1, 32, len(tokenizer))

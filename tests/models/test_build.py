@@ -216,6 +216,16 @@ def test_random_weights_need_no_weights_on_disk(llama_directory, tiny_tokenizer)
     assert build_model(conf_of(llama_directory, weights=Weights.random), tiny_tokenizer).dtype is torch.float32
 
 
+def test_random_weights_of_a_layout_of_2023(tiny_tokenizer):
+    """The fields are those of the class that it becomes."""
+    directory = Path(__file__).parent / "legacy_checkpoints" / "chatglm2"
+    conf = conf_of(directory, weights=Weights.random, config={"vocab_size": 600, "num_hidden_layers": 1})
+    model = build_model(conf, tiny_tokenizer)
+    assert (type(model).__name__, model.lm_head.out_features, len(model.model.layers)) == ("GlmForCausalLM", 600, 1)
+    with pytest.raises(ConfigError, match=r"model.config.padded_vocab_size: no such field. Did you mean 'vocab_size'\?"):
+        build_model(conf_of(directory, weights=Weights.random, config={"padded_vocab_size": 600}), tiny_tokenizer)
+
+
 def test_the_seed_decides_random_weights_and_leaves_the_process_alone(llama_directory, tiny_tokenizer):
     conf = conf_of(llama_directory, weights=Weights.random)
     torch.manual_seed(7)
@@ -227,8 +237,9 @@ def test_the_seed_decides_random_weights_and_leaves_the_process_alone(llama_dire
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
-def test_an_unknown_field_of_the_configuration(llama_directory, tiny_tokenizer):
-    conf = conf_of(llama_directory, weights=Weights.random, config={"num_hiden_layers": 1})
+@pytest.mark.parametrize("weights", Weights)
+def test_an_unknown_field_of_the_configuration(llama_directory, tiny_tokenizer, weights):
+    conf = conf_of(llama_directory, weights=weights, config={"num_hiden_layers": 1})
     with pytest.raises(ConfigError, match=r"model.config.num_hiden_layers: no such field. Did you mean 'num_hidden_layers'\?"):
         build_model(conf, tiny_tokenizer)
 

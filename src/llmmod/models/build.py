@@ -15,7 +15,7 @@ from llmmod.instantiate import locate
 from llmmod.models.attention import check_attention
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, path_of_size
 from llmmod.models.hub import hub_arguments, set_proxies
-from llmmod.models.load import load_config
+from llmmod.models.load import load_config, load_model
 from llmmod.models.quantize import check_quantized, quantization_config
 from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.rope import check_scaled, scale_rope
@@ -122,6 +122,8 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     fields = conf.config
     if conf.rope_scaling.type is not None:
         fields = {"config": _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)}
+    elif fields and locate(conf._target_) is load_model:
+        load_config(checkpoint, fields, **_where(conf, hub))  # refuses what it doesn't have; from_pretrained would name no key
     model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **fields, **conf.kwargs)
     # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
     set_name(model, str(model_path(conf)))
