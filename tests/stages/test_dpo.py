@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
+from ways import adapted, moved, prepared, quantized
 
 from llmmod.errors import ConfigError
 from llmmod.models.reference import frozen_copy, starts_as_nothing
@@ -31,16 +32,6 @@ class Theirs(DPOTrainer):
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
-
-
-def moved(model, by=0.02):
-    """Every parameter that is trained a little moved, the same way each time: what a training might have done."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(by * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def loss_of(trainer, model, examples):
@@ -84,11 +75,6 @@ def test_loss_and_gradient_are_those_of_trl(dpo_trainer, theirs, tiny_llama, toy
             assert told[name] == pytest.approx(measured[name], rel=1e-4, abs=1e-5), name
 
 
-def adapted(model, **changes):
-    torch.manual_seed(1)
-    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **changes))
-
-
 def test_with_the_adapter_off_the_model_is_its_own_reference(dpo_trainer, theirs, tiny_llama, toy_pairs):
     """Against trl's trainer with a second model for the reference."""
     other, reference = adapted(copy.deepcopy(tiny_llama)), copy.deepcopy(tiny_llama)
@@ -117,6 +103,44 @@ def test_a_frozen_copy_shares_what_isn_t_trained(tiny_llama):
         assert not its.requires_grad
     apart = frozen_copy(tiny_llama, apart=True)
     assert not {p.data_ptr() for p in apart.parameters()} & {p.data_ptr() for p in tiny_llama.parameters()}
+
+
+def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer, theirs, tiny_llama, toy_pairs):
+    """Against trl's trainer with a second quantized model; trl rounds adapters of such a model to bfloat16, so ours are rounded too."""
+    reference = quantized(copy.deepcopy(tiny_llama))
+    torch.manual_seed(1)
+    other = prepared(copy.deepcopy(tiny_llama), "qlora")
+    torch.manual_seed(1)
+    model = prepared(tiny_llama, "qlora")
+    loss, gradient, _ = theirs(other, reference)
+    trainer = dpo_trainer(model)
+    assert trainer.ref_model is None
+    moved(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(other.get_parameter(name))
+    found, mine, _ = loss_of(trainer, model, toy_pairs.train.select(range(5)).to_list())
+    assert found == pytest.approx(loss, abs=1e-5)
+    assert abs(found - math.log(2)) > 1e-3
+    assert mine.keys() == gradient.keys()
+
+
+def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, toy_pairs, tmp_path):
+    """An adapter of an earlier training is merged and a new one begun: off, that is the earlier training's model, not the base."""
+    from llmmod.models.adapt import add_lora
+    from llmmod.schema.finetune import LoraConf
+
+    base = copy.deepcopy(tiny_llama)
+    earlier = moved(adapted(copy.deepcopy(tiny_llama)), by=0.2).eval()
+    earlier.save_pretrained(tmp_path / "sft")
+    model = add_lora(tiny_llama, LoraConf(name="lora", r=4, target_modules="all-linear", adapters=[str(tmp_path / "sft")]))
+    trainer = dpo_trainer(model)
+    moved(model, by=0.1)
+    metrics = trainer.evaluate()
+    for name, value in naive(model, earlier, toy_pairs.eval).items():
+        assert metrics[name] == pytest.approx(value, abs=1e-4), name
+    assert abs(naive(model, base, toy_pairs.eval)["eval_loss"] - metrics["eval_loss"]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -247,6 +271,20 @@ def test_known_beforehand_is_as_on_the_way(trained, wrap):
     beforehand, _ = trained(wrap, precompute_ref_log_probs=True)
     assert losses(beforehand) == pytest.approx(losses(on_the_way), abs=1e-5)
     assert losses(beforehand, "eval_loss") == pytest.approx(losses(on_the_way, "eval_loss"), abs=1e-5)
+
+
+def test_the_best_whole_weights_are_compared_with_where_training_began(trained, tiny_llama, toy_pairs, tmp_path):
+    """Here the highest loss is called the best, so that it isn't the last."""
+    reference = copy.deepcopy(tiny_llama)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 1}
+    trainer, _ = trained(learning_rate=0.05, max_steps=9, output_dir=tmp_path, **best, **saving)
+    told = losses(trainer, "eval_loss")[1:]
+    assert told[-1] < max(told)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(max(told), abs=1e-6)
+    for name, value in naive(trainer.model, reference, toy_pairs.eval).items():
+        assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
 def test_an_adapter_that_goes_on_is_compared_with_where_it_began(trained, tiny_llama):
