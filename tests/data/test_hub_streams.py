@@ -105,6 +105,14 @@ def test_a_rehearsal_streams_a_few_rows_and_finds_the_bad_one(load):
         load("someone/bad", smoke=True)
 
 
+@pytest.mark.parametrize(("conf", "downloads"), [({}, False), ({"split": "train[:50%]"}, True)], ids=["split", "part"])
+def test_a_rehearsal_downloads_no_more_than_it_reads(load, trained, tmp_path, conf, downloads):
+    splits = load(streaming=False, smoke=True, val_split="test", **conf)
+    assert trained(splits.train) == [*range(1, 9)]
+    assert answers(splits.eval_conversations) == [1, 2, 3]
+    assert any((tmp_path / "tables").rglob("*.arrow")) == downloads
+
+
 def test_files_that_cannot_be_read_are_told_with_their_place(load):
     with pytest.raises(DataError) as error:
         load("someone/broken")

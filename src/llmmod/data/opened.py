@@ -11,7 +11,7 @@ from llmmod.data.choose import choose_format
 from llmmod.data.open_source import open_source
 from llmmod.data.readings import Readings
 from llmmod.data.row import RowError
-from llmmod.data.sources import Source, is_streamed
+from llmmod.data.sources import Source, is_streamed, needs_length
 from llmmod.data.values import disagreed, value_types
 from llmmod.errors import DataError, Problem
 from llmmod.schema.base import OnBadRow
@@ -57,7 +57,7 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
     """
     limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
     limit = min((limit for limit in limits if limit is not None), default=None)
-    training = _readings(conf, _open(conf, hub), kind=kind, limit=limit, smoke=smoke)
+    training = _readings(conf, _open(conf, hub, smoke), kind=kind, limit=limit, smoke=smoke)
     validating = _validating(conf, hub, smoke, kind)
     return Opened(conf, training, validating, kind)
 
@@ -74,8 +74,10 @@ def with_values(parts: Sequence[Opened]) -> list[Opened]:
     ]
 
 
-def _open(conf: DatasetConf, hub: HubConf) -> Source:
-    return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=conf.streaming)
+def _open(conf: DatasetConf, hub: HubConf, smoke: bool) -> Source:
+    # A rehearsal wants a few rows of the hub's dataset, and not all of its files.
+    streaming = conf.streaming or (smoke and not needs_length(conf.split))
+    return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=streaming)
 
 
 def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Readings | None:
@@ -83,7 +85,7 @@ def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Read
         builder = conf.path if conf.data_files else None
         source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
     elif conf.val_split:
-        source = _open(replace(conf, split=conf.val_split), hub)
+        source = _open(replace(conf, split=conf.val_split), hub, smoke)
     else:
         return None
     return _readings(replace(conf, max_samples=None), source, kind=kind, limit=SMOKE_EVAL if smoke else None, smoke=smoke)

@@ -103,7 +103,7 @@ class Streamed:
             for number, row in enumerate(self.dataset, start=1):
                 yield Place(self.name, number), row
         except Exception as error:  # the file's reader, the file system and the network each have their own, and all say the same
-            do = "A file that was downloaded may tell more: dataset.streaming=false"
+            do = "Of a file of this machine the row would be told: dataset.path=my_folder"
             raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
 
 
@@ -136,7 +136,7 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
     asked = read_split(spec)
     sliced = "[" in spec
     named = {name: source for name, source in splits.items() if name in spec}
-    if sliced and any(is_streamed(source) for source in named.values()) and re.search("[%-]", spec):
+    if any(is_streamed(source) for source in named.values()) and needs_length(spec):
         found = f"'{spec}', but a streamed dataset has no known length to take a part of"
         raise ConfigError(Problem("dataset.split", found, "Allowed: rows counted from the beginning, as train[100:200]"))
     lengths = {name: _count(source) if sliced else 0 for name, source in named.items()}
@@ -162,6 +162,11 @@ def read_split(spec: str) -> ReadInstruction:
     except (ValueError, AssertionError) as error:
         allowed = "Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +"
         raise ConfigError(Problem("dataset.split", f"'{spec}' is no split", allowed)) from error
+
+
+def needs_length(spec: str) -> bool:
+    """Whether it takes the number of rows to find out which ones a split is: `train[:10%]`, `train[-100:]`."""
+    return "[" in spec and re.search("[%-]", spec) is not None
 
 
 def no_such_split(spec: str, splits: Collection[str]) -> Problem:
