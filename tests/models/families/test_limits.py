@@ -59,6 +59,15 @@ def test_qwen_that_generates_beyond_its_length(short_qwen, caplog):
     assert caplog.text.count(LONG) == 1
 
 
+def test_qwen_on_short_texts_in_one_row(short_qwen, caplog):
+    ids = torch.arange(3, 36)[None]
+    for lengths, said in (((16, 1, 16), False), ((16, 17), True)):
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        with torch.no_grad():
+            short_qwen(ids, position_ids=positions)
+        assert (f"a text of 17 tokens {LONG}" in caplog.text) is said
+
+
 def test_qwen_in_training(short_qwen, caplog):
     short_qwen.train()(torch.arange(3, 30)[None])
     assert LONG not in caplog.text, "off in training in the original code too"

@@ -70,7 +70,9 @@ class _Watch:
         ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         before = 0 if cache is None else int(cache.get_seq_length())
-        length = (0 if ids is None else ids.shape[1]) + before
+        length, positions = (0 if ids is None else ids.shape[1]) + before, kwargs.get("position_ids")
+        if length > self._limit and positions is not None:  # of several texts in a row, the longest counts
+            length = int(positions.max()) + 1
         if length > self._limit and (before or not self._cached):
             self._said = True
             log.warning("a text of %d tokens is longer than the %d that this model was trained on: %s", length, self._limit, self._what)
