@@ -56,9 +56,10 @@ def test_a_run_of_one_training_step_has_nothing_to_do_with_it(step, tmp_path):
     assert not (tmp_path / "one" / "sft" / "result.json").exists()
 
 
-def test_what_has_no_identity_is_trained_and_not_kept(step, monkeypatch, caplog, tmp_path):
+@pytest.mark.parametrize("error", [NoIdentityError, OSError])
+def test_what_has_no_identity_is_trained_and_not_kept(step, monkeypatch, caplog, tmp_path, error):
     def nothing(session, step, **given):
-        raise NoIdentityError("the data is a pipe")
+        raise error("the data is a pipe")
 
     monkeypatch.setattr(module, "fingerprint", nothing)
     caplog.set_level("INFO", "llmmod.train")

@@ -61,7 +61,7 @@ def fingerprint(session: Any, step: str, *, args: Any, data: str | None) -> str:
     if "reward" in training:
         training["reward"] = {name: _reward(session, node) for name, node in reward_nodes(training["reward"]).items()}
     nodes = {"training": training, "finetune": asdict(finetune), "model": _kept(asdict(model), _ELSEWHERE)}
-    nodes["finetune"].pop("learning_rate")  # `training.learning_rate` has it
+    nodes["finetune"].pop("learning_rate", None)  # `training.learning_rate` has it
     nodes |= {"render": asdict(session.conf(step, "render")), "tokenizer": asdict(session.root.tokenizer)}
     earlier = session.from_step(step)
     return digest(

@@ -70,6 +70,6 @@ class Reuse:
     def _fingerprint(self, session: Any, args: Any, data: str | None) -> str | None:
         try:
             return fingerprint(session, self._step, args=args, data=data)
-        except NoIdentityError as error:
+        except (NoIdentityError, OSError) as error:  # a file that nobody needs may be unreadable
             log.info("%s: later runs can't reuse it: %s", self._step, error)
             return None
