@@ -31,6 +31,7 @@ from typing import Any
 from measure import machine, median
 
 EXAMPLES, TIMES = 20_000, 5
+PAIRS = 3  # of one process and two
 FEW, MANY, MILLION = 1_000, 200_000, 1_000_000
 SHORT = 0.15  # the length of a million rows' texts, as a multiple of alpaca's
 
@@ -115,9 +116,9 @@ def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[t
 
 def processes() -> None:
     """Print what two processes take beside one, each run in a process of its own."""
-    print(f"{'num_proc':>10}{'clock s':>10}{'CPU s, all':>12}{'busiest':>10}   median of {TIMES}, {EXAMPLES:,} examples")
+    print(f"{'num_proc':>10}{'clock s':>10}{'CPU s, all':>12}{'busiest':>10}   median of {PAIRS}, {EXAMPLES:,} examples")
     taken: dict[str, list[list[float]]] = {"1": [], "2": []}
-    for _ in range(TIMES):
+    for _ in range(PAIRS):
         for count, found in taken.items():
             output = subprocess.run([sys.executable, __file__, "build", count], capture_output=True, text=True, check=True).stdout
             found.append(json.loads(output.splitlines()[-1]))
