@@ -116,10 +116,12 @@ def test_half_a_character_is_a_bad_row_of_any_kind(load, kind, column):
         load(kind, rows)
 
 
-def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load):
+def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load, caplog):
     rows = [*ASKED, *({**row, "topic": 7} for row in ASKED)]
     columns = [set(load("prompt", rows, smoke=smoke).train[0]) for smoke in (True, False)]
     assert columns == [{"prompt_ids", "prompt", "answer", "level"}] * 2
+    told = "reward functions are not given columns whose values have no one type: 'topic' is of different kinds in mine"
+    assert [record.message for record in caplog.records] == [told] * 2
 
 
 @pytest.mark.parametrize("kind", ROWS)

@@ -67,7 +67,7 @@ def with_values(parts: Sequence[Opened]) -> list[Opened]:
     kinds = {part.conf.name: part.training.value_kinds(HEAD) for part in parts}
     types = value_types(list(kinds.values()))
     if left_out := disagreed(kinds, types):
-        log.warning("no reward function is given what the datasets don't agree on: %s", "; ".join(left_out))
+        log.warning("reward functions are not given columns whose values have no one type: %s", "; ".join(left_out))
     return [
         replace(part, training=replace(part.training, values=types), validating=part.validating and replace(part.validating, values=types))
         for part in parts

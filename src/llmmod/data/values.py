@@ -38,7 +38,7 @@ def value_types(datasets: Sequence[Mapping[str, Collection[type]]]) -> dict[str,
 
 
 def disagreed(datasets: Mapping[str, Mapping[str, Collection[type]]], agreed: Collection[str]) -> list[str]:
-    """Columns that a dataset knows the type of and that are left out because of another, as a clause each.
+    """Columns that are left out because their values have different kinds, within a dataset or in several, as a clause each.
 
     Args:
         datasets: name -> column -> the types of its values.
@@ -50,7 +50,7 @@ def disagreed(datasets: Mapping[str, Mapping[str, Collection[type]]], agreed: Co
             if name not in agreed:
                 kind = _common(set(found))
                 told.setdefault(name, []).append(f"{_NAMES[kind] if kind else 'of different kinds'} in {dataset}")
-    return [f"'{name}' is {' and '.join(said)}" for name, said in told.items() if len(said) > 1]
+    return [f"'{name}' is {' and '.join(said)}" for name, said in told.items()]
 
 
 def _common(kinds: set[type]) -> type | None:
