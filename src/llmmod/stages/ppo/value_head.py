@@ -22,11 +22,24 @@ NAME = "value_head"
 FILE = "value_head.safetensors"
 
 
-def new_value_head(model: Any) -> nn.Linear:
+class ValueHead(nn.Linear):
+    """A linear layer whose sum over channels is divided by the root of their number.
+
+    A step of Adam moves each weight by about the learning rate, however small the error, and so a value by that times the number of
+    channels. On a tiny model of 32 channels whose adapter learns at 0.12, values misled: in the first five rollouts the explained variance
+    was -6 in the mean of four seeds; so divided, -0.9. What the policy earned in the end was the same there.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values, [tokens, 1], of hidden states, [tokens, channels]."""
+        return nn.functional.linear(hidden, self.weight * self.in_features**-0.5, self.bias)
+
+
+def new_value_head(model: Any) -> ValueHead:
     """A head of zeros in float32: the first advantages are then the returns themselves, and the trunk isn't pulled at by a random head."""
     base = unwrapped(model)
     width = base.config.get_text_config().hidden_size
-    head = nn.Linear(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
+    head = ValueHead(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
