@@ -62,11 +62,10 @@ def ppo(go):
 
 
 def grpo(go):
-    """Four answers to each of four prompts a step; the reward is how short an answer is, of 32 tokens at most."""
-    reward = ["+training.reward.brevity._target_=llmmod.rewards.brevity.brevity", "+training.reward.brevity.limit=32"]
-    size = ["training.num_generations=4", "training.gradient_accumulation_steps=2", "training.max_completion_length=32"]
-    rest = ["training.max_steps=16", "training.eval_steps=16", "training.beta=0.001", "training.learning_rate=1e-3"]
-    return _rewarded(go("stage=grpo", *reward, *size, *rest, *OFTEN), "reward: brevity", "a token")
+    """Eight answers to each of two prompts a step; the reward is `ppo`'s."""
+    size = ["training.gradient_accumulation_steps=2", "training.max_completion_length=24", "training.num_generations_eval=1"]
+    rest = ["training.max_steps=48", "training.eval_steps=48", "training.beta=0.001", "training.learning_rate=5e-4"]
+    return _rewarded(go("stage=grpo", *size, *rest, *OFTEN), "reward: words shared", "a token")
 
 
 def _rewarded(found, what, unit):
