@@ -84,12 +84,14 @@ def as_conversation(messages: Sequence[Message], column: str | None = None, *, t
         tools: definitions of the tools that the messages call.
 
     Raises:
-        RowError: no answer, an answer or a question that is empty, or an answer that follows no question.
+        RowError: no answer, none that is trained, an answer or a question that is empty, or an answer that follows no question.
     """
     _check_order(messages, column)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise RowError("no turn of the assistant, so there is nothing to train", column=column)
+    if not any(messages[index].train for index in answers):
+        raise RowError("every turn of the assistant has train: false or weight: 0, so there is nothing to train", column=column)
     return Conversation(list(messages[: answers[-1] + 1]), list(tools))
 
 

@@ -80,6 +80,10 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
         ({"messages": "hello"}, "the text 'hello' where a list is expected."),
         ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
         (chat(("user", "a")), "no turn of the assistant, so there is nothing to train."),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]},
+            "every turn of the assistant has train: false or weight: 0, so there is nothing to train.",
+        ),
         (chat(("assistant", "b"), ("user", "a")), "turn 1 is a turn of assistant at the beginning."),
         (chat(("user", "a"), ("assistant", "b"), ("assistant", "c")), "turn 3 is a turn of assistant after a turn of assistant."),
         (chat(("user", "a"), ("system", "b"), ("assistant", "c")), "turn 2 is a turn of system after a turn of user."),
@@ -98,7 +102,7 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
     ],
     ids=[
         "missing", "null", "empty", "null-answer", "calls", "no-calls",
-        "text", "texts", "no-answer", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
+        "text", "texts", "no-answer", "untrained", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
         "role", "number", "sharegpt-fields", "train",
     ],
 )  # fmt: skip
