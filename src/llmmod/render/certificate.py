@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from llmmod.errors import DataError
 from llmmod.protocols import Render
 from llmmod.render.conversation import Conversation, tool_names
 from llmmod.render.encode import IGNORED, Encoded, encode
+from llmmod.render.exported import exported
 from llmmod.render.finding import Finding
 from llmmod.render.seam import seam, spelling
 from llmmod.render.segment import Piece, Segment, segments
@@ -170,23 +172,28 @@ class _Proof:
         asked = list(map(_content, answer.asked))
         tokens = [token for token in dict.fromkeys(asked) if isinstance(token, int)]
         swallows = self._swallowing(asked)
-        unwritable = [token for token in tokens if token in swallows or not self._writable(token)]
+        tokenizer, template = self._to_export
+        unwritable = [token for token in tokens if token in swallows or not _writable(tokenizer, token)]
         if unwritable:
             found = f"a chat template can't write {self._spelt(unwritable)}: who uses the exported one must put it there"
             yield Finding("unwritable", found, fatal=False)
         else:
-            yield from self._compared(answer, self.render.chat_template(), "exported", "the exported chat template gives", fatal=True)
+            yield from self._compared(answer, tokenizer, template, "exported", "the exported chat template gives", fatal=True)
         if self.tokenizer.chat_template and self.tokenizer.chat_template != self.render.chat_template():
-            yield from self._compared(answer, None, "own", "the tokenizer's own chat template gives", fatal=False)
+            yield from self._compared(answer, self.tokenizer, None, "own", "the tokenizer's own chat template gives", fatal=False)
 
-    def _compared(self, answer: _Answer, template: str | None, check: str, what: str, *, fatal: bool) -> Iterator[Finding]:
+    @cached_property
+    def _to_export(self) -> tuple[Any, str]:
+        return exported(self.render, self.tokenizer)
+
+    def _compared(self, answer: _Answer, tokenizer: Any, template: str | None, check: str, what: str, *, fatal: bool) -> Iterator[Finding]:
         from jinja2 import TemplateError
 
         messages = [_as_dict(message) for message in answer.conversation.messages[:-1]]
         tools = list(answer.conversation.tools) or None
         named = {"tools": tools, "chat_template": template, "add_generation_prompt": True, "return_dict": False}
         try:
-            ids = list(self.tokenizer.apply_chat_template(messages, **named))
+            ids = list(tokenizer.apply_chat_template(messages, **named))
         except (TemplateError, TypeError, ValueError) as error:
             yield Finding(check, f"{what} an error: {error}", fatal=fatal)
             return
@@ -223,11 +230,6 @@ class _Proof:
             where = seam(self.tokenizer, trained=found, answers=expected)
             yield Finding("answers", "what is trained of a conversation is not its answers", seam=where)
 
-    def _writable(self, token: int) -> bool:
-        """Whether a tokenizer that reads the token's spelling in one string with other text makes that token of it."""
-        ids = self.tokenizer(str(self.tokenizer.convert_ids_to_tokens(token)), add_special_tokens=False)["input_ids"]
-        return list(ids) == [token]
-
     def _swallowing(self, pieces: Sequence[Piece]) -> set[int]:
         """Tokens beside white space that they swallow where both are in one string: `lstrip` and `rstrip` of an AddedToken."""
         found = set()
@@ -241,6 +243,12 @@ class _Proof:
 
     def _spelt(self, ids: Sequence[int]) -> str:
         return " ".join(spelling(self.tokenizer, token) for token in ids)
+
+
+def _writable(tokenizer: Any, token: int) -> bool:
+    """Whether a tokenizer that reads the token's spelling in one string with other text makes that token of it."""
+    ids = tokenizer(str(tokenizer.convert_ids_to_tokens(token)), add_special_tokens=False)["input_ids"]
+    return list(ids) == [token]
 
 
 def _ending(conversation: Conversation, index: int) -> Conversation:

@@ -8,6 +8,8 @@ from typing import Any
 from llmmod.errors import Problem, nearest
 from llmmod.schema.data import RenderConf
 
+# ChatGLM2's names of tokens -> those of GLM-4, which a saved ChatGLM2 has too (`llmmod.render.exported`).
+RESPELT = {"sop": "<sop>", "eop": "<eop>"}
 # Names that stand for whatever the tokenizer has in that place.
 OWN = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -24,9 +26,10 @@ def token_id(name: str, tokenizer: Any, *, key: str, render: str) -> int | Probl
     if name in OWN:
         own = getattr(tokenizer, f"{name}_id", None)
         return own if own is not None else Problem(key, f"this tokenizer has no {name}", do=f"Set tokenizer.kwargs.{name}='…'")
-    known = tokenizer.convert_tokens_to_ids(name)
-    if known is not None and (known != tokenizer.unk_token_id or name == tokenizer.unk_token):
-        return int(known)
+    for spelling in (name, RESPELT.get(name, name)):
+        known = tokenizer.convert_tokens_to_ids(spelling)
+        if known is not None and (known != tokenizer.unk_token_id or spelling == tokenizer.unk_token):
+            return int(known)
     close = nearest(name, _special_tokens(tokenizer))
     instead = "leave it out" if "stop_words" in key else f"write it as text: '{name}' in place of {{token: '{name}'}}"
     return Problem(

@@ -29,6 +29,7 @@ from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
+from llmmod.render.exported import exported
 from llmmod.schema.step.export import ExportConf
 from llmmod.steps.model_card import model_card
 
@@ -71,7 +72,7 @@ class Export:
             _check_writes(model, key)
             check_original_layout(model, key=key)
         settings = None if scores else _settings(session, model, tokenizer, render)
-        tokenizer = _to_save(tokenizer, render.chat_template(), context=context_length(model))
+        tokenizer = _to_save(*exported(render, tokenizer), context=context_length(model))
         if scores:
             set_reward_padding(model, tokenizer, stop_ids=render.stop_ids)
         directory = session.run_dir / self.name

@@ -21,6 +21,7 @@ from llmmod.models.stage_file import StageFile, beginning, write_stage_file
 from llmmod.paths import shown
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import rank, world_size
+from llmmod.render.exported import exported
 from llmmod.schema.step.train import TrainConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.batches import check_trainer
@@ -165,8 +166,9 @@ def _leaves_base(finetune: Any) -> bool:
 
 def _with_template(session: Any, name: str) -> Any:
     """The tokenizer as it is saved: with a chat template that writes what training wrote. The session's own stays as it is."""
-    tokenizer = copy.deepcopy(session.tokenizer(name))
-    tokenizer.chat_template = session.render(name).chat_template()
+    tokenizer, template = exported(session.render(name), session.tokenizer(name))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
     return tokenizer
 
 
