@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
 USE = ".use"
-_held: dict[tuple[int, Path], IO[str]] = {}  # a fork inherits the file, but not the lock: so by process
+_held: dict[tuple[int, Path], int] = {}  # -> an open file, for as long as the process lives; a fork inherits it, but not its lock
 
 
 class _Entry(NamedTuple):
@@ -31,7 +31,7 @@ def hold(place: Path) -> None:
     """Say that this process uses a directory from now on, whether it is there yet or not; waits where it is being taken away."""
     own = _own(place)
     if own not in _held:
-        file = _use_file(place).open("a+", encoding="ascii")
+        file = os.open(_use_file(place), os.O_RDWR | os.O_CREAT, 0o666)
         _lock(file, alone=False)
         _held[own] = file
     os.utime(_use_file(place))
@@ -83,10 +83,10 @@ def _take_away(place: Path) -> bool:
 def _alone(place: Path) -> Iterator[bool]:
     """Whether no process uses a directory, nor will until the block ends."""
     with _use_file(place).open("a+", encoding="ascii") as file:
-        yield _lock(file, alone=True)
+        yield _lock(file.fileno(), alone=True)
 
 
-def _lock(file: IO[str], *, alone: bool) -> bool:
+def _lock(file: int, *, alone: bool) -> bool:
     """Whether a lock was had: a shared one, waited for; or one alone, if it can be had at once. It goes with the process or the file.
 
     POSIX's kind, which a process's children don't inherit; it also goes when any other handle of the same file is closed, so each process

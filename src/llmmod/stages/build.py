@@ -50,15 +50,7 @@ def trainer_from(
     """
     readable_head(model)
     own = [build(node) for node in conf.callbacks.values() if node]
-    collator = collator_from(
-        conf.collator,
-        model=model,
-        tokenizer=tokenizer,
-        train=train,
-        pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
-        fixed_rows=args.train_batch_size if _compiles(conf) else None,
-        trainer=conf.trainer.get("_target_"),
-    )
+    collator = _collator(conf, model=model, args=args, train=train, tokenizer=tokenizer)
     try:
         trainer = build(
             conf.trainer,
@@ -82,6 +74,18 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _collator(conf: StageConf, *, model: Any, args: Any, train: Any, tokenizer: Any) -> Any:
+    return collator_from(
+        conf.collator,
+        model=model,
+        tokenizer=tokenizer,
+        train=train,
+        pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
+        fixed_rows=args.train_batch_size if _compiles(conf) else None,
+        trainer=conf.trainer.get("_target_"),
+    )
 
 
 def _compiles(conf: Any) -> bool:

@@ -57,11 +57,11 @@ def test_refused(told, overrides, line):
         [],
         ["smoke=true"],
         ["model=baichuan"],
-        ["model.attn_implementation=flash_attention_2"],
+        ["model.attn_implementation=sdpa"],
         ["smoke=true", "model.architecture.model_type=unheard_of"],
         ["model=bloom", "pipeline=[predict]"],
     ],
-    ids=["llama", "rehearsal", "becomes-llama", "flash", "unknown", "no-training"],
+    ids=["llama", "rehearsal", "becomes-llama", "sdpa", "unknown", "no-training"],
 )
 def test_right(told, overrides):
     assert told(PACKED, *overrides) == []
