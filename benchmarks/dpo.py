@@ -5,7 +5,8 @@
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Prompts are as
 long as answers, of alpaca's lengths: in the median 150 tokens each, at most 300. Batches of 2 pairs, the reference with each batch by the
 adapter off. Each trains in a process of its own, in turn; counted are the CPU seconds from the end of the first optimizer step to the end
-of the last. Both get ids; trl's trainer pads them and computes the loss in its own way.
+of the last. All get ids; trl's trainer pads them and computes the loss in its own way. `unshared` is llmmod's trainer with each answer
+behind a prompt of its own in the same kind of row, unpadded: what is between it and `llmmod` is what the shared prompt alone saves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import accumulate
 from pathlib import Path
 
 from measure import machine, measure
@@ -71,6 +73,32 @@ def ours(directory, counted):
     return trainer_from(conf, model=model(), args=args, train=pairs(), evaluation=None, tokenizer=tiny_tokenizer(), callbacks=[counted])
 
 
+def unshared(directory, counted):
+    """The same trainer, where each answer has a prompt of its own."""
+    trainer = ours(directory, counted)
+    shared = trainer.data_collator
+
+    def rows(examples):
+        import torch
+
+        texts = [(e["prompt_ids"], e[name]) for e in examples for name in ("chosen_ids", "rejected_ids")]
+        lengths = [len(prompt) + len(answer) - 1 for prompt, answer in texts]
+        places = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        labels = [[-100] * (len(prompt) - 1) + answer for prompt, answer in texts]
+        return shared(examples) | {
+            "input_ids": torch.tensor([[token for prompt, answer in texts for token in [*prompt, *answer[:-1]]]]),
+            "shift_labels": torch.tensor([[token for row in labels for token in row]]),
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "cu_seq_lens_q": places,
+            "cu_seq_lens_k": places,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        }
+
+    trainer.data_collator = rows
+    return trainer
+
+
 def theirs(directory, counted):
     """trl's trainer with its own collator, on ids as they are; with a `peft_config` its reference is the model without the adapter too."""
     from trl import DPOConfig, DPOTrainer
@@ -103,11 +131,14 @@ def arguments():
     }
 
 
+TRAINERS = {"llmmod": ours, "unshared": unshared, "trl": theirs}
+
+
 def one(name):
     """Train, and print what it took as JSON."""
     counted = clock()
     with tempfile.TemporaryDirectory() as directory:
-        trainer = {"llmmod": ours, "trl": theirs}[name](directory, counted)
+        trainer = TRAINERS[name](directory, counted)
         trainer.train()
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("\n" + json.dumps({"pairs_per_cpu_s": counted.pairs_per_cpu_s(), "peak_gb": peak_gb}))
@@ -116,18 +147,20 @@ def one(name):
 def main() -> None:
     """Print a line for each trainer and each round, then how many times as fast, in the mean of the rounds."""
     print(machine())
-    ratios = []
+    ratios: dict[str, list[float]] = {"unshared": [], "trl": []}
     for _ in range(ROUNDS):
         speed = {}
-        for name in ("llmmod", "trl"):
+        for name in TRAINERS:
             done = measure([sys.executable, __file__, name], env={"HF_HUB_OFFLINE": "1", "CI": "1", "OMP_NUM_THREADS": "1"})
             if done.code:
                 sys.exit(done.output[-3000:])
             found = json.loads(next(line for line in reversed(done.output.splitlines()) if line.startswith('{"pairs_per_cpu_s"')))
             speed[name] = found["pairs_per_cpu_s"]
-            print(f"{name:7} {speed[name]:.3f} pairs a CPU second, peak RSS {found['peak_gb']:.2f} GB", flush=True)
-        ratios.append(speed["llmmod"] / speed["trl"])
-    print(f"llmmod is {sum(ratios) / len(ratios):.2f} times as fast")
+            print(f"{name:8} {speed[name]:.3f} pairs a CPU second, peak RSS {found['peak_gb']:.2f} GB", flush=True)
+        for name, times in ratios.items():
+            times.append(speed["llmmod"] / speed[name])
+    for name, times in ratios.items():
+        print(f"llmmod is {sum(times) / len(times):.2f} times as fast as {name}")
 
 
 if __name__ == "__main__":
