@@ -14,7 +14,8 @@ import torch
 from datasets import concatenate_datasets
 
 LEAST_RISE = 0.108
-LONGER = {"max_steps": 40}  # where less is trained
+# Where less is trained.
+LONGER, LONGEST = {"max_steps": 32}, {"max_steps": 40}
 
 
 def share(parity):
@@ -23,11 +24,11 @@ def share(parity):
 
 
 @pytest.mark.parametrize(("seed", "parity"), [(1, 0), (2, 1), (3, 0)])
-@pytest.mark.parametrize(("way", "changes"), [("full", {}), ("freeze", LONGER), ("lora", LONGER), ("qlora", LONGER)])
+@pytest.mark.parametrize(("way", "changes"), [("full", {}), ("freeze", LONGER), ("lora", LONGEST), ("qlora", LONGEST)])
 def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts, way, changes, seed, parity):
     settings = {
         "learning_rate": 6e-2,
-        "max_steps": 16,
+        "max_steps": 12,
         "per_device_train_batch_size": 36,
         "gradient_accumulation_steps": 1,
         "num_mini_batches": 1,
