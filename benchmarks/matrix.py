@@ -37,8 +37,8 @@ def options() -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
 
 
-def run_cell(model: str, way: str, directory: Path, stage: str = "sft") -> float:
-    """Train, evaluate, export and reload one pair.
+def run_cell(model: str, way: str, directory: Path, stage: str = "sft", overrides: tuple[str, ...] = ()) -> float:
+    """Train, evaluate, export and reload one pair; `overrides` as on the command line.
 
     Returns:
         How far apart the logits of the trained and the reloaded model are, at most.
@@ -53,7 +53,7 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft") -> float
     run = directory / f"{model}-{way}"
     steps = f"pipeline=[{','.join(PIPELINE)}]"
     chosen = [f"stage={stage}", f"model={model}", f"finetune={way}", "smoke=true"]
-    config = llmmod.compose([*chosen, steps, f"output_dir={run}", "training.save_strategy=no"])
+    config = llmmod.compose([*chosen, steps, f"output_dir={run}", "training.save_strategy=no", *overrides])
     with _session() as sessions:
         metrics = llmmod.run(config)
     assert math.isfinite(metrics["train_loss"]), metrics
