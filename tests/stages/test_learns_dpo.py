@@ -4,7 +4,7 @@ An animal is right where its own sound's margin over the five others is above 0 
 six animals with three seeds, 18 in all, at least 15 are right, which chance does once in 260 times, and the loss falls with each seed.
 
 The rule was set with these seeds. With seeds 11 to 16, that nothing was chosen with, 32 (full), 30 (freeze), 32 (lora) and 33 (qlora) of 36
-animals are right, which chance does once in 30,000 times or more seldom; with freeze, one of the two threes has 14 of 18.
+animals are right, which chance does once in 28,000 times or more seldom; with freeze, one of the two threes has 14 of 18.
 """
 
 from __future__ import annotations

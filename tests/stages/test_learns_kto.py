@@ -13,7 +13,6 @@ import pytest
 from preferences import learnt
 from ways import WAYS
 
-
 RATE = {"full": 5e-3, "freeze": 1e-2, "lora": 1e-2, "qlora": 1e-2}
 EPOCHS = {"full": 6.0, "freeze": 4.0, "lora": 6.0, "qlora": 6.0}
 
