@@ -52,16 +52,17 @@ def trainer_from(
     own = [build(node) for node in conf.callbacks.values() if node]
     collator = _collator(conf, model=model, args=args, train=train, tokenizer=tokenizer)
     try:
-        trainer = build(
-            conf.trainer,
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            processing_class=tokenizer,
-            data_collator=collator,
-            callbacks=[StopWhenNotFinite(), *callbacks, *own],
-        )
+        with _own_types(model):
+            trainer = build(
+                conf.trainer,
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=evaluation,
+                processing_class=tokenizer,
+                data_collator=collator,
+                callbacks=[StopWhenNotFinite(), *callbacks, *own],
+            )
     except (ValueError, ImportError) as error:
         raise ConfigError(refusal(error, vars(args))) from error
     except RuntimeError as error:
@@ -74,6 +75,20 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+@contextmanager
+def _own_types(model: Any) -> Iterator[None]:
+    """Within it, what is trained keeps its type and its bits.
+
+    trl 1.16 rounds adapters on quantized weights to bfloat16. An update of less than a 256th of a weight is lost in it: at a rate of 2e-4,
+    nearly all of those that Adam makes.
+    """
+    own = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter, data in own.items():
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
 
 
 def _collator(conf: StageConf, *, model: Any, args: Any, train: Any, tokenizer: Any) -> Any:
