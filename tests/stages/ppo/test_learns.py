@@ -23,7 +23,7 @@ def share(parity):
     return lambda answers: torch.tensor([sum(token % 2 == parity for token in ids) / len(ids) for ids in answers.answers])
 
 
-@pytest.mark.parametrize(("seed", "parity"), [(1, 0), (2, 1), (3, 0)])
+@pytest.mark.parametrize(("seed", "parity"), [(11, 0), (12, 1), (13, 0)])
 @pytest.mark.parametrize(("way", "changes"), [("full", {}), ("freeze", LONGER), ("lora", LONGEST), ("qlora", LONGEST)])
 def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts, way, changes, seed, parity):
     settings = {
