@@ -106,7 +106,7 @@ def test_a_frozen_copy_shares_what_isn_t_trained(tiny_llama):
 
 
 def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer, theirs, tiny_llama, toy_pairs):
-    """Against trl's trainer with a second quantized model; trl rounds adapters of such a model to bfloat16, so ours are rounded too."""
+    """Against trl's trainer with a second quantized model; trl rounds adapters of such a model to bfloat16, so here ours are too."""
     reference = quantized(copy.deepcopy(tiny_llama))
     torch.manual_seed(1)
     other = prepared(copy.deepcopy(tiny_llama), "qlora")
@@ -119,7 +119,7 @@ def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(other.get_parameter(name))
+                parameter.data = other.get_parameter(name).detach().clone()
     found, mine, _ = loss_of(trainer, model, toy_pairs.train.select(range(5)).to_list())
     assert found == pytest.approx(loss, abs=1e-5)
     assert abs(found - math.log(2)) > 1e-3

@@ -27,14 +27,11 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
     columns = ("ref_logps", "ref_KL_logps")
 
     def __init__(self, model: Any, args: Any, *, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
-        trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         order, args.train_sampling_strategy = args.train_sampling_strategy, "sequential"  # trl 1.16 pairs by a fixed order; we don't
         try:
             super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         finally:
             args.train_sampling_strategy = order
-        for parameter, data in trained:  # trl 1.16 rounds adapters of quantized models to bfloat16
-            parameter.data = data
         self._means = {"train": _Means(), "eval": _Means()}
         if self.calculate_KL and train_dataset is not eval_dataset:
             self._refuse_beforehand()

@@ -28,10 +28,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
     loss_is_scaled_for_ga = True
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        trained = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model, *args, **kwargs)
-        for parameter, data in trained:  # trl 1.16 rounds adapters of quantized models, and heads, to bfloat16
-            parameter.data = data
         self._means = Means()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
