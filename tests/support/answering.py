@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import toy
+import ways
 from transformers import TrainerCallback
 
 
@@ -29,30 +30,34 @@ def even(answers):
 
 
 @pytest.fixture
-def prepared(tiny_llama, tmp_path):
+def prepared(tiny_llama):
     """The tiny model as each way to fine-tune leaves it to a trainer."""
-    from llmmod.models.adapt import add_lora, train_all, train_some_layers
-    from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
 
     def make(way):
         torch.manual_seed(0)
-        if way == "full":
-            return train_all(tiny_llama, FullConf(name=way))
-        if way == "freeze":
-            return train_some_layers(tiny_llama, FreezeConf(name=way, num_layers_trainable=1, extra_trainable=["norm"]))
-        model = tiny_llama if way == "lora" else _quantized(tiny_llama, tmp_path / "model")
-        return add_lora(model, LoraConf(name=way, task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
+        return ways.prepared(tiny_llama, way, freeze={"extra_trainable": ["norm"]}, r=8, lora_alpha=16)
 
     return make
 
 
-def _quantized(model, directory):
-    from llmmod.models.load import load_model
-    from llmmod.models.quantize import quantization_config
-    from llmmod.schema.quantization import QuantizationConf
+@pytest.fixture
+def answering_trainer(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
+    """A trainer for the toy's prompts, not started: what a `training.*` makes of it, and parts by keyword."""
+    from llmmod.stages.arguments import training_arguments
+    from llmmod.stages.build import trainer_from
 
-    model.save_pretrained(directory)
-    return load_model(str(directory), quantization_config=quantization_config(QuantizationConf(bits=4)))
+    def make(conf, *, model=None, train=None, evaluation=None, callbacks=(), output_dir=tmp_path / "train", seed=1):
+        return trainer_from(
+            conf,
+            model=tiny_llama if model is None else model,
+            args=training_arguments(conf, output_dir=output_dir, seed=seed, smoke=False),
+            train=toy_prompts[0] if train is None else train,
+            evaluation=toy_prompts[1] if evaluation is None else evaluation,
+            tokenizer=tiny_tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
 
 
 class StopAt(TrainerCallback):

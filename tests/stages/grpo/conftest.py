@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from answering import even, prepared, toy_prompts, with_dropout
+from answering import answering_trainer, even, prepared, toy_prompts, with_dropout
 
-__all__ = ["even", "prepared", "toy_prompts", "with_dropout"]
+__all__ = ["answering_trainer", "even", "prepared", "toy_prompts", "with_dropout"]
 
 
 @pytest.fixture
@@ -40,23 +40,14 @@ def grpo_conf():
 
 
 @pytest.fixture
-def grpo_trainer(tiny_llama, tiny_tokenizer, toy_prompts, grpo_conf, tmp_path):
-    """A trainer for the toy's prompts, not started: what `training.*` makes of the changes, and parts by keyword."""
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+def grpo_trainer(answering_trainer, grpo_conf):
+    """`answering_trainer` of stage grpo, with other scorers, and with changes of `training.*` by keyword."""
 
-    def make(model=None, train=None, evaluation=None, callbacks=(), scorers=None, output_dir=tmp_path / "train", seed=1, **changes):
+    def make(model=None, train=None, evaluation=None, callbacks=(), scorers=None, **changes):
         scorers = {"even": even} if scorers is None else scorers
+        places = {name: changes.pop(name) for name in ("output_dir", "seed") if name in changes}
         conf = grpo_conf(reward={name: {"_target_": "llmmod.rewards.brevity.brevity"} for name in scorers}, **changes)
-        trainer = trainer_from(
-            conf,
-            model=tiny_llama if model is None else model,
-            args=training_arguments(conf, output_dir=output_dir, seed=seed, smoke=False),
-            train=toy_prompts[0] if train is None else train,
-            evaluation=toy_prompts[1] if evaluation is None else evaluation,
-            tokenizer=tiny_tokenizer,
-            callbacks=callbacks,
-        )
+        trainer = answering_trainer(conf, model=model, train=train, evaluation=evaluation, callbacks=callbacks, **places)
         trainer.rewards.scorers = dict(scorers)
         return trainer
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from answering import even, prepared, toy_prompts, with_dropout
+from answering import answering_trainer, even, prepared, toy_prompts, with_dropout
 
-__all__ = ["even", "prepared", "toy_prompts", "with_dropout"]
+__all__ = ["answering_trainer", "even", "prepared", "toy_prompts", "with_dropout"]
 
 
 @pytest.fixture
@@ -41,23 +41,13 @@ def ppo_conf():
 
 
 @pytest.fixture
-def ppo_trainer(tiny_llama, tiny_tokenizer, toy_prompts, ppo_conf, tmp_path):
-    """A trainer for the toy's prompts, not started: what `training.*` makes of the changes, and parts by keyword."""
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+def ppo_trainer(answering_trainer, ppo_conf):
+    """`answering_trainer` of stage ppo, with another scorer, and with changes of `training.*` by keyword."""
     from llmmod.stages.rewards import Rewards
 
-    def make(model=None, train=None, evaluation=None, callbacks=(), scorer=even, output_dir=tmp_path / "train", seed=1, **changes):
-        conf = ppo_conf(**changes)
-        trainer = trainer_from(
-            conf,
-            model=tiny_llama if model is None else model,
-            args=training_arguments(conf, output_dir=output_dir, seed=seed, smoke=False),
-            train=toy_prompts[0] if train is None else train,
-            evaluation=toy_prompts[1] if evaluation is None else evaluation,
-            tokenizer=tiny_tokenizer,
-            callbacks=callbacks,
-        )
+    def make(model=None, train=None, evaluation=None, callbacks=(), scorer=even, **changes):
+        places = {name: changes.pop(name) for name in ("output_dir", "seed") if name in changes}
+        trainer = answering_trainer(ppo_conf(**changes), model=model, train=train, evaluation=evaluation, callbacks=callbacks, **places)
         if scorer is not None:
             trainer.rewards = Rewards({"even": scorer})
         return trainer
