@@ -1,13 +1,13 @@
-"""Which models can be fine-tuned in which ways: each pair trained, evaluated, exported and loaded again, as a table in Markdown.
+"""Which models can be fine-tuned in which ways: each pair trained, evaluated, exported, loaded again and resumed, as a table in Markdown.
 
     python benchmarks/matrix.py                            every option of `model` × full, freeze, lora, qlora, in stage sft
     python benchmarks/matrix.py chatglm2 falcon            these alone
     python benchmarks/matrix.py --stage dpo chatglm2       in another stage
 
 Tiny models of the true architectures (`smoke=true`), in one process. A cell is a tick only if the whole run ended well, the loss on
-held-out examples is a number, and the exported directory, loaded by transformers alone, computes the logits of the model that was
-trained; else it names the step that went wrong. Models that become the same class of transformers share a row. tests/e2e/test_matrix.py
-runs a part of it.
+held-out examples is a number, the exported directory, loaded by transformers alone, computes the logits of the model that was trained,
+and a run that goes on from the first step's checkpoint leaves the same bytes; else it names the step that went wrong. Models that become
+the same class of transformers share a row. tests/e2e/test_matrix.py runs a part of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def options() -> list[str]:
 
 
 def run_cell(model: str, way: str, directory: Path, stage: str = "sft", overrides: tuple[str, ...] = ()) -> float:
-    """Train, evaluate, export and reload one pair; `overrides` as on the command line.
+    """Train, evaluate, export, reload and resume one pair; `overrides` as on the command line.
 
     Returns:
         How far apart the logits of the trained and the reloaded model are, at most.
@@ -53,7 +53,8 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft", override
     run = directory / f"{model}-{way}"
     steps = f"pipeline=[{','.join(PIPELINE)}]"
     chosen = [f"stage={stage}", f"model={model}", f"finetune={way}", "smoke=true"]
-    config = llmmod.compose([*chosen, steps, f"output_dir={run}", "training.save_strategy=no", *overrides])
+    saved = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=null"]
+    config = llmmod.compose([*chosen, steps, f"output_dir={run}", *saved, *overrides])
     with _session() as sessions:
         metrics = llmmod.run(config)
     assert math.isfinite(metrics["train_loss"]), metrics
@@ -63,7 +64,17 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft", override
     with torch.no_grad():
         apart = (trained(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max().item()
     assert apart <= MOST_APART[way], f"the export's logits are {apart:.1e} from the trained model's"
+    again = directory / f"{model}-{way}-again"
+    resumed = [f"training.resume_from_checkpoint={run}/train/checkpoint-1", "training.save_strategy=no"]
+    llmmod.run(llmmod.compose([*chosen, "pipeline=[train]", f"output_dir={again}", *resumed, *overrides]))
+    assert _weights(again / "train") == _weights(run / "train"), "a resumed run leaves other bytes"
     return apart
+
+
+def _weights(directory: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
+    assert found, f"no weights in {directory}"
+    return found
 
 
 def _reloaded(model: str, directory: Path, *, scores: bool) -> object:

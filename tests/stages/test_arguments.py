@@ -78,6 +78,11 @@ def test_smoke_takes_two_steps_on_small_batches(sft_conf, tmp_path):
     assert (args.logging_steps, args.eval_steps, args.save_steps) == (1, 2, 2)
 
 
+def test_smoke_saves_at_the_first_step_where_that_is_wanted(sft_conf, tmp_path):
+    args = arguments(sft_conf(save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1), tmp_path, smoke=True)
+    assert (args.eval_steps, args.save_steps) == (1, 1)
+
+
 def test_without_held_out_examples_nothing_is_evaluated(sft_conf, tmp_path):
     args = arguments(sft_conf(), tmp_path, has_eval=False)
     assert (args.eval_strategy, args.eval_on_start) == ("no", False)

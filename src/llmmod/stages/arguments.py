@@ -95,8 +95,8 @@ def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
 
 
 def _rehearsal(conf: Any) -> dict[str, Any]:
-    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end; answers are short, and not scored by a
-    reward model on the disk.
+    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end, if none is wanted earlier; answers are short,
+    and not scored by a reward model on the disk.
     """
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
@@ -104,7 +104,8 @@ def _rehearsal(conf: Any) -> dict[str, Any]:
     if hasattr(conf, "num_generations"):
         batch |= {"num_generations": SMOKE_BATCH, "num_generations_eval": SMOKE_BATCH}
         batch |= {"generation_batch_size": None, "steps_per_generation": None}
-    return batch | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_steps": SMOKE_STEPS, "save_steps": SMOKE_STEPS, "eval_delay": 0}
+    every = {name: min(getattr(conf, name) or SMOKE_STEPS, SMOKE_STEPS) for name in ("eval_steps", "save_steps")}
+    return batch | every | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_delay": 0}
 
 
 _BATCH_FIELDS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
