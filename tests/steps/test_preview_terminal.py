@@ -17,7 +17,7 @@ PIECES = [
     Shown("ok", 2, (3,), ("ok",), trained=True),
     Shown("</s>", 3, (4,), ("</s>",), trained=True, special=True),
 ]
-EXAMPLE = Example(1, "Example 1", PIECES, [IdRow(at, at + 1, "x", -100 if at < 2 else at + 1) for at in range(4)])
+EXAMPLE = Example(1, "Example 1", PIECES, [IdRow(at, at + 1, "x", "x", -100 if at < 2 else at + 1) for at in range(4)])
 GOOD, BAD = Verdict(False, "Certified", "", []), Verdict(True, "Not certified", "", [Finding("labels", "an answer isn't trained", "row 1")])
 
 
