@@ -60,6 +60,30 @@ def answering_trainer(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
     return make
 
 
+# `training.*` of a short training whose log has every step.
+SHORT = {
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 6,
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 8,
+    "logging_steps": 1.0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_nan_inf_filter": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+}
+
+
+def never_ends(model):
+    """Let a model hardly ever say its end token, so that every answer is cut off."""
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] = 0.0
+        model.lm_head.weight *= 5
+
+
 class StopAt(TrainerCallback):
     """Ends a training after a step, as a signal would."""
 

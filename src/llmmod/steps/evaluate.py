@@ -16,7 +16,7 @@ from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.build import lent, release, trainer_from
 from llmmod.stages.measures import after_last_step, only_measures
-from llmmod.steps.predict import Predict, nothing_held_out
+from llmmod.steps.predict import Predict, held_out
 from llmmod.steps.told import told_of_evaluation
 
 
@@ -37,11 +37,9 @@ class Evaluate:
         Raises:
             ConfigError: there are no held-out examples.
         """
-        held_out = session.splits(self.name).eval
-        if held_out is None:
-            raise nothing_held_out()
-        metrics = self._metrics(session, held_out)
-        report = StepReport(metrics, summary=[f"{self.name}: {told_of_evaluation(metrics)} on {_counted(held_out)}"])
+        examples = held_out(session, self.name)
+        metrics = self._metrics(session, examples)
+        report = StepReport(metrics, summary=[f"{self.name}: {told_of_evaluation(metrics)} on {_counted(examples)}"])
         if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # of the stages that write
             answered = Predict(_predict_conf(session), self.name).run(session)
             report.metrics |= answered.metrics
@@ -49,9 +47,9 @@ class Evaluate:
             report.summary += answered.summary
         return report
 
-    def _metrics(self, session: Any, held_out: Any) -> dict[str, float]:
+    def _metrics(self, session: Any, examples: Any) -> dict[str, float]:
         model, trained_by = session.model(self.name).model, session.get("trainer")
-        current = trained_by is not None and trained_by.model is model and trained_by.eval_dataset is held_out
+        current = trained_by is not None and trained_by.model is model and trained_by.eval_dataset is examples
         if current and (known := after_last_step(trained_by)):
             return known
         conf = session.conf(self.name, "training")
@@ -61,7 +59,7 @@ class Evaluate:
             self._let_end(model, session)
         with lent(model):
             trainer = trainer_from(
-                conf, model=model, args=args, train=held_out, evaluation=held_out, tokenizer=session.tokenizer(self.name)
+                conf, model=model, args=args, train=examples, evaluation=examples, tokenizer=session.tokenizer(self.name)
             )
             metrics = only_measures(trainer.evaluate())
             release(trainer)
@@ -79,5 +77,5 @@ def _predict_conf(session: Any) -> PredictConf:
     return found if isinstance(found, PredictConf) else PredictConf()
 
 
-def _counted(held_out: Any) -> str:
-    return f"{len(held_out)} held-out examples" if hasattr(held_out, "__len__") else "the held-out examples"
+def _counted(examples: Any) -> str:
+    return f"{len(examples)} held-out examples" if hasattr(examples, "__len__") else "the held-out examples"

@@ -32,7 +32,14 @@ class Predict:
         return step.run(session)
 
 
-def nothing_held_out() -> ConfigError:
-    """The error of a step that needs held-out examples where there are none."""
-    do = "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files"
-    return ConfigError(Problem("dataset.val_size", "no examples are held out, so there is nothing to measure", do=do))
+def held_out(session: Any, step: str, *, of: str = "eval") -> Any:
+    """A step's held-out examples, or `of="eval_conversations"`, what they were before they became tokens.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = getattr(session.splits(step), of)
+    if found is None or (hasattr(found, "__len__") and not len(found)):  # streamed ones have no length
+        do = "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files"
+        raise ConfigError(Problem("dataset.val_size", "no examples are held out, so there is nothing to measure", do=do))
+    return found

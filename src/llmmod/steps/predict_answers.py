@@ -24,7 +24,7 @@ from llmmod.render.encode import encode
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.answers import answers
 from llmmod.stages.counting import counting
-from llmmod.steps.predict import nothing_held_out
+from llmmod.steps.predict import held_out
 from llmmod.steps.predictions import OrderedLines
 
 log = logging.getLogger("llmmod.predict")
@@ -49,9 +49,7 @@ class PredictAnswers:
         Raises:
             ConfigError: there are no held-out examples.
         """
-        conversations = session.splits(self.name).eval_conversations[: self.conf.max_samples]
-        if not conversations:
-            raise nothing_held_out()
+        conversations = held_out(session, self.name, of="eval_conversations")[: self.conf.max_samples]
         if rank() != 0:
             return StepReport()
         loaded, tokenizer = session.model(self.name), session.tokenizer(self.name)

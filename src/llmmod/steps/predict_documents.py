@@ -22,7 +22,7 @@ from llmmod.render.tokens import own_beginning
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.answers import answers
 from llmmod.stages.counting import counting
-from llmmod.steps.predict import nothing_held_out
+from llmmod.steps.predict import held_out
 from llmmod.steps.predict_answers import settings
 from llmmod.steps.predictions import OrderedLines
 
@@ -47,9 +47,7 @@ class PredictDocuments:
         Raises:
             ConfigError: there are no held-out documents.
         """
-        rows = session.splits(self.name).eval
-        if rows is None:
-            raise nothing_held_out()
+        rows = held_out(session, self.name)
         if rank() != 0:
             return StepReport()
         tokenizer, set_up = session.tokenizer(self.name), session.conf(self.name, "training")

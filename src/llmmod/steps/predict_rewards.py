@@ -14,7 +14,7 @@ from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.batches import collator_from
 from llmmod.stages.counting import counting
 from llmmod.stages.rm import pair_rewards
-from llmmod.steps.predict import nothing_held_out
+from llmmod.steps.predict import held_out
 from llmmod.steps.predictions import OrderedLines
 
 _FILE = "scores.jsonl"
@@ -37,9 +37,7 @@ class PredictRewards:
         Raises:
             ConfigError: there are no held-out examples.
         """
-        pairs = session.splits(self.name).eval
-        if pairs is None:
-            raise nothing_held_out()
+        pairs = held_out(session, self.name)
         if rank() != 0:
             return StepReport()
         pairs = pairs.select(range(min(len(pairs), self.conf.max_samples or len(pairs))))

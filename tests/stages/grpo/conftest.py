@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from answering import answering_trainer, even, prepared, toy_prompts, with_dropout
+from answering import SHORT, answering_trainer, even, prepared, toy_prompts, with_dropout
 
 __all__ = ["answering_trainer", "even", "prepared", "toy_prompts", "with_dropout"]
 
@@ -17,24 +17,12 @@ def grpo_conf():
         fields = {
             "stage": "grpo",
             "trainer": {"_target_": "llmmod.stages.grpo.trainer.GrpoTrainer"},
-            "learning_rate": 5e-3,
             "max_steps": 4,
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 6,
-            "gradient_accumulation_steps": 2,
             "num_generations": 4,
             "num_generations_eval": 1,
-            "max_completion_length": 8,
             "disable_dropout": True,
-            "logging_steps": 1.0,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "logging_nan_inf_filter": False,
-            "gradient_checkpointing": False,
-            "report_to": "none",
         }
-        return GrpoConf(**{**fields, **changes})
+        return GrpoConf(**{**SHORT, **fields, **changes})
 
     return make
 

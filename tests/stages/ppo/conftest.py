@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from answering import answering_trainer, even, prepared, toy_prompts, with_dropout
+from answering import SHORT, answering_trainer, even, prepared, toy_prompts, with_dropout
 
 __all__ = ["answering_trainer", "even", "prepared", "toy_prompts", "with_dropout"]
 
@@ -17,25 +17,13 @@ def ppo_conf():
         fields = {
             "stage": "ppo",
             "trainer": {"_target_": "llmmod.stages.ppo.trainer.PpoTrainer"},
-            "learning_rate": 5e-3,
             "max_steps": 8,
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 6,
-            "gradient_accumulation_steps": 2,
             "num_mini_batches": 2,
             "num_ppo_epochs": 2,
-            "max_completion_length": 8,
             "kl_coef": 0.01,
-            "logging_steps": 1.0,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "logging_nan_inf_filter": False,
-            "gradient_checkpointing": False,
             "include_num_input_tokens_seen": "non_padding",
-            "report_to": "none",
         }
-        return PpoConf(**{**fields, **changes})
+        return PpoConf(**{**SHORT, **fields, **changes})
 
     return make
 
