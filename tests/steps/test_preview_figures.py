@@ -112,7 +112,7 @@ def test_a_pair_s_prompt_is_counted_once_and_its_length_is_that_of_the_longer_an
 def test_steps_of_ppo_are_those_of_its_rollouts():
     """What its sampler's batches come to, as transformers' Trainer counts them."""
     from llmmod.schema.training.ppo import PpoConf
-    from llmmod.stages.ppo.prompts import RolloutSampler
+    from llmmod.stages.answering.prompts import RolloutSampler
 
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_mini_batches": 2, "num_ppo_epochs": 4}
     sampler = RolloutSampler(50, size=2 * 3 * 2, times=2 * 4 * 3, seed=0)

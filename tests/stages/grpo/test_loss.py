@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmmod.stages.ppo.reference import initial_weights
+from llmmod.stages.answering.reference import initial_weights
 
 PROMPTS, ANSWERS = (3, 9, 5, 1), (4, 1, 6, 2)  # tokens
 BETA, EPSILON, MOST = 0.1, 0.2, 8

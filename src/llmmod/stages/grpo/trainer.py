@@ -24,15 +24,15 @@ from trl import GRPOTrainer
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation import answer_text
 from llmmod.schema.reward import reward_nodes
+from llmmod.stages.answering.course import Panel, course
+from llmmod.stages.answering.prompts import RolloutSampler, columns
+from llmmod.stages.answering.reference import initial_weights, reference
+from llmmod.stages.answering.rows import rows_of, told
+from llmmod.stages.answering.sampling import drawing, sampling_settings, seed_of
+from llmmod.stages.answering.telling import Samples
 from llmmod.stages.answers import answers
 from llmmod.stages.grpo.arguments import GrpoArguments
 from llmmod.stages.means import Means
-from llmmod.stages.ppo.curve import Panel, course
-from llmmod.stages.ppo.prompts import RolloutSampler, columns
-from llmmod.stages.ppo.reference import initial_weights, reference
-from llmmod.stages.ppo.rows import rows_of, told
-from llmmod.stages.ppo.sampling import drawing, sampling_settings, seed_of
-from llmmod.stages.ppo.telling import Samples
 from llmmod.stages.rewards import Answers, rewards_from
 from llmmod.stages.trainer import StageTrainer
 

@@ -14,17 +14,17 @@ import torch
 
 from llmmod.data.collate import padded
 from llmmod.models.generation import answer_text
+from llmmod.stages.answering.reference import reference
+from llmmod.stages.answering.rows import rows_of, told
+from llmmod.stages.answering.sampling import sampling_settings
+from llmmod.stages.answering.telling import Samples
 from llmmod.stages.answers import answers
 from llmmod.stages.ppo.advantages import advantages_and_returns
 from llmmod.stages.ppo.kl import KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import explained_variance
 from llmmod.stages.ppo.masked import masked_moments, whitened
-from llmmod.stages.ppo.reference import reference
 from llmmod.stages.ppo.rollout import Rollout, in_parts
-from llmmod.stages.ppo.rows import rows_of, told
-from llmmod.stages.ppo.sampling import sampling_settings
 from llmmod.stages.ppo.scores import RunningMoments, ScoreScale, token_rewards, without_end
-from llmmod.stages.ppo.telling import Samples
 from llmmod.stages.rewards import Answers
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmmod.stages.ppo.rows import rows_of
+from llmmod.stages.answering.rows import rows_of
 
 
 @dataclass

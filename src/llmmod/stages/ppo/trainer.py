@@ -18,22 +18,27 @@ from transformers import Trainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.stages.answering.course import Panel, course
+from llmmod.stages.answering.prompts import RolloutSampler, columns
+from llmmod.stages.answering.reference import initial_weights
+from llmmod.stages.answering.rows import told
+from llmmod.stages.answering.sampling import drawing, seed_of
+from llmmod.stages.answering.telling import Averages
 from llmmod.stages.ppo.arguments import PpoArguments
-from llmmod.stages.ppo.curve import ppo_curve
 from llmmod.stages.ppo.experience import Experience
 from llmmod.stages.ppo.losses import approximate_kl, policy_losses, value_losses
-from llmmod.stages.ppo.prompts import RolloutSampler, columns
-from llmmod.stages.ppo.reference import initial_weights
 from llmmod.stages.ppo.rollout import Rollout, in_parts, mini_batch
-from llmmod.stages.ppo.rows import told
-from llmmod.stages.ppo.sampling import drawing, seed_of
-from llmmod.stages.ppo.telling import Averages
 from llmmod.stages.ppo.value_head import attached, detached, load_value_head, new_value_head, save_value_head
 from llmmod.stages.rewards import rewards_from
 from llmmod.stages.trainer import StageTrainer
 
 _PARTS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "value_clip_fraction")
 _TOO_FAR = 1.5  # times target_kl, as in OpenAI's Spinning Up and Stable-Baselines3
+FILE = "ppo.png"
+_PANELS: tuple[Panel, ...] = (
+    ("reward", (("score", "score", "tab:green"), ("reward", "reward: score less what divergence costs", "tab:blue"))),
+    ("KL to the reference, nats an answer", (("kl", "KL", "tab:red"),)),
+)
 
 
 class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
@@ -75,7 +80,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         self.initial = initial_weights(self.model)
-        with attached(self.model, self.value_head), ppo_curve(lambda: self.state, Path(self.args.output_dir)):
+        with attached(self.model, self.value_head), course(lambda: self.state, Path(self.args.output_dir) / FILE, _PANELS):
             return super().train(*args, **kwargs)
 
     def release(self) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.stages.ppo.rows import unwrapped
+from llmmod.stages.answering.rows import unwrapped
 
 NAME = "value_head"
 FILE = "value_head.safetensors"

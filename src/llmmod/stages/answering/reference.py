@@ -1,4 +1,4 @@
-"""The reference: the policy as it was before PPO, without a second model.
+"""The reference: the policy as it was before training, without a second model.
 
 With a new adapter it is the same model with the adapter off. Otherwise the weights that are trained are kept as they were, and take the
 places of the trained ones while the reference is asked: what is frozen is shared.

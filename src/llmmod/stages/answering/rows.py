@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from llmmod.stages.ppo.log_probs import log_probs_of
+from llmmod.stages.answering.log_probs import log_probs_of
 
 
 class Told(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.stages.ppo.log_probs import log_probs_of
-from llmmod.stages.ppo.rows import rows_of, told
+from llmmod.stages.answering.log_probs import log_probs_of
+from llmmod.stages.answering.rows import rows_of, told
 
 PROMPTS = [[11, 12, 13], [21], [31, 32, 33, 34, 35, 36]]
 LENGTHS = [4, 1, 2]

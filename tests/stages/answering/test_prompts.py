@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmmod.stages.ppo.prompts import RolloutSampler, columns
+from llmmod.stages.answering.prompts import RolloutSampler, columns
 
 
 def test_each_rollout_comes_as_often_as_it_is_taken():

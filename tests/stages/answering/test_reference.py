@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from llmmod.stages.ppo.reference import initial_weights, reference
-from llmmod.stages.ppo.rows import rows_of, told
+from llmmod.stages.answering.reference import initial_weights, reference
+from llmmod.stages.answering.rows import rows_of, told
 
 BATCH = ([[11, 12, 13], [21]], torch.tensor([[100, 101, 102], [103, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]]))
 

@@ -10,17 +10,7 @@ from typing import Any
 
 from llmmod.stages.curve import loss_curve, points, save_png
 
-FILE = "ppo.png"
 Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name in the log, what it is called, colour
-_PANELS: tuple[Panel, ...] = (
-    ("reward", (("score", "score", "tab:green"), ("reward", "reward: score less what divergence costs", "tab:blue"))),
-    ("KL to the reference, nats an answer", (("kl", "KL", "tab:red"),)),
-)
-
-
-def ppo_curve(state: Callable[[], Any], directory: Path) -> AbstractContextManager[None]:
-    """Draw `ppo.png` into a directory when the block ends, whichever way."""
-    return course(state, directory / FILE, _PANELS)
 
 
 def course(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> AbstractContextManager[None]:
@@ -28,7 +18,7 @@ def course(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> Abs
     return loss_curve(state, path, functools.partial(draw_course, panels=panels))
 
 
-def draw_course(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel] = _PANELS) -> bool:
+def draw_course(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel]) -> bool:
     """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw; a panel without anything is left out."""
     told = [panel for panel in panels if any(points(history, name) or points(history, f"eval_{name}") for name, _, _ in panel[1])]
     if not told:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.stages.ppo.sampling import sampling_settings
+from llmmod.stages.answering.sampling import sampling_settings
 
 
 class Arguments:
