@@ -95,9 +95,9 @@ def run_config(config: DictConfig) -> dict[str, float]:
     validated(Composed(config=config, hydra=None, overrides=[]))
     root = to_root(config)
     run_dir = Path(root.output_dir).expanduser().resolve()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / ".hydra").mkdir(exist_ok=True)
-    OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+    if rank() == 0:
+        (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
     outcome = run_pipeline(root, run_dir)
     if outcome.error is not None:
         raise outcome.error

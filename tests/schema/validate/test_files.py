@@ -163,6 +163,15 @@ class TestOutput:
         ]
         assert told("output_dir=run", f"{RESUME}=true") == []
 
+    def test_of_several_processes_the_first_alone_looks(self, told, tmp_path, monkeypatch):
+        """The others may come later, when the first has begun to write."""
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("{}")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank, problems in (("0", 1), ("1", 0)):
+            monkeypatch.setenv("RANK", rank)
+            assert len(told("output_dir=run")) == problems
+
     def test_an_empty_directory(self, told, tmp_path):
         (tmp_path / "run").mkdir()
         assert told("output_dir=run") == []

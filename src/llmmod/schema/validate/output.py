@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmmod.errors import Problem
+from llmmod.ranks import rank
 from llmmod.schema.validate.context import Context
 
 KEY = "output_dir"
@@ -16,9 +17,12 @@ _LEAST_FREE_BYTES = 2**20  # a run's own account and log; how much its weights t
 
 
 def check_output(context: Context) -> Iterator[Problem]:
-    """A problem if the run couldn't be written. In a sweep Hydra gives each job a directory of its own."""
+    """A problem if the run couldn't be written. In a sweep Hydra gives each job a directory of its own.
+
+    Of several processes the first alone writes, and alone looks: what the others found there might be the first one's.
+    """
     wanted = context.get(KEY)
-    if not isinstance(wanted, str) or context.in_sweep:
+    if not isinstance(wanted, str) or context.in_sweep or rank() != 0:
         return
     try:
         yield from _problems(context, wanted, Path(wanted).expanduser())
