@@ -29,7 +29,11 @@ STAGES = {
     "rm": ("llmmod.stages.rm.RmTrainer", "llmmod.data.scored_pairs.SharePromptScored", PREFERENCE),
     "dpo": ("llmmod.stages.dpo.DpoTrainer", "llmmod.data.pairs.SharePrompt", PREFERENCE),
     "kto": ("llmmod.stages.kto.KtoTrainer", "llmmod.data.judged.PadJudged", JUDGEMENT),
+    "ppo": ("llmmod.stages.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
+    "grpo": ("llmmod.stages.grpo.trainer.GrpoTrainer", None, ("prompt_ids",)),
 }
+# What stages that let the model answer are given besides: short answers, rewarded for being short.
+ANSWERING = {"max_completion_length": 2, "reward": {"brevity": {"_target_": "llmmod.rewards.brevity.brevity"}}}
 PREDICTIONS = {"sft, answers": "sft", "rm, scores": "rm"}
 
 
@@ -88,8 +92,10 @@ def trainer(stage, directory):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
     model = get_peft_model(with_reward_head(model) if stage == "rm" else model, lora)
     schema = getattr(import_module(f"llmmod.schema.training.{stage}"), f"{stage.capitalize()}Conf")
-    parts = [{"_target_": target} for target in STAGES[stage][:2]]
-    conf = schema(stage=stage, trainer=parts[0], collator=parts[1], report_to="none", gradient_checkpointing=False)
+    made_by, collated_by, columns = STAGES[stage]
+    parts = {"trainer": {"_target_": made_by}}
+    parts |= ANSWERING if columns == ("prompt_ids",) else {"collator": {"_target_": collated_by}}
+    conf = schema(stage=stage, **parts, report_to="none", gradient_checkpointing=False)
     args = training_arguments(conf, output_dir=Path(directory), seed=42, smoke=False)
     some = examples(stage, 64, directory)
     return trainer_from(conf, model=model, args=args, train=examples(stage, 65, directory), evaluation=some, tokenizer=tiny_tokenizer())

@@ -54,17 +54,25 @@ def dpo(go):
     return Learnt("margin", 0.0, found["eval_rewards/margins"], f"{right}; {chosen}; {loss}")
 
 
+def kto(go):
+    """An epoch over the answers of those pairs, each judged on its own."""
+    found = go("stage=kto", *ONLY_TRAIN)
+    chosen = f"chosen {found['eval_rewards/chosen']:+.2f}, rejected {found['eval_rewards/rejected']:+.2f}"
+    loss = f"loss {found['eval_loss_before']:.3f}, then {found['eval_loss']:.3f}"
+    return Learnt("margin", 0.0, found["eval_rewards/margins"], f"{chosen}; {loss}")
+
+
 def ppo(go):
     """Rollouts of 16 prompts; the reward is the words that an answer shares with the row's own."""
     size = ["training.num_mini_batches=2", "training.num_ppo_epochs=2", "training.gradient_accumulation_steps=1"]
-    rest = ["training.max_steps=48", "training.eval_steps=48", "training.max_completion_length=24"]
+    rest = ["training.max_steps=24", "training.eval_steps=24", "training.max_completion_length=24"]
     return _rewarded(go("stage=ppo", *size, *rest, *OFTEN), "score: words shared", "an answer")
 
 
 def grpo(go):
     """Eight answers to each of two prompts a step; the reward is `ppo`'s."""
     size = ["training.gradient_accumulation_steps=2", "training.max_completion_length=24", "training.num_generations_eval=1"]
-    rest = ["training.max_steps=48", "training.eval_steps=48", "training.beta=0.001", "training.learning_rate=5e-4"]
+    rest = ["training.max_steps=24", "training.eval_steps=24", "training.beta=0.001", "training.learning_rate=5e-4"]
     return _rewarded(go("stage=grpo", *size, *rest, *OFTEN), "reward: words shared", "a token")
 
 
@@ -73,7 +81,7 @@ def _rewarded(found, what, unit):
     return Learnt(what, found[f"eval_{name}_before"], found[f"eval_{name}"], f"KL {found['eval_kl']:.2f} nats {unit}")
 
 
-STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "ppo": ppo, "grpo": grpo}
+STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "kto": kto, "ppo": ppo, "grpo": grpo}
 
 
 def learnt(stage, seed, overrides):
