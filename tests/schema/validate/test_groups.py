@@ -51,14 +51,6 @@ OWN = "true, and llmmod's own sampling answers, with the model that is trained. 
             ["training.num_generations_eval=null", "training.per_device_eval_batch_size=4"],
             "training.per_device_eval_batch_size: 4 answers in all processes, and 8 to each prompt. Allowed: multiples of 8.",
         ),
-        (
-            ["model.shift_attn=true"],
-            "model.shift_attn: true, and answers are sampled without it, so that their probabilities would differ. Set it to false.",
-        ),
-        (
-            ["dataset.streaming=true", "training.max_steps=3"],
-            "dataset.streaming: true, and grpo comes back to its prompts. Set it to false.",
-        ),
         (["training.num_generations=1"], "training.num_generations: found 1. Allowed: 2 or more."),
         (["training.max_completion_length=null"], "training.max_completion_length: null. Allowed: a number."),
         (["training.beta=-1"], "training.beta: found -1. Allowed: 0 or more."),

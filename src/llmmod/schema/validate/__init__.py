@@ -35,6 +35,7 @@ from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.positions import check_positions
 from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
+from llmmod.schema.validate.rollouts import check_rollouts
 from llmmod.schema.validate.taken_over import check_taken_over
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
@@ -62,6 +63,7 @@ CHECKS: tuple[Check, ...] = (
     check_mix,
     check_preferences,
     check_groups,
+    check_rollouts,
     check_unread,
     check_data_files,
     check_model_files,

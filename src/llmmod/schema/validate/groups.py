@@ -43,7 +43,6 @@ def _of_all(context: Context) -> Iterator[Problem]:
             continue
         yield from _refused(place, training)
         yield from _sizes(context, step, place, training)
-        yield from _elsewhere(context, step)
 
 
 def _refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
@@ -76,15 +75,6 @@ def _sizes(context: Context, step: str, place: str, training: Mapping[str, Any])
     if held_out % each and holds_out(context, context.part(step, "dataset")):
         found = f"{held_out} answers in all processes, and {each} to each prompt"
         yield Problem(f"{place}.per_device_eval_batch_size", found, f"Allowed: multiples of {each}")
-
-
-def _elsewhere(context: Context, step: str) -> Iterator[Problem]:
-    model, dataset = context.part(step, "model"), context.part(step, "dataset")
-    if context.get(f"{model}.shift_attn"):
-        found = "true, and answers are sampled without it, so that their probabilities would differ"
-        yield Problem(f"{model}.shift_attn", found, do="Set it to false")
-    if context.get(f"{dataset}.streaming"):
-        yield Problem(f"{dataset}.streaming", "true, and grpo comes back to its prompts", do="Set it to false")
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,25 @@
+"""What ppo and grpo can't be trained with, told before anything heavy is imported; the whole text."""
+
+from __future__ import annotations
+
+import pytest
+
+SHIFTED = "model.shift_attn: true, and answers are sampled without it, so that their probabilities would differ. Set it to false."
+STREAMED = "dataset.streaming: true, and {} comes back to its prompts. Set it to false."
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_refused(told, stage):
+    assert told(f"stage={stage}", "model.shift_attn=true") == [SHIFTED]
+    assert told(f"stage={stage}", "dataset.streaming=true", "training.max_steps=3") == [STREAMED.format(stage)]
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_held_out_prompts_may_be_a_streams(told, stage):
+    assert told(f"stage={stage}", "pipeline=[evaluate,predict]", "dataset.streaming=true") == []
+
+
+def test_each_step_by_its_own_parts(told):
+    assert told("experiment=rlhf", "model.shift_attn=true") == [SHIFTED]
+    assert told("experiment=rlhf", "steps.ppo.dataset.streaming=true") == [f"steps.ppo.{STREAMED.format('ppo')}"]
+    assert told("experiment=rlhf", "steps.rm.dataset.streaming=true") == []
