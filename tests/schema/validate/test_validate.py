@@ -15,6 +15,7 @@ from llmmod.schema.validate import context_of, validate
 from llmmod.schema.validate.contradictions import check_contradictions
 
 ALLOWED = "Allowed: components of llmmod, torch, transformers, trl, peft, datasets, accelerate."
+NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage. Leave it out."
 STEPS = "train, evaluate, predict, export, chat, preview"
 REFUSED = {
     # keys
@@ -246,6 +247,16 @@ REFUSED = {
         "model.shift_attn_group_size=64",
         "model.shift_attn_group_size: not read with shift_attn=false. Set model.shift_attn=true.",
     ),
+    "metric of documents": ("stage=pt steps.predict.metrics.bleu=null", f"steps.predict.metrics.bleu: {NO_ANSWERS}"),
+    "metric of scores": (
+        "stage=rm +steps.predict.metrics.mine._target_=llmmod.metrics.bleu.Bleu",
+        f"steps.predict.metrics.mine._target_: {NO_ANSWERS}",
+    ),
+    "comparison of documents": ("stage=pt steps.predict.compare_with_base=2", f"steps.predict.compare_with_base: {NO_ANSWERS}"),
+    "comparison of scores": (
+        "stage=rm pipeline=[evaluate] training.predict_with_generate=true steps.predict.compare_with_base=2",
+        f"steps.predict.compare_with_base: {NO_ANSWERS}",
+    ),
     "factor of no scaling": (
         "model.rope_scaling.factor=2",
         "model.rope_scaling.factor: not read, since type is null. Set model.rope_scaling.type.",
@@ -299,6 +310,11 @@ pipeline=[chat]
 pipeline=[train,chat] model.weights=random
 pipeline=[preview] steps.preview.max_samples=3
 pipeline=[preview] training.num_train_epochs=5 finetune.r=16 dataset.val_files=null
+pipeline=[predict] steps.predict.compare_with_base=2 steps.predict.metrics.bleu=null
+stage=ppo steps.predict.compare_with_base=2 steps.predict.metrics.bleu=null
+stage=rm steps.predict.compare_with_base=0 steps.predict.max_samples=3
+stage=rm training.predict._target_=llmmod.steps.export.Export steps.predict.compare_with_base=2
+experiment=rlhf steps.predict.compare_with_base=2
 pipeline=[export]
 pipeline=[chat] steps.chat.history=false generation.max_new_tokens=5 training.use_cpu=true
 pipeline=[train] dataset.val_files=null

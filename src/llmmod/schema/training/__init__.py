@@ -38,6 +38,7 @@ SAID_ELSEWHERE: dict[str, str] = {
 
 ANSWERS = "llmmod.steps.predict_answers.PredictAnswers"
 CONTINUES = "llmmod.steps.predict_documents.PredictDocuments"
+SCORES = "llmmod.steps.predict_rewards.PredictRewards"
 
 
 @dataclass

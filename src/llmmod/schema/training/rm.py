@@ -7,7 +7,7 @@ from typing import Any
 
 from llmmod.schema.generated.reward import RewardConfig
 from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
-from llmmod.schema.training import StageConf
+from llmmod.schema.training import SCORES, StageConf
 
 
 @dataclass
@@ -16,4 +16,4 @@ class RmConf(RewardConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore
 
     data_kind: str = "preference"
     head: str = "reward"
-    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": "llmmod.steps.predict_rewards.PredictRewards"})
+    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": SCORES})

@@ -8,7 +8,8 @@ from typing import Any
 from llmmod.errors import Problem
 from llmmod.schema.names import PARTS, split_key
 from llmmod.schema.step import ANYTHING
-from llmmod.schema.training import SAID_ELSEWHERE
+from llmmod.schema.step.predict import PredictConf
+from llmmod.schema.training import CONTINUES, SAID_ELSEWHERE, SCORES
 from llmmod.schema.training.grpo import CLIPPED
 from llmmod.schema.validate.context import Context, label
 from llmmod.schema.validate.contradictions import evaluates_nothing, without_dropout
@@ -32,6 +33,7 @@ _ENGINES = (
     "transformers_continuous_batching_config",
 )  # fmt: skip
 _NOT_HELD_OUT = "no examples are held out to evaluate on|Set dataset.val_size"
+_NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage|Leave it out"
 _AUTO_RENDER = (
     "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
 )  # fmt: skip
@@ -44,6 +46,15 @@ def _is(name: str, *values: Any) -> Callable[[Context, str, dict[str, Any]], boo
 
 def _always(context: Context, key: str, node: dict[str, Any]) -> bool:
     return True
+
+
+def _without_answers(context: Context, key: str, node: dict[str, Any]) -> bool:
+    """Whether all that goes by a step `predict` writes documents on or gives scores; a class of the user's own may read anything."""
+    step = key.split(".")[1]
+    if context.step_type(step) is not PredictConf:
+        return False
+    readers = [name for name in context.steps if name == step or key in context.reads(name)]
+    return all(context.get(f"{context.part(name, 'training')}.predict._target_") in (CONTINUES, SCORES) for name in readers)
 
 
 # what the node is called, its fields, when they are not read, why and what to do
@@ -115,6 +126,8 @@ RULES: tuple[Rule, ...] = (
     ("training", ("local_rank",), _always, "torchrun and accelerate say it"),
     ("training", _HUB, _always, "a run uploads nothing|Export, and upload with hf upload"),
     *(("training", (name,), _always, f"llmmod does this itself, before the trainer|Set {where}") for name, where in SAID_ELSEWHERE.items()),
+    ("step", ("metrics",), _without_answers, _NO_ANSWERS),
+    ("step", ("compare_with_base",), lambda c, k, n: bool(n.get("compare_with_base")) and _without_answers(c, k, n), _NO_ANSWERS),
     ("finetune", ("lora_dropout",), lambda c, k, n: bool(n.get("lora_dropout")) and without_dropout(c, k),
      "not read with training.disable_dropout=true|Set training.disable_dropout=false"),
     ("finetune", ("loftq_config",), lambda c, k, n: n.get("init_lora_weights") != "loftq", "only read with init_lora_weights=loftq"),
