@@ -42,3 +42,11 @@ def test_registering_imports_no_schema():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert [name for name in loaded if name.startswith("llmmod.schema.generated")] == []
     assert "llmmod.schema.register" in loaded
+
+
+@pytest.mark.parametrize(("wanted", "rate"), [("finetune=lora", 2e-5), ("finetune=full", 2e-6), ("finetune.learning_rate=0.07", 7e-3)])
+@pytest.mark.parametrize("stage", ["dpo", "kto", "ppo", "grpo"])
+def test_stages_that_better_a_model_s_own_answers_learn_at_a_tenth(stage, wanted, rate):
+    from llmmod.schema.compose import compose_config
+
+    assert compose_config([f"stage={stage}", "model=llama2", wanted]).config.training.learning_rate == rate

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 OWN = ("experiment=stages", "+finetune@steps.second.finetune=full")
 SAID = (
-    "steps.second.training.learning_rate: is finetune.learning_rate=0.003 of the root, and steps.second.finetune.learning_rate is 2e-05. "
-    "Set it."
+    "steps.second.training.learning_rate: comes from finetune.learning_rate=0.003 of the root, "
+    "and steps.second.finetune.learning_rate is 2e-05. Set it."
 )
 
 
@@ -20,3 +20,7 @@ def test_a_rate_that_was_set_and_one_that_is_the_same(told):
 
 def test_a_step_that_begins_with_another_s_model_takes_over_what_is_that_model_s(told):
     assert told("experiment=stages", "steps.second.model.from_step=first") == []
+
+
+def test_a_rate_that_is_a_part_of_the_adapter_s(told):
+    assert told(*OWN, "dataset=llmmod_pairs", "stage@steps.second.training=dpo") == [SAID]
