@@ -19,6 +19,20 @@ from llmmod.stages.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScor
 
 ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]})
 
+MADE = """
+def made(function):
+    return function
+
+@made
+async def waits(completions, **columns): ...
+
+class Waits:
+    __call__ = waits
+
+@made
+def logs(completions, log_extra, **columns): ...
+"""
+
 
 def test_what_is_named():
     assert reward_nodes({}) == reward_nodes({"path": None, "step": None}) == DEFAULT
@@ -74,6 +88,17 @@ class TestFunctions:
         said = tiny_tokenizer.decode([31, 32, 33]).strip()
         scores = rewards(Answers([[1]], [[31, 32, 33]], {"answer": [said]}))
         assert scores.tolist() == [2.0 if any(map(str.isalnum, said)) else 0.0]
+
+    def test_that_can_not_be_asked(self, tiny_tokenizer, tmp_path, monkeypatch):
+        """Told late of what no source tells, here a function made by another."""
+        (tmp_path / "made_rewards.py").write_text(MADE)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("LLMMOD_ALLOW", "made_rewards")
+        for name, said in {"waits": "is an async def", "Waits": "is an async def", "logs": "can't do without log_extra, which"}.items():
+            conf = {"mine": {"_target_": f"made_rewards.{name}"}}
+            with pytest.raises(ConfigError, match=rf"training\.reward: made_rewards\.{name} {said}"):
+                rewards_from(conf, {}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
 
 
 class TestModels:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from llmmod.errors import Problem
 
 # What one reward says; `weight` stands in `training.reward_weights`.
 FROM_DISK = ("path", "step")
 SOURCES = (*FROM_DISK, "_target_")
+# What trl hands to a function besides, of its trainer or its environments.
+_TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
 # Where nothing is named: how much of the row's own answer is in an answer.
 DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
 
@@ -28,3 +32,21 @@ def reward_nodes(conf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def rehearsed(conf: Mapping[str, Any]) -> dict[str, Any]:
     """`training.reward` in a rehearsal: a reward model on the disk was made for a real model and can't read what a tiny one writes."""
     return {name: node for name, node in reward_nodes(conf).items() if "path" not in node}
+
+
+def unfit(key: str, target: str, *, awaited: bool, required: Collection[str]) -> Problem | None:
+    """Why a function can't be asked, although trl's GRPO could ask it.
+
+    Args:
+        key: of the reward.
+        target: its dotted path.
+        awaited: whether it is an `async def`.
+        required: its arguments without a default that the configuration doesn't give.
+    """
+    if awaited:
+        return Problem(key, f"{target} is an async def, and a reward is called and not awaited", do="Make it a plain function")
+    needed = [name for name in _TRLS if name in required]
+    if needed:
+        found = f"{target} can't do without {' and '.join(needed)}, which trl's own trainer hands in and this one doesn't"
+        return Problem(key, found, do=f"Give it a default: {', '.join(f'{name}=None' for name in needed)}")
+    return None

@@ -2,7 +2,8 @@
 
 A reward is a model's directory (`path`), what an earlier step of the run left (`step`), or a function or class of anybody's, named by its
 `_target_`. A function is called as trl's GRPO calls it: with `prompts` and `completions` (lists of messages, or texts where the data has
-no messages), `completion_ids`, and each further column of the data by its name; it returns a number for each answer.
+no messages), `completion_ids`, and each further column of the data by its name; it returns a number for each answer. What else trl hands in
+(`log_extra`, `log_metric`, `trainer_state`) it isn't given, and it isn't awaited.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
 from llmmod.models.stage_file import beginning, read_stage_file
-from llmmod.schema.reward import reward_nodes
+from llmmod.schema.reward import reward_nodes, unfit
 
 KEY = "training.reward"
 BEGAN_WITH = "began_with"  # attribute of a model without its adapter: as from `models.stage_file.beginning`
@@ -126,10 +127,20 @@ def rewards_from(
 def _function(node: Mapping[str, Any]) -> Callable[..., Any]:
     """A class is built with the node's other fields; a function is called with them each time."""
     target = locate(node["_target_"])
-    if inspect.isclass(target):
-        built: Callable[..., Any] = build(dict(node))
-        return built
-    return functools.partial(target, **arguments(dict(node)))
+    asked: Callable[..., Any] = build(dict(node)) if inspect.isclass(target) else functools.partial(target, **arguments(dict(node)))
+    awaited = inspect.iscoroutinefunction(asked) or inspect.iscoroutinefunction(type(asked).__call__)
+    if problem := unfit(KEY, node["_target_"], awaited=awaited, required=_required(asked)):
+        raise ConfigError(problem)
+    return asked
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """The arguments without a default; none where nobody knows them."""
+    try:
+        given = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [parameter.name for parameter in given if parameter.default is parameter.empty]
 
 
 class FunctionScorer:

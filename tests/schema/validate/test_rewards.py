@@ -61,3 +61,47 @@ def test_right(told, tmp_path, overrides):
     (tmp_path / "rm").mkdir()
     (tmp_path / "rm" / "adapter_config.json").write_text("{}")
     assert told("stage=ppo", *overrides) == []
+
+
+SOURCE = """
+async def waits(completions, **columns): ...
+
+def logs(completions, log_extra, *, log_metric, **columns): ...
+
+class Waits:
+    async def __call__(self, completions, **columns): ...
+
+def right(completions, log_extra=None, **columns): ...
+
+@decorated
+async def unknown(completions, **columns): ...
+"""
+AWAITED = "is an async def, and a reward is called and not awaited. Make it a plain function."
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("waits", "", AWAITED),
+        ("Waits", "", AWAITED),
+        (
+            "logs",
+            "",
+            "can't do without log_extra and log_metric, which trl's own trainer hands in and this one doesn't. "
+            "Give it a default: log_extra=None, log_metric=None.",
+        ),
+        (
+            "logs",
+            ", log_extra: 1",
+            "can't do without log_metric, which trl's own trainer hands in and this one doesn't. Give it a default: log_metric=None.",
+        ),
+        ("right", "", None),
+        ("unknown", "", None),
+    ],
+)
+def test_functions_by_their_source(told, tmp_path, monkeypatch, stage, name, more, said):
+    (tmp_path / "own_rewards.py").write_text(SOURCE + "\nraise SystemExit('imported')\n")
+    monkeypatch.setenv("LLMMOD_ALLOW", "own_rewards")
+    found = told(f"stage={stage}", f"+training.reward.mine={{_target_: own_rewards.{name}{more}}}")
+    assert found == ([] if said is None else [f"training.reward.mine._target_: own_rewards.{name} {said}"])

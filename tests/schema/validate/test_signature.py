@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from llmmod.instantiate import locate
-from llmmod.schema.validate.signature import parameters
+from llmmod.schema.validate.signature import called, parameters, required
 
 READ = [
     "transformers.EarlyStoppingCallback",
@@ -83,6 +83,16 @@ if True:
 """
 
 
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Beside the user, a package that can't be imported."""
+    package = tmp_path / "beside_package"
+    package.mkdir()
+    (package / "__init__.py").write_text(SOURCE + "\nraise SystemExit('imported')\n")
+    (package / "other.py").write_text("class Far:\n    def __init__(self, far): ...\n    def __call__(self, x, *, y=1): ...\n")
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -102,11 +112,15 @@ if True:
         ("Own.no_such", None),
     ],
 )
-def test_source(tmp_path, monkeypatch, name, expected):
-    package = tmp_path / "beside_package"
-    package.mkdir()
-    (package / "__init__.py").write_text(SOURCE + "\nraise SystemExit('imported')\n")
-    (package / "other.py").write_text("class Far:\n    def __init__(self, far): ...\n")
-    monkeypatch.chdir(tmp_path)
+def test_source(package, name, expected):
     found = parameters(f"beside_package.{name}")
     assert found == (None if expected is None else frozenset(expected.split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("function", "a b"), ("Far", "self x"), ("Own", None), ("Own.create", None), ("changed", None), ("Nothing", None)],
+)
+def test_what_is_called(package, name, expected):
+    found = called(f"beside_package.{name}")
+    assert found is None if expected is None else found is not None and required(found) == expected.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import AsyncFunctionDef
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.instantiate import locate
 from llmmod.paths import resolve_path
-from llmmod.schema.reward import SOURCES, reward_nodes
+from llmmod.schema.reward import SOURCES, reward_nodes, unfit
 from llmmod.schema.validate.context import Context
+from llmmod.schema.validate.signature import called, required
 
 _HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
 
@@ -45,6 +47,8 @@ def _of(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Itera
             yield from _step(context, step, f"{own}.step", str(node["step"]))
         elif sources == ["path"] and not context.smoke:
             yield from _path(f"{own}.path", str(node["path"]))
+        elif sources == ["_target_"]:
+            yield from _function(f"{own}._target_", node)
 
 
 def _step(context: Context, step: str, key: str, named: str) -> Iterator[Problem]:
@@ -71,6 +75,15 @@ def _path(key: str, path: str) -> Iterator[Problem]:
         yield from [problem] if problem is not None else []
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         yield Problem(key, f"there is no directory {path}", do="Give what stage=rm wrote: <run>/train")
+
+
+def _function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
+    """Told from its source alone; of what can't be read there, `llmmod.stages.rewards` says it once the function is found."""
+    function = called(str(node["_target_"]))
+    if function is not None:
+        needed = [name for name in required(function) if name not in node]
+        problem = unfit(key, str(node["_target_"]), awaited=isinstance(function, AsyncFunctionDef), required=needed)
+        yield from [problem] if problem is not None else []
 
 
 def _weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]) -> Iterator[Problem]:

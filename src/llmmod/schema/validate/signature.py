@@ -15,6 +15,8 @@ from pathlib import Path
 
 from llmmod.modules import find_module
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 _DEEPEST = 24  # imports and bases that are followed
 
 
@@ -32,28 +34,62 @@ def parameters(path: str) -> frozenset[str] | None:
     return _parameters(path, os.getcwd())
 
 
+def called(path: str) -> Function | None:
+    """What runs when the object at a dotted path is called, a class's by its `__call__`; None where that isn't decided."""
+    directory = os.getcwd()
+    module, names = _parted(path, directory)
+    resolved = _resolved(module, names[0], directory, _DEEPEST) if module is not None and len(names) == 1 else None
+    found = None if resolved is None else resolved[1]
+    if isinstance(found, ast.ClassDef):
+        found = _method(found, "__call__")
+    return found if isinstance(found, Function) and not found.decorator_list else None
+
+
+def required(function: Function) -> list[str]:
+    """The names of a function's arguments that have no default."""
+    args = function.args
+    positional = [*args.posonlyargs, *args.args]
+    alone = [arg for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True) if default is None]
+    return [arg.arg for arg in [*positional[: len(positional) - len(args.defaults)], *alone]]
+
+
 @cache
 def _parameters(path: str, directory: str) -> frozenset[str] | None:
+    module, names = _parted(path, directory)
+    return None if module is None else _of_name(module, names, directory, _DEEPEST)
+
+
+def _parted(path: str, directory: str) -> tuple[Module | None, list[str]]:
+    """The longest beginning of a path that is a module, and the names within it."""
     parts = path.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         module = _module(".".join(parts[:depth]), directory)
         if module is not None:
-            return _of_name(module, parts[depth:], directory, _DEEPEST)
-    return None
+            return module, parts[depth:]
+    return None, parts
+
+
+def _resolved(module: Module, name: str, directory: str, depth: int) -> tuple[Module, ast.stmt, int] | None:
+    """The definition of a name in a module, imports followed: the module that has it, itself, how many more may be followed."""
+    found = _definition(module, name, directory)
+    if isinstance(found, tuple):
+        source = _module(found[0], directory) if depth else None
+        return _resolved(source, found[1], directory, depth - 1) if source is not None else None
+    return None if found is None else (module, found, depth)
 
 
 def _of_name(module: Module, names: list[str], directory: str, depth: int) -> frozenset[str] | None:
     """The arguments of a class, function or class's method in a module, imports followed."""
-    found = _definition(module, names[0], directory)
-    if isinstance(found, tuple) and depth:
-        source = _module(found[0], directory)
-        return _of_name(source, [found[1], *names[1:]], directory, depth - 1) if source is not None else None
+    resolved = _resolved(module, names[0], directory, depth)
+    if resolved is None:
+        return None
+    module, found, depth = resolved
     if isinstance(found, ast.ClassDef):
         if len(names) == 1:
             return _of_class(module, found, directory, depth)
         method = _method(found, names[1])
         return _of_function(method, skip=1) if method is not None and len(names) == 2 else None
-    if isinstance(found, (ast.FunctionDef, ast.AsyncFunctionDef)) and len(names) == 1:
+    if isinstance(found, Function) and len(names) == 1:
         return _of_function(found) if not found.decorator_list else None
     return None
 
@@ -74,7 +110,7 @@ def _of_class(module: Module, cls: ast.ClassDef, directory: str, depth: int) -> 
     return inherited | fields
 
 
-def _of_function(function: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0) -> frozenset[str] | None:
+def _of_function(function: Function, skip: int = 0) -> frozenset[str] | None:
     """A function's named arguments without its first `skip`, None where it takes any."""
     if function.args.kwarg is not None:
         return None
@@ -83,15 +119,15 @@ def _of_function(function: ast.FunctionDef | ast.AsyncFunctionDef, skip: int = 0
     return frozenset([*taken, *(arg.arg for arg in function.args.kwonlyargs)])
 
 
-def _method(cls: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    return next((item for item in cls.body if isinstance(item, ast.FunctionDef) and item.name == name), None)
+def _method(cls: ast.ClassDef, name: str) -> Function | None:
+    return next((item for item in cls.body if isinstance(item, Function) and item.name == name), None)
 
 
 def _definition(module: Module, name: str, directory: str) -> ast.stmt | tuple[str, str] | None:
     """Where a name of a module comes from: a definition, or (module, name) of an import."""
     starred = []
     for item in _statements(module.tree.body):
-        if isinstance(item, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and item.name == name:
+        if isinstance(item, ast.ClassDef | Function) and item.name == name:
             return item
         if isinstance(item, ast.ImportFrom):
             for alias in item.names:
