@@ -18,7 +18,7 @@ from llmmod.protocols import LoadedModel
 from llmmod.schema.compose import to_root
 from llmmod.stages.arguments import training_arguments
 from llmmod.steps import fingerprint as module
-from llmmod.steps.fingerprint import fingerprint, weights_identity
+from llmmod.steps.fingerprint import parts, weights_identity
 
 FIRST = "steps__first__training__"
 
@@ -43,12 +43,12 @@ def config(place):
 
 @pytest.fixture(scope="module")
 def before(config):
-    """The fingerprint of the first step as it is."""
+    """What decides the first step as it is."""
     return of(config)
 
 
 def of(config, *, step="first", left="left", **changes):
-    """The fingerprint of a step, its configuration changed: `training__seed=1` is training.seed=1."""
+    """What decides a step, by name, its configuration changed: `training__seed=1` is training.seed=1."""
     config = copy.deepcopy(config)
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
@@ -57,7 +57,7 @@ def of(config, *, step="first", left="left", **changes):
     session.found("first", LoadedModel(None, "adapter", path=session.run_dir / "first", identity=left))
     conf = session.conf(step, "training")
     args = training_arguments(conf, output_dir=session.step_dir(step), seed=root.seed, smoke=False)
-    return fingerprint(session, step, args=args, data=session.splits(step).identity)
+    return parts(session, step, args=args, data=session.splits(step).identity)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,15 @@ def test_the_code_of_a_class_of_the_users_counts(config, monkeypatch, tmp_path):
     first = of(config, **mine)
     code.write_text("class Mine:\n    rate = 2\n")
     assert of(config, **mine) != first
+
+
+def test_what_has_changed_has_a_name(config, before):
+    changed = of(config, seed=1, finetune__r=4, dataset__val_size=3, model__dtype="bfloat16", **{f"{FIRST}learning_rate": 1e-5})
+    assert {name for name in before if before[name] != changed[name]} == {
+        "seed", "finetune.r", "data", "model.dtype", "training.learning_rate",
+    }  # fmt: skip
+    second = [of(config, step="second", left=left) for left in ("left", "other")]
+    assert [name for name in second[0] if second[0][name] != second[1][name]] == ["what first left"]
 
 
 def test_what_it_stands_on_counts(config):

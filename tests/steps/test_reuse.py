@@ -13,11 +13,13 @@ from llmmod.steps.reuse import Reuse
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    """Makes a step of a run, by the run's name; whatever it trains has the fingerprint `key`."""
+    """Makes a step of a run, by the run's name; what decides its training is `rate`, or what is given."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "fingerprint", lambda session, step, **given: "key")
+    monkeypatch.setattr(module, "parts", lambda session, step, **given: {"rate": "1"})
 
-    def make(run, *, several=True, reuse=True, checkpoint=None):
+    def make(run, *, several=True, reuse=True, checkpoint=None, **decided):
+        if decided:
+            monkeypatch.setattr(module, "parts", lambda session, step, **given: decided)
         directory = tmp_path / run / "sft"
         directory.mkdir(parents=True, exist_ok=True)
         root = SimpleNamespace(reuse=reuse, hub=SimpleNamespace(cache_dir=None))
@@ -61,7 +63,7 @@ def test_what_has_no_identity_is_trained_and_not_kept(step, monkeypatch, caplog,
     def nothing(session, step, **given):
         raise error("the data is a pipe")
 
-    monkeypatch.setattr(module, "fingerprint", nothing)
+    monkeypatch.setattr(module, "parts", nothing)
     caplog.set_level("INFO", "llmmod.train")
     assert trained(step, "one").identity is None
     assert "sft: later runs can't reuse it: the data is a pipe" in caplog.text
@@ -82,3 +84,20 @@ def test_training_over_a_result_takes_it_back_first(step, tmp_path):
     trained(step, "one")
     step("one", reuse=False)[0].take()  # begun anew, and killed
     assert step("two")[0].take() is None
+
+
+def test_why_it_is_trained_is_told(step, caplog, tmp_path):
+    """By the newest result of that name; not where nobody asked for reuse, or a result is gone."""
+    caplog.set_level("INFO", "llmmod.train")
+    trained(step, "one", rate="1", r="8")
+    trained(step, "two", rate="2", r="8", seed="3")
+    assert caplog.messages == [f"sft: trained, since this has changed from {tmp_path / 'one' / 'sft'}: rate, seed"]
+    caplog.clear()
+    trained(step, "three", **dict.fromkeys("abcd", "new"))
+    assert caplog.messages == [f"sft: trained, since this has changed from {tmp_path / 'two' / 'sft'}: rate, r, seed, a and 3 more"]
+    caplog.clear()
+    trained(step, "four", reuse=False, rate="4")
+    for run in ("one", "two", "three", "four"):
+        (tmp_path / run / "sft" / "result.json").unlink()
+    trained(step, "five", rate="5")
+    assert caplog.messages == []

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from llmmod.data.identity import NoIdentityError, digest, file_digest
 
 log = logging.getLogger("llmmod.train")
 NAME = "result.json"
+_PARTS = "parts.json"  # in the index, beside what has the fingerprint
 _ADAPTER = "adapter_config.json"
 _BASE = "base_model_name_or_path"
 
@@ -73,30 +74,54 @@ class EarlierResults:
                 return copied, place
         return None
 
-    def keep(self, directory: Path, fingerprint: str, *, metrics: Mapping[str, float], kind: str) -> None:
-        """Let later runs find what a training left in its directory."""
+    def changed(self, parts: Mapping[str, str], step: str) -> tuple[list[str], Path] | None:
+        """What of a training is not as it was in the newest result of a step with that name, and where that is; None: there is none."""
+        for entry in _newest(self._index.glob("*/*.txt")):
+            with suppress(OSError, ValueError):
+                place = Path(entry.read_text(encoding="utf-8"))
+                result = read_result(place) if place.name == step else None
+                if result is not None and result.files and result.fingerprint == entry.parent.name:
+                    before = json.loads((entry.parent / _PARTS).read_text(encoding="utf-8"))
+                    return [name for name in {**before, **parts} if before.get(name) != parts.get(name)], place
+        return None
+
+    def keep(
+        self, directory: Path, fingerprint: str, *, metrics: Mapping[str, float], kind: str, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Let later runs find what a training left in its directory, and by its parts what they differ in."""
         write_result(directory, Result(fingerprint, _digests(directory), metrics, kind, time.strftime("%Y-%m-%d %H:%M")))
-        self._enter(fingerprint, directory)
+        self._enter(fingerprint, directory, parts)
 
     def _places(self, fingerprint: str) -> list[Path]:
         """The directories that the index has, newest first; those that are gone leave it."""
-        found: list[tuple[int, Path]] = []
-        for entry in (self._index / fingerprint).glob("*.txt"):
+        found = []
+        for entry in _newest((self._index / fingerprint).glob("*.txt")):
             with suppress(OSError):  # another process may take it away, too
                 place = Path(entry.read_text(encoding="utf-8"))
                 if place.is_dir():
-                    found.append((entry.stat().st_mtime_ns, place))
+                    found.append(place)
                 else:
                     entry.unlink()
-        return [place for _, place in sorted(found, reverse=True)]
+        return found
 
-    def _enter(self, fingerprint: str, directory: Path) -> None:
+    def _enter(self, fingerprint: str, directory: Path, parts: Mapping[str, str] | None = None) -> None:
         place = str(directory.absolute())
         try:
             (self._index / fingerprint).mkdir(parents=True, exist_ok=True)
+            if parts is not None:
+                _write(self._index / fingerprint / _PARTS, json.dumps(parts))
             _write(self._index / fingerprint / f"{digest(place)}.txt", place)
         except OSError as error:
             log.warning("later runs won't find %s (%s); LLMMOD_CACHE names another directory", place, error)
+
+
+def _newest(entries: Iterable[Path]) -> list[Path]:
+    """Files that are there, those written last first."""
+    times = {}
+    for entry in entries:
+        with suppress(OSError):  # another process may take it away, too
+            times[entry] = entry.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__, reverse=True)
 
 
 def read_result(directory: Path) -> Result | None:

@@ -40,8 +40,8 @@ _SAVING = frozenset({"save_strategy", "save_steps"})  # decide which checkpoints
 _ELSEWHERE = frozenset({"name", "install", "sizes", "architecture", "print_structure", "lora_targets", "lora_learning_rate"})
 
 
-def fingerprint(session: Any, step: str, *, args: Any, data: str | None) -> str:
-    """32 hex digits.
+def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, str]:
+    """What decides a training, by name, 32 hex digits each; the fingerprint is the digest of them all.
 
     Args:
         session: of the run.
@@ -64,20 +64,23 @@ def fingerprint(session: Any, step: str, *, args: Any, data: str | None) -> str:
     nodes["finetune"].pop("learning_rate", None)  # `training.learning_rate` has it
     nodes |= {"render": asdict(session.conf(step, "render")), "tokenizer": asdict(session.root.tokenizer)}
     earlier = session.from_step(step)
-    return digest(
-        {
-            "configuration": nodes,
-            "decided": [args.seed, args.device.type, args.bf16, args.fp16, world_size()],
-            "files": _named_files(training),
-            "data": data,
-            "render": render_identity(session.render(step)),
-            "tokenizer": tokenizer_identity(session.tokenizer(step)),
-            "begins with": session.begins_with(step),
-            "checkpoint": checkpoint_identity(model, hub) if earlier is None else _left_by(session, earlier),
-            "adapters": [directory_identity(path, hub) for path in finetune.adapters],
-            "code": [_own_code(), versions(_LIBRARIES), source_identity(nodes)],
-        }
-    )
+    found = {f"{name}.{field}": value for name, node in nodes.items() for field, value in node.items()} | {
+        "seed": args.seed,
+        "device": [args.device.type, args.bf16, args.fp16],
+        "number of processes": world_size(),
+        "files that training names": _named_files(training),
+        "data": data,
+        "render": render_identity(session.render(step)),
+        "tokenizer": tokenizer_identity(session.tokenizer(step)),
+        "what it begins with": session.begins_with(step),
+        "checkpoint" if earlier is None else f"what {earlier} left":
+            checkpoint_identity(model, hub) if earlier is None else _left_by(session, earlier),
+        "adapters": [directory_identity(path, hub) for path in finetune.adapters],
+        "llmmod's code": _own_code(),
+        "versions of libraries": versions(_LIBRARIES),
+        "code that is named": source_identity(nodes),
+    }  # fmt: skip
+    return {name: digest(value) for name, value in found.items()}
 
 
 def weights_identity(directory: Path, fingerprint: str) -> str:
