@@ -2,8 +2,9 @@
 
     python benchmarks/learns.py --stages sft,rm --seeds 1
 
-A function a stage; each is one run of the command line, in minutes, and gives what its metrics.json says. Seeds set the adapter's random
-start, the order of the examples, and what is sampled; the held-out examples are the same. Printed as a table in Markdown.
+A function a stage; ppo and grpo begin with what an epoch of sft leaves. Each is one run of the command line, in minutes, and gives what
+its metrics.json says. Seeds set the adapter's random start, the order of the examples, and what is sampled; the held-out examples are the
+same. Printed as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import NamedTuple
 from measure import machine, measure
 
 ONLY_TRAIN = ["training.save_strategy=no", "pipeline=[train]"]
-OFTEN = ["training.logging_steps=4", "training.eval_strategy=steps", *ONLY_TRAIN]
 HEAD = "| stage | seed | on held-out examples | before | after | | CPU s |\n|---|---|---|---|---|---|---|"
 
 
@@ -63,22 +63,22 @@ def kto(go):
 
 
 def ppo(go):
-    """Rollouts of 16 prompts; the reward is the words that an answer shares with the row's own."""
-    size = ["training.num_mini_batches=2", "training.num_ppo_epochs=2", "training.gradient_accumulation_steps=1"]
-    rest = ["training.max_steps=24", "training.eval_steps=24", "training.max_completion_length=24"]
-    return _rewarded(go("stage=ppo", *size, *rest, *OFTEN), "score: words shared", "an answer")
+    """After an epoch of `sft`, rollouts of 16 prompts; the reward is the words that an answer shares with the row's own."""
+    return _rewarded(go, "score: words shared", "an answer", num_mini_batches=2, num_ppo_epochs=2, gradient_accumulation_steps=1)
 
 
 def grpo(go):
-    """Eight answers to each of two prompts a step; the reward is `ppo`'s."""
-    size = ["training.gradient_accumulation_steps=2", "training.max_completion_length=24", "training.num_generations_eval=1"]
-    rest = ["training.max_steps=24", "training.eval_steps=24", "training.beta=0.001", "training.learning_rate=5e-4"]
-    return _rewarded(go("stage=grpo", *size, *rest, *OFTEN), "reward: words shared", "a token")
+    """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is `ppo`'s."""
+    more = {"gradient_accumulation_steps": 2, "num_generations_eval": 1, "beta": 0.001}
+    return _rewarded(go, "reward: words shared", "a token", "stage@steps.ppo.training=grpo", **more)
 
 
-def _rewarded(found, what, unit):
-    name = "score" if "eval_score_before" in found else "reward"
-    return Learnt(what, found[f"eval_{name}_before"], found[f"eval_{name}"], f"KL {found['eval_kl']:.2f} nats {unit}")
+def _rewarded(go, what, unit, *overrides, **training):
+    training |= {"max_steps": 24, "eval_steps": 24, "eval_strategy": "steps", "max_completion_length": 24, "save_strategy": "no"}
+    begun = ["experiment=rlhf", "pipeline=[sft,ppo]", "~steps.ppo.training.reward.step", *overrides]
+    found = go(*begun, *(f"++steps.ppo.training.{key}={value}" for key, value in training.items()))
+    name = "score" if "ppo/eval_score_before" in found else "reward"
+    return Learnt(what, found[f"ppo/eval_{name}_before"], found[f"ppo/eval_{name}"], f"KL {found['ppo/eval_kl']:.2f} nats {unit}")
 
 
 STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "kto": kto, "ppo": ppo, "grpo": grpo}
