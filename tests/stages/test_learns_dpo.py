@@ -1,21 +1,44 @@
-"""DPO learns: what an animal says is preferred in a wording that training never shows, beyond what chance explains, whatever is trained.
-
-An animal is right where its own sound's margin over the five others is above 0 in the mean; by chance that is so for one of two. Rule: of
-six animals with three seeds, 18 in all, at least 15 are right, which chance does once in 260 times, and the loss falls with each seed.
-
-The rule was set with these seeds. With seeds 11 to 16, that nothing was chosen with, 32 (full), 30 (freeze), 32 (lora) and 33 (qlora) of 36
-animals are right, which chance does once in 28,000 times or more seldom; with freeze, one of the two threes has 14 of 18.
+"""DPO learns, whatever is trained: with each of two seeds the better answer's reward is the higher one of at least 70 % of the held-out
+pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py), once in 5,000 with both.
 """
 
 from __future__ import annotations
 
+import good_tokens
 import pytest
-from preferences import learnt
-from ways import WAYS
+import torch
+import ways
+from transformers import LlamaForCausalLM
+
+SEEDS = (1, 2)
+# Pairs as short as these are quicker padded; the gradient is the same (test_geometry_dpo.py).
+SETTINGS = {
+    "learning_rate": 8e-3,
+    "lr_scheduler_type": "constant",
+    "num_train_epochs": 1.0,
+    "beta": 0.5,
+    "collator": {"_target_": "llmmod.data.pairs.PadPairs"},
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 256,
+    "logging_steps": 64.0,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_own_sounds_are_preferred_where_they_were_never_asked_for_so(dpo_trainer, tiny_llama, way):
-    right, fall = learnt(dpo_trainer, tiny_llama, way, seeds=(1, 2, 3), num_train_epochs=4.0)
-    assert right >= 15
-    assert fall < 0.5
+@pytest.mark.parametrize("way", ways.WAYS)
+def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way):
+    assert all(right >= 0.7 for right in learnt(dpo_trainer, tiny_llama.config, way, SEEDS))
+
+
+def learnt(dpo_trainer, config, way, seeds):
+    """The share of held-out pairs that are right after a training, by seed; each has weights and pairs of its own."""
+    shares = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = ways.prepared(LlamaForCausalLM(config), way, target_modules=ways.EMBEDDINGS)
+        train, held_out = good_tokens.splits(seed)
+        trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
+        trainer.train()
+        shares.append(trainer.evaluate()["eval_rewards/accuracies"])
+    return shares

@@ -1,0 +1,31 @@
+"""A toy task for what learns from pairs: of 24 tokens twelve are good, and of two answers of four the one with more of them is better.
+
+Which twelve is drawn by seed; so are prompts and answers, those held out apart from those to train on. A model that drifts, or whose pairs
+say nothing, prefers tokens in some way that has nothing to do with which are good. Of 80,000 such ways (for each token a normal number,
+an answer's is their sum) the mean is right on half of 1,024 pairs, the standard deviation is 9 %, and 1.4 % are right on 70 %.
+"""
+
+from __future__ import annotations
+
+import random
+
+from datasets import Dataset
+
+TOKENS = range(20, 44)
+
+
+def splits(seed, train=2048, held_out=1024):
+    """Pairs to train on and pairs held out, whose good tokens are the same."""
+    draw = random.Random(seed)
+    good = set(draw.sample(TOKENS, 12))
+    return [Dataset.from_list([_pair(draw, good) for _ in range(count)]) for count in (train, held_out)]
+
+
+def _pair(draw, good):
+    answers = [draw.choices(TOKENS, k=4) for _ in range(2)]
+    fewer, more = (sum(token in good for token in answer) for answer in answers)
+    if fewer == more:
+        return _pair(draw, good)
+    rejected, chosen = answers if fewer < more else reversed(answers)
+    prompt = [draw.randrange(60, 90) for _ in range(draw.randint(1, 5))]
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
