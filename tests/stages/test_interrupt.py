@@ -87,3 +87,19 @@ def test_disabled_it_leaves_signals_alone(handled):
     with StopAfterStep(enabled=False):
         os.kill(os.getpid(), signal.SIGINT)
         assert handled == [signal.SIGINT]
+
+
+def test_nobody_reads_any_more(handled):
+    """Ctrl-C ends the `tee` that a run's output goes through as well."""
+    kept, (reader, writer) = os.dup(2), os.pipe()
+    os.close(reader)
+    os.dup2(writer, 2)
+    try:
+        with StopAfterStep() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.caught == signal.SIGINT
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
+    assert handled == [signal.SIGINT]

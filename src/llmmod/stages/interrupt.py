@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -69,7 +70,8 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         self.caught = number
         self._give_back()
         # Not through logging: the signal may have come in the middle of a write to the same stream.
-        os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
+        with suppress(OSError):  # Ctrl-C has ended `| tee` too
+            os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
 
     def _give_back(self) -> None:
         for number, handler in self._before.items():
