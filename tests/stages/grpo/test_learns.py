@@ -1,39 +1,48 @@
-"""GRPO learns: the reward on held-out prompts rises beyond what chance explains, whatever is trained.
+"""GRPO learns, whatever is trained: more than half of the tokens of answers to held-out prompts come to be of the class that is rewarded,
+one of four (an id's remainder), with each of four seeds, which reward one class each; chance does that at most once in four times a seed,
+once in 256 with all four.
 
-The reward is the share of even token ids, about a half at first. 48 answers of 6 tokens to held-out prompts are 288 tokens, so the
-standard error of a difference is at most sqrt(2 * 0.25 / 288) = 0.042. Rule: with each seed the share rises by three of them, 0.126:
-one chance in 700 a seed.
+That holds however far a policy drifts, and however its tokens depend on each other: only one class can have more than half, and which is
+rewarded has nothing to do with the model. At first about a quarter are of it.
 """
 
 from __future__ import annotations
 
 import pytest
+import torch
 from datasets import concatenate_datasets
 
 # Where less is trained.
-SOME, ADDED = ({"max_steps": steps, "learning_rate": 8e-2} for steps in (30, 45))
+SOME, ADDED = {"max_steps": 30, "learning_rate": 8e-2}, {"max_steps": 36, "learning_rate": 4e-2}
 CHANGES = {"full": {}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
 
 
-@pytest.mark.parametrize("way", ["full", "freeze", "lora", "qlora"])
-@pytest.mark.parametrize("seed", [1, 2])
+def share(remainder):
+    """The share of an answer's tokens whose id has this remainder by four."""
+    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.answers])
+
+
+@pytest.mark.parametrize("way", CHANGES)
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
 def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompts, way, seed):
     settings = {
         "learning_rate": 2e-2,
         "lr_scheduler_type": "linear",
-        "max_steps": 16,
+        "max_steps": 24,
         "per_device_train_batch_size": 36,
         "gradient_accumulation_steps": 1,
         "num_generations": 6,
         "max_completion_length": 6,
         "beta": 0.001,
         "logging_steps": 20.0,
-        "per_device_eval_batch_size": 48,
+        "per_device_eval_batch_size": 96,
     }
-    trainer = grpo_trainer(prepared(way), evaluation=concatenate_datasets([toy_prompts[1]] * 8), seed=seed, **{**settings, **CHANGES[way]})
+    held_out = concatenate_datasets([toy_prompts[1]] * 16)
+    scorers = {"share": share(seed % 4)}
+    trainer = grpo_trainer(prepared(way), evaluation=held_out, seed=seed, scorers=scorers, **{**settings, **CHANGES[way]})
     before = trainer.evaluate()["eval_reward"]
     trainer.train()
     after = trainer.evaluate()
-    assert 0.35 < before < 0.65
-    assert after["eval_reward"] > before + 0.126
-    assert after["eval_kl"] > 0.01
+    assert before < 0.35
+    assert after["eval_reward"] > 0.5
+    assert after["eval_kl"] > 0.5
