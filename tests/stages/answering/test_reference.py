@@ -8,6 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from llmmod.models.adapt import add_lora
+from llmmod.schema.finetune import LoraConf
 from llmmod.stages.answering.reference import initial_weights, reference
 from llmmod.stages.answering.rows import rows_of, told
 
@@ -60,3 +62,25 @@ def test_what_is_kept_is_what_is_trained(tiny_llama):
     frozen = initial_weights(WAYS["freeze"](tiny_llama))
     assert all(name.startswith("model.layers.0.") for name in frozen)
     assert reference(tiny_llama, None) is None
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("known", [True, False], ids=["since training began", "evaluated only"])
+def test_where_the_base_was_changed_it_is_the_untouched_model(tiny_llama, init, known):
+    untouched = log_probs(copy.deepcopy(tiny_llama))
+    policy = add_lora(tiny_llama, LoraConf(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=init)).eval()
+    initial = initial_weights(policy) if known else None
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    changed = log_probs(policy)
+    assert (changed - untouched).abs().max() > 0.01
+    with reference(policy, initial):
+        assert torch.allclose(log_probs(policy), untouched, atol=1e-4)
+    assert torch.equal(log_probs(policy), changed)
+
+
+def test_nobody_knows_what_loftq_changed(tiny_llama):
+    policy = adapted(tiny_llama, new=True)
+    policy.peft_config["default"].init_lora_weights = "loftq"
+    assert reference(policy, None) is None

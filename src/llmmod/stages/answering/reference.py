@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llmmod.models.mutated import as_base, has_lost_base
 from llmmod.models.reference import starts_as_nothing
 
 
@@ -23,16 +24,15 @@ def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
 
 
 def reference(model: Any, initial: dict[str, torch.Tensor] | None) -> AbstractContextManager[None] | None:
-    """A context in which the model is the reference; None where nobody knows what it was: whole weights, trained elsewhere."""
+    """A context in which the model is the reference; None where nobody knows what it was: `base_is_known`."""
     if initial is not None:
         return _exchanged(model, initial)
-    return _without_adapters(model) if hasattr(model, "peft_config") else None
+    return as_base(model) if base_is_known(model) else None
 
 
-@contextmanager
-def _without_adapters(model: Any) -> Iterator[None]:
-    with model.disable_adapter():
-        yield
+def base_is_known(model: Any) -> bool:
+    """Whether what the model was before it got adapters can be had from it: not where it has none, and not with LoftQ's."""
+    return hasattr(model, "peft_config") and not has_lost_base(model)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from llmmod.models.generation import answer_text
 from llmmod.schema.reward import reward_nodes
 from llmmod.stages.answering.course import Panel, course
 from llmmod.stages.answering.prompts import RolloutSampler, columns
-from llmmod.stages.answering.reference import initial_weights, reference
+from llmmod.stages.answering.reference import base_is_known, initial_weights, reference
 from llmmod.stages.answering.rows import rows_of, told
 from llmmod.stages.answering.sampling import drawing, sampling_settings, seed_of
 from llmmod.stages.answering.telling import Samples
@@ -71,7 +71,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
             args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
         )
         self.initial: dict[str, torch.Tensor] | None = None
-        self._compare_with_reference(known=hasattr(model, "peft_config"))
+        self._compare_with_reference(known=base_is_known(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
         self._held_out = Means()
