@@ -63,22 +63,22 @@ def kto(go):
 
 
 def ppo(go):
-    """After an epoch of `sft`, rollouts of 16 prompts; the reward is the words that an answer shares with the row's own."""
-    return _rewarded(go, "score: words shared", "an answer", num_mini_batches=2, num_ppo_epochs=2, gradient_accumulation_steps=1)
+    """As in `experiment=rlhf`: after an epoch of `sft`, six rollouts; the reward is what `rm` has learnt of the pairs in 20 steps."""
+    found = go("experiment=rlhf", "pipeline=[sft,rm,ppo]")
+    return _rewarded("reward: the reward model's score, less the KL penalty", "an answer", found)
 
 
 def grpo(go):
-    """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is `ppo`'s."""
-    more = {"gradient_accumulation_steps": 2, "num_generations_eval": 1, "beta": 0.001}
-    return _rewarded(go, "reward: words shared", "a token", "stage@steps.ppo.training=grpo", **more)
-
-
-def _rewarded(go, what, unit, *overrides, **training):
-    training |= {"max_steps": 24, "eval_steps": 24, "eval_strategy": "steps", "max_completion_length": 24, "save_strategy": "no"}
-    begun = ["experiment=rlhf", "pipeline=[sft,ppo]", "~steps.ppo.training.reward.step", *overrides]
+    """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is the words shared with the row's own answer."""
+    training = {"gradient_accumulation_steps": 2, "num_generations_eval": 1, "beta": 0.001, "max_steps": 24, "max_completion_length": 24}
+    training |= {"eval_strategy": "steps", "eval_steps": 24, "logging_steps": 4, "save_strategy": "no"}
+    begun = ["experiment=rlhf", "pipeline=[sft,ppo]", "~steps.ppo.training.reward.step", "stage@steps.ppo.training=grpo"]
     found = go(*begun, *(f"++steps.ppo.training.{key}={value}" for key, value in training.items()))
-    name = "score" if "ppo/eval_score_before" in found else "reward"
-    return Learnt(what, found[f"ppo/eval_{name}_before"], found[f"ppo/eval_{name}"], f"KL {found['ppo/eval_kl']:.2f} nats {unit}")
+    return _rewarded("reward: words shared", "a token", found)
+
+
+def _rewarded(what, unit, found):
+    return Learnt(what, found["ppo/eval_reward_before"], found["ppo/eval_reward"], f"KL {found['ppo/eval_kl']:.2f} nats {unit}")
 
 
 STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "kto": kto, "ppo": ppo, "grpo": grpo}
