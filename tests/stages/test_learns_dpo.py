@@ -12,18 +12,7 @@ from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Pairs as short as these are quicker padded; the gradient is the same (test_geometry_dpo.py).
-SETTINGS = {
-    "learning_rate": 8e-3,
-    "lr_scheduler_type": "constant",
-    "num_train_epochs": 1.0,
-    "beta": 0.5,
-    "collator": {"_target_": "llmmod.data.pairs.PadPairs"},
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 256,
-    "logging_steps": 64.0,
-    "eval_strategy": "no",
-    "eval_on_start": False,
-}
+SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.pairs.PadPairs"}}
 
 
 @pytest.mark.parametrize("way", ways.WAYS)

@@ -12,6 +12,17 @@ import random
 from datasets import Dataset
 
 TOKENS = range(20, 44)
+# Of `training.*`, by which whatever learns from pairs learns them.
+SETTINGS = {
+    "learning_rate": 8e-3,
+    "lr_scheduler_type": "constant",
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 256,
+    "logging_steps": 64.0,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+}
 
 
 def splits(seed, train=2048, held_out=1024):
