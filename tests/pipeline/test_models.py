@@ -168,6 +168,16 @@ def test_what_a_step_begins_with_as_stage_json_has_it(run):
     assert made.models.begins_with("ppo") == ("../sft", [])
 
 
+def test_what_is_under_the_adapter_that_is_evaluated(run):
+    made = run(sft=ALONE, ppo=AFTER)
+    made.adapter("sft")
+    made.adapter("ppo")
+    assert made.models.stands_on("evaluate") == (None, ["../sft"])
+    made = run()
+    made.models._parts.of("evaluate", "finetune").adapters.extend(["first", "second"])
+    assert made.models.stands_on("evaluate") == (None, ["first"])
+
+
 def test_others_let_go_before_a_model_leaves(run):
     made = run(sft=ALONE, again=ALONE)
     made.full("sft")

@@ -108,6 +108,14 @@ class Models:
         base, before = self.begins_with(earlier)
         return base, [*before, f"../{earlier}", *chain]
 
+    def stands_on(self, step: str) -> tuple[str | None, list[str]]:
+        """What is under the adapter of the model that a step works on which doesn't train: as `begins_with`."""
+        followed = self._parts.followed(step)
+        if followed is not None:
+            return self.begins_with(followed)
+        conf, adapters = self._parts.of(step, "model"), self._parts.of(step, "finetune").adapters
+        return conf.sizes.get(conf.size, conf.pretrained_model_name_or_path), [_absolute(path) for path in adapters[:-1]]
+
     def _configured(self, step: str) -> LoadedModel:
         """The step's checkpoint with the adapters that its configuration names."""
         finetune, head = self._parts.of(step, "finetune"), self._parts.of(step, "training").head

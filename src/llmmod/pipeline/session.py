@@ -105,6 +105,10 @@ class Session:
         """What a training step begins with: a checkpoint, and the adapters merged into it, as stage.json has them."""
         return self._models.begins_with(step)
 
+    def stands_on(self, step: str) -> tuple[str | None, list[str]]:
+        """What is under the adapter of the model that another step works on: a checkpoint, and the adapters merged into it."""
+        return self._models.stands_on(step)
+
     def result(self, step: str) -> LoadedModel:
         """What an earlier training step left: its kind, head and directory."""
         return self._models.result(step)

@@ -10,12 +10,14 @@ from typing import Any
 from transformers import GenerationConfig
 
 from llmmod.models.generation import generation_config
-from llmmod.protocols import StepReport
+from llmmod.models.stage_file import beginning
+from llmmod.protocols import LoadedModel, StepReport
 from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.build import lent, release, trainer_from
 from llmmod.stages.measures import after_last_step, only_measures
+from llmmod.stages.rewards import BEGAN_WITH
 from llmmod.steps.predict import Predict, held_out
 from llmmod.steps.told import told_of_evaluation
 
@@ -48,7 +50,8 @@ class Evaluate:
         return report
 
     def _metrics(self, session: Any, examples: Any) -> dict[str, float]:
-        model, trained_by = session.model(self.name).model, session.get("trainer")
+        loaded, trained_by = session.model(self.name), session.get("trainer")
+        model = loaded.model
         current = trained_by is not None and trained_by.model is model and trained_by.eval_dataset is examples
         if current and (known := after_last_step(trained_by)):
             return known
@@ -57,6 +60,7 @@ class Evaluate:
         args.max_steps = 1  # of a training that doesn't take place; a streamed dataset asks for it
         if conf.data_kind == "prompt":
             self._let_end(model, session)
+            self._tell_beginning(loaded, session)
         with lent(model):
             trainer = trainer_from(
                 conf, model=model, args=args, train=examples, evaluation=examples, tokenizer=session.tokenizer(self.name)
@@ -64,6 +68,13 @@ class Evaluate:
             metrics = only_measures(trainer.evaluate())
             release(trainer)
         return metrics
+
+    def _tell_beginning(self, loaded: LoadedModel, session: Any) -> None:
+        """Have the model say what is under its adapter, by which a reward adapter is known to fit there; whole weights are that no more."""
+        model, (checkpoint, merged) = loaded.model, session.stands_on(self.name)
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        known = None if loaded.kind == "full" else beginning(checkpoint, merged, session.step_dir(self.name))
+        setattr(base, BEGAN_WITH, known)
 
     def _let_end(self, model: Any, session: Any) -> None:
         """Have the model's answers end where the render's do, as the train step does."""
