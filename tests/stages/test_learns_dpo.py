@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import good_tokens
 import pytest
-import torch
 import ways
 from transformers import LlamaForCausalLM
 
@@ -17,17 +16,8 @@ SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod
 
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way):
-    assert all(right >= 0.7 for right in learnt(dpo_trainer, tiny_llama.config, way, SEEDS))
+    def trainer(seed, train, held_out):
+        model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
+        return dpo_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
 
-
-def learnt(dpo_trainer, config, way, seeds):
-    """The share of held-out pairs that are right after a training, by seed; each has weights and pairs of its own."""
-    shares = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model = ways.prepared(LlamaForCausalLM(config), way, target_modules=ways.EMBEDDINGS)
-        train, held_out = good_tokens.splits(seed)
-        trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
-        trainer.train()
-        shares.append(trainer.evaluate()["eval_rewards/accuracies"])
-    return shares
+    assert all(right >= 0.7 for right in good_tokens.learnt(trainer, "eval_rewards/accuracies", SEEDS))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import good_tokens
 import pytest
-import torch
 import ways
 from preferences import RM_COLLATORS
 from transformers import LlamaForCausalLM
@@ -18,19 +17,11 @@ SETTINGS = good_tokens.SETTINGS | {"collator": RM_COLLATORS[1]}
 
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, way):
-    assert all(right >= 0.7 for right in learnt(rm_trainer, tiny_llama.config, way, SEEDS))
+    def trainer(seed, train, held_out):
+        model = prepared(LlamaForCausalLM(tiny_llama.config), way, seed)
+        return rm_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
 
-
-def learnt(rm_trainer, config, way, seeds):
-    """The share of held-out pairs that are right after a training, by seed; each has weights and pairs of its own."""
-    shares = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        train, held_out = good_tokens.splits(seed)
-        trainer = rm_trainer(prepared(LlamaForCausalLM(config), way, seed), train=train, evaluation=held_out, seed=seed, **SETTINGS)
-        trainer.train()
-        shares.append(trainer.evaluate()["eval_accuracy"])
-    return shares
+    assert all(right >= 0.7 for right in good_tokens.learnt(trainer, "eval_accuracy", SEEDS))
 
 
 def prepared(model, way, seed):
