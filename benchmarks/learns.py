@@ -70,7 +70,7 @@ def ppo(go):
 
 def grpo(go):
     """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is the words shared with the row's own answer."""
-    training = {"gradient_accumulation_steps": 2, "num_generations_eval": 1, "beta": 0.001, "max_steps": 24, "max_completion_length": 24}
+    training = {"gradient_accumulation_steps": 2, "num_generations_eval": 4, "beta": 0.001, "max_steps": 24, "max_completion_length": 24}
     training |= {"eval_strategy": "steps", "eval_steps": 24, "logging_steps": 4, "save_strategy": "no"}
     begun = ["experiment=rlhf", "pipeline=[sft,ppo]", "~steps.ppo.training.reward.step", "stage@steps.ppo.training=grpo"]
     found = go(*begun, *(f"++steps.ppo.training.{key}={value}" for key, value in training.items()))
@@ -78,7 +78,8 @@ def grpo(go):
 
 
 def _rewarded(what, unit, found):
-    return Learnt(what, found["ppo/eval_reward_before"], found["ppo/eval_reward"], f"KL {found['ppo/eval_kl']:.2f} nats {unit}")
+    errors = f"standard errors {found['ppo/eval_reward_se_before']:.3f} and {found['ppo/eval_reward_se']:.3f}"
+    return Learnt(what, found["ppo/eval_reward_before"], found["ppo/eval_reward"], f"{errors}; KL {found['ppo/eval_kl']:.2f} nats {unit}")
 
 
 STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "kto": kto, "ppo": ppo, "grpo": grpo}

@@ -22,11 +22,15 @@ from llmmod.steps.told import told_of_evaluation, told_of_training
             "training loss 0.5000; reward on held-out prompts 0.250 before, 0.750 after, at a KL of 1.50 nats an answer",
         ),
         (
+            {"eval_reward_before": 0.25, "eval_reward_se_before": 0.1, "eval_reward": 0.75, "eval_reward_se": 0.125},
+            "no step was left to train; reward on held-out prompts 0.250 ± 0.100 before, 0.750 ± 0.125 after",
+        ),
+        (
             {"train_loss": 0.5, "eval_reward": 0.75, "eval_kl": 1.5},
             "training loss 0.5000; reward on held-out prompts 0.750 after, at a KL of 1.50 nats a token",
         ),
     ],
-    ids=["nothing held out", "nothing trained", "nothing before", "before and after", "ppo", "grpo"],
+    ids=["nothing held out", "nothing trained", "nothing before", "before and after", "ppo", "standard errors", "grpo"],
 )
 def test_a_training(metrics, told):
     assert told_of_training(metrics) == told

@@ -77,6 +77,19 @@ SHORT = {
 }
 
 
+def noted():
+    """The scorer `even`, and the scores that it has given, by prompt."""
+    by_prompt = {}
+
+    def scored(answers):
+        scores = even(answers)
+        for prompt, score in zip(answers.prompts, scores.tolist(), strict=True):
+            by_prompt.setdefault(tuple(prompt), []).append(score)
+        return scores
+
+    return scored, by_prompt
+
+
 def never_ends(model):
     """Let a model hardly ever say its end token, so that every answer is cut off."""
     with torch.no_grad():

@@ -101,9 +101,9 @@ def _rehearsal(conf: Any) -> dict[str, Any]:
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
     batch |= {"reward": rehearsed(conf.reward)} if hasattr(conf, "reward") else {}
-    if hasattr(conf, "num_generations"):
-        batch |= {"num_generations": SMOKE_BATCH, "num_generations_eval": SMOKE_BATCH}
-        batch |= {"generation_batch_size": None, "steps_per_generation": None}
+    answers = [name for name in ("num_generations", "num_generations_eval") if hasattr(conf, name)]
+    batch |= {name: min(getattr(conf, name) or SMOKE_BATCH, SMOKE_BATCH) for name in answers}
+    batch |= {name: None for name in ("generation_batch_size", "steps_per_generation") if hasattr(conf, name)}
     every = {name: min(getattr(conf, name) or SMOKE_STEPS, SMOKE_STEPS) for name in ("eval_steps", "save_steps")}
     return batch | every | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_delay": 0}
 

@@ -21,21 +21,28 @@ _NAMES = {
 
 def told_of_evaluation(metrics: Mapping[str, float]) -> str:
     """`loss 0.5123, accuracy 88.9%`."""
-    return ", ".join(f"{text} {metrics[name]:{form}}" for name, (text, form) in _NAMES.items() if name in metrics)
+    return ", ".join(f"{text} {_number(metrics, name)}" for name, (text, _) in _NAMES.items() if name in metrics)
 
 
 def told_of_training(metrics: Mapping[str, float]) -> str:
     """`training loss 0.2100; loss on held-out examples 0.6931 before, 0.5123 after; accuracy 50.0% before, 88.9% after`."""
     told = [f"training loss {metrics['train_loss']:.4f}"] if "train_loss" in metrics else ["no step was left to train"]
-    for name, (text, form) in _NAMES.items():
-        before = metrics.get(f"{name}_before")
-        if name in metrics and (before is not None or name in _ALWAYS):
-            earlier = "" if before is None else f"{before:{form}} before, "
-            told.append(f"{_ALWAYS.get(name, text)} {earlier}{metrics[name]:{form}} after")
+    for name, (text, _) in _NAMES.items():
+        has_before = f"{name}_before" in metrics
+        if name in metrics and (has_before or name in _ALWAYS):
+            earlier = f"{_number(metrics, name, '_before')} before, " if has_before else ""
+            told.append(f"{_ALWAYS.get(name, text)} {earlier}{_number(metrics, name)} after")
     if "eval_kl" in metrics:
         each = "an answer" if "eval_answer_length" in metrics else "a token"  # as ppo counts, and as trl does
         told[-1] += f", at a KL of {metrics['eval_kl']:.2f} nats {each}"
     return "; ".join(told)
+
+
+def _number(metrics: Mapping[str, float], name: str, when: str = "") -> str:
+    """With its standard error, where it has one."""
+    _, form = _NAMES[name]
+    error = metrics.get(f"{name}_se{when}")
+    return f"{metrics[name + when]:{form}}" + ("" if error is None else f" ± {error:{form}}")
 
 
 # What is told with nothing to compare with, too, and of what it is.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from answering import never_ends
+from answering import never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
@@ -127,6 +128,16 @@ def test_the_held_out_reward_is_the_same_however_it_is_batched(grpo_trainer):
     found = [grpo_trainer(per_device_eval_batch_size=size, top_k=1).evaluate() for size in (1, 4, 6)]
     for name in ("eval_reward", "eval_rewards/even/mean", "eval_completions/mean_length", "eval_completions/clipped_ratio", "eval_entropy"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-5) == pytest.approx(found[2][name], rel=1e-5)
+
+
+def test_the_standard_error_of_the_held_out_reward_is_that_of_the_prompts_means(grpo_trainer):
+    scored, by_prompt = noted()
+    trainer = grpo_trainer(scorers={"even": scored}, num_generations_eval=2, per_device_eval_batch_size=4)
+    found = trainer.evaluate()
+    means = np.array([np.mean(scores) for scores in by_prompt.values()])
+    assert {len(scores) for scores in by_prompt.values()} == {2}
+    assert found["eval_reward"] == pytest.approx(means.mean(), rel=1e-6)
+    assert found["eval_reward_se"] == pytest.approx(means.std(ddof=1) / np.sqrt(len(means)), rel=1e-6)
 
 
 def test_evaluating_changes_nothing_about_training(grpo_trainer, tiny_llama):

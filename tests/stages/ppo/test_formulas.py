@@ -13,7 +13,7 @@ from llmmod.stages.ppo.advantages import advantages_and_returns
 from llmmod.stages.ppo.kl import ESTIMATORS, KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import approximate_kl, explained_variance, policy_losses, value_losses
 from llmmod.stages.ppo.masked import masked_moments, whitened
-from llmmod.stages.ppo.scores import RunningMoments, ScoreScale, token_rewards, without_end
+from llmmod.stages.ppo.scores import ScoreScale, token_rewards, without_end
 
 TYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["float64", "float32"])
 SEEDS = pytest.mark.parametrize("seed", range(6))
@@ -148,18 +148,6 @@ def test_an_answer_that_was_cut_off_pays():
     found = without_end(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), 0.25)
     assert found.tolist() == [1.0, 0.75]
     assert without_end(torch.tensor([1.0]), torch.tensor([False]), None).tolist() == [1.0]
-
-
-@SEEDS
-def test_running_moments_are_those_of_all_scores(seed):
-    random = np.random.default_rng(seed)
-    batches = [random.normal(100, 3, size=random.integers(0, 6)) for _ in range(8)]
-    moments = RunningMoments()
-    for batch in batches:
-        moments.update(torch.tensor(batch))
-    everything = np.concatenate(batches)
-    assert moments.count == len(everything)
-    assert_close([moments.mean, moments.std], [everything.mean(), everything.std(ddof=1)], 1e-10)
 
 
 def test_scaled_normed_and_clipped_scores_by_hand():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from answering import never_ends
+from answering import never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
@@ -126,6 +127,18 @@ def test_the_held_out_reward_is_the_same_however_it_is_batched(ppo_trainer, tiny
     for name in ("eval_score", "eval_reward", "eval_answer_length", "eval_terminated"):
         assert found[0][name] == pytest.approx(found[1][name]) == pytest.approx(found[2][name])
     assert "eval_kl" not in found[0]
+
+
+def test_several_answers_to_a_held_out_prompt_count_as_one(ppo_trainer):
+    """The reward is the mean over prompts of the means over answers; its standard error is of the prompts' means."""
+    scored, by_prompt = noted()
+    trainer = ppo_trainer(scorer=scored, num_generations_eval=3, per_device_eval_batch_size=4)
+    found = trainer.evaluate()
+    assert {len(scores) for scores in by_prompt.values()} == {3}
+    means = np.array([np.mean(scores) for scores in by_prompt.values()])
+    assert len(means) == len(trainer.eval_dataset)
+    assert found["eval_reward"] == found["eval_score"] == pytest.approx(means.mean(), rel=1e-6)
+    assert found["eval_reward_se"] == pytest.approx(means.std(ddof=1) / np.sqrt(len(means)), rel=1e-6)
 
 
 def test_evaluating_holds_sums_alone(ppo_trainer):

@@ -28,6 +28,7 @@ class PpoConf(Seq2SeqTrainingArguments, StageConf):
     top_k: int = 0  # likewise; 0: off
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
     generation_batch_size: int | None = None  # prompts answered together; None: a whole rollout
+    num_generations_eval: int = 1  # answers to each held-out prompt; with more, their mean reward is less uncertain
 
     # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
     # name; nothing: the words that an answer shares with its row's own

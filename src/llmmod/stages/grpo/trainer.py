@@ -25,6 +25,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation import answer_text
 from llmmod.schema.reward import reward_nodes
 from llmmod.stages.answering.course import Panel, course
+from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import base_is_known, initial_weights, reference
 from llmmod.stages.answering.rows import rows_of, told
@@ -74,7 +75,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         self._compare_with_reference(known=base_is_known(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
-        self._held_out = Means()
+        self._held_out, self._earned = Means(), RunningMoments()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
@@ -140,11 +141,15 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
         asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows))
         own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
+        earned = (own * self.reward_weights).nansum(1)
         if self.model.training:
-            told_of = {"reward": (own * self.reward_weights).nansum(1).tolist()}
+            told_of = {"reward": earned.tolist()}
             if len(self.reward_func_names) > 1:
                 told_of |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
             self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
+        else:
+            by_prompt = earned.reshape(-1, self.num_generations_eval).mean(1)
+            self._earned.update(gather(by_prompt.to(self.accelerator.device)).cpu())
         scores: torch.Tensor = gather(own.to(self.accelerator.device))
         return scores
 
@@ -194,10 +199,11 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with the means over all held-out prompts; the same random numbers each time."""
+        """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
         with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
             output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._held_out.take().items()})
+        found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
+        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in found.items()})
         return output
 
     # Checkpoints

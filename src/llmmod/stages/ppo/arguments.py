@@ -22,6 +22,7 @@ class PpoArguments(TrainingArguments):  # type: ignore[misc]
     top_k: int = 0
     generation_kwargs: dict[str, Any] = field(default_factory=dict)
     generation_batch_size: int | None = None
+    num_generations_eval: int = 1
     reward: dict[str, Any] = field(default_factory=dict)
     reward_weights: dict[str, float] = field(default_factory=dict)
     use_score_scaling: bool = False

@@ -14,6 +14,7 @@ import torch
 
 from llmmod.data.collate import padded
 from llmmod.models.generation import answer_text
+from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.reference import reference
 from llmmod.stages.answering.rows import rows_of, told
 from llmmod.stages.answering.sampling import sampling_settings
@@ -24,7 +25,7 @@ from llmmod.stages.ppo.kl import KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import explained_variance
 from llmmod.stages.ppo.masked import masked_moments, whitened
 from llmmod.stages.ppo.rollout import Rollout, in_parts
-from llmmod.stages.ppo.scores import RunningMoments, ScoreScale, token_rewards, without_end
+from llmmod.stages.ppo.scores import ScoreScale, token_rewards, without_end
 from llmmod.stages.rewards import Answers
 
 
@@ -71,9 +72,13 @@ class Experience:
         return Rollout(known, ids, mask, own["log_probs"], own["values"], advantages, returns)
 
     def measure(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
-        """What answers to held-out prompts are worth, each [prompts]; `reward` is in the score's own units, and without `kl` where the
-        reference isn't known.
+        """What answers to held-out prompts are worth, each [prompts], in the mean of `num_generations_eval` answers; `reward` is in the
+        score's own units, and without `kl` where the reference isn't known.
         """
+        times = [self._measured_once(prompts) for _ in range(self._args.num_generations_eval)]
+        return {name: torch.stack([found[name].double() for found in times]).mean(0) for name in times[0]}
+
+    def _measured_once(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
         args = self._args
         ids, mask, lists = self._answered(prompts["prompt_ids"])
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)

@@ -19,6 +19,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.stages.answering.course import Panel, course
+from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import initial_weights
 from llmmod.stages.answering.rows import told
@@ -65,7 +66,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         self.initial: dict[str, torch.Tensor] | None = None
         self.rollout: Rollout | None = None
         self._parts = torch.zeros(len(_PARTS) + 1, dtype=torch.float64)
-        self._held_out = Averages()
+        self._held_out, self._earned = Averages(), RunningMoments()
 
     @property
     def rows_a_step(self) -> int:
@@ -164,17 +165,18 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Nothing, an answer's numbers being added up for `evaluation_loop`."""
         found = self.experience.measure(inputs)
-        numbers = torch.stack([*(value.double() for value in found.values()), torch.ones(len(found["score"]))], dim=1)
-        # Gathered by answer, so that what was added to fill the last batch of several processes is left out again.
-        *sums, answers = self.accelerator.gather_for_metrics(numbers.to(self.args.device)).sum(0).tolist()
-        self._held_out.add(dict(zip(found, sums, strict=True)), count=answers)
+        # Gathered by prompt, so that what was added to fill the last batch of several processes is left out again.
+        numbers = self.accelerator.gather_for_metrics(torch.stack(list(found.values()), dim=1).to(self.args.device)).cpu()
+        self._held_out.add(dict(zip(found, numbers.sum(0).tolist(), strict=True)), count=len(numbers))
+        self._earned.update(numbers[:, list(found).index("reward")])
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with the means over all held-out prompts; the same random numbers each time."""
+        """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
         with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._held_out.take().items()})
+        found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
+        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in found.items()})
         return output
 
     # Checkpoints
