@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from written_gguf import write_gguf
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return asked
+
+
+@pytest.fixture
+def gguf_directory(tiny_llama, tiny_tokenizer, tmp_path):
+    """A directory with the tiny model in one GGUF file, `tiny.gguf`."""
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama, tiny_tokenizer)
+    return tmp_path

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora, train_all, train_some_layers, with_adapters
-from llmmod.models.adapters import attached
+from llmmod.models.adapters import attached, with_chain
 from llmmod.models.load import load_model
 from llmmod.models.merge import merged
 from llmmod.models.quantize import quantization_config
@@ -19,6 +19,7 @@ from llmmod.models.rebuild import rebuilt
 from llmmod.models.reward import mark_trained, require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
+from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.schema.quantization import QuantizationConf
 
@@ -95,6 +96,27 @@ def test_an_adapter_of_a_language_model_is_merged_under_a_new_head(llama_directo
     torch.testing.assert_close(model.model(IDS)[0], expected)
 
 
+def test_an_adapter_comes_back_on_what_was_merged_under_it(llama_directory, tiny_lora, tmp_path):
+    """Tolerance: 1e-6, the merged weights being the same sums."""
+    tiny_lora.save_pretrained(tmp_path / "sft")
+    under = with_chain(load_model(str(llama_directory)), [str(tmp_path / "sft")])
+    model = trained(add_lora(with_reward_head(under), lora()))
+    model.save_pretrained(tmp_path / "rm")
+    without = score(load_reward_model(str(tmp_path / "rm")), IDS)
+    write_stage_file(tmp_path / "rm", StageFile("rm", "adapter", "reward", base=str(llama_directory), render="chatml", merged=["../sft"]))
+    found = score(load_reward_model(str(tmp_path / "rm")), IDS)
+    torch.testing.assert_close(found, score(model, IDS), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, without, atol=1e-3)
+
+
+def test_an_adapter_comes_back_on_a_gguf_file(gguf_directory, tmp_path):
+    model = trained(add_lora(with_reward_head(load_model(str(gguf_directory), gguf_file="tiny.gguf")), lora()))
+    model.save_pretrained(tmp_path / "rm")
+    left = StageFile("rm", "adapter", "reward", base=str(gguf_directory), render="chatml", gguf_file="tiny.gguf")
+    write_stage_file(tmp_path / "rm", left)
+    assert torch.equal(score(load_reward_model(str(tmp_path / "rm")), IDS), score(model, IDS))
+
+
 def test_a_model_without_its_head_is_refused(full):
     path, _ = full
     without_head(path)
@@ -111,8 +133,11 @@ def test_an_adapter_without_its_head_is_refused(adapter):
 
 def test_an_adapter_of_a_language_model_is_no_reward_model(llama_directory, tiny_lora, tmp_path):
     tiny_lora.save_pretrained(tmp_path / "sft")
+    with pytest.raises(ConfigError, match="doesn't say which model it was trained on"):
+        load_reward_model(str(tmp_path / "sft"))
+    write_stage_file(tmp_path / "sft", StageFile("sft", "adapter", "language", base=str(llama_directory), render="chatml"))
     with pytest.raises(ConfigError, match="has no reward head"):
-        load_reward_model(str(tmp_path / "sft"), base=str(llama_directory))
+        load_reward_model(str(tmp_path / "sft"))
     used = with_adapters(with_reward_head(load_model(str(llama_directory))), lora(adapters=[str(tmp_path / "sft")]))
     with pytest.raises(ConfigError, match="has no reward head"):
         require_head(used)

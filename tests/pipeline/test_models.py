@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from llmmod.beginning import Beginning
 from llmmod.pipeline.models import Models
 from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel
@@ -162,20 +163,20 @@ def test_what_a_step_begins_with_as_stage_json_has_it(run):
     made = run(sft=ALONE, dpo=AFTER, ppo=("dpo", "language"))
     made.adapter("sft")
     made.adapter("dpo")
-    assert made.models.begins_with("ppo") == (None, ["../sft", "../dpo"])
+    assert made.models.begins_with("ppo") == Beginning(None, ["../sft", "../dpo"])
     made = run(sft=ALONE, ppo=AFTER)
     made.full("sft")
-    assert made.models.begins_with("ppo") == ("../sft", [])
+    assert made.models.begins_with("ppo") == Beginning("../sft", [])
 
 
 def test_what_is_under_the_adapter_that_is_evaluated(run):
     made = run(sft=ALONE, ppo=AFTER)
     made.adapter("sft")
     made.adapter("ppo")
-    assert made.models.stands_on("evaluate") == (None, ["../sft"])
+    assert made.models.stands_on("evaluate") == Beginning(None, ["../sft"])
     made = run()
     made.models._parts.of("evaluate", "finetune").adapters.extend(["first", "second"])
-    assert made.models.stands_on("evaluate") == (None, ["first"])
+    assert made.models.stands_on("evaluate") == Beginning(None, ["first"])
 
 
 def test_others_let_go_before_a_model_leaves(run):

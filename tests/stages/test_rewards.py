@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llmmod.beginning import Beginning
 from llmmod.errors import ConfigError, RunError
 from llmmod.models.adapt import add_lora
 from llmmod.models.reward import mark_trained, with_reward_head
 from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.models.stage_file import StageFile, beginning, write_stage_file
+from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.reward import DEFAULT, rehearsed, reward_nodes
 from llmmod.stages.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScorer, rewards_from
@@ -147,11 +148,11 @@ class TestModels:
         """Of the same name, but with another adapter merged: stage.json tells them apart."""
         write_stage_file(path, StageFile("rm", "adapter", "reward", base=str(tmp_path / "base"), render="chatml"))
         policy = add_lora(base, lora())
-        setattr(policy.get_base_model(), BEGAN_WITH, beginning(str(tmp_path / "base"), ["../sft"], tmp_path / "ppo"))
+        setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), ["../sft"]).seen_from(tmp_path / "ppo"))
         scorer = self.scorer(path, policy)
         assert not scorer.beside
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
-        setattr(policy.get_base_model(), BEGAN_WITH, beginning(str(tmp_path / "base"), [], tmp_path / "ppo"))
+        setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), []).seen_from(tmp_path / "ppo"))
         assert self.scorer(path, policy).beside
 
     def test_another_vocabulary_is_refused(self, path):

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from llmmod.beginning import Beginning
+
 SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "狐狸": "嗷"}
 WAYS = ("What says the {}?", "The {} says", "Sound of the {}:", "Tell me what the {} says:")
 
@@ -79,7 +81,7 @@ class ToySession:
         return self.results[step]
 
     def begins_with(self, step):
-        return "toy", []
+        return Beginning("toy", [])
 
     trains_several = False
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmmod.beginning import Beginning, seen_from
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.adapters import attached
+from llmmod.models.adapters import attached, read_adapter, with_chain
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.families.limits import watch_length
 from llmmod.models.load import WHERE, explained, is_reward_checkpoint, load_config, load_model, read_config
@@ -14,15 +15,16 @@ from llmmod.models.own_length import keep_own_lengths
 from llmmod.models.quantize import plain_linears
 from llmmod.models.rebuild import set_name
 from llmmod.models.reward import HEAD, mark_trained, require_head, reward_class, with_reward_head
+from llmmod.models.stage_file import read_stage_file
 from llmmod.paths import resolve_path
 
 
-def load_reward_model(path: str, *, base: str | None = None, key: str = PATH_KEY, **arguments: Any) -> Any:
+def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> Any:
     """A reward model with its trained head, in evaluation mode; `models.reward.score` scores with it.
 
     Args:
-        path: a reward model's directory or hub id, or the directory of an adapter that was trained by `stage=rm`.
-        base: what such an adapter is put on; None: the model that it says it was trained on.
+        path: a reward model's directory or hub id, or the directory of an adapter that was trained by `stage=rm`; that is put on what it
+            was trained on, other adapters merged into it included.
         key: the configuration key that the path was typed for.
         arguments: those of from_pretrained, for the model's weights.
 
@@ -34,8 +36,7 @@ def load_reward_model(path: str, *, base: str | None = None, key: str = PATH_KEY
     """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and (located / "adapter_config.json").is_file():
-        model = with_reward_head(load_model(base or _base_of(path, key), **arguments))
-        adapted = attached(model, path, key=key)
+        adapted = attached(with_reward_head(_under(located, path, key, arguments)), path, key=key)
         require_head(adapted)
         return adapted
     checkpoint = find_checkpoint(path, key=key)
@@ -66,10 +67,13 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
     return (model, info) if arguments.get("output_loading_info") else model
 
 
-def _base_of(path: str, key: str) -> str:
-    from peft import PeftConfig
-
-    base: str | None = PeftConfig.from_pretrained(str(resolve_path(path, key=key))).base_model_name_or_path
+def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> Any:
+    """What an adapter was trained on, read anew."""
+    left = read_stage_file(directory)
+    base, merged, gguf_file = Beginning(None, []) if left is None else left.beginning
+    if base is None:
+        base = read_adapter(path, key)[0].base_model_name_or_path
     if not base:
-        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't say which model it was trained on", do="Give that model"))
-    return base
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't say which model it was trained on", do="Train one: stage=rm"))
+    model = load_model(seen_from(base, directory), **arguments, **({} if gguf_file is None else {"gguf_file": gguf_file}))
+    return with_chain(model, [seen_from(name, directory) for name in merged])

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llmmod.beginning import Beginning, seen_from
 from llmmod.errors import Problem
 
 NAME = "stage.json"
@@ -30,9 +31,10 @@ class StageFile:
         stage: `sft`, `rm`, ….
         kind: `adapter` or `full`.
         head: `language` (it writes) or `reward` (it scores).
-        base: the checkpoint that training began with, as it was typed; a directory that a step of the same run left, relative.
+        base: see `Beginning`, as `merged` and `gguf_file`.
         render: the name of the render it was trained with.
-        merged: adapters that were merged into the base first, in order: directories relative to this one, or as they were typed.
+        merged: adapters under what was trained.
+        gguf_file: the base's.
         llmmod: version.
     """
 
@@ -42,7 +44,13 @@ class StageFile:
     base: str | None
     render: str
     merged: list[str] = field(default_factory=list)
+    gguf_file: str | None = None
     llmmod: str = ""
+
+    @property
+    def beginning(self) -> Beginning:
+        """What training began with."""
+        return Beginning(self.base, self.merged, self.gguf_file)
 
 
 def write_stage_file(directory: Path, left: StageFile) -> None:
@@ -61,17 +69,6 @@ def read_stage_file(directory: Path) -> StageFile | None:
     with suppress(TypeError):
         return StageFile(**{name: value for name, value in read.items() if name in names})
     return None
-
-
-def beginning(base: str | None, merged: Sequence[str], directory: Path) -> tuple[str, ...]:
-    """What a training began with, comparable with another's: the checkpoint, and the adapters merged into it, absolute where on this disk.
-
-    Args:
-        base: as `StageFile.base`.
-        merged: as `StageFile.merged`.
-        directory: that they are seen from.
-    """
-    return tuple(_resolved(name, directory) for name in (base or "", *merged))
 
 
 def head_of(directory: Path) -> str | None:
@@ -102,18 +99,12 @@ def wrong_chain(path: str, directory: Path, *, before: Sequence[str], key: str) 
     left = read_stage_file(directory)
     if left is None or left.kind != "adapter":
         return None
-    wanted = [_resolved(name, directory) for name in left.merged]
-    if wanted == [_resolved(name, Path()) for name in before][-len(wanted) :] or not wanted:
+    wanted = [seen_from(name, directory) for name in left.merged]
+    if wanted == [seen_from(name, Path()) for name in before][-len(wanted) :] or not wanted:
         return None
     chain = [_shown(name) for name in wanted]
     found = f"'{path}' was trained on a base with {' and '.join(chain)} merged into it, and would not fit without"
     return Problem(key, found, do=f"Name them before it: [{','.join([*chain, path])}]")
-
-
-def _resolved(name: str, directory: Path) -> str:
-    """An adapter's path, absolute where it is on this disk."""
-    place = Path(os.path.normpath(directory / Path(name).expanduser()))
-    return str(place.absolute()) if place.exists() else name
 
 
 def _shown(path: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmmod.beginning import Beginning
 from llmmod.instantiate import locate
 from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel
@@ -97,24 +98,24 @@ class Models:
         followed = self._parts.followed(step)
         return self._configured(step) if followed is None else self._left_by(followed)
 
-    def begins_with(self, step: str) -> tuple[str | None, list[str]]:
-        """What a training step begins with, seen from its directory: a checkpoint, and the adapters merged into it."""
+    def begins_with(self, step: str) -> Beginning:
+        """What a training step begins with, seen from its directory."""
         conf, earlier = self._parts.of(step, "model"), self._parts.from_step(step)
         chain = [_absolute(path) for path in _merged_first(self._parts.of(step, "finetune"))]
         if earlier is None:
-            return conf.sizes.get(conf.size, conf.pretrained_model_name_or_path), chain
+            return _beginning(conf, chain)
         if self._results[earlier].kind == "full":
-            return f"../{earlier}", chain
-        base, before = self.begins_with(earlier)
-        return base, [*before, f"../{earlier}", *chain]
+            return Beginning(f"../{earlier}", chain)
+        before = self.begins_with(earlier)
+        return before._replace(merged=[*before.merged, f"../{earlier}", *chain])
 
-    def stands_on(self, step: str) -> tuple[str | None, list[str]]:
+    def stands_on(self, step: str) -> Beginning:
         """What is under the adapter of the model that a step works on which doesn't train: as `begins_with`."""
         followed = self._parts.followed(step)
         if followed is not None:
             return self.begins_with(followed)
         conf, adapters = self._parts.of(step, "model"), self._parts.of(step, "finetune").adapters
-        return conf.sizes.get(conf.size, conf.pretrained_model_name_or_path), [_absolute(path) for path in adapters[:-1]]
+        return _beginning(conf, [_absolute(path) for path in adapters[:-1]])
 
     def _configured(self, step: str) -> LoadedModel:
         """The step's checkpoint with the adapters that its configuration names."""
@@ -217,6 +218,10 @@ class Models:
             self._on_let_go()
             self._held = None
             gc.collect()  # a trainer and its model hold each other
+
+
+def _beginning(conf: ModelConf, merged: list[str]) -> Beginning:
+    return Beginning(conf.sizes.get(conf.size or "", conf.pretrained_model_name_or_path), merged, conf.gguf_file)
 
 
 def _merged_first(finetune: Any) -> list[str]:

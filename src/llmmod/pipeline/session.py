@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmmod.beginning import Beginning
 from llmmod.instantiate import build, locate
 from llmmod.pipeline.models import Models
 from llmmod.pipeline.parts import Parts
@@ -101,12 +102,12 @@ class Session:
         """Whether the run has several training steps, and is no rehearsal."""
         return not self.root.smoke and sum(map(self._parts.trains, self.root.pipeline)) > 1
 
-    def begins_with(self, step: str) -> tuple[str | None, list[str]]:
-        """What a training step begins with: a checkpoint, and the adapters merged into it, as stage.json has them."""
+    def begins_with(self, step: str) -> Beginning:
+        """What a training step begins with, as stage.json has it."""
         return self._models.begins_with(step)
 
-    def stands_on(self, step: str) -> tuple[str | None, list[str]]:
-        """What is under the adapter of the model that another step works on: a checkpoint, and the adapters merged into it."""
+    def stands_on(self, step: str) -> Beginning:
+        """What is under the adapter of the model that another step works on."""
         return self._models.stands_on(step)
 
     def result(self, step: str) -> LoadedModel:

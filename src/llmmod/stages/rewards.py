@@ -29,11 +29,11 @@ from llmmod.models.generation import answer_text
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.models.stage_file import beginning, read_stage_file
+from llmmod.models.stage_file import read_stage_file
 from llmmod.schema.reward import reward_nodes, unfit
 
 KEY = "training.reward"
-BEGAN_WITH = "began_with"  # attribute of a model without its adapter: as from `models.stage_file.beginning`
+BEGAN_WITH = "began_with"  # attribute of a model without its adapter: as from `beginning.Beginning.seen_from`
 
 
 @dataclass
@@ -230,7 +230,7 @@ def began_alike(path: Path, policy: Any) -> bool:
     base = policy.get_base_model() if hasattr(policy, "peft_config") else policy
     left, own = read_stage_file(path), getattr(base, BEGAN_WITH, None)
     if left is not None and own is not None:
-        return beginning(left.base, left.merged, path) == own
+        return left.beginning.seen_from(path) == own
     config, _ = read_adapter(str(path), KEY)
     return config.base_model_name_or_path in (None, "", base.name_or_path)
 

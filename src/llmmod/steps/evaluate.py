@@ -10,7 +10,6 @@ from typing import Any
 from transformers import GenerationConfig
 
 from llmmod.models.generation import generation_config
-from llmmod.models.stage_file import beginning
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
@@ -71,9 +70,9 @@ class Evaluate:
 
     def _tell_beginning(self, loaded: LoadedModel, session: Any) -> None:
         """Have the model say what is under its adapter, by which a reward adapter is known to fit there; whole weights are that no more."""
-        model, (checkpoint, merged) = loaded.model, session.stands_on(self.name)
+        model = loaded.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
-        known = None if loaded.kind == "full" else beginning(checkpoint, merged, session.step_dir(self.name))
+        known = None if loaded.kind == "full" else session.stands_on(self.name).seen_from(session.step_dir(self.name))
         setattr(base, BEGAN_WITH, known)
 
     def _let_end(self, model: Any, session: Any) -> None:

@@ -17,7 +17,7 @@ from llmmod.instantiate import locate
 from llmmod.models.generation import generation_config
 from llmmod.models.mutated import changes_base, save_for_base
 from llmmod.models.reward import set_reward_padding, with_reward_head
-from llmmod.models.stage_file import StageFile, beginning, write_stage_file
+from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.paths import shown
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import rank, world_size
@@ -129,8 +129,7 @@ class Train:
         set_seed(seed)
         if session.conf(self.name, "training").head == "reward":
             base = with_reward_head(base, seed=seed)
-        checkpoint, merged = session.begins_with(self.name)
-        setattr(base, BEGAN_WITH, beginning(checkpoint, merged, session.step_dir(self.name)))
+        setattr(base, BEGAN_WITH, session.begins_with(self.name).seen_from(session.step_dir(self.name)))
         return locate(finetune._target_)(base, finetune)
 
     def _resumes(self, session: Any) -> str:
@@ -139,9 +138,8 @@ class Train:
         return f"steps.{self.name}.training.resume_from_checkpoint" if own else "training.resume_from_checkpoint"
 
     def _left(self, session: Any, kind: str) -> StageFile:
-        training, (base, merged) = session.conf(self.name, "training"), session.begins_with(self.name)
-        render = session.conf(self.name, "render").name
-        return StageFile(stage=training.stage, kind=kind, head=training.head, base=base, render=render, merged=merged)
+        training, render = session.conf(self.name, "training"), session.conf(self.name, "render").name
+        return StageFile(training.stage, kind, training.head, render=render, **session.begins_with(self.name)._asdict())
 
     def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
         artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}
