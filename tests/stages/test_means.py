@@ -7,7 +7,16 @@ from llmmod.stages.means import Means
 
 def test_each_part_counts_as_much_as_it_is():
     means = Means()
-    means.add({"loss": 1.0, "entropy": 2.0, "none": 5.0}, {"entropy": 10.0, "none": 0.0}, 3.0)
-    means.add({"loss": 5.0, "entropy": 4.0}, {"entropy": 30.0}, 1.0)
+    means.add({"loss": 1.0, "entropy": 2.0, "none": 5.0}, 3.0, weights={"entropy": 10.0, "none": 0.0})
+    means.add({"loss": 5.0, "entropy": 4.0}, weights={"entropy": 30.0})
     assert means.take() == {"loss": 2.0, "entropy": 3.5}
     assert means.take() == {}
+
+
+def test_a_checkpoint_goes_on_where_it_was_written():
+    first, resumed = Means(), Means()
+    first.add({"loss": 1.0}, 3.0)
+    resumed.load(first.state())
+    first.add({"loss": 2.0})
+    resumed.add({"loss": 5.0})
+    assert (first.take(), resumed.take()) == ({"loss": 1.25}, {"loss": 2.0})

@@ -45,7 +45,7 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         sft = -policy.log_probs[: len(policy.log_probs) // 2].sum()
         weights = {"entropy": chosen + rejected, "mean_token_accuracy": chosen, "logits/chosen": chosen, "logits/rejected": rejected}
         of_batch = {} if self.model.training else {"loss": float(loss), _SFT: float(sft) / chosen}
-        self.add_means(weights | {_SFT: chosen}, pairs, **of_batch)
+        self.add_means(pairs, weights=weights | {_SFT: chosen}, **of_batch)
         of_step = (pairs, chosen) if num_items_in_batch is None else (num_items_in_batch, self._tokens_of_step)
         loss = loss * (pairs / of_step[0])
         return loss + self._sft_weight * sft / of_step[1] if self._sft_weight else loss

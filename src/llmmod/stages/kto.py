@@ -56,7 +56,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
         for name, of_it in (("chosen", good), ("rejected", ~good)):
             weights |= {f"{kind}/{name}": float(of_it.sum()) for kind in ("rewards", "logps")}
             weights[f"logits/{name}"] = float(tokens[of_it].sum())
-        self.add_means(weights, examples, **({} if self.model.training else {"loss": float(loss)}))
+        self.add_means(examples, weights=weights, **({} if self.model.training else {"loss": float(loss)}))
         return loss if num_items_in_batch is None else loss * (examples / num_items_in_batch)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class Means:
@@ -11,21 +12,29 @@ class Means:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
 
-    def add(self, values: Mapping[str, float], weights: Mapping[str, float], default: float) -> None:
+    def add(self, values: Mapping[str, float], weight: float = 1.0, *, weights: Mapping[str, float] | None = None) -> None:
         """Take the means of one batch.
 
         Args:
             values: name -> mean over the batch.
-            weights: name -> how much of what the mean is over is in the batch.
-            default: the weight of names that aren't in `weights`.
+            weight: how much of what the means are over is in the batch.
+            weights: the same by name, where that of a name is another.
         """
         for name, value in values.items():
-            weight = weights.get(name, default)
+            own = weight if weights is None else weights.get(name, weight)
             total, so_far = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = total + weight * value, so_far + weight
+            self._sums[name] = total + own * value, so_far + own
 
     def take(self) -> dict[str, float]:
         """The means of all that came since the last time; a name whose weights are all 0 has none."""
         found = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
         self._sums = {}
         return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return dict(self._sums)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._sums = dict(state)

@@ -105,12 +105,17 @@ class ReferenceTrainer(StageTrainer):
         """A batch under the names that trl's loss knows."""
         return inputs
 
-    def add_means(self, weights: dict[str, float], default: float, **more: float) -> None:
-        """Take trl's means of the batch that its loss has just seen; see `Means.add`."""
+    def add_means(self, weight: float, *, weights: dict[str, float], **more: float) -> None:
+        """Take trl's means of the batch that its loss has just seen; see `Means.add`.
+
+        Args:
+            weight, weights: as there.
+            more: further means of the batch, by name.
+        """
         mode = "train" if self.model.training else "eval"
         found = self._metrics[mode]
         tokens = found.pop("num_tokens", None)
-        self._means[mode].add({name: values[-1] for name, values in found.items()} | more, weights, default)
+        self._means[mode].add({name: values[-1] for name, values in found.items()} | more, weight, weights=weights)
         found.clear()
         if tokens and mode == "train":
             found["num_tokens"] = tokens

@@ -37,7 +37,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
         losses = self._losses(chosen, rejected, inputs)
         if self.model.training:
             means = measures(losses.detach(), chosen.detach(), rejected.detach()).mean(0).tolist()
-            self._means.add(dict(zip(MEASURES[1:], means[1:], strict=True)), {}, len(losses))
+            self._means.add(dict(zip(MEASURES[1:], means[1:], strict=True)), len(losses))
         loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
         return (loss, {"rewards": torch.stack([chosen, rejected], dim=1)}) if return_outputs else loss
 

@@ -29,8 +29,8 @@ from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import base_is_known, initial_weights, reference
 from llmmod.stages.answering.rows import rows_of, told
+from llmmod.stages.answering.samples import Samples
 from llmmod.stages.answering.sampling import drawing, sampling_settings, seed_of
-from llmmod.stages.answering.telling import Samples
 from llmmod.stages.answers import answers
 from llmmod.stages.grpo.arguments import GrpoArguments
 from llmmod.stages.means import Means
@@ -195,7 +195,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         self._metrics["eval"].clear()
         kept = {name: value for name, value in found.items() if name in (*_BY_ANSWER, *_BY_TOKEN) or _is_mean_reward(name)}
         tokens = float(batch["completion_mask"].sum())
-        self._held_out.add(kept, dict.fromkeys(_BY_TOKEN, tokens), float(len(batch["completion_mask"])))
+        self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_BY_TOKEN, tokens))
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:

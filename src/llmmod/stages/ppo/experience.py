@@ -17,8 +17,8 @@ from llmmod.models.generation import answer_text
 from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.reference import reference
 from llmmod.stages.answering.rows import rows_of, told
+from llmmod.stages.answering.samples import Samples
 from llmmod.stages.answering.sampling import sampling_settings
-from llmmod.stages.answering.telling import Samples
 from llmmod.stages.answers import answers
 from llmmod.stages.ppo.advantages import advantages_and_returns
 from llmmod.stages.ppo.kl import KlCoefficient, token_kl
@@ -45,7 +45,7 @@ class Experience:
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if trainer.is_world_process_zero() else 0)
 
     def make(self, prompts: Mapping[str, Sequence[Any]]) -> Rollout:
-        """Answer, score and judge; what is found is added to the trainer's averages.
+        """Answer, score and judge; what is found is added to the trainer's means.
 
         Args:
             prompts: each column's values, `prompt_ids` among them.
@@ -162,7 +162,7 @@ class Experience:
         numbers = {name: total / count for name, total in zip(names, sums, strict=True)}
         errors, spread = (masked_moments(values, mask, self._sum)[1].item() for values in (returns - own["values"], returns))
         numbers |= {"explained_variance": explained_variance(errors, spread), "kl_coef": self.kl_coef.value}
-        self._trainer.averages.add(numbers)
+        self._trainer.means.add(numbers)
         self.kl_coef.update(numbers["kl"], int(count))
 
     def _show(self, prompts: Mapping[str, Sequence[Any]], lists: Sequence[Sequence[int]], **numbers: Sequence[float]) -> None:

@@ -24,7 +24,7 @@ from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import initial_weights
 from llmmod.stages.answering.rows import told
 from llmmod.stages.answering.sampling import drawing, seed_of
-from llmmod.stages.answering.telling import Averages
+from llmmod.stages.means import Means
 from llmmod.stages.ppo.arguments import PpoArguments
 from llmmod.stages.ppo.experience import Experience
 from llmmod.stages.ppo.losses import approximate_kl, policy_losses, value_losses
@@ -62,11 +62,11 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
             self.args.reward, self.args.reward_weights, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows
         )
         self.experience = Experience(self)
-        self.averages = Averages()
+        self.means = Means()
         self.initial: dict[str, torch.Tensor] | None = None
         self.rollout: Rollout | None = None
         self._parts = torch.zeros(len(_PARTS) + 1, dtype=torch.float64)
-        self._held_out, self._earned = Averages(), RunningMoments()
+        self._held_out, self._earned = Means(), RunningMoments()
 
     @property
     def rows_a_step(self) -> int:
@@ -151,14 +151,14 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
             *sums, tokens = self.accelerator.reduce(self._parts.to(self.args.device)).tolist()
             self._parts = torch.zeros_like(self._parts)
             found = {name: total / max(tokens, 1) for name, total in zip(_PARTS, sums, strict=True)}
-            self.averages.add(found)
+            self.means.add(found)
             if self.args.target_kl is not None and found["approx_kl"] > _TOO_FAR * self.args.target_kl:
                 self.rollout = None
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what happened since the last line."""
-        super().log(logs | self.averages.take() if "loss" in logs else logs, start_time)
+        super().log(logs | self.means.take() if "loss" in logs else logs, start_time)
 
     # Held-out prompts
 
@@ -167,7 +167,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         found = self.experience.measure(inputs)
         # Gathered by prompt, so that what was added to fill the last batch of several processes is left out again.
         numbers = self.accelerator.gather_for_metrics(torch.stack(list(found.values()), dim=1).to(self.args.device)).cpu()
-        self._held_out.add(dict(zip(found, numbers.sum(0).tolist(), strict=True)), count=len(numbers))
+        self._held_out.add(dict(zip(found, numbers.mean(0).tolist(), strict=True)), len(numbers))
         self._earned.update(numbers[:, list(found).index("reward")])
         return None, None, None
 
@@ -198,7 +198,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        state = self.experience.state() | {"averages": self.averages.state()}
+        state = self.experience.state() | {"means": self.means.state()}
         state["rollout"] = None if self.rollout is None else self.rollout.state()
         torch.save(state, self._state_file(output_dir))
 
@@ -207,7 +207,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         if checkpoint is not None:
             state = torch.load(self._state_file(checkpoint), weights_only=True)
             self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
-            self.averages.load(state["averages"])
+            self.means.load(state["means"])
             self.experience.load(state, step=self.state.global_step)
 
     def _state_file(self, directory: str) -> Path:

@@ -1,46 +1,17 @@
-"""What a training tells of itself: averages between two lines of the log, and a table of answers with their scores."""
+"""`samples.jsonl`: some answers of each rollout with their scores, so that a reader sees what was rewarded, and when."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-SAMPLES = "samples.jsonl"
-
-
-class Averages:
-    """The mean of each number since it was last asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, float] = {}
-
-    def add(self, numbers: Mapping[str, float], *, count: float = 1) -> None:
-        """Take each number, which is the sum of `count`."""
-        for name, number in numbers.items():
-            self._sums[name] = self._sums.get(name, 0.0) + number
-            self._counts[name] = self._counts.get(name, 0) + count
-
-    def take(self) -> dict[str, float]:
-        """The means, which are then forgotten."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+FILE = "samples.jsonl"
 
 
 class Samples:
-    """`samples.jsonl`: some answers of each rollout with their scores, so that a reader sees what was rewarded, and when.
+    """The file of a training that lets the model answer.
 
     Args:
         directory: of the step.
@@ -48,7 +19,7 @@ class Samples:
     """
 
     def __init__(self, directory: Path, wanted: int) -> None:
-        self._path, self._wanted = directory / SAMPLES, wanted
+        self._path, self._wanted = directory / FILE, wanted
 
     def forget_after(self, step: int) -> None:
         """Take out what was written after an optimizer step: a resumed run makes those answers anew."""
