@@ -252,7 +252,7 @@ def test_a_rehearsal_finds_a_bad_row_to_validate_with(load):
 def test_a_rehearsal_looks_at_no_more_rows_than_the_run_would_use(load, monkeypatch):
     write(without("output", 17))
     assert len(load(smoke=True, max_samples=16).train) == 8
-    monkeypatch.setattr("llmmod.data.opened.SURVEYED", 16)
+    monkeypatch.setattr("llmmod.data.reading.opened.SURVEYED", 16)
     assert len(load(smoke=True).train) == 8
 
 
@@ -373,8 +373,8 @@ def test_a_bad_row_ends_a_stream_at_once_where_it_stands_among_the_first(load):
 
 
 def test_a_bad_row_far_on_ends_a_stream_when_it_is_read_or_is_left_out(load, monkeypatch):
-    monkeypatch.setattr("llmmod.data.streamed.CHECKED", 5)
-    monkeypatch.setattr("llmmod.data.stream.BATCH", 5)
+    monkeypatch.setattr("llmmod.data.streaming.splits.CHECKED", 5)
+    monkeypatch.setattr("llmmod.data.streaming.stream.BATCH", 5)
     write(without("output", 17))
     with pytest.raises(DataError, match="row 17, column 'output': missing"):
         list(islice(streamed(load).train, 20))

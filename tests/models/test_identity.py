@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmmod.data.identity import NoIdentityError
+from llmmod.data.cache.identity import NoIdentityError
 from llmmod.models.identity import checkpoint_identity, directory_identity
 from llmmod.schema.model import HubConf, ModelConf
 

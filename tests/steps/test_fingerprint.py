@@ -11,8 +11,8 @@ from checkpoint import overrides_of, write_rows
 from omegaconf import OmegaConf
 
 from llmmod import compose
-from llmmod.data import identity
-from llmmod.data.identity import NoIdentityError
+from llmmod.data.cache import identity
+from llmmod.data.cache.identity import NoIdentityError
 from llmmod.pipeline.session import Session
 from llmmod.protocols import LoadedModel
 from llmmod.schema.compose import to_root

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.data.identity import NoIdentityError
+from llmmod.data.cache.identity import NoIdentityError
 from llmmod.steps import reuse as module
 from llmmod.steps.reuse import Reuse
 

@@ -23,8 +23,8 @@ from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from llmmod.data.faults import Faults
-from llmmod.data.forms import Form
+from llmmod.data.forms.form import Form
+from llmmod.data.reading.faults import Faults
 from llmmod.data.splits import Counts
 from llmmod.data.tokenize import Made, Placed, Tokenizing
 from llmmod.errors import DataError, Problem

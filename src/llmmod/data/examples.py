@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.data.build import Built, build_dataset, map_dataset
-from llmmod.data.faults import Faults
-from llmmod.data.opened import Opened
-from llmmod.data.readings import Readings
+from llmmod.data.held_out import held_out
+from llmmod.data.reading.faults import Faults
+from llmmod.data.reading.opened import Opened
+from llmmod.data.reading.readings import Readings
 from llmmod.data.records import asked_of
-from llmmod.data.split import held_out
 from llmmod.data.splits import Counts, DataReport, Splits
 from llmmod.data.tokenize import Placed, Tokenizing
 from llmmod.errors import DataError, Problem

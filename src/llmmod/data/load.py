@@ -11,20 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmmod.data.cache import Cache, cache_directory
-from llmmod.data.cache_key import cache_key
-from llmmod.data.documents import documents_of
+from llmmod.data.cache.identity import digest
+from llmmod.data.cache.key import cache_key
+from llmmod.data.cache.store import Cache, cache_directory
 from llmmod.data.examples import Making
-from llmmod.data.forms import Form, form_of
-from llmmod.data.identity import digest
+from llmmod.data.forms.documents import documents_of
+from llmmod.data.forms.form import Form, form_of
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
-from llmmod.data.opened import Opened, open_dataset, with_values
 from llmmod.data.packed import pack_splits
 from llmmod.data.proof import prove
+from llmmod.data.reading.opened import Opened, open_dataset, with_values
+from llmmod.data.reading.values import arrow_types
 from llmmod.data.splits import DataReport, Splits
-from llmmod.data.streamed import stream_splits
+from llmmod.data.streaming.splits import stream_splits
 from llmmod.data.tokenize import Tokenizing
-from llmmod.data.values import arrow_types
 from llmmod.errors import ConfigError, Problem
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmmod.data.forms import Conversations, Form, Texts
+from llmmod.data.forms.form import Conversations, Form, Texts
+from llmmod.data.forms.shorten import LEAST, fit
 from llmmod.data.records import Record
 from llmmod.data.row import Place, RowError
-from llmmod.data.shorten import LEAST, fit
 from llmmod.data.uncollected import uncollected
 from llmmod.errors import DataError
 from llmmod.render.encode import encode

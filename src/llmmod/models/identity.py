@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmmod.data.identity import NoIdentityError, file_digest
+from llmmod.data.cache.identity import NoIdentityError, file_digest
 from llmmod.models.build import model_checkpoint, model_path
 from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.stage_file import read_stage_file

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from llmmod.data.identity import NoIdentityError, digest, file_digest
+from llmmod.data.cache.identity import NoIdentityError, digest, file_digest
 
 log = logging.getLogger("llmmod.train")
 NAME = "result.json"

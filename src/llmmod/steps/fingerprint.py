@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmmod.data.identity import (
+from llmmod.data.cache.identity import (
     NoIdentityError,
     digest,
     file_digest,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from llmmod.data.blocks import Ids
+from llmmod.data.forms.blocks import Ids
 from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import answer_text
 from llmmod.protocols import StepReport
@@ -73,7 +73,7 @@ class PredictDocuments:
 
 
 def whole_documents(rows: Iterable[Sequence[int]], *, eos: int, bos: int | None = None) -> Iterator[Ids]:
-    """The documents that rows were made of (`data.documents`), each without the tokens that begin and end it.
+    """The documents that rows were made of (`data.forms.documents`), each without the tokens that begin and end it.
 
     Args:
         rows: ids, of blocks that go over from one document to the next, or of a document's pieces, in their order.

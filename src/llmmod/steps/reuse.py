@@ -13,8 +13,8 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from llmmod.data.cache import cache_directory
-from llmmod.data.identity import NoIdentityError, digest
+from llmmod.data.cache.identity import NoIdentityError, digest
+from llmmod.data.cache.store import cache_directory
 from llmmod.paths import shown
 from llmmod.ranks import rank, world_size
 from llmmod.steps.earlier import NAME, EarlierResults, Result, read_result, write_result

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from llmmod.data import questions
+from llmmod.data.reading import questions
+from llmmod.data.reading.turns import as_prompt
 from llmmod.data.records import Prompted
 from llmmod.data.row import Row, RowError, described, optional_objects, present
-from llmmod.data.turns import as_prompt
 
 KIND = "judgement"
 ROLES = (*questions.ROLES, "response", "label")

@@ -12,11 +12,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data import questions
 from llmmod.data.formats import alpaca
+from llmmod.data.reading import questions
+from llmmod.data.reading.turns import as_prompt
 from llmmod.data.records import Prompted
 from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, present
-from llmmod.data.turns import as_prompt
 from llmmod.render.conversation import Message
 
 KIND = "preference"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data import questions
+from llmmod.data.reading import questions
+from llmmod.data.reading.turns import as_prompt
 from llmmod.data.records import Prompted
 from llmmod.data.row import Row, RowError, described, optional_objects
-from llmmod.data.turns import as_prompt
 
 KIND = "prompt"
 ROLES = (*questions.ROLES, "response")

@@ -1,0 +1,1 @@
+"""Examples that are kept between runs, under a key made of all that decides them."""

@@ -1,0 +1,102 @@
+"""Which format reads the rows, and which of their columns it reads.
+
+Each module in `data/formats/` is a format, found by its name. It has
+`KIND` (what a row becomes: a conversation, document, preference, judgement or prompt), `ROLES` (the keys of `dataset.columns` it reads),
+`USUAL` (names that a role's column usually has), `find_columns`, `recognises` and `read`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from llmmod.data import formats
+from llmmod.data.reading.own_format import Format, own_format
+from llmmod.data.row import Row
+from llmmod.errors import ConfigError, Problem, did_you_mean
+
+
+def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequence[Row], file: str) -> Format:
+    """The format that `dataset.format` asks for, with the columns it reads.
+
+    Args:
+        asked: a name, `auto`, a function, or a mapping with the `_target_` of a function.
+        kind: what the stage needs of a row, e.g. `conversation`.
+        given: role -> column, as the user set `dataset.columns`.
+        head: the first rows, whose columns are those that exist.
+        file: where they come from, for the message.
+
+    Raises:
+        ConfigError: no such format, one of another kind, columns that don't exist, or rows that no format recognises.
+    """
+    if callable(asked) or isinstance(asked, Mapping):
+        return own_format(asked, kind=kind)
+    available = list(dict.fromkeys(column for row in head for column in row))
+    names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
+    if asked != "auto" and asked not in names:
+        allowed = did_you_mean(str(asked), ["auto", *names])
+        raise ConfigError(Problem("dataset.format", f"no format '{asked}'", allowed, "A function of your own: {_target_: my.function}"))
+    _check_given(given, asked if asked != "auto" else None, available, file)
+    if asked == "auto":
+        return _recognised(names, kind=kind, given=given, available=available, head=head, file=file)
+    module = _module(asked)
+    if kind != module.KIND:
+        of_kind = ", ".join(name for name in names if kind == _module(name).KIND)
+        raise ConfigError(Problem("dataset.format", f"'{asked}' makes a {module.KIND} of a row, not a {kind}", f"Allowed: auto, {of_kind}"))
+    columns = module.find_columns(available, given)
+    if columns is None:
+        raise ConfigError(_not_found(asked, module, available, file))
+    return Format(asked, partial(module.read, columns=columns), columns)
+
+
+def _recognised(
+    names: Sequence[str], *, kind: str, given: Mapping[str, str], available: Collection[str], head: Sequence[Row], file: str
+) -> Format:
+    candidates = {name: _module(name) for name in names}
+    found = {name: module.find_columns(available, given) for name, module in candidates.items() if set(given) <= set(module.ROLES)}
+    fitting = {name: columns for name, columns in found.items() if columns and candidates[name].recognises(head, columns)}
+    right = {name: columns for name, columns in fitting.items() if kind == candidates[name].KIND}
+    if len(right) == 1:
+        ((name, columns),) = right.items()
+        return Format(name, partial(candidates[name].read, columns=columns), columns, found=True)
+    columns_there = f"the columns of {file} are {', '.join(available) or 'none'}"
+    if right:
+        fits = f"{' and '.join(right)} fit"
+        raise ConfigError(Problem("dataset.format", f"'auto' can't decide: {columns_there}", fits, "Say which is meant"))
+    others = "".join(f", which fits the format {name}, a {candidates[name].KIND} a row" for name in fitting)
+    of_kind = {name: module for name, module in candidates.items() if kind == module.KIND}
+    needs = "; ".join(f"{name} needs {_needs(module)}" for name, module in of_kind.items())
+    first, module = next(iter(of_kind.items()))
+    columns = " ".join(f"dataset.columns.{role}=…" for role in module.REQUIRED)
+    do = f"Name the data's own columns, e.g. dataset.format={first} {columns}"
+    raise ConfigError(Problem("dataset.format", f"'auto' finds no {kind} in the rows: {columns_there}{others}", needs, do))
+
+
+def _check_given(given: Mapping[str, str], asked: str | None, available: Collection[str], file: str) -> None:
+    """Refuse columns that don't exist, or that the format doesn't read; all of them at once."""
+    problems = []
+    for role, column in given.items():
+        if asked is not None and role not in _module(asked).ROLES:
+            roles = ", ".join(_module(asked).ROLES)
+            problems.append(Problem(f"dataset.columns.{role}", f"the format {asked} reads no such column", f"It reads {roles}"))
+        elif column not in available:
+            columns = f"Its columns: {', '.join(available) or 'none'}"
+            problems.append(Problem(f"dataset.columns.{role}", f"no column '{column}' in {file}", columns))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _not_found(name: str, module: Any, available: Collection[str], file: str) -> Problem:
+    found = f"the format {name} needs {_needs(module)}; the columns of {file} are {', '.join(available) or 'none'}"
+    return Problem("dataset.columns", found, do=f"Name the data's own, e.g. dataset.columns.{module.REQUIRED[0]}=…")
+
+
+def _needs(module: Any) -> str:
+    return " and ".join(f"a column for '{role}' (usually {' or '.join(module.USUAL[role][:2])})" for role in module.REQUIRED)
+
+
+def _module(name: str) -> Any:
+    return import_module(f"{formats.__name__}.{name}")

@@ -1,0 +1,185 @@
+"""Where rows come from: files or a table. A source can be read again and again, and holds no more than a batch of rows at a time."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from datasets import Dataset, IterableDataset, ReadInstruction
+
+from llmmod.data.row import Place, Row, RowError, first_line
+from llmmod.data.sources.read_json import read_json
+from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv
+from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.paths import shown
+
+Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]
+Placed = tuple[Place, Row | RowError]
+
+BY_SUFFIX: Mapping[str, Reader] = {
+    ".json": read_json, ".jsonl": read_json, ".ndjson": read_json, ".csv": read_csv, ".tsv": read_tsv,
+    ".parquet": read_parquet, ".arrow": read_arrow, ".txt": read_text,
+}  # fmt: skip
+# The names that `datasets` has for builders, for files whose suffix doesn't tell.
+BY_BUILDER: Mapping[str, Reader] = {"json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow, "text": read_text}
+
+
+class Source(Protocol):
+    """Rows, each with its place."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def __iter__(self) -> Iterator[Placed]:
+        """The rows from the first on; a row that can't be read comes as a `RowError`."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The rows of files, one file after the other.
+
+    Args:
+        paths: the files.
+        reader: how all of them are read; None: each by its suffix.
+    """
+
+    paths: Sequence[Path]
+    reader: Reader | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, or the first of them and how many follow."""
+        others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{shown(self.paths[0])}{others}"
+
+    def __iter__(self) -> Iterator[Placed]:
+        for path in self.paths:
+            file, read = shown(path), self.reader or BY_SUFFIX[path.suffix.lower()]
+            for number, row in read(path):
+                yield Place(file, number), row
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a `datasets.Dataset`.
+
+    Args:
+        name: what it is called, e.g. a hub id.
+        dataset: the table.
+    """
+
+    name: str
+    dataset: Dataset
+
+    def __iter__(self) -> Iterator[Placed]:
+        number = 0
+        for columns in self.dataset.iter(batch_size=ROWS_A_BATCH):
+            for values in zip(*columns.values(), strict=True):
+                number += 1
+                yield Place(self.name, number), dict(zip(columns, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The rows of a `datasets.IterableDataset`, downloaded each time they are read; nobody knows how many there are.
+
+    Args:
+        name: what it is called, e.g. a hub id.
+        dataset: the rows.
+    """
+
+    name: str
+    dataset: IterableDataset
+
+    def __iter__(self) -> Iterator[Placed]:
+        number = 0
+        try:
+            for number, row in enumerate(self.dataset, start=1):
+                yield Place(self.name, number), row
+        except Exception as error:  # the file's reader, the file system and the network each have their own, and all say the same
+            do = "Of a file of this machine the row would be told: dataset.path=my_folder"
+            raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Some stretches of sources, in order; places stay those of the whole.
+
+    Args:
+        name: what they are called.
+        parts: source, first row (from 0) and the row after the last, None for its end.
+    """
+
+    name: str
+    parts: Sequence[tuple[Source, int, int | None]]
+
+    def __iter__(self) -> Iterator[Placed]:
+        for source, start, stop in self.parts:
+            yield from islice(source, start, stop)
+
+
+def take_split(splits: Mapping[str, Source], spec: str) -> Source:
+    """The rows that `dataset.split` asks for, by the grammar of `datasets`: `train`, `train[:10%]`, `train[-100:]+test`.
+
+    Args:
+        splits: name -> source. They are counted where a slice is asked for, which takes a reading; of a stream only from its beginning.
+
+    Raises:
+        ConfigError: the text is no split, there is no such split, or a slice needs a length that isn't known.
+    """
+    asked = read_split(spec)
+    sliced = "[" in spec
+    named = {name: source for name, source in splits.items() if name in spec}
+    if any(is_streamed(source) for source in named.values()) and needs_length(spec):
+        found = f"'{spec}', but a streamed dataset has no known length to take a part of"
+        raise ConfigError(Problem("dataset.split", found, "Allowed: rows counted from the beginning, as train[100:200]"))
+    lengths = {name: _count(source) if sliced else 0 for name, source in named.items()}
+    try:
+        parts = asked.to_absolute(lengths)
+    except ValueError as error:
+        raise ConfigError(no_such_split(spec, splits)) from error
+    if spec in splits:
+        return splits[spec]
+    names = dict.fromkeys(part.splitname for part in parts)
+    called = f"{'+'.join(splits[name].name for name in names)} [{spec}]" if sliced else "+".join(splits[name].name for name in names)
+    return Ranges(called, [(splits[part.splitname], part.from_, part.to if sliced else None) for part in parts])
+
+
+def read_split(spec: str) -> ReadInstruction:
+    """What a text such as `train[:10%]` asks for.
+
+    Raises:
+        ConfigError: the text is no split.
+    """
+    try:
+        return ReadInstruction.from_spec(spec)
+    except (ValueError, AssertionError) as error:
+        allowed = "Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +"
+        raise ConfigError(Problem("dataset.split", f"'{spec}' is no split", allowed)) from error
+
+
+def needs_length(spec: str) -> bool:
+    """Whether it takes the number of rows to find out which ones a split is: `train[:10%]`, `train[-100:]`."""
+    return "[" in spec and re.search("[%-]", spec) is not None
+
+
+def no_such_split(spec: str, splits: Collection[str]) -> Problem:
+    """The problem that a split is asked for that isn't among those there are."""
+    return Problem("dataset.split", f"no such split: '{spec}'", f"There {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}")
+
+
+def is_streamed(source: Source) -> bool:
+    """Whether reading the rows downloads them."""
+    return isinstance(source, Streamed) or (isinstance(source, Ranges) and any(is_streamed(part) for part, _, _ in source.parts))
+
+
+def _count(source: Source) -> int:
+    if is_streamed(source):
+        return sys.maxsize
+    return len(source.dataset) if isinstance(source, Table) else sum(1 for _ in source)

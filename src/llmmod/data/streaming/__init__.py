@@ -1,0 +1,1 @@
+"""Examples that are made while training asks for them."""

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import csv
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmmod.data.sources.read_tables import read_arrow, read_csv, read_parquet, read_text, read_tsv
+from llmmod.errors import DataError
+
+ROWS = [{"q": f"question {i}", "a": f"answer, {i}\nwith a second line"} for i in range(1, 2501)]
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_csv_rows_are_counted_without_the_header(tmp_path):
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["q", "a"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    assert list(read_csv(tmp_path / "x.csv")) == list(enumerate(ROWS, start=1))
+
+
+def test_csv_cells_may_be_longer_than_csv_allows_by_itself(tmp_path):
+    (tmp_path / "x.csv").write_text("q,a\nlong," + "x" * 200_000 + "\n")
+    assert len(next(iter(read_csv(tmp_path / "x.csv")))[1]["a"]) == 200_000
+
+
+def test_a_short_record_lacks_columns_and_a_long_one_is_bad(tmp_path):
+    (tmp_path / "x.csv").write_text("q,a\n1,2\n3\n\n4,5,6\n")
+    (first, second, (number, third)) = read_csv(tmp_path / "x.csv")
+    assert first == (1, {"q": "1", "a": "2"})
+    assert second == (2, {"q": "3"})
+    assert (number, str(third)) == (3, "3 cells, where the header names 2 columns")
+
+
+def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
+    (tmp_path / "x.tsv").write_text("q\ta\n1, 2\t3\n")
+    assert list(read_tsv(tmp_path / "x.tsv")) == [(1, {"q": "1, 2", "a": "3"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "x.csv: the file is empty."),
+        ("q,a,q\n1,2,3\n", "x.csv, header: the column 'q' stands there 2 times."),
+        ('q,a\n1,2\n3,"4\n', "x.csv, row 2: no CSV: unexpected end of data."),
+    ],
+    ids=["empty", "twice", "quote"],
+)
+def test_a_file_that_is_no_csv_is_told(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError) as error:
+        list(read_csv(tmp_path / "x.csv"))
+    assert str(error.value) == message
+
+
+def test_parquet_and_both_kinds_of_arrow_files_read_the_same(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=700)
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as file:
+        file.write_table(table, max_chunksize=999)
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    (stream,) = (tmp_path / "saved").glob("*.arrow")
+    expected = list(enumerate(ROWS, start=1))
+    assert list(read_parquet(tmp_path / "x.parquet")) == expected
+    assert list(read_arrow(tmp_path / "file.arrow")) == expected
+    assert list(read_arrow(stream)) == expected
+
+
+@pytest.mark.parametrize(("read", "kind"), [(read_parquet, "parquet"), (read_arrow, "arrow")])
+@pytest.mark.parametrize("content", [b"", b"no table at all"], ids=["empty", "prose"])
+def test_a_file_of_another_kind_is_told(tmp_path, read, kind, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        list(read(tmp_path / "x"))
+    assert str(error.value).startswith(f"x: no {kind} file: ")
+
+
+def test_each_line_of_a_text_file_is_a_row(tmp_path):
+    (tmp_path / "x.txt").write_text("one\n\n  two \nthree", encoding="utf-8")
+    assert list(read_text(tmp_path / "x.txt")) == [(1, {"text": "one"}), (3, {"text": "  two "}), (4, {"text": "three"})]
