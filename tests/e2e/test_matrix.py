@@ -11,7 +11,7 @@ import pytest
 import yaml
 from cells import FILE, matrix
 
-from llmmod.stages import curve
+from llmmod.stages.loop import curve
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.reference import frozen_copy, starts_as_nothing
 from llmmod.models.segments import by_segments
 from llmmod.schema.training.dpo import LOSSES
-from llmmod.stages import head
+from llmmod.stages.lean import head
 
 COLLATORS = [{"_target_": f"llmmod.data.pairs.{name}"} for name in ("SharePrompt", "PadPairs")]
 CHANGES = {
@@ -301,7 +301,7 @@ def test_resumed_to_the_same_bits(trained, tmp_path, caplog, monkeypatch, known)
     _, again = trained(adapted, output_dir=tmp_path / "again", **settings)
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     if known:
-        monkeypatch.setattr("llmmod.stages.reference.ReferenceTrainer._computed", None)  # is not called again
+        monkeypatch.setattr("llmmod.stages.comparing.reference.ReferenceTrainer._computed", None)  # is not called again
     _, resumed = trained(adapted, resume=str(tmp_path / "whole" / "checkpoint-5"), output_dir=tmp_path / "resumed", **settings)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert ("the reference's log-probabilities are those of" in caplog.text) is known

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from llmmod.stages import head
+from llmmod.stages.lean import head
 
 
 def naive_sums(model, examples):

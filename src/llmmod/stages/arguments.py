@@ -21,7 +21,7 @@ from llmmod.schema.training import SAID_ELSEWHERE, StageConf
 
 # Of Seq2SeqTrainingArguments; read by the evaluate and predict steps rather than by a trainer that has no such argument.
 GENERATION_FIELDS = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config")
-# Of ours, or done by the train step; and what is compiled, the layers alone (`stages.compiled`).
+# Of ours, or done by the train step; and what is compiled, the layers alone (`stages.lean.compiled`).
 _COMPILING = {"torch_compile", "torch_compile_backend", "torch_compile_mode"}
 _OWN_FIELDS = {field.name for field in dataclasses.fields(StageConf)} | {"_target_", "resume_from_checkpoint"} | _COMPILING
 SMOKE_STEPS = 2

@@ -15,9 +15,9 @@ from llmmod.instantiate import build
 from llmmod.schema.training import StageConf
 from llmmod.stages.arguments import refusal
 from llmmod.stages.batches import collator_from
-from llmmod.stages.compiled import compile_layers, drop_compiled
-from llmmod.stages.finite import StopWhenNotFinite
-from llmmod.stages.head import readable_head
+from llmmod.stages.lean.compiled import compile_layers, drop_compiled
+from llmmod.stages.lean.head import readable_head
+from llmmod.stages.loop.finite import StopWhenNotFinite
 from llmmod.stages.loraplus import KEY as LORAPLUS_KEY
 from llmmod.stages.trainer import StageTrainer
 

@@ -14,8 +14,8 @@ import torch
 from trl import DPOTrainer
 
 from llmmod.models.segments import KEYS, by_segments
-from llmmod.stages.head import lean_head
-from llmmod.stages.reference import ReferenceTrainer
+from llmmod.stages.comparing.reference import ReferenceTrainer
+from llmmod.stages.lean.head import lean_head
 
 _SFT = "sft"
 _BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of what the head gives

@@ -12,9 +12,9 @@ import torch
 from trl import KTOTrainer
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.stages.head import lean_head
+from llmmod.stages.comparing.reference import ReferenceTrainer
+from llmmod.stages.lean.head import lean_head
 from llmmod.stages.means import Means
-from llmmod.stages.reference import ReferenceTrainer
 
 
 class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]

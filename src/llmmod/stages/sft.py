@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from llmmod.data.packed import Packed
 from llmmod.models.segments import BOUNDARIES, by_segments
-from llmmod.stages.head import lean_head
+from llmmod.stages.lean.head import lean_head
 from llmmod.stages.trainer import StageTrainer
 
 # exp of more than this is no float; a loss of 700 nats a token is broken anyway.

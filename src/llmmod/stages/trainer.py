@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.data.lengths import lengths
 from llmmod.models.segments import BOUNDARIES, by_segments
-from llmmod.stages.finite import not_finite
-from llmmod.stages.lean_lora import lean_lora
+from llmmod.stages.lean.lora import lean_lora
+from llmmod.stages.loop.finite import not_finite
 from llmmod.stages.loraplus import loraplus_optimizer
 from llmmod.stages.neftune import noisy_embeddings
 from llmmod.stages.sampling import ByEpoch

@@ -15,7 +15,7 @@ from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.build import lent, release, trainer_from
-from llmmod.stages.measures import after_last_step, only_measures
+from llmmod.stages.loop.measures import after_last_step, only_measures
 from llmmod.stages.rewards import BEGAN_WITH
 from llmmod.steps.predict import Predict, held_out
 from llmmod.steps.told import told_of_evaluation

@@ -23,7 +23,7 @@ from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.answers import answers
-from llmmod.stages.counting import counting
+from llmmod.stages.loop.counting import counting
 from llmmod.steps.predict import held_out
 from llmmod.steps.predictions import OrderedLines
 

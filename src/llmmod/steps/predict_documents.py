@@ -21,7 +21,7 @@ from llmmod.ranks import rank
 from llmmod.render.tokens import own_beginning
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.answers import answers
-from llmmod.stages.counting import counting
+from llmmod.stages.loop.counting import counting
 from llmmod.steps.predict import held_out
 from llmmod.steps.predict_answers import settings
 from llmmod.steps.predictions import OrderedLines

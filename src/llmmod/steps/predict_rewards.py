@@ -12,7 +12,7 @@ from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.schema.step.predict import PredictConf
 from llmmod.stages.batches import collator_from
-from llmmod.stages.counting import counting
+from llmmod.stages.loop.counting import counting
 from llmmod.stages.rm import pair_rewards
 from llmmod.steps.predict import held_out
 from llmmod.steps.predictions import OrderedLines

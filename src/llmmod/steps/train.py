@@ -26,11 +26,11 @@ from llmmod.schema.step.train import TrainConf
 from llmmod.stages.arguments import training_arguments
 from llmmod.stages.batches import check_trainer
 from llmmod.stages.build import lent, needs_max_steps, release, trainer_from
-from llmmod.stages.curve import loss_curve
-from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
-from llmmod.stages.measures import measured
-from llmmod.stages.progress import TrainingProgress
-from llmmod.stages.resume import checkpoints, find_checkpoint
+from llmmod.stages.loop.curve import loss_curve
+from llmmod.stages.loop.interrupt import StopAfterStep, StoppedBetweenSteps
+from llmmod.stages.loop.measures import measured
+from llmmod.stages.loop.progress import TrainingProgress
+from llmmod.stages.loop.resume import checkpoints, find_checkpoint
 from llmmod.stages.rewards import BEGAN_WITH
 from llmmod.steps.earlier import Result
 from llmmod.steps.reuse import Reuse

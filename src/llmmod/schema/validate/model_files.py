@@ -1,7 +1,7 @@
 """Models, tokenizers, adapters and checkpoints that are to be read from this disk and aren't there, or aren't what they should be.
 
-What a directory must hold, `llmmod.models.checkpoint` and `llmmod.stages.resume` say, pure Python both; they are reached by name, since
-what a run is made of stands below them.
+What a directory must hold, `llmmod.models.checkpoint` and `llmmod.stages.loop.resume` say, pure Python both; they are reached by name,
+since what a run is made of stands below them.
 """
 
 from __future__ import annotations
@@ -123,5 +123,5 @@ def _checkpoint(context: Context, step: str) -> Iterator[Problem]:
     if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
         return
     directory = Path(output).expanduser() / step
-    for problem in _told(locate("llmmod.stages.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
+    for problem in _told(locate("llmmod.stages.loop.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
         yield Problem(key, problem.found, problem.allowed, problem.do)

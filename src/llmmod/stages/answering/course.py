@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from llmmod.stages.curve import loss_curve, points, save_png
+from llmmod.stages.loop.curve import loss_curve, points, save_png
 
 Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name in the log, what it is called, colour
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmmod.stages.tiles import tiles
+from llmmod.stages.lean.tiles import tiles
 
 
 def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

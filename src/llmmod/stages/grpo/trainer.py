@@ -2,7 +2,7 @@
 
 Several answers to each prompt are sampled and scored, and each is compared with the others to the same prompt. trl decides what that makes
 of them (its `loss_type`, `scale_rewards`, …); the prompts' ids, how answers are sampled and where they end, rewards and their models, the
-reference and the log-probabilities are those of `stages.ppo` and `stages.rewards`.
+reference and the log-probabilities are those of `stages.answering` and `stages.rewards`.
 
 What differs from trl's own trainer (1.16): rows are padded on the right, so that positions begin with the prompt; the last prompts of an
 epoch aren't left out, but filled up with its first; a run that is resumed gives the same bits; `eval_loss`, which says nothing of a

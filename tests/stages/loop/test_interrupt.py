@@ -8,7 +8,7 @@ import signal
 import pytest
 from transformers import TrainerCallback
 
-from llmmod.stages.interrupt import StopAfterStep, StoppedBetweenSteps
+from llmmod.stages.loop.interrupt import StopAfterStep, StoppedBetweenSteps
 
 
 class Interrupting(TrainerCallback):

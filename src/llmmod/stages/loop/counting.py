@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llmmod.stages.progress import clock
+from llmmod.stages.loop.progress import clock
 
 log = logging.getLogger("llmmod")
 _EVERY_S = 10.0

@@ -1,4 +1,4 @@
-"""llmmod.stages.lean_lora against peft's own forward: the same outputs and gradients within 1e-5, float32."""
+"""llmmod.stages.lean.lora against peft's own forward: the same outputs and gradients within 1e-5, float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from llmmod.stages.lean_lora import lean_lora
+from llmmod.stages.lean.lora import lean_lora
 
 
 class Two(nn.Module):

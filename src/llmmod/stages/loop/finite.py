@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llmmod.errors import RunError
-from llmmod.stages.resume import checkpoints
+from llmmod.stages.loop.resume import checkpoints
 
 _WATCHED = ("loss", "eval_loss")
 

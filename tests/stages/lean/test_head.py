@@ -1,4 +1,4 @@
-"""llmmod.stages.head against trl's own function, which computes the same in tiles."""
+"""llmmod.stages.lean.head against trl's own function, which computes the same in tiles."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import trl.trainer.utils
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from llmmod.stages import head
-from llmmod.stages.head import lean_head
+from llmmod.stages.lean import head
+from llmmod.stages.lean.head import lean_head
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 

@@ -26,9 +26,9 @@ from llmmod.data.columns import WithColumns, digest
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.reference import Nobody, frozen_copy, starts_as_nothing
 from llmmod.models.segments import by_segments
-from llmmod.stages.counting import counting
-from llmmod.stages.head import lean_head
-from llmmod.stages.known import file_name, read_known, write_known
+from llmmod.stages.comparing.known import file_name, read_known, write_known
+from llmmod.stages.lean.head import lean_head
+from llmmod.stages.loop.counting import counting
 from llmmod.stages.means import Means
 from llmmod.stages.trainer import StageTrainer
 

@@ -1,4 +1,4 @@
-"""llmmod.stages.compiled: layers compiled for training give what they give without, and are compiled once for packed rows."""
+"""llmmod.stages.lean.compiled: layers compiled for training give what they give without, and are compiled once for packed rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from llmmod.data.packed import Packed
 from llmmod.models.freeze import decoder_layers
 from llmmod.stages.build import lent
-from llmmod.stages.compiled import is_compiled
+from llmmod.stages.lean.compiled import is_compiled
 
 # Traces as torch.compile does, and runs the traced graph as it is: what the kernels' compiler adds is torch's affair, and takes minutes.
 FLAT = {"per_device_train_batch_size": 1, "collator": {"_target_": "llmmod.data.collate.Flatten"}}

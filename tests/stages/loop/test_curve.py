@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.stages.curve import draw_losses, loss_curve, smoothed
+from llmmod.stages.loop.curve import draw_losses, loss_curve, smoothed
 
 HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.2}]
 

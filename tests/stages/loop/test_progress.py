@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.stages import progress
-from llmmod.stages.progress import TrainingProgress, clock
+from llmmod.stages.loop import progress
+from llmmod.stages.loop.progress import TrainingProgress, clock
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import torch
 import trl.trainer.utils
 from torch.nn import functional
 
-from llmmod.stages.tiles import tiles
+from llmmod.stages.lean.tiles import tiles
 
 # Logits kept for the gradient: 256 MiB in float32. Beyond, trl's tiles.
 MOST_LOGITS = 2**26

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.stages.resume import checkpoints, find_checkpoint
+from llmmod.stages.loop.resume import checkpoints, find_checkpoint
 
 
 @pytest.fixture
