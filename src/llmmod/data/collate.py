@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
@@ -39,15 +39,11 @@ class Flatten:
         places = [0, *accumulate(lengths)]
         labels = torch.tensor(list(chain.from_iterable(example["labels"] for example in examples)), dtype=torch.int64)
         labels[places[:-1]] = IGNORED
-        boundaries = torch.tensor(places, dtype=torch.int32)
         row = {
             "input_ids": torch.tensor([list(chain.from_iterable(example["input_ids"] for example in examples))], dtype=torch.int64),
             "labels": labels[None],
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            "cu_seq_lens_q": boundaries,
-            "cu_seq_lens_k": boundaries,
-            "max_length_q": max(lengths),
-            "max_length_k": max(lengths),
+            **segments(lengths),
         }
         return row if self.length is None or "seq_lengths" not in examples[0] else _filled(row, self.length)
 
@@ -70,6 +66,22 @@ def _filled(row: Mapping[str, Any], length: int) -> dict[str, Any]:
 
 
 _BOUNDARIES = 64
+
+
+def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[str, Any]:
+    """Where the segments of a row begin and where the last one ends, under the names that `models.segments` reads.
+
+    Args:
+        lengths: tokens of each.
+        keys: tokens that each sees; None: its own.
+    """
+    boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return {
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries if keys is None else torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths if keys is None else keys),
+    }
 
 
 class PadRight:
@@ -95,6 +107,23 @@ class PadRight:
         ids, mask = padded([example["input_ids"] for example in examples], fill=self.pad_id, width=width)
         labels, _ = padded([example["labels"] for example in examples], fill=IGNORED, width=width)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def padded_answers(pad: PadRight, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Prompts with an answer each, padded.
+
+    Args:
+        pad: fills up.
+        prompts: ids, one for each answer.
+        answers: ids.
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), int64 [answers, longest].
+    """
+    both = zip(prompts, answers, strict=True)
+    batch = pad([{"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]} for prompt, answer in both])
+    labels = batch.pop("labels")
+    return {**batch, "completion_mask": (labels != IGNORED).long()}
 
 
 def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

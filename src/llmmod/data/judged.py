@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from llmmod.data.collate import PadRight
-from llmmod.render.encode import IGNORED
+from llmmod.data.collate import PadRight, padded_answers
 
 
 class PadJudged:
@@ -29,20 +28,11 @@ class PadJudged:
         The same three of the mismatched pairs, their names after `KL_`; `label`, bool [examples]; and where it is known, `ref_logps`,
         float32 [examples].
         """
-        prompts, answers = ([list(example[name]) for example in examples] for name in ("prompt_ids", "completion_ids"))
-        batch: dict[str, Any] = self._rows(prompts, answers)
-        mismatched = self._rows(prompts, [answers[-1], *answers[:-1]])
+        prompts, answers = ([example[name] for example in examples] for name in ("prompt_ids", "completion_ids"))
+        batch: dict[str, Any] = padded_answers(self._pad, prompts, answers)
+        mismatched = padded_answers(self._pad, prompts, [answers[-1], *answers[:-1]])
         batch |= {f"KL_{name}": values for name, values in mismatched.items()}
         batch["label"] = torch.tensor([bool(example["label"]) for example in examples])
         if "ref_logps" in examples[0]:
             batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples])
-        return batch
-
-    def _rows(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        rows = [
-            {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        batch = self._pad(rows)
-        batch["completion_mask"] = (batch.pop("labels") != IGNORED).long()
         return batch

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 
-from llmmod.data.collate import PadRight
+from llmmod.data.collate import PadRight, padded_answers, segments
 from llmmod.render.encode import IGNORED
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
@@ -56,10 +55,7 @@ class SharePrompt:
             "input_ids": torch.tensor([ids]),
             "position_ids": torch.tensor([positions]),
             "shift_labels": torch.tensor([labels]),
-            "cu_seq_lens_q": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-            "cu_seq_lens_k": torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
-            "max_length_q": max(lengths),
-            "max_length_k": max(keys),
+            **segments(lengths, keys),
             "completion_mask": _answers_alone([len(example[name]) for name in _ANSWERS for example in examples]),
             **_of_reference(examples),
         }
@@ -81,13 +77,9 @@ class PadPairs:
         First all chosen answers, then all rejected ones. Where they are known, also `ref_chosen_logps` and `ref_rejected_logps`, float32
         [pairs].
         """
-        batch: dict[str, Any] = self._pad([_row(example["prompt_ids"], example[name]) for name in _ANSWERS for example in examples])
-        batch["completion_mask"] = (batch.pop("labels") != IGNORED).long()
-        return batch | _of_reference(examples)
-
-
-def _row(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
-    return {"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]}
+        prompts = [example["prompt_ids"] for example in examples] * len(_ANSWERS)
+        answers = [example[name] for name in _ANSWERS for example in examples]
+        return padded_answers(self._pad, prompts, answers) | _of_reference(examples)
 
 
 def _answers_alone(lengths: Sequence[int]) -> torch.Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 import torch
 
-from llmmod.data.collate import PadRight
+from llmmod.data.collate import PadRight, segments
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
 _MARGIN = "margin"  # of a pair, where its dataset has one: by how much the chosen answer is better
@@ -42,10 +42,7 @@ class SharePromptScored:
         return {
             "input_ids": torch.tensor([list(ids)]),
             "position_ids": torch.tensor([list(positions)]),
-            "cu_seq_lens_q": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-            "cu_seq_lens_k": torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
-            "max_length_q": max(lengths),
-            "max_length_k": max(keys),
+            **segments(lengths, keys),
             **_margins(examples),
         }
 
