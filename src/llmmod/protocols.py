@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,10 +86,3 @@ class Metric(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Name -> value over all that was taken."""
-
-
-class HasVocabulary(Protocol):
-    """What a render needs of a tokenizer."""
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Id or ids of tokens."""

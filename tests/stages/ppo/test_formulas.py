@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmmod.stages.ppo.advantages import advantages_and_returns
-from llmmod.stages.ppo.kl import ESTIMATORS, KlCoefficient, token_kl
+from llmmod.stages.ppo.kl import KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import approximate_kl, explained_variance, policy_losses, value_losses
 from llmmod.stages.ppo.masked import masked_moments, whitened
 from llmmod.stages.ppo.scores import ScoreScale, token_rewards, without_end
@@ -101,7 +101,7 @@ def test_moments_of_two_processes_are_those_of_all_their_tokens():
 
 @TYPES
 @SEEDS
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_kl_of_tokens(seed, dtype, tolerance, estimator):
     answers = Answers(seed, dtype)
     (log_p, p), (log_q, q) = answers.numbers(), answers.numbers()
@@ -109,7 +109,7 @@ def test_kl_of_tokens(seed, dtype, tolerance, estimator):
     assert_close(token_kl(p, q, estimator=estimator), expected, tolerance * 100)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_both_estimators_have_the_kl_as_their_mean(estimator):
     """Exact expectation over a distribution of five tokens: sum of p times the estimate at each token."""
     random = np.random.default_rng(0)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 _MOST_ERROR = 0.2  # of a target that is missed by more, the coefficient takes no further notice (Ziegler et al. 2019, eq. 3)
-ESTIMATORS = ("k1", "k3")
 
 
 def token_kl(log_probs: torch.Tensor, reference: torch.Tensor, *, estimator: str = "k1") -> torch.Tensor:
