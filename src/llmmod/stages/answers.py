@@ -38,6 +38,15 @@ def answers(
         yield [(number, _without_padding(answer, config)) for number, answer in zip(numbers, generated, strict=True)]
 
 
+def answers_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[int]]:
+    """The answer of each prompt, in the order of the prompts; the arguments are those of `answers`."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for batch in answers(model, prompts, **given):
+        for number, answer in batch:
+            found[number] = answer
+    return found
+
+
 def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, int64 [batch, longest]; the real tokens end at the right, where generation goes on."""
     longest = max(len(prompt) for prompt in prompts)

@@ -24,39 +24,38 @@ from trl import GRPOTrainer
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation import answer_text
 from llmmod.schema.reward import reward_nodes
-from llmmod.stages.answering.course import Panel, course
-from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import base_is_known, initial_weights, reference
 from llmmod.stages.answering.rows import rows_of, told
 from llmmod.stages.answering.samples import Samples
 from llmmod.stages.answering.sampling import drawing, sampling_settings, seed_of
-from llmmod.stages.answers import answers
+from llmmod.stages.answering.trainer import AnsweringTrainer
+from llmmod.stages.answers import answers_in_order
 from llmmod.stages.grpo.arguments import GrpoArguments
-from llmmod.stages.means import Means
 from llmmod.stages.rewards import Answers, rewards_from
-from llmmod.stages.trainer import StageTrainer
 
 _REFERENCE = "reference"  # where trl has a model
 # Of what trl measures, the means that are means over any number of batches too; by what they are over.
 _BY_ANSWER = ("reward", "completions/mean_length", "completions/clipped_ratio")
 _BY_TOKEN = ("kl", "entropy")
-FILE = "grpo.png"
-_PANELS: tuple[Panel, ...] = (
-    ("reward", (("reward", "reward", "tab:blue"),)),
-    ("tokens an answer", (("completions/mean_length", "length", "tab:green"),)),
-    ("KL to the reference, nats a token", (("kl", "KL", "tab:red"),)),
-)
 
 
-class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
+class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
     """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
+
+    stage = "grpo"
+    panels = (
+        ("reward", (("reward", "reward", "tab:blue"),)),
+        ("tokens an answer", (("completions/mean_length", "length", "tab:green"),)),
+        ("KL to the reference, nats a token", (("kl", "KL", "tab:red"),)),
+    )
 
     def __init__(
         self, model: Any = None, args: GrpoArguments | None = None, *, train_dataset: Any = None, data_collator: Any = None, **kwargs: Any
     ) -> None:
         assert args is not None
-        _refuse(train_dataset, data_collator)
+        if data_collator is not None:
+            raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
         self._answering = sampling_settings(args, model)
         names = list(reward_nodes(args.reward))
         with _as_trl_reads_them(args):
@@ -71,23 +70,20 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         self.rewards = rewards_from(
             args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
         )
-        self.initial: dict[str, torch.Tensor] | None = None
         self._compare_with_reference(known=base_is_known(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
-        self._held_out, self._earned = Means(), RunningMoments()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         self.initial = initial_weights(self.model) if self.args.beta else None
         self._compare_with_reference(known=True)
-        with course(lambda: self.state, Path(self.args.output_dir) / FILE, _PANELS):
-            return super().train(*args, **kwargs)
+        return super().train(*args, **kwargs)
 
     def release(self) -> None:
         """Let go of what only training needs."""
-        self.rewards.release()
-        self.initial = self._buffered_inputs = None
+        super().release()
+        self._buffered_inputs = None
         self._rows = []
 
     def _compare_with_reference(self, *, known: bool) -> None:
@@ -100,8 +96,7 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
         args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
         size, times = args.generation_batch_size // self.num_generations, self.num_iterations * args.steps_per_generation
-        seed, shuffle = args.seed if args.data_seed is None else args.data_seed, args.train_sampling_strategy != "sequential"
-        return RolloutSampler(len(dataset), size=size, times=times, seed=seed, shuffle=shuffle, each=self.num_generations)
+        return self.rollout_sampler(dataset, size=size, times=times, each=self.num_generations)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, torch.Tensor]:
         """A micro-batch that is learnt from, its answers sampled and scored if it is the first of those that are made at once."""
@@ -126,14 +121,9 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         """An answer to each; without dropout, and each batch of them at once."""
-        found: list[list[int]] = [[] for _ in prompt_ids]
+        settings = {"config": self._answering, "batch_size": len(prompt_ids), "tokenizer": self.processing_class}
         with _evaluating(self.model):
-            for batch in answers(
-                self.model, prompt_ids, config=self._answering, batch_size=len(prompt_ids), tokenizer=self.processing_class
-            ):
-                for number, answer in batch:
-                    found[number] = answer
-        return found, None
+            return answers_in_order(self.model, prompt_ids, **settings), None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]
@@ -198,48 +188,26 @@ class GrpoTrainer(StageTrainer, GRPOTrainer):  # type: ignore[misc]
         self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_BY_TOKEN, tokens))
         return None, None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
-        with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
-            output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
-        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in found.items()})
-        return output
-
     # Checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with self.rewards.left_out(self.model):
-            super()._save(output_dir, state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         of_entropy = {"last_world_entropy": self._last_world_entropy, "window": self._entropy_window_stats}
         state = {"step": self._step, "batches": self._buffered_inputs, "metrics": dict(self._metrics["train"]), "entropy": of_entropy}
-        torch.save(state, self._state_file(output_dir))
+        torch.save(state, self.state_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            state = torch.load(self._state_file(checkpoint), map_location=self.args.device, weights_only=True)
+            state = torch.load(self.state_file(checkpoint), map_location=self.args.device, weights_only=True)
             self._step, self._buffered_inputs = state["step"], state["batches"]
             self._metrics["train"].update(state["metrics"])
             self._last_world_entropy, self._entropy_window_stats = state["entropy"]["last_world_entropy"], state["entropy"]["window"]
             self._samples.forget_after(self.state.global_step)
 
-    def _state_file(self, directory: str) -> Path:
-        return Path(directory) / f"grpo_state_{self.args.process_index}.pt"
-
 
 def _is_mean_reward(name: str) -> bool:
     return name.startswith("rewards/") and name.endswith("/mean")
-
-
-def _refuse(train_dataset: Any, data_collator: Any) -> None:
-    if not hasattr(train_dataset, "__len__"):
-        raise ConfigError(Problem("dataset.streaming", "true, and grpo comes back to its prompts", do="Set it to false"))
-    if data_collator is not None:
-        raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
 
 
 def _asked_by_us(**given: Any) -> list[float]:

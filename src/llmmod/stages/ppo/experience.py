@@ -19,7 +19,7 @@ from llmmod.stages.answering.reference import reference
 from llmmod.stages.answering.rows import rows_of, told
 from llmmod.stages.answering.samples import Samples
 from llmmod.stages.answering.sampling import sampling_settings
-from llmmod.stages.answers import answers
+from llmmod.stages.answers import answers_in_order
 from llmmod.stages.ppo.advantages import advantages_and_returns
 from llmmod.stages.ppo.kl import KlCoefficient, token_kl
 from llmmod.stages.ppo.losses import explained_variance
@@ -101,12 +101,9 @@ class Experience:
 
     def _answered(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
         """Sampled answers as ids and mask, [prompts, longest], and as lists."""
-        trainer, lists = self._trainer, [[] for _ in prompts]  # type: tuple[Any, list[list[int]]]
-        trainer.model.eval()
-        size = self._args.generation_batch_size or len(prompts)
-        for batch in answers(trainer.model, prompts, config=self.config, batch_size=size, tokenizer=trainer.processing_class):
-            for number, answer in batch:
-                lists[number] = answer
+        model, tokenizer, size = self._trainer.model, self._trainer.processing_class, self._args.generation_batch_size or len(prompts)
+        model.eval()
+        lists = answers_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
         ids, mask = padded(lists, fill=0)
         return ids, mask.bool(), lists
 

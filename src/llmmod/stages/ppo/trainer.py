@@ -17,13 +17,11 @@ import torch
 from transformers import Trainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from llmmod.errors import ConfigError, Problem
-from llmmod.stages.answering.course import Panel, course
-from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler, columns
 from llmmod.stages.answering.reference import initial_weights
 from llmmod.stages.answering.rows import told
 from llmmod.stages.answering.sampling import drawing, seed_of
+from llmmod.stages.answering.trainer import AnsweringTrainer
 from llmmod.stages.means import Means
 from llmmod.stages.ppo.arguments import PpoArguments
 from llmmod.stages.ppo.experience import Experience
@@ -31,27 +29,24 @@ from llmmod.stages.ppo.losses import approximate_kl, policy_losses, value_losses
 from llmmod.stages.ppo.rollout import Rollout, in_parts, mini_batch
 from llmmod.stages.ppo.value_head import attached, detached, load_value_head, new_value_head, save_value_head
 from llmmod.stages.rewards import rewards_from
-from llmmod.stages.trainer import StageTrainer
 
 _PARTS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "value_clip_fraction")
 _TOO_FAR = 1.5  # times target_kl, as in OpenAI's Spinning Up and Stable-Baselines3
-FILE = "ppo.png"
-_PANELS: tuple[Panel, ...] = (
-    ("reward", (("score", "score", "tab:green"), ("reward", "reward: score less what divergence costs", "tab:blue"))),
-    ("KL to the reference, nats an answer", (("kl", "KL", "tab:red"),)),
-)
 
 
-class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
+class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
     """A trainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
 
+    stage = "ppo"
+    panels = (
+        ("reward", (("score", "score", "tab:green"), ("reward", "reward: score less what divergence costs", "tab:blue"))),
+        ("KL to the reference, nats an answer", (("kl", "KL", "tab:red"),)),
+    )
     loss_is_scaled_for_ga = True  # by the tokens of the whole optimizer step
 
     def __init__(
         self, model: Any = None, args: PpoArguments | None = None, *, train_dataset: Any = None, data_collator: Any = None, **kwargs: Any
     ) -> None:
-        if not hasattr(train_dataset, "__len__"):
-            raise ConfigError(Problem("dataset.streaming", "true, and ppo comes back to its prompts", do="Set it to false"))
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator or columns, **kwargs)
         if self.args.disable_dropout:
             disable_dropout_in_model(self.model)
@@ -63,10 +58,8 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         )
         self.experience = Experience(self)
         self.means = Means()
-        self.initial: dict[str, torch.Tensor] | None = None
         self.rollout: Rollout | None = None
         self._parts = torch.zeros(len(_PARTS) + 1, dtype=torch.float64)
-        self._held_out, self._earned = Means(), RunningMoments()
 
     @property
     def rows_a_step(self) -> int:
@@ -81,13 +74,13 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         self.initial = initial_weights(self.model)
-        with attached(self.model, self.value_head), course(lambda: self.state, Path(self.args.output_dir) / FILE, _PANELS):
+        with attached(self.model, self.value_head):
             return super().train(*args, **kwargs)
 
     def release(self) -> None:
         """Let go of what only training needs."""
-        self.rewards.release()
-        self.initial = self.rollout = None
+        super().release()
+        self.rollout = None
 
     # Prompts and rollouts
 
@@ -99,13 +92,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         size = self.rows_a_step * self.args.num_mini_batches * self.accelerator.num_processes
-        times = self.steps_a_rollout * self.args.gradient_accumulation_steps
-        shuffle = self.args.train_sampling_strategy != "sequential"
-        return RolloutSampler(len(dataset), size=size, times=times, seed=self._data_seed, shuffle=shuffle)
-
-    @property
-    def _data_seed(self) -> int:
-        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return self.rollout_sampler(dataset, size=size, times=self.steps_a_rollout * self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step, and the number of tokens in them, of all processes."""
@@ -116,7 +103,7 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
             with drawing(seed_of("rollout", self.args.seed, step, self.args.process_index)):
                 self.rollout = self.experience.make(prompts)
         epoch, part = divmod(place, self.args.num_mini_batches)
-        order = seed_of("order", self._data_seed, number, self.args.process_index)
+        order = seed_of("order", self.data_seed, number, self.args.process_index)
         numbers = mini_batch(len(self.rollout.prompts), size=self.rows_a_step, number=part, epoch=epoch, seed=order)
         grouped = self.rollout.lengths() if self.args.train_sampling_strategy == "group_by_length" else None
         pad_id = self.experience.config.pad_token_id
@@ -171,18 +158,10 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         self._earned.update(numbers[:, list(found).index("reward")])
         return None, None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
-        with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
-        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in found.items()})
-        return output
-
     # Checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with detached(self.model), self.rewards.left_out(self.model):
+        with detached(self.model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_value_head(self.value_head, Path(output_dir or self.args.output_dir))
@@ -200,15 +179,12 @@ class PpoTrainer(StageTrainer, Trainer):  # type: ignore[misc]
         super()._save_rng_state(output_dir)
         state = self.experience.state() | {"means": self.means.state()}
         state["rollout"] = None if self.rollout is None else self.rollout.state()
-        torch.save(state, self._state_file(output_dir))
+        torch.save(state, self.state_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            state = torch.load(self._state_file(checkpoint), weights_only=True)
+            state = torch.load(self.state_file(checkpoint), weights_only=True)
             self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
             self.means.load(state["means"])
             self.experience.load(state, step=self.state.global_step)
-
-    def _state_file(self, directory: str) -> Path:
-        return Path(directory) / f"ppo_state_{self.args.process_index}.pt"
