@@ -21,6 +21,7 @@ def test_cell(model, way, tmp_path):
     metrics = llmmod.run(llmmod.compose([*chosen, "training.save_strategy=no"]))
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["eval_reward_before"] >= 0.0
+    assert {"eval_reward_se_before", "eval_reward_se"} <= metrics.keys()
     assert metrics["eval_answer_length"] <= 16
     entry = next(e for e in json.loads((tmp_path / "run" / "train" / "trainer_state.json").read_text())["log_history"] if "loss" in e)
     # At the first step the policy is still the one that sampled, and the reference: whatever the family, the same forward is meant.

@@ -8,7 +8,8 @@ from typing import Any
 _OF_EVALUATION = ("eval_loss", "eval_reward")
 # What tells whether a stage's training was of use.
 _COMPARED = (
-    *_OF_EVALUATION, "eval_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies", "eval_rewards/margins",
+    *_OF_EVALUATION, "eval_reward_se", "eval_token_accuracy", "eval_accuracy", "eval_margin", "eval_rewards/accuracies",
+    "eval_rewards/margins",
 )  # fmt: skip
 _OF_TRAINING = ("train_loss", "train_runtime", "train_steps_per_second")
 # How fast an evaluation was says more about the machine than about the model.
