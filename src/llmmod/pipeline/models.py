@@ -57,11 +57,6 @@ class Models:
         self._results: dict[str, LoadedModel] = {}
         self._held: _Held | None = None
 
-    @property
-    def last(self) -> LoadedModel | None:
-        """What hangs on the model in memory, or was made of it."""
-        return None if self._held is None else self._held.worn
-
     def result(self, step: str) -> LoadedModel:
         """What a training step left; its `model` may be another step's by now, its `path` stays."""
         return self._results[step]

@@ -118,11 +118,6 @@ class Session:
         """What an earlier step trained, as `model.from_step` or the pipeline's order has it, else the model of the step's configuration."""
         return self._models.model(step)
 
-    @property
-    def current(self) -> LoadedModel | None:
-        """What was trained or loaded last."""
-        return self._models.last
-
     def put(self, name: str, value: Any) -> None:
         """Leave something for later steps."""
         self._left[name] = value
