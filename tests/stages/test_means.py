@@ -20,3 +20,11 @@ def test_a_checkpoint_goes_on_where_it_was_written():
     first.add({"loss": 2.0})
     resumed.add({"loss": 5.0})
     assert (first.take(), resumed.take()) == ({"loss": 1.25}, {"loss": 2.0})
+
+
+def test_those_of_several_processes_are_one():
+    one, other, both = Means(), Means(), Means()
+    one.add({"loss": 1.0, "kl": 3.0}, 3.0)
+    other.add({"loss": 2.0})
+    both.load(one.state(), other.state())
+    assert both.take() == {"loss": 1.25, "kl": 3.0}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
-from llmmod.models.segments import KEYS, by_segments
+from llmmod.models.segments import KEYS
 from llmmod.stages.comparing.reference import ReferenceTrainer
 from llmmod.stages.lean.head import lean_head
 
@@ -50,20 +50,12 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         loss = loss * (pairs / of_step[0])
         return loss + self._sft_weight * sft / of_step[1] if self._sft_weight else loss
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Nothing, a batch's means being kept for `evaluation_loop`."""
-        with by_segments(self.model, inputs):
-            super().prediction_step(model, inputs, True)
-        return None, None, None
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with the loss and all that trl measures, under its names, over all pairs."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = self.take_means()
+    def take_means(self) -> dict[str, float]:
+        """The means over an evaluation; of the loss `sft`, which is a part of the loss, over its tokens."""
+        means = super().take_means()
         if "loss" in means:
             means["loss"] += self._sft_weight * means.pop(_SFT, 0.0)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output
+        return means
 
     def as_trl_calls_it(self, model: Any, inputs: dict[str, Any]) -> Any:
         """What stands for the model where trl calls it with a batch that it reads."""

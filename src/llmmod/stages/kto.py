@@ -59,17 +59,6 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
         self.add_means(examples, weights=weights, **({} if self.model.training else {"loss": float(loss)}))
         return loss if num_items_in_batch is None else loss * (examples / num_items_in_batch)
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Nothing, a batch's means being kept for `evaluation_loop`."""
-        super().prediction_step(model, inputs, True)
-        return None, None, None
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As the library's, with the loss and all that trl measures, under its names, over all examples."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.take_means().items()})
-        return output
-
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         """Examples of an optimizer step, of all processes, as a share of each."""
         if not batch_samples:

@@ -35,6 +35,9 @@ class Means:
         """What a checkpoint keeps."""
         return dict(self._sums)
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._sums = dict(state)
+    def load(self, *states: Mapping[str, Any]) -> None:
+        """Go on from where one or several others were: from a checkpoint, or from what all processes have."""
+        self._sums = {}
+        for name, (total, weight) in (item for state in states for item in state.items()):
+            before, so_far = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = before + total, so_far + weight

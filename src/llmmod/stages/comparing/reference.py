@@ -7,17 +7,21 @@ What the reference thinks of an example, its log-probabilities, comes to trl's l
 - from before training, computed once for all examples and kept in the run's directory (`training.precompute_ref_log_probs`). So it is
   always with an adapter that is something from the start: off, it isn't where training began.
 
-trl's own means over a batch are weighted here by what they are over, so that those over many batches are exact.
+trl's own means over a batch are weighted here by what they are over, so that those over many batches are exact; in evaluation over those
+of several processes too, each of which measures its own share.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -121,8 +125,22 @@ class ReferenceTrainer(StageTrainer):
             found["num_tokens"] = tokens
 
     def take_means(self) -> dict[str, float]:
-        """The means over an evaluation."""
-        return self._means["eval"].take()
+        """The means over an evaluation, of all processes."""
+        means = self._means["eval"]
+        means.load(*gather_object([means.state()]))
+        return means.take()
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Nothing, a batch's means being kept for `evaluation_loop`."""
+        with by_segments(self.model, inputs), _alone(self.accelerator):
+            super().prediction_step(model, inputs, True)
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the library's, with the loss and all that trl measures, under its names, over all examples."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.take_means().items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the exact means of what came since the last time."""
@@ -130,8 +148,14 @@ class ReferenceTrainer(StageTrainer):
         self._metrics[mode].update({name: [value] for name, value in self._means[mode].take().items()})
         super().log(logs, start_time)
 
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return super()._get_dataloader(self._known.get(id(dataset), dataset), *args, **kwargs)
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        even = self.accelerator.even_batches
+        # Filled up to as many batches as another process has, an evaluation would measure examples twice. Sharded weights need it so.
+        self.accelerator.even_batches = even and (is_training or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        try:
+            return super()._get_dataloader(self._known.get(id(dataset), dataset), *args, is_training=is_training, **kwargs)
+        finally:
+            self.accelerator.even_batches = even
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # is tokenized already
@@ -184,6 +208,16 @@ class ReferenceTrainer(StageTrainer):
         self.model.eval()
         found = self._thoughts(self._prepare_inputs(batch))
         return {name: self.accelerator.gather_for_metrics(values).float().cpu().numpy() for name, values in found.items()}
+
+
+@contextmanager
+def _alone(accelerator: Any) -> Iterator[None]:
+    """Within it, trl's loss measures the batch of its own process alone: the last batches needn't be as many in all of them."""
+    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
 
 
 def _copied(model: Any, args: Any) -> Any:
