@@ -16,10 +16,10 @@ from llmmod.models.count import count_parameters
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
-from llmmod.models.loftq import loftq_anywhere
-from llmmod.models.lora_config import lora_config
-from llmmod.models.lora_names import check_made, check_names, fitted_to_stand_in
-from llmmod.models.mutated import remember_initial
+from llmmod.models.lora.config import lora_config
+from llmmod.models.lora.loftq import loftq_anywhere
+from llmmod.models.lora.mutated import remember_initial
+from llmmod.models.lora.names import check_made, check_names, fitted_to_stand_in
 from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN

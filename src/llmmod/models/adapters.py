@@ -15,8 +15,8 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
-from llmmod.models.loftq import loftq_anywhere
-from llmmod.models.mutated import changes_base, remember_initial
+from llmmod.models.lora.loftq import loftq_anywhere
+from llmmod.models.lora.mutated import changes_base, remember_initial
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained
 from llmmod.paths import resolve_path
 

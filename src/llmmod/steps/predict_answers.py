@@ -16,7 +16,7 @@ from transformers import GenerationConfig, set_seed
 from llmmod.instantiate import build
 from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import answer_text, generation_config
-from llmmod.models.mutated import as_base, has_lost_base
+from llmmod.models.lora.mutated import as_base, has_lost_base
 from llmmod.protocols import Metric, StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, set_seed
 
 from llmmod.instantiate import locate
 from llmmod.models.generation import generation_config
-from llmmod.models.mutated import changes_base, save_for_base
+from llmmod.models.lora.mutated import changes_base, save_for_base
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.paths import shown

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from llmmod.models.adapt import add_lora
 from llmmod.models.adapters import attached
-from llmmod.models.mutated import save_for_base
+from llmmod.models.lora.mutated import save_for_base
 from llmmod.schema.finetune import LoraConf
 
 WAYS = {

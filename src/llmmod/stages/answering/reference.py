@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmmod.models.mutated import as_base, has_lost_base
+from llmmod.models.lora.mutated import as_base, has_lost_base
 from llmmod.models.reference import starts_as_nothing
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmmod.errors import ConfigError
-from llmmod.models.lora_config import lora_config
+from llmmod.models.lora.config import lora_config
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.generated.lora import ACCEPTED
 

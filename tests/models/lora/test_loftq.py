@@ -10,8 +10,8 @@ import torch
 from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora
 from llmmod.models.adapters import attached
-from llmmod.models.loftq import _rounded, loftq
-from llmmod.models.mutated import has_lost_base
+from llmmod.models.lora.loftq import _rounded, loftq
+from llmmod.models.lora.mutated import has_lost_base
 from llmmod.schema.finetune import LoraConf
 
 NF4_GAP = 0.1521  # between the two values of NF4 that are farthest apart (Dettmers et al. 2023, appendix E), halved

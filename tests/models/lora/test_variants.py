@@ -9,8 +9,8 @@ import torch
 
 from llmmod.models.adapt import add_lora
 from llmmod.models.adapters import attached
+from llmmod.models.lora.mutated import as_base, save_for_base
 from llmmod.models.merge import merged
-from llmmod.models.mutated import as_base, save_for_base
 from llmmod.schema.compose import compose_config, to_root, validated
 
 VARIANTS = {

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.freeze import decoder_layers
-from llmmod.models.mutated import changes_base
+from llmmod.models.lora.mutated import changes_base
 from llmmod.models.tiny import STAND_IN
 from llmmod.schema.finetune import LoraConf
 
