@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import GenerationConfig
 
-from llmmod.models.generation import answer_text, context_length, generation_config
+from llmmod.models.generation import answer_text, context_length, generation_config, set_ends
+from llmmod.models.reward import with_reward_head
 
 
 def settings(model, **chosen):
@@ -58,6 +59,19 @@ def test_the_models_own_settings_stay(tiny_llama):
     before = tiny_llama.generation_config.to_dict()
     settings(tiny_llama, do_sample=True, temperature=0.5)
     assert tiny_llama.generation_config.to_dict() == before
+
+
+def test_the_model_under_an_adapter_ends_by_its_own_settings(tiny_lora):
+    set_ends(tiny_lora, stop_ids=[0, 2], pad_id=4)
+    config = tiny_lora.get_base_model().generation_config
+    assert (config.eos_token_id, config.pad_token_id) == ([0, 2], 4)
+
+
+def test_a_model_that_writes_nothing_is_left_as_it_is(tiny_llama):
+    scoring = with_reward_head(tiny_llama)
+    before = dict(vars(scoring))
+    set_ends(scoring, stop_ids=[0, 2], pad_id=4)
+    assert vars(scoring) == before
 
 
 def test_answer_text_ends_before_the_first_stop_word(tiny_tokenizer):

@@ -51,6 +51,19 @@ def generation_config(
     return config
 
 
+def set_ends(model: Any, *, stop_ids: Sequence[int], pad_id: int | None) -> None:
+    """Have a model's answers end where the render's do, by its own settings; the model is changed in place.
+
+    Args:
+        model: a PreTrainedModel or PeftModel; one that writes nothing is left as it is.
+        stop_ids, pad_id: as of `generation_config`.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; these aren't.
+    if base.can_generate():
+        base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=pad_id)
+
+
 def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]) -> str:
     """The text of generated `ids` up to the first that ends an answer; special tokens left out, white space as generated."""
     end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))

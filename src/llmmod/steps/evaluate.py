@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import GenerationConfig
-
-from llmmod.models.generation import generation_config
+from llmmod.models.generation import set_ends
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
@@ -58,7 +56,7 @@ class Evaluate:
         args = training_arguments(conf, output_dir=session.step_dir(self.name), seed=session.root.seed, smoke=session.root.smoke)
         args.max_steps = 1  # of a training that doesn't take place; a streamed dataset asks for it
         if conf.data_kind == "prompt":
-            self._let_end(model, session)
+            set_ends(model, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
             self._tell_beginning(loaded, session)
         with lent(model):
             trainer = trainer_from(
@@ -74,12 +72,6 @@ class Evaluate:
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         known = None if loaded.kind == "full" else session.stands_on(self.name).seen_from(session.step_dir(self.name))
         setattr(base, BEGAN_WITH, known)
-
-    def _let_end(self, model: Any, session: Any) -> None:
-        """Have the model's answers end where the render's do, as the train step does."""
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
-        tokenizer, stop_ids = session.tokenizer(self.name), session.render(self.name).stop_ids
-        base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
 
 
 def _predict_conf(session: Any) -> PredictConf:

@@ -11,10 +11,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, set_seed
+from transformers import set_seed
 
 from llmmod.instantiate import locate
-from llmmod.models.generation import generation_config
+from llmmod.models.generation import set_ends
 from llmmod.models.lora.mutated import changes_base, save_for_base
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, write_stage_file
@@ -122,10 +122,7 @@ class Train:
     def _model(self, session: Any, *, seed: int) -> Any:
         """The model that training begins with, with what is to be trained added or set free."""
         base, finetune = session.base_model(self.name), session.conf(self.name, "finetune")
-        tokenizer, stop_ids = session.tokenizer(self.name), session.render(self.name).stop_ids
-        # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; and this one stops in time.
-        if base.can_generate():
-            base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=tokenizer.pad_token_id)
+        set_ends(base, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
         set_seed(seed)
         if session.conf(self.name, "training").head == "reward":
             base = with_reward_head(base, seed=seed)
