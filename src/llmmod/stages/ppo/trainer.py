@@ -4,7 +4,8 @@ Where the Trainer fetches the batches of an optimizer step, a rollout is made if
 tokens' advantages estimated. Several steps then learn from it, each from a part. All that is left to the loop is left to it: accumulation,
 clipping, schedule, checkpoints, callbacks, several processes.
 
-Trunk, value head and reward model are one model in memory where they can be: see `value_head`, `reference` and `stages.rewards`.
+Trunk, value head, reference and reward model are one model in memory where they can be: see `value_head`, `stages.answering.reference` and
+`stages.rewards`.
 """
 
 from __future__ import annotations
