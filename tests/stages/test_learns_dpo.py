@@ -5,6 +5,7 @@ pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py)
 from __future__ import annotations
 
 import good_tokens
+import learning
 import pytest
 import ways
 from transformers import LlamaForCausalLM
@@ -20,4 +21,4 @@ def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama,
         model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
         return dpo_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
 
-    assert all(right >= 0.7 for right in good_tokens.learnt(trainer, "eval_rewards/accuracies", SEEDS))
+    assert all(after["eval_rewards/accuracies"] >= 0.7 for _, after in learning.learnt(trainer, good_tokens.splits, SEEDS))

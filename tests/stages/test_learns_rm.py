@@ -5,6 +5,7 @@ pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py)
 from __future__ import annotations
 
 import good_tokens
+import learning
 import pytest
 import ways
 from preferences import RM_COLLATORS
@@ -21,7 +22,7 @@ def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, w
         model = prepared(LlamaForCausalLM(tiny_llama.config), way, seed)
         return rm_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
 
-    assert all(right >= 0.7 for right in good_tokens.learnt(trainer, "eval_accuracy", SEEDS))
+    assert all(after["eval_accuracy"] >= 0.7 for _, after in learning.learnt(trainer, good_tokens.splits, SEEDS))
 
 
 def prepared(model, way, seed):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 
-import torch
 from datasets import Dataset
 
 TOKENS = range(20, 44)
@@ -24,22 +23,6 @@ SETTINGS = {
     "eval_strategy": "no",
     "eval_on_start": False,
 }
-
-
-def learnt(trainer_of, measure, seeds):
-    """What is measured of the held-out pairs after a training, by seed.
-
-    Args:
-        trainer_of: makes a trainer, given a seed, pairs to train on and pairs held out; each seed has weights and pairs of its own.
-        measure: name in the metrics of an evaluation.
-    """
-    shares = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        trainer = trainer_of(seed, *splits(seed))
-        trainer.train()
-        shares.append(trainer.evaluate()[measure])
-    return shares
 
 
 def splits(seed, train=2048, held_out=1024):

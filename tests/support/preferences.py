@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
 
 import pytest
-import torch
 import toy
-import ways
 
 RM_COLLATORS = [{"_target_": f"llmmod.data.scored_pairs.{name}"} for name in ("SharePromptScored", "PadPairsScored")]
 
@@ -80,37 +77,6 @@ def kto_conf():
 def kto_trainer(tiny_llama, tiny_tokenizer, toy_judged, kto_conf, tmp_path):
     """Trainers of kto."""
     return toy.trainer_maker(kto_conf, model=tiny_llama, splits=toy_judged, tokenizer=tiny_tokenizer, output_dir=tmp_path)
-
-
-def animals_right(trainer):
-    """Of the six animals, how many prefer their own sound to the five others in the mean, in the way to ask that training never shows.
-
-    By chance that is one of two. Held-out examples go animal by animal.
-    """
-    held_out, animals = trainer.eval_dataset, len(toy.SOUNDS)
-    parts = torch.arange(len(held_out)).chunk(animals)
-    return sum(trainer.evaluate(held_out.select(part.tolist()))["eval_rewards/margins"] > 0 for part in parts)
-
-
-def learnt(make, model, way, seeds, **changes):
-    """(animals right, of a training's last five losses to its first five), added up over seeds and the greatest of any.
-
-    Args:
-        make: a trainer from a model and changes of `training.*`.
-        model: what each training starts from.
-        way: to fine-tune; adapters are on the embeddings too, without which a tiny random model has little to learn with.
-        changes: of `training.*`.
-    """
-    right, falls = 0, []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        prepared = ways.prepared(copy.deepcopy(model), way, target_modules=ways.EMBEDDINGS)
-        trainer = make(prepared, **{"seed": seed, "beta": 0.5, "eval_strategy": "no", "eval_on_start": False, **changes})
-        trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        falls.append(sum(losses[-5:]) / sum(losses[:5]))
-        right += animals_right(trainer)
-    return right, max(falls)
 
 
 @pytest.fixture
