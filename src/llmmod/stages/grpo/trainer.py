@@ -177,7 +177,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
     # Held-out prompts
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
-        """Nothing, a batch's means being kept for `evaluation_loop`."""
+        """Nothing, a batch's means being kept for `evaluation_loop`; what fills up the last batch of several processes counts again."""
         batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             self.compute_loss(model, batch)
