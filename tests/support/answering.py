@@ -29,6 +29,15 @@ def even(answers):
     return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])
 
 
+def share_of(remainder):
+    """A scorer: the share of an answer's tokens whose id has this remainder by four, about a quarter at first.
+
+    More than half can only be of one class of four, and which one is rewarded has nothing to do with the model: a policy that drifts,
+    however far and however its tokens depend on each other, gets there for at most one of them.
+    """
+    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.answers])
+
+
 @pytest.fixture
 def prepared(tiny_llama):
     """The tiny model as each way to fine-tune leaves it to a trainer."""

@@ -1,25 +1,17 @@
 """GRPO learns, whatever is trained: more than half of the tokens of answers to held-out prompts come to be of the class that is rewarded,
 one of four (an id's remainder), with each of four seeds, which reward one class each; chance does that at most once in four times a seed,
-once in 256 with all four.
-
-That holds however far a policy drifts, and however its tokens depend on each other: only one class can have more than half, and which is
-rewarded has nothing to do with the model. At first about a quarter are of it.
+once in 256 with all four (answering.py).
 """
 
 from __future__ import annotations
 
 import pytest
-import torch
+from answering import share_of
 from datasets import concatenate_datasets
 
 # Where less is trained.
 SOME, ADDED = {"max_steps": 30, "learning_rate": 8e-2}, {"max_steps": 36, "learning_rate": 4e-2}
 CHANGES = {"full": {}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
-
-
-def share(remainder):
-    """The share of an answer's tokens whose id has this remainder by four."""
-    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.answers])
 
 
 @pytest.mark.parametrize("way", CHANGES)
@@ -38,7 +30,7 @@ def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompt
         "per_device_eval_batch_size": 96,
     }
     held_out = concatenate_datasets([toy_prompts[1]] * 16)
-    scorers = {"share": share(seed % 4)}
+    scorers = {"share": share_of(seed % 4)}
     trainer = grpo_trainer(prepared(way), evaluation=held_out, seed=seed, scorers=scorers, **{**settings, **CHANGES[way]})
     before = trainer.evaluate()["eval_reward"]
     trainer.train()
