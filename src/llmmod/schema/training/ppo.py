@@ -27,7 +27,7 @@ class PpoConf(Seq2SeqTrainingArguments, StageConf):
     top_p: float = 1.0  # below 1, answers are sampled from less than what the model is taken to say
     top_k: int = 0  # likewise; 0: off
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
-    generation_batch_size: int | None = None  # prompts answered together; None: a whole rollout
+    generation_batch_size: int | None = None  # answers sampled together; None: a whole rollout, or all to a batch of held-out prompts
     num_generations_eval: int = 1  # answers to each held-out prompt; with more, their mean reward is less uncertain
 
     # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by

@@ -75,10 +75,11 @@ class Experience:
         """What answers to held-out prompts are worth, each [prompts], in the mean of `num_generations_eval` answers; `reward` is in the
         score's own units, and without `kl` where the reference isn't known.
         """
-        times = [self._measured_once(prompts) for _ in range(self._args.num_generations_eval)]
-        return {name: torch.stack([found[name].double() for found in times]).mean(0) for name in times[0]}
+        times = self._args.num_generations_eval
+        each = self._measured({name: [value for value in values for _ in range(times)] for name, values in prompts.items()})
+        return {name: numbers.double().reshape(-1, times).mean(1) for name, numbers in each.items()}
 
-    def _measured_once(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
+    def _measured(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
         args = self._args
         ids, mask, lists = self._answered(prompts["prompt_ids"])
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
