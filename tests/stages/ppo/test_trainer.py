@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from answering import never_ends, noted
+from answering import even, never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
@@ -109,6 +109,27 @@ def test_scores_that_do_not_vary_teach_nothing_wrong(ppo_trainer, scaled):
     trainer = ppo_trainer(scorer=lambda answers: torch.ones(len(answers.answers)), use_score_scaling=scaled, use_score_norm=scaled)
     trainer.train()
     assert finite(trainer)
+
+
+def test_the_first_advantages_are_by_how_much_an_answer_is_better_than_others(ppo_trainer):
+    """Whatever is to be had for any answer: with a head of zeros, all tokens of all answers here would have been better than expected."""
+    earned = []
+
+    def scored(answers):
+        scores = 5.0 + even(answers)
+        earned.append(scores)
+        return scores
+
+    trainer = ppo_trainer(scorer=scored, whiten_advantages=False, kl_coef=0.0, max_steps=1)
+    trainer.train()
+    rollout, scores = trainer.rollout, earned[0]
+    by_token = scores[:, None].expand(rollout.mask.shape)[rollout.mask]
+    torch.testing.assert_close(rollout.values[rollout.mask], by_token.mean().expand(by_token.shape))
+    better = scores > by_token.mean()
+    assert better.any()
+    assert not better.all()
+    for row, is_better in enumerate(better.tolist()):
+        assert ((rollout.advantages[row][rollout.mask[row]] > 0) == is_better).all()
 
 
 def test_an_update_that_goes_too_far_ends_its_rollout(ppo_trainer, rollouts):

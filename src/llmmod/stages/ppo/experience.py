@@ -26,6 +26,7 @@ from llmmod.stages.ppo.losses import explained_variance
 from llmmod.stages.ppo.masked import masked_moments, whitened
 from llmmod.stages.ppo.rollout import Rollout, in_parts
 from llmmod.stages.ppo.scores import ScoreScale, token_rewards, without_end
+from llmmod.stages.ppo.value_head import set_constant
 from llmmod.stages.rewards import Answers
 
 
@@ -63,6 +64,8 @@ class Experience:
         total = rewards.sum(1)
         if args.whiten_rewards:
             rewards = whitened(rewards, mask, shift_mean=False, reduce=self._sum)
+        if self._trainer.state.global_step == 0:
+            own["values"] = self._first_values(rewards, mask)
         advantages, returns = advantages_and_returns(rewards, own["values"], mask, gamma=args.gamma, lam=args.lam)
         self._tell(mask, own, returns, ended, score=scores, reward=total, kl=kl.sum(1))
         self._show(prompts, lists, score=scores.tolist(), reward=total.tolist(), kl=kl.sum(1).tolist())
@@ -70,6 +73,13 @@ class Experience:
             advantages = whitened(advantages, mask, reduce=self._sum)
         known = [list(prompt) for prompt in prompts["prompt_ids"]]
         return Rollout(known, ids, mask, own["log_probs"], own["values"], advantages, returns)
+
+    def _first_values(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the value head says of the first rollout, [answers, tokens], once it says what its tokens return in the mean."""
+        _, returns = advantages_and_returns(rewards, torch.zeros_like(rewards), mask, gamma=self._args.gamma, lam=1.0)
+        mean, _ = masked_moments(returns, mask, self._sum)
+        set_constant(self._trainer.value_head, mean.item())
+        return torch.where(mask, mean.to(rewards), 0.0)
 
     def measure(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
         """What answers to held-out prompts are worth, each [prompts], in the mean of `num_generations_eval` answers; `reward` is in the

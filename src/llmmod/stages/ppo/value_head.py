@@ -36,13 +36,24 @@ class ValueHead(nn.Linear):
 
 
 def new_value_head(model: Any) -> ValueHead:
-    """A head of zeros in float32: the first advantages are then the returns themselves, and the trunk isn't pulled at by a random head."""
+    """A head of zeros in float32: it says the same of all tokens, and the trunk isn't pulled at by a random head. See `set_constant`."""
     base = unwrapped(model)
     width = base.config.get_text_config().hidden_size
     head = ValueHead(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def set_constant(head: nn.Module, value: float) -> None:
+    """Have a new head say `value` of all tokens.
+
+    With what the first rollout's tokens return in the mean, an answer's advantage is from the first step on by how much it is better than
+    others. A head of zeros would take all of a score for an advantage, most of it (by GAE) that of an answer's last tokens and least that
+    of its first ones, however good the answer is; and a step of Adam moves the head by little more than the learning rate.
+    """
+    with torch.no_grad():
+        head.bias.fill_(value)  # type: ignore[operator,union-attr]
 
 
 @contextmanager
