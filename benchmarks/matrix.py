@@ -59,7 +59,7 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft", override
         metrics = llmmod.run(config)
     assert math.isfinite(metrics["train_loss"]), metrics
     assert math.isfinite(metrics["eval_loss"]), metrics
-    trained, exported = sessions[0].current.model.eval(), _reloaded(model, run / "export", scores=stage == "rm")
+    trained, exported = sessions[0].model("export").model.eval(), _reloaded(model, run / "export", scores=stage == "rm")
     ids = torch.arange(10, 34).reshape(2, 12)
     with torch.no_grad():
         apart = (trained(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max().item()

@@ -21,5 +21,6 @@ def test_held_out_prompts_may_be_a_streams(told, stage):
 
 def test_each_step_by_its_own_parts(told):
     assert told("experiment=rlhf", "model.shift_attn=true") == [SHIFTED]
-    assert told("experiment=rlhf", "steps.ppo.dataset.streaming=true") == [f"steps.ppo.{STREAMED.format('ppo')}"]
+    streamed = told("experiment=rlhf", "steps.ppo.dataset.streaming=true", "steps.ppo.training.max_steps=3")
+    assert streamed == [f"steps.ppo.{STREAMED.format('ppo')}"]
     assert told("experiment=rlhf", "steps.rm.dataset.streaming=true") == []
