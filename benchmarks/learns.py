@@ -63,7 +63,7 @@ def kto(go):
 
 
 def ppo(go):
-    """As in `experiment=rlhf`: after an epoch of `sft`, an answer to each prompt; the reward is what `rm` has learnt of the pairs in 20 steps."""
+    """As in `experiment=rlhf`: after an epoch of `sft`, an answer to each prompt; the reward is what `rm` has learnt in 20 steps."""
     found = go("experiment=rlhf", "pipeline=[sft,rm,ppo]", "steps.ppo.training.num_generations_eval=4")
     return _rewarded("reward: the reward model's score, less the KL penalty", "an answer", found)
 
