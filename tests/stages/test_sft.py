@@ -119,13 +119,19 @@ def test_a_user_s_own_metric_still_gets_logits(toy_trainer, tiny_tokenizer):
 
 
 def test_nobody_is_told(monkeypatch, toy_trainer):
+    told = []
+
     def refuse(*args):
+        told.append(args)
         raise AssertionError("a connection")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", refuse)
-    toy_trainer(max_steps=1, eval_strategy="no").train()
+    trainer = toy_trainer(max_steps=1, eval_strategy="no")
+    trainer.train()
+    assert told == []
+    assert trainer.state.global_step == 1
 
 
 def test_a_checkpoint_holds_what_is_needed_and_nothing_else(toy_trainer, tmp_path, tiny_lora):
