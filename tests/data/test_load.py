@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rows import write
 
 from llmmod.data import build as build_module
 from llmmod.data.load import load_splits
@@ -17,12 +18,6 @@ from llmmod.schema.data import ColumnsConf, DatasetConf
 from llmmod.schema.model import HubConf
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}."} for n in range(1, 31)]
-
-
-def write(rows, name="x.json", **options):
-    with open(name, "w", encoding="utf-8") as file:
-        file.write(rows if isinstance(rows, str) else json.dumps(rows, **options))
-    return name
 
 
 @pytest.fixture(autouse=True)

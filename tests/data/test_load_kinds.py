@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from itertools import islice
@@ -10,6 +9,7 @@ from itertools import islice
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from rows import write
 
 from llmmod.data.load import load_splits
 from llmmod.errors import ConfigError, DataError
@@ -23,11 +23,6 @@ JUDGED = [{"prompt": f"Question {n}?", "completion": f"Answer {n}.", "label": n 
 ASKED = [{"question": f"Question {n}?", "answer": n, "level": n if n % 2 else n / 2, "topic": "t", "tags": ["x"]} for n in range(1, 13)]
 ROWS = {"preference": PAIRS, "judgement": JUDGED, "prompt": ASKED}
 IDS = {"preference": ["prompt_ids", "chosen_ids", "rejected_ids"], "judgement": ["prompt_ids", "completion_ids"], "prompt": ["prompt_ids"]}
-
-
-def write(rows, name="x.json"):
-    with open(name, "w", encoding="utf-8") as file:
-        json.dump(rows, file)
 
 
 @pytest.fixture(autouse=True)

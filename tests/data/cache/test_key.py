@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ import sys
 
 import pytest
 from datasets import Dataset
+from rows import write
 
 from llmmod.data.cache import identity
 from llmmod.data.cache import limit as cache_limit
@@ -22,11 +22,6 @@ from llmmod.schema.model import HubConf
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}.", "other": f"Other {n}."} for n in range(1, 13)]
 BASE = {"path": "x.json", "val_size": 3, "columns": ColumnsConf(prompt="instruction", response="output")}
-
-
-def write(rows, name="x.json"):
-    with open(name, "w", encoding="utf-8") as file:
-        json.dump(rows, file)
 
 
 @pytest.fixture(autouse=True)
