@@ -8,7 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rows import write
+from written_rows import write
 
 from llmmod.data import build as build_module
 from llmmod.data.load import load_splits

@@ -9,7 +9,7 @@ from itertools import islice
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from rows import write
+from written_rows import write
 
 from llmmod.data.load import load_splits
 from llmmod.errors import ConfigError, DataError

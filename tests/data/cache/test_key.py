@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from datasets import Dataset
-from rows import write
+from written_rows import write
 
 from llmmod.data.cache import identity
 from llmmod.data.cache import limit as cache_limit
