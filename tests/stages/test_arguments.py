@@ -45,6 +45,21 @@ def test_no_warning_of_a_library_about_arguments_that_nobody_set(sft_conf, tmp_p
     assert [str(warning.message) for warning in caught] == []
 
 
+@dataclass
+class OtherDefaults(trl.SFTConfig):
+    """A class of a user's own, in which two defaults are others than the schema's."""
+
+    weight_decay: float = 0.5
+    learning_rate: float = 0.9
+
+
+def test_what_the_configuration_shows_holds_whatever_the_class_s_defaults_are(sft_conf, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmmod.stages.arguments.locate", lambda path: OtherDefaults)
+    args = arguments(sft_conf(), tmp_path)
+    assert type(args) is OtherDefaults
+    assert (args.weight_decay, args.learning_rate) == (0.0, sft_conf().learning_rate)
+
+
 @on_a_cpu
 @pytest.mark.parametrize(
     ("changes", "bf16", "fp16"),

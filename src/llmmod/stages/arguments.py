@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
         ConfigError: if the class has no such argument, or refuses a value or their combination.
     """
     target = locate(conf._target_)
-    values = _changed(conf)
+    values = _changed(conf, target)
     known = {field.name for field in dataclasses.fields(target)}
     problems = [_elsewhere(name) for name in values if name in SAID_ELSEWHERE]
     _translate_sortish(values)
@@ -63,14 +64,24 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
     return _construct(target, values)
 
 
-def _changed(conf: Any) -> dict[str, Any]:
-    """The arguments whose value is not the schema's default."""
+def _changed(conf: Any, target: Any) -> dict[str, Any]:
+    """The arguments whose value is not the default of the class that takes them: a class of the user's own may have others than the schema.
+
+    What the class doesn't have at all is there if it was set.
+    """
+    theirs = {field.name: _default(field) for field in dataclasses.fields(target)}
     changed = {}
     for field in dataclasses.fields(conf):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.name not in _OWN_FIELDS and field.name not in GENERATION_FIELDS and getattr(conf, field.name) != default:
-            changed[field.name] = getattr(conf, field.name)
+        value = getattr(conf, field.name)
+        if field.name not in _OWN_FIELDS and field.name not in GENERATION_FIELDS and value != theirs.get(field.name, _default(field)):
+            changed[field.name] = value
     return changed
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; that of an enum as the text which stands for it in a configuration."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return default.value if isinstance(default, Enum) else default
 
 
 def _translate_sortish(values: dict[str, Any]) -> None:

@@ -21,7 +21,19 @@ CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that go by `eps
 
 
 @dataclass
-class GrpoConf(GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
+class GrpoFields:
+    """What is ours or not as in trl's GRPOConfig: the schema and the arguments of our trainer have it from here."""
+
+    # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
+    # name; nothing: the words that an answer shares with its row's own
+    reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
+    reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
+    generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
+    num_sample_answers: int = 4  # answers of each generation that samples.jsonl shows
+
+
+@dataclass
+class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """GRPO with trl's losses. `num_generations` answers to a prompt are compared with one another, so there is no value head.
 
     Answers are sampled for `steps_per_generation` micro-batches at once, and learnt from `num_iterations` times.
@@ -33,10 +45,3 @@ class GrpoConf(GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore
     importance_sampling_level: str = "token"
     scale_rewards: str = "group"
     multi_objective_aggregation: str = "sum_then_normalize"
-
-    # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
-    # name; nothing: the words that an answer shares with its row's own
-    reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
-    reward_weights: dict[str, float] = field(default_factory=dict)  # type: ignore[assignment]  # name -> weight, 1 where not given
-    generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
-    num_sample_answers: int = 4  # answers of each generation that samples.jsonl shows

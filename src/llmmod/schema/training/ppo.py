@@ -11,11 +11,11 @@ from llmmod.schema.training import StageConf
 
 
 @dataclass
-class PpoConf(Seq2SeqTrainingArguments, StageConf):
-    """PPO with our own trainer: trl has none since September 2026. Fields have the names of trl's."""
+class PpoFields:
+    """What PPO can be told, beside what any trainer can: the schema and the arguments of our trainer have it from here.
 
-    _target_: str = "llmmod.stages.ppo.arguments.PpoArguments"
-    data_kind: str = "prompt"
+    The names are those of trl, which had such a trainer until September 2026.
+    """
 
     # A rollout is per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts a process, each answered once;
     # num_ppo_epochs * num_mini_batches optimizer steps learn from it.
@@ -54,3 +54,11 @@ class PpoConf(Seq2SeqTrainingArguments, StageConf):
     target_kl: float | None = None  # nats a token; an update beyond 1.5 times that ends the rollout, whose prompts are answered anew
     disable_dropout: bool = True  # with dropout, an answer's probability would differ from when it was sampled
     num_sample_answers: int = 4  # answers of each rollout that samples.jsonl shows
+
+
+@dataclass
+class PpoConf(PpoFields, Seq2SeqTrainingArguments, StageConf):
+    """PPO with our own trainer."""
+
+    _target_: str = "llmmod.stages.ppo.arguments.PpoArguments"
+    data_kind: str = "prompt"

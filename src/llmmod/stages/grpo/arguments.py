@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from trl import GRPOConfig
+
+from llmmod.schema.training.grpo import GrpoFields
 
 _BEST = "reward"
 
 
 @dataclass
-class GrpoArguments(GRPOConfig):  # type: ignore[misc]
-    """The arguments of `stages.grpo.trainer.GrpoTrainer`; what is not trl's, `schema.training.grpo.GrpoConf` says."""
-
-    reward: dict[str, Any] = field(default_factory=dict)
-    reward_weights: dict[str, float] = field(default_factory=dict)
-    generation_kwargs: dict[str, Any] = field(default_factory=dict)
-    num_sample_answers: int = 4
+class GrpoArguments(GrpoFields, GRPOConfig):  # type: ignore[misc]
+    """The arguments of `stages.grpo.trainer.GrpoTrainer`; what is not trl's, and its default, `GrpoFields` says."""
 
     def __post_init__(self) -> None:
         """The best model is the one with the highest reward on held-out prompts, unless something else is named."""
