@@ -168,3 +168,35 @@ def test_prompts_of_different_datasets_carry_the_same_columns(load, caplog, name
     assert [type(row["level"]) for row in rows if "level" in row] == [type(row["level"]) for row in (first, second) if "level" in row]
     told = "reward functions are not given columns whose values have no one type: 'level' is a whole number in kilos and "
     assert (told in caplog.text) == ("level" not in first)
+
+
+OF_KIND = {
+    "document": lambda name, n: {"text": f"{name} {n} is a text."},
+    "preference": lambda name, n: {"prompt": f"{name} {n}", "chosen": f"better {n}", "rejected": "worse"},
+    "judgement": lambda name, n: {"prompt": f"{name} {n}", "completion": f"said {n}", "label": n % 2 == 0},
+    "prompt": lambda name, n: {"prompt": f"{name} {n}", "answer": str(n)},
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["kept", "streamed"])
+@pytest.mark.parametrize("stopping", [FIRST, ALL])
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_rows_of_every_kind_are_mixed_by_their_weights(load, tiny_tokenizer, kind, stopping, streaming):
+    for name, count in (("a", 9), ("b", 6)):
+        with open(f"{name}.json", "w") as file:
+            json.dump([OF_KIND[kind](name, n) for n in range(count)], file)
+    mix = {"a": {"path": "a.json", "weight": 2.0}, "b": {"path": "b.json", "val_size": 2}}
+    conf = {"buffer_size": 1} if streaming else {}
+    splits = load(mix, kind=kind, streaming=streaming, mix_stopping=stopping, cutoff_len=32, **conf)
+    if kind == "document":
+        text = tiny_tokenizer.decode([token for row in islice(splits.train, 3) for token in row["input_ids"]])
+        assert text.startswith("a 0 is a text.") and "b " in text
+    else:
+        asked = [tiny_tokenizer.decode(row["prompt_ids"]).split("\n")[1][0] for row in islice(splits.train, 12)]
+        assert asked == ["a", "a", "b"] * 4
+        assert len(splits.eval) == 2
+    if not streaming and kind != "document":
+        counts, rows = splits.report.train, splits.train.to_dict()
+        tokens = {name: sum(map(len, column)) for name, column in rows.items() if name.endswith("_ids")}
+        assert (counts.examples, counts.tokens) == (len(splits.train), sum(tokens.values()))
+        assert counts.trained_tokens == sum(tokens.values()) - tokens["prompt_ids"]

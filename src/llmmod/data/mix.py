@@ -124,6 +124,14 @@ def _counts(part: Splits, count: int) -> Counts:
 
 
 def _tokens(examples: Dataset) -> tuple[int, int]:
-    """Tokens, and those of them that have a label."""
-    labels = [pc.list_flatten(table["labels"]) for table in examples.with_format("arrow").iter(batch_size=1000)]
-    return sum(map(len, labels)), sum(pc.sum(pc.not_equal(found, IGNORED)).as_py() or 0 for found in labels)
+    """Tokens, and those of them that have a label; of a prompt with answers, which has no labels, those of the answers."""
+    if "labels" in examples.column_names:
+        labels = [pc.list_flatten(table["labels"]) for table in examples.with_format("arrow").iter(batch_size=_ROWS)]
+        return sum(map(len, labels)), sum(pc.sum(pc.not_equal(found, IGNORED)).as_py() or 0 for found in labels)
+    names = [name for name in examples.column_names if name.endswith("_ids")]
+    tables = [*examples.select_columns(names).with_format("arrow").iter(batch_size=_ROWS)]
+    tokens = {name: sum(pc.sum(pc.list_value_length(table[name])).as_py() or 0 for table in tables) for name in names}
+    return sum(tokens.values()), sum(tokens.values()) - tokens["prompt_ids"]
+
+
+_ROWS = 1000  # looked at together
