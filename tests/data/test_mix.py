@@ -190,7 +190,8 @@ def test_rows_of_every_kind_are_mixed_by_their_weights(load, tiny_tokenizer, kin
     splits = load(mix, kind=kind, streaming=streaming, mix_stopping=stopping, cutoff_len=32, **conf)
     if kind == "document":
         text = tiny_tokenizer.decode([token for row in islice(splits.train, 3) for token in row["input_ids"]])
-        assert text.startswith("a 0 is a text.") and "b " in text
+        assert text.startswith("a 0 is a text.")
+        assert "b " in text
     else:
         asked = [tiny_tokenizer.decode(row["prompt_ids"]).split("\n")[1][0] for row in islice(splits.train, 12)]
         assert asked == ["a", "a", "b"] * 4
