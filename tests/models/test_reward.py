@@ -94,6 +94,27 @@ def test_the_trunk_is_taken_over_and_not_copied(tiny):
     assert with_reward_head(model) is model
 
 
+@pytest.mark.parametrize("way", ["accelerate", "disk", "trl"])
+def test_a_forward_that_others_hung_on_the_language_model_stays_there(tiny, tmp_path, way):
+    """accelerate's, where a model is spread over devices or offloaded; trl's, where it has fused the head into the loss."""
+    from accelerate import dispatch_model
+    from trl.trainer.utils import add_fused_lm_head
+
+    expected = score(with_reward_head(tiny("smollm2"), seed=1).eval(), *padded(TEXTS, left=False))
+    language = tiny("smollm2").eval()
+    if way == "accelerate":
+        dispatch_model(language, device_map={"": "cpu"}, force_hooks=True)
+    elif way == "disk":
+        offloaded = {"model.embed_tokens": "disk", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+        dispatch_model(language, device_map=offloaded, main_device="cpu", offload_dir=tmp_path)
+    else:
+        add_fused_lm_head(language)
+    assert "forward" in vars(language)
+    model = with_reward_head(language, seed=1)
+    torch.testing.assert_close(score(model, *padded(TEXTS, left=False)), expected, rtol=1e-5, atol=1e-6)
+    assert "forward" in vars(language)
+
+
 def test_the_head_is_drawn_from_its_seed_alone(tiny):
     torch.manual_seed(7)
     drawn = torch.rand(1)

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from trl.trainer.utils import add_fused_lm_head
 
 from llmmod.beginning import Beginning
 from llmmod.errors import ConfigError, RunError
@@ -143,6 +145,16 @@ class TestModels:
             for parameter in base.parameters():
                 parameter.zero_()
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("spread", [False, True])
+    def test_on_a_policy_that_computes_by_a_forward_hung_on_it(self, base, path, scores, spread):
+        """trl's, which its trainers fuse the head into; accelerate's, of a model that is spread over devices."""
+        if spread:
+            dispatch_model(base, device_map={"": "cpu"}, force_hooks=True)
+            base.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+        else:
+            add_fused_lm_head(base)
+        torch.testing.assert_close(self.scorer(path, base)(ANSWERS), scores, rtol=1e-5, atol=1e-5)
 
     def test_on_its_own_base_where_the_policy_began_with_another(self, base, path, scores, tmp_path):
         """Of the same name, but with another adapter merged: stage.json tells them apart."""

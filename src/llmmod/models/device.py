@@ -8,6 +8,11 @@ from typing import Any
 import torch
 
 
+def is_spread(model: Any) -> bool:
+    """Whether a model's parts lie on several devices (`model.device_map`), or wait on the disk or in memory until they are used."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
 def ready_to_answer(model: Any, *, use_cpu: bool = False) -> Any:
     """The same model in evaluation mode, on this process's accelerator where there is one and nothing else has placed it.
 

@@ -71,9 +71,10 @@ def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: An
 
 
 def scored(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """A head's scores of hidden states [texts, channels], float32 [texts, 1], mixed precision or not."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.to(next(head.parameters()).dtype)).float()  # type: ignore[no-any-return]
+    """A head's scores of hidden states [texts, channels], float32 [texts, 1], mixed precision or not; on the head's device."""
+    weight = next(head.parameters())
+    with torch.autocast(weight.device.type, enabled=False):
+        return head(hidden.to(weight)).float()  # type: ignore[no-any-return]
 
 
 def last_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor | None, boundaries: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,7 +86,7 @@ def last_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor | None, bound
         boundaries: int32 [texts + 1], where the texts of the one row begin, and where the last one ends.
     """
     if boundaries is not None:
-        return hidden[0, boundaries[1:].long() - 1]
+        return hidden[0, boundaries[1:].long().to(hidden.device) - 1]
     if attention_mask is None:
         return hidden[:, -1]
     places = torch.arange(1, attention_mask.shape[1] + 1, device=hidden.device)
@@ -107,6 +108,9 @@ def score(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | No
 def with_reward_head(model: Any, *, seed: int = 0) -> Any:
     """A reward model around the trunk of a causal language model, which the two share from then on: nothing is copied.
 
+    What others have hung on the language model itself to compute or move it (trl's fused head, accelerate's hook of a model that is spread
+    over devices) stays there; the hooks of the trunk's own modules go on moving what they are given.
+
     Args:
         model: a PreTrainedModel without adapters, quantized or not. A reward model stays as it is.
         seed: of the head's weights, as transformers draws them; the process's own random state stays as it is.
@@ -121,12 +125,19 @@ def with_reward_head(model: Any, *, seed: int = 0) -> Any:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         new = cls(config)
     setattr(new, new.base_model_prefix, model.base_model)
-    getattr(new, HEAD).weight = nn.Parameter(_new_weight(config, seed=seed).to(next(model.base_model.parameters()).device))
-    for name, value in vars(model).items():  # quantization, device map, name, and our own marks
-        vars(new).setdefault(name, value)
+    getattr(new, HEAD).weight = nn.Parameter(_new_weight(config, seed=seed).to(_device(model.base_model)))
+    for name, value in vars(model).items():  # quantization, device map, name, and our own marks; a method would be the other model's
+        if not callable(value) and name != "_hf_hook":
+            vars(new).setdefault(name, value)
     new.name_or_path = model.name_or_path
     setattr(new, _NEW, True)
     return new.train(model.training)
+
+
+def _device(trunk: nn.Module) -> torch.device:
+    """Where a trunk takes its input; of one whose weights lie elsewhere until they are used (offloaded: "meta"), the CPU."""
+    devices = (parameter.device for parameter in trunk.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from llmmod.data.packed import capacity_of
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
+from llmmod.models.device import is_spread
 from llmmod.schema.training import StageConf
 from llmmod.stages.arguments import refusal
 from llmmod.stages.batches import collator_from
@@ -46,8 +47,10 @@ def trainer_from(
         loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
 
     Raises:
-        ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, or LoRA+ isn't known.
+        ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, LoRA+ isn't known,
+            or one process sees several GPUs.
     """
+    _refuse_replicas(model, args)
     readable_head(model)
     own = [build(node) for node in conf.callbacks.values() if node]
     collator = _collator(conf, model=model, args=args, train=train, tokenizer=tokenizer)
@@ -75,6 +78,18 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _refuse_replicas(model: Any, args: Any) -> None:
+    """Refuse what the Trainer would make an `nn.DataParallel` of: several GPUs that one process sees, and a model that isn't spread over them.
+
+    Its replicas would each compute a part of the rows with what is hung on the one model: a hook that picks rows of the whole batch (ppo),
+    a `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
+    """
+    if args.n_gpu > 1 and not is_spread(model):
+        found = f"one process sees {args.n_gpu} GPUs, and would train copies of the model in its threads (nn.DataParallel)"
+        start = f"Start a process a GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or show it one: CUDA_VISIBLE_DEVICES=0"
+        raise ConfigError(Problem("training", found, do=start))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from llmmod.data.collate import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters import attached, read_adapter
-from llmmod.models.device import ready_to_answer
+from llmmod.models.device import is_spread, ready_to_answer
 from llmmod.models.generation import answer_text
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
@@ -202,7 +202,8 @@ class ModelScorer:
         if self.beside:
             self._model = reward_beside(policy, path, name=name, key=KEY)
         else:
-            self._model = ready_to_answer(_apart(path, policy if same else None), use_cpu=policy.device.type == "cpu").requires_grad_(False)
+            copied = policy if same and not is_spread(policy) else None  # a copy of that would call the modules of the original
+            self._model = ready_to_answer(_apart(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
             _same_vocabulary(path, self._model, policy)
 
     def __call__(self, answers: Answers) -> torch.Tensor:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from llmmod.data.columns import WithColumns, digest
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.device import is_spread
 from llmmod.models.reference import Nobody, frozen_copy, starts_as_nothing
 from llmmod.models.segments import by_segments
 from llmmod.stages.comparing.known import file_name, read_known, write_known
@@ -226,7 +227,7 @@ def _copied(model: Any, args: Any) -> Any:
     Raises:
         ConfigError: the model is spread over devices, and a copy would go on calling the modules of the original.
     """
-    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+    if is_spread(model):
         found = "false, and a model that is spread over devices can't be copied as the reference"
         raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to true"))
     return frozen_copy(model, apart=getattr(args, "sync_ref_model", False))
