@@ -223,6 +223,23 @@ def test_nothing_left_to_train_changes_nothing(session, fields, caplog):
     assert "no step is left to train" in caplog.text
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"], ids=["weights", "optimizer"])
+def test_a_damaged_checkpoint_is_passed_over(session, file, caplog):
+    fields = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2.0, "resume_from_checkpoint": True}
+    train(session("whole", **fields | {"resume_from_checkpoint": None}))
+    made = session("whole", **fields)
+    before = digest(made.run_dir / ADAPTER)
+    newest = made.run_dir / "train" / "checkpoint-4"
+    caplog.set_level("INFO")
+    (newest / file).write_bytes((newest / file).read_bytes()[:100])
+    train(made)
+    assert f"{newest} is passed over: {file} is cut off or can't be read" in caplog.text
+    assert f"going on from {newest.parent / 'checkpoint-2'}" in caplog.text
+    assert json.loads((made.run_dir / "train/trainer_state.json").read_text())["global_step"] == 4
+    assert digest(made.run_dir / ADAPTER) == before
+    load_file(newest / "adapter_model.safetensors")  # written anew
+
+
 class InterruptAt(TrainerCallback):
     """Ctrl-C in the midst of an optimizer step, once."""
 

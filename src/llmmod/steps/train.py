@@ -30,7 +30,7 @@ from llmmod.stages.loop.curve import loss_curve
 from llmmod.stages.loop.interrupt import StopAfterStep, StoppedBetweenSteps
 from llmmod.stages.loop.measures import measured
 from llmmod.stages.loop.progress import TrainingProgress
-from llmmod.stages.loop.resume import checkpoints, find_checkpoint
+from llmmod.stages.loop.resume import checkpoints, find_checkpoint, passed_over
 from llmmod.stages.rewards import BEGAN_WITH
 from llmmod.steps.earlier import Result
 from llmmod.steps.reuse import Reuse
@@ -170,6 +170,8 @@ def _with_template(session: Any, name: str) -> Any:
 def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress, *, key: str) -> None:
     """Train to the end, or to the end of the step in which a signal comes; what handled signals before then gets it."""
     if checkpoint is not None:
+        for later, damage in passed_over(checkpoint).items():
+            log.warning("%s is passed over: %s", later, damage)
         log.info("going on from %s", checkpoint)
     try:
         with stop:

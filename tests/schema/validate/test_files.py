@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 
 import pytest
 
@@ -117,7 +118,10 @@ def checkpoint(run):
     directory = run / "train" / "checkpoint-2"
     directory.mkdir(parents=True)
     (directory / "trainer_state.json").write_text("{}")
-    (directory / "optimizer.pt").write_bytes(b"")
+    with zipfile.ZipFile(directory / "optimizer.pt", "w") as file:
+        file.writestr("optimizer/data.pkl", b"")
+    empty = b"{}"
+    (directory / "model.safetensors").write_bytes(len(empty).to_bytes(8, "little") + empty)
     return directory
 
 
@@ -136,6 +140,13 @@ class TestCheckpoint:
 
     def test_a_checkpoint(self, told, tmp_path):
         assert told(f"{RESUME}={checkpoint(tmp_path / 'old')}") == []
+
+    def test_a_checkpoint_that_is_cut_off(self, told, tmp_path):
+        directory = checkpoint(tmp_path / "old")
+        (directory / "optimizer.pt").write_bytes((directory / "optimizer.pt").read_bytes()[:20])
+        assert told(f"{RESUME}={directory}") == [
+            f"{RESUME}: {directory} is incomplete: optimizer.pt is cut off or can't be read. Take another checkpoint, or start anew."
+        ]
 
 
 class TestOutput:

@@ -1,9 +1,14 @@
-"""Checkpoints of a training run: which there are, and which one `training.resume_from_checkpoint` means."""
+"""Checkpoints of a training run: which there are, and which one `training.resume_from_checkpoint` means.
+
+A checkpoint is whole if its files are: a process that is killed leaves out the last ones, a power failure leaves files that are cut off
+or empty. Of each file its own table of contents is read, and none of the numbers: a changed bit isn't found.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 from llmmod.errors import ConfigError, Problem
@@ -11,14 +16,82 @@ from llmmod.errors import ConfigError, Problem
 _KEY = "training.resume_from_checkpoint"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _OPTIMIZER = "trainer_state.json", ("optimizer.pt", "optimizer.bin")
+_TORCH = (".bin", ".pt", ".pth")  # what torch.save writes
+_WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The complete checkpoints in a directory, oldest first; one that was cut off while it was written is none."""
+    """The whole checkpoints in a directory, oldest first; one that was cut off while it was written is none."""
+    return [path for path in _numbered(directory) if not damage(path)]
+
+
+def passed_over(checkpoint: Path) -> dict[Path, str]:
+    """The later checkpoints beside one that can't be gone on from, and what is wrong with each."""
+    beside = _numbered(checkpoint.parent)
+    later = beside[beside.index(checkpoint) + 1 :] if checkpoint in beside else []
+    return {path: wrong for path in later if (wrong := damage(path))}
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the files of a checkpoint; empty where nothing is."""
+    if not _is_whole(path / _STATE):  # the trainer writes this file last
+        return f"it has no readable {_STATE}"
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    cut = next((file for file in files if not _is_whole(file)), None)
+    if cut is not None:
+        return f"{cut.relative_to(path)} is cut off or can't be read"
+    shards = [file.parent / name for file in files if file.name.endswith(".index.json") for name in _indexed(file)]
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if not absent and not _is_sharded(path) and not any(_WEIGHTS.fullmatch(file.name) for file in files):
+        absent = ["the file of its weights"]
+    return f"{absent[0]} is missing" if absent else ""
+
+
+def _is_sharded(path: Path) -> bool:
+    """Whether a checkpoint has DeepSpeed's or FSDP's own layout."""
+    return any(path.glob("global_step*")) or any(path.glob("optimizer_*"))
+
+
+def _numbered(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name)) and _is_complete(path)]
+    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of weights or state ends where its table of contents says, and JSON where it must; true of all other files."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix == ".safetensors":
+            return _ends_as_told(file)
+        elif file.suffix in _TORCH:
+            with file.open("rb") as opened:
+                if opened.read(1) == b"\x80":  # a pickle, as torch wrote until 1.6
+                    return True
+            with zipfile.ZipFile(file):  # reads the directory, which is at the end
+                return True
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return True
+
+
+def _ends_as_told(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: 8 bytes for the header's length, the header, the tensors."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        size = file.stat().st_size
+        if not 0 < length <= size - 8:
+            return False
+        header = json.loads(opened.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return bool(size == 8 + length + max(ends, default=0))
+
+
+def _indexed(index: Path) -> set[str]:
+    """The names of the files among which weights are divided."""
+    return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
 
 
 def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | None:
@@ -47,28 +120,24 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | Non
 
 def _newest(directories: list[Path], *, found: str, do: str) -> Path:
     for directory in directories:
-        if kept := checkpoints(directory):
-            return _usable(kept[-1])
+        there = _numbered(directory)[::-1]
+        if there:
+            return _usable(next((path for path in there if not damage(path)), there[0]))
     raise ConfigError(Problem(_KEY, found, do=do))
 
 
 def _usable(path: Path) -> Path:
-    if not _is_complete(path):
-        raise ConfigError(Problem(_KEY, f"{path} is incomplete: it has no readable {_STATE}", do="Take an earlier checkpoint"))
-    sharded = any(path.glob("global_step*")) or any(path.glob("optimizer_*"))  # DeepSpeed's and FSDP's own layouts
-    if not sharded and not any((path / name).is_file() for name in _OPTIMIZER):
+    if wrong := damage(path):
+        raise ConfigError(Problem(_KEY, f"{path} is incomplete: {wrong}", do=_whole_ones(path)))
+    if not _is_sharded(path) and not any((path / name).is_file() for name in _OPTIMIZER):
         do = "Set training.save_only_model=false in runs to go on from, or start anew with finetune.adapters or the model's path"
         raise ConfigError(Problem(_KEY, f"{path} holds no optimizer state", do=do))
     return path
 
 
-def _is_complete(path: Path) -> bool:
-    # The trainer writes this file last.
-    try:
-        json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def _whole_ones(path: Path) -> str:
+    kept = checkpoints(path.parent)
+    return f"Take another: {', '.join(str(p) for p in reversed(kept))}" if kept else "Take another checkpoint, or start anew"
 
 
 def _siblings(path: Path) -> str:
