@@ -81,7 +81,7 @@ def trainer_from(
 
 
 def _refuse_replicas(model: Any, args: Any) -> None:
-    """Refuse what the Trainer would make an `nn.DataParallel` of: several GPUs that one process sees, and a model that isn't spread over them.
+    """Refuse what the Trainer would make an `nn.DataParallel` of: a model that isn't spread over the several GPUs one process sees.
 
     Its replicas would each compute a part of the rows with what is hung on the one model: a hook that picks rows of the whole batch (ppo),
     a `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
