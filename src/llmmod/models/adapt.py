@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import peft
-from peft import prepare_model_for_kbit_training
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.adapters import attached, quiet_peft, with_chain, without_embeddings
+from llmmod.models.adapters import attached, with_chain, without_embeddings
 from llmmod.models.count import count_parameters
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.freeze import decoder_layers, freeze_layers
-from llmmod.models.lora.config import lora_config
+from llmmod.models.lora.config import lora_config, quiet_peft
 from llmmod.models.lora.loftq import loftq_anywhere
 from llmmod.models.lora.mutated import remember_initial
 from llmmod.models.lora.names import check_made, check_names, fitted_to_stand_in
-from llmmod.models.quantize import is_quantized
+from llmmod.models.lora.stacked import norms_with_stacked
+from llmmod.models.quantize import is_quantized, with_float32_parts
 from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_head, upcast_norms
@@ -60,8 +60,8 @@ def train_some_layers(model: Any, conf: FreezeConf) -> Any:
 def add_lora(model: Any, conf: LoraConf) -> Any:
     """The model frozen, with low-rank adapters beside its linear layers (Hu et al. 2021).
 
-    The adapters are in float32, whatever the weights are in. `conf.adapters` are merged first; with `conf.resume_adapter` all but the
-    last, which goes on training as it is.
+    The adapters are in float32, whatever the weights are in. `conf.adapters` are merged first, or stay active beside quantized weights;
+    with `conf.resume_adapter` all but the last, which goes on training as it is.
 
     Returns:
         A peft.PeftModel.
@@ -69,9 +69,7 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
     Raises:
         ConfigError: target modules that the model doesn't have, or adapters that don't fit it.
     """
-    if is_quantized(model):
-        # Norms and embeddings in float32, as the QLoRA paper's own code has it.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # where it's wanted, it's on already
+    model = with_float32_parts(model)
     if conf.resume_adapter and not conf.adapters:
         raise ConfigError(Problem("finetune.resume_adapter", "there is no adapter to go on with", do="Name it in finetune.adapters"))
     resumed = conf.adapters[-1] if conf.resume_adapter and conf.adapters else None
@@ -86,6 +84,7 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
         check_names(model, conf)
         adapted = without_embeddings(_new_adapter(model, conf))
         remember_initial(adapted)
+        norms_with_stacked(adapted, new=True)
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()
@@ -109,6 +108,8 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
 def with_adapters(model: Any, conf: FinetuneConf) -> Any:
     """A model as it is used rather than trained: the adapters of its configuration merged in order, the last one kept apart.
 
+    Quantized, it computes as it did while the adapters were trained: with all earlier ones active, and norms and embeddings in float32.
+
     Returns:
         A PeftModel in evaluation mode, or the model itself where there are no adapters.
 
@@ -117,6 +118,7 @@ def with_adapters(model: Any, conf: FinetuneConf) -> Any:
     """
     if not conf.adapters:
         return model
+    model = with_float32_parts(model)
     return attached(with_chain(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
 
 

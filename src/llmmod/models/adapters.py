@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,10 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
+from llmmod.models.lora.config import quiet_peft
 from llmmod.models.lora.loftq import loftq_anywhere
 from llmmod.models.lora.mutated import changes_base, remember_initial
+from llmmod.models.lora.stacked import merge_or_stack, norms_with_stacked
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained
 from llmmod.paths import resolve_path
 
@@ -29,7 +29,7 @@ def with_chain(model: Any, adapters: Sequence[str]) -> Any:
     """A model with every adapter of a chain merged into it, in order. The model is changed in place.
 
     Args:
-        model: a PreTrainedModel. Into quantized weights peft merges too, and rounds them anew.
+        model: a PreTrainedModel. Beside quantized weights, adapters stay as they are: `merge_or_stack`.
         adapters: directories that hold an adapter_config.json, or hub ids.
 
     Returns:
@@ -39,7 +39,7 @@ def with_chain(model: Any, adapters: Sequence[str]) -> Any:
         ConfigError: an adapter isn't there, or was trained on another base.
     """
     for number, path in enumerate(adapters):
-        model = attached(model, path, key=f"{_KEY}[{number}]").merge_and_unload()
+        model = merge_or_stack(attached(model, path, key=f"{_KEY}[{number}]"))
     return model
 
 
@@ -69,6 +69,7 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         with quiet_peft(), loftq_anywhere():
             adapted = without_embeddings(PeftModel(model, config))
         remember_initial(adapted)
+        norms_with_stacked(adapted, new=False)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
@@ -79,17 +80,6 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
     if _has_head(state):
         mark_trained(adapted)
     return adapted.train(trainable)
-
-
-def merged_in_place(adapted: Any) -> Any:
-    """The base model of a PeftModel with the adapter that computes merged into its weights; the PeftModel is used up.
-
-    Quantized weights are rounded anew: what the base computes then isn't exactly what base and adapter did.
-    """
-    if getattr(adapted.get_base_model(), "hf_quantizer", None) is not None:
-        log.warning("the adapter is merged into quantized weights, which are rounded anew")
-    with quiet_peft():
-        return adapted.merge_and_unload()
 
 
 def taken_off(adapted: Any) -> Any:
@@ -105,14 +95,6 @@ def without_embeddings(adapted: Any) -> Any:
     """
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """While it lasts, peft 0.21 doesn't pass on that transformers 5.23 has renamed `is_gradient_checkpointing`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield
 
 
 def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:

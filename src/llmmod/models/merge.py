@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import functional
 
-from llmmod.models.adapters import quiet_peft
+from llmmod.models.lora.config import quiet_peft
 from llmmod.models.quantize import unpacked_weight
 from llmmod.models.rebuild import rebuilt
 

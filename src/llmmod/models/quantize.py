@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from peft import prepare_model_for_kbit_training
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -20,6 +21,8 @@ from llmmod.schema.base import Dtype
 from llmmod.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 
 _KEY = "model.quantization"
+STACKED = "stacked"  # attribute of a quantized layer: the adapters that stay beside its weight, see `models.lora.stacked`
+_QUANTIZED = ("Params4bit", "Int8Params")
 _OWN_LINEARS = {"falcon": "transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
@@ -70,7 +73,12 @@ def plain_linears(model_type: str) -> Iterator[None]:
 
 def is_quantized(model: Any) -> bool:
     """Whether layers of a model are quantized."""
-    return any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+    return any(map(is_quantized_layer, model.modules()))
+
+
+def is_quantized_layer(module: Any) -> bool:
+    """Whether a module is a linear layer whose weight is quantized, with an adapter of peft's around it or without."""
+    return type(getattr(module, "weight", None)).__name__ in _QUANTIZED
 
 
 def check_quantized(model: Any) -> None:
@@ -84,18 +92,35 @@ def check_quantized(model: Any) -> None:
         raise ConfigError(Problem(f"{_KEY}.bits", found, do=f"Use {_KEY}.bits=null"))
 
 
+def with_float32_parts(model: Any) -> Any:
+    """A model whose norms, embeddings and head are in float32 where its layers are quantized, as the QLoRA paper's own code has it.
+
+    Args:
+        model: changed in place and frozen, or left as it is where nothing of it is quantized.
+    """
+    # Where gradient checkpointing is wanted, it's on already.
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantized(model) else model
+
+
 def unpacked_weight(module: Any) -> torch.Tensor:
     """A layer's weight in the type it had before it was quantized (8 bit: float32), or the weight itself where it isn't quantized.
+
+    Adapters that are stacked on a quantized layer are added to it.
 
     peft's function of the same purpose moves an 8-bit layer on the CPU out of its place, which can't be used afterwards (0.21.2).
     """
     weight: Any = module.weight
     kind = type(weight).__name__
-    if kind not in ("Params4bit", "Int8Params"):
+    if kind not in _QUANTIZED:
         return weight  # type: ignore[no-any-return]
     from bitsandbytes import functional
 
     if kind == "Params4bit":
-        return functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
-    scales = module.state.SCB if module.state.SCB is not None else weight.SCB  # the first forward moves them
-    return functional.int8_vectorwise_dequant(weight.data, scales)  # type: ignore[no-any-return]
+        unpacked = functional.dequantize_4bit(weight.data, weight.quant_state)
+    else:
+        scales = module.state.SCB if module.state.SCB is not None else weight.SCB  # the first forward moves them
+        unpacked = functional.int8_vectorwise_dequant(weight.data, scales)
+    whole = unpacked
+    for adapter in getattr(module, STACKED, ()):
+        whole = adapter.added_to(whole)
+    return whole.to(unpacked.dtype)  # type: ignore[no-any-return]

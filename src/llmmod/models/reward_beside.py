@@ -12,8 +12,9 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.adapters import quiet_peft, read_adapter
+from llmmod.models.adapters import read_adapter
 from llmmod.models.families.names import native_adapter
+from llmmod.models.lora.config import quiet_peft
 from llmmod.models.reward import HEAD, last_tokens, scored, trunk_inputs
 
 

@@ -156,7 +156,7 @@ class Models:
         """Whether the model in memory is, or could be made, the one that is asked for."""
         if held.wearer == origin and held.worn is not None:
             if held.worn.kind == "adapter":
-                held.model = locate("llmmod.models.adapters.merged_in_place")(held.worn.model)
+                held.model = locate("llmmod.models.lora.stacked.merge_or_stack")(held.worn.model)
             else:
                 locate("llmmod.models.rebuild.set_name")(held.model, str(held.worn.path))
             held.origin = origin

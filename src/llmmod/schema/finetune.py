@@ -17,7 +17,8 @@ class FinetuneConf:
     name: str = MISSING
     upcast_layernorm: bool = False  # normalisation layers in float32
     upcast_head: bool = False  # output layer and logits in float32
-    adapters: list[str] = field(default_factory=list)  # merged in order, all but the last; the last is continued or used
+    # Merged in order, all but the last, which is continued or used. On quantized weights they stay active beside it instead.
+    adapters: list[str] = field(default_factory=list)
     resume_adapter: bool = False  # go on training the last of `adapters`, rather than merge it and start a new one
     learning_rate: float = 2e-5  # what suits this way of training: a stage's `training.learning_rate` is this unless it is set
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -56,3 +59,11 @@ def _built(cls: type, values: dict[str, Any], *, key: str) -> Any:
         return cls(**values)
     except (ImportError, TypeError, ValueError) as error:  # loftq asks for scipy
         raise ConfigError(Problem(key, f"{cls.__name__} refuses it: {error}")) from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """While it lasts, peft 0.21 doesn't pass on that transformers 5.23 has renamed `is_gradient_checkpointing`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield

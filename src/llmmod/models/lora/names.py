@@ -90,7 +90,9 @@ def _targets(model: Any, targets: Any) -> Iterator[Problem]:
         if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
             yield from _targets(model, [targets])
         return
-    names = [name for name, module in model.named_modules() if next(module.children(), None) is None and hasattr(module, "weight")]
+    # A quantized layer may have a child: the earlier adapters that are stacked on it.
+    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()) or isinstance(module, nn.Linear))
+    names = [name for name, module in leaves if hasattr(module, "weight")]
     linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
     yield from (_no_target(target, model, linear) for target in targets if not _matches(target, names))
 
