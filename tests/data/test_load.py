@@ -226,6 +226,36 @@ def test_a_rehearsal_takes_a_few_rows(load, conf, sizes):
     assert (len(splits.train), len(splits.eval or [])) == sizes
 
 
+@pytest.mark.parametrize("smoke", [False, True], ids=["run", "rehearsal"])
+@pytest.mark.parametrize(
+    ("conf", "found"),
+    [
+        ({"val_size": 2000}, "2000 of 30 rows leaves 0"),
+        ({"val_size": 30}, "30 of 30 rows leaves 0"),
+        ({"val_size": 20, "max_samples": 15}, "20 of 15 rows leaves 0"),
+        ({"val_size": 30, "streaming": True}, "30 of 30 rows leaves 0"),
+        ({"val_size": 2.5}, "2.5"),
+        ({"mix": {"a": {"path": "x.json"}, "b": {"path": "x.json", "val_size": 50}}, "path": None}, "50 of 30 rows leaves 0"),
+    ],
+    ids=["more", "all", "more than the samples", "all of a stream", "no number of rows", "more of one in a mix"],
+)
+def test_no_more_is_held_out_than_there_are_rows(load, conf, found, smoke):
+    write(ROWS)
+    with pytest.raises(ConfigError) as error:
+        load(**conf, smoke=smoke)
+    assert "val_size" in str(error.value)
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("conf", [{}, {"streaming": True}], ids=["rows", "stream"])
+def test_a_rehearsal_counts_as_many_rows_as_are_held_out(load, conf, monkeypatch):
+    monkeypatch.setattr("llmmod.data.reading.opened.SURVEYED", 10)
+    write(ROWS)
+    assert len(load(smoke=True, val_size=29, **conf).eval) == 4
+    with pytest.raises(ConfigError, match="30 of 30 rows"):
+        load(smoke=True, val_size=30, **conf)
+
+
 @pytest.mark.parametrize("conf", [{}, {"val_files": "good.json"}, {"streaming": True}], ids=["rows", "files", "stream"])
 def test_a_rehearsal_finds_a_bad_row_that_it_would_not_train_on(load, conf):
     write(without("output", 17))

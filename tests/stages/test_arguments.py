@@ -94,6 +94,17 @@ def test_smoke_takes_two_steps_on_small_batches(sft_conf, tmp_path):
     assert (args.logging_steps, args.eval_steps, args.save_steps) == (1, 2, 2)
 
 
+def test_smoke_refuses_numbers_of_the_run_that_do_not_go_together(sft_conf, tmp_path):
+    saves = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 50, "eval_strategy": "steps", "eval_steps": 20}
+    messages = set()
+    for smoke in (False, True):
+        with pytest.raises(ConfigError) as error:
+            arguments(sft_conf(**saves), tmp_path, smoke=smoke)
+        messages.add(str(error.value))
+    (message,) = messages
+    assert "round multiple" in message
+
+
 def test_smoke_saves_at_the_first_step_where_that_is_wanted(sft_conf, tmp_path):
     args = arguments(sft_conf(save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1), tmp_path, smoke=True)
     assert (args.eval_steps, args.save_steps) == (1, 1)

@@ -50,9 +50,9 @@ class Making:
             ConfigError: `val_size` leaves one side without rows.
         """
         training, validating = self.opened.training, self.opened.validating
-        count, bad = training.survey()
-        held = self._held(count)
-        bad += validating.survey()[1] if validating else Faults()
+        survey = training.survey()
+        held, bad = self._held(survey.used, read=survey.read), survey.bad
+        bad += validating.survey().bad if validating else Faults()
 
         aside: list[Placed] = []
         train = self._built(_set_aside(training, held, aside), directory / _TRAIN, self.tokenizing, purpose="train on")
@@ -108,12 +108,13 @@ class Making:
         kept = (record for (_, record), examples in zip(rows, built.made, strict=True) if examples)
         return built, [conversation for record in kept if (conversation := asked_of(record)) is not None]
 
-    def _held(self, count: int) -> frozenset[int]:
+    def _held(self, count: int, *, read: int) -> frozenset[int]:
         conf = self.opened.conf
         if not conf.val_size:
             return frozenset()
-        # A rehearsal has too few rows for the size that was asked for: a third of them, which is SMOKE_EVAL of all.
-        return held_out(count, max(1, count // 3) if self.smoke else conf.val_size, seed=self.seed)
+        held = held_out(read, conf.val_size, seed=self.seed)
+        # A rehearsal uses too few rows for the size that was asked for: a third of them, which is SMOKE_EVAL of all.
+        return held_out(count, max(1, count // 3), seed=self.seed) if self.smoke else held
 
     def _built(self, rows: Iterable[Placed], path: Path, tokenizing: Tokenizing, *, purpose: str) -> Built:
         conf, skip = self.opened.conf, self.opened.training.skip

@@ -60,6 +60,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
     if not has_eval:
         values |= {"eval_strategy": "no", "eval_on_start": False}
     if smoke:
+        _construct(target, values)  # the class refuses numbers that don't go together: those of the real run, too
         values |= {name: value for name, value in _rehearsal(conf).items() if name in known}
     return _construct(target, values)
 

@@ -80,7 +80,6 @@ def test_refused(told, overrides, line):
     "overrides",
     [
         [],
-        ["training.num_generations=7", "smoke=true"],
         ["training.num_generations=4", "training.steps_per_generation=8", "training.num_iterations=2", "training.beta=0.1"],
         ["training.loss_type=cispo", "training.epsilon_high=5"],
         ["training.reward.path=org/rm", "training.generation_batch_size=64"],
@@ -90,6 +89,11 @@ def test_refused(told, overrides, line):
 )
 def test_right(told, overrides):
     assert told("stage=grpo", *overrides) == []
+
+
+def test_a_rehearsal_tells_what_the_run_would(told):
+    (line,) = told("stage=grpo", "training.num_generations=7", "smoke=true")
+    assert line.startswith("training.num_generations: 7 answers to a prompt, and")
 
 
 def test_whole_groups_over_several_processes(told, monkeypatch):

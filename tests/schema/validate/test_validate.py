@@ -280,6 +280,9 @@ def test_refused(told, name):
 
 def test_a_stream_can_be_packed(told):
     assert told("dataset.streaming=true", "dataset.packing=true", "training.max_steps=3") == []
+    for smoke in ("false", "true"):
+        (line,) = told("dataset.streaming=true", f"smoke={smoke}")
+        assert line.startswith("training.max_steps: not set, and a streamed dataset has no known length")
 
 
 def test_shifted_attention_over_packed_examples():

@@ -97,8 +97,10 @@ def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None
         _refuse_headless(source)
     given = {role: column for role, column in vars(conf.columns).items() if column is not None}
     found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
-    # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on.
-    surveyed = min(HEAD if is_streamed(source) else SURVEYED, conf.max_samples or SURVEYED) if smoke else None
+    # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on; and whether there are more
+    # rows than are to be held out.
+    enough = max(HEAD if is_streamed(source) else SURVEYED, int(conf.val_size) + 1)
+    surveyed = min(enough, conf.max_samples or enough) if smoke else None
     return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
 
 

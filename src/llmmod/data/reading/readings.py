@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmmod.data.reading.faults import Faults
 from llmmod.data.reading.own_format import Format
@@ -14,6 +14,14 @@ from llmmod.data.records import Prompted, Record, texts_of, with_system
 from llmmod.data.row import Place, Row, RowError, half_character
 from llmmod.data.sources.source import Source
 from llmmod.errors import DataError, Problem
+
+
+class Survey(NamedTuple):
+    """What a survey of records found."""
+
+    used: int  # records that are used
+    read: int  # records that could be read; more than are used in a rehearsal
+    bad: Faults  # what is wrong with the rows that are left out
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,21 @@ class Readings:
         """
         return islice(self._all(bad), self.limit)
 
-    def head(self, count: int, bad: Faults) -> list[tuple[Place, Any]]:
-        """The first records, at most `count`; those that a survey reads are looked at too, and what is wrong with them is in `bad`.
+    def head(self, count: int, bad: Faults) -> tuple[list[tuple[Place, Any]], int]:
+        """The first records, at most `count`, and how many could be read: those that a survey reads are looked at too.
+
+        What is wrong with rows that are left out is added to `bad`.
 
         Raises:
             DataError: a bad row where none may be left out.
         """
         records = self._all(bad)
         found = list(islice(records, count if self.limit is None else min(count, self.limit)))
-        for _ in islice(records, max(0, (self.surveyed or 0) - len(found))):
-            pass
-        return found
+        further = sum(1 for _ in islice(records, max(0, (self.surveyed or 0) - len(found))))
+        return found, len(found) + further
 
-    def survey(self) -> tuple[int, Faults]:
-        """How many records are used, and what is wrong with the rows that are left out.
+    def survey(self) -> Survey:
+        """How many records there are, and what is wrong with the rows that are left out.
 
         Raises:
             DataError: a bad row where none may be left out, or no good one.
@@ -72,7 +81,7 @@ class Readings:
         if not count:
             skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
             raise DataError(Problem(self.source.name, skipped))
-        return count if self.limit is None else min(count, self.limit), bad
+        return Survey(count if self.limit is None else min(count, self.limit), count, bad)
 
     def value_kinds(self, head: int) -> dict[str, set[type]]:
         """The columns that come along, and the types of their values, in the first rows."""

@@ -28,10 +28,12 @@ class _Part:
     Args:
         opened: its rows.
         held: how many.
+        asked: how many the configuration asks for; more than `held` in a rehearsal.
     """
 
     opened: Opened
     held: int
+    asked: int
 
     def rows(self, bad: Faults) -> Iterator[Placed]:
         """Those to train on."""
@@ -45,12 +47,12 @@ class _Part:
             ConfigError: none would be left to train on.
         """
         if self.opened.validating is not None:
-            bad += self.opened.validating.survey()[1]
-        head = self.opened.training.head(self.held + CHECKED, bad)
-        if len(head) <= self.held:
+            bad += self.opened.validating.survey().bad
+        head, read = self.opened.training.head(self.held + CHECKED, bad)
+        if read <= self.asked:
             if not head:
                 self.opened.training.survey()  # says why
-            found = f"{self.held} of {len(head)} rows leaves 0 to train on"
+            found = f"{self.asked} of {read} rows leaves 0 to train on"
             raise ConfigError(Problem("dataset.val_size", found, "At least one is needed on each side"))
         return [*head[: self.held], *(self.opened.validating or ())]
 
@@ -69,7 +71,7 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         ConfigError: `val_size` takes all rows.
     """
     first = makings[0]
-    parts = [_Part(making.opened, _held(making)) for making in makings]
+    parts = [_part(making) for making in makings]
     bad = Faults()
     aside = [row for part in parts for row in part.held_out(bad)]
     evaluation, conversations = first.validation(aside, directory / "eval.arrow", bad)
@@ -100,9 +102,9 @@ def _capacity(conf: DatasetConf, makings: Sequence[Making]) -> int | None:
     return max(making.tokenizing.limit for making in makings) if conf.packing else None
 
 
-def _held(making: Making) -> int:
+def _part(making: Making) -> _Part:
     size = making.opened.conf.val_size
-    if 0 < size < 1:
+    if size < 0 or size != int(size):
         found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
         raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
-    return min(int(size), SMOKE_EVAL) if making.smoke else int(size)
+    return _Part(making.opened, min(int(size), SMOKE_EVAL) if making.smoke else int(size), int(size))

@@ -97,7 +97,7 @@ def _training(context: Context, place: str) -> Iterator[Problem]:
     evaluates, saves = training.get("eval_strategy"), training.get("save_strategy")
     if training.get("bf16") and training.get("fp16"):
         yield Problem(f"{place}.fp16", f"true, and {place}.bf16 too", do="Keep one of them")
-    if training.get("load_best_model_at_end") and not context.smoke:
+    if training.get("load_best_model_at_end"):
         if evaluates == "no":
             found = f"true with {place}.eval_strategy=no"
             yield Problem(f"{place}.load_best_model_at_end", found, do="Set eval_strategy to steps or epoch")
@@ -125,7 +125,7 @@ def _endless(context: Context, place: str) -> Iterator[Problem]:
     for step in context.steps:
         training = context.part(step, "training")
         trains = context.trains(step) and context.part(step, "dataset") == place
-        if trains and not context.smoke and (context.get(f"{training}.max_steps") or -1) < 1:
+        if trains and (context.get(f"{training}.max_steps") or -1) < 1:
             found = "not set, and a streamed dataset has no known length, so a number of epochs says nothing"
             yield Problem(f"{training}.max_steps", found, do="Set it")
 
