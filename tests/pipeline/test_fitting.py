@@ -11,6 +11,7 @@ from llmmod.pipeline.parts import Parts
 from llmmod.schema.data import RenderConf
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.model import ModelConf
+from llmmod.schema.quantization import QuantizationConf, decides_weights
 from llmmod.schema.root import Root
 from llmmod.schema.step.predict import PredictConf
 from llmmod.schema.step.train import TrainConf
@@ -63,3 +64,14 @@ def test_another_render_or_base_than_a_directory(left):
     render = f"'{left}' was trained with render=vicuna, and sft writes with render=chatml"
     assert run(adapters=[left])[:2] == [render, f"'{left}' was trained on org/other, and sft puts it on org/tiny"]
     assert run(reward={"path": left}) == [render.replace("and sft", "and ppo")]
+
+
+def test_other_bits_than_an_adapter_was_trained_on(tmp_path):
+    said = {"stage": "sft", "kind": "adapter", "head": "language", "base": "org/tiny", "render": "chatml"}
+    four = QuantizationConf(bits=4)
+    (tmp_path / "stage.json").write_text(json.dumps(said | {"quantization": decides_weights(four)}))
+    bits = "weights of 4 bits (type=nf4, double_quant=True)"
+    (line,) = run(adapters=[str(tmp_path)])
+    assert line == f"'{tmp_path}' was trained on {bits}, and sft puts it on weights that aren't quantized"
+    model = ModelConf(name="tiny", pretrained_model_name_or_path="org/tiny", quantization=four)
+    assert run(adapters=[str(tmp_path)], sft={"model": model}) == []

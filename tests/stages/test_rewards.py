@@ -13,10 +13,13 @@ from trl.trainer.utils import add_fused_lm_head
 from llmmod.beginning import Beginning
 from llmmod.errors import ConfigError, RunError
 from llmmod.models.adapt import add_lora
+from llmmod.models.quantize import quantization_config
+from llmmod.models.rebuild import rebuilt
 from llmmod.models.reward import mark_trained, with_reward_head
 from llmmod.models.reward_checkpoint import load_reward_model
 from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.schema.finetune import LoraConf
+from llmmod.schema.quantization import QuantizationConf, decides_weights
 from llmmod.schema.reward import DEFAULT, rehearsed, reward_nodes
 from llmmod.stages.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScorer, rewards_from
 
@@ -167,8 +170,32 @@ class TestModels:
         setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), []).seen_from(tmp_path / "ppo"))
         assert self.scorer(path, policy).beside
 
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_a_quantized_base_is_another_than_its_float_original(self, base, path, scores, bits, tmp_path):
+        """Each reward is scored on the weights that it was trained on, whatever the policy's are."""
+        conf = QuantizationConf(bits=bits)
+        float_base = Beginning(str(tmp_path / "base"), [])
+        quantized_base = float_base._replace(quantization=decides_weights(conf))
+        quantized = rebuilt(copy.deepcopy(base), quantization_config=quantization_config(conf))
+        own = saved(add_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
+        left = {"stage": "rm", "kind": "adapter", "head": "reward", "render": "chatml"}
+        assert not self.scorer(path, add_lora(copy.deepcopy(quantized), lora())).beside  # nobody said what it was trained on
+        write_stage_file(path, StageFile(**left, **float_base._asdict()))
+        write_stage_file(own, StageFile(**left, **quantized_base._asdict()))
+        found = {}
+        for name, model, began in (("float", base, float_base), ("quantized", quantized, quantized_base)):
+            policy = add_lora(model, lora())
+            setattr(policy.get_base_model(), BEGAN_WITH, began.seen_from(tmp_path / "ppo"))
+            scorers = {"float": self.scorer(path, policy), "quantized": self.scorer(own, policy)}
+            assert {reward: scorer.beside for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
+            found[name] = {reward: scorer(ANSWERS) for reward, scorer in scorers.items()}
+        torch.testing.assert_close(found["quantized"]["float"], scores, rtol=1e-5, atol=1e-5)
+        # 8 bits round activations by the largest of a batch, which holds padding where answers are scored together; here each is alone.
+        torch.testing.assert_close(found["quantized"]["quantized"], found["float"]["quantized"], rtol=1e-5, atol=1e-5)
+        assert (found["float"]["quantized"] - found["float"]["float"]).abs().max() > 1e-3
+
     def test_another_vocabulary_is_refused(self, path):
-        other = SimpleNamespace(device=torch.device("cpu"), name_or_path="other", config=SimpleNamespace())
+        other = SimpleNamespace(device=torch.device("cpu"), name_or_path="other", config=SimpleNamespace(), modules=list)
         other.config.get_text_config = lambda: SimpleNamespace(vocab_size=7)
         with pytest.raises(ConfigError, match=r"training\.reward: .* reads a vocabulary of 400 tokens and .* writes one of 7"):
             self.scorer(path, other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from llmmod.models.attention import check_attention
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, path_of_size
 from llmmod.models.hub import hub_arguments, set_proxies
 from llmmod.models.load import load_config, load_model
-from llmmod.models.quantize import check_quantized, quantization_config
+from llmmod.models.quantize import check_quantized, quantization_config, quantized_device_map
 from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.rope import check_scaled, scale_rope
 from llmmod.models.shifted import shift_attention
@@ -49,7 +48,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
         model = _random_model(conf, hub, smoke=smoke, tokenizer=tokenizer, seed=seed, dtype=dtype)
         model = rebuilt(model, quantization_config=quantized) if quantized else model
     else:
-        device_map = conf.device_map if quantized is None else _device_map(conf)
+        device_map = conf.device_map if quantized is None else quantized_device_map(conf.device_map)
         model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized, device_map=device_map)
     if quantized:
         check_quantized(model)
@@ -143,13 +142,6 @@ def _scaled(config: Any, conf: ModelConf) -> Any:
     if scaling.type is not None:
         scale_rope(config, kind=scaling.type, factor=scaling.factor, max_length=conf.model_max_length)
     return config
-
-
-def _device_map(conf: ModelConf) -> Any:
-    """Where quantized weights go, which the trainer can't move: to each process's own accelerator, unless the user says otherwise."""
-    if conf.device_map is not None or not torch.accelerator.is_available():
-        return conf.device_map
-    return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any, seed: int, dtype: torch.dtype | None) -> Any:

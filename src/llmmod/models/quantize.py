@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,13 @@ def plain_linears(model_type: str) -> Iterator[None]:
     module, _, name = place.rpartition(".")
     with mock.patch.object(importlib.import_module(module), name, nn.Linear):
         yield
+
+
+def quantized_device_map(asked: Any = None) -> Any:
+    """Where quantized weights go, which the trainer can't move: to each process's own accelerator, unless the user asks for another."""
+    if asked is not None or not torch.accelerator.is_available():
+        return asked
+    return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def is_quantized(model: Any) -> bool:

@@ -12,11 +12,12 @@ from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory
 from llmmod.models.families.limits import watch_length
 from llmmod.models.load import WHERE, explained, is_reward_checkpoint, load_config, load_model, read_config
 from llmmod.models.own_length import keep_own_lengths
-from llmmod.models.quantize import plain_linears
+from llmmod.models.quantize import plain_linears, quantization_config, quantized_device_map, with_float32_parts
 from llmmod.models.rebuild import set_name
 from llmmod.models.reward import HEAD, mark_trained, require_head, reward_class, with_reward_head
 from llmmod.models.stage_file import read_stage_file
 from llmmod.paths import resolve_path
+from llmmod.schema.quantization import QuantizationConf
 
 
 def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> Any:
@@ -24,7 +25,7 @@ def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> An
 
     Args:
         path: a reward model's directory or hub id, or the directory of an adapter that was trained by `stage=rm`; that is put on what it
-            was trained on, other adapters merged into it included.
+            was trained on: the same quantization, the same earlier adapters.
         key: the configuration key that the path was typed for.
         arguments: those of from_pretrained, for the model's weights.
 
@@ -68,12 +69,15 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
 
 
 def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> Any:
-    """What an adapter was trained on, read anew."""
+    """What an adapter was trained on, read anew: quantized where it was, with the earlier adapters that were there."""
     left = read_stage_file(directory)
-    base, merged, gguf_file = Beginning(None, []) if left is None else left.beginning
-    if base is None:
-        base = read_adapter(path, key)[0].base_model_name_or_path
+    began = Beginning(None, []) if left is None else left.beginning
+    base = began.base or read_adapter(path, key)[0].base_model_name_or_path
     if not base:
         raise ConfigError(Problem(key, f"the adapter '{path}' doesn't say which model it was trained on", do="Train one: stage=rm"))
-    model = load_model(seen_from(base, directory), **arguments, **({} if gguf_file is None else {"gguf_file": gguf_file}))
-    return with_chain(model, [seen_from(name, directory) for name in merged])
+    given: dict[str, Any] = {} if began.gguf_file is None else {"gguf_file": began.gguf_file}
+    if began.quantization is not None:
+        config = quantization_config(QuantizationConf(**began.quantization))
+        given |= {"quantization_config": config, "device_map": quantized_device_map(arguments.get("device_map"))}
+    model = load_model(seen_from(base, directory), **{**arguments, **given})
+    return with_chain(with_float32_parts(model), [seen_from(name, directory) for name in began.merged])

@@ -31,10 +31,11 @@ class StageFile:
         stage: `sft`, `rm`, ….
         kind: `adapter` or `full`.
         head: `language` (it writes) or `reward` (it scores).
-        base: see `Beginning`, as `merged` and `gguf_file`.
+        base: see `Beginning`, as `merged`, `gguf_file` and `quantization`.
         render: the name of the render it was trained with.
         merged: adapters under what was trained.
         gguf_file: the base's.
+        quantization: the base's.
         llmmod: version.
     """
 
@@ -45,12 +46,13 @@ class StageFile:
     render: str
     merged: list[str] = field(default_factory=list)
     gguf_file: str | None = None
+    quantization: Mapping[str, Any] | None = None
     llmmod: str = ""
 
     @property
     def beginning(self) -> Beginning:
         """What training began with."""
-        return Beginning(self.base, self.merged, self.gguf_file)
+        return Beginning(self.base, self.merged, self.gguf_file, self.quantization)
 
 
 def write_stage_file(directory: Path, left: StageFile) -> None:
@@ -95,7 +97,7 @@ def wrong_head(path: str, directory: Path, *, wanted: str, key: str) -> Problem 
 
 
 def wrong_chain(path: str, directory: Path, *, before: Sequence[str], key: str) -> Problem | None:
-    """The problem of an adapter that was trained on a base with other adapters merged than those named before it."""
+    """The problem of an adapter that was trained on a base with other adapters than those named before it."""
     left = read_stage_file(directory)
     if left is None or left.kind != "adapter":
         return None

@@ -6,12 +6,13 @@ render than it was trained with, another base than an adapter was trained on. It
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmmod.instantiate import locate
 from llmmod.pipeline.parts import Parts
+from llmmod.schema.quantization import decides_weights
 from llmmod.schema.reward import reward_nodes
 from llmmod.schema.step import StepConf
 
@@ -44,6 +45,16 @@ def _of_directories(parts: Parts, step: str) -> Iterator[str]:
         yield from _another_render(f"'{path}'", left.render, step, parts)
         if path in adapters and base and left.base and not left.base.startswith("..") and Path(left.base).name != Path(base).name:
             yield f"'{path}' was trained on {left.base}, and {step} puts it on {base}"
+        own = decides_weights(model.quantization)
+        if path in adapters and left.quantization != own and parts.from_step(step) is None:
+            yield f"'{path}' was trained on {_bits(left.quantization)}, and {step} puts it on {_bits(own)}"
+
+
+def _bits(quantization: Mapping[str, Any] | None) -> str:
+    if quantization is None:
+        return "weights that aren't quantized"
+    rest = ", ".join(f"{name}={value}" for name, value in quantization.items() if name != "bits" and value is not None)
+    return f"weights of {quantization['bits']} bits ({rest})"
 
 
 def _another_render(what: str, render: str, step: str, parts: Parts) -> Iterator[str]:

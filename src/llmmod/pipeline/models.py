@@ -19,6 +19,7 @@ from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel
 from llmmod.schema.base import Weights
 from llmmod.schema.model import ModelConf
+from llmmod.schema.quantization import decides_weights
 
 # What weights are: ("checkpoint", a configuration), or ("step", the name of the step that left them).
 Origin = tuple[str, ...]
@@ -216,7 +217,8 @@ class Models:
 
 
 def _beginning(conf: ModelConf, merged: list[str]) -> Beginning:
-    return Beginning(conf.sizes.get(conf.size or "", conf.pretrained_model_name_or_path), merged, conf.gguf_file)
+    base = conf.sizes.get(conf.size or "", conf.pretrained_model_name_or_path)
+    return Beginning(base, merged, conf.gguf_file, decides_weights(conf.quantization))
 
 
 def _merged_first(finetune: Any) -> list[str]:

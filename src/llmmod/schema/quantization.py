@@ -52,3 +52,15 @@ def bitsandbytes_arguments(conf: QuantizationConf, *, compute_dtype: str) -> dic
         "llm_int8_skip_modules": conf.llm_int8_skip_modules,
         "llm_int8_enable_fp32_cpu_offload": conf.llm_int8_enable_fp32_cpu_offload,
     }
+
+
+def decides_weights(conf: QuantizationConf) -> dict[str, Any] | None:
+    """The fields that decide what quantized weights of a checkpoint are, None where nothing is quantized; JSON values.
+
+    Left out is in which type they are computed with, stored and placed, which differs from machine to machine.
+    """
+    if conf.bits is None:
+        return None
+    own = ("type", "double_quant") if conf.bits == 4 else ("llm_int8_threshold",)
+    found = {name: getattr(conf, name) for name in ("bits", *own, "llm_int8_skip_modules")}
+    return {name: list(value) if name == "llm_int8_skip_modules" and value else value for name, value in found.items()}

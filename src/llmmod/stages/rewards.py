@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
+from llmmod.beginning import Beginning
 from llmmod.data.collate import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters import attached, read_adapter
 from llmmod.models.device import is_spread, ready_to_answer
 from llmmod.models.generation import answer_text
+from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
@@ -232,6 +234,11 @@ def began_alike(path: Path, policy: Any) -> bool:
     left, own = read_stage_file(path), getattr(base, BEGAN_WITH, None)
     if left is not None and own is not None:
         return left.beginning.seen_from(path) == own
+    # One of the two doesn't say all that it began with, and a name alone says nothing of earlier adapters and of quantization.
+    began = Beginning(None, []) if left is None else left.beginning
+    plain = Beginning(began.base, [], began.gguf_file)
+    if is_quantized(base) or began != plain or (own is not None and len(own) != len(plain.seen_from(path))):
+        return False
     config, _ = read_adapter(str(path), KEY)
     return config.base_model_name_or_path in (None, "", base.name_or_path)
 
