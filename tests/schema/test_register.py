@@ -7,6 +7,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from llmmod.schema.names import conf_directory
 from llmmod.schema.register import SCHEMAS, register_schemas, schema_class
 
 
@@ -50,3 +51,11 @@ def test_stages_that_better_a_model_s_own_answers_learn_at_a_tenth(stage, wanted
     from llmmod.schema.compose import compose_config
 
     assert compose_config([f"stage={stage}", "model=llama2", wanted]).config.training.learning_rate == rate
+
+
+def test_help_lists_every_group_that_there_is_to_choose_from_and_no_schema():
+    shown = subprocess.run([sys.executable, "-m", "llmmod", "--help"], check=True, capture_output=True, text=True).stdout
+    listed = {line.split(":")[0] for line in shown.split("Groups, and their options")[1].splitlines() if ": " in line}
+    folders = {folder.name for folder in conf_directory().iterdir() if any(folder.glob("*.yaml"))}
+    assert folders <= listed
+    assert "schema" not in shown

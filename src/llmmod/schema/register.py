@@ -11,6 +11,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,6 +48,7 @@ def register_schemas() -> None:
     OmegaConf.register_new_resolver("product", _product, replace=True)
     patch_hydra()
     patch_null_mappings()
+    ConfigLoaderImpl.list_groups = _groups_to_choose_from  # type: ignore[method-assign]
     for path in SCHEMAS:
         *groups, name = path.split("/")
         place = ConfigStore.instance().repo
@@ -54,6 +56,14 @@ def register_schemas() -> None:
             place = place.setdefault(group, {})
         node: Any = _Schema(path)
         place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
+
+
+_list_groups = ConfigLoaderImpl.list_groups
+
+
+def _groups_to_choose_from(loader: ConfigLoaderImpl, parent_name: str) -> list[str]:
+    """The groups that `--help` lists (Hydra 1.3.8 asks nowhere else): not the schemas, which no user chooses."""
+    return [name for name in _list_groups(loader, parent_name) if parent_name or name != "schema"]
 
 
 def _product(*numbers: float) -> float:
