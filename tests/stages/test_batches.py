@@ -12,18 +12,21 @@ from transformers import TrainerCallback
 from llmmod.data.collate import Flatten, PadRight
 from llmmod.data.packed import Packed
 from llmmod.errors import ConfigError
+from llmmod.models.tiny import tiny_model
 from llmmod.stages.batches import collator_from
 from llmmod.stages.sft import by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collate.{name}"} for name in ("Flatten", "PadRight"))
 
 
-def model(family="llama", attention="sdpa"):
-    return SimpleNamespace(config=SimpleNamespace(model_type=family, _attn_implementation=attention))
+def model(family, attention, tokenizer):
+    if family == "llama":
+        return SimpleNamespace(config=SimpleNamespace(model_type=family, _attn_implementation=attention))
+    return tiny_model({"model_type": family, "hidden_size": 64, "num_hidden_layers": 2}, tokenizer=tokenizer, seed=0)
 
 
 def collator(tiny_tokenizer, node=FLATTEN, family="llama", train=(), attention="sdpa", multiple=None, trainer=None):
-    parts = {"model": model(family, attention), "tokenizer": tiny_tokenizer, "train": train}
+    parts = {"model": model(family, attention, tiny_tokenizer), "tokenizer": tiny_tokenizer, "train": train}
     return collator_from(node, **parts, pad_to_multiple_of=multiple, trainer=trainer)
 
 
@@ -35,13 +38,12 @@ def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"family": "bloom"}, "batches are padded: bloom can't keep the examples of a row apart: it computes attention itself"),
-        ({"family": "rwkv"}, "whether rwkv keeps the examples of a row apart was not checked"),
-        ({"attention": "eager"}, "attention 'eager' can't"),
+        ({"family": "mamba"}, "batches are padded: MambaForCausalLM can't keep the examples of a row apart. Measured on a tiny random one"),
+        ({"attention": "flex_attention"}, "attention 'flex_attention' can't"),
         ({"multiple": 8}, "training.pad_to_multiple_of asks for padding"),
         ({"trainer": "trl.SFTTrainer"}, "trl.SFTTrainer doesn't keep the examples of a row apart"),
     ],
-    ids=["family", "unknown", "attention", "multiple", "trainer"],
+    ids=["family", "attention", "multiple", "trainer"],
 )
 def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_splits, changes, told):
     caplog.set_level(logging.INFO, "llmmod.train")
@@ -52,6 +54,15 @@ def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_spli
     assert told in caplog.messages[0]
     with pytest.raises(ConfigError, match=r"dataset\.packing"):
         collator(tiny_tokenizer, train=Packed(toy_splits.train, 64), **changes)
+
+
+def test_packed_rows_but_padded_batches_where_a_mask_keeps_them_apart(tiny_tokenizer, caplog, toy_splits):
+    caplog.set_level(logging.INFO, "llmmod.train")
+    assert isinstance(collator(tiny_tokenizer, family="bloom"), PadRight)
+    assert (
+        "BloomForCausalLM keeps the examples of a row apart by a mask over all of it, which costs more than padding" in caplog.messages[0]
+    )
+    assert isinstance(collator(tiny_tokenizer, family="bloom", train=Packed(toy_splits.train, 64)), Flatten)
 
 
 def test_ours_and_what_is_derived_from_it_get_rows_of_several(tiny_tokenizer, toy_splits):

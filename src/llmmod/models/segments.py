@@ -1,45 +1,40 @@
-"""Attention that stays within examples where several stand in one row: no padding, no leaking, and no more work than each takes alone.
+"""Examples that stay apart where several stand in one row: no padding, no leaking, and no more work than each takes alone.
 
-A row is told apart by `cu_seq_lens_q`, the places where its examples begin and where the last ends, which transformers (5.23) hands down
-to the attention function. Flash attention's kernels of variable length read it themselves. Here SDPA gets the same: it runs causally over
-one example after the other. transformers' own way without such a kernel, a mask over the row made from `position_ids`, is exact as well
-but pays for every pair of tokens of the row: 80 real tokens a CPU second against 108 (SmolLM2, LoRA, rows of 1,024 with five examples).
-
-Several answers can share their prompt: one stands behind it, and each other is a branch, a segment that has more keys than tokens by
-`cu_seq_lens_k`. Those it has more are the first of the last segment that is no branch, and come before its own.
-
-Which models can be kept apart, `apart` says.
+Whether a model's class can do it, and in which of the two ways of `row_attention`, is known of the families that `apart` names, and
+measured of every other (`leaks`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, lru_cache
 from typing import Any
 
-import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from llmmod.models.apart import FAMILIES, is_flash, why_not_attention
+from llmmod.models.leaks import Found, found_for
+from llmmod.models.row_attention import BOUNDARIES, KEYS, NAME, Way, kept_apart, segments_attention
 
-from llmmod.models.apart import is_flash, why_not_attention, why_not_family
-
-NAME = "llmmod_segments"
-BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
-KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
+__all__ = ["BOUNDARIES", "KEYS", "by_segments", "segments_attention", "why_not"]
 
 
-def why_not(model: Any, *, branches: bool = False) -> str | None:
-    """Why several examples can't stand in one row of this model; None where they can.
+def why_not(model: Any, *, branches: bool = False, packed: bool = True) -> str | None:
+    """Why several examples can't, or had better not, stand in one row of this model; None where they can.
 
     Args:
         model: a PreTrainedModel or PeftModel.
         branches: whether they are to share their beginnings.
+        packed: whether they stand in one row anyway, so that nothing is won by padding.
     """
-    attention = model.config._attn_implementation
-    reason = why_not_family(model.config.model_type)
-    return reason or why_not_attention("sdpa" if attention == NAME else attention, branches=branches)
+    found = _found(model)
+    if found.reason is not None:
+        return found.reason
+    name = type(_base(model)).__name__
+    if branches and not found.branches:
+        with_it = f"attention '{model.config._attn_implementation}'" if is_flash(model.config._attn_implementation) else name
+        return f"{with_it} can't let two answers share their prompt"
+    if found.way is Way.mask and not packed:
+        return f"{name} keeps the examples of a row apart by a mask over all of it, which costs more than padding"
+    return None
 
 
 @contextmanager
@@ -50,75 +45,31 @@ def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     the block: with gradient checkpointing the backward pass computes attention anew.
 
     Raises:
-        ValueError: the model's family doesn't hand the boundaries down to its attention, or its attention takes no notice of them.
+        ValueError: the model's class lets examples see each other.
     """
     if BOUNDARIES not in inputs or is_flash(model.config._attn_implementation):
         yield
         return
-    if reason := why_not(model):
-        raise ValueError(reason)
-    config, own = model.config, model.config._attn_implementation
-    AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else segments_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-    config._attn_implementation = NAME
-    try:
+    found = _found(model)
+    if found.way is None:
+        raise ValueError(found.reason)
+    with kept_apart(model.config, inputs, found.way):
         yield
-    finally:
-        config._attn_implementation = own
 
 
-def segments_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # [1, heads, row, channels]
-    key: torch.Tensor,  # [1, key heads, row, channels]
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention over each example of the row by itself, [1, row, heads, channels].
-
-    Args:
-        module: the layer.
-        query, key, value: of the row.
-        attention_mask: None: the boundaries say all of it.
-        kwargs: `cu_seq_lens_q`, `cu_seq_lens_k`; `sliding_window`, tokens that a token sees, itself included; and what else SDPA takes.
-
-    Raises:
-        ValueError: there are no boundaries, so that examples would see each other.
-    """
-    if kwargs.get(BOUNDARIES) is None or attention_mask is not None:
-        raise ValueError(f"{type(module).__name__} was to keep the examples of a row apart, but got no {BOUNDARIES}")
-    window = kwargs.get("sliding_window")
-    lengths = kwargs[BOUNDARIES].diff().tolist()
-    before = (kwargs.get(KEYS, kwargs[BOUNDARIES]).diff() - kwargs[BOUNDARIES].diff()).tolist()
-    outputs, trunk = [], (key, value)
-    parts = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
-    for shared, queries, keys, values in zip(before, *parts, strict=True):
-        if not queries.shape[2]:
-            continue  # boundaries may be filled up to a fixed number
-        if shared:
-            keys, values = (torch.cat([stem[:, :, :shared], own], dim=2) for stem, own in zip(trunk, (keys, values), strict=True))
-        else:
-            trunk = keys, values
-        mask = _mask(queries.shape[2], shared, window, query.device)
-        outputs.append(sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)[0])
-    return torch.cat(outputs, dim=1), None
+def _found(model: Any) -> Found:
+    attention = "sdpa" if model.config._attn_implementation == NAME else model.config._attn_implementation
+    if reason := why_not_attention(attention):
+        return Found(reason=reason)
+    base = _base(model)
+    from_code = type(base).__module__.startswith("transformers_modules.")  # a checkpoint's own, under whatever name
+    if model.config.model_type in FAMILIES and attention != "eager" and not from_code:
+        return Found(way=Way.segments, branches=not is_flash(attention))
+    found = found_for(base)
+    if is_flash(attention) and found.way is Way.mask:
+        return Found(reason=f"attention '{attention}' can't keep the examples of a row apart in {type(base).__name__}")
+    return Found(way=found.way, branches=found.branches and not is_flash(attention), reason=found.reason)
 
 
-@cache
-def _opaque() -> Any:
-    """`segments_attention` as torch.compile leaves it alone: the shapes in it are other ones in every batch."""
-    return torch.compiler.disable(segments_attention)  # type: ignore[no-untyped-call]
-
-
-@lru_cache(maxsize=32)
-def _mask(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """True where the query of a row may see the key of a column, [1, 1, length, before + length]; None where all that came before it."""
-    if not before and (window is None or length <= window):
-        return None
-    whole = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
-    return (whole if window is None else whole.triu(before + 1 - window))[None, None]
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask over the row."""
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

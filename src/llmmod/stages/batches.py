@@ -98,7 +98,7 @@ def _why_padded(
         return None
     if pad_to_multiple_of is not None:
         return "training.pad_to_multiple_of asks for padding"
-    return _mixes(trainer) or why_not(model, branches=not _is(node, Flatten))
+    return _mixes(trainer) or why_not(model, branches=not _is(node, Flatten), packed=capacity_of(train) is not None)
 
 
 def _padded(node: Mapping[str, Any]) -> type[PadRight | PadPairs | PadPairsScored] | None:

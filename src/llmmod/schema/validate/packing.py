@@ -1,6 +1,7 @@
-"""Packed rows that a model, its attention, a trainer or a collator can't keep apart: told from names and from config.json alone.
+"""Packed rows that an implementation of attention, a trainer or a collator can't keep apart: told from names alone.
 
-What only a loaded model can say (a family that no test has looked at, a trainer of the user's own), `llmmod.stages.batches` says later.
+What only a loaded model or class can say (whether the model's examples see each other, a trainer of the user's own),
+`llmmod.stages.batches` says later.
 """
 
 from __future__ import annotations
@@ -43,12 +44,6 @@ def _reason(context: Context, step: str, training: str) -> str | None:
         return f"{training}.collator._target_={_PAD_RIGHT} takes a row for one example"
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):
         return f"{training}.pad_to_multiple_of asks for padding"
-    model = context.get(context.part(step, "model")) or {}
-    path, attention = model.get("pretrained_model_name_or_path"), model.get("attn_implementation")
-    reason: str | None = locate("llmmod.models.apart.why_not_named")(
-        path=path if isinstance(path, str) and not context.smoke else None,
-        gguf_file=model.get("gguf_file"),
-        stated=(model.get("architecture") or {}).get("model_type"),
-        attention=attention if isinstance(attention, str) else None,
-    )
+    attention = context.get(f"{context.part(step, 'model')}.attn_implementation")
+    reason: str | None = locate("llmmod.models.apart.why_not_attention")(attention) if isinstance(attention, str) else None
     return reason
