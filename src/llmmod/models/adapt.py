@@ -20,10 +20,12 @@ from llmmod.models.lora.loftq import loftq_anywhere
 from llmmod.models.lora.mutated import remember_initial
 from llmmod.models.lora.names import check_made, check_names, fitted_to_stand_in
 from llmmod.models.lora.stacked import norms_with_stacked
+from llmmod.models.master_weights import check_trained_in_16_bits, hold_in_float32
 from llmmod.models.quantize import is_quantized, with_float32_parts
 from llmmod.models.reward import HEAD, is_reward_model
 from llmmod.models.tiny import STAND_IN
 from llmmod.models.upcast import upcast_head, upcast_norms
+from llmmod.schema.base import TrainableDtype
 from llmmod.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,10 @@ def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
 
 
 def _ready(model: Any, conf: FinetuneConf) -> Any:
+    if conf.trainable_dtype is TrainableDtype.float32:
+        hold_in_float32(model)
+    else:
+        check_trained_in_16_bits(model)
     if conf.upcast_layernorm:
         upcast_norms(model)
     if conf.upcast_head:

@@ -17,6 +17,13 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class TrainableDtype(StrEnum):
+    """In which type what is trained is held: `float32`, or as the `checkpoint` was loaded. Adapters are of float32 either way."""
+
+    float32 = "float32"
+    checkpoint = "checkpoint"
+
+
 class Weights(StrEnum):
     """Where weights come from: `pretrained`: a checkpoint; `random`: initialised from the architecture's configuration."""
 

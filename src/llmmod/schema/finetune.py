@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from llmmod.schema.base import TrainableDtype
 from llmmod.schema.generated.lora import LoraConfig
 
 
@@ -15,6 +16,8 @@ class FinetuneConf:
     """What every way to fine-tune has."""
 
     name: str = MISSING
+    # What is trained is held in float32, and saved as the checkpoint has it; checkpoint: held as it is too, less memory and less exact
+    trainable_dtype: TrainableDtype = TrainableDtype.float32
     upcast_layernorm: bool = False  # normalisation layers in float32
     upcast_head: bool = False  # output layer and logits in float32
     # Merged in order, all but the last, which is continued or used. On quantized weights they stay active beside it instead.

@@ -27,6 +27,7 @@ from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters import attached, read_adapter
 from llmmod.models.device import is_spread, ready_to_answer
 from llmmod.models.generation import answer_text
+from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.models.reward_beside import reward_beside
@@ -247,7 +248,9 @@ def _apart(path: str, base: Any) -> Any:
     """A reward model of its own; of an adapter, on a copy of `base` where there is one."""
     if base is None:
         return load_reward_model(path, key=KEY)
-    adapted = attached(with_reward_head(copy.deepcopy(base)), path, key=KEY)
+    base = copy.deepcopy(base)
+    to_stored_dtype(base)
+    adapted = attached(with_reward_head(base), path, key=KEY)
     require_head(adapted)
     return adapted
 

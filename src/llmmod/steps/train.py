@@ -16,6 +16,7 @@ from transformers import set_seed
 from llmmod.instantiate import locate
 from llmmod.models.generation import set_ends
 from llmmod.models.lora.mutated import changes_base, save_for_base
+from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.paths import shown
@@ -95,6 +96,7 @@ class Train:
                 _train(trainer, checkpoint, stop, progress, key=self._resumes(session))
             metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
+        to_stored_dtype(trainer.model)
         trainer.save_model(str(directory))
         trainer.save_state()
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
