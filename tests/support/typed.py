@@ -1,12 +1,16 @@
-"""A command as a user types it, run in this process: its exit code, and all that was said."""
+"""A command as a user types it, in this process: its exit code, and all that was said."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
+
+from byte_llama import END, text
 
 
 @dataclass
@@ -23,16 +27,63 @@ class Typed:
 
 
 def typed(*arguments):
-    """`llmmod *arguments`; a traceback is an error of the test."""
+    """`llmmod *arguments` with all that Hydra does; a traceback is an error of the test."""
     from llmmod.app import run_command
 
-    said, argv, root = StringIO(), sys.argv, logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    argv = sys.argv
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with _listening() as said:
             code = run_command(["llmmod", *map(str, arguments)])
     finally:
         sys.argv = argv
-        root.handlers[:], root.level = handlers, level
     assert "Traceback (most recent call last)" not in said.getvalue(), said.getvalue()
     return Typed(code, said.getvalue())
+
+
+def asked(*overrides):
+    """The same by `llmmod.run`, without Hydra's flags, in a third of the time; any error that isn't a user's is one of the test."""
+    import llmmod
+    from llmmod.errors import LlmmodError
+
+    with _listening() as said:
+        logging.getLogger().addHandler(logging.StreamHandler(said))
+        logging.getLogger().setLevel(logging.INFO)
+        try:
+            llmmod.run(llmmod.compose([*map(str, overrides)]))
+        except LlmmodError as error:
+            return Typed(error.exit_code, f"{said.getvalue()}\n{error}")
+    return Typed(0, said.getvalue())
+
+
+@contextmanager
+def _listening():
+    """What is said meanwhile; logging is afterwards as it was."""
+    said, root = StringIO(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield said
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def lines(path):
+    """The lines of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path, rows):
+    """Write rows as JSON lines; returns the path."""
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def trained(line):
+    """The text of a line of preview.jsonl that is trained, without the token that ends an answer."""
+    return text(token for token, label in zip(line["input_ids"], line["labels"], strict=True) if label not in (-100, END))
+
+
+def masked(line):
+    """The text of a line of preview.jsonl that isn't trained."""
+    return text(token for token, label in zip(line["input_ids"], line["labels"], strict=True) if label == -100)
