@@ -5,6 +5,7 @@ Pure Python. A local directory is looked at; a hub id is taken as it is, and `hu
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,17 @@ def check_model_directory(checkpoint: Checkpoint, *, weights: bool = True, key: 
     if weights and not has_weights(directory):
         needs = "A model directory has *.safetensors or pytorch_model*.bin beside its config.json"
         raise ConfigError(Problem(key, f"'{directory}' holds no weights", needs, _gguf_hint(directory)))
+
+
+def stated_dtype(path: str, gguf_file: str | None = None) -> str | None:
+    """The type of weights that a local model's config.json names, `bfloat16`; None where it says none, or isn't on this disk."""
+    try:
+        checkpoint = find_checkpoint(path, gguf_file=gguf_file)
+        raw = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+        stated = raw.get("dtype") or raw.get("torch_dtype")
+    except (ConfigError, OSError, ValueError, AttributeError):
+        return None  # another check says what is wrong with it
+    return None if stated is None or not checkpoint.local or checkpoint.gguf_file is not None else str(stated)
 
 
 def has_weights(directory: Path) -> bool:

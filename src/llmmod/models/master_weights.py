@@ -101,21 +101,16 @@ def check_trained_in_16_bits(model: Any) -> None:
     Raises:
         ConfigError: weights of float16 are to be trained as they are.
     """
-    found = {p.dtype for p in model.parameters() if p.requires_grad}
-    if torch.float16 in found:
-        raise ConfigError(float16_refused())
-    if torch.bfloat16 in found:
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+    if torch.float16 in dtypes:
+        found = "checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge"
+        raise ConfigError(Problem(KEY, found, do=f"Use {KEY}=float32, or model.dtype=bfloat16"))
+    if torch.bfloat16 in dtypes:
         log.warning(
             "%s=checkpoint: weights are trained in bfloat16, and of a weight's change what is below a 256th of it is rounded away at each "
             "step; at small learning rates most weights never move.",
             KEY,
         )
-
-
-def float16_refused(key: str = KEY) -> Problem:
-    """The problem of training weights of float16 as they are."""
-    found = "checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge"
-    return Problem(key, found, do=f"Use {key}=float32, or model.dtype=bfloat16")
 
 
 def _trained_head(base: Any, trained: set[int]) -> Any:

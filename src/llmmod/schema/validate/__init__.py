@@ -37,6 +37,7 @@ from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
 from llmmod.schema.validate.rollouts import check_rollouts
 from llmmod.schema.validate.taken_over import check_taken_over
+from llmmod.schema.validate.trainable_dtype import check_trainable_dtype
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
 
@@ -58,6 +59,7 @@ CHECKS: tuple[Check, ...] = (
     check_taken_over,
     check_contradictions,
     check_low_rank,
+    check_trainable_dtype,
     check_attention,
     check_data_kinds,
     check_mix,
