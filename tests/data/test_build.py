@@ -53,7 +53,7 @@ def test_what_was_cut_and_left_out_is_counted(tokenizing, chatml, tiny_tokenizer
     short = [len(ids) for ids in ids_of([rows[0], rows[2]], chatml, tiny_tokenizer)]
     dropped = build_dataset(rows, tokenizing(50, "drop"))
     # An answer is one letter and <|im_end|>.
-    assert dropped.counts == Counts(examples=2, dropped=1, tokens=sum(short), trained_tokens=4, longest=max(short))
+    assert dropped.counts == Counts(examples=2, dropped=1, tokens=sum(short), trained_tokens=4, longest=max(short), sources=2)
     assert dropped.made == [1, 0, 1]
     right = build_dataset(rows, tokenizing(50, "right"))
     assert (right.counts.examples, right.counts.cut, right.counts.ends_lost, right.counts.longest) == (3, 1, 1, 50)

@@ -119,10 +119,10 @@ def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None =
 def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
     """What some records become, in the form that travels between processes."""
     made, form = tokenizing.batch(rows), tokenizing.form
-    kept = [form.row(example.record, example.encoded) for item in made for example in item.examples if not example.dropped]
-    columns = [pa.array([row[column.name] for row in kept], column.type) for column in form.schema]
+    kept = [item.rows(form) for item in made]
+    columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in form.schema]
     faults = [item.fault.problem for item in made if item.fault is not None]
-    counts = [sum(not example.dropped for example in item.examples) for item in made]
+    counts = [len(of_record) for of_record in kept]
     return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, _counted(made, form), faults)
 
 
@@ -138,6 +138,7 @@ def _counted(made: Sequence[Made], form: Form) -> Counts:
         tokens=sum(of_all for of_all, _ in tokens),
         trained_tokens=sum(trained for _, trained in tokens),
         longest=max((form.length(example.encoded) for example in kept), default=0),
+        sources=sum(any(not example.dropped for example in item.examples) for item in made),
     )
 
 

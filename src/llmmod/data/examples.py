@@ -80,6 +80,7 @@ class Making:
         account = json.loads((directory / _ACCOUNT).read_text(encoding="utf-8"))
         sources = [part.source.name for part in (training, self.opened.validating) if part]
         known: dict[str, Any] = {"name": conf.name, "source": " and ".join(sources), "format": str(training.format)}
+        known |= {"made": self.tokenizing.form.made, "ranked": str(conf.ranked) if self.opened.ranks() else ""}
         known |= {part: Counts(**account.pop(part)) for part in ("train", "eval")}
         report = DataReport(cutoff_len=conf.cutoff_len, **known, **account)
         datasets = [

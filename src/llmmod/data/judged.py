@@ -25,14 +25,13 @@ class PadJudged:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [examples, longest].
 
-        The same three of the mismatched pairs, their names after `KL_`; `label`, bool [examples]; and where it is known, `ref_logps`,
-        float32 [examples].
+        The same three of the mismatched pairs, their names after `KL_`; `label`, bool [examples]; and where they are known, `ref_logps` and
+        `weight`, float32 [examples].
         """
         prompts, answers = ([example[name] for example in examples] for name in ("prompt_ids", "completion_ids"))
         batch: dict[str, Any] = padded_answers(self._pad, prompts, answers)
         mismatched = padded_answers(self._pad, prompts, [answers[-1], *answers[:-1]])
         batch |= {f"KL_{name}": values for name, values in mismatched.items()}
         batch["label"] = torch.tensor([bool(example["label"]) for example in examples])
-        if "ref_logps" in examples[0]:
-            batch["ref_logps"] = torch.tensor([example["ref_logps"] for example in examples])
-        return batch
+        known = [name for name in ("ref_logps", "weight") if name in examples[0]]
+        return batch | {name: torch.tensor([example[name] for example in examples]) for name in known}

@@ -17,6 +17,7 @@ from llmmod.data.cache.store import Cache, cache_directory
 from llmmod.data.examples import Making
 from llmmod.data.forms.documents import documents_of
 from llmmod.data.forms.form import Form, form_of
+from llmmod.data.forms.ranked import compared, judged
 from llmmod.data.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.packed import pack_splits
 from llmmod.data.proof import prove
@@ -88,7 +89,8 @@ def open_makings(
     _check(conf)
     parts = [_opened(share.conf, kind=kind, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in shares(conf)]
     parts = with_values(parts) if kind == "prompt" else parts
-    return [_making(part, render, tokenizer, seed=seed, smoke=smoke) for part in parts]
+    weighs = any(part.ranks() for part in parts)
+    return [_making(part, render, tokenizer, seed=seed, smoke=smoke, weighs=weighs) for part in parts]
 
 
 def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: bool) -> Opened:
@@ -99,10 +101,12 @@ def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: b
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
 
 
-def _making(opened: Opened, render: Any, tokenizer: Any, *, seed: int, smoke: bool) -> Making:
+def _making(opened: Opened, render: Any, tokenizer: Any, *, seed: int, smoke: bool, weighs: bool) -> Making:
     conf, kind = opened.conf, opened.kind
     if kind == "document":
         form: Form = documents_of(tokenizer, size=conf.cutoff_len, apart=conf.packing, drop_last=conf.drop_last_block)
+    elif kind in ("preference", "judgement"):
+        form = (compared if kind == "preference" else judged)(conf.ranked, weighs=weighs)
     else:
         form = form_of(kind, arrow_types(opened.training.values or {}))
     tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt, form)

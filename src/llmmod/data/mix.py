@@ -109,6 +109,8 @@ def _report(parts: Sequence[Splits], order: Sequence[int], ranges: Sequence[rang
         train=train,
         eval=sum((part.report.eval for part in parts), Counts()),
         reasons=[reason for part in parts for reason in part.report.reasons][:3],
+        made=parts[0].report.made,
+        ranked=max(part.report.ranked for part in parts),
     )
 
 
@@ -118,9 +120,9 @@ def _counts(part: Splits, count: int) -> Counts:
     made = part.report.train
     examples: Any = part.train
     tokens, trained = _tokens(examples.select(range(rest)))
-    return dataclasses.replace(
-        made, examples=count, tokens=whole * made.tokens + tokens, trained_tokens=whole * made.trained_tokens + trained
-    )
+    tokens, trained = whole * made.tokens + tokens, whole * made.trained_tokens + trained
+    sources = -(-count * made.sources // made.examples)  # about: a row whose answers are ranked may be taken in part
+    return dataclasses.replace(made, examples=count, sources=sources, tokens=tokens, trained_tokens=trained)
 
 
 def _tokens(examples: Dataset) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from llmmod.data.collate import PadRight, padded_answers, segments
 from llmmod.render.encode import IGNORED
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
-# Of a pair, what the reference model thinks of its answers; there where it was computed beforehand.
-_OF_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+# Of a pair, how much it counts, there where pairs differ in it, and what the reference model thinks of its answers, where it is known.
+_OF_PAIR = ("weight", "ref_chosen_logps", "ref_rejected_logps")
 
 
 class SharePrompt:
@@ -37,7 +37,7 @@ class SharePrompt:
             positions begin anew with each pair, and at the prompt's end with each rejected answer. `cu_seq_lens_q`, `cu_seq_lens_k`, int32
             [2 pairs + 1], and `max_length_q`, `max_length_k`: as of `models.segments`. `completion_mask`, int64 [2 pairs, 1 + tokens of the
             longest answer]: 1 for each token of an answer, first of all chosen ones and then of all rejected ones; where the labels are in
-            the row, it goes pair by pair. Where they are known, `ref_chosen_logps` and `ref_rejected_logps`, float32 [pairs].
+            the row, it goes pair by pair. Where they are known, `weight`, `ref_chosen_logps` and `ref_rejected_logps`, float32 [pairs].
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -57,7 +57,7 @@ class SharePrompt:
             "shift_labels": torch.tensor([labels]),
             **segments(lengths, keys),
             "completion_mask": _answers_alone([len(example[name]) for name in _ANSWERS for example in examples]),
-            **_of_reference(examples),
+            **_of_pairs(examples),
         }
 
 
@@ -74,12 +74,12 @@ class PadPairs:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [2 pairs, longest].
 
-        First all chosen answers, then all rejected ones. Where they are known, also `ref_chosen_logps` and `ref_rejected_logps`, float32
-        [pairs].
+        First all chosen answers, then all rejected ones. Where they are known, also `weight`, `ref_chosen_logps` and `ref_rejected_logps`,
+        float32 [pairs].
         """
         prompts = [example["prompt_ids"] for example in examples] * len(_ANSWERS)
         answers = [example[name] for name in _ANSWERS for example in examples]
-        return padded_answers(self._pad, prompts, answers) | _of_reference(examples)
+        return padded_answers(self._pad, prompts, answers) | _of_pairs(examples)
 
 
 def _answers_alone(lengths: Sequence[int]) -> torch.Tensor:
@@ -88,5 +88,5 @@ def _answers_alone(lengths: Sequence[int]) -> torch.Tensor:
     return ((places > 0) & (places <= torch.tensor(lengths)[:, None])).long()
 
 
-def _of_reference(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor([example[name] for example in examples]) for name in _OF_REFERENCE if name in examples[0]}
+def _of_pairs(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([example[name] for example in examples]) for name in _OF_PAIR if name in examples[0]}

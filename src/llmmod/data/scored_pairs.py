@@ -11,7 +11,8 @@ import torch
 from llmmod.data.collate import PadRight, segments
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
-_MARGIN = "margin"  # of a pair, where its dataset has one: by how much the chosen answer is better
+# Of a pair, where its dataset has it: by how much the chosen answer is better, and how much the pair counts.
+_OF_PAIR = ("margin", "weight")
 
 
 class SharePromptScored:
@@ -32,7 +33,7 @@ class SharePromptScored:
 
         Returns:
             `input_ids`, `position_ids`: int64 [1, tokens]. `cu_seq_lens_q`, `cu_seq_lens_k`, int32 [2 pairs + 1], and `max_length_q`,
-            `max_length_k`: as of `models.segments`. `margin`, float32 [pairs], where it is known.
+            `max_length_k`: as of `models.segments`. `margin` and `weight`, float32 [pairs], where they are known.
         """
         parts = [tuple(example[name] for name in ("prompt_ids", *_ANSWERS)) for example in examples]
         ids = chain.from_iterable(tokens for part in parts for tokens in part)
@@ -43,7 +44,7 @@ class SharePromptScored:
             "input_ids": torch.tensor([list(ids)]),
             "position_ids": torch.tensor([list(positions)]),
             **segments(lengths, keys),
-            **_margins(examples),
+            **_of_pairs(examples),
         }
 
 
@@ -62,7 +63,7 @@ class PadPairsScored:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`: int64 [2 pairs, longest], all chosen answers and then all rejected ones.
 
-        Also `margin`, float32 [pairs], where it is known.
+        Also `margin` and `weight`, float32 [pairs], where they are known.
         """
         rows = [[*example["prompt_ids"], *example[name]] for name in _ANSWERS for example in examples]
         batch = self._pad([{"input_ids": row, "labels": row} for row in rows])
@@ -70,10 +71,9 @@ class PadPairsScored:
         if self._left:
             turns = [-len(row) for row in rows]
             batch = {name: torch.stack([*map(torch.roll, values, turns)]) for name, values in batch.items()}
-        return {**batch, **_margins(examples)}
+        return {**batch, **_of_pairs(examples)}
 
 
-def _margins(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    if _MARGIN not in examples[0]:
-        return {}
-    return {_MARGIN: torch.tensor([example[_MARGIN] for example in examples], dtype=torch.float32)}
+def _of_pairs(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    known = [name for name in _OF_PAIR if name in examples[0]]
+    return {name: torch.tensor([example[name] for example in examples], dtype=torch.float32) for name in known}

@@ -26,6 +26,7 @@ class Counts:
         tokens: in the examples.
         trained_tokens: of those, the ones with a label.
         longest: tokens of the longest example.
+        sources: records that made them; fewer than examples where one made several.
     """
 
     examples: int = 0
@@ -35,6 +36,7 @@ class Counts:
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
+    sources: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "longest"}
@@ -58,6 +60,8 @@ class DataReport:
         streamed: whether training examples are made while training, so that nobody knows their number; `rows` are those held out.
         packed_rows: rows that the training examples were packed into; 0: they weren't.
         fill: the part of those rows' positions that holds tokens.
+        made: what several examples of one row are called.
+        ranked: `dataset.ranked`, by which they were made of its answers; empty: they weren't.
     """
 
     name: str
@@ -72,6 +76,8 @@ class DataReport:
     streamed: bool = False
     packed_rows: int = 0
     fill: float = 0.0
+    made: str = "examples"
+    ranked: str = ""
 
     @property
     def cut(self) -> int:
@@ -103,7 +109,13 @@ class DataReport:
             f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
             f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; {held}",
             *([packed] if self.packed_rows else []),
+            *([self._ranked()] if self.ranked and self.train.examples != self.train.sources else []),
         ]
+
+    def _ranked(self) -> str:
+        held = f", {self.eval.examples} of {self.eval.sources} rows held out" if self.eval.examples else ""
+        made = f"{self.train.examples} {self.made} came of the ranked answers of {self.train.sources} rows{held}"
+        return f"{made} (dataset.ranked={self.ranked}); each row counts once, however many it made"
 
     def losses(self) -> list[str]:
         """What of the data is not used, in a line each; nothing where all of it is."""

@@ -46,6 +46,11 @@ class Made:
     examples: list[Example] = field(default_factory=list)
     fault: DataError | None = None
 
+    def rows(self, form: Form) -> list[dict[str, Any]]:
+        """The rows of the examples that are kept."""
+        kept = [example for example in self.examples if not example.dropped]
+        return [form.row(example.record, example.encoded, number=example.index or 0, of=len(kept)) for example in kept]
+
 
 @dataclass(frozen=True)
 class Tokenizing:

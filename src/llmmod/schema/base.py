@@ -47,6 +47,15 @@ class CutoffPolicy(StrEnum):
     drop = "drop"
 
 
+class Ranked(StrEnum):
+    """Which pairs are made of answers that are ranked, best first: every one, neighbours, the best and the worst, the best two."""
+
+    all = "all"
+    adjacent = "adjacent"
+    ends = "ends"
+    first_two = "first_two"
+
+
 class MixStopping(StrEnum):
     """When a mix of datasets ends: where one has no more (`first_exhausted`), or once all have been read, some of them again."""
 

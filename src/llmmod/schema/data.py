@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llmmod.schema.base import Bos, CutoffPolicy, MixStopping, OnBadRow, TrainOn
+from llmmod.schema.base import Bos, CutoffPolicy, MixStopping, OnBadRow, Ranked, TrainOn
 
 
 @dataclass
@@ -63,6 +63,7 @@ class DatasetConf:
     packing: bool = False  # several examples a row, apart from each other; documents (pt) share rows anyway, but see each other without it
     drop_last_block: bool = False  # of documents that are joined into blocks: leave out the last one where it isn't full
     mask_prompt: bool = True  # train the answers only; false: the prompt too
+    ranked: Ranked = Ranked.all  # which pairs are made of a row's answers, best first, where there are more than two
     on_bad_row: OnBadRow = OnBadRow.error
     streaming: bool = False  # read while training, nothing held in memory
     buffer_size: int = 16384  # examples, the shuffle buffer of a streamed dataset

@@ -4,18 +4,22 @@ A pair's prompt goes through the model once where its attention can branch (`dat
 trl's loss gets the log-probabilities laid out as those of its own batches, and so is what it is there. What differs: the mean is over the
 pairs of an optimizer step, however they are divided into batches, where trl's is over the batches' means; of the loss `sft`, which is one
 of trl's too, over the tokens. `aot` and `aot_unpaired` sort the pairs of a batch, and so go by the batch by their nature.
+Pairs of ranked answers have weights, so that each row counts once: trl's loss and measures are then taken of the pairs of each weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from trl import DPOTrainer
 
 from llmmod.models.segments import KEYS
-from llmmod.stages.comparing.reference import ReferenceTrainer
+from llmmod.stages.comparing.reference import ReferenceTrainer, alone
 from llmmod.stages.lean.head import lean_head
+from llmmod.stages.weights import without_weights
 
 _SFT = "sft"
 _BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of what the head gives
@@ -36,19 +40,51 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the batch's pairs, or their part of the mean over `num_items_in_batch` of them."""
-        inputs = self.with_reference(inputs)
+        weights = self.weights.of(inputs, training=self.model.training)
+        inputs = self.with_reference(without_weights(inputs))
         policy = _Policy(model, inputs)
+        read = self.as_trl_reads_it(inputs)
         with lean_head():
-            loss = super().compute_loss(policy, self.as_trl_reads_it(inputs))
-        counts = torch.stack(_counts(inputs))
-        pairs, chosen, rejected = counts.tolist()
-        sft = -policy.log_probs[: len(policy.log_probs) // 2].sum()
-        weights = {"entropy": chosen + rejected, "mean_token_accuracy": chosen, "logits/chosen": chosen, "logits/rejected": rejected}
-        of_batch = {} if self.model.training else {"loss": float(loss), _SFT: float(sft) / chosen}
-        self.add_means(pairs, weights=weights | {_SFT: chosen}, **of_batch)
+            loss = super().compute_loss(policy, read)
+        pairs, chosen, _ = (float(count) for count in _counts(read))
         of_step = (pairs, chosen) if num_items_in_batch is None else (num_items_in_batch, self._tokens_of_step)
-        loss = loss * (pairs / of_step[0])
+        if weights is None:
+            loss, sft = self._sums(loss, policy.log_probs, read)
+        else:
+            self._metrics["train" if self.model.training else "eval"].clear()  # those of all pairs alike
+            parts = [self._sums_of(weight, weights == weight, policy, read) for weight in torch.unique(weights)]
+            loss, sft = (torch.stack(sums).sum() for sums in zip(*parts, strict=True))
+        loss = loss / of_step[0]
         return loss + self._sft_weight * sft / of_step[1] if self._sft_weight else loss
+
+    def _sums_of(
+        self, weight: torch.Tensor, which: torch.Tensor, policy: _Policy, read: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_sums`, of the pairs of a batch that have this weight; `which` says of each pair whether it has."""
+        answers = which.repeat(2)
+        part = {name: values[which if name.startswith("ref_") else answers] for name, values in read.items() if name != "attention_mask"}
+        part["attention_mask"] = read["attention_mask"][:0]  # its tokens were counted with the whole batch
+        with alone(self.accelerator):
+            loss = super().compute_loss(policy.of(answers), part)
+        return self._sums(loss, policy.log_probs[answers], part, weight=float(weight))
+
+    def _sums(
+        self, loss: torch.Tensor, log_probs: torch.Tensor, read: dict[str, Any], *, weight: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of the loss over pairs, and of the loss `sft` over their tokens, times their weight; trl's measures are noted.
+
+        Args:
+            loss: trl's mean over the pairs.
+            log_probs: of their answers, [2 pairs, tokens].
+            read: the pairs as trl reads them.
+            weight: of each.
+        """
+        pairs, chosen, rejected = (weight * float(count) for count in _counts(read))
+        sft = -log_probs[: len(log_probs) // 2].sum() * weight
+        tokens = {"entropy": chosen + rejected, "mean_token_accuracy": chosen, "logits/chosen": chosen, "logits/rejected": rejected}
+        of_batch = {} if self.model.training else {"loss": float(loss), _SFT: float(sft) / chosen}
+        self.add_means(pairs, weights=tokens | {_SFT: chosen}, **of_batch)
+        return loss * pairs, sft
 
     def take_means(self) -> dict[str, float]:
         """The means over an evaluation; of the loss `sft`, which is a part of the loss, over its tokens."""
@@ -73,6 +109,7 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         """Pairs of an optimizer step, of all processes, as a share of each; and how many tokens their chosen answers have."""
         if not batch_samples:
             return None
+        self.weights.see_step(batch_samples, self.accelerator)
         counts = torch.stack([torch.stack(_counts(batch)) for batch in batch_samples]).sum(0).to(device)
         pairs, self._tokens_of_step, _ = self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
         return pairs
@@ -88,7 +125,14 @@ class _Policy:
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
         self._model, self._inputs = model, inputs
+        self._outputs: Any = None
         self.log_probs = torch.zeros(0)
+
+    def of(self, answers: torch.Tensor) -> Callable[..., Any]:
+        """Stands for a model that is called with some of the answers: it gives what the whole batch gave. `answers`: bool [2 pairs]."""
+        found = {name: getattr(self._outputs, name, None) for name in (*_BY_TOKEN, "aux_loss")}
+        kept = {name: values if values is None or name == "aux_loss" else values[answers] for name, values in found.items()}
+        return lambda **given: SimpleNamespace(**kept)
 
     def __call__(self, *, labels: torch.Tensor, **given: Any) -> Any:
         if KEYS in self._inputs:
@@ -100,7 +144,7 @@ class _Policy:
                     outputs[name] = by_answer(values, self._inputs["shift_labels"], self._inputs["completion_mask"])
         else:
             outputs = self._model(labels=labels, **given)
-        self.log_probs = outputs.log_probs
+        self._outputs, self.log_probs = outputs, outputs.log_probs
         return outputs
 
 

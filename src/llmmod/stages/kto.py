@@ -2,10 +2,14 @@
 
 The loss `kto` compares with an estimate of the KL divergence over the mismatched pairs of a batch (`data.judged`), and so goes by the batch
 by its nature. All else is a mean over the examples of an optimizer step, and an evaluation's over all examples; sums alone are kept.
+Where answers are ranked, each row counts the same in the loss, in rewards and in log-probabilities; what is measured of tokens, and the
+estimate of the KL, are over all answers alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.stages.comparing.reference import ReferenceTrainer
 from llmmod.stages.lean.head import lean_head
 from llmmod.stages.means import Means
+from llmmod.stages.weights import without_weights
 
 
 class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
@@ -25,6 +30,8 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
     """
 
     columns = ("ref_logps", "ref_KL_logps")
+    desirable_weight: Any
+    undesirable_weight: Any
 
     def __init__(self, model: Any, args: Any, *, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
         order, args.train_sampling_strategy = args.train_sampling_strategy, "sequential"  # trl 1.16 pairs by a fixed order; we don't
@@ -47,24 +54,63 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the batch's examples, or their part of the mean over `num_items_in_batch` of them."""
-        inputs = self.with_reference(inputs)
-        with lean_head():
-            loss = super().compute_loss(model, inputs)
+        weights = self.weights.of(inputs, training=self.model.training)
+        inputs = self.with_reference(without_weights(inputs))
         good, examples = inputs["label"].bool(), len(inputs["label"])
-        tokens = inputs["completion_mask"][:, 1:].sum(1)
-        weights = {"entropy": float(tokens.sum())}
+        heard = _Heard(model)
+        with lean_head(), nullcontext() if weights is None else self._losses_times(weights, good):
+            loss = super().compute_loss(heard, inputs)
+        if weights is None:
+            weights = torch.ones(examples, device=good.device)
+        else:
+            self._measure(heard.log_probs, inputs, weights, good)
+        tokens, total = inputs["completion_mask"][:, 1:].sum(1), float(weights.sum())
+        sizes = {"entropy": float(tokens.sum())}
         for name, of_it in (("chosen", good), ("rejected", ~good)):
-            weights |= {f"{kind}/{name}": float(of_it.sum()) for kind in ("rewards", "logps")}
-            weights[f"logits/{name}"] = float(tokens[of_it].sum())
-        self.add_means(examples, weights=weights, **({} if self.model.training else {"loss": float(loss)}))
+            sizes |= {f"{kind}/{name}": float(weights[of_it].sum()) for kind in ("rewards", "logps")}
+            sizes[f"logits/{name}"] = float(tokens[of_it].sum())
+        self.add_means(total, weights=sizes, **({} if self.model.training else {"loss": float(loss) * (examples / total)}))
         return loss if num_items_in_batch is None else loss * (examples / num_items_in_batch)
+
+    @contextmanager
+    def _losses_times(self, weights: torch.Tensor, good: torch.Tensor) -> Iterator[None]:
+        """Within it, the loss of each answer is taken times its weight: what trl (1.16) multiplies those of good and of bad ones with."""
+        own = self.desirable_weight, self.undesirable_weight
+        self.desirable_weight, self.undesirable_weight = own[0] * weights[good], own[1] * weights[~good]
+        try:
+            yield
+        finally:
+            self.desirable_weight, self.undesirable_weight = own
+
+    def _measure(self, log_probs: torch.Tensor, inputs: dict[str, Any], weights: torch.Tensor, good: torch.Tensor) -> None:
+        """Put the weighted means of rewards and log-probabilities, of this process, in the place of trl's."""
+        found = self._metrics["train" if self.model.training else "eval"]
+        logps = log_probs.detach().sum(-1)
+        for kind, values in (("rewards", self.beta * (logps - inputs["ref_logps"])), ("logps", logps)):
+            for name, of_it in (("chosen", good), ("rejected", ~good)):
+                if of_it.any():
+                    found[f"{kind}/{name}"] = [float((weights * values)[of_it].sum() / weights[of_it].sum())]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         """Examples of an optimizer step, of all processes, as a share of each."""
         if not batch_samples:
             return None
+        self.weights.see_step(batch_samples, self.accelerator)
         examples = torch.tensor(float(sum(len(batch["label"]) for batch in batch_samples)), device=device)
         return self.accelerator.reduce(examples, "sum") / self.accelerator.num_processes  # type: ignore[no-any-return]
+
+
+class _Heard:
+    """Stands for a model where trl calls it; it keeps the log-probabilities of the last call, [examples, tokens], 0 where no answer is."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs = torch.zeros(0)
+
+    def __call__(self, **given: Any) -> Any:
+        outputs = self._model(**given)
+        self.log_probs = outputs.log_probs
+        return outputs
 
 
 class _Means(Means):

@@ -2,7 +2,7 @@
 
 A pair's prompt goes through the model once where its attention can branch (`data.scored_pairs`). trl's loss is the mean of the batches'
 means; here it is the mean over the pairs of an optimizer step, and an evaluation's over all pairs, so are accuracy and margin. Sums are
-all that is kept: memory doesn't grow with the examples.
+all that is kept: memory doesn't grow with the examples. Of ranked answers each row counts once, in training and in all means.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ from llmmod.data.lengths import lengths
 from llmmod.models.segments import KEYS, by_segments
 from llmmod.stages.means import Means
 from llmmod.stages.trainer import StageTrainer
+from llmmod.stages.weights import Weights, without_weights
 
 _MARGIN = "margin"
 
 
 class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
-    """trl.RewardTrainer for examples that come with `prompt_ids`, `chosen_ids` and `rejected_ids`, and `margin` where it is known."""
+    """trl.RewardTrainer for examples with `prompt_ids`, `chosen_ids` and `rejected_ids`, and `margin` and `weight` where they are known."""
 
     loss_is_scaled_for_ga = True
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self._means = Means()
+        self._weights = Weights(self.train_dataset)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the batch's pairs, or their part of the mean over `num_items_in_batch` of them."""
         chosen, rejected = rewards(model, inputs)
-        losses = self._losses(chosen, rejected, inputs)
+        losses, weights = self._losses(chosen, rejected, inputs), self._weights.of(inputs, training=True)
         if self.model.training:
-            means = measures(losses.detach(), chosen.detach(), rejected.detach()).mean(0).tolist()
-            self._means.add(dict(zip(MEASURES[1:], means[1:], strict=True)), len(losses))
-        loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+            found = measures(losses.detach(), chosen.detach(), rejected.detach())
+            means = (found.mean(0) if weights is None else (weights[:, None] * found).sum(0) / weights.sum()).tolist()
+            self._means.add(dict(zip(MEASURES[1:], means[1:], strict=True)), len(losses) if weights is None else float(weights.sum()))
+        total = losses.sum() if weights is None else (weights * losses).sum()
+        loss = total / (len(losses) if num_items_in_batch is None else num_items_in_batch)
         return (loss, {"rewards": torch.stack([chosen, rejected], dim=1)}) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -47,18 +51,20 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
         with torch.no_grad(), self.compute_loss_context_manager(), by_segments(self.model, inputs):
             chosen, rejected = rewards(model, inputs)
             found = measures(self._losses(chosen, rejected, inputs), chosen, rejected)
+        weights = self._weights.of(inputs, training=False)
+        weights = torch.ones_like(found[:, :1]) if weights is None else weights[:, None]
         # Gathered pair by pair, so that what was added to fill the last batch of several processes is left out again.
-        found = self.accelerator.gather_for_metrics(found)
-        self._sums += torch.cat([found.double().sum(0).cpu(), torch.tensor([len(found)], dtype=torch.float64)])
+        found = self.accelerator.gather_for_metrics(torch.cat([found * weights, weights], dim=1))
+        self._sums += found.double().sum(0).cpu()
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the library's, with `<prefix>_loss`, `_accuracy`, `_margin`, `_chosen_reward` and `_rejected_reward` over all pairs."""
         self._sums = torch.zeros(len(MEASURES) + 1, dtype=torch.float64)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        *sums, pairs = self._sums.tolist()
-        if pairs:
-            output.metrics.update({f"{metric_key_prefix}_{name}": value / pairs for name, value in zip(MEASURES, sums, strict=True)})
+        *sums, weights = self._sums.tolist()
+        if weights:
+            output.metrics.update({f"{metric_key_prefix}_{name}": value / weights for name, value in zip(MEASURES, sums, strict=True)})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -74,6 +80,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
         return dataset
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        self._weights.see_step(batch_samples, self.accelerator)
         """Pairs of an optimizer step, of all processes, as a share of each."""
         if not batch_samples:
             return None
@@ -111,7 +118,7 @@ def rewards(model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.
         model: a reward model.
         inputs: a batch of either collator of `data.scored_pairs`, or of trl's.
     """
-    given = {name: value for name, value in inputs.items() if name != _MARGIN}
+    given = {name: value for name, value in without_weights(inputs).items() if name != _MARGIN}
     scores = model(**given, use_cache=False).logits.squeeze(-1)
     if KEYS in given:  # a row, pair by pair
         chosen, rejected = scores.unflatten(0, (-1, 2)).unbind(1)

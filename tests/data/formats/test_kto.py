@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.formats.kto import find_columns, read
+from llmmod.data.formats.kto import find_columns, read, recognises
 from llmmod.data.row import Place, RowError
 
 TRL = {"prompt": "prompt", "response": "completion", "label": "label"}
@@ -62,9 +62,25 @@ def test_a_row_that_is_no_judgement_is_refused_with_its_place(row, message):
     [
         (["prompt", "completion", "label"], {}, TRL),
         (["q", "a", "good"], {"prompt": "q", "response": "a", "label": "good"}, {"prompt": "q", "response": "a", "label": "good"}),
-        (["prompt", "completion"], {}, None),
+        # Ranked answers need no label; whether the column holds such, the rows say.
+        (["prompt", "completion"], {}, {"prompt": "prompt", "response": "completion"}),
         (["prompt", "label"], {}, None),
     ],
 )
 def test_columns(available, given, columns):
     assert find_columns(available, given) == columns
+
+
+def test_answers_without_a_label_are_ranked_in_a_list_or_none():
+    columns = {"prompt": "prompt", "response": "output"}
+    row = {"prompt": "q", "output": ["best", "fair", "bad"]}
+    assert recognises([row], columns)
+    record = read(row, columns)
+    assert ([m.content for m in record.answers], record.values) == (["best", "fair", "bad"], {})
+    assert not recognises([{"prompt": "q", "output": "a"}], columns)
+    with pytest.raises(RowError) as error:
+        read({"prompt": "q", "output": "a"}, columns)
+    assert str(error.value.at(Place("x.json", 1))) == (
+        "x.json, row 1, column 'output': an answer without a label. Name its column: dataset.columns.label=…; answers in a list, "
+        "best first, need none."
+    )

@@ -49,6 +49,11 @@ def test_every_way_to_write_a_pair_is_the_same_pair(row):
     assert texts(read(row, find_columns(list(row), {}))) == EXPECTED
 
 
+def test_a_list_may_rank_more_than_two_answers():
+    row = {"instruction": "q", "output": ["best", "good", "fair", "bad"]}
+    assert texts(read(row, ORIGINAL)) == ([("user", "q")], [("assistant", text) for text in row["output"]])
+
+
 def test_the_prompt_is_all_that_two_conversations_share():
     shared = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "c")]
     row = {"chosen": [*shared, said("assistant", "good")], "rejected": [*shared, said("assistant", "bad")]}
@@ -90,12 +95,16 @@ def test_columns(available, given, columns):
         (
             {"instruction": "q", "output": "good"},
             ORIGINAL,
-            "x.json, row 17, column 'output': the text 'good' where two answers, [chosen, rejected], are expected.",
+            "x.json, row 17, column 'output': the text 'good' where two answers or more, best first, are expected.",
         ),
-        ({"instruction": "q", "output": ["good"]}, ORIGINAL, "'output': a list of 1 where two answers, [chosen, rejected], are expected."),
-        ({"instruction": "q", "output": ["a", "b", "c"]}, ORIGINAL, "'output': a list of 3 where two answers"),
+        ({"instruction": "q", "output": ["good"]}, ORIGINAL, "'output': a list of 1 where two answers or more, best first, are expected."),
+        (
+            {"instruction": "q", "output": ["a", "b", "a"]},
+            ORIGINAL,
+            "'output': answers 1 and 3 are the same, so neither is the better one.",
+        ),
         ({"instruction": "q", "output": ["good", ""]}, ORIGINAL, "'output': an empty text where the text of an answer is expected."),
-        ({"instruction": "q", "output": ["same", "same"]}, ORIGINAL, "'output': the same answer twice, so there is nothing to compare."),
+        ({"instruction": "q", "output": ["same", "same"]}, ORIGINAL, "'output': answers 1 and 2 are the same, so neither"),
         ({"prompt": "q", "chosen": "good"}, TRL, "x.json, row 17, column 'rejected': missing; the row has prompt, chosen."),
         ({"prompt": "q", "chosen": "good", "rejected": ""}, TRL, "column 'rejected': empty."),
         ({"prompt": "q", "chosen": "good", "rejected": None}, TRL, "column 'rejected': null where a text or a list of turns is expected."),

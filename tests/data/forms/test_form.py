@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from llmmod.data.forms import ranked
 from llmmod.data.forms.form import form_of
 from llmmod.data.records import Prompted
 from llmmod.data.row import Place
@@ -16,7 +17,7 @@ from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode, encode_prompt
 from llmmod.render.template import Template
-from llmmod.schema.base import CutoffPolicy
+from llmmod.schema.base import CutoffPolicy, Ranked
 
 _spec = importlib.util.spec_from_file_location("renders", Path(__file__).parents[2] / "render" / "conftest.py")
 renders = importlib.util.module_from_spec(_spec)
@@ -41,9 +42,16 @@ def placed(*records):
     return [(Place("x.json", number), record) for number, record in enumerate(records, start=1)]
 
 
+FORMS = {
+    "preference": ranked.compared(Ranked.all, weighs=False),
+    "judgement": ranked.judged(Ranked.all, weighs=False),
+    "prompt": form_of("prompt"),
+}
+
+
 def made(record, kind, render, tokenizer, limit=512, policy="proportional"):
     """What a record becomes: its row, or what is wrong with it."""
-    form = form_of(kind)
+    form = FORMS[kind]
     (found,) = Tokenizing(render, tokenizer, limit, CutoffPolicy(policy), form=form).batch(placed(record))
     return str(found.fault) if found.fault else [form.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
 
@@ -83,12 +91,12 @@ def test_a_judgement_and_a_prompt_are_asked_the_same_way(written):
 
 def test_the_columns_are_lists_of_int32():
     ids = pa.list_(pa.int32())
-    assert dict(zip(form_of("preference").schema.names, form_of("preference").schema.types, strict=True)) == {
+    assert dict(zip(FORMS["preference"].schema.names, FORMS["preference"].schema.types, strict=True)) == {
         "prompt_ids": ids,
         "chosen_ids": ids,
         "rejected_ids": ids,
     }
-    assert form_of("judgement").schema.field("label").type == pa.bool_()
+    assert FORMS["judgement"].schema.field("label").type == pa.bool_()
 
 
 LONG = "Why so? " * 60

@@ -12,6 +12,10 @@ import pytest
             "Set it to false.",
         ),
         (
+            ["stage=sft", "dataset.ranked=ends"],
+            "dataset.ranked: only answers that are compared or judged can be ranked. Leave it out, or use stage=rm, dpo or kto.",
+        ),
+        (
             ["stage=dpo", "dataset.mask_prompt=false"],
             "dataset.mask_prompt: not read: of this stage's rows it is known what is trained.",
         ),

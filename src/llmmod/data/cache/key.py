@@ -18,6 +18,7 @@ from llmmod.data.cache.identity import (
     tokenizer_identity,
 )
 from llmmod.data.examples import Making
+from llmmod.data.forms.ranked import Compared, Judged
 from llmmod.data.reading.readings import Readings
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def _identity(making: Making) -> dict[str, Any]:
         "cutoff": [tokenizing.limit, None if document else tokenizing.policy],
         "mask_prompt": tokenizing.mask_prompt if opened.kind == "conversation" else None,
         "values": {name: kind.__name__ for name, kind in (opened.training.values or {}).items()},
+        "ranked": [conf.ranked, tokenizing.form.weighs] if isinstance(tokenizing.form, Compared | Judged) else None,
         "blocks": [conf.packing, conf.drop_last_block] if document else None,
         "render": None if document else render_identity(tokenizing.render),
         "tokenizer": tokenizer_identity(tokenizing.tokenizer),

@@ -1,7 +1,8 @@
 """An answer and whether it is a good one, for kto: `completion` and `label` beside a prompt (trl), or turns that end with the answer.
 
 A prompt is read as alpaca's is, or from a list of turns; the answer is a text or a turn. Rows stand alone: good and bad answers need not
-come in pairs.
+come in pairs. A list of answers without a label is ranked, best first, as for reward models; `data.ranked.ranked_labels` says which of them
+are good ones.
 """
 
 from __future__ import annotations
@@ -25,27 +26,29 @@ _LABELS = {"true": True, "1": True, "false": False, "0": False}  # as CSV files 
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where rows have no label, or no answer to it."""
+    """Role -> column, None where rows have no answer that a label or its rank judges."""
     answers = dict(given)
     for role in REQUIRED:
         name = next((name for name in USUAL[role] if name in available and name not in answers.values()), None)
         if role not in answers and name is not None:
             answers[role] = name
     found = questions.find_prompt_columns(available, given, answers)
-    return found if found and "label" in found and ("response" in found or "messages" in found) else None
+    return found if found and ("response" in found or ("label" in found and "messages" in found)) else None
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the first rows look like this format: the names of the columns say it."""
-    return True
+    """Whether the names of the columns say it, or the first answer is a list of them."""
+    return "label" in columns or questions.holds_ranked(head, columns["response"])
 
 
 def read(row: Row, columns: Mapping[str, str]) -> Prompted:
-    """The prompt of a row, its answer, and `label`.
+    """The prompt of a row, its answer, and `label`; or its answers, best first.
 
     Raises:
         RowError: prompt, answer or label is missing or something else.
     """
+    if "label" not in columns:
+        return _ranked(row, columns)
     messages = questions.read_prompt(row, columns)
     name = columns.get("response")
     place = questions.prompt_column(columns)
@@ -55,6 +58,13 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
         answer = questions.only_answer(questions.read_answer(row, name), name)
     prompt = as_prompt(messages, place, tools=optional_objects(row, columns.get("tools")))
     return Prompted(prompt, [answer], {"label": _label(row, columns["label"])})
+
+
+def _ranked(row: Row, columns: Mapping[str, str]) -> Prompted:
+    if not questions.holds_ranked([row], columns["response"]):
+        do = "Name its column: dataset.columns.label=…; answers in a list, best first, need none"
+        raise RowError("an answer without a label", column=columns["response"], do=do)
+    return questions.read_ranked(row, columns, columns["response"])
 
 
 def _label(row: Row, column: str) -> bool:

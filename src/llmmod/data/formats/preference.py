@@ -1,9 +1,9 @@
-"""Two answers to one prompt, the better one first: for reward models and for dpo.
+"""Answers to one prompt, the best one first: for reward models and for dpo.
 
 Rows of these kinds are read: `chosen` and `rejected` beside a prompt, each a text or a turn (trl, LLaMA-Factory's ranking); both as whole
 conversations that share their beginning, which is the prompt, as lists of turns (trl's implicit prompt, ultrafeedback_binarized) or as
-transcripts (Anthropic/hh-rlhf); and LLaMA-Efficient-Tuning's `output: [chosen, rejected]`. A prompt is read as alpaca's is, or from a
-list of turns.
+transcripts (Anthropic/hh-rlhf); and LLaMA-Efficient-Tuning's `output`, a list of two answers or more, ranked. A prompt is read as alpaca's
+is, or from a list of turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmmod.data.formats import alpaca
 from llmmod.data.reading import questions
 from llmmod.data.reading.turns import as_prompt
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, present
+from llmmod.data.row import Row, RowError, optional_objects, present
 from llmmod.render.conversation import Message
 
 KIND = "preference"
@@ -45,21 +45,17 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     """Whether the names of the columns say it, or the first answer is a list of them."""
-    if "response" not in columns:
-        return True
-    answers = (row.get(columns["response"]) for row in head)
-    first = next((answer for answer in answers if answer is not None), None)
-    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
+    return "response" not in columns or questions.holds_ranked(head, columns["response"])
 
 
 def read(row: Row, columns: Mapping[str, str]) -> Prompted:
-    """The prompt of a row and its two answers.
+    """The prompt of a row and its answers, best first: two, or more in one column.
 
     Raises:
-        RowError: an answer is missing or no answer, there aren't two, they are the same, or the prompt is missing.
+        RowError: an answer is missing or no answer, there is but one, two are the same, or the prompt is missing.
     """
     if "response" in columns:
-        return _compared(questions.read_prompt(row, columns), _two_texts(row, columns["response"]), row, columns, [columns["response"]] * 2)
+        return questions.read_ranked(row, columns, columns["response"])
     names = [columns[role] for role in REQUIRED]
     asked = questions.is_asked(columns)
     sides = [_side(row, name, transcript=not asked) for name in names]
@@ -82,8 +78,7 @@ def _compared(
     prompt: Sequence[Message], sides: Sequence[Sequence[Message]], row: Row, columns: Mapping[str, str], names: Sequence[str]
 ) -> Prompted:
     if sides[0] == sides[1]:
-        same = "the same answer twice" if names[0] == names[1] else f"the same as '{names[0]}'"
-        raise RowError(f"{same}, so there is nothing to compare", column=names[1])
+        raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
     answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = questions.prompt_column(columns) or names[0]
     return Prompted(as_prompt(prompt, place, tools=optional_objects(row, columns.get("tools"))), answers)
@@ -101,15 +96,3 @@ def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     """How many messages two conversations begin with together."""
     differ = (at for at, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
     return next(differ, min(len(chosen), len(rejected)))
-
-
-def _two_texts(row: Row, column: str) -> list[list[Message]]:
-    """The two answers in one column, of which a text is none: its first two letters are not two answers."""
-    value = present(row, column)
-    answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else None
-    if answers is None or len(answers) != 2:
-        raise RowError(f"{described(value)} where two answers, [chosen, rejected], are expected", column=column)
-    for answer in answers:
-        if not isinstance(answer, str) or not answer.strip():
-            raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
-    return [[Message("assistant", answer)] for answer in answers]

@@ -43,6 +43,7 @@ class Documents:
     bos: int | None = None
     apart: bool = False
     drop_last: bool = False
+    made: str = "examples"
 
     @property
     def schema(self) -> Any:
@@ -74,7 +75,7 @@ class Documents:
         """All tokens, all of them trained."""
         return len(tokens.input_ids), len(tokens.input_ids)
 
-    def row(self, record: str, tokens: Encoded) -> dict[str, Any]:
+    def row(self, record: str, tokens: Encoded, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """`input_ids` and `labels`, of a document."""
         return {"input_ids": tokens.input_ids, "labels": tokens.input_ids}
 

@@ -36,6 +36,11 @@ class Form(Protocol):
     """What records of a kind become."""
 
     @property
+    def made(self) -> str:
+        """What several examples of one record are called."""
+
+
+    @property
     def schema(self) -> Any:
         """The columns of a row, as Arrow has them."""
 
@@ -57,8 +62,8 @@ class Form(Protocol):
     def count(self, tokens: Any) -> tuple[int, int]:
         """Tokens, and those of them that are trained."""
 
-    def row(self, record: Any, tokens: Any) -> dict[str, Any]:
-        """The values of an example's columns."""
+    def row(self, record: Any, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
+        """The values of an example's columns; it is the `number`-th that its record could make, and `of` of them are kept."""
 
     def arranged(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         """The rows that training takes, made of those of the examples."""
@@ -72,6 +77,8 @@ class Form(Protocol):
 
 class _AsTheyAre:
     """Rows of an example each."""
+
+    made: str = "examples"
 
     def held_out(self) -> Any:
         """The same form."""
@@ -121,7 +128,7 @@ class Conversations(_AsTheyAre):
         """All tokens, and those with a label."""
         return len(tokens.input_ids), len(tokens.input_ids) - tokens.labels.count(IGNORED)
 
-    def row(self, record: Conversation, tokens: Encoded) -> dict[str, Any]:
+    def row(self, record: Conversation, tokens: Encoded, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """`input_ids` and `labels`."""
         return tokens._asdict()
 
@@ -134,11 +141,13 @@ class Prompts(_AsTheyAre):
         answers: the columns of the answers.
         values: other columns -> their Arrow types.
         messages: whether a column `prompt` holds the messages.
+        made: what several examples of one record are called.
     """
 
     answers: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     messages: bool = False
+    made: str = "examples"
 
     @property
     def schema(self) -> Any:
@@ -178,7 +187,7 @@ class Prompts(_AsTheyAre):
         trained = sum(map(len, tokens.answers))
         return len(tokens.prompt) + trained, trained
 
-    def row(self, record: Prompted, tokens: Answered) -> dict[str, Any]:
+    def row(self, record: Prompted, tokens: Answered, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """`prompt_ids`, the answers' ids, and the values; None where the row has none."""
         ids = {"prompt_ids": tokens.prompt, **dict(zip(self.answers, tokens.answers, strict=True))}
         said = {"prompt": [{"role": m.role, "content": m.text} for m in record.prompt.messages]} if self.messages else {}
@@ -189,16 +198,12 @@ _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
 def form_of(kind: str, values: Mapping[str, Any] | None = None) -> Form:
-    """The form of a kind's records; `data.forms.documents` has that of documents.
+    """The form of a kind's records; `data.forms.documents` and `data.forms.ranked` have those of documents and of rated answers.
 
     Args:
         kind: as a stage names it.
         values: of a prompt, columns besides -> their Arrow types.
     """
-    if kind == "preference":
-        return Prompts(("chosen_ids", "rejected_ids"))
-    if kind == "judgement":
-        return Prompts(("completion_ids",), {"label": pa.bool_()})
     if kind == "prompt":
         return Prompts((), {"answer": pa.string(), **(values or {})}, messages=True)
     return Conversations()

@@ -41,6 +41,12 @@ class Opened:
     validating: Readings | None = None
     kind: str = "conversation"
 
+    def ranks(self) -> bool:
+        """Whether a row may hold more than two answers, best first: in one column, or as a function of the user's own makes them."""
+        formats = [readings.format for readings in (self.training, self.validating) if readings]
+        in_one_column = any("response" in f.columns and not {"label", "chosen"} & set(f.columns) for f in formats)
+        return self.kind in ("preference", "judgement") and (in_one_column or any(not f.columns for f in formats))
+
 
 def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> Opened:
     """The rows that a configuration names.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from llmmod.data.formats import alpaca, messages, sharegpt
-from llmmod.data.reading.turns import read_turns
-from llmmod.data.row import Row, RowError, described, optional_list, optional_text, present
+from llmmod.data.reading.turns import as_prompt, read_turns
+from llmmod.data.records import Prompted
+from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, optional_text, present
 from llmmod.render.conversation import Message
 
 # The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
@@ -110,3 +112,28 @@ def only_answer(found: Sequence[Message], column: str) -> Message:
     if not found[0].text.strip():
         raise RowError("empty", column=column)
     return found[0]
+
+
+def holds_ranked(head: Sequence[Row], column: str) -> bool:
+    """Whether the first answer is a list of answers, or a text that begins as one."""
+    first = next((row[column] for row in head if row.get(column) is not None), None)
+    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
+
+
+def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> Prompted:
+    """The prompt of a row, and the answers that one column ranks, best first.
+
+    Raises:
+        RowError: no list of two texts or more (a text is none: its first two letters are not two answers), or two are the same.
+    """
+    value = present(row, column)
+    answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else []
+    if len(answers) < 2:
+        raise RowError(f"{described(value)} where two answers or more, best first, are expected", column=column)
+    for answer in answers:
+        if not isinstance(answer, str) or not answer.strip():
+            raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
+    if same := next(((one, other) for one, other in combinations(range(len(answers)), 2) if answers[one] == answers[other]), None):
+        raise RowError(f"answers {same[0] + 1} and {same[1] + 1} are the same, so neither is the better one", column=column)
+    prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=optional_objects(row, columns.get("tools")))
+    return Prompted(prompt, [Message("assistant", answer) for answer in answers])

@@ -80,9 +80,8 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         readers = [partial(part.rows, bad) for part in parts]
         return readers[0]() if len(readers) == 1 else take_turns(readers, weights, conf.mix_stopping)
 
-    stream = Stream(
-        conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, parts[0].opened.training.skip, _capacity(conf, makings)
-    )
+    skip, ranked = parts[0].opened.training.skip, any(part.opened.ranks() for part in parts)
+    stream = Stream(conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, skip, _capacity(conf, makings), ranked)
     report = DataReport(
         name=conf.name,
         source=", ".join(part.opened.training.source.name for part in parts),

@@ -42,6 +42,7 @@ class Stream:
         seed: of the draw.
         skip: whether bad rows are left out.
         capacity: tokens of a row that several examples share; None: each has one of its own.
+        ranked: whether a row may have ranked answers, of which several examples are made.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stream:
     seed: int
     skip: bool = False
     capacity: int | None = None
+    ranked: bool = False
 
     @property
     def schema(self) -> Any:
@@ -77,6 +79,7 @@ class Stream:
         return rows if self.capacity is None else packed(rows, self.capacity)
 
     def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
+        sources = examples = 0
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
             for made in self.tokenizing.batch(batch):
@@ -84,9 +87,11 @@ class Stream:
                     if not self.skip:
                         raise made.fault
                     bad.add(made.fault)
-                for example in made.examples:
-                    if not example.dropped:
-                        yield self.tokenizing.form.row(example.record, example.encoded)
+                found = made.rows(self.tokenizing.form)
+                sources, examples = sources + bool(found), examples + len(found)
+                yield from found
+        if epoch == 0 and examples > sources and self.ranked:
+            log.info("%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.tokenizing.form.made, sources)
 
 
 def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:

@@ -68,6 +68,8 @@ RULES: tuple[Rule, ...] = (
      "only the split by val_size reads it|Set val_size, or seed at the root"),
     ("dataset", ("mask_prompt",), lambda c, k, n: only(c, k, "document", "preference", "judgement", "prompt"),
      "not read: of this stage's rows it is known what is trained"),
+    ("dataset", ("ranked",), lambda c, k, n: only(c, k, "conversation", "document", "prompt"),
+     "only answers that are compared or judged can be ranked|Leave it out, or use stage=rm, dpo or kto"),
     ("dataset", ("cutoff_policy", "system"), lambda c, k, n: only(c, k, "document"), "a document is a text, and goes on in the next row"),
     ("dataset", ("drop_last_block",),
      lambda c, k, n: bool(n.get("packing")) or only(c, k, "conversation", "preference", "judgement", "prompt"),

@@ -36,6 +36,7 @@ from llmmod.stages.lean.head import lean_head
 from llmmod.stages.loop.counting import counting
 from llmmod.stages.means import Means
 from llmmod.stages.trainer import StageTrainer
+from llmmod.stages.weights import Weights, without_weights
 
 log = logging.getLogger("llmmod.train")
 
@@ -72,6 +73,7 @@ class ReferenceTrainer(StageTrainer):
         self.precompute_ref_logps = True  # trl's word for: the batch has the reference's log-probabilities
         self._known: dict[int, WithColumns] = {}
         self._means = {"train": Means(), "eval": Means()}
+        self.weights = Weights(train_dataset)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; what the reference thinks is worked out before, where it can't be on the way."""
@@ -97,7 +99,7 @@ class ReferenceTrainer(StageTrainer):
 
     def _thoughts(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The reference's log-probabilities, each [examples]."""
-        reference = self.model if self.ref_model is None else self.ref_model
+        reference, inputs = self.model if self.ref_model is None else self.ref_model, without_weights(inputs)
         with lean_head(only=("log_probs",)), by_segments(reference, inputs):
             found = self.compute_ref_log_probs(self.as_trl_calls_it(reference, inputs), self.as_trl_reads_it(inputs))
         return {name: values for name, values in zip(self.columns, found, strict=True) if values is not None}
@@ -133,7 +135,7 @@ class ReferenceTrainer(StageTrainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Nothing, a batch's means being kept for `evaluation_loop`."""
-        with by_segments(self.model, inputs), _alone(self.accelerator):
+        with by_segments(self.model, inputs), alone(self.accelerator):
             super().prediction_step(model, inputs, True)
         return None, None, None
 
@@ -212,13 +214,19 @@ class ReferenceTrainer(StageTrainer):
 
 
 @contextmanager
-def _alone(accelerator: Any) -> Iterator[None]:
+def alone(accelerator: Any) -> Iterator[None]:
     """Within it, trl's loss measures the batch of its own process alone: the last batches needn't be as many in all of them."""
-    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
+    before = {name: vars(accelerator)[name] for name in _GATHERS if name in vars(accelerator)}
+    vars(accelerator).update(dict.fromkeys(_GATHERS, lambda values, *args, **kwargs: values))
     try:
         yield
     finally:
-        del accelerator.gather, accelerator.gather_for_metrics
+        for name in _GATHERS:
+            del vars(accelerator)[name]
+        vars(accelerator).update(before)
+
+
+_GATHERS = ("gather", "gather_for_metrics")
 
 
 def _copied(model: Any, args: Any) -> Any:
