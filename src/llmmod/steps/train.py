@@ -94,9 +94,10 @@ class Train:
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
                 _train(trainer, checkpoint, stop, progress, key=self._resumes(session))
+            if to_stored_dtype(trainer.model) and trainer.eval_dataset is not None:
+                trainer.evaluate()  # the last numbers are those of what is saved, which rounding has changed
             metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
-        to_stored_dtype(trainer.model)
         trainer.save_model(str(directory))
         trainer.save_state()
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"

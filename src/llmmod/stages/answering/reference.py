@@ -37,11 +37,11 @@ def base_is_known(model: Any) -> bool:
 
 @contextmanager
 def _exchanged(model: Any, initial: dict[str, torch.Tensor]) -> Iterator[None]:
-    """The weights change places, and back again; nothing is copied."""
+    """The weights change places, and back again; nothing is copied, unless the model was rounded to its checkpoint's type since."""
     places = [(parameter, initial[name]) for name, parameter in model.named_parameters() if name in initial]
     trained = [parameter.data for parameter, _ in places]
     for parameter, weights in places:
-        parameter.data = weights
+        parameter.data = weights.to(parameter.dtype)
     try:
         yield
     finally:
