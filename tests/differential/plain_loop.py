@@ -3,6 +3,9 @@
 Nothing here comes from llmmod. It gets a checkpoint's directory, token ids, and what is drawn by chance: the first values of a new adapter
 or head, and, where a model answers prompts, the answers with their rewards. Every example goes through the model alone: without padding,
 packing, shared prompts, caches or accumulation. Formulas stand as in the papers, each in one place.
+
+Of a checkpoint of bfloat16, what is trained is held in float32, and computes in it; what is frozen stays as it is. Once training is over,
+whole weights are rounded to the checkpoint's type, in which they are evaluated; so are merged ones, in which an adapter is exported.
 """
 
 from __future__ import annotations
@@ -72,34 +75,96 @@ def trained(directory, stage, way, *, drawn, rows, answers):
         optimizer.zero_grad()
     found.moved = {name: weight.detach() - start[name] for name, weight in weights.items()}
     with torch.no_grad():
+        exported = stored(directory, stage, merged(model) if way in ("lora", "qlora") else weights)
+        found.logits = exported(input_ids=torch.tensor([first_ids(rows[0])])).logits.float()
+        if way in ("full", "freeze"):
+            task.model = exported
         found.evaluation = task.evaluation()
-        found.logits = model(input_ids=torch.tensor([first_ids(rows[0])])).logits
     return found
 
 
 def model_of(directory, stage, way, drawn):
     """The checkpoint with what is trained of it set free, or with an adapter."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    given = {"num_labels": 1} if stage == "rm" else {}
-    if way == "qlora":
-        given["quantization_config"] = BitsAndBytesConfig(
+    if way in ("full", "freeze"):
+        model = checkpoint(directory, stage)
+        free = {"full": "", "freeze": (TRAINED_LAYER, "model.norm.", "score.")}[way]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith(free)
+        if way == "full":
+            model.float()
+        for module in model.modules() if way == "freeze" else ():
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                compute_in_float32(module, back=module is not getattr(model, "score", None))
+    elif way == "lora":
+        model = get_peft_model(checkpoint(directory, stage), lora_of(stage, LoraConfig))
+    else:
+        four_bit = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["lm_head", "score"]
         )
-    cls = AutoModelForSequenceClassification if stage == "rm" else AutoModelForCausalLM
-    model = cls.from_pretrained(directory, **given)
-    if way == "freeze":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad = name.startswith((TRAINED_LAYER, "model.norm.", "score."))
-    if way in ("lora", "qlora"):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if way == "qlora" else model
-        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM", **LORA))
+        model = prepare_model_for_kbit_training(
+            checkpoint(directory, stage, quantization_config=four_bit), use_gradient_checkpointing=False
+        )
+        model = get_peft_model(model, lora_of(stage, LoraConfig))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in drawn:
                 parameter.copy_(drawn[name])
     return model.train()  # there is no dropout; bitsandbytes (0.50) evaluates in bfloat16 on some CPUs, without gradients
+
+
+def checkpoint(directory, stage, **given):
+    """The model of a directory, in the type of its weights; of rm with a new head."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if stage == "rm":
+        return AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, **given)
+    return AutoModelForCausalLM.from_pretrained(directory, **given)
+
+
+def lora_of(stage, config):
+    return config(task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM", **LORA)
+
+
+def compute_in_float32(module, *, back):
+    """Have a module hold its weights and compute in float32, whatever it gets, and give back the type of what it got."""
+    dtype = next(module.parameters()).dtype
+    module.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
+    if back:
+        module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+
+
+def stored(directory, stage, weights):
+    """The checkpoint with these weights in place of its own, in its type."""
+    model = checkpoint(directory, stage)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+    return model
+
+
+def merged(model):
+    """name -> weight, of all that a model with an adapter computes with: unpacked, with B A added."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    plain = {}
+    for name, module in model.get_base_model().named_modules():
+        layer = getattr(module, "base_layer", module)
+        weight = (
+            dequantize_4bit(layer.weight, layer.weight.quant_state) if isinstance(layer, Linear4bit) else getattr(layer, "weight", None)
+        )
+        if hasattr(module, "lora_A"):
+            added = module.lora_B["default"].weight @ module.lora_A["default"].weight
+            weight = weight.float() + LORA["lora_alpha"] / LORA["r"] * added
+        if hasattr(module, "modules_to_save"):
+            weight = module.modules_to_save["default"].weight
+        if weight is not None:
+            plain[f"{name}.weight"] = weight
+    return plain
 
 
 def adamw(weights):

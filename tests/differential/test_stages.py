@@ -7,6 +7,7 @@ preview.jsonl), and what is drawn by chance; see `plain_loop`. All the rest is c
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import observed
@@ -44,6 +45,10 @@ TOLERANCES = {
     # 3e-5; of another model of this size 2e-4). A margin of 20 at least is left for other machines. What a step leaves out or does twice
     # is no smaller than a tenth.
     "float32": Tolerance(loss=3e-5, gradient=1e-4, moved=5e-3, evaluation=1e-4, logits=2e-4),
+    # 8 bits of mantissa: 4e-3 of each number that stands between two layers. (Measured: gradients are up to 4e-2 apart, what AdamW makes of
+    # them up to 7e-2.) Exported weights are rounded to bfloat16 on both sides, some of them to another neighbour, and so are logits: next
+    # to 4, neighbours are 3e-2 apart.
+    "bfloat16": Tolerance(loss=3e-2, gradient=1.5e-1, moved=3e-1, evaluation=5e-2, logits=2.5e-1),
 }
 
 
@@ -52,6 +57,10 @@ def work(tmp_path_factory):
     """A directory with the checkpoint in it, and a file of rows for each kind of stage."""
     directory = tmp_path_factory.mktemp("differential")
     write_byte_llama(directory / "float32", untied=True, positions=256)
+    model = plain.checkpoint(directory / "float32", "sft")
+    model.to(torch.bfloat16).save_pretrained(directory / "bfloat16")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(directory / "float32" / name, directory / "bfloat16" / name)
     for stage in STAGES:
         (directory / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data(stage)))
     return directory
@@ -168,7 +177,7 @@ def computed(directory, stage, chosen, examples):
     answers = [[(of_question[question], ids, reward) for question, ids, reward in call] for call in observed.ANSWERS]
     exported = (AutoModelForSequenceClassification if stage == "rm" else AutoModelForCausalLM).from_pretrained(directory / "export")
     with torch.no_grad():
-        logits = exported.eval()(input_ids=torch.tensor([plain.first_ids(examples[0])])).logits
+        logits = exported.eval()(input_ids=torch.tensor([plain.first_ids(examples[0])])).logits.float()
     found = plain.Found(training.losses, training.gradients, observed.moved(training), evaluation, logits)
     return found, training.start, answers
 
@@ -179,10 +188,10 @@ def both(work, rows, monkeypatch):
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
     monkeypatch.setattr("llmmod.stages.loop.curve.draw_losses", lambda history, path: False)  # a third of the time
 
-    def compute(stage, way, weights):
+    def compute(stage, way, weights, *more):
         examples = rows(stage)
         run = work / f"{stage}-{way}-{weights}-{len(observed.TRAININGS)}"
-        found, drawn, answers = computed(run, stage, overrides(work, stage, weights, *of_way(way)), examples)
+        found, drawn, answers = computed(run, stage, overrides(work, stage, weights, *of_way(way), *more), examples)
         return found, lambda: plain.trained(work / weights, stage, way, drawn=drawn, rows=examples, answers=answers)
 
     return compute
@@ -209,6 +218,11 @@ def test_whatever_is_computed_otherwise_shows(both, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(plain, name, value)
             assert apart(found, expected(), TOLERANCES["float32"]) != {}, name
+
+
+def test_weights_that_are_trained_in_bfloat16_show(both):
+    found, expected = both("sft", "full", "bfloat16", "finetune.trainable_dtype=checkpoint")
+    assert apart(found, expected(), TOLERANCES["bfloat16"])["moved"] > 0.6
 
 
 def apart(found, expected, most):
