@@ -33,8 +33,8 @@ OWN_CLASS = frozenset({"baichuan_13b", "baichuan2_13b"})
 
 
 def options() -> list[str]:
-    """The names of all model options, as `llmmod --help` lists them."""
-    return sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
+    """The names of all model options that stand for an architecture; `auto` is for those of architectures.py."""
+    return sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml") if path.stem != "auto")
 
 
 def run_cell(model: str, way: str, directory: Path, stage: str = "sft", overrides: tuple[str, ...] = ()) -> float:

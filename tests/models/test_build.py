@@ -21,7 +21,7 @@ from llmmod.schema.model import HubConf, ModelConf, TokenizerConf
 from llmmod.schema.quantization import QuantizationConf
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
+OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "auto")  # which has no architecture of its own
 CONTRACT = {
     "smollm2", "llama", "llama2", "bloom", "bloomz", "falcon", "baichuan", "baichuan_13b", "baichuan2", "baichuan2_13b", "internlm",
     "internlm_20b", "qwen", "chatglm2", "phi1_5", "llama3", "qwen2_5", "qwen3", "gemma3", "mistral", "phi4_mini", "glm4",

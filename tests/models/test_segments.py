@@ -16,7 +16,7 @@ from llmmod.models.apart import FAMILIES
 from llmmod.models.segments import BOUNDARIES, by_segments, segments_attention, why_not
 from llmmod.models.tiny import tiny_model
 
-OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
 KEPT_APART = [name for name, fields in ARCHITECTURES.items() if fields["model_type"] in FAMILIES]
 BY_MASK = [name for name in ARCHITECTURES if name not in KEPT_APART]

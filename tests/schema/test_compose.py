@@ -288,6 +288,7 @@ def choices():
 # The bases that point anywhere, pointed somewhere.
 POINTED = {
     "dataset=json": ["dataset.data_files=pkg://llmmod.demo/llmmod_qa.jsonl", "dataset.val_size=2"],
+    "model=auto": ["model.pretrained_model_name_or_path=org/name"],
     "dataset=hub": ["dataset.path=org/name", "dataset.val_size=2"],
 }
 

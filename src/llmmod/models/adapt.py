@@ -18,7 +18,7 @@ from llmmod.models.freeze import decoder_layers, freeze_layers
 from llmmod.models.lora.config import lora_config, quiet_peft
 from llmmod.models.lora.loftq import loftq_anywhere
 from llmmod.models.lora.mutated import remember_initial
-from llmmod.models.lora.names import check_made, check_names, fitted_to_stand_in
+from llmmod.models.lora.names import check_made, check_names, fitted_to_stand_in, without_refused
 from llmmod.models.lora.stacked import norms_with_stacked
 from llmmod.models.master_weights import check_trained_in_16_bits, hold_in_float32
 from llmmod.models.quantize import is_quantized, with_float32_parts
@@ -82,7 +82,7 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
         conf = _with_native_names(conf, model)
         if is_reward_model(model):
             conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
-        conf = fitted_to_stand_in(model, conf)
+        conf = without_refused(model, fitted_to_stand_in(model, conf))
         check_names(model, conf)
         adapted = without_embeddings(_new_adapter(model, conf))
         remember_initial(adapted)

@@ -19,7 +19,7 @@ from llmmod.models.quantize import check_quantized, quantization_config, quantiz
 from llmmod.models.rebuild import rebuilt, set_name
 from llmmod.models.rope import check_scaled, scale_rope
 from llmmod.models.shifted import shift_attention
-from llmmod.models.tiny import random_model, tiny_model, tiny_tokenizer
+from llmmod.models.tiny import random_model, shrunk_model, tiny_model, tiny_tokenizer
 from llmmod.models.tokenizer import TOKENIZER_KEY, set_pad_token
 from llmmod.paths import resolve_path
 from llmmod.schema.base import Dtype, Weights
@@ -34,7 +34,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     Args:
         conf: `model.*`.
         hub: `hub.*`.
-        smoke: a tiny random model of `conf.architecture` instead, with everything else as configured.
+        smoke: a tiny random model of `conf.architecture` instead, or of the checkpoint's own, with everything else as configured.
         tokenizer: whose ids the model is to read.
         seed: of random weights.
 
@@ -149,11 +149,28 @@ def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any,
         path = model_path(conf)
         if path is not None and _is_installed(path):
             check_model_directory(model_checkpoint(conf))  # a hub id passes: nothing is downloaded
-        return tiny_model(conf.architecture, tokenizer=tokenizer, seed=seed, dtype=dtype, prepare=lambda config: _prepared(config, conf))
+        named = {"tokenizer": tokenizer, "seed": seed, "dtype": dtype, "prepare": lambda config: _prepared(config, conf)}
+        if conf.architecture or path is None:
+            return tiny_model(conf.architecture, **named)
+        return shrunk_model(_own_config(conf, hub), **named)
     checkpoint = model_checkpoint(conf)
     check_model_directory(checkpoint, weights=False)
     config = _prepared(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)
     return random_model(config, seed=seed, dtype=dtype)
+
+
+def _own_config(conf: ModelConf, hub: HubConf) -> Any:
+    """The configuration of a checkpoint that is at hand; nothing is downloaded."""
+    checkpoint = model_checkpoint(conf)
+    check_model_directory(checkpoint, weights=False)
+    try:
+        return load_config(checkpoint, conf.config, **_where(conf, replace(hub, offline=True)))
+    except ConfigError as error:
+        if checkpoint.local:
+            raise
+        found = f"a rehearsal downloads nothing, and config.json of '{checkpoint.path}', which says what to rehearse, isn't on this machine"
+        do = "Give a directory, or model.architecture={model_type: …}, or choose the model's own option"
+        raise ConfigError(Problem(PATH_KEY, found, do=do)) from error
 
 
 def _tokenizer(conf: TokenizerConf, model: ModelConf, hub: HubConf, *, smoke: bool) -> Any:

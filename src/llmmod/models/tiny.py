@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.families.config import config_class, initial_model
 from llmmod.models.own_length import keep_own_lengths
+from llmmod.models.shrunk import shrunk
 
 STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
@@ -43,7 +45,7 @@ def tiny_model(
     if model_type is None:
         do = "Give it the model_type of its config.json and a few small sizes, as the files in conf/model do"
         raise ConfigError(Problem("model.architecture", "no model_type, so smoke=true can't build a tiny model of it", do=do))
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     try:
         config = config_class(model_type)(vocab_size=len(tokenizer), **special, **fields)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
@@ -51,6 +53,39 @@ def tiny_model(
     if prepare is not None:
         prepare(config)
     model = random_model(config, seed=seed, dtype=dtype)
+    setattr(model, STAND_IN, True)
+    return model
+
+
+def shrunk_model(
+    config: Any,
+    *,
+    tokenizer: Any,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Any], object] | None = None,
+) -> Any:
+    """A model of random weights of an architecture that only its configuration tells; as `tiny_model` otherwise.
+
+    Args:
+        config: a PreTrainedConfig of the real one's sizes.
+        tokenizer, seed, dtype, prepare: as of `tiny_model`.
+
+    Raises:
+        ConfigError: a class that can't be made small so.
+    """
+    special = {name: getattr(tokenizer, name) for name in _SPECIAL}
+    try:
+        small = shrunk(config, vocab_size=len(tokenizer), special=special)
+        if prepare is not None:
+            prepare(small)
+        model = random_model(small, seed=seed, dtype=dtype)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a class of anybody's raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        do = "Give it sizes that fit together: model.architecture={model_type: …, hidden_size: 64, …}"
+        raise ConfigError(Problem("model.architecture", f"no tiny model of {config.model_type} can be made ({said})", do=do)) from error
     setattr(model, STAND_IN, True)
     return model
 

@@ -28,8 +28,13 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
         # trl 1.16 refuses any dataset that isn't of the library datasets.
         whole = train_dataset.examples if isinstance(train_dataset, Packed) else train_dataset
+        config = (args[0] if args else kwargs["model"]).config.get_text_config()
+        router_logits = getattr(config, "output_router_logits", None)
         super().__init__(*args, train_dataset=whole, **kwargs)
         self.train_dataset = train_dataset
+        if router_logits is not None:
+            # trl 1.16 asks for them in each batch that is trained as well; of a config that asks for them, generation with a cache fails.
+            config.output_router_logits = router_logits
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the labelled positions, over `num_items_in_batch` of them where it is given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +16,22 @@ from llmmod.models.lora.mutated import changes_base
 from llmmod.models.tiny import STAND_IN
 from llmmod.schema.finetune import LoraConf
 
+log = logging.getLogger(__name__)
+
 ALL_LINEAR = "all-linear"
 _LAYERS = "finetune.layers_to_transform"
+# As peft 0.21 has it (`_check_lora_target_modules_mamba`): these read weights of their own without calling the module.
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_READ = ("out_proj", "conv1d")
 _SMALL_RANK = 8  # at most the width of any matrix of a stand-in
+
+
+def without_refused(model: Any, conf: LoraConf) -> LoraConf:
+    """The configuration in which all-linear leaves out what peft refuses to put an adapter on; any other is itself."""
+    if conf.target_modules != ALL_LINEAR or model.config.model_type not in _MAMBA or isinstance(conf.exclude_modules, str):
+        return conf
+    log.info("finetune.target_modules: all-linear without %s, which %s reads by itself", " and ".join(_READ), type(model).__name__)
+    return replace(conf, exclude_modules=[*dict.fromkeys([*(conf.exclude_modules or []), *_READ])])
 
 
 def fitted_to_stand_in(model: Any, conf: LoraConf) -> LoraConf:

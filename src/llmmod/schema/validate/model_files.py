@@ -17,13 +17,14 @@ from llmmod.schema.validate.context import Context
 
 
 def check_model_files(context: Context) -> Iterator[Problem]:
-    """A problem for each of them. A rehearsal reads no model, so there its path is not looked at."""
+    """A problem for each of them. A rehearsal reads no weights, and a config.json only where nothing else says what to rehearse."""
     for place in context.places("model"):
         model = context.get(place) or {}
         path, problems = _told(_path_of_size, model)
-        if isinstance(path, str) and not context.smoke:
+        needed = _needs_weights(context, place)
+        if isinstance(path, str) and (not context.smoke or (needed and not model.get("architecture"))):
             gguf_file = model.get("gguf_file") if _names_gguf(context, place) else None
-            problems += _told(_model, model | {"gguf_file": gguf_file}, path, weights=_needs_weights(context, place))[1]
+            problems += _told(_model, model | {"gguf_file": gguf_file}, path, loaded=needed, weights=not context.smoke)[1]
             problems += _revision(model, path)
         yield from _under(place, problems)
     if not context.smoke:
@@ -64,11 +65,11 @@ def _needs_weights(context: Context, place: str) -> bool:
     return any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
 
 
-def _model(model: dict[str, Any], path: str, *, weights: bool) -> None:
+def _model(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
     checkpoint = locate("llmmod.models.checkpoint.find_checkpoint")(path, gguf_file=model.get("gguf_file"), install=model.get("install"))
-    if weights:
-        random = model.get("weights") == Weights.random
-        locate("llmmod.models.checkpoint.check_model_directory")(checkpoint, weights=not random)
+    if loaded:
+        weights = weights and model.get("weights") != Weights.random
+        locate("llmmod.models.checkpoint.check_model_directory")(checkpoint, weights=weights)
 
 
 def _revision(model: dict[str, Any], path: str) -> list[Problem]:

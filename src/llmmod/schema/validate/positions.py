@@ -31,6 +31,6 @@ def _family(context: Context, model: Any) -> str | None:
     """The model_type of the class that a model option is loaded as, as far as it can be known."""
     path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
     on_disk = None
-    if isinstance(path, str) and not context.smoke:
+    if isinstance(path, str) and not (context.smoke and stated):
         on_disk = locate("llmmod.models.apart.family_on_disk")(path, model.get("gguf_file"))
     return on_disk or stated

@@ -1,0 +1,87 @@
+"""Whether any causal language model of transformers can be fine-tuned by its path alone (`model=auto`), as a table in Markdown.
+
+    python benchmarks/architectures.py                     28 architectures outside the options of `model`
+    python benchmarks/architectures.py mamba opt           these alone, by model_type
+
+A checkpoint of each is written, of transformers' own default configuration made small, with random weights. Each is trained, evaluated,
+exported, loaded again by transformers alone and resumed, as benchmarks/matrix.py does it, and it says how packed rows are kept apart, or
+by how much losses differ where they aren't. tests/e2e/test_auto.py runs a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ARCHITECTURES = (
+    "cohere", "cohere2", "deepseek_v3", "ernie4_5", "exaone4", "falcon_h1", "gemma", "gemma2", "gemma4_text", "gpt2", "gpt_bigcode",
+    "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "jamba", "llama4_text", "mamba", "mamba2", "mixtral", "mpt", "nemotron", "olmo",
+    "olmo2", "opt", "persimmon", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "recurrent_gemma", "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
+WAYS = ("full", "freeze", "lora", "qlora")
+# Default configurations of transformers 5.23 that build no model.
+FIELDS = {"nemotron": {"num_key_value_heads": 8, "head_dim": 128}}
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"  # noqa: E501
+KINDS = {"segments": "each example by itself", "mask": "by a mask"}
+
+
+def write_checkpoint(model_type: str, directory: Path) -> Path:
+    """The directory of a tiny model of an architecture, with a tokenizer that has a chat template."""
+    from llmmod.models.families.config import config_class
+    from llmmod.models.shrunk import shrunk
+    from llmmod.models.tiny import random_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = TEMPLATE
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = config_class(model_type)(**FIELDS.get(model_type, {}))
+    random_model(shrunk(config, vocab_size=len(tokenizer), special=special), seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def packing(directory: Path) -> str:
+    """How the examples of a row are kept apart in a checkpoint's model, or why they aren't."""
+    import llmmod
+    from llmmod.models.leaks import found_for
+
+    found = found_for(llmmod.load_model(str(directory)))
+    return KINDS[found.way] if found.way else str(found.reason).rpartition("Measured on a tiny random one: ")[2]
+
+
+def main(architectures: list[str]) -> int:
+    """Print the table and what failed; 1 where something did."""
+    from matrix import run_cell
+    from measure import machine
+
+    print(machine(), file=sys.stderr)
+    began, failed = time.process_time(), {}
+    print(f"| model_type | {' | '.join(WAYS)} | packed rows |\n|---|{'---|' * len(WAYS)}---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["LLMMOD_CACHE"] = f"{scratch}/cache"
+        for model_type in architectures:
+            cells = []
+            checkpoint = write_checkpoint(model_type, Path(scratch) / model_type / "checkpoint")
+            for way in WAYS:
+                try:
+                    run_cell("auto", way, Path(scratch) / model_type, overrides=(f"model.pretrained_model_name_or_path={checkpoint}",))
+                    cells.append("✓")
+                except Exception as error:
+                    failed[model_type, way] = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+                    cells.append("✗")
+            print(f"| `{model_type}` | {' | '.join(cells)} | {packing(checkpoint)} |", flush=True)
+    print(f"\n{len(architectures) * len(WAYS) - len(failed)} of {len(architectures) * len(WAYS)} pairs")
+    for (model_type, way), why in failed.items():
+        print(f"- {model_type} × {way}: {why}")
+    print(f"{time.process_time() - began:.0f} CPU seconds", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Any architecture × the ways to fine-tune, from what ran, in Markdown.")
+    parser.add_argument("architectures", nargs="*", metavar="MODEL_TYPE", default=list(ARCHITECTURES))
+    sys.exit(main(parser.parse_args().architectures))
