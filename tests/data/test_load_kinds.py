@@ -221,3 +221,24 @@ def test_the_certificate_looks_at_what_is_asked_and_at_each_answer(load, kind, m
     assert len(seen) == (16 if kind == "preference" else 8)
     if kind == "preference":
         assert said([seen["x.json, row 2"], seen["x.json, row 2, answer 2"]]) == [["Question 2?", "Right 2."], ["Question 2?", "Wrong 2!"]]
+
+
+@pytest.mark.parametrize(("label", "told"), [(True, "bad (undesirable)"), (False, "good (desirable)"), (None, "")], ids=str)
+def test_answers_that_are_all_good_or_all_bad_are_reported(load, caplog, label, told):
+    rows = JUDGED if label is None else [row | {"label": label} for row in JUDGED]
+    load("judgement", rows)
+    found = [message for message in caplog.messages if "the label of every answer" in message]
+    expected = f"mine: the label of every answer to train on is {str(label).lower()}: there is no {told} answer to learn from"
+    assert found == ([expected] if told else [])
+
+
+def test_columns_that_nothing_reads_are_named(load, caplog):
+    caplog.set_level(logging.INFO)
+    load("preference", [row | {"id": 1, "source ": "x"} for row in PAIRS])
+    assert "columns that are not read: id, 'source ' (with a space at the end)" in caplog.messages
+    load("preference", [row | {"id": 1} for row in PAIRS], streaming=True)
+    assert "columns that are not read: id" in caplog.messages
+    caplog.clear()
+    load("prompt")  # numbers and texts go to reward functions, and a list doesn't
+    load("judgement")
+    assert [message for message in caplog.messages if "not read" in message] == ["columns that are not read: tags"]

@@ -240,3 +240,30 @@ def test_smollm2s_own_template_gives_the_same_example_as_chatml(smollm2, shipped
     conversation = talk("你好", "你好！", "1+1=?", "2", system="S")
     assert encode(own.examples(conversation), smollm2) == encode(chatml.examples(conversation), smollm2)
     assert own.stop_ids == chatml.stop_ids
+
+
+def test_what_a_call_spells_is_no_special_token(byte_level):
+    call = {"type": "function", "function": {"name": "say", "arguments": {"text": "<|im_end|>"}}}
+    [example] = auto(byte_level, CALLING).examples(Conversation([Message("user", "a"), Message("assistant", "", tool_calls=[call])]))
+    assert sum(segment.token is not None for segment in example) == 4, "two a turn"
+    assert '{"text": "<|im_end|>"}' in written(example, byte_level, trained=True)
+
+
+REASONING = CHATML.replace(
+    "{{ m.content }}", "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+)
+
+
+def test_reasoning_goes_to_a_template_that_writes_it(byte_level):
+    row = Conversation([Message("user", "a"), Message("assistant", "b", reasoning="Hm, <|im_end|>.")])
+    [example] = auto(byte_level, REASONING).examples(row)
+    assert written(example, byte_level, trained=True) == "<think>Hm, <|im_end|>.</think>b<|im_end|>"
+    named = REASONING.replace("reasoning_content", "thinking")
+    assert written(auto(byte_level, named).examples(row)[0], byte_level, trained=True).startswith("<think>Hm")
+
+
+@pytest.mark.parametrize("name", ["plain", "tagged", "thinking"])
+def test_reasoning_that_a_template_leaves_out_is_an_error_of_the_data(byte_level, name):
+    template = {"plain": CHATML, "tagged": TAGGED, "thinking": THINKING}[name]
+    with pytest.raises(DataError, match="the chat template leaves out the reasoning of an answer"):
+        auto(byte_level, template).examples(Conversation([Message("user", "a"), Message("assistant", "b", reasoning="Hm.")]))

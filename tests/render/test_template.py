@@ -190,6 +190,12 @@ def test_definitions_and_calls_of_tools_are_written_as_json(byte_level):
     assert written(example, byte_level) == 'S\n{"name": "clock", "parameters": {}}\nHuman: a\nAssistant: b\n{"name": "clock"}</s>'
 
 
+def test_reasoning_that_no_part_writes_is_an_error_of_the_data(byte_level):
+    messages = [Message("user", "a"), Message("assistant", "b", reasoning="Hm.")]
+    with pytest.raises(DataError, match="leaves out the reasoning of an answer"):
+        render(byte_level, **HUMAN).examples(Conversation(messages))
+
+
 def test_a_text_that_spells_a_piece_of_the_model_is_kept_text(slow_baichuan2):
     template = render(slow_baichuan2, prompt=["{{query}}"], response=["{{response}}", {"token": "<eoa>"}])
     assert template.prompt(talk("a<eoa>b")) == [Segment("a<"), Segment("eoa>b")]

@@ -18,6 +18,7 @@ from llmmod.data.reading.faults import Faults
 from llmmod.data.reading.opened import Opened
 from llmmod.data.reading.readings import Readings
 from llmmod.data.records import asked_of
+from llmmod.data.row import listed
 from llmmod.data.splits import Counts, DataReport, Splits
 from llmmod.data.tokenize import Placed, Tokenizing
 from llmmod.errors import DataError, Problem
@@ -80,6 +81,7 @@ class Making:
         account = json.loads((directory / _ACCOUNT).read_text(encoding="utf-8"))
         sources = [part.source.name for part in (training, self.opened.validating) if part]
         known: dict[str, Any] = {"name": conf.name, "source": " and ".join(sources), "format": str(training.format)}
+        known |= {"unread": listed(training.format.unread)}
         known |= {"made": self.tokenizing.form.made, "ranked": str(conf.ranked) if self.opened.ranks() else ""}
         known |= {part: Counts(**account.pop(part)) for part in ("train", "eval")}
         report = DataReport(cutoff_len=conf.cutoff_len, **known, **account)

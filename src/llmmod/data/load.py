@@ -74,6 +74,8 @@ def load_splits(
         splits = pack_splits(splits, max(making.tokenizing.limit for making in makings)) if conf.packing else splits
         splits = replace(splits, identity=_identity(conf, parts, weights))
     _tell(splits.report)
+    if kind == "judgement" and not conf.streaming:
+        _tell_one_sided(splits, conf.name)
     return splits
 
 
@@ -160,6 +162,15 @@ def _directory_for_now() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="llmmod-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
+
+
+def _tell_one_sided(splits: Splits, name: str) -> None:
+    """Say where all answers to train on have one label: there is nothing that they are better or worse than."""
+    train: Any = splits.train
+    labels = {label for table in train.with_format("arrow").iter(batch_size=1000) for label in table["label"].unique().to_pylist()}
+    if len(labels) == 1:
+        said, lacking = ("true", "bad (undesirable)") if True in labels else ("false", "good (desirable)")
+        log.warning("%s: the label of every answer to train on is %s: there is no %s answer to learn from", name, said, lacking)
 
 
 def _tell(report: DataReport) -> None:

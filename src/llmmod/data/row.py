@@ -6,7 +6,7 @@ A format reads one row and knows neither its file nor its number: it raises `Row
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from llmmod.errors import DataError, Problem
@@ -42,7 +42,7 @@ class RowError(Exception):
 
     def at(self, place: Place) -> DataError:
         """The same as an error for the user, with file, row number and column."""
-        where = f"{place}, column '{self.column}'" if self.column else str(place)
+        where = f"{place}, column {quoted(self.column)}" if self.column else str(place)
         return DataError(Problem(where, self.found, do=self.do))
 
 
@@ -53,8 +53,34 @@ def present(row: Row, column: str) -> Any:
         RowError: the row lacks the column.
     """
     if column not in row:
-        raise RowError(f"missing; the row has {', '.join(map(str, row)) or 'no columns'}", column=column)
+        raise RowError(f"missing; the row has {listed(row) or 'no columns'}", column=column)
     return row[column]
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """The names of columns as a message lists them; what can't be seen in one is said."""
+    return ", ".join(quoted(str(name)) if _unseen(str(name)) else str(name) for name in columns)
+
+
+def quoted(name: str) -> str:
+    """A column's name in quotes, and what can't be seen in it: `'answer ' (with a space at the end)`."""
+    shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in name)
+    unseen = _unseen(name)
+    return f"'{shown}' (with {' and '.join(unseen)})" if unseen else f"'{shown}'"
+
+
+def _unseen(name: str) -> list[str]:
+    """What can't be seen in a name: white space at its ends, and characters that have no shape."""
+    ends = [("the beginning", name[:1]), ("the end", name[-1:])][: len(name)]
+    spaces = [f"{_UNSEEN.get(char, 'white space')} at {place}" for place, char in ends if char.isspace() or char in _UNSEEN]
+    within = [_UNSEEN.get(char, f"U+{ord(char):04X}") for char in name[1:-1] if char != " " and (char in _UNSEEN or not char.isprintable())]
+    return [*spaces, *(f"{what} within" for what in dict.fromkeys(within))]
+
+
+_UNSEEN = {
+    " ": "a space", "\t": "a tab", "\n": "a line break", "\r": "a carriage return", "\u00a0": "a no-break space",
+    "\ufeff": "a byte order mark", "\u200b": "a zero-width space", "\u3000": "an ideographic space",
+}  # fmt: skip
 
 
 def required_text(row: Row, column: str) -> str:

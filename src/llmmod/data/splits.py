@@ -60,6 +60,7 @@ class DataReport:
         streamed: whether training examples are made while training, so that nobody knows their number; `rows` are those held out.
         packed_rows: rows that the training examples were packed into; 0: they weren't.
         fill: the part of those rows' positions that holds tokens.
+        unread: columns that nothing reads, by dataset in a mix.
         made: what several examples of one row are called.
         ranked: `dataset.ranked`, by which they were made of its answers; empty: they weren't.
     """
@@ -76,6 +77,7 @@ class DataReport:
     streamed: bool = False
     packed_rows: int = 0
     fill: float = 0.0
+    unread: str = ""
     made: str = "examples"
     ranked: str = ""
 
@@ -102,11 +104,13 @@ class DataReport:
     def lines(self) -> list[str]:
         """The account, a line each for rows and examples."""
         held = f"{self.eval.examples} to validate with"
+        unread = [f"columns that are not read: {self.unread}"] if self.unread else []
         if self.streamed:
-            return [f"{self.name}: rows of {self.source}, read as {self.format}, while training; {held}"]
+            return [f"{self.name}: rows of {self.source}, read as {self.format}, while training; {held}", *unread]
         packed = f"packed into {self.packed_rows} rows of {self.cutoff_len} tokens, {self.fill:.1%} of them filled"
         return [
             f"{self.name}: {self.rows} rows of {self.source}, read as {self.format}",
+            *unread,
             f"{self.train.examples} examples to train on, {self.train.tokens} tokens, {self.train.trained_tokens} of them trained; {held}",
             *([packed] if self.packed_rows else []),
             *([self._ranked()] if self.ranked and self.train.examples != self.train.sources else []),

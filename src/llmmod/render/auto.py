@@ -13,7 +13,7 @@ from typing import Any
 
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.chat_template import ChatTemplate, Span
-from llmmod.render.conversation import Conversation, Message, tool_names
+from llmmod.render.conversation import Conversation, Message, left_out
 from llmmod.render.segment import Segment, segments
 from llmmod.render.special import SpecialTokens
 from llmmod.render.tokens import token_id
@@ -103,14 +103,14 @@ class AutoTemplate:
             return [self._of_last_answer(messages[: index + 1], tools, mask) for index in trained]
         spans = [(span, index in trained) for span, index in zip(answers, ends, strict=True)]
         for ((start, end), _), index in zip(spans, ends, strict=True):
-            _check_calls(messages[index], text[start:end])
+            _check_written(messages[index], self._special.shown(text[start:end]))
         return [self._ended(self._segments(text[: answers[-1][1]], spans, _prompts(messages, mask)), ends[-1] in trained)]
 
     def _of_last_answer(self, messages: Sequence[Message], tools: Sequence[Any], mask: bool) -> list[Segment]:
         """An example in which the last answer alone is trained, after the prompt that asks for it."""
         before, history = self._chat.write(messages[:-1], asks=True, tools=tools)
         text, span = self._chat.last_answer(messages, tools=tools)
-        _check_calls(messages[-1], text[span[0] : span[1]])
+        _check_written(messages[-1], self._special.shown(text[span[0] : span[1]]))
         spans = [(answer, False) for answer in history or ()] if text.startswith(before) else []
         prompts = _prompts(messages, mask)
         return self._ended(self._segments(text, [*spans, (span, True)], [*prompts[: len(spans)], all(prompts[len(spans) :])]), True)
@@ -140,11 +140,11 @@ class AutoTemplate:
         return [m for m in messages[: before + 1] if m.role == "system"] + list(messages[before + 1 : answer + 1])
 
 
-def _check_calls(answer: Message, written: str) -> None:
-    """Refuse an answer whose calls of tools the template leaves out: an empty answer would be trained in its place."""
-    if missing := next((name for name in tool_names(answer.tool_calls) if name not in written), None):
-        do = "Choose a render that writes it, e.g. render=chatml, or leave such rows out"
-        raise DataError(Problem("a conversation", f"the chat template leaves out the call of '{missing}'", do=do))
+def _check_written(answer: Message, written: str) -> None:
+    """Refuse an answer of which the template leaves out a call or the reasoning: something else would be trained in its place."""
+    if missing := left_out(answer, written):
+        do = "Choose a render that writes it, or leave such rows out"
+        raise DataError(Problem("a conversation", f"the chat template leaves out {missing}", do=do))
 
 
 def _prompts(messages: Sequence[Message], mask: bool) -> list[bool]:

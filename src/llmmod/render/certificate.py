@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from llmmod.errors import DataError
 from llmmod.protocols import Render
+from llmmod.render.chat_template import as_dict, reasoning_names
 from llmmod.render.conversation import Conversation, tool_names
 from llmmod.render.encode import IGNORED, Encoded, encode
 from llmmod.render.exported import exported
@@ -189,7 +190,8 @@ class _Proof:
     def _compared(self, answer: _Answer, tokenizer: Any, template: str | None, check: str, what: str, *, fatal: bool) -> Iterator[Finding]:
         from jinja2 import TemplateError
 
-        messages = [_as_dict(message) for message in answer.conversation.messages[:-1]]
+        names = reasoning_names(template or str(tokenizer.chat_template))
+        messages = [as_dict(message, names) for message in answer.conversation.messages[:-1]]
         tools = list(answer.conversation.tools) or None
         named = {"tools": tools, "chat_template": template, "add_generation_prompt": True, "return_dict": False}
         try:
@@ -266,8 +268,3 @@ def _content(segment: Segment) -> Piece:
 def _joined(found: Sequence[Segment]) -> list[Segment]:
     """The same with neighbouring texts as one."""
     return segments(map(_content, found), trained=True)
-
-
-def _as_dict(message: Any) -> dict[str, Any]:
-    calls = {"tool_calls": list(message.tool_calls)} if message.tool_calls else {}
-    return {"role": message.role, "content": message.content, **calls}

@@ -64,6 +64,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, template: str, special: SpecialTokens) -> None:
         self._tokenizer, self.text, self._special = tokenizer, template, special
         self._tokens = _plain(tokenizer.special_tokens_map)
+        self._reasoning = reasoning_names(template)
         self._has_tags = _GENERATION.search(template) is not None
         try:
             self.frame = self._probe()
@@ -186,9 +187,24 @@ class ChatTemplate:
             raise DataError(Problem("a conversation", f"the chat template refuses it: {error}")) from error
 
     def _dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        hide = self._special.hide
-        calls = ({"tool_calls": list(message.tool_calls)} if message.tool_calls else {} for message in messages)
-        return [{"role": message.role, "content": hide(message.content), **call} for message, call in zip(messages, calls, strict=True)]
+        return [self._special.hide_all(as_dict(message, self._reasoning)) for message in messages]
+
+
+def as_dict(message: Message, reasoning: Sequence[str]) -> Said:
+    """A message as chat templates read it.
+
+    Args:
+        message: the message.
+        reasoning: the names under which the template reads reasoning.
+    """
+    calls = {"tool_calls": list(message.tool_calls)} if message.tool_calls else {}
+    thoughts = dict.fromkeys(reasoning, message.reasoning) if message.reasoning else {}
+    return {"role": message.role, "content": message.content, **calls, **thoughts}
+
+
+def reasoning_names(template: str) -> list[str]:
+    """The names under which a template reads a message's reasoning: one of these is in it, or it writes none."""
+    return [name for name in ("reasoning_content", "thinking", "reasoning") if re.search(rf"\b{name}\b", template)]
 
 
 def _compiled(template: str) -> Any:

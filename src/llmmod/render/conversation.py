@@ -21,12 +21,14 @@ class Message:
         content: the text as it is; nothing in it is ever read as a placeholder or a special token.
         train: whether the message may be trained; an assistant message with false is context only.
         tool_calls: calls that an assistant message makes, as OpenAI's objects.
+        reasoning: what an assistant message thinks before its content, where the row keeps that apart.
     """
 
     role: str
     content: str
     train: bool = True
     tool_calls: Sequence[Mapping[str, Any]] = ()
+    reasoning: str = ""
 
     @property
     def text(self) -> str:
@@ -85,6 +87,13 @@ class Conversation:
                 raise _misplaced(number, "is a system message in the midst", "Put it first")
         if asked:
             yield _turn(asked, None)
+
+
+def left_out(answer: Message, written: str) -> str | None:
+    """What of an answer isn't in what a render wrote of it: a call of a tool, or its reasoning; None: nothing."""
+    if missing := next((name for name in tool_names(answer.tool_calls) if name not in written), None):
+        return f"the call of '{missing}'"
+    return "the reasoning of an answer" if answer.reasoning.strip() not in written else None
 
 
 def tool_names(items: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from llmmod.render.segment import Piece
@@ -37,6 +38,12 @@ class SpecialTokens:
         """The text of a user, what spells a special token hidden from the tokenizer."""
         return self._pattern.sub(lambda found: f"\ue000{self._names.index(found.group())}\ue001", text)
 
+    def hide_all(self, value: Any) -> Any:
+        """The same of every text in a value of objects and lists."""
+        if isinstance(value, Mapping):
+            return {name: self.hide_all(item) for name, item in value.items()}
+        return [self.hide_all(item) for item in value] if isinstance(value, list) else self.hide(value) if isinstance(value, str) else value
+
     def split(self, text: str) -> list[Piece]:
         """Texts and tokens of what a template wrote, hidden spellings shown again.
 
@@ -48,7 +55,8 @@ class SpecialTokens:
                 pieces[index - 1] = pieces[index - 1].rstrip()
             if pieces[index] in self._strips_right:
                 pieces[index + 1] = pieces[index + 1].lstrip()
-        return [self._ids[piece] if index % 2 else self._shown(piece) for index, piece in enumerate(pieces) if piece]
+        return [self._ids[piece] if index % 2 else self.shown(piece) for index, piece in enumerate(pieces) if piece]
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
+        """A text with the spellings that `hide` hid."""
         return _HIDDEN.sub(lambda found: self._names[int(found.group(1))], text) if "\ue000" in text else text

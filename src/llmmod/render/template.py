@@ -66,6 +66,9 @@ class Template:
         Raises:
             DataError: no answer is trained, or the messages don't take turns.
         """
+        if any(message.reasoning and message.train for message in conversation.messages):
+            do = "Choose render=auto with a chat template that writes it, put it into the answers' texts, or leave such rows out"
+            raise DataError(Problem("a conversation", f"render={self.conf.name} leaves out the reasoning of an answer", do=do))
         turns = [turn for turn in conversation.turns() if turn.answer is not None]
         if self.conf.train_on == TrainOn.last:
             turns = [turn._replace(train_answer=False) for turn in turns[:-1]] + turns[-1:]

@@ -90,8 +90,18 @@ def test_a_bad_row_names_file_row_column_and_what_was_found(row, message):
         (["q", "input", "a"], {"query": "input", "prompt": "q", "response": "a"}, {"prompt": "q", "query": "input", "response": "a"}),
         (["prompt", "chosen", "rejected"], {}, None),
         (["text"], {}, None),
+        (
+            ["instruction", "context", "response", "category"],
+            {},
+            {"prompt": "instruction", "query": "context", "response": "response"},
+        ),
+        (
+            ["id", "system_prompt", "question", "response"],
+            {},
+            {"system": "system_prompt", "prompt": "question", "response": "response"},
+        ),
     ],
-    ids=["usual", "question-answer", "input-output", "no-stray-input", "given", "preference", "text"],
+    ids=["usual", "question-answer", "input-output", "no-stray-input", "given", "preference", "text", "dolly", "openorca"],
 )
 def test_columns_are_found_by_their_usual_names(available, given, expected):
     assert find_columns(available, given) == expected

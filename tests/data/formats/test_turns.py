@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llmmod.data.formats import messages, sharegpt
 from llmmod.data.row import Place, RowError
+from llmmod.data.sources.read_tables import read_parquet
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
 
@@ -58,8 +63,93 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
     }
     conversation = messages.read(row, COLUMNS)
     assert turns(conversation) == [("user", "What time is it?"), ("assistant", ""), ("tool", "12:00"), ("assistant", "Noon.")]
-    assert conversation.messages[1].tool_calls == [call]
+    assert conversation.messages[1].tool_calls == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
     assert conversation.tools == [{"name": "now"}]
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Bergen"}}}
+BARE = {"name": "weather", "arguments": {"town": "Bergen"}}
+
+
+def asked(answer):
+    """A row of messages in which a tool is called."""
+    return {"messages": [{"role": "user", "content": "Rain?"}, answer, {"role": "tool", "content": "Yes."}, said("It rains.")]}
+
+
+def said(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said(None, tool_calls=[CALL]),
+        said("", tool_calls=[BARE]),
+        said(None, tool_calls=json.dumps([CALL])),
+        said(None, tool_calls=[json.dumps(BARE)]),
+        said(None, tool_calls=[{"type": "function", "function": {"name": "weather", "arguments": '{"town": "Bergen"}'}}]),
+        said(None, tool_calls=None, function_call={"name": "weather", "arguments": '{"town": "Bergen"}'}),
+        {"role": "tool_call", "content": json.dumps(BARE)},
+        {"role": "function_call", "content": json.dumps([BARE])},
+        # A struct has the fields of all others.
+        said(None, tool_calls=[{**CALL, "id": None, "function": {"name": "weather", "arguments": {"town": "Bergen", "day": None}}}]),
+        said(None, tool_calls=[{"name": None, "type": "function", "function": {**BARE, "parameters": None}}]),
+    ],
+    ids=["openai", "function", "json", "json-item", "json-arguments", "old-openai", "tool_call", "list-as-text", "struct", "struct-name"],
+)
+def test_every_way_to_write_a_call_is_the_same_call(answer):
+    conversation = messages.read(asked(answer), COLUMNS)
+    assert turns(conversation)[1] == ("assistant", "")
+    assert conversation.messages[1].tool_calls == [CALL]
+
+
+def test_a_function_call_turn_is_a_call_and_goes_on_with_the_answer_before_it():
+    call = json.dumps(BARE)
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Rain?"},
+            {"from": "gpt", "value": "I look."},
+            {"from": "function_call", "value": call},
+            {"from": "function_call", "value": call.replace("Bergen", "Cadiz")},
+            {"from": "observation", "value": "Yes."},
+            {"from": "observation", "value": "No."},
+            {"from": "gpt", "value": "In Bergen."},
+        ],
+    }
+    found = sharegpt.read(row, {"messages": "conversations"})
+    assert turns(found) == [
+        ("user", "Rain?"), ("assistant", "I look."), ("tool", "Yes."), ("tool", "No."), ("assistant", "In Bergen."),
+    ]  # fmt: skip
+    assert [call["function"]["arguments"]["town"] for call in found.messages[1].tool_calls] == ["Bergen", "Cadiz"]
+
+
+def test_what_is_null_in_json_text_was_written_there():
+    (call,) = messages.read(asked(said(None, tool_calls='[{"name": "f", "arguments": {"a": null}}]')), COLUMNS).messages[1].tool_calls
+    assert call["function"]["arguments"] == {"a": None}
+
+
+def test_null_fields_of_parquet_are_no_part_of_calls_and_tools(tmp_path):
+    def row(name, arguments):
+        properties = {argument: {"type": "string"} for argument in arguments}
+        call = {"function": {"name": name, "arguments": arguments}}
+        tool = {"name": name, "parameters": {"type": "object", "properties": properties}}
+        return {**asked(said(None, tool_calls=[call])), "tools": [tool]}
+
+    pq.write_table(pa.Table.from_pylist([row("weather", {"town": "Bergen"}), row("clock", {"zone": "UTC"})]), tmp_path / "x.parquet")
+    found = [messages.read(one, COLUMNS) for _, one in read_parquet(tmp_path / "x.parquet")]
+    assert [one.messages[1].tool_calls[0]["function"]["arguments"] for one in found] == [{"town": "Bergen"}, {"zone": "UTC"}]
+    assert [list(one.tools[0]["parameters"]["properties"]) for one in found] == [["town"], ["zone"]]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_kept_apart(name):
+    conversation = messages.read({"messages": [{"role": "user", "content": "a", name: None}, said("b", **{name: "Hm."})]}, COLUMNS)
+    assert [(m.content, m.reasoning) for m in conversation.messages] == [("a", ""), ("b", "Hm.")]
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": "x"}, {"type": "text", "value": "x"}, {"text": None, "value": "x"}], ids=str)
+def test_a_part_has_its_text_under_either_name(part):
+    assert turns(messages.read(chat(("user", [part, part]), ("assistant", "b")), COLUMNS))[0] == ("user", "xx")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +161,27 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
         (chat(("user", "a"), ("assistant", None)), "turn 2, content: null where a text is expected."),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": "f()"}]},
-            "turn 2, tool_calls: the text 'f()' where a list is expected.",
+            "turn 2, tool_calls: the text 'f()' where a call of a tool, an object with name and arguments, is expected.",
         ),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": ["f()"]}]},
-            "turn 2, tool_calls: item 1 is the text 'f()' where an object is expected.",
+            "turn 2, tool_calls: item 1 is the text 'f()' where a call of a tool, an object with name and arguments, is expected.",
+        ),
+        (
+            chat(("user", "a"), ("function_call", "f()")),
+            "turn 2, content: the text 'f()' where a call of a tool, an object with name and arguments, is expected.",
+        ),
+        (
+            chat(("user", "a"), ("tool_call", '{"name": "f", "arguments": "x"}')),
+            "turn 2, content: the arguments of 'f' are the text 'x' where an object, or JSON text of one, is expected.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "thinking": "hm"}, {"role": "assistant", "content": "b"}]},
+            "turn 1, of user, has reasoning, which only an answer can.",
+        ),
+        (
+            chat(("user", [{"type": "image", "text": "x"}]), ("assistant", "b")),
+            "turn 1 holds a list of 1 where a text is expected.",
         ),
         ({"messages": "hello"}, "the text 'hello' where a list is expected."),
         ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
@@ -91,7 +197,8 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
         (chat(("user", " "), ("assistant", "b")), "turn 1, of user, is empty."),
         (
             chat(("human", "a"), ("assistant", "b")),
-            "turn 1 has the role 'human'; known are user, assistant, system, developer, tool, function.",
+            "turn 1 has the role 'human'; known are user, assistant, system, developer, tool, function, function_call, tool_call, "
+            "tool_calls, tool_response.",
         ),
         (chat(("user", 3), ("assistant", "b")), "turn 1 holds the number 3 where a text is expected."),
         ({"messages": [{"from": "human", "value": "a"}]}, "turn 1 has no role and no content; it is an object with from, value."),
@@ -101,7 +208,7 @@ def test_parts_of_text_are_joined_and_tool_calls_kept():
         ),
     ],
     ids=[
-        "missing", "null", "empty", "null-answer", "calls", "no-calls",
+        "missing", "null", "empty", "null-answer", "calls", "no-calls", "call-turn", "arguments", "reasoning", "image",
         "text", "texts", "no-answer", "untrained", "answer-first", "two-answers", "late-system", "empty-answer", "empty-question",
         "role", "number", "sharegpt-fields", "train",
     ],

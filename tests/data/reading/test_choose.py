@@ -94,8 +94,18 @@ def test_auto_with_given_columns_takes_a_format_that_reads_them():
                 "alpaca and messages fit. Say which is meant."
             ],
         ),
+        (
+            "alpaca",
+            [{"\ufeffquestion": "q", "answer ": "a"}],
+            {"prompt": "question", "response": "answer"},
+            [
+                f"dataset.columns.{role}: no column '{name}' in x.json. Its columns: '\\ufeffquestion' (with a byte order mark at the "
+                "beginning), 'answer ' (with a space at the end)."
+                for role, name in (("prompt", "question"), ("response", "answer"))
+            ],
+        ),
     ],
-    ids=["name", "columns", "role", "kind", "needs", "two-fit"],
+    ids=["name", "columns", "role", "kind", "needs", "two-fit", "unseen"],
 )
 def test_what_does_not_fit_is_refused_by_its_key(asked, head, given, messages):
     with pytest.raises(ConfigError) as error:

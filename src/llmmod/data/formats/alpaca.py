@@ -19,10 +19,10 @@ REQUIRED = ("prompt", "response")
 # The usual names of each role, in the order in which they are looked for.
 USUAL: Mapping[str, tuple[str, ...]] = {
     "prompt": ("instruction", "prompt", "question", "query", "input"),
-    "query": ("input", "query"),
+    "query": ("input", "query", "context"),
     "response": ("output", "response", "answer", "completion"),
     "history": ("history",),
-    "system": ("system",),
+    "system": ("system", "system_prompt"),
 }
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from llmmod.data.reading import questions
-from llmmod.data.reading.turns import as_prompt
+from llmmod.data.reading.turns import as_prompt, read_tools
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_objects, present
+from llmmod.data.row import Row, RowError, described, present
 
 KIND = "judgement"
 ROLES = (*questions.ROLES, "response", "label")
@@ -56,7 +56,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
         messages, answer = messages[:-1], questions.only_answer(messages[-1:], columns["messages"])
     else:
         answer = questions.only_answer(questions.read_answer(row, name), name)
-    prompt = as_prompt(messages, place, tools=optional_objects(row, columns.get("tools")))
+    prompt = as_prompt(messages, place, tools=read_tools(row, columns))
     return Prompted(prompt, [answer], {"label": _label(row, columns["label"])})
 
 

@@ -13,11 +13,14 @@ ROLES = ("messages", "system", "tools")
 REQUIRED = ("messages",)
 USUAL: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
-    "system": ("system",),
+    "system": ("system", "system_prompt"),
     "tools": ("tools",),
 }
 KEYS = ("role", "content")
-TURNS = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool"}
+TURNS = {
+    "user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant", "tool_response": "tool",
+}  # fmt: skip
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:

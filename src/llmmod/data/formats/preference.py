@@ -14,9 +14,9 @@ from typing import Any
 
 from llmmod.data.formats import alpaca
 from llmmod.data.reading import questions
-from llmmod.data.reading.turns import as_prompt
+from llmmod.data.reading.turns import as_prompt, read_tools
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, optional_objects, present
+from llmmod.data.row import Row, RowError, present
 from llmmod.render.conversation import Message
 
 KIND = "preference"
@@ -81,7 +81,7 @@ def _compared(
         raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
     answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = questions.prompt_column(columns) or names[0]
-    return Prompted(as_prompt(prompt, place, tools=optional_objects(row, columns.get("tools"))), answers)
+    return Prompted(as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
 
 
 def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:

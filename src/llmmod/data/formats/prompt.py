@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llmmod.data.reading import questions
-from llmmod.data.reading.turns import as_prompt
+from llmmod.data.reading.turns import as_prompt, read_tools
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_objects
+from llmmod.data.row import Row, RowError, described
 
 KIND = "prompt"
 ROLES = (*questions.ROLES, "response")
@@ -44,7 +44,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
     given = _answer(row, columns.get("response"))
     if messages[-1].role == "assistant":
         messages, given = messages[:-1], given or messages[-1].text
-    prompt = as_prompt(messages, questions.prompt_column(columns), tools=optional_objects(row, columns.get("tools")))
+    prompt = as_prompt(messages, questions.prompt_column(columns), tools=read_tools(row, columns))
     used = {*columns.values(), "prompt", "answer", "prompt_ids"}
     others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
     return Prompted(prompt, (), {**others, "answer": given})

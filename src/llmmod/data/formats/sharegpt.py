@@ -13,14 +13,15 @@ ROLES = ("messages", "system", "tools")
 REQUIRED = ("messages",)
 USUAL: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversations", "conversation", "messages"),
-    "system": ("system",),
+    "system": ("system", "system_prompt"),
     "tools": ("tools",),
 }
 KEYS = ("from", "value")
 TURNS = {
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-    "function_call": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
+    "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
 }  # fmt: skip
 
 

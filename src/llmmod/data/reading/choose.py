@@ -15,7 +15,7 @@ from typing import Any
 
 from llmmod.data import formats
 from llmmod.data.reading.own_format import Format, own_format
-from llmmod.data.row import Row
+from llmmod.data.row import Row, listed, quoted
 from llmmod.errors import ConfigError, Problem, did_you_mean
 
 
@@ -49,7 +49,7 @@ def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequ
     columns = module.find_columns(available, given)
     if columns is None:
         raise ConfigError(_not_found(asked, module, available, file))
-    return Format(asked, partial(module.read, columns=columns), columns)
+    return Format(asked, partial(module.read, columns=columns), columns, unread=_unread(available, columns, kind, head))
 
 
 def _recognised(
@@ -61,8 +61,9 @@ def _recognised(
     right = {name: columns for name, columns in fitting.items() if kind == candidates[name].KIND}
     if len(right) == 1:
         ((name, columns),) = right.items()
-        return Format(name, partial(candidates[name].read, columns=columns), columns, found=True)
-    columns_there = f"the columns of {file} are {', '.join(available) or 'none'}"
+        unread = _unread(available, columns, kind, head)
+        return Format(name, partial(candidates[name].read, columns=columns), columns, found=True, unread=unread)
+    columns_there = f"the columns of {file} are {listed(available) or 'none'}"
     if right:
         fits = f"{' and '.join(right)} fit"
         raise ConfigError(Problem("dataset.format", f"'auto' can't decide: {columns_there}", fits, "Say which is meant"))
@@ -75,6 +76,14 @@ def _recognised(
     raise ConfigError(Problem("dataset.format", f"'auto' finds no {kind} in the rows: {columns_there}{others}", needs, do))
 
 
+def _unread(available: Collection[str], columns: Mapping[str, str], kind: str, head: Sequence[Row]) -> list[str]:
+    """The columns that nothing reads; reward functions get those of prompts that are texts or numbers."""
+    left = [name for name in available if name not in columns.values()]
+    if kind != "prompt":
+        return left
+    return [name for name in left if not any(isinstance(row.get(name), str | int | float) for row in head)]
+
+
 def _check_given(given: Mapping[str, str], asked: str | None, available: Collection[str], file: str) -> None:
     """Refuse columns that don't exist, or that the format doesn't read; all of them at once."""
     problems = []
@@ -83,14 +92,14 @@ def _check_given(given: Mapping[str, str], asked: str | None, available: Collect
             roles = ", ".join(_module(asked).ROLES)
             problems.append(Problem(f"dataset.columns.{role}", f"the format {asked} reads no such column", f"It reads {roles}"))
         elif column not in available:
-            columns = f"Its columns: {', '.join(available) or 'none'}"
-            problems.append(Problem(f"dataset.columns.{role}", f"no column '{column}' in {file}", columns))
+            columns = f"Its columns: {listed(available) or 'none'}"
+            problems.append(Problem(f"dataset.columns.{role}", f"no column {quoted(column)} in {file}", columns))
     if problems:
         raise ConfigError(problems)
 
 
 def _not_found(name: str, module: Any, available: Collection[str], file: str) -> Problem:
-    found = f"the format {name} needs {_needs(module)}; the columns of {file} are {', '.join(available) or 'none'}"
+    found = f"the format {name} needs {_needs(module)}; the columns of {file} are {listed(available) or 'none'}"
     return Problem("dataset.columns", found, do=f"Name the data's own, e.g. dataset.columns.{module.REQUIRED[0]}=…")
 
 

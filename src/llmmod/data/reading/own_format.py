@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,12 +25,14 @@ class Format:
         read: a row -> what the format makes of it; raises `RowError`.
         columns: role -> column.
         found: whether `auto` decided.
+        unread: columns of the first rows that nothing reads.
     """
 
     name: str
     read: Callable[[Row], Any]
     columns: Mapping[str, str]
     found: bool = False
+    unread: Sequence[str] = ()
 
     def __str__(self) -> str:
         columns = ", ".join(f"{role}={column}" for role, column in self.columns.items())

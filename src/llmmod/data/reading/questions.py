@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from llmmod.data.formats import alpaca, messages, sharegpt
-from llmmod.data.reading.turns import as_prompt, read_turns
+from llmmod.data.reading.turns import as_prompt, read_tools, read_turns
 from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, optional_text, present
+from llmmod.data.row import Row, RowError, described, optional_list, optional_text, present
 from llmmod.render.conversation import Message
 
 # The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
@@ -135,5 +135,5 @@ def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> Prompted:
             raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
     if same := next(((one, other) for one, other in combinations(range(len(answers)), 2) if answers[one] == answers[other]), None):
         raise RowError(f"answers {same[0] + 1} and {same[1] + 1} are the same, so neither is the better one", column=column)
-    prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=optional_objects(row, columns.get("tools")))
+    prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=read_tools(row, columns))
     return Prompted(prompt, [Message("assistant", answer) for answer in answers])

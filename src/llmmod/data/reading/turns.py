@@ -6,8 +6,10 @@ Formats differ in what they call a turn's fields and roles; what may follow what
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from llmmod.data.reading.calls import joined_text, read_calls, without_nulls
 from llmmod.data.row import Row, RowError, described, optional_list, optional_objects, optional_text, present
 from llmmod.render.conversation import Conversation, Message
 
@@ -18,6 +20,9 @@ _BEFORE: Mapping[str, tuple[str | None, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+# Roles whose text is a call, or a list of them, as JSON.
+_CALLS = ("function_call", "tool_call", "tool_calls")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
@@ -57,7 +62,19 @@ def read_row_of_turns(row: Row, columns: Mapping[str, str], *, keys: tuple[str, 
     system = optional_text(row, columns.get("system"))
     if system and messages and messages[0].role != "system":
         messages.insert(0, Message("system", system))
-    return as_conversation(messages, column, tools=optional_objects(row, columns.get("tools")))
+    return as_conversation(messages, column, tools=read_tools(row, columns))
+
+
+def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The definitions of tools in a row, without what is null in them.
+
+    Raises:
+        RowError: something else than a list of objects.
+    """
+    column = columns.get("tools")
+    found = optional_objects(row, column)
+    given_as_text = column is not None and isinstance(row.get(column), str)
+    return found if given_as_text else [without_nulls(tool) for tool in found]
 
 
 def read_turns(turns: Sequence[Any], column: str | None, *, keys: tuple[str, str], roles: Mapping[str, str]) -> list[Message]:
@@ -72,7 +89,15 @@ def read_turns(turns: Sequence[Any], column: str | None, *, keys: tuple[str, str
     Raises:
         RowError: a turn is no object, lacks a field, or has a role that isn't known.
     """
-    return [_turn(turn, f"turn {number}", column, keys, roles) for number, turn in enumerate(turns, start=1)]
+    found: list[Message] = []
+    for number, turn in enumerate(turns, start=1):
+        message = _turn(turn, f"turn {number}", column, keys, roles)
+        is_call = isinstance(turn, Mapping) and turn.get(keys[0]) in _CALLS
+        if is_call and found and found[-1].role == "assistant" and found[-1].train == message.train:
+            found[-1] = replace(found[-1], tool_calls=[*found[-1].tool_calls, *message.tool_calls])  # one answer: a text, then calls
+        else:
+            found.append(message)
+    return found
 
 
 def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
@@ -129,7 +154,7 @@ def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles
     role_key, text_key = keys
     if not isinstance(turn, Mapping):
         raise RowError(f"{name} is {described(turn)} where an object with {role_key} and {text_key} is expected", column=column)
-    calls = _calls(turn, name, column)
+    calls = [call for field in ("tool_calls", "function_call") for call in _calls(turn, field, name, column)]
     missing = [key for key in (role_key, text_key) if turn.get(key) is None and not (calls and key == text_key)]
     if null := next((key for key in missing if key in turn), None):
         raise RowError(f"{name}, {null}: null where a text is expected", column=column)
@@ -138,24 +163,35 @@ def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles
     role = roles.get(turn[role_key]) if isinstance(turn[role_key], str) else None
     if role is None:
         raise RowError(f"{name} has the {role_key} {turn[role_key]!r}; known are {', '.join(roles)}", column=column)
-    text = "" if turn.get(text_key) is None else _text(turn[text_key], name, column)
-    return Message(role=role, content=text, train=_trained(turn, name, column), tool_calls=calls)
+    is_call = turn[role_key] in _CALLS
+    text = "" if is_call or turn.get(text_key) is None else joined_text(turn[text_key])
+    if text is None:
+        raise RowError(f"{name} holds {described(turn[text_key])} where a text is expected", column=column)
+    calls += _calls(turn, text_key, name, column) if is_call else []
+    reasoning = _reasoning(turn, name, column)
+    for what, given in (("calls tools", calls), ("has reasoning", reasoning)):
+        if given and role != "assistant":
+            raise RowError(f"{name}, of {role}, {what}, which only an answer can", column=column)
+    return Message(role, text, train=_trained(turn, name, column), tool_calls=calls, reasoning=reasoning)
 
 
-def _calls(turn: Mapping[str, Any], name: str, column: str | None) -> list[Mapping[str, Any]]:
+def _calls(turn: Mapping[str, Any], field: str, name: str, column: str | None) -> list[Mapping[str, Any]]:
     try:
-        return optional_objects(turn, "tool_calls")
+        return read_calls(turn.get(field))
     except RowError as error:
-        raise RowError(f"{name}, tool_calls: {error.found}", column=column) from None
+        raise RowError(f"{name}, {field}: {error.found}", column=column) from None
 
 
-def _text(value: Any, name: str, column: str | None) -> str:
-    """A turn's text; OpenAI's list of parts is joined where all of them are text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)
-    raise RowError(f"{name} holds {described(value)} where a text is expected", column=column)
+def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
+    """What a turn thinks, under the first of its names that the turn has."""
+    for field in _REASONING:
+        if turn.get(field) is not None:
+            text = joined_text(turn[field])
+            if text is None:
+                raise RowError(f"{name}, {field}: {described(turn[field])} where a text is expected", column=column)
+            if text.strip():
+                return text
+    return ""
 
 
 def _trained(turn: Mapping[str, Any], name: str, column: str | None) -> bool:

@@ -12,6 +12,7 @@ from llmmod.data.examples import Making
 from llmmod.data.mix import take_turns
 from llmmod.data.reading.faults import Faults
 from llmmod.data.reading.opened import SMOKE_EVAL, Opened
+from llmmod.data.row import listed
 from llmmod.data.splits import Counts, DataReport, Splits
 from llmmod.data.streaming.stream import Stream, as_dataset
 from llmmod.data.tokenize import Placed
@@ -93,8 +94,14 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         eval=evaluation.counts if evaluation else Counts(),
         reasons=[str(fault) for fault in bad.first],
         streamed=True,
+        unread="; ".join(text for part in parts if (text := _unread(part.opened, named=len(parts) > 1))),
     )
     return Splits(as_dataset(stream), evaluation.dataset if evaluation else None, conversations, report)
+
+
+def _unread(opened: Opened, *, named: bool) -> str:
+    columns = listed(opened.training.format.unread)
+    return f"{columns} in {opened.conf.name}" if columns and named else columns
 
 
 def _capacity(conf: DatasetConf, makings: Sequence[Making]) -> int | None:
