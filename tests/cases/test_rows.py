@@ -111,6 +111,101 @@ def test_a_spreadsheets_csv_is_read_or_one_sees_why_not(go, kind):
         assert names(done.said, seen)
 
 
+# Calls of tools: a bad row without its number (LLaMA-Factory 2529), turns that may follow which (9197), calls that are trained in another
+# spelling than the one that is served (3330, 5518).
+TOOLS = """\
+{%- if tools -%}<|im_start|>system
+You may call these:{%- for tool in tools %}
+{{ tool | tojson }}{%- endfor %}<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'tool' -%}<|im_start|>tool
+{{ message['content'] }}<|im_end|>
+{% elif message['tool_calls'] -%}<|im_start|>assistant
+{{ message['content'] or '' }}{%- for call in message['tool_calls'] -%}
+{%- set function = call['function'] if call['function'] is defined else call -%}
+<tool_call>{{ {"name": function['name'], "arguments": function['arguments']} | tojson }}</tool_call>
+{%- endfor -%}<|im_end|>
+{% else -%}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}
+"""
+WEATHER = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
+TOOL = json.dumps([{"name": "get_weather", "description": "The weather of a town", "parameters": WEATHER}])
+CALL = json.dumps({"name": "get_weather", "arguments": {"town": "Bergen"}})
+TURNS = [
+    [("human", "Is it raining in Bergen?"), ("function_call", CALL), ("observation", '{"sky": "heavy rain"}'), ("gpt", "Yes, it pours.")],
+    [("human", "Thanks, bye."), ("gpt", "Goodbye.")],
+    [("human", "And in Cadiz?"), ("observation", '{"sky": "sunny"}'), ("gpt", "The sun shines.")],
+    [("gpt", "Hello, how can I help?"), ("gpt", "Still there?"), ("human", "Yes."), ("gpt", "Good.")],
+]
+
+
+@pytest.fixture
+def turns(go, tmp_path):
+    """A function that previews four conversations with a tool, of which the third and the fourth are bad."""
+    model = write_byte_llama(tmp_path / "tools", template=TOOLS)
+    rows = [{"conversations": [{"from": who, "value": said} for who, said in row], "tools": TOOL} for row in TURNS]
+    write_lines("turns.jsonl", rows)
+    return lambda *overrides: go("turns.jsonl", *overrides, model=model, render="auto", pipeline="preview")
+
+
+def test_a_turn_out_of_place_is_named(turns):
+    done = turns()
+    assert done.code == 2
+    assert names(done.said, r"turns\.jsonl", r"row 3\b", "tool|observation")
+
+
+@pytest.mark.xfail(reason="rows of tools and judgements are being worked on", strict=False)
+def test_a_call_is_trained_as_the_template_writes_calls(turns):
+    done = turns("dataset.on_bad_row=skip")
+    assert done.code == 0
+    assert names(done.said, r"\b2\b.*(left out|skipped|dropped|bad)|(left out|skipped|dropped).*\b2\b")
+    call, bye = lines(PREVIEW)
+    assert trained(bye) == "Goodbye."
+    assert f"<tool_call>{CALL}</tool_call>" in trained(call).split("Yes")[0]
+    assert "Yes, it pours." in trained(call)
+    for asked in ("heavy rain", "Is it raining", "The weather of a town"):
+        assert asked in masked(call)
+        assert asked not in trained(call)
+
+
+# Labels of which any word was true (ms-swift 1513, LLaMA-Factory 3803), and data with labels of one kind alone (trl 1651).
+JUDGED = [
+    ("Boil an egg: how long?", "About eight minutes."), ("Boil an egg: how long?", "Two hours."), ("Spell cat.", "c-a-t"),
+    ("Spell dog.", "d-g-o"),
+]  # fmt: skip
+
+
+def judge(go, labels, pipeline="preview"):
+    rows = [{"prompt": prompt, "completion": said, "label": label} for (prompt, said), label in zip(JUDGED, labels, strict=True)]
+    write_lines("judged.jsonl", rows)
+    return go("judged.jsonl", "stage=kto", "training.max_steps=1", pipeline=pipeline, output=f"of-{labels[0]}-{type(labels[0]).__name__}")
+
+
+def test_words_that_are_no_judgement_are_refused_by_their_row(go):
+    assert judge(go, [True, False, True, False]).code == 0
+    parts = [line["part"] for line in lines("of-True-bool/preview/preview.jsonl")]
+    assert parts[0] == parts[2] != parts[1] == parts[3]
+    words = judge(go, ["true", "False", "true", "False"])
+    if words.code == 0:
+        assert [line["part"] for line in lines("of-true-str/preview/preview.jsonl")] == parts
+    for done in [judge(go, ["good", "bad", "good", "bad"]), *([words] if words.code else [])]:
+        assert done.code == 2
+        assert names(done.said, r"judged\.jsonl", r"row 1\b", r"\blabel\b")
+
+
+@pytest.mark.xfail(reason="rows of tools and judgements are being worked on", strict=False)
+def test_one_is_told_that_no_answer_is_bad(go):
+    done = judge(go, [True] * 4, pipeline="train")
+    assert done.code in (0, 2)
+    missing = "undesirable|unwanted|rejected answers|bad answer|(no|0|none) .*bad|all .*(true|good|desirable)|one (class|kind)"
+    assert names(done.said, missing)
+
+
 # Letters that spell a control token became one (FranxYao/Long-Context-Data-Engineering 14, huggingface/transformers 47853).
 TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor -%}"
