@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from llmmod.stages.answers import answers, padded_left
+from llmmod.errors import ConfigError
+from llmmod.models.ends import Ends
+from llmmod.stages.answers import answers, answers_in_order, padded_left
 
 
 @pytest.fixture
@@ -73,3 +75,37 @@ def test_nothing_is_generated_ahead(tiny_llama, greedy, monkeypatch):
     batches = answers(tiny_llama, PROMPTS, config=greedy, batch_size=4)
     next(batches)
     assert calls == [4]
+
+
+def alone_and_together(model, config, tokenizer=None):
+    """The answers one prompt at a time, and all at once."""
+    return [answers_in_order(model, PROMPTS, config=config, batch_size=size, tokenizer=tokenizer) for size in (1, len(PROMPTS))]
+
+
+@pytest.mark.parametrize("pads_with_its_end", [False, True])
+def test_an_answer_that_a_string_ended_has_nothing_behind_it(tiny_llama, tiny_tokenizer, greedy, pads_with_its_end):
+    greedy.pad_token_id = 17 if pads_with_its_end else greedy.pad_token_id
+    plain, _ = alone_and_together(tiny_llama, greedy)
+    greedy.stop_strings = tiny_tokenizer.decode(plain[0][4:6])
+    alone, together = alone_and_together(tiny_llama, greedy, tiny_tokenizer)
+    assert together == alone
+    assert [greedy.stop_strings in tiny_tokenizer.decode(answer) for answer in together] == [True, *[False] * 5]
+    assert len(together[0]) < max(map(len, together))
+    ends = Ends(greedy, tiny_tokenizer)
+    assert ends.ended(PROMPTS[0], together[0])
+    assert not ends.ended(PROMPTS[0], together[0][:-1])
+    greedy.num_beams = 2
+    alone, together = alone_and_together(tiny_llama, greedy, tiny_tokenizer)
+    assert together == alone
+
+
+def test_a_length_counts_no_padding(tiny_llama, greedy):
+    """`max_length` is of prompt and answer; generate counts what pads a prompt, too."""
+    greedy.max_length, greedy.max_new_tokens = 34, None
+    alone, together = alone_and_together(tiny_llama, greedy)
+    assert together == alone
+    assert max(map(len, together)) > 34 - len(PROMPTS[2])
+    greedy.max_length = 30
+    with pytest.raises(ConfigError, match=r"generation\.max_length: 30 tokens with the prompt, and one of the prompts alone has 30"):
+        alone_and_together(tiny_llama, greedy)
+

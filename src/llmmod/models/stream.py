@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from llmmod.models.ends import Ends
 from llmmod.models.generation import answer_text
 
 # What decoding puts for bytes that are no character, or none yet.
@@ -115,7 +116,7 @@ def stream_answer(
         pieces.end()
         return Answer(pieces.text, len(pieces.ids), interrupted=True)
     if beams:
-        generated = output[0, ids.shape[1] :].tolist()
+        (generated,) = Ends(config, tokenizer).answers(output[:1], ids.shape[1])
         text = read(answer_text(generated, tokenizer, stop_ids=stop_ids))
         write(text)
         return Answer(text, len(generated))

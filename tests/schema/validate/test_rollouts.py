@@ -24,3 +24,10 @@ def test_each_step_by_its_own_parts(told):
     streamed = told("experiment=rlhf", "steps.ppo.dataset.streaming=true", "steps.ppo.training.max_steps=3")
     assert streamed == [f"steps.ppo.{STREAMED.format('ppo')}"]
     assert told("experiment=rlhf", "steps.rm.dataset.streaming=true") == []
+
+
+def test_a_string_that_ends_answers_is_no_end_that_trl_knows(told):
+    asked = ("stage=grpo", "+training.generation_kwargs.stop_strings=[x]")
+    said = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"
+    assert told(*asked, "training.mask_truncated_completions=true") == [f"training.mask_truncated_completions: {said}. Set it to false."]
+    assert told(*asked) == []

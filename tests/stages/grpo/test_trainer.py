@@ -105,6 +105,19 @@ def test_answers_of_one_token(grpo_trainer):
     assert finite(trainer)
 
 
+def test_an_answer_that_a_string_ended_is_not_clipped(grpo_trainer, tiny_llama):
+    """Nearly every token has a letter of these, and none is what fills up a batch."""
+    never_ends(tiny_llama)
+    lengths = {}
+    for strings in (None, list("abcdefghijklmnopqrstuvwxyz")):
+        trainer = grpo_trainer(max_steps=1, max_completion_length=16, generation_kwargs={"stop_strings": strings} if strings else {})
+        trainer.train()
+        first = trainer.state.log_history[0]
+        lengths[bool(strings)] = first["completions/mean_length"]
+        assert (first["completions/clipped_ratio"] < 1.0) == bool(strings)
+    assert lengths[True] < lengths[False] == 16
+
+
 def test_answers_that_are_all_cut_off_and_left_out(grpo_trainer, tiny_llama):
     never_ends(tiny_llama)
     before = tiny_llama.lm_head.weight.clone()

@@ -104,6 +104,27 @@ def test_answers_that_are_all_cut_off_pay_the_penalty(ppo_trainer, tiny_llama):
     assert finite(trainer)
 
 
+def test_an_answer_ends_with_a_string_too_and_nothing_behind_it_counts(ppo_trainer, tiny_llama):
+    """What fills up a batch was scored, and learnt from; and the answer paid for having no terminator."""
+    never_ends(tiny_llama)
+    seen = []
+
+    def scored(answers):
+        seen.extend(answers.answers)
+        return even(answers)
+
+    letters = set("abcdefghijklmnopqrstuvwxyz")
+    named = {"stop_strings": sorted(letters)}
+    trainer = ppo_trainer(scorer=scored, max_steps=1, max_completion_length=16, generation_kwargs=named, missing_eos_penalty=2.0)
+    trainer.train()
+    said = [(trainer.processing_class.decode(answer[:-1]), trainer.processing_class.decode(answer[-1])) for answer in seen]
+    assert not any(letters & set(before) for before, _ in said)
+    first = trainer.state.log_history[0]
+    assert first["answer_length"] == pytest.approx(sum(map(len, seen)) / len(seen))
+    assert first["terminated"] == pytest.approx(sum(bool(letters & set(last)) for _, last in said) / len(said))
+    assert first["terminated"] > 0.5
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_scores_that_do_not_vary_teach_nothing_wrong(ppo_trainer, scaled):
     trainer = ppo_trainer(scorer=lambda answers: torch.ones(len(answers.answers)), use_score_scaling=scaled, use_score_norm=scaled)

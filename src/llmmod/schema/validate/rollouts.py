@@ -9,7 +9,7 @@ from llmmod.schema.validate.context import Context
 
 
 def check_rollouts(context: Context) -> Iterator[Problem]:
-    """A problem for each such training with LongLoRA's attention or a streamed dataset."""
+    """A problem for each such training with LongLoRA's attention, a streamed dataset, or an end that trl doesn't know."""
     for step in context.steps:
         training = context.get(context.part(step, "training")) or {}
         if not context.trains(step) or training.get("data_kind") != "prompt":
@@ -20,3 +20,7 @@ def check_rollouts(context: Context) -> Iterator[Problem]:
             yield Problem(f"{model}.shift_attn", found, do="Set it to false")
         if context.get(f"{dataset}.streaming"):
             yield Problem(f"{dataset}.streaming", f"true, and {training.get('stage')} comes back to its prompts", do="Set it to false")
+        strings, conf = (training.get("generation_kwargs") or {}).get("stop_strings"), context.part(step, "training")
+        if strings and training.get("mask_truncated_completions"):
+            found = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"
+            yield Problem(f"{conf}.mask_truncated_completions", found, do="Set it to false")

@@ -22,6 +22,7 @@ from transformers import Trainer
 from trl import GRPOTrainer
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.ends import Ends
 from llmmod.models.generation import answer_text
 from llmmod.schema.reward import reward_nodes
 from llmmod.stages.answering.prompts import RolloutSampler, columns
@@ -57,6 +58,8 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         if data_collator is not None:
             raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
         self._answering = sampling_settings(args, model)
+        self._ends = Ends(self._answering, kwargs.get("processing_class"))
+        self._ended: list[bool] = []  # of the answers made last
         names = list(reward_nodes(args.reward))
         with _as_trl_reads_them(args):
             super().__init__(model=model, reward_funcs=[_asked_by_us] * len(names), args=args, train_dataset=train_dataset, **kwargs)
@@ -112,6 +115,9 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         # trl gets texts, which it shows; what else a row has may be what it takes for a picture or an environment.
         texts = [answer_text(row["prompt_ids"], self.processing_class, stop_ids=()) for row in inputs]
         found: dict[str, torch.Tensor] = super()._generate_and_score_completions([{"prompt": text} for text in texts])
+        if self._answering.stop_strings:  # trl knows of tokens alone that end an answer
+            cut = gather(torch.tensor([not ended for ended in self._ended], device=self.accelerator.device)).float().mean()
+            self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"][-1] = cut.item()
         return found
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -123,7 +129,9 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         """An answer to each; without dropout, and each batch of them at once."""
         settings = {"config": self._answering, "batch_size": len(prompt_ids), "tokenizer": self.processing_class}
         with _evaluating(self.model):
-            return answers_in_order(self.model, prompt_ids, **settings), None
+            found = answers_in_order(self.model, prompt_ids, **settings)
+        self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
+        return found, None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]

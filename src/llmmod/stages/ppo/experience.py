@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llmmod.data.collate import padded
+from llmmod.models.ends import Ends
 from llmmod.models.generation import answer_text
 from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.reference import reference
@@ -41,6 +42,7 @@ class Experience:
         args = trainer.args
         self._trainer, self._args = trainer, args
         self.config = sampling_settings(args, trainer.model)
+        self._ends = Ends(self.config, trainer.processing_class)
         self.kl_coef = KlCoefficient(args.kl_coef, args.target, args.horizon)
         self.scale = ScoreScale(args.use_score_scaling, args.use_score_norm, args.score_clip)
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if trainer.is_world_process_zero() else 0)
@@ -57,7 +59,7 @@ class Experience:
         assert own["values"] is not None
         assert other is not None, "while it trains, its reference is known"
         scores = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts))
-        ended = self._ended(lists)
+        ended = self._ended(prompts["prompt_ids"], lists)
         kl = torch.where(mask, token_kl(own["log_probs"], other["log_probs"], estimator=args.kl_estimator), 0.0)
         earned = without_end(self.scale(scores, gather(scores.to(args.device)).cpu()), ended, args.missing_eos_penalty)
         rewards = token_rewards(earned, kl, mask, kl_coef=self.kl_coef.value)
@@ -93,7 +95,7 @@ class Experience:
         args = self._args
         ids, mask, lists = self._answered(prompts["prompt_ids"])
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
-        scores, ended = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts)), self._ended(lists)
+        scores, ended = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts)), self._ended(prompts["prompt_ids"], lists)
         reward = without_end(scores, ended, args.missing_eos_penalty)
         found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
         if other is not None:
@@ -150,10 +152,9 @@ class Experience:
                     found[name][numbers] = values.float().cpu()
         return found
 
-    def _ended(self, lists: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Whether an answer's last token ends it, bool [answers]."""
-        stops = set(self.config.eos_token_id)
-        return torch.tensor([answer[-1] in stops for answer in lists])
+    def _ended(self, prompts: Sequence[Sequence[int]], lists: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Whether an answer came to its end, bool [answers]."""
+        return torch.tensor([self._ends.ended(prompt, answer) for prompt, answer in zip(prompts, lists, strict=True)])
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         summed: torch.Tensor = self._trainer.accelerator.reduce(value.to(self._args.device)).to(value.device)

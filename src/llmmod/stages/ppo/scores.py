@@ -43,11 +43,11 @@ _NO_SPREAD = 1e-8
 
 
 def without_end(scores: torch.Tensor, ended: torch.Tensor, penalty: float | None) -> torch.Tensor:
-    """The scores, less `penalty` where an answer has no terminator: it was cut off (`missing_eos_penalty`).
+    """The scores, less `penalty` where an answer has no end: it was cut off (`missing_eos_penalty`).
 
     Args:
         scores: scaled already, so that the penalty's weight doesn't hang on how the scores spread, [batch].
-        ended: whether the answer's last token ends it, bool [batch].
+        ended: whether the answer came to its end, bool [batch].
         penalty: None: there is none.
     """
     return scores if penalty is None else scores - penalty * (~ended).to(scores)
