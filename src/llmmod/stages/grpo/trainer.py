@@ -128,7 +128,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         """An answer to each; without dropout, and each batch of them at once."""
         settings = {"config": self._answering, "batch_size": len(prompt_ids), "tokenizer": self.processing_class}
-        with _evaluating(self.model):
+        with _evaluating(self.model), self.accelerator.autocast():  # around all tokens: weights are cast once
             found = answers_in_order(self.model, prompt_ids, **settings)
         self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
         return found, None

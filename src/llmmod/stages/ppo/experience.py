@@ -116,7 +116,8 @@ class Experience:
         """Sampled answers as ids and mask, [prompts, longest], and as lists."""
         model, tokenizer, size = self._trainer.model, self._trainer.processing_class, self._args.generation_batch_size or len(prompts)
         model.eval()
-        lists = answers_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
+        with self._trainer.accelerator.autocast():  # around all tokens: weights of float32 are cast once
+            lists = answers_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
         ids, mask = padded(lists, fill=0)
         return ids, mask.bool(), lists
 
