@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
 from llmmod.models.lora.config import quiet_peft
 from llmmod.models.lora.loftq import loftq_anywhere
-from llmmod.models.lora.mutated import changes_base, remember_initial
+from llmmod.models.lora.mutated import changes_base, put_back_biases, remember_initial
 from llmmod.models.lora.stacked import merge_or_stack, norms_with_stacked
-from llmmod.models.reward import HEAD, is_reward_model, mark_trained
+from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
 from llmmod.paths import resolve_path
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,15 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
 
 
 def taken_off(adapted: Any) -> Any:
-    """The base model of a PeftModel as it was without adapters, its layers' own again; the PeftModel is used up."""
-    return adapted.unload()
+    """The base model of a PeftModel as it was without adapters, with its own layers and biases; the PeftModel is used up."""
+    for name, module in list(adapted.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # of these, peft's own `unload` would leave the trained copy
+            place, _, own_name = name.rpartition(".")
+            setattr(adapted.get_submodule(place), own_name, module.original_module)
+    base = adapted.unload()
+    put_back_biases(adapted)
+    language_config(base)
+    return base
 
 
 def without_embeddings(adapted: Any) -> Any:

@@ -31,6 +31,7 @@ from llmmod.models.segments import BOUNDARIES
 from llmmod.models.tiny import STAND_IN
 
 HEAD = "score"  # transformers' name of the head in all families
+_LANGUAGE_CONFIG = "llmmod_language_config"  # attribute of a reward model: what the configuration that it shares had for the language model
 _NEW = "head_is_new"  # attribute of a model whose head nothing has trained yet
 
 
@@ -121,6 +122,7 @@ def with_reward_head(model: Any, *, seed: int = 0) -> Any:
     if is_reward_model(model):
         return model
     cls, config = reward_class(model.config), model.config
+    own = {"id2label": config.id2label, "label2id": config.label2id}, config.get_text_config().pad_token_id
     config.num_labels = 1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         new = cls(config)
@@ -131,6 +133,7 @@ def with_reward_head(model: Any, *, seed: int = 0) -> Any:
             vars(new).setdefault(name, value)
     new.name_or_path = model.name_or_path
     setattr(new, _NEW, True)
+    setattr(new, _LANGUAGE_CONFIG, own)
     return new.train(model.training)
 
 
@@ -138,6 +141,14 @@ def _device(trunk: nn.Module) -> torch.device:
     """Where a trunk takes its input; of one whose weights lie elsewhere until they are used (offloaded: "meta"), the CPU."""
     devices = (parameter.device for parameter in trunk.parameters())
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
+
+
+def language_config(scoring: Any) -> None:
+    """Give the language model that a reward model was made of its configuration's values again; the two share the configuration."""
+    labels, pad_token_id = getattr(scoring, _LANGUAGE_CONFIG, ({}, None))
+    if labels:
+        vars(scoring.config).update(labels)
+        scoring.config.get_text_config().pad_token_id = pad_token_id
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -138,13 +139,16 @@ def _set_loraplus(trainer: Any, ratio: float | None) -> None:
 def lent(model: Any) -> Iterator[None]:
     """Lend a model to a trainer: after the block it is as it was but for its weights, ready to answer, and without gradients.
 
+    trl takes all dropout out of a model that it compares with a reference, and turns gradient checkpointing on; both would last.
+
     trl and accelerate put a `forward` of their own on the model. A deep copy of such a model would go on computing with the weights of
     the original (trl 1.16: the copy's `forward` holds the original's), and autocast would wrap it once more with every trainer. The
     Trainer also turns `use_cache` off in the model's config: saved so, it would answer slowly ever after.
     """
     holders = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
     hung = [{name: vars(holder)[name] for name in _HUNG if name in vars(holder)} for holder in holders]
-    use_cache = model.config.use_cache
+    use_cache, checkpointing = model.config.use_cache, model.is_activation_checkpointing
+    dropout = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     try:
         yield
     finally:
@@ -154,6 +158,10 @@ def lent(model: Any) -> Iterator[None]:
             vars(holder).update(before)
         drop_compiled(model)
         model.config.use_cache = use_cache
+        if model.is_activation_checkpointing and not checkpointing:
+            model.activation_checkpointing_disable()
+        for module, probability in dropout:
+            module.p = probability
         model.zero_grad(set_to_none=True)
         model.eval()
 

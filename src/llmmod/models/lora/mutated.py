@@ -4,6 +4,9 @@ Meng et al. 2024 put the largest singular values of a weight W into the adapter,
 untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank, and that is
 what a run saves; checkpoints, which the same run goes on from, stay as they are.
 
+With `bias=all` or `lora_only` it is the base's own biases that are trained, in place. Their first values are kept beside the adapter, and
+put back where the base is asked for, or goes on without the adapter.
+
 LoftQ leaves an error in the base that no adapter can hold. Its adapters are saved as they are, and the base is changed again, in the same
 way, where they are loaded (as peft has it for all of these).
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +28,8 @@ from safetensors.torch import save_file
 # Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
 _CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga")
 _INITIAL = "llmmod_initial_adapter"
+_BIASES = "llmmod_initial_biases"
+_ADAPTERS = ("lora_", "modules_to_save")  # in the names of parameters that aren't the base's
 
 
 def changes_base(init: Any) -> bool:
@@ -36,10 +42,24 @@ def _moves(init: Any) -> bool:
 
 
 def remember_initial(adapted: Any) -> None:
-    """Keep the first values of an adapter that has taken them out of its base; a PeftModel just made, changed in place."""
-    if _moves(getattr(adapted.peft_config["default"], "init_lora_weights", None)):
+    """Keep what an adapter changes of its base: its own first values, taken out of it, and the base's biases, which are trained in place.
+
+    Args:
+        adapted: a PeftModel just made, before trained values are read into it; changed in place.
+    """
+    config = adapted.peft_config["default"]
+    if _moves(getattr(config, "init_lora_weights", None)):
         values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         setattr(adapted, _INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in values.items()})
+    if getattr(config, "bias", "none") != "none":
+        own = [(p, p.detach().clone()) for name, p in adapted.named_parameters() if "bias" in name and not any(map(name.count, _ADAPTERS))]
+        setattr(adapted, _BIASES, own)
+
+
+def put_back_biases(adapted: Any) -> None:
+    """Give the base its own biases again, where they were trained with the adapter."""
+    for parameter, value in getattr(adapted, _BIASES, ()):
+        parameter.data = value.to(parameter)
 
 
 def save_for_base(adapted: Any, directory: Path) -> None:
@@ -65,8 +85,10 @@ def as_base(adapted: Any) -> Iterator[None]:
     """Within it, a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is None:
-        with adapted.disable_adapter():
-            yield
+        with base_biases(adapted), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # those are put back
+            with adapted.disable_adapter():
+                yield
         return
     now = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     trained = {name: value.detach().clone() for name, value in now.items()}
@@ -75,6 +97,18 @@ def as_base(adapted: Any) -> Iterator[None]:
         yield
     finally:
         set_peft_model_state_dict(adapted, trained)
+
+
+@contextmanager
+def base_biases(adapted: Any) -> Iterator[None]:
+    """Within it, the base of a PeftModel has the biases that it had before they were trained with the adapter."""
+    trained = [(parameter, parameter.data) for parameter, _ in getattr(adapted, _BIASES, ())]
+    put_back_biases(adapted)
+    try:
+        yield
+    finally:
+        for parameter, value in trained:
+            parameter.data = value
 
 
 def _difference(name: str, value: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
