@@ -3,7 +3,8 @@
     python benchmarks/training.py
 
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Examples of
-alpaca's lengths, the second half of each trained: in batches of 4, at most 512 tokens long, and packed into rows of 1,024, one a batch.
+alpaca's lengths, the last three quarters of each trained, as in instruction data: in batches of 4, at most 512 tokens long, and packed into
+rows of 1,024, one a batch.
 trl pads and packs as it does by itself; compiled is `training.torch_compile`, whose compilation is not counted. Each trains in a process
 of its own, in turn; counted are the CPU seconds from the end of the first optimizer step to the end of the last, and real tokens alone.
 """
@@ -36,7 +37,7 @@ def examples():
     draw = random.Random(1)
     lengths = [min(LONGEST, max(30, int(draw.lognormvariate(5.3, 0.6)))) for _ in range(BATCH * (STEPS + 1) * 2)]
     rows = [[draw.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
-    return Dataset.from_list([{"input_ids": ids, "labels": [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in rows])
+    return Dataset.from_list([{"input_ids": ids, "labels": [-100] * (len(ids) // 4) + ids[len(ids) // 4 :]} for ids in rows])
 
 
 def model():
