@@ -24,6 +24,11 @@ def main() -> None:
 
 def run_command(argv: Sequence[str]) -> int:
     """Do what a command line asks, and return its exit code."""
+    if "--version" in argv[1:]:
+        from llmmod.versions import report
+
+        print(report())
+        return 0
     from hydra._internal.utils import get_args_parser
 
     register_schemas()

@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llmmod.beginning import Beginning, seen_from
 from llmmod.errors import Problem
+from llmmod.versions import installed
 
 NAME = "stage.json"
 _KINDS = {"adapter": "adapter_config.json", "full": "config.json"}
@@ -57,11 +57,8 @@ class StageFile:
 
 def write_stage_file(directory: Path, left: StageFile) -> None:
     """Write it beside the weights."""
-    try:
-        own = version("llmmod")
-    except PackageNotFoundError:
-        own = ""
-    (directory / NAME).write_text(json.dumps(asdict(left) | {"llmmod": own}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = asdict(left) | {"llmmod": installed("llmmod") or ""}
+    (directory / NAME).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_stage_file(directory: Path) -> StageFile | None:

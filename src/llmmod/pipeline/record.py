@@ -13,15 +13,14 @@ import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llmmod.protocols import StepReport
+from llmmod.versions import MAIN, installed
 
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 2**16
-_PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
 
 
 class Record:
@@ -45,7 +44,7 @@ class Record:
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": 0.0,
-            "versions": {name: _version(name) for name in _PACKAGES},
+            "versions": {name: installed(name) for name in MAIN},
             "git_revision": git_revision(),
             "seed": seed,
             "error": None,
@@ -134,10 +133,3 @@ def _reset_peak_rss() -> None:
     # 5 resets VmHWM (Linux, proc(5)); elsewhere the peak is that of the whole process.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -48,7 +48,7 @@ def register_schemas() -> None:
     OmegaConf.register_new_resolver("product", _product, replace=True)
     patch_hydra()
     patch_null_mappings()
-    ConfigLoaderImpl.list_groups = _groups_to_choose_from  # type: ignore[method-assign]
+    ConfigLoaderImpl.list_groups = _groups_to_choose_from  # type: ignore[method-assign,assignment]
     for path in SCHEMAS:
         *groups, name = path.split("/")
         place = ConfigStore.instance().repo

@@ -20,11 +20,11 @@ from llmmod.data.cache.identity import (
     render_identity,
     source_identity,
     tokenizer_identity,
-    versions,
 )
 from llmmod.models.identity import checkpoint_identity, directory_identity
 from llmmod.ranks import world_size
 from llmmod.schema.reward import reward_nodes
+from llmmod.versions import installed
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "tokenizers")
 # Fields of `training` that no weight and no measure depends on.
@@ -77,7 +77,7 @@ def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, 
             checkpoint_identity(model, hub) if earlier is None else _left_by(session, earlier),
         "adapters": [directory_identity(path, hub) for path in finetune.adapters],
         "llmmod's code": _own_code(),
-        "versions of libraries": versions(_LIBRARIES),
+        "versions of libraries": {name: installed(name) or "" for name in _LIBRARIES},
         "code that is named": source_identity(nodes),
     }  # fmt: skip
     return {name: digest(value) for name, value in found.items()}

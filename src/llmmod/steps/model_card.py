@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import yaml
@@ -18,8 +17,8 @@ import yaml
 from llmmod.schema.base import Weights
 from llmmod.schema.root import Root
 from llmmod.schema.step.train import TrainConf
+from llmmod.versions import MAIN, installed
 
-_PACKAGES = ("llmmod", "torch", "transformers", "peft", "trl")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of a model's option, what this run had no use for.
 _UNUSED = ("sizes", "install")
@@ -76,7 +75,7 @@ def model_card(root: Root, *, metrics: Mapping[str, float], overrides: list[str]
             "",
             "## Versions",
             "",
-            ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+            ", ".join(f"{name} {installed(name) or 'not installed'}" for name in MAIN),
             "",
         ]
     )
@@ -165,10 +164,3 @@ def _metrics_table(metrics: Mapping[str, float]) -> str:
     if not metrics:
         return "None were measured in the run that exported it."
     return "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in metrics.items())])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

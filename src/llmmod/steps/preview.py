@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +28,7 @@ from llmmod.steps.preview_page import Contents, Example, IdRow, Verdict, page
 from llmmod.steps.preview_terminal import show
 from llmmod.steps.preview_tiles import counted, tiles
 from llmmod.steps.preview_tokens import TokenTexts
+from llmmod.versions import installed
 
 _LINES, _PAGE = "preview.jsonl", "preview.html"
 _WITH_THAT_ABOVE = "″"
@@ -92,7 +92,7 @@ class Preview:
             packs=numbers.packs,
             examples=[example for of_row in examples for example in of_row],
             examples_title=_which(len(examples), numbers.figures),
-            footer=f"Written by llmmod {version('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
+            footer=f"Written by llmmod {installed('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
         )
 
     def _summary(self, numbers: Measured, directory: Path) -> list[str]:

@@ -10,9 +10,8 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from llmmod.data.sources.read_tables import ROWS_A_BATCH
 from llmmod.data.sources.source import BY_SUFFIX, Files, Ranges, Source, Table
 from llmmod.instantiate import locate
 from llmmod.render.auto import AutoTemplate
+from llmmod.versions import installed
 
 _PACKAGE = Path(__file__).parents[2]
 CODE = (_PACKAGE / "data", _PACKAGE / "render")  # what decides how rows become tokens
@@ -174,16 +174,6 @@ def _classes(kind: type) -> dict[str, str]:
 def code_identity() -> Any:
     """The code that makes tokens of rows: ours by its source, libraries by their versions."""
     files = {str(path.relative_to(folder.parent)): file_digest(path) for folder in CODE for path in sorted(folder.rglob("*.py"))}
-    return {"files": files, "libraries": versions(_LIBRARIES)}
+    return {"files": files, "libraries": {name: installed(name) or "" for name in _LIBRARIES}}
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those of installed packages; empty where one isn't."""
-    return {name: _version(name) for name in packages}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
