@@ -10,8 +10,7 @@ import pytest
 from checkpoint import overrides_of, write_rows
 from omegaconf import OmegaConf
 
-from llmmod import compose
-from llmmod.data.cache import identity
+from llmmod import compose, versions
 from llmmod.data.cache.identity import NoIdentityError
 from llmmod.pipeline.session import Session
 from llmmod.protocols import LoadedModel
@@ -130,7 +129,7 @@ def test_a_weight_of_the_model_counts_and_its_date_does_not(config, before, plac
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "peft", "trl"])
 def test_versions_count(config, before, monkeypatch, package):
-    monkeypatch.setattr(module, "versions", lambda names: identity.versions(names) | {package: "9.9"})
+    monkeypatch.setattr(module, "installed", lambda name: "9.9" if name == package else versions.installed(name))
     assert of(config) != before
 
 
