@@ -9,13 +9,16 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from trl.trainer.utils import add_fused_lm_head
+from ways import moved
 
 from llmmod.beginning import Beginning
 from llmmod.errors import ConfigError, RunError
 from llmmod.models.adapt import add_lora
+from llmmod.models.load import load_model
+from llmmod.models.lora.mutated import save_for_base
 from llmmod.models.quantize import quantization_config
 from llmmod.models.rebuild import rebuilt
-from llmmod.models.reward import mark_trained, with_reward_head
+from llmmod.models.reward import mark_trained, score, with_reward_head
 from llmmod.models.reward_checkpoint import load_reward_model
 from llmmod.models.stage_file import StageFile, write_stage_file
 from llmmod.schema.finetune import LoraConf
@@ -107,14 +110,30 @@ class TestFunctions:
                 rewards_from(conf, {}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
 
 
+KINDS = [
+    pytest.param({}, id="lora"),
+    pytest.param({"bias": "all"}, id="biases"),
+    pytest.param({"modules_to_save": ["final_layernorm"]}, id="norm"),
+    pytest.param({"init_lora_weights": "pissa"}, id="pissa"),
+]
+
+
 class TestModels:
     @pytest.fixture
     def base(self, tiny_llama, tmp_path):
         """The tiny model, read from a directory, so that it has a name."""
-        from llmmod.models.load import load_model
-
         tiny_llama.save_pretrained(tmp_path / "base")
         return load_model(str(tmp_path / "base"))
+
+    @pytest.fixture
+    def biased(self, tiny_tokenizer, tmp_path):
+        """A tiny model whose layers have biases, read from a directory."""
+        from transformers import PhiConfig, PhiForCausalLM
+
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "partial_rotary_factor": 0.5}
+        PhiForCausalLM(PhiConfig(vocab_size=len(tiny_tokenizer), initializer_range=0.1, **shape)).save_pretrained(tmp_path / "biased")
+        return load_model(str(tmp_path / "biased"))
 
     @pytest.fixture
     def path(self, base, tmp_path):
@@ -170,6 +189,21 @@ class TestModels:
         setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), []).seen_from(tmp_path / "ppo"))
         assert self.scorer(path, policy).beside
 
+    @pytest.mark.parametrize("policy_s", KINDS)
+    @pytest.mark.parametrize("reward_s", KINDS)
+    def test_what_the_policy_trains_of_the_base_is_not_scored_with(self, biased, tmp_path, policy_s, reward_s):
+        path = saved(add_lora(with_reward_head(copy.deepcopy(biased)), lora(**reward_s)), tmp_path / "rm")
+        texts = [torch.tensor([prompt + answer]) for prompt, answer in zip(ANSWERS.prompts, ANSWERS.answers, strict=True)]
+        expected = torch.cat([score(load_reward_model(str(path)), text) for text in texts])
+        policy = add_lora(biased, lora(**policy_s))
+        scorer = self.scorer(path, policy)
+        moved(policy, by=0.1)
+        left = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        torch.testing.assert_close(scorer(ANSWERS), expected, rtol=1e-4, atol=1e-4)
+        assert all(torch.equal(p, left[name]) for name, p in policy.named_parameters())
+        scorer.release()
+        assert list(policy.peft_config) == ["default"]
+
     @pytest.mark.parametrize("bits", [4, 8])
     def test_a_quantized_base_is_another_than_its_float_original(self, base, path, scores, bits, tmp_path):
         """Each reward is scored on the weights that it was trained on, whatever the policy's are."""
@@ -209,8 +243,8 @@ class TestModels:
         assert (tmp_path / "saved" / "adapter_model.safetensors").is_file()
 
 
-def lora():
-    return LoraConf(name="lora", task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+def lora(**fields):
+    return LoraConf(**{"name": "lora", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | fields)
 
 
 def saved(model, directory):
@@ -221,4 +255,5 @@ def saved(model, directory):
                 parameter += 0.1 * torch.empty(parameter.shape).normal_(generator=draw)
     mark_trained(model)
     model.save_pretrained(directory)
+    save_for_base(model, directory)
     return directory

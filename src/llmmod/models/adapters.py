@@ -16,7 +16,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.families.names import native_adapter
 from llmmod.models.lora.config import quiet_peft
 from llmmod.models.lora.loftq import loftq_anywhere
-from llmmod.models.lora.mutated import changes_base, put_back_biases, remember_initial
+from llmmod.models.lora.mutated import changes_base, put_back_biases, put_back_initial, remember_initial
 from llmmod.models.lora.stacked import merge_or_stack, norms_with_stacked
 from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
 from llmmod.paths import resolve_path
@@ -93,6 +93,18 @@ def taken_off(adapted: Any) -> Any:
     put_back_biases(adapted)
     language_config(base)
     return base
+
+
+def base_again(adapted: Any) -> Any:
+    """The base model of a PeftModel that hasn't been trained yet, as it was before it got its adapter; the PeftModel is used up.
+
+    Args:
+        adapted: whose base isn't lost (`has_lost_base`).
+    """
+    if not put_back_initial(adapted):
+        return taken_off(adapted)
+    with quiet_peft():  # what the adapter had taken out of the weights goes back into them
+        return adapted.merge_and_unload()
 
 
 def without_embeddings(adapted: Any) -> Any:

@@ -15,6 +15,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters import read_adapter
 from llmmod.models.families.names import native_adapter
 from llmmod.models.lora.config import quiet_peft
+from llmmod.models.lora.mutated import base_biases, changes_base
 from llmmod.models.reward import HEAD, last_tokens, scored, trunk_inputs
 
 
@@ -37,6 +38,17 @@ class RewardBeside:
             given = trunk_inputs(trunk, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             hidden = trunk(**given)[0]  # [batch, seq, channels]
         return SequenceClassifierOutputWithPast(logits=scored(self.head, last_tokens(hidden, attention_mask)))
+
+
+def can_stand_beside(path: str, model: Any, *, key: str) -> bool:
+    """Whether a reward adapter that was trained on a PeftModel's base can be put beside its adapter.
+
+    Not where the reward model changes more than adapters add (biases, modules of its own), of which peft 0.21 keeps one a model; and not
+    where the policy's adapter was made out of the base's weights, which then aren't there any more.
+    """
+    config, _ = read_adapter(path, key)
+    own = getattr(config, "bias", "none") != "none" or set(config.modules_to_save or ()) - {HEAD}
+    return not own and not changes_base(getattr(model.active_peft_config, "init_lora_weights", None))
 
 
 def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> RewardBeside:
@@ -73,9 +85,12 @@ def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "tr
 
 @contextmanager
 def switched_to(model: Any, name: str) -> Iterator[None]:
-    """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was."""
+    """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was.
+
+    Biases that are trained with its own adapter are the base's again meanwhile.
+    """
     training = model.training
-    with _kept(model):
+    with base_biases(model), _kept(model):
         model.set_adapter(name, inference_mode=True)
         model.eval()
         try:

@@ -24,13 +24,14 @@ from llmmod.beginning import Beginning
 from llmmod.data.collate import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
-from llmmod.models.adapters import attached, read_adapter
+from llmmod.models.adapters import attached, base_again, read_adapter
 from llmmod.models.device import is_spread, ready_to_answer
 from llmmod.models.generation import answer_text
+from llmmod.models.lora.mutated import has_lost_base
 from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import require_head, score, with_reward_head
-from llmmod.models.reward_beside import reward_beside
+from llmmod.models.reward_beside import can_stand_beside, reward_beside
 from llmmod.models.reward_checkpoint import load_reward_model
 from llmmod.models.stage_file import read_stage_file
 from llmmod.schema.reward import reward_nodes, unfit
@@ -184,7 +185,7 @@ class FunctionScorer:
 
 class ModelScorer:
     """Asks a reward model. An adapter that was trained on what the policy began with is put beside the policy's own adapter; where that
-    has none, on a copy of the policy as it is before it is trained. Any other is a model of its own.
+    has none, or can't stand beside it, on a copy of what the policy began with. Any other is a model of its own.
 
     Args:
         path: of a reward adapter or a full reward model.
@@ -200,12 +201,13 @@ class ModelScorer:
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
         self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
         same, adapted = began_alike(Path(path), policy), hasattr(policy, "peft_config")
-        self.beside = same and adapted
+        self.beside = same and adapted and can_stand_beside(path, policy, key=KEY)
         self._model: Any
         if self.beside:
             self._model = reward_beside(policy, path, name=name, key=KEY)
         else:
-            copied = policy if same and not is_spread(policy) else None  # a copy of that would call the modules of the original
+            # A copy of a model that is spread would call the modules of the original, and LoftQ's has lost its base.
+            copied = policy if same and not is_spread(policy) and not (adapted and has_lost_base(policy)) else None
             self._model = ready_to_answer(_apart(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
             _same_vocabulary(path, self._model, policy)
 
@@ -244,12 +246,13 @@ def began_alike(path: Path, policy: Any) -> bool:
     return config.base_model_name_or_path in (None, "", base.name_or_path)
 
 
-def _apart(path: str, base: Any) -> Any:
-    """A reward model of its own; of an adapter, on a copy of `base` where there is one."""
-    if base is None:
+def _apart(path: str, policy: Any) -> Any:
+    """A reward model of its own; of an adapter, on a copy of what `policy` began with where there is one."""
+    if policy is None:
         return load_reward_model(path, key=KEY)
-    base = copy.deepcopy(base)
+    base = copy.deepcopy(policy)
     to_stored_dtype(base)
+    base = base_again(base) if hasattr(base, "peft_config") else base
     adapted = attached(with_reward_head(base), path, key=KEY)
     require_head(adapted)
     return adapted

@@ -80,6 +80,14 @@ def has_lost_base(adapted: Any) -> bool:
     return getattr(adapted.active_peft_config, "init_lora_weights", None) == "loftq"
 
 
+def put_back_initial(adapted: Any) -> bool:
+    """Give an adapter the values again that it has taken out of its base; whether it has taken any."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is not None:
+        set_peft_model_state_dict(adapted, initial)
+    return initial is not None
+
+
 @contextmanager
 def as_base(adapted: Any) -> Iterator[None]:
     """Within it, a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
