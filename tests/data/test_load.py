@@ -301,8 +301,10 @@ def test_no_terminator_is_lost_at_a_cutoff_and_no_assistant_marker(load, tiny_to
     for example in splits.train:
         assert len(example["input_ids"]) <= 80
         assert "<|im_start|>assistant\nBecause." in tiny_tokenizer.decode(example["input_ids"])
-        assert trained_text(example).endswith("<|im_end|>")
-    assert splits.report.cut == 3
+        assert tiny_tokenizer.decode(example["input_ids"]).endswith("<|im_end|>")
+    # Where the answer itself was cut its terminator isn't trained; where the question gave way alone, it is.
+    assert [trained_text(example).endswith("<|im_end|>") for example in splits.train] == [False, True, False, True]
+    assert (splits.report.cut, splits.report.train.ends_lost) == (3, 2)
 
 
 def test_two_answers_in_one_column_are_no_answer(load):
@@ -321,9 +323,10 @@ def test_the_account(load, caplog):
     assert report.lines()[0] in caplog.text
 
 
-def test_what_was_cut_is_said(load, caplog):
+@pytest.mark.parametrize("policy", [CutoffPolicy.proportional, CutoffPolicy.right])
+def test_what_was_cut_is_said(load, caplog, policy):
     write([*ROWS, {"instruction": "q", "output": "Because. " * 99}])
-    load(cutoff_len=60, cutoff_policy=CutoffPolicy.right)
+    load(cutoff_len=60, cutoff_policy=policy)
     said = "1 examples were longer than dataset.cutoff_len=60 and were cut, 1 of them lost the end of their answer"
     assert said in caplog.text
 

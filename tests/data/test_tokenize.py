@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 
 from llmmod.data.row import Place
@@ -61,12 +63,47 @@ def test_proportional_keeps_markers_and_terminator(tokenizing, decoded, trained,
     (example,) = made.examples
     assert len(example.encoded.input_ids) <= limit
     assert example.cut
-    assert not example.end_lost
+    assert example.end_lost
     text, answer = decoded(example), trained(example)
     assert text.startswith(f"<|im_start|>user\n{question[:8].strip()}")
     assert "<|im_end|>\n<|im_start|>assistant\nBecause. " in text
     assert answer.startswith("Because. ")
-    assert answer.endswith("<|im_end|>")
+    assert text.endswith("<|im_end|>")
+    assert not answer.endswith("<|im_end|>")  # it would be taught to end where the limit did
+
+
+@pytest.mark.parametrize(
+    ("answers", "ends", "lost"),
+    [(["Yes.", "No."], 2, False), ([LONG_ANSWER, "No."], 1, True), (["Yes.", LONG_ANSWER], 1, True), ([LONG_ANSWER, LONG_ANSWER], 0, True)],
+    ids=["neither", "first", "last", "both"],
+)
+@pytest.mark.parametrize("efficient", [False, True])
+def test_the_end_of_a_cut_answer_is_not_trained(tokenizing, tiny_tokenizer, chatml, trained, answers, ends, lost, efficient):
+    """Of each answer apart, wherever the render trains its terminator."""
+    render = Template(tokenizer=tiny_tokenizer, **{**asdict(chatml.conf), "efficient_eos": efficient})
+    made = tokenizing(140)
+    (found,) = replace(made, render=render).batch(placed(conversation(LONG_QUESTION, answers[0], LONG_QUESTION, answers[1])))
+    (example,) = found.examples
+    assert (example.cut, example.end_lost) == (True, lost)
+    assert trained(example).count("<|im_end|>") == ends
+    assert trained(example).count("Because.") >= (2 - ends if lost else 0)
+
+
+def test_the_end_of_a_cut_answer_that_would_not_be_trained_is_not_lost(tokenizing):
+    made = conversation("Hi", LONG_ANSWER, "And?", "No.")
+    messages = [replace(message, train=message.content == "No.") if message.role == "assistant" else message for message in made.messages]
+    (example,) = tokenizing(100).batch(placed(Conversation(messages)))[0].examples
+    assert (example.cut, example.end_lost) == (True, False)
+
+
+def test_nothing_behind_the_place_of_a_cut_is_trained(tokenizing, decoded, trained):
+    """A call that follows the text: after a text that ends anywhere, it would come out of nowhere."""
+    call = {"type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    asked, answered = Message("user", "Hi"), Message("assistant", LONG_ANSWER, tool_calls=[call])
+    (example,) = tokenizing(100).batch(placed(Conversation([asked, answered])))[0].examples
+    assert example.end_lost
+    assert "look_up" in decoded(example)
+    assert "look_up" not in trained(example)
 
 
 def test_proportional_keeps_every_turn_of_a_conversation(tokenizing, decoded):
@@ -135,7 +172,7 @@ def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(toke
     (masked,) = tokenizing(100).batch(rows)[0].examples
     (trained,) = tokenizing(100, mask_prompt=False).batch(rows)[0].examples
     assert trained.encoded.input_ids == masked.encoded.input_ids
-    assert trained.encoded.labels == trained.encoded.input_ids
+    assert trained.encoded.labels == [*trained.encoded.input_ids[:-1], NO]  # the answer's end was cut off
 
 
 @pytest.fixture

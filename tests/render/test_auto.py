@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llmmod.errors import ConfigError, DataError
@@ -267,3 +269,26 @@ def test_reasoning_that_a_template_leaves_out_is_an_error_of_the_data(byte_level
     template = {"plain": CHATML, "tagged": TAGGED, "thinking": THINKING}[name]
     with pytest.raises(DataError, match="the chat template leaves out the reasoning of an answer"):
         auto(byte_level, template).examples(Conversation([Message("user", "a"), Message("assistant", "b", reasoning="Hm.")]))
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, TRIMMED, TAGGED, UNENDED, THINKING], ids=["chatml", "trimmed", "tagged", "unended", "thinking"]
+)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_behind_the_place_where_an_answer_was_cut_nothing_is_trained(byte_level, template, cut):
+    """And all of the other answer is, its terminator included."""
+    whole = talk("Hello?", "Hi, my friend", "Who?", "Me and you")
+    messages = [replace(m, cut=m.role == "assistant" and at == 1 + 2 * cut) for at, m in enumerate(whole.messages)]
+    render = auto(byte_level, template)
+    ends = "<|user|>" if template == UNENDED else "<|im_end|>"
+    trained = [written(example, byte_level, trained=True) for example in render.examples(Conversation(messages))]
+    as_whole = [written(example, byte_level, trained=True) for example in render.examples(whole)]
+    text, uncut = "".join(trained), "".join(as_whole)
+    assert text == (uncut.removesuffix(ends) if cut else uncut.replace(f"Hi, my friend{ends}", "Hi, my friend", 1))
+    assert len(text) == len(uncut) - len(ends)
+
+
+def test_reasoning_that_was_cut_is_trained_up_to_there(byte_level):
+    row = Conversation([Message("user", "a"), Message("assistant", "", reasoning="Hm, I thi", cut=True)])
+    (example,) = auto(byte_level, REASONING).examples(row)
+    assert written(example, byte_level, trained=True) == "<think>Hm, I thi"

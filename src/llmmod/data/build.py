@@ -123,10 +123,11 @@ def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
     columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in form.schema]
     faults = [item.fault.problem for item in made if item.fault is not None]
     counts = [len(of_record) for of_record in kept]
-    return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, _counted(made, form), faults)
+    return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, counted(made, form), faults)
 
 
-def _counted(made: Sequence[Made], form: Form) -> Counts:
+def counted(made: Sequence[Made], form: Form) -> Counts:
+    """What became of records that are made into examples."""
     examples = [example for item in made for example in item.examples]
     kept = [example for example in examples if not example.dropped]
     tokens = [form.count(example.encoded) for example in kept]

@@ -21,7 +21,7 @@ class Counts:
     Args:
         examples: made of them.
         cut: examples that were longer than `cutoff_len` and were shortened.
-        ends_lost: of those, the ones whose last label was cut off (policy right).
+        ends_lost: of those, the ones in which the end of an answer was cut off, and isn't trained.
         dropped: examples left out because of their length (policy drop).
         tokens: in the examples.
         trained_tokens: of those, the ones with a label.
@@ -41,6 +41,12 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "longest"}
         return Counts(**sums, longest=max(self.longest, other.longest))
+
+    def losses(self, cutoff_len: int) -> list[str]:
+        """What was cut, and what was left out, for its length, in a line each."""
+        longer = f"examples were longer than dataset.cutoff_len={cutoff_len} and were"
+        lost = f", {self.ends_lost} of them lost the end of their answer, which isn't trained" if self.ends_lost else ""
+        return [*([f"{self.cut} {longer} cut{lost}"] if self.cut else []), *([f"{self.dropped} {longer} left out"] if self.dropped else [])]
 
 
 @dataclass(frozen=True)
@@ -123,13 +129,7 @@ class DataReport:
 
     def losses(self) -> list[str]:
         """What of the data is not used, in a line each; nothing where all of it is."""
-        ends = self.train.ends_lost + self.eval.ends_lost
-        found = []
-        if self.cut:
-            lost = f", {ends} of them lost the end of their answer" if ends else ""
-            found.append(f"{self.cut} examples were longer than dataset.cutoff_len={self.cutoff_len} and were cut{lost}")
-        if self.dropped:
-            found.append(f"{self.dropped} examples were longer than dataset.cutoff_len={self.cutoff_len} and were left out")
+        found = (self.train + self.eval).losses(self.cutoff_len)
         if self.skipped:
             found.append(f"{self.skipped} bad rows were left out (dataset.on_bad_row=skip), the first: {self.reasons[0]}")
         return found

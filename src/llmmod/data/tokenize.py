@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmmod.data.forms.form import Conversations, Form, Texts
-from llmmod.data.forms.shorten import LEAST, fit
-from llmmod.data.records import Record
+from llmmod.data.forms.shorten import LEAST, ends_kept, fit
+from llmmod.data.records import Record, changed
 from llmmod.data.row import Place, RowError
 from llmmod.data.uncollected import uncollected
 from llmmod.errors import DataError
@@ -27,7 +27,7 @@ class Example:
         index: which of the record's examples it is, None where it is the only one.
         encoded: its tokens, as the form has them: ids and labels of a conversation.
         cut: whether it was longer than the limit.
-        end_lost: whether the end of an answer was cut off.
+        end_lost: whether the end of an answer was cut off, and isn't trained.
         dropped: whether it is left out because of its length.
     """
 
@@ -136,29 +136,43 @@ class Tokenizing:
             example.cut = True
             if isinstance(fitted, int):
                 faults[row] = self._no_room(f"with {LEAST} characters of each text left it takes {fitted}", fitted)
-            elif isinstance(fitted, RowError):
+            elif isinstance(fitted.tokens, RowError):
                 faults[row] = self._no_room("none of its rounds that fit is trained", length)
             else:
-                example.encoded = fitted
+                example.encoded, example.end_lost = fitted.tokens, self._has_lost_end(fitted.record)
 
-    def _rewritten(self, records: Sequence[Record]) -> list[Any]:
+    def _has_lost_end(self, shortened: Record) -> bool:
+        """Whether the end of an answer would be trained if its text hadn't been cut off."""
+        as_whole = changed(shortened, ends_kept)
+        return as_whole != shortened and self._written(as_whole) != self._written(shortened)
+
+    def _written(self, record: Record) -> Texts:
+        return self.form.write(record, self.render, mask_prompt=self.mask_prompt)[0]
+
+    def _rewritten(self, records: Sequence[Record]) -> list[_Rewritten]:
         """The one example of each record, or what is wrong with it."""
         texts: list[Texts | None] = []
         for record in records:
             try:
-                texts.append(self.form.write(record, self.render, mask_prompt=self.mask_prompt)[0])
+                texts.append(self._written(record))
             except DataError:
                 texts.append(None)
         encoded = iter(self._encoded([one for one in texts if one is not None]))
-        return [_NOTHING_TRAINED if one is None else next(encoded) for one in texts]
+        tokens = (_NOTHING_TRAINED if one is None else next(encoded) for one in texts)
+        return [_Rewritten(record, found) for record, found in zip(records, tokens, strict=True)]
 
-    def _length(self, tokens: Any) -> int:
-        return 0 if isinstance(tokens, RowError) else self.form.length(tokens)
+    def _length(self, rewritten: _Rewritten) -> int:
+        return 0 if isinstance(rewritten.tokens, RowError) else self.form.length(rewritten.tokens)
 
     def _no_room(self, reason: str, needed: int) -> RowError:
         found = f"dataset.cutoff_len={self.limit} tokens is too short for its prompt and an answer: {reason}"
         do = f"Set dataset.cutoff_len to {needed} or more, or leave such rows out: dataset.cutoff_policy=drop"
         return RowError(found, do=do)
+
+
+class _Rewritten(NamedTuple):
+    record: Any  # shortened
+    tokens: Any  # of its example, or what is wrong with it
 
 
 _NOTHING_TRAINED = RowError("nothing of it is trained")

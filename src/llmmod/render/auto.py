@@ -85,7 +85,7 @@ class AutoTemplate:
         if not self.conf.use_history:
             messages = self._alone(messages, len(messages))
         text, answers = self._chat.write(messages, asks=True, tools=conversation.tools)
-        return self._segments(text, [(span, False) for span in answers or ()], [False] * (len(answers or ()) + 1))
+        return self._segments(text, [(span, span[0]) for span in answers or ()], [False] * (len(answers or ()) + 1))
 
     def read_answer(self, text: str) -> str:
         """An answer as it was, from text that was generated after `prompt`: without what the template writes around it."""
@@ -101,27 +101,43 @@ class AutoTemplate:
         text, answers = self._chat.write(messages, asks=False, tools=tools)
         if answers is None:
             return [self._of_last_answer(messages[: index + 1], tools, mask) for index in trained]
-        spans = [(span, index in trained) for span, index in zip(answers, ends, strict=True)]
-        for ((start, end), _), index in zip(spans, ends, strict=True):
+        for (start, end), index in zip(answers, ends, strict=True):
             _check_written(messages[index], self._special.shown(text[start:end]))
-        return [self._ended(self._segments(text[: answers[-1][1]], spans, _prompts(messages, mask)), ends[-1] in trained)]
+        stops = [
+            self._stop(messages[index], text, span) if index in trained else span[0] for span, index in zip(answers, ends, strict=True)
+        ]
+        example = self._segments(text[: answers[-1][1]], list(zip(answers, stops, strict=True)), _prompts(messages, mask))
+        return [self._ended(example, ends[-1] in trained and not messages[-1].cut)]
 
     def _of_last_answer(self, messages: Sequence[Message], tools: Sequence[Any], mask: bool) -> list[Segment]:
         """An example in which the last answer alone is trained, after the prompt that asks for it."""
         before, history = self._chat.write(messages[:-1], asks=True, tools=tools)
         text, span = self._chat.last_answer(messages, tools=tools)
         _check_written(messages[-1], self._special.shown(text[span[0] : span[1]]))
-        spans = [(answer, False) for answer in history or ()] if text.startswith(before) else []
+        spans = [(answer, answer[0]) for answer in history or ()] if text.startswith(before) else []
         prompts = _prompts(messages, mask)
-        return self._ended(self._segments(text, [*spans, (span, True)], [*prompts[: len(spans)], all(prompts[len(spans) :])]), True)
+        all_spans = [*spans, (span, self._stop(messages[-1], text, span))]
+        example = self._segments(text, all_spans, [*prompts[: len(spans)], all(prompts[len(spans) :])])
+        return self._ended(example, not messages[-1].cut)
 
-    def _segments(self, text: str, answers: Sequence[tuple[Span, bool]], prompts: Sequence[bool]) -> list[Segment]:
-        """Segments of a text: answers, which are trained or not, and what stands before each, which may be trained too."""
+    def _stop(self, answer: Message, text: str, span: Span) -> int:
+        """How far an answer in what the template wrote is trained: to its end, or to where it was cut off."""
+        start, end = span
+        if not answer.cut:
+            return end
+        said = self._special.hide(answer.content.strip() or answer.reasoning.strip())
+        at = text.rfind(said, start, end)
+        behind = f"{self._chat.frame.after}{self._chat.frame.terminator or ''}"  # where the template writes the text otherwise
+        return at + len(said) if at >= 0 else start + len(text[start:end].removesuffix(behind))
+
+    def _segments(self, text: str, answers: Sequence[tuple[Span, int]], prompts: Sequence[bool]) -> list[Segment]:
+        """Segments of a text: answers, each with how far it is trained, and what stands before each, which may be trained too."""
         found: list[Segment] = []
         at = 0
-        for ((start, end), trained), before in zip(answers, prompts, strict=False):
+        for ((start, end), stop), before in zip(answers, prompts, strict=False):
             found += segments(self._special.split(text[at:start]), trained=before)
-            found += segments(self._special.split(text[start:end]), trained=trained)
+            found += segments(self._special.split(text[start:stop]), trained=True)
+            found += segments(self._special.split(text[stop:end]), trained=False)
             at = end
         return found + segments(self._special.split(text[at:]), trained=False)
 

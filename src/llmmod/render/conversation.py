@@ -22,6 +22,8 @@ class Message:
         train: whether the message may be trained; an assistant message with false is context only.
         tool_calls: calls that an assistant message makes, as OpenAI's objects.
         reasoning: what an assistant message thinks before its content, where the row keeps that apart.
+        cut: whether the end of what it says was cut off. What a render writes behind it, the terminator first of all, is then not trained:
+            it would teach a model to end where a limit did.
     """
 
     role: str
@@ -29,13 +31,17 @@ class Message:
     train: bool = True
     tool_calls: Sequence[Mapping[str, Any]] = ()
     reasoning: str = ""
+    cut: bool = False
 
     @property
     def text(self) -> str:
         """The content, and each tool call as a line of JSON after it."""
-        if not self.tool_calls:
-            return self.content
-        return "\n".join([self.content] * bool(self.content) + [json.dumps(call, ensure_ascii=False) for call in self.tool_calls])
+        return "\n".join([self.content] * bool(self.content) + self.calls) if self.tool_calls else self.content
+
+    @property
+    def calls(self) -> list[str]:
+        """Each tool call as a line of JSON."""
+        return [json.dumps(call, ensure_ascii=False) for call in self.tool_calls]
 
 
 class Turn(NamedTuple):
@@ -46,12 +52,14 @@ class Turn(NamedTuple):
         answer: None where it is still to be given.
         train_query: whether every message of the query may be trained, where prompts are; a tool's result never is.
         train_answer: whether the answer may be trained.
+        behind: what the answer has behind the place where its text was cut off, of which nothing is trained; None: it wasn't.
     """
 
     query: str
     answer: str | None
     train_query: bool = True
     train_answer: bool = True
+    behind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,11 @@ def tool_names(items: Sequence[Mapping[str, Any]]) -> list[str]:
 def _turn(asked: Sequence[Message], answer: Message | None) -> Turn:
     trainable = all(message.train and message.role == "user" for message in asked)
     query = asked[0].text if len(asked) == 1 else "\n".join(message.text for message in asked)
-    return Turn(query, None if answer is None else answer.text, trainable, answer is not None and answer.train)
+    if answer is None:
+        return Turn(query, None, trainable, False)
+    if answer.cut:
+        return Turn(query, answer.content, trainable, answer.train, "".join(f"\n{call}" for call in answer.calls))
+    return Turn(query, answer.text, trainable, answer.train)
 
 
 def _misplaced(number: int, found: str, do: str) -> DataError:

@@ -103,14 +103,24 @@ class Template:
             values = {"idx": str(self.conf.first_round + index), "system": system}
             values |= self._texts(turn, values if index == 0 else None)
             asked = segments(self._question(values, first=index == 0), trained=turn.train_query and not mask_prompt)
-            if asked and index and self.conf.efficient_eos and turns[index - 1].train_answer:
+            if asked and index and self.conf.efficient_eos and turns[index - 1].train_answer and turns[index - 1].behind is None:
                 asked[0] = asked[0]._replace(first_label=self.terminator)
             found += asked
             if turn.answer is not None:
                 ends_here = not self.conf.efficient_eos or index + 1 == len(turns)
                 response = self.response if ends_here else self.response[:-1]
-                found += segments(fill(response, values), trained=turn.train_answer)
+                found += self._answer(fill(response, values), turn)
         return [piece for segment in found for piece in self._kept_text(segment)] if self._spelt else found
+
+    def _answer(self, pieces: Sequence[Piece], turn: Turn) -> list[Segment]:
+        """The segments of an answer; of one that was cut off, what stands behind its text isn't trained."""
+        if turn.behind is None:
+            return segments(pieces, trained=turn.train_answer)
+        end = self.response.index(Slot("response")) + 1
+        said, behind = pieces[:end], [turn.behind, *pieces[end:]]
+        if not turn.train_answer:
+            return segments([*said, *behind], trained=False)
+        return segments(said, trained=True) + segments(behind, trained=False)
 
     def _kept_text(self, segment: Segment) -> list[Segment]:
         """The segment, in several where its text spells a token that the tokenizer would make of it."""

@@ -107,7 +107,9 @@ LONG_PAIR = [Message("assistant", "Because. " * 60), Message("assistant", "Nothi
 @pytest.mark.parametrize("answers", [SHORT_PAIR, LONG_PAIR], ids=["short-answers", "long-answers"])
 @pytest.mark.parametrize("question", ["Hi", LONG], ids=["short-question", "long-question"])
 @pytest.mark.parametrize("limit", [60, 150])
-def test_proportional_cuts_a_pair_s_prompt_once_and_keeps_markers_and_terminators(chatml, tiny_tokenizer, question, answers, limit):
+def test_proportional_cuts_a_pair_s_prompt_once_and_keeps_markers_and_the_ends_of_whole_answers(
+    chatml, tiny_tokenizer, question, answers, limit
+):
     ((row,), found) = made(Prompted(Conversation([Message("user", question)]), answers), "preference", chatml, tiny_tokenizer, limit)
     assert found.examples[0].cut == (question is LONG or answers is LONG_PAIR)
     longest = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
@@ -115,9 +117,11 @@ def test_proportional_cuts_a_pair_s_prompt_once_and_keeps_markers_and_terminator
     text = tiny_tokenizer.decode(row["prompt_ids"])
     assert text.startswith("<|im_start|>user\n")
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    for name in ("chosen_ids", "rejected_ids"):
-        assert row[name][-1] == chatml.terminator
-        assert len(row[name]) > 1
+    assert found.examples[0].end_lost == (answers is LONG_PAIR)
+    for name, answer in zip(("chosen_ids", "rejected_ids"), answers, strict=True):
+        text = tiny_tokenizer.decode(row[name])
+        assert answer.content.startswith(text.removesuffix("<|im_end|>"))
+        assert text.endswith("<|im_end|>") == (answers is SHORT_PAIR)
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,12 @@ def test_rounds_apart_are_those_that_are_trained():
 def test_what_may_be_trained_is_kept(share):
     made = Conversation([Message("user", "q" * 99), Message("assistant", "a" * 99, train=False)])
     assert [message.train for message in shortened(made, share).messages] == [True, False]
+
+
+def test_what_is_thought_comes_before_what_is_said():
+    made = Conversation([Message("user", "q"), Message("assistant", "s" * 50, reasoning="t" * 100)])
+    for kept in (LEAST, 90, 120):
+        answer = shortened(made, (kept - LEAST) / (150 - LEAST)).messages[-1]
+        assert abs(len(answer.reasoning + answer.content) - kept) <= 1
+        assert answer.cut
+        assert bool(answer.content) == (kept == 120)

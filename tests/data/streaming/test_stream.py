@@ -71,6 +71,15 @@ def test_a_conversation_that_cannot_be_trained_ends_it_or_is_left_out(stream, an
     ]
 
 
+@pytest.mark.parametrize("policy", [CutoffPolicy.proportional, CutoffPolicy.right, CutoffPolicy.drop])
+def test_what_was_cut_is_said_once(stream, caplog, policy):
+    long = Conversation([Message("user", "q"), Message("assistant", "Because. " * 99)])
+    list(islice(stream([*placed(2), (Place("x", 3), long)], limit=60, policy=policy), 9))
+    cut = "cut, 1 of them lost the end of their answer, which isn't trained"
+    said = "left out" if policy == CutoffPolicy.drop else cut
+    assert [record.message for record in caplog.records] == [f"mine: 1 examples were longer than dataset.cutoff_len=60 and were {said}"]
+
+
 def test_where_no_example_is_left_it_does_not_go_round_for_ever(stream):
     with pytest.raises(DataError, match="mine: no example is left to train on"):
         list(islice(stream(placed(3), limit=4), 1))

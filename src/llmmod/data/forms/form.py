@@ -160,8 +160,8 @@ class Prompts(_AsTheyAre):
         return [[render.prompt(record.prompt), *(render.examples(one)[-1] for one in record.answered())]]
 
     def join(self, encoded: Sequence[Encoded]) -> Answered:
-        """The prompt's ids, and what stands behind them with each answer."""
-        prompt, *whole = (example.input_ids for example in encoded)
+        """The prompt's ids, and what stands behind them with each answer; of one that was cut off, up to there."""
+        prompt, whole = encoded[0].input_ids, [example.input_ids[: ends_at(example)] for example in encoded[1:]]
         if any(ids[: len(prompt)] != prompt for ids in whole):
             found = "the render writes another prompt before an answer than it asks with"
             raise RowError(found, do="Choose another render, or leave such rows out")

@@ -2,8 +2,8 @@
 
 Cutting ids takes away whatever stands at their end: the marker where the answer begins, the token that ends it, whole turns. So texts are
 shortened instead, and written and encoded again: every marker and terminator is where the render puts it. Questions and answers give up the
-same share of what they have above `LEAST`; of a question the middle goes, of an answer the end. Where even that is too long, the oldest
-rounds go. The system text and definitions of tools are left as they are.
+same share of what they have above `LEAST`; of a question the middle goes, of an answer the end, which then isn't trained (`Message.cut`).
+Where even that is too long, the oldest rounds go. The system text and definitions of tools are left as they are.
 """
 
 from __future__ import annotations
@@ -106,11 +106,20 @@ def shortened(conversation: Conversation, share: float) -> Conversation:
 
 def _shortened(message: Message, share: float) -> Message:
     text = message.content
-    if message.role == "system" or len(text) <= LEAST:
+    length = len(message.reasoning) + len(text)
+    kept = LEAST + int((length - LEAST) * share)
+    if message.role == "system" or length <= kept:
         return message
-    kept = LEAST + int((len(text) - LEAST) * share)
-    tail = 0 if message.role == "assistant" else kept // 2
-    return replace(message, content=text[: kept - tail] + text[len(text) - tail :])
+    if message.role == "assistant":
+        thoughts = message.reasoning[:kept]
+        return replace(message, reasoning=thoughts, content=text[: kept - len(thoughts)], cut=True)
+    tail = kept // 2
+    return replace(message, content=text[: kept - tail] + text[length - tail :])
+
+
+def ends_kept(conversation: Conversation) -> Conversation:
+    """The same texts as if none had been cut off."""
+    return replace(conversation, messages=[replace(message, cut=False) for message in conversation.messages])
 
 
 def without_oldest(conversation: Conversation, count: int) -> Conversation:

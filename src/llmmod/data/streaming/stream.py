@@ -17,9 +17,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
+from llmmod.data.build import counted
 from llmmod.data.forms.form import IDS
 from llmmod.data.packed_stream import packed
 from llmmod.data.reading.faults import Faults
+from llmmod.data.splits import Counts
 from llmmod.data.tokenize import Placed, Tokenizing
 from llmmod.errors import DataError, Problem
 
@@ -80,9 +82,12 @@ class Stream:
 
     def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
         sources = examples = 0
+        counts = Counts()
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
-            for made in self.tokenizing.batch(batch):
+            all_made = self.tokenizing.batch(batch)
+            counts += counted(all_made, self.tokenizing.form) if epoch == 0 else Counts()
+            for made in all_made:
                 if made.fault is not None:
                     if not self.skip:
                         raise made.fault
@@ -90,6 +95,8 @@ class Stream:
                 found = made.rows(self.tokenizing.form)
                 sources, examples = sources + bool(found), examples + len(found)
                 yield from found
+        for line in counts.losses(self.tokenizing.limit):
+            log.warning("%s: %s", self.name, line)
         if epoch == 0 and examples > sources and self.ranked:
             log.info("%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.tokenizing.form.made, sources)
 
