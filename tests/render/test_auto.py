@@ -292,3 +292,9 @@ def test_reasoning_that_was_cut_is_trained_up_to_there(byte_level):
     row = Conversation([Message("user", "a"), Message("assistant", "", reasoning="Hm, I thi", cut=True)])
     (example,) = auto(byte_level, REASONING).examples(row)
     assert written(example, byte_level, trained=True) == "<think>Hm, I thi"
+
+
+def test_a_template_file_that_is_no_utf_8_is_refused_by_its_key(byte_level, tmp_path):
+    (tmp_path / "my.jinja").write_bytes(b"{# \xff #}" + CHATML.encode())
+    with pytest.raises(ConfigError, match=r"render.template: .*my.jinja is no UTF-8 text: byte 0xff can't be read"):
+        auto(byte_level, str(tmp_path / "my.jinja"))

@@ -47,9 +47,21 @@ def test_lines_of_a_pipe(text, questions):
     assert asked(text) == (questions, "", "")
 
 
-def test_bytes_that_are_no_text_do_not_reach_the_tokenizer():
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors="surrogateescape")
-    assert list(Terminal(stdin, io.StringIO(), io.StringIO()).questions()) == ["caf?"]
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_bytes_that_are_no_text_are_replaced_and_reported(encoding, errors):
+    stdin, err = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nfine\n"), encoding=encoding, errors=errors), io.StringIO()
+    assert list(Terminal(stdin, io.StringIO(), err).questions()) == ["caf\ufffd", "fine"]
+    assert err.getvalue() == "(1 byte of it can't be read as UTF-8; the model gets \ufffd instead.)\n"
+
+
+def test_where_the_locale_is_ascii_a_pipe_of_utf_8_is_read_and_an_answer_printed():
+    stdin = io.TextIOWrapper(io.BytesIO("café\n".encode()), encoding="ascii")
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.StringIO()
+    terminal = Terminal(stdin, out, err)
+    assert (list(terminal.questions()), err.getvalue()) == (["café"], "")
+    terminal.write("é!")
+    assert out.buffer.getvalue() == b"?!"
 
 
 def test_a_pipe_gets_no_greeting_and_a_person_does():

@@ -72,7 +72,7 @@ def quoted(name: str) -> str:
 def _unseen(name: str) -> list[str]:
     """What can't be seen in a name: white space at its ends, and characters that have no shape."""
     ends = [("the beginning", name[:1]), ("the end", name[-1:])][: len(name)]
-    spaces = [f"{_UNSEEN.get(char, 'white space')} at {place}" for place, char in ends if char.isspace() or char in _UNSEEN]
+    spaces = [f"{_UNSEEN.get(char, f'U+{ord(char):04X}')} at {place}" for place, char in ends if char in _UNSEEN or not char.isprintable()]
     within = [_UNSEEN.get(char, f"U+{ord(char):04X}") for char in name[1:-1] if char != " " and (char in _UNSEEN or not char.isprintable())]
     return [*spaces, *(f"{what} within" for what in dict.fromkeys(within))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import traceback
@@ -42,6 +43,9 @@ class Jobs:
         run_dir = Path(hydra.runtime.output_dir)
         if self._multirun:
             self._sweep_dir = Path(hydra.sweep.dir).absolute()
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, io.TextIOWrapper):
+                handler.stream.reconfigure(errors="backslashreplace")  # what a file or a library says needn't be text
         root = to_root(config)
         root.output_dir = str(run_dir)
         outcome = run_pipeline(root, run_dir)

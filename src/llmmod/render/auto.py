@@ -183,7 +183,11 @@ def _template_text(tokenizer: Any, given: str | None) -> str:
         path = Path(given)
         if not path.is_file():
             raise ConfigError(Problem("render.template", f"no such file: {given}", do="Give a .jinja file, or the template's text"))
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            found = f"{given} is no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
+            raise ConfigError(Problem("render.template", found, do="Save it as UTF-8")) from error
     if given is not None:
         return given
     if not tokenizer.chat_template:

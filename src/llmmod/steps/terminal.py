@@ -7,6 +7,8 @@ A person gets a prompt, a line of help and line editing; a pipe gets the answers
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ class Terminal:
 
     def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self._in, self._out, self._err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
+        # Whatever the locale says: bytes that are no text end no chat, and no answer is one that can't be printed.
+        _reconfigure(self._in, errors="surrogateescape")
+        _reconfigure(self._out, errors="replace")
         self.interactive = self._in.isatty() and self._out.isatty()
         self._interrupted_at: float | None = None
 
@@ -80,5 +85,21 @@ class Terminal:
         line = input("> ") if self.interactive else self._in.readline()
         if not line and not self.interactive:
             raise EOFError
-        # Bytes that are no UTF-8 arrive as lone surrogates, which no tokenizer takes.
-        return line.encode("utf-8", "replace").decode("utf-8").strip()
+        # Bytes that the terminal's encoding doesn't have arrive as lone surrogates, which no tokenizer takes.
+        if not _LONE.search(line):
+            return line.strip()
+        # Where the locale is ASCII, they are mostly UTF-8 after all.
+        line = _HALF.sub("\ufffd", line).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        if count := line.count("\ufffd"):
+            self.note(f"({count} {'byte' if count == 1 else 'bytes'} of it can't be read as UTF-8; the model gets \ufffd instead.)")
+        return line.strip()
+
+
+_LONE = re.compile("[\ud800-\udfff]")
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of those, what stands for no byte
+
+
+def _reconfigure(stream: TextIO, *, errors: str) -> None:
+    """Let a stream of the process do this with what can't be decoded or encoded; one of another kind stays as it is."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=errors)

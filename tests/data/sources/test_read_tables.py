@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmmod.data.row import Place
 from llmmod.data.sources.read_tables import read_arrow, read_csv, read_parquet, read_text, read_tsv
+from llmmod.data.sources.source import Table
 from llmmod.errors import DataError
 
 ROWS = [{"q": f"question {i}", "a": f"answer, {i}\nwith a second line"} for i in range(1, 2501)]
@@ -85,3 +88,21 @@ def test_a_file_of_another_kind_is_told(tmp_path, read, kind, content):
 def test_each_line_of_a_text_file_is_a_row(tmp_path):
     (tmp_path / "x.txt").write_text("one\n\n  two \nthree", encoding="utf-8")
     assert list(read_text(tmp_path / "x.txt")) == [(1, {"text": "one"}), (3, {"text": "  two "}), (4, {"text": "three"})]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(kind):
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"tw\xff", b"three"]).buffers())
+    table = pa.table({"a": ["x", "y", "z"], "q": texts})
+    if kind == "parquet":
+        pq.write_table(table, "x.parquet")
+        found = list(read_parquet(Path("x.parquet")))
+    elif kind == "arrow":
+        with pa.OSFile("x.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        found = list(read_arrow(Path("x.arrow")))
+    else:
+        found = [(place.number, row) for place, row in Table("saved", datasets.Dataset(datasets.table.InMemoryTable(table)))]
+    assert [number for number, _ in found] == [1, 2, 3]
+    assert [found[0][1], found[2][1]] == [{"a": "x", "q": "one"}, {"a": "z", "q": "three"}]
+    assert str(found[1][1].at(Place("x", 2))) == "x, row 2, column 'q': no UTF-8 text: byte 0xff can't be read."

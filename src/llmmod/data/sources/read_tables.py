@@ -105,5 +105,22 @@ def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Row | RowError]]:
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return enumerate(rows, start=1)
+    return enumerate((row for batch in batches for row in rows_of(batch)), start=1)
+
+
+def rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | RowError]:
+    """The rows of a batch; one with a text that is no UTF-8, which Arrow doesn't look at when it reads or writes it, as a `RowError`."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        yield from (_row(batch.slice(number, 1)) for number in range(batch.num_rows))
+
+
+def _row(one: pa.RecordBatch | pa.Table) -> Row | RowError:
+    row = {}
+    for name, column in zip(one.schema.names, one.columns, strict=True):
+        try:
+            (row[name],) = column.to_pylist()
+        except UnicodeDecodeError as error:
+            return RowError(f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read", column=name)
+    return row

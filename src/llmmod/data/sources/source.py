@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset, ReadInstruction
 
 from llmmod.data.row import Place, Row, RowError, first_line
 from llmmod.data.sources.read_json import read_json
-from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv
+from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.paths import shown
 
@@ -79,10 +79,18 @@ class Table:
 
     def __iter__(self) -> Iterator[Placed]:
         number = 0
-        for columns in self.dataset.iter(batch_size=ROWS_A_BATCH):
-            for values in zip(*columns.values(), strict=True):
+        for start in range(0, len(self.dataset), ROWS_A_BATCH):
+            for row in self._rows(range(start, min(start + ROWS_A_BATCH, len(self.dataset)))):
                 number += 1
-                yield Place(self.name, number), dict(zip(columns, values, strict=True))
+                yield Place(self.name, number), row
+
+    def _rows(self, numbers: range) -> Iterator[Row | RowError]:
+        try:
+            columns = self.dataset[numbers]
+        except UnicodeDecodeError:
+            yield from rows_of(self.dataset.with_format("arrow")[numbers])
+        else:
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 @dataclass(frozen=True)

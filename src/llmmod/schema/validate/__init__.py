@@ -37,6 +37,7 @@ from llmmod.schema.validate.preferences import check_preferences
 from llmmod.schema.validate.rewards import check_rewards
 from llmmod.schema.validate.rollouts import check_rollouts
 from llmmod.schema.validate.taken_over import check_taken_over
+from llmmod.schema.validate.text import check_text
 from llmmod.schema.validate.trainable_dtype import check_trainable_dtype
 from llmmod.schema.validate.types import check_types
 from llmmod.schema.validate.unread import check_unread
@@ -48,6 +49,7 @@ Check = Callable[[Context], Iterable[Problem]]
 
 
 CHECKS: tuple[Check, ...] = (
+    check_text,
     check_keys,
     check_types,
     check_choices,

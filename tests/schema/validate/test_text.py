@@ -1,0 +1,19 @@
+"""Values that are no text are refused by their key, before anything is tokenized or written."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.system='be \udcff'", "dataset.system: found the byte 0xff, which is no UTF-8, in 'be \\udcff'. Write it in UTF-8."),
+        ("render.sep=['\ud83d']", "render.sep[0]: found \\ud83d, half of a character, in '\\ud83d'. Write it in UTF-8."),
+        ("steps.chat.system='\udcff'", "steps.chat.system: found the byte 0xff, which is no UTF-8, in '\\udcff'. Write it in UTF-8."),
+        ("dataset.data_files='g\udcff'", "dataset.data_files: found the byte 0xff, which is no UTF-8, in 'g\\udcff'. Write it in UTF-8."),
+    ],
+    ids=["byte", "half", "step", "file"],
+)
+def test_what_is_no_text_is_refused(told, override, message):
+    assert message in told(override)
