@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
 from llmmod.errors import ConfigError, Problem
@@ -20,6 +21,7 @@ from llmmod.models.lora.mutated import changes_base, put_back_biases, put_back_i
 from llmmod.models.lora.stacked import merge_or_stack, norms_with_stacked
 from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
 from llmmod.paths import resolve_path
+from llmmod.schema.validate.low_rank import NOT_MERGED
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         ConfigError: there is no adapter, or it was trained on another base.
     """
     config, state = read_adapter(path, key)
+    _refuse_not_merged(config, path, key)
     _check_head(config, state, model, path, key)
     state = native_adapter(model, config, state)
     config.inference_mode = not trainable
@@ -74,13 +77,33 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
-    missing = [name for name in result.missing_keys if ".default" in name]
+    missing = _not_filled(adapted, [name for name in result.missing_keys if ".default" in name])
     if missing or result.unexpected_keys:
         odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
         raise ConfigError(_misfit(path, model, odd, key))
+    if getattr(config, "lora_bias", False) and any(_lacks_bias(layer) for layer in adapted.modules()):
+        found = f"the adapter '{path}' has lora_bias, and layers of {type(model).__name__} have no bias that it could be merged into"
+        raise ConfigError(Problem(key, found, do="Train another without it"))
     if _has_head(state):
         mark_trained(adapted)
     return adapted.train(trainable)
+
+
+def _not_filled(adapted: Any, missing: Sequence[str]) -> list[str]:
+    """Those of an adapter's missing weights that aren't tied to one that the file has: of head and embeddings, one is saved."""
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for name, parameter in parameters.items() if name not in missing}
+    return [name for name in missing if id(parameters.get(name)) not in filled]
+
+
+def _refuse_not_merged(config: Any, path: str, key: str) -> None:
+    for name, why in NOT_MERGED.items():
+        if getattr(config, name, None):
+            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, and {why}", do="Train another without it"))
+
+
+def _lacks_bias(layer: Any) -> bool:
+    return isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "bias", None) is None
 
 
 def taken_off(adapted: Any) -> Any:

@@ -92,7 +92,9 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
     state, own_dtype = {}, _dtype(base)
     for module_name, module in base.named_modules():
         # peft keeps a layer it wraps under one of these names.
-        plain_name = module_name.replace(".base_layer", "").replace(".original_module", "")
+        plain_name = module_name
+        for wrapper in (".token_adapter.base_layer", ".base_layer", ".original_module"):
+            plain_name = plain_name.replace(wrapper, "")
         own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         for name, tensor in own.items():
             full_name = f"{plain_name}.{name}".lstrip(".")

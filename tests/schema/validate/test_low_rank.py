@@ -38,10 +38,14 @@ REFUSED = {
     ),
     "a pattern without layers": (["finetune.layers_pattern=layers"], "finetune.layers_pattern: set, and finetune.layers_to_transform"),
     "a layer before the first": (["finetune.layers_to_transform=[0,-1]"], "finetune.layers_to_transform: found -1. Allowed: numbers of"),
-    "biases and DoRA": (["finetune.lora_bias=true", "finetune.use_dora=true"], "finetune.lora_bias: true with finetune.use_dora=true"),
-    "biases and PiSSA": (["finetune.lora_bias=true", "finetune.init_lora_weights=pissa"], "finetune.lora_bias: true with finetune.init_"),
+    "biases of adapters": (
+        ["finetune.lora_bias=true"],
+        "finetune.lora_bias: true, and an export has no place for a bias in layers that have none. Leave it false.",
+    ),
+    "layers that share weights": (["finetune.layer_replication=[[0,2],[1,2]]"], "finetune.layer_replication: [[0, 2], [1, 2]], and layers"),
+    "Activated LoRA": (["finetune.alora_invocation_tokens=[5,6]"], "finetune.alora_invocation_tokens: [5, 6], and such an adapter is off"),
     "QALoRA": (["finetune.use_qalora=true"], "finetune.use_qalora: true, and it is for weights of GPTQ alone"),
-    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: needs Megatron, which isn't installed"),
+    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: {'a': 1}, and Megatron's parallel layers aren't made here"),
     "an adapter on the head": (
         ["finetune.target_modules=[q_proj,lm_head]"],
         "finetune.target_modules: names lm_head, but the loss is computed from the head's own weight, so an adapter on it would never be "
@@ -63,8 +67,8 @@ PASSES = {
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    """All packages but Megatron."""
-    monkeypatch.setattr(low_rank, "find_module", lambda name: None if name == "megatron" else object())
+    """All packages."""
+    monkeypatch.setattr(low_rank, "find_module", lambda name: object())
 
 
 @pytest.mark.parametrize("name", REFUSED)

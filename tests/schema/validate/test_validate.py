@@ -43,8 +43,8 @@ REFUSED = {
     "type of our own": ("dataset.format=[a]", "dataset.format: found ['a']. Expected a text, or keys with values, written {a: 1}."),
     "type in a list": ("render.prompt=[3]", "render.prompt: found [3]. Expected a list, written [a,b]."),
     "key of a class's fields": (
-        "+finetune.arrow_config.topk=2",
-        "finetune.arrow_config.topk: no such field. Did you mean 'top_k'?",
+        "+finetune.monteclora_config.num_sample=2",
+        "finetune.monteclora_config.num_sample: no such field. Did you mean 'num_samples'?",
     ),
     # choices
     "choice, few": (

@@ -8,11 +8,36 @@ from typing import Any
 from llmmod.errors import Problem
 from llmmod.modules import find_module
 from llmmod.schema.validate.context import Context
+from llmmod.schema.wording import shown
 
 # First values that are worked out of the weights, and change them.
 _CHANGE_BASE = ("pissa", "olora", "loftq")
 # First values that peft works out of examples, in a pass over the data that a run doesn't make.
 _OF_EXAMPLES = ("eva", "corda", "lora_ga")
+# Fields of adapters that no plain model can hold once they are merged -> why; such an adapter can't be exported, nor be one of a chain.
+NOT_MERGED = {
+    "alora_invocation_tokens": "such an adapter is off until these tokens come, which weights that it is merged into can't be",
+    "layer_replication": "layers that share weights would learn apart, which a model that is saved can't hold",
+    "arrow_config": "it chooses among several adapters for each token, and there is one here",
+}
+_PEFT_WRITES = "peft writes it itself"
+_ONLY_WITH = "its first values come from a pass over examples, which isn't made here"
+# field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/lora/test_fields.py
+_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    **{name: ((None,), why) for name, why in NOT_MERGED.items()},
+    "lora_bias": ((False,), "an export has no place for a bias in layers that have none"),
+    "task_type": (("CAUSAL_LM",), "language models are trained here; stage=rm says itself what it needs"),
+    "peft_type": ((None, "LORA"), "finetune=lora is LoRA"),
+    "inference_mode": ((False,), "nothing would be trained"),
+    "fan_in_fan_out": ((False,), "peft sees on each layer how its weight is stored"),
+    "use_qalora": ((False,), "it is for weights of GPTQ alone (peft 0.21)"),
+    "qalora_group_size": ((16,), "only use_qalora reads it, which is for weights of GPTQ alone (peft 0.21)"),
+    "megatron_config": ((None,), "Megatron's parallel layers aren't made here"),
+    "megatron_core": (("megatron.core",), "Megatron's parallel layers aren't made here"),
+    "revision": ((None,), "peft writes it itself, from model.revision"),
+    **dict.fromkeys(("auto_mapping", "peft_version", "base_model_name_or_path"), ((None,), _PEFT_WRITES)),
+    **dict.fromkeys(("eva_config", "corda_config", "lora_ga_config"), ((None,), _ONLY_WITH)),
+}
 _PACKAGES = {"scipy": "peft asks for it", "bitsandbytes": "it rounds the weights"}
 # Names of heads that `model.lora_targets` or a user may give, and the stages whose loss multiplies by the head's weight itself (trl 1.16).
 _HEADS = ("lm_head", "output_layer", "embed_out")
@@ -28,12 +53,19 @@ def check_low_rank(context: Context) -> Iterator[Problem]:
         if "init_lora_weights" not in conf or (place, model, training) in told:
             continue
         told.add((place, model, training))
+        yield from _fixed(place, conf)
         yield from _first_values(place, conf)
         yield from _layers(place, conf)
         yield from _variants(place, conf)
         yield from _on_quantized(place, conf, f"{model}.quantization.bits", context.get(f"{model}.quantization.bits"))
         if context.get(f"{training}.stage") in _FUSED:
             yield from _on_head(place, conf)
+
+
+def _fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+    for name, (values, why) in _FIXED.items():
+        if name in conf and conf[name] not in values:
+            yield Problem(f"{place}.{name}", f"{shown(conf[name])}, and {why}", do=f"Leave it {shown(values[0])}")
 
 
 def _first_values(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
@@ -72,15 +104,6 @@ def _variants(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     if dora and isinstance(init, str) and init.startswith(_CHANGE_BASE):
         found = f"true with {place}.init_lora_weights={init}, which changes the weights whose norms DoRA keeps"
         yield Problem(f"{place}.use_dora", found, do="Set one of them to its default")
-    if conf.get("lora_bias") and dora:
-        yield Problem(f"{place}.lora_bias", f"true with {place}.use_dora=true, which has none", do="Set one of them to false")
-    elif conf.get("lora_bias") and not isinstance(init, bool):
-        found = f"true with {place}.init_lora_weights={init}, which doesn't say what they begin with"
-        yield Problem(f"{place}.lora_bias", found, do="Set one of them to its default")
-    if conf.get("use_qalora"):
-        yield Problem(f"{place}.use_qalora", "true, and it is for weights of GPTQ alone (peft 0.21)", do="Leave it false")
-    if conf.get("megatron_config") and find_module("megatron") is None:
-        yield Problem(f"{place}.megatron_config", "needs Megatron, which isn't installed", do="Leave it out")
 
 
 def _on_quantized(place: str, conf: dict[str, Any], bits_key: str, bits: Any) -> Iterator[Problem]:

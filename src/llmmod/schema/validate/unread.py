@@ -133,7 +133,6 @@ RULES: tuple[Rule, ...] = (
     ("finetune", ("lora_dropout",), lambda c, k, n: bool(n.get("lora_dropout")) and without_dropout(c, k),
      "not read with training.disable_dropout=true|Set training.disable_dropout=false"),
     ("finetune", ("loftq_config",), lambda c, k, n: n.get("init_lora_weights") != "loftq", "only read with init_lora_weights=loftq"),
-    ("finetune", ("eva_config",), lambda c, k, n: n.get("init_lora_weights") != "eva", "only read with init_lora_weights=eva"),
 )  # fmt: skip
 
 
