@@ -13,6 +13,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora, train_all, train_some_layers, with_adapters
 from llmmod.models.adapters import attached, with_chain
 from llmmod.models.load import load_model
+from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.merge import merged
 from llmmod.models.quantize import quantization_config
 from llmmod.models.rebuild import rebuilt
@@ -69,6 +70,7 @@ def test_a_full_model_comes_back_bit_for_bit(full):
 
 def test_a_bfloat16_model_comes_back_with_a_float32_head(llama_directory, tmp_path):
     model = trained(train_all(with_reward_head(load_model(str(llama_directory), dtype="bfloat16")), FullConf()))
+    to_stored_dtype(model)  # as the train step does before it saves
     model.save_pretrained(tmp_path)
     loaded = load_reward_model(str(tmp_path))
     assert (loaded.dtype, loaded.score.weight.dtype) == (torch.bfloat16, torch.float32)
