@@ -48,6 +48,10 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
         return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or _first_line(error)}")
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[error.object.rfind(b"\n", 0, error.start) + 1 :].split(b"\n")[0].decode("utf-8", "backslashreplace")
+        found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
+        return None, Problem("a YAML file of --config-dir", found, do="Save it as UTF-8")
     blamed = _blamed(text, choosing, file)
     if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):
         return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It stands in {inner[1]}.yaml")
