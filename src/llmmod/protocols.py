@@ -71,8 +71,8 @@ class Render(Protocol):
     def prompt(self, conversation: Conversation) -> list[Segment]:
         """Everything up to where the next answer begins."""
 
-    def read_answer(self, text: str) -> str:
-        """The answer in text that was generated after `prompt`."""
+    def read_answer(self, text: str, *, ended: bool = True) -> str:
+        """The answer in text that was generated after `prompt`; of text that goes on, as much of it as nothing can take back."""
 
     def chat_template(self) -> str:
         """A jinja chat template that renders the same."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from llmmod.models.generation import Reader
 from llmmod.models.stream import Pieces, stream_answer
+from llmmod.render.answer import inner_text
 
 
-def streamed(tokenizer, ids, *, stop_ids=(0,), at_once=1):
+def streamed(tokenizer, ids, *, stop_ids=(0,), at_once=1, **reading):
     """The pieces that arrive when `ids` are generated `at_once` a step."""
     pieces = []
-    streamer = Pieces(tokenizer, pieces.append, stop_ids=stop_ids)
+    streamer = Pieces(Reader(tokenizer, stop_ids, **reading), pieces.append)
     streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
     for start in range(0, len(ids), at_once):
         streamer.put(torch.tensor(ids[start : start + at_once]))
@@ -40,7 +44,7 @@ def test_a_chinese_character_comes_when_its_last_byte_has_come(tiny_tokenizer):
     ids = tiny_tokenizer.encode("鑫鑫", add_special_tokens=False)
     assert len(ids) == 6
     written = []
-    streamer = Pieces(tiny_tokenizer, written.append, stop_ids=[0])
+    streamer = Pieces(Reader(tiny_tokenizer, [0]), written.append)
     streamer.put(torch.tensor([[1]]))
     seen = []
     for token in ids:
@@ -58,7 +62,7 @@ def test_an_answer_cut_within_a_character_still_shows_where(tiny_tokenizer):
 def test_pieces_join_to_what_decoding_at_the_end_gives(tiny_tokenizer, data):
     ids = data.draw(st.lists(st.integers(5, len(tiny_tokenizer) - 1), max_size=40))
     at_once = data.draw(st.integers(1, 4))
-    assert "".join(streamed(tiny_tokenizer, ids, at_once=at_once)) == tiny_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert "".join(streamed(tiny_tokenizer, ids, at_once=at_once)) == Reader(tiny_tokenizer)(ids)
 
 
 def test_nothing_from_the_terminator_on(tiny_tokenizer):
@@ -67,16 +71,17 @@ def test_nothing_from_the_terminator_on(tiny_tokenizer):
     assert "".join(streamed(tiny_tokenizer, ids, stop_ids=[0, end], at_once=len(ids))) == "The dog"
 
 
-def test_what_the_render_writes_around_an_answer_is_not_shown(tiny_tokenizer):
-    # As a render whose answers stand between a space and a line's end reads them: Template.read_answer.
-    ids = tiny_tokenizer.encode(" The dog\n\nbarks\n", add_special_tokens=False)
-    pieces = []
-    streamer = Pieces(tiny_tokenizer, pieces.append, stop_ids=[0], read=lambda text: text.removeprefix(" ").removesuffix("\n"))
-    streamer.put(torch.tensor([[1]]))
-    for token in ids:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
-    assert "".join(pieces) == streamer.text == "The dog\n\nbarks"
+FRAMES = {"a space and a line's end": (" ", "\n"), "no thoughts": ("<think>\n\n</think>\n\n", ""), "words": ("A: ", "!</a>")}
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("said", ["The dog\n\nbarks", "<think>\nHm.\n</think>\n\nIt barks! <", "A", "<", ""])
+def test_what_the_render_writes_around_an_answer_is_not_shown_nor_anything_else_kept_back(tiny_tokenizer, before, after, said):
+    """Not even a beginning of it that came alone; thoughts of the model's own are its answer."""
+    inner = functools.partial(inner_text, before=before, after=after)
+    ids = tiny_tokenizer.encode(f"{before}{said}{after}", add_special_tokens=False)
+    pieces = streamed(tiny_tokenizer, ids, inner=inner)
+    assert "".join(pieces) == Reader(tiny_tokenizer, [0], inner)(ids) == said
 
 
 @pytest.fixture
@@ -87,9 +92,9 @@ def config(tiny_tokenizer):
 def test_the_streamed_answer_is_what_generate_gives(tiny_llama, tiny_tokenizer, config):
     prompt = tiny_tokenizer.encode("What is a render?")
     pieces = []
-    answer = stream_answer(tiny_llama, prompt, tiny_tokenizer, config=config, write=pieces.append)
+    answer = stream_answer(tiny_llama, prompt, Reader(tiny_tokenizer, config.eos_token_id), config=config, write=pieces.append)
     generated = tiny_llama.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
-    assert answer.text == "".join(pieces) == tiny_tokenizer.decode(generated, skip_special_tokens=True)
+    assert answer.text == "".join(pieces) == tiny_tokenizer.decode(generated, skip_special_tokens=True).strip()
     assert answer.tokens == len(generated)
     assert not answer.interrupted
 
@@ -99,10 +104,10 @@ def test_it_stops_at_a_stop_word_that_is_not_eos(tiny_llama, tiny_tokenizer, con
     generated = tiny_llama.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
     stop = next(token for place, token in enumerate(generated) if place >= 3 and token not in generated[:place])
     config.eos_token_id = [tiny_tokenizer.eos_token_id, stop]
-    answer = stream_answer(tiny_llama, prompt, tiny_tokenizer, config=config, write=lambda piece: None)
+    answer = stream_answer(tiny_llama, prompt, Reader(tiny_tokenizer, config.eos_token_id), config=config, write=lambda piece: None)
     place = generated.index(stop)
     assert answer.tokens == place + 1
-    assert answer.text == tiny_tokenizer.decode(generated[:place], skip_special_tokens=True)
+    assert answer.text == tiny_tokenizer.decode(generated[:place], skip_special_tokens=True).strip()
 
 
 def test_ctrl_c_keeps_what_was_said(tiny_llama, tiny_tokenizer, config):
@@ -113,7 +118,7 @@ def test_ctrl_c_keeps_what_was_said(tiny_llama, tiny_tokenizer, config):
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    answer = stream_answer(tiny_llama, tiny_tokenizer.encode("Hi"), tiny_tokenizer, config=config, write=write)
+    answer = stream_answer(tiny_llama, tiny_tokenizer.encode("Hi"), Reader(tiny_tokenizer), config=config, write=write)
     assert answer.interrupted
     assert answer.text == "".join(pieces) != ""
     assert answer.tokens < config.max_new_tokens
@@ -123,6 +128,6 @@ def test_beam_search_comes_in_one_piece(tiny_llama, tiny_tokenizer, config):
     config.num_beams = 3
     prompt = tiny_tokenizer.encode("What is a render?")
     pieces = []
-    answer = stream_answer(tiny_llama, prompt, tiny_tokenizer, config=config, write=pieces.append)
+    answer = stream_answer(tiny_llama, prompt, Reader(tiny_tokenizer, config.eos_token_id), config=config, write=pieces.append)
     generated = tiny_llama.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
-    assert pieces == [answer.text] == [tiny_tokenizer.decode(generated, skip_special_tokens=True)]
+    assert pieces == [answer.text] == [tiny_tokenizer.decode(generated, skip_special_tokens=True).strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,8 @@ from llmmod.schema.quantization import QuantizationConf, decides_weights
 from llmmod.schema.reward import DEFAULT, rehearsed, reward_nodes
 from llmmod.stages.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScorer, rewards_from
 
-ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]})
+COLUMNS = {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]}
+ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], COLUMNS, ["read so", "and so"])
 
 MADE = """
 def made(function):
@@ -63,7 +65,7 @@ class TestFunctions:
                 seen.update(arguments)
                 return given
 
-            answers = Answers(ANSWERS.prompts, ANSWERS.answers, {**ANSWERS.columns, **(columns or {})})
+            answers = replace(ANSWERS, columns={**ANSWERS.columns, **(columns or {})})
             return FunctionScorer("mine", function, tiny_tokenizer, **settings)(answers), seen
 
         return call
@@ -72,7 +74,8 @@ class TestFunctions:
         scores, seen = called([1, 0.5])
         assert scores.tolist() == [1.0, 0.5]
         assert seen.keys() == {"prompts", "completions", "completion_ids", "answer"}
-        assert seen["completions"] == [tiny_tokenizer.decode(ids).strip() for ids in ANSWERS.answers]
+        assert seen["prompts"] == [tiny_tokenizer.decode(ids).strip() for ids in ANSWERS.prompts]
+        assert seen["completions"] == ["read so", "and so"]
         assert seen["completion_ids"] == ANSWERS.answers
 
     def test_messages(self, called):
@@ -94,9 +97,8 @@ class TestFunctions:
     def test_named_by_their_path(self, tiny_tokenizer, tmp_path):
         conf = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
         rewards = rewards_from(conf, {"overlap": 2.0}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
-        said = tiny_tokenizer.decode([31, 32, 33]).strip()
-        scores = rewards(Answers([[1]], [[31, 32, 33]], {"answer": [said]}))
-        assert scores.tolist() == [2.0 if any(map(str.isalnum, said)) else 0.0]
+        scores = rewards(Answers([[1]], [[31, 32, 33]], {"answer": ["so it is"]}, ["So it is."]))
+        assert scores.tolist() == [2.0]
 
     def test_that_can_not_be_asked(self, tiny_tokenizer, tmp_path, monkeypatch):
         """Told late of what no source tells, here a function made by another."""

@@ -36,7 +36,7 @@ def answer(session, *messages, tokens=24):
             if ids[-1] in render.stop_ids:
                 break
     new = [token for token in ids[given:] if token not in render.stop_ids]
-    return tokenizer.decode(new, skip_special_tokens=True)
+    return tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 def test_answers_come_one_after_another_and_nothing_else(make_session, tiny_llama):

@@ -8,9 +8,11 @@ import json
 import pytest
 import torch
 from peft import get_peft_model
+from toy import ToyRender
 
 from llmmod.errors import ConfigError
 from llmmod.protocols import LoadedModel
+from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 from llmmod.schema.step.predict import PredictConf
 from llmmod.schema.step.train import TrainConf
@@ -39,6 +41,12 @@ def predict(session, **fields):
     report = Predict(PredictConf(**fields), "predict").run(session)
     text = (session.run_dir / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8")
     return report, [json.loads(line) for line in text.splitlines()], text
+
+
+def says(session, text):
+    """A `generate` that appends a text and the end, whatever is asked."""
+    ids = [*session._tokenizer.encode(text, add_special_tokens=False), session._tokenizer.eos_token_id]
+    return lambda *, input_ids, **given: torch.cat([input_ids, torch.tensor([ids] * len(input_ids))], dim=1)
 
 
 def alone(model, tokenizer, question, *, tokens=8):
@@ -200,3 +208,37 @@ def test_a_stage_may_do_something_else(session, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMMOD_ALLOW", "own_scores")
     report = Predict(PredictConf(max_samples=3), "p").run(session(predict={"_target_": "own_scores.Scores", "decimals": 2}))
     assert (report.metrics, report.summary) == ({"predict_score": 0.12}, ["p: 3"])
+
+
+def test_answers_and_labels_are_read_as_the_render_says(session, monkeypatch, toy_splits):
+    """By the one function that chat and rewards read by: what the render writes around an answer counts neither here nor there."""
+    monkeypatch.setattr(ToyRender, "read_answer", lambda self, text, *, ended=True: text.strip().strip("#"))
+    made = session()
+    splits = copy.copy(toy_splits)
+    splits.eval_conversations = [Conversation([Message("user", "The cow says"), Message("assistant", "##moo#")])]
+    made._splits = splits
+    monkeypatch.setattr(made._model, "generate", says(made, " ##moo#"))
+    report, lines, _ = predict(made)
+    assert [(line["label"], line["predict"]) for line in lines] == [("moo", "moo")]
+    assert report.metrics["predict_rouge-1"] == 100.0
+
+
+REASONED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_thoughts_that_the_data_has_are_part_of_the_label_as_they_are_of_the_answer(session, monkeypatch, tiny_tokenizer, toy_splits):
+    made = session()
+    render = AutoTemplate(tokenizer=tiny_tokenizer, name="auto", template=REASONED)
+    monkeypatch.setattr(made, "render", lambda step: render, raising=False)
+    made._splits = copy.copy(toy_splits)
+    made._splits.eval_conversations = [
+        Conversation([Message("user", "The cow says"), Message("assistant", "moo", reasoning="It is a cow.")]),
+        Conversation([Message("user", "The cow says"), Message("assistant", "moo")]),
+    ]
+    monkeypatch.setattr(made._model, "generate", says(made, "<think>It is a cow.</think>moo"))
+    _, (with_thoughts, without), _ = predict(made)
+    assert with_thoughts["label"] == with_thoughts["predict"] == "<think>It is a cow.</think>moo"
+    assert (without["label"], without["predict"]) == ("moo", "<think>It is a cow.</think>moo")

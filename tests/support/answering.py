@@ -99,6 +99,18 @@ def noted():
     return scored, by_prompt
 
 
+@pytest.fixture
+def scored_texts():
+    """What a scorer was asked of, (ids, text) of each answer, and the scorer."""
+    seen = []
+
+    def scored(answers):
+        seen.extend(zip(answers.answers, answers.texts, strict=True))
+        return even(answers)
+
+    return seen, scored
+
+
 def never_ends(model):
     """Let a model hardly ever say its end token, so that every answer is cut off."""
     with torch.no_grad():

@@ -29,6 +29,10 @@ class ToyRender:
         query = [m.content for m in conversation.messages if m.role == "user"][-1]
         return [Segment(query + "\n", None, False)]
 
+    def read_answer(self, text, *, ended=True):
+        """Nothing is written around an answer."""
+        return text.strip()
+
     def chat_template(self):
         """The same as jinja."""
         return "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}"

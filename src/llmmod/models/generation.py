@@ -1,17 +1,21 @@
 """How answers are generated: the settings that hold, where they end, and their text.
 
-Evaluation, export and chat take all three from here, so that an exported model answers as the run's own predictions did.
+Evaluation, export, chat and rewards take all three from here, so that an exported model answers as the run's own predictions did, and what
+is rewarded is what is shown.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig
 
 from llmmod.models.rope import scaled_length
+from llmmod.protocols import Render
+from llmmod.render.answer import inner_text
 
 # Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -69,6 +73,39 @@ def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]
     end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
     text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Generated ids to the text of a completion: the one that chat shows, that predict writes and measures, and that reward functions see.
+
+    Args:
+        tokenizer: decodes.
+        stop_ids: token ids that end a completion and are no part of it.
+        inner: generated text -> the answer in it, as a render's `read_answer`.
+    """
+
+    tokenizer: Any
+    stop_ids: Collection[int] = ()
+    inner: Callable[..., str] = inner_text
+
+    @classmethod
+    def of(cls, render: Render, tokenizer: Any) -> Reader:
+        """The reader of what is generated after a render's prompts."""
+        return cls(tokenizer, frozenset(render.stop_ids), render.read_answer)
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """The text of a completion, as it was generated or as the data has it: what the render writes around it isn't part of it."""
+        return self.inner(answer_text(ids, self.tokenizer, stop_ids=self.stop_ids))
+
+    def begun(self, ids: Sequence[int]) -> str:
+        """As much of the text of a completion that goes on as nothing that follows can change."""
+        text = answer_text(ids, self.tokenizer, stop_ids=self.stop_ids).rstrip(_UNFINISHED)
+        return self.inner(text, ended=False)
+
+
+# What decoding puts for bytes that are no character, or none yet.
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def context_length(model: Any) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.answer import inner_text
 from llmmod.render.chat_template import ChatTemplate, Span
 from llmmod.render.conversation import Conversation, Message, left_out
 from llmmod.render.segment import Segment, segments
@@ -54,6 +55,7 @@ class AutoTemplate:
             raise ConfigError(problems)
         self._special = SpecialTokens(tokenizer)
         self._chat = ChatTemplate(tokenizer, _template_text(tokenizer, self.conf.template), self._special)
+        self._before, self._after = (self._text(part) for part in (self._chat.frame.before, self._chat.frame.after))
         name = self._chat.frame.terminator
         self.terminator = None if name is None else self._special.id(name)
         self.stop_ids: list[int] = list(dict.fromkeys(s for s in (self.terminator, tokenizer.eos_token_id, *stops) if isinstance(s, int)))
@@ -87,9 +89,9 @@ class AutoTemplate:
         text, answers = self._chat.write(messages, asks=True, tools=conversation.tools)
         return self._segments(text, [(span, span[0]) for span in answers or ()], [False] * (len(answers or ()) + 1))
 
-    def read_answer(self, text: str) -> str:
+    def read_answer(self, text: str, *, ended: bool = True) -> str:
         """An answer as it was, from text that was generated after `prompt`: without what the template writes around it."""
-        return text.removeprefix(self._chat.frame.before).removesuffix(self._chat.frame.after)
+        return inner_text(text, before=self._before, after=self._after, ended=ended)
 
     def chat_template(self) -> str:
         """The chat template itself; without `use_history` behind a few words that keep the history from it."""
@@ -140,6 +142,10 @@ class AutoTemplate:
             found += segments(self._special.split(text[stop:end]), trained=False)
             at = end
         return found + segments(self._special.split(text[at:]), trained=False)
+
+    def _text(self, written: str) -> str:
+        """What the template wrote as a decoded answer has it: without special tokens."""
+        return "".join(piece for piece in self._special.split(written) if isinstance(piece, str))
 
     def _ended(self, example: list[Segment], trained: bool) -> list[Segment]:
         """An example with its terminator, where the template leaves that to the next turn."""

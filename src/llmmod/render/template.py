@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.render.answer import inner_text
 from llmmod.render.conversation import Conversation, Turn
 from llmmod.render.part import Part, Slot, fill, move_spaces, read_part
 from llmmod.render.segment import Piece, Segment, segments
@@ -84,12 +85,12 @@ class Template:
         turns[-1] = turns[-1]._replace(answer=None)
         return self._write(turns if self.conf.use_history else turns[-1:], self._system(conversation), True)
 
-    def read_answer(self, text: str) -> str:
+    def read_answer(self, text: str, *, ended: bool = True) -> str:
         """An answer as it was, from text that was generated after `prompt`: without what the render writes around it."""
         at = self.response.index(Slot("response"))
         before = "".join(piece for piece in self.response[:at] if isinstance(piece, str))
         after = "".join(piece for piece in self.response[at + 1 :] if isinstance(piece, str))
-        return text.removeprefix(before).removesuffix(after)
+        return inner_text(text, before=before, after=after, ended=ended)
 
     def chat_template(self) -> str:
         """A jinja chat template that writes the same, tokens as their texts."""

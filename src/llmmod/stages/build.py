@@ -14,7 +14,9 @@ from llmmod.data.packed import capacity_of
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.models.device import is_spread
+from llmmod.models.generation import Reader
 from llmmod.schema.training import StageConf
+from llmmod.stages.answering.trainer import AnsweringTrainer
 from llmmod.stages.arguments import refusal
 from llmmod.stages.batches import collator_from
 from llmmod.stages.lean.compiled import compile_layers, drop_compiled
@@ -34,6 +36,7 @@ def trainer_from(
     tokenizer: Any,
     callbacks: Sequence[TrainerCallback] = (),
     loraplus_lr_ratio: float | None = None,
+    reader: Reader | None = None,
 ) -> Any:
     """The trainer that `conf.trainer` names, with its collator, the user's callbacks and ours, and the library's own output taken away.
 
@@ -46,6 +49,7 @@ def trainer_from(
         tokenizer: saved with each checkpoint.
         callbacks: ours.
         loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
+        reader: of the completions that a model makes while it trains; None: their texts have what the render writes around them.
 
     Raises:
         ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, LoRA+ isn't known,
@@ -74,6 +78,8 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
+    if reader is not None and isinstance(trainer, AnsweringTrainer):
+        trainer.reader = reader
     if _compiles(conf):
         _compile(model, conf, fixed=capacity_of(train) is not None)
     for printing in (PrinterCallback, ProgressCallback):

@@ -48,11 +48,13 @@ class Answers:
         prompts: ids.
         answers: ids, terminators included.
         columns: of the data, a value for each prompt.
+        texts: of the answers, as `models.generation.Reader` reads them.
     """
 
     prompts: Sequence[Sequence[int]]
     answers: Sequence[Sequence[int]]
     columns: Mapping[str, Sequence[Any]]
+    texts: Sequence[str]
 
 
 Scorer = Callable[[Answers], torch.Tensor]  # float32 [answers]
@@ -110,7 +112,7 @@ def rewards_from(
         conf: see `schema.reward.reward_nodes`.
         weights: `training.reward_weights`.
         model: that is trained; a reward adapter on its base is put beside its own.
-        tokenizer: of answers' texts.
+        tokenizer: of prompts' texts.
         run_dir: where the run's steps have their directories.
         rows: answers that a reward model scores together.
         left_out: what an answer has that a function gives no number for (None).
@@ -153,7 +155,7 @@ class FunctionScorer:
     Args:
         name: of the reward.
         function: see the module.
-        tokenizer: turns ids to text.
+        tokenizer: of the prompts' texts, where the data has no messages.
         left_out: what counts where the function gives None.
     """
 
@@ -162,11 +164,11 @@ class FunctionScorer:
 
     def __call__(self, answers: Answers) -> torch.Tensor:
         """Scores, float32 [answers]."""
-        texts = [self._text(ids) for ids in answers.answers]
+        texts = list(answers.texts)
         messages = answers.columns.get("prompt")
         given = {name: values for name, values in answers.columns.items() if name not in ("prompt", "prompt_ids")}
         if messages is None:
-            given |= {"prompts": [self._text(ids) for ids in answers.prompts], "completions": texts}
+            given |= {"prompts": [self._prompt(ids) for ids in answers.prompts], "completions": texts}
         else:
             given |= {"prompts": messages, "completions": [[{"role": "assistant", "content": text}] for text in texts]}
         return self._checked(self._function(**given, completion_ids=answers.answers), len(texts))
@@ -179,7 +181,7 @@ class FunctionScorer:
             raise RunError(f"{KEY}.{self._name}: the function gave {bad}, which is no score.")
         return torch.tensor([self._left_out if score is None else score for score in found])
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def _prompt(self, ids: Sequence[int]) -> str:
         return answer_text(ids, self._tokenizer, stop_ids=()).strip()
 
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from llmmod.instantiate import build
 from llmmod.models.device import ready_to_answer
-from llmmod.models.generation import context_length, generation_config
+from llmmod.models.generation import Reader, context_length, generation_config
 from llmmod.models.stream import Answer, stream_answer
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
@@ -49,7 +49,7 @@ class Chat:
         if rank() != 0:
             return StepReport(conversed=True)
         speaker = _speaker(session, self.name)
-        render, tokenizer = session.render(self.name), speaker.tokenizer
+        render, tokenizer = session.render(self.name), speaker.reader.tokenizer
         turns = Turns(
             lambda conversation: encode_prompt(render.prompt(conversation), tokenizer),
             limit=speaker.prompt_limit,
@@ -103,15 +103,14 @@ class _Speaker:
     """A model with all that answering takes.
 
     Args:
-        read: generated text -> the answer in it.
+        reader: reads its answers.
         limit: tokens of prompt and answer together; None: no limit.
         longest: tokens of an answer.
     """
 
     model: Any
-    tokenizer: Any
+    reader: Reader
     config: GenerationConfig
-    read: Callable[[str], str]
     limit: int | None
     longest: int
 
@@ -125,7 +124,7 @@ class _Speaker:
         config = copy.deepcopy(self.config)
         config.max_length = None
         config.max_new_tokens = self.longest if self.limit is None else min(self.longest, self.limit - len(prompt_ids))
-        return stream_answer(self.model, prompt_ids, self.tokenizer, config=config, write=write, read=self.read)
+        return stream_answer(self.model, prompt_ids, self.reader, config=config, write=write)
 
 
 def _speaker(session: Any, step: str) -> _Speaker:
@@ -141,4 +140,4 @@ def _speaker(session: Any, step: str) -> _Speaker:
     )
     limits = [context_length(model), session.conf(step, "model").model_max_length, config.max_length]
     limit = min((tokens for tokens in limits if tokens is not None), default=None)
-    return _Speaker(model, tokenizer, config, render.read_answer, limit, config.max_new_tokens or limit or _LONGEST)
+    return _Speaker(model, Reader.of(render, tokenizer), config, limit, config.max_new_tokens or limit or _LONGEST)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmmod.models.generation import set_ends
+from llmmod.models.generation import Reader, set_ends
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.schema.step.evaluate import EvaluateConf
 from llmmod.schema.step.predict import PredictConf
@@ -55,12 +55,14 @@ class Evaluate:
         conf = session.conf(self.name, "training")
         args = training_arguments(conf, output_dir=session.step_dir(self.name), seed=session.root.seed, smoke=session.root.smoke)
         args.max_steps = 1  # of a training that doesn't take place; a streamed dataset asks for it
+        reader = None
         if conf.data_kind == "prompt":
+            reader = Reader.of(session.render(self.name), session.tokenizer(self.name))
             set_ends(model, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
             self._tell_beginning(loaded, session)
         with lent(model):
             trainer = trainer_from(
-                conf, model=model, args=args, train=examples, evaluation=examples, tokenizer=session.tokenizer(self.name)
+                conf, model=model, args=args, train=examples, evaluation=examples, tokenizer=session.tokenizer(self.name), reader=reader
             )
             metrics = only_measures(trainer.evaluate())
             release(trainer)

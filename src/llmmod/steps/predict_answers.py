@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, set_seed
 
+from llmmod.data.records import Prompted
 from llmmod.instantiate import build
 from llmmod.models.device import ready_to_answer
-from llmmod.models.generation import answer_text, generation_config
+from llmmod.models.generation import Reader, generation_config
 from llmmod.models.lora.mutated import as_base, has_lost_base
 from llmmod.protocols import Metric, StepReport
 from llmmod.ranks import rank
@@ -76,7 +78,7 @@ class PredictAnswers:
         kept: dict[int, str] = {}
         with OrderedLines(directory / _FILE) as lines:
             for number, answer in speaker.answers(prompts):
-                label = _label(conversations[number])
+                label = speaker.label(conversations[number], prompts[number])
                 written = {"prompt": speaker.text(prompts[number]), "label": label, "predict": answer}
                 lines.write(number, json.dumps(written, ensure_ascii=False))
                 if label:
@@ -109,7 +111,15 @@ class PredictAnswers:
         numbers = sorted(tuned)
         with as_base(speaker.model):
             base = {numbers[place]: answer for place, answer in speaker.answers([prompts[n] for n in numbers])}
-        compared = [_both(conversations[number], base=base[number], tuned=tuned[number]) for number in numbers]
+        compared = [
+            {
+                "question": _question(conversations[number]),
+                "label": speaker.label(conversations[number], prompts[number]),
+                "base": base[number],
+                "tuned": tuned[number],
+            }
+            for number in numbers
+        ]
         (directory / "comparison.json").write_text(json.dumps(compared, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         report.artifacts["comparison"] = f"{self.name}/comparison.json"
         for item in compared:
@@ -124,6 +134,7 @@ class _Speaker:
 
     def __init__(self, model: Any, tokenizer: Any, session: Any, name: str, *, batch_size: int) -> None:
         self.model, self.tokenizer, self.render = model, tokenizer, session.render(name)
+        self.reader = Reader.of(self.render, tokenizer)
         self._name, self._batch_size = name, batch_size
         self._config = settings(session, name, model)
 
@@ -133,8 +144,20 @@ class _Speaker:
             batches = answers(self.model, prompts, config=self._config, batch_size=self._batch_size, tokenizer=self.tokenizer)
             for batch in batches:
                 for number, ids in batch:
-                    yield number, answer_text(ids, self.tokenizer, stop_ids=self.render.stop_ids).strip()
+                    yield number, self.reader(ids)
                 count(len(batch))
+
+    def label(self, conversation: Conversation, prompt: Sequence[int]) -> str:
+        """The answer that the data has, read as the model's are: thoughts and calls of tools as the render writes them."""
+        last = conversation.messages[-1]
+        if last.role != "assistant":
+            return ""
+        if last.reasoning or last.tool_calls:
+            (answered,) = Prompted(replace(conversation, messages=conversation.messages[:-1]), [last]).answered()
+            ids = encode([self.render.examples(answered)[-1]], self.tokenizer)[0].input_ids
+            if ids[: len(prompt)] == list(prompt):
+                return self.reader(ids[len(prompt) :])
+        return self.render.read_answer(last.text)
 
     def text(self, ids: Sequence[int]) -> str:
         """A prompt as the model sees it, special tokens included."""
@@ -173,17 +196,8 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [place * count // wanted for place in range(wanted)]
 
 
-def _label(conversation: Conversation) -> str:
-    last = conversation.messages[-1]
-    return last.text if last.role == "assistant" else ""
-
-
 def _question(conversation: Conversation) -> str:
     return next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
-
-
-def _both(conversation: Conversation, *, base: str, tuned: str) -> dict[str, str]:
-    return {"question": _question(conversation), "label": _label(conversation), "base": base, "tuned": tuned}
 
 
 def _line(text: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llmmod.models.device import ready_to_answer
-from llmmod.models.generation import answer_text
+from llmmod.models.generation import Reader
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.schema.step.predict import PredictConf
@@ -42,14 +42,14 @@ class PredictRewards:
             return StepReport()
         pairs = pairs.select(range(min(len(pairs), self.conf.max_samples or len(pairs))))
         training, tokenizer = session.conf(self.name, "training"), session.tokenizer(self.name)
-        stop_ids = session.render(self.name).stop_ids
+        reader = Reader.of(session.render(self.name), tokenizer)
         model = ready_to_answer(session.model(self.name).model, use_cpu=training.use_cpu)
         collator = collator_from(training.collator, model=model, tokenizer=tokenizer, train=pairs)
         path, right = session.step_dir(self.name) / _FILE, 0
         with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
             for batch in pair_rewards(model, pairs, collator=collator, batch_size=self.conf.batch_size):
                 for number, chosen, rejected in batch:
-                    written = _texts(pairs[number], tokenizer, stop_ids) | {"chosen_score": chosen, "rejected_score": rejected}
+                    written = _texts(pairs[number], reader) | {"chosen_score": chosen, "rejected_score": rejected}
                     lines.write(number, json.dumps(written, ensure_ascii=False))
                     right += chosen > rejected
                 count(len(batch))
@@ -57,8 +57,7 @@ class PredictRewards:
         return StepReport(artifacts={"scores": f"{self.name}/{_FILE}"}, summary=[f"{self.name}: {told}"])
 
 
-def _texts(pair: Mapping[str, Any], tokenizer: Any, stop_ids: Sequence[int]) -> dict[str, str]:
-    """The prompt as the model sees it, and both answers without what ends them."""
-    prompt = tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    answers = {name: answer_text(pair[f"{name}_ids"], tokenizer, stop_ids=stop_ids).strip() for name in ("chosen", "rejected")}
-    return {"prompt": prompt, **answers}
+def _texts(pair: Mapping[str, Any], reader: Reader) -> dict[str, str]:
+    """The prompt as the model sees it, and both answers as completions are read."""
+    prompt = reader.tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return {"prompt": prompt, **{name: reader(pair[f"{name}_ids"]) for name in ("chosen", "rejected")}}

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import set_seed
 
 from llmmod.instantiate import locate
-from llmmod.models.generation import set_ends
+from llmmod.models.generation import Reader, set_ends
 from llmmod.models.lora.mutated import changes_base, save_for_base
 from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.reward import set_reward_padding, with_reward_head
@@ -89,6 +89,7 @@ class Train:
                 tokenizer=_with_template(session, self.name),
                 callbacks=[progress, stop],
                 loraplus_lr_ratio=getattr(session.conf(self.name, "finetune"), "loraplus_lr_ratio", None),
+                reader=Reader.of(session.render(self.name), session.tokenizer(self.name)) if conf.data_kind == "prompt" else None,
             )
             if conf.head == "reward":
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)

@@ -12,6 +12,7 @@ from answering import never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
+from llmmod.models.generation import Reader
 from llmmod.steps.preview_figures import plan
 
 LOGGED = {
@@ -203,3 +204,15 @@ def test_refused(grpo_trainer, toy_prompts, tiny_llama):
     tiny_llama.config.output_router_logits, tiny_llama.config.router_aux_loss_coef = False, 0.001
     with pytest.raises(ConfigError, match=r"training\.router_aux_loss_coef: 0\.001 by the model's config.*Set it to 0"):
         grpo_trainer()
+
+
+def test_what_is_rewarded_is_what_a_reader_sees(scored_texts, grpo_trainer, tmp_path):
+    """Not what the render writes around an answer, here its first letter."""
+    seen, scored = scored_texts
+    trainer = grpo_trainer(scorers={"even": scored}, max_steps=2, num_sample_answers=99)
+    trainer.reader = Reader(trainer.processing_class, [trainer.processing_class.eos_token_id], lambda text, ended=True: text[1:])
+    trainer.train()
+    shown = [json.loads(line)["answer"] for line in (tmp_path / "train" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert shown == [text for _, text in seen]
+    assert shown == [trainer.processing_class.decode(ids, skip_special_tokens=True)[1:] for ids, _ in seen]
+    assert any(shown)

@@ -11,6 +11,7 @@ from answering import even, never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
+from llmmod.models.generation import Reader
 from llmmod.stages.ppo.rollout import mini_batch
 from llmmod.stages.rewards import Rewards
 
@@ -234,3 +235,15 @@ def test_several_rewards_are_added_up_by_their_weights():
         answers = ((), ())
 
     assert both(Two()).tolist() == [2.5, 2.5]
+
+
+def test_what_is_rewarded_is_what_a_reader_sees(scored_texts, ppo_trainer, tmp_path):
+    """Not what the render writes around an answer, here its first letter."""
+    seen, scored = scored_texts
+    trainer = ppo_trainer(scorer=scored, max_steps=2, num_sample_answers=99)
+    trainer.reader = Reader(trainer.processing_class, [trainer.processing_class.eos_token_id], lambda text, ended=True: text[1:])
+    trainer.train()
+    shown = [json.loads(line)["answer"] for line in (tmp_path / "train" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert shown == [text for _, text in seen]
+    assert shown == [trainer.processing_class.decode(ids, skip_special_tokens=True)[1:] for ids, _ in seen]
+    assert any(shown)

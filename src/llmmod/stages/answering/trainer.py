@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.generation import Reader
 from llmmod.stages.answering.course import Panel, course
 from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler
@@ -38,11 +39,13 @@ class AnsweringTrainer(StageTrainer):
     stage: ClassVar[str]  # whose name its files have
     panels: ClassVar[Sequence[Panel]]  # of the picture of its course
     rewards: Rewards
+    reader: Reader  # of completions; set by who knows the render, else they are read as they are
 
     def __init__(self, *, args: Any, train_dataset: Any, **kwargs: Any) -> None:
         if not hasattr(train_dataset, "__len__"):
             raise ConfigError(Problem("dataset.streaming", f"true, and {self.stage} comes back to its prompts", do="Set it to false"))
         super().__init__(args=args, train_dataset=train_dataset, **kwargs)
+        self.reader = Reader(self.processing_class)
         self.initial: dict[str, torch.Tensor] | None = None  # weights before training; see `answering.reference`
         self._held_out, self._earned = Means(), RunningMoments()
 

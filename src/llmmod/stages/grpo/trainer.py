@@ -137,7 +137,8 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
         """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
-        asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows))
+        completions[:] = [self.reader(ids) for ids in completion_ids_list]  # in place: trl shows and logs its list of them
+        asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
         own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
         earned = (own * self.reward_weights).nansum(1)
         if self.model.training:

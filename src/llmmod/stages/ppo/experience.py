@@ -58,7 +58,7 @@ class Experience:
         own, other = self._asked(prompts["prompt_ids"], ids, mask)
         assert own["values"] is not None
         assert other is not None, "while it trains, its reference is known"
-        scores = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts))
+        scores, texts = self._scored(prompts, lists)
         ended = self._ended(prompts["prompt_ids"], lists)
         kl = torch.where(mask, token_kl(own["log_probs"], other["log_probs"], estimator=args.kl_estimator), 0.0)
         earned = without_end(self.scale(scores, gather(scores.to(args.device)).cpu()), ended, args.missing_eos_penalty)
@@ -70,7 +70,7 @@ class Experience:
             own["values"] = self._first_values(rewards, mask)
         advantages, returns = advantages_and_returns(rewards, own["values"], mask, gamma=args.gamma, lam=args.lam)
         self._tell(mask, own, returns, ended, score=scores, reward=total, kl=kl.sum(1))
-        self._show(prompts, lists, score=scores.tolist(), reward=total.tolist(), kl=kl.sum(1).tolist())
+        self._show(prompts, texts, score=scores.tolist(), reward=total.tolist(), kl=kl.sum(1).tolist())
         if args.whiten_advantages:
             advantages = whitened(advantages, mask, reduce=self._sum)
         known = [list(prompt) for prompt in prompts["prompt_ids"]]
@@ -95,7 +95,7 @@ class Experience:
         args = self._args
         ids, mask, lists = self._answered(prompts["prompt_ids"])
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
-        scores, ended = self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts)), self._ended(prompts["prompt_ids"], lists)
+        (scores, _), ended = self._scored(prompts, lists), self._ended(prompts["prompt_ids"], lists)
         reward = without_end(scores, ended, args.missing_eos_penalty)
         found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
         if other is not None:
@@ -153,6 +153,11 @@ class Experience:
                     found[name][numbers] = values.float().cpu()
         return found
 
+    def _scored(self, prompts: Mapping[str, Sequence[Any]], lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[str]]:
+        """What answers are worth, [answers], and their texts."""
+        texts = [self._trainer.reader(answer) for answer in lists]
+        return self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts, texts)), texts
+
     def _ended(self, prompts: Sequence[Sequence[int]], lists: Sequence[Sequence[int]]) -> torch.Tensor:
         """Whether an answer came to its end, bool [answers]."""
         return torch.tensor([self._ends.ended(prompt, answer) for prompt, answer in zip(prompts, lists, strict=True)])
@@ -175,8 +180,7 @@ class Experience:
         self._trainer.means.add(numbers)
         self.kl_coef.update(numbers["kl"], int(count))
 
-    def _show(self, prompts: Mapping[str, Sequence[Any]], lists: Sequence[Sequence[int]], **numbers: Sequence[float]) -> None:
+    def _show(self, prompts: Mapping[str, Sequence[Any]], said: Sequence[str], **numbers: Sequence[float]) -> None:
         tokenizer, shown = self._trainer.processing_class, self._args.num_sample_answers
         texts = [answer_text(ids, tokenizer, stop_ids=()) for ids in prompts["prompt_ids"][:shown]]
-        said = [answer_text(ids, tokenizer, stop_ids=()) for ids in lists[:shown]]
         self._samples.write(self._trainer.state.global_step, prompts=texts, answers=said, **numbers)
