@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import sys
+import tempfile
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -114,3 +115,14 @@ def _spec_of(package: str) -> ModuleSpec | None:
         if found is None:
             return None
     return found
+
+
+def readable_by_umask(directory: Path) -> None:
+    """Give a directory's safetensors files the mode that any new file has: the library (0.8) writes them for their owner alone."""
+    files = [file for file in directory.glob("*.safetensors") if file.stat().st_mode & 0o777 == 0o600]
+    if files:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".mode-") as made:
+            (new := Path(made) / "new").touch()
+            mode = new.stat().st_mode
+        for file in files:
+            file.chmod(mode)

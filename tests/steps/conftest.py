@@ -10,6 +10,7 @@ import pytest
 from preferences import rm_conf, toy_pairs
 from toy import lora_conf, one_thread, sft_conf, toy_session, toy_splits, toy_trainer
 
+from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
 from llmmod.schema.data import DatasetConf, RenderConf
@@ -48,6 +49,10 @@ class FakeSession:
     loaded: LoadedModel
     tiny_tokenizer: Any
     asked: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self):
+        return Parts(self.root)
 
     def conf(self, step, part):
         return getattr(self.root.steps[step], part) or getattr(self.root, part)

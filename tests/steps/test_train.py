@@ -314,3 +314,16 @@ def test_what_is_wrong_with_the_arguments_is_said_before_the_model_is_loaded(ses
 def test_a_reporter_that_is_not_installed(session):
     with pytest.raises(ConfigError, match=r"training\.report_to: .*requires wandb to be installed"):
         train(session(report_to="wandb"))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_are_readable_by_whom_the_umask_allows(session, umask, mode):
+    before = os.umask(umask)
+    try:
+        made = session(max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="no", eval_on_start=False)
+        train(made)
+    finally:
+        os.umask(before)
+    files = [path for path in made.run_dir.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".pt"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(mode) for path in files}

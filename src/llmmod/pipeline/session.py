@@ -21,7 +21,7 @@ from llmmod.schema.root import Root
 
 
 class Session:
-    """The shared state of a run.
+    """The shared state of a run; `parts` says which configuration each step goes by.
 
     Args:
         root: the validated configuration, as plain Python.
@@ -31,8 +31,8 @@ class Session:
     def __init__(self, root: Root, run_dir: Path) -> None:
         self.root = root
         self.run_dir = run_dir
-        self._parts = Parts(root)
-        self._models = Models(self._parts, load=self._load, let_go=lambda: self.put("trainer", None))
+        self.parts = Parts(root)
+        self._models = Models(self.parts, load=self._load, let_go=lambda: self.put("trainer", None))
         self._made: dict[tuple[str, ...], Any] = {}
         self._left: dict[str, Any] = {}
 
@@ -44,7 +44,7 @@ class Session:
 
     def conf(self, step: str, part: str) -> Any:
         """The `model`, `finetune`, `training`, `dataset` or `render` that a step goes by."""
-        return self._parts.of(step, part)
+        return self.parts.of(step, part)
 
     def tokenizer(self, step: str) -> Any:
         """The tokenizer of a step's model."""
@@ -95,12 +95,12 @@ class Session:
 
     def from_step(self, step: str) -> str | None:
         """The earlier training step whose result a step begins with."""
-        return self._parts.from_step(step)
+        return self.parts.from_step(step)
 
     @property
     def trains_several(self) -> bool:
         """Whether the run has several training steps, and is no rehearsal."""
-        return not self.root.smoke and sum(map(self._parts.trains, self.root.pipeline)) > 1
+        return not self.root.smoke and sum(map(self.parts.trains, self.root.pipeline)) > 1
 
     def begins_with(self, step: str) -> Beginning:
         """What a training step begins with, as stage.json has it."""

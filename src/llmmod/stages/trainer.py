@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.data.lengths import lengths
 from llmmod.models.segments import BOUNDARIES, by_segments
+from llmmod.paths import readable_by_umask
 from llmmod.stages.lean.lora import lean_lora
 from llmmod.stages.loop.finite import not_finite
 from llmmod.stages.loraplus import loraplus_optimizer
@@ -113,6 +114,7 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         if self.args.should_save:
             for name in _LITTER:
                 (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
+            readable_by_umask(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: trl would write a card of its own into the output directory with each checkpoint; the export step writes ours."""

@@ -25,6 +25,7 @@ from llmmod.models.generation import context_length, generation_config
 from llmmod.models.merge import divergence, merged
 from llmmod.models.quantize import is_quantized
 from llmmod.models.reward import is_reward_model, set_reward_padding
+from llmmod.paths import readable_by_umask
 from llmmod.protocols import StepReport
 from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation, Message
@@ -84,7 +85,8 @@ class Export:
             if not original or not copy_original_files(model, partial):
                 tokenizer.save_pretrained(partial)
             if self.conf.model_card:
-                card = model_card(session.root, metrics=_metrics(session.run_dir), overrides=_overrides(session.run_dir))
+                metrics, overrides = _metrics(session.run_dir), _overrides(session.run_dir)
+                card = model_card(session.root, session.parts, self.name, metrics=metrics, overrides=overrides)
                 (partial / "README.md").write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
         summary = [f"{self.name}: a complete model in {directory} ({size:.0f} MB)"]
@@ -132,8 +134,7 @@ def _save_model(model: Any, settings: GenerationConfig | None, directory: Path, 
         model.save_pretrained(directory, max_shard_size=max_shard_size)
     finally:
         model.generation_config, model.config.use_cache = own, cached
-    for file in directory.glob("*.safetensors"):
-        file.chmod((directory / "config.json").stat().st_mode)  # safetensors writes for the owner alone
+    readable_by_umask(directory)
 
 
 def _to_save(tokenizer: Any, chat_template: str, *, context: int | None) -> Any:

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it was made from, how, on what, with what result.
+"""The README.md of an exported model: what these weights were made from, by which training steps, on what data, with what result.
 
 Its front matter is what the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards). A license is left out on purpose: it
 follows from the base model's and the data's, which this program can't know.
@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from llmmod.schema.base import Weights
+from llmmod.schema.reward import reward_nodes
 from llmmod.schema.root import Root
-from llmmod.schema.step.train import TrainConf
+from llmmod.schema.step_parts import StepParts
 from llmmod.versions import MAIN, installed
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,33 +27,30 @@ _UNUSED = ("sizes", "install")
 _SECRET = re.compile(r"hub_token|hf_token|password|secret|api_key|use_auth_token")
 
 
-def model_card(root: Root, *, metrics: Mapping[str, float], overrides: list[str]) -> str:
+def model_card(root: Root, parts: StepParts, step: str, *, metrics: Mapping[str, float], overrides: list[str]) -> str:
     """The card as Markdown with YAML front matter.
 
     Args:
         root: the run's configuration.
+        parts: those of its steps.
+        step: that exports.
         metrics: flat, as in metrics.json.
         overrides: what was typed, as in .hydra/overrides.yaml.
     """
-    stages = _stages(root)
+    made = _Made(root, parts, step)
     typed = [text for text in overrides if not text.startswith("hub.") and not _SECRET.search(text)]
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(root, stages), sort_keys=False, allow_unicode=True).rstrip(),
+            yaml.safe_dump(_front_matter(made), sort_keys=False, allow_unicode=True).rstrip(),
             "---",
             "",
-            f"# {'-'.join([root.model.name, *(stages or ['export'])])}",
+            f"# {'-'.join([made.model.name, *(made.stages or ['export'])])}",
             "",
-            _account(root, stages),
+            _account(made),
             "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
-            'chat = [{"role": "user", "content": "…"}]',
-            'prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
-            'print(tokenizer.decode(model.generate(**prompt)[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))',
+            *(_SCORES if made.scores else _WRITES),
             "```",
             "",
             "## Metrics",
@@ -79,6 +77,24 @@ def model_card(root: Root, *, metrics: Mapping[str, float], overrides: list[str]
             "",
         ]
     )
+
+
+_WRITES = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+    'chat = [{"role": "user", "content": "…"}]',
+    'prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+    'print(tokenizer.decode(model.generate(**prompt)[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))',
+)
+_SCORES = (
+    "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+    "",
+    'model, tokenizer = AutoModelForSequenceClassification.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+    'chat = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+    'text = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)',
+    "print(model(**text).logits[0, 0].item())",
+)
 
 
 class _Readable(yaml.SafeDumper):
@@ -130,34 +146,72 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
 
 
-def _stages(root: Root) -> list[str]:
-    """The training stages of the pipeline, in order, e.g. [sft]."""
-    steps = [root.steps[name] for name in root.pipeline if isinstance(root.steps[name], TrainConf)]
-    return [(step.training or root.training).stage for step in steps]
+class _Made:
+    """What went into the weights that a step exports.
+
+    Args:
+        root, parts, step: as `model_card`'s.
+    """
+
+    def __init__(self, root: Root, parts: StepParts, step: str) -> None:
+        self.root, self._parts = root, parts
+        self.trained: list[str] = []  # training steps, the first one first
+        earlier = parts.followed(step)
+        while earlier is not None:
+            self.trained.insert(0, earlier)
+            earlier = parts.from_step(earlier)
+        self.stages: list[str] = [self.of(name, "training").stage for name in self.trained]
+        self.scores = parts.head(step) == "reward"
+        self.model, self.render = self.of(step, "model"), self.of(step, "render")
+        finetunes = [self.of(name, "finetune") for name in self.trained or [step]]
+        self.ways: list[str] = [finetune.name for finetune in finetunes] if self.trained else []
+        self.adapters: list[str] = [str(adapter) for finetune in finetunes for adapter in finetune.adapters]
+
+    def of(self, step: str, part: str) -> Any:
+        """A part of a step's configuration."""
+        return self._parts.get(self._parts.part(step, part))
+
+    def rewards(self, step: str) -> list[str]:
+        """The training steps of the run whose reward models a step learnt from."""
+        conf = getattr(self.of(step, "training"), "reward", None)
+        return [] if conf is None else [node["step"] for node in reward_nodes(conf).values() if "step" in node]
+
+    def datasets(self) -> list[Any]:
+        """The data of the training steps, and that of reward models which one of them learnt from."""
+        steps = [name for step in self.trained for name in (step, *self.rewards(step))]
+        return [self.of(name, "dataset") for name in steps]
 
 
-def _front_matter(root: Root, stages: list[str]) -> dict[str, Any]:
-    base, data = root.model.pretrained_model_name_or_path, root.dataset.path
-    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def _front_matter(made: _Made) -> dict[str, Any]:
+    base, data = made.model.pretrained_model_name_or_path, [str(dataset.path) for dataset in made.datasets()]
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification" if made.scores else "text-generation"}
     if base and _HUB_ID.fullmatch(base):
         matter["base_model"] = base
-    if stages and data and _HUB_ID.fullmatch(data):
-        matter["datasets"] = [data]
-    matter["tags"] = ["llmmod", *stages, *([root.finetune.name] if stages else [])]
+    if linked := list(dict.fromkeys(path for path in data if _HUB_ID.fullmatch(path))):
+        matter["datasets"] = linked
+    matter["tags"] = ["llmmod", *dict.fromkeys([*made.stages, *made.ways, *(["reward-model"] if made.scores else [])])]
     return matter
 
 
-def _account(root: Root, stages: list[str]) -> str:
-    """How the model was made, in a sentence or two."""
-    path = None if root.model.weights is Weights.random else root.model.pretrained_model_name_or_path
-    base = f"{root.model.name} (`{path}`)" if path else f"a random initialisation of {root.model.name}"
+def _account(made: _Made) -> str:
+    """How the model was made, in a few sentences."""
+    path = None if made.model.weights is Weights.random else made.model.pretrained_model_name_or_path
+    base = f"{made.model.name} (`{path}`)" if path else f"a random initialisation of {made.model.name}"
     text = f"Made from {base} with llmmod"
-    if stages:
-        text += f": {', '.join(stages)} ({root.finetune.name}) on the dataset `{root.dataset.name}`"
-    if root.finetune.adapters:
-        text += ", with the adapters " + ", ".join(f"`{adapter}`" for adapter in root.finetune.adapters) + " merged"
-    smoke = " It comes from a rehearsal (`smoke=true`): its weights are random and it answers nothing." if root.smoke else ""
-    return f"{text}. The chat template is the form that it was trained with (`render={root.render.name}`).{smoke}"
+    if made.trained:
+        text += f": {', then '.join(_training(made, step) for step in made.trained)}"
+    if made.adapters:
+        text += ", with the adapters " + ", ".join(f"`{adapter}`" for adapter in made.adapters) + " merged"
+    if made.scores:
+        text += ". It scores a conversation that ends with an answer, and writes nothing: the higher, the better the answer"
+    smoke = " It comes from a rehearsal (`smoke=true`): its weights are random and it answers nothing." if made.root.smoke else ""
+    return f"{text}. The chat template is the form that it was trained with (`render={made.render.name}`).{smoke}"
+
+
+def _training(made: _Made, step: str) -> str:
+    text = f"{made.of(step, 'training').stage} ({made.of(step, 'finetune').name}) on the dataset `{made.of(step, 'dataset').name}`"
+    judges = [f"`{name}`, trained on `{made.of(name, 'dataset').name}`" for name in made.rewards(step)]
+    return f"{text} with the reward model {' and '.join(judges)}" if judges else text
 
 
 def _metrics_table(metrics: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from llmmod.models.lora.mutated import changes_base, save_for_base
 from llmmod.models.master_weights import to_stored_dtype
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.models.stage_file import StageFile, write_stage_file
-from llmmod.paths import shown
+from llmmod.paths import readable_by_umask, shown
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.ranks import rank, world_size
 from llmmod.render.exported import exported
@@ -104,6 +104,7 @@ class Train:
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
         if trainer.args.should_save:
             save_for_base(trainer.model, directory)
+            readable_by_umask(directory)  # value heads and an adapter's base, too
             write_stage_file(directory, self._left(session, kind))
         reuse.keep(metrics=metrics, kind=kind)
         result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.paths import readable_by_umask
 from llmmod.stages.answering.rows import unwrapped
 
 NAME = "value_head"
@@ -82,6 +83,7 @@ def detached(model: Any) -> Iterator[None]:
 def save_value_head(head: nn.Module, directory: Path) -> None:
     """Write the head into a directory."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, directory / FILE)
+    readable_by_umask(directory)
 
 
 def load_value_head(head: nn.Module, directory: Path) -> None:
