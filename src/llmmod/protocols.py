@@ -79,7 +79,7 @@ class Render(Protocol):
 
 
 class Metric(Protocol):
-    """A measure of answers, fed one at a time."""
+    """A measure of answers, fed one at a time; one with `needs_label = False` also of those that the data has none for (label "")."""
 
     def update(self, predict: str, label: str) -> None:
         """Take one answer and what the data says it should be."""

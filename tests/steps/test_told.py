@@ -26,11 +26,16 @@ from llmmod.steps.told import told_of_evaluation, told_of_training
             "no step was left to train; reward on held-out prompts 0.250 ± 0.100 before, 0.750 ± 0.125 after",
         ),
         (
+            {"eval_reward": 1, "eval_reward_before": 0, "eval_kl": 2, "eval_exact_before": 50, "eval_exact": 0, "eval_words": 9},
+            "no step was left to train; reward on held-out prompts 0.000 before, 1.000 after, at a KL of 2.00 nats a token; "
+            "exact answers 50.0 before, 0.0 after",
+        ),
+        (
             {"train_loss": 0.5, "eval_reward": 0.75, "eval_kl": 1.5},
             "training loss 0.5000; reward on held-out prompts 0.750 after, at a KL of 1.50 nats a token",
         ),
     ],
-    ids=["nothing held out", "nothing trained", "nothing before", "before and after", "ppo", "standard errors", "grpo"],
+    ids=["nothing held out", "nothing trained", "nothing before", "before and after", "ppo", "standard errors", "of answers", "grpo"],
 )
 def test_a_training(metrics, told):
     assert told_of_training(metrics) == told

@@ -16,6 +16,12 @@ _TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
 DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
 
 
+def answer_metrics() -> dict[str, Any]:
+    """What held-out answers are measured by beside their reward: what a reward model can't be fooled about."""
+    names = {"rouge": "rouge.Rouge", "exact": "exact.Exact", "length": "length.Length", "repetition": "repetition.Repetition"}
+    return {name: {"_target_": f"llmmod.metrics.{target}"} for name, target in names.items()}
+
+
 def reward_nodes(conf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> what that reward is: `{path: directory}`, `{step: name}` or `{_target_: dotted path, …}`.
 

@@ -16,6 +16,11 @@ _NAMES = {
     "eval_score": ("score", ".3f"),
     "eval_reward": ("reward", ".3f"),
     "eval_kl": ("KL", ".2f"),
+    # Of answers, `training.metrics`: percent, but for the words.
+    "eval_rouge-l": ("ROUGE-L", ".1f"),
+    "eval_exact": ("exact answers", ".1f"),
+    "eval_words": ("words an answer", ".1f"),
+    "eval_repeated-4-grams": ("repeated 4-grams", ".1f"),
 }
 
 
@@ -32,9 +37,9 @@ def told_of_training(metrics: Mapping[str, float]) -> str:
         if name in metrics and (has_before or name in _ALWAYS):
             earlier = f"{_number(metrics, name, '_before')} before, " if has_before else ""
             told.append(f"{_ALWAYS.get(name, text)} {earlier}{_number(metrics, name)} after")
-    if "eval_kl" in metrics:
-        each = "an answer" if "eval_answer_length" in metrics else "a token"  # as ppo counts, and as trl does
-        told[-1] += f", at a KL of {metrics['eval_kl']:.2f} nats {each}"
+            if name == "eval_reward" and "eval_kl" in metrics:
+                each = "an answer" if "eval_answer_length" in metrics else "a token"  # as ppo counts, and as trl does
+                told[-1] += f", at a KL of {metrics['eval_kl']:.2f} nats {each}"
     return "; ".join(told)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmmod.schema.generated.grpo import GRPOConfig
 from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
-from llmmod.schema.reward import FROM_DISK
+from llmmod.schema.reward import FROM_DISK, answer_metrics
 from llmmod.schema.training import StageConf
 
 # trl 1.16 tells of these only in its prose.
@@ -29,6 +29,9 @@ class GrpoFields:
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
     reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
+    # What held-out answers are measured by beside their reward, against their rows' own: name -> {_target_: a class with
+    # update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    metrics: dict[str, Any] = field(default_factory=answer_metrics)
     num_sample_answers: int = 4  # answers of each generation that samples.jsonl shows
 
 

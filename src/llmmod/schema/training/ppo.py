@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmmod.schema.generated.seq2seq import Seq2SeqTrainingArguments
-from llmmod.schema.reward import FROM_DISK
+from llmmod.schema.reward import FROM_DISK, answer_metrics
 from llmmod.schema.training import StageConf
 
 
@@ -53,6 +53,9 @@ class PpoFields:
     entropy_coef: float = 0.0  # weight of the entropy bonus
     target_kl: float | None = None  # nats a token; an update beyond 1.5 times that ends the rollout, whose prompts are answered anew
     disable_dropout: bool = True  # with dropout, an answer's probability would differ from when it was sampled
+    # What held-out answers are measured by beside their reward, against their rows' own: name -> {_target_: a class with
+    # update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    metrics: dict[str, Any] = field(default_factory=answer_metrics)
     num_sample_answers: int = 4  # answers of each rollout that samples.jsonl shows
 
 

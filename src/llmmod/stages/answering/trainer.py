@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.instantiate import build
 from llmmod.models.generation import Reader
+from llmmod.protocols import Metric
 from llmmod.stages.answering.course import Panel, course
 from llmmod.stages.answering.moments import RunningMoments
 from llmmod.stages.answering.prompts import RolloutSampler
@@ -48,6 +51,8 @@ class AnsweringTrainer(StageTrainer):
         self.reader = Reader(self.processing_class)
         self.initial: dict[str, torch.Tensor] | None = None  # weights before training; see `answering.reference`
         self._held_out, self._earned = Means(), RunningMoments()
+        self.compared: list[str] = []  # what an evaluation measures of the answers' texts, as it is logged
+        self._of_texts: list[Metric] = []
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
@@ -71,11 +76,22 @@ class AnsweringTrainer(StageTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
+        self._of_texts = [build(node) for node in self.args.metrics.values() if node]
         with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
             output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
-        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in found.items()})
+        of_texts = {name: number for metric in self._of_texts for name, number in metric.compute().items()}
+        self.compared = [f"{metric_key_prefix}_{name}" for name in of_texts]
+        output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in (found | of_texts).items()})
         return output
+
+    def measure_texts(self, texts: Sequence[str], labels: Sequence[str | None] | None) -> None:
+        """Measure held-out answers of all processes, each against what its row says, where it says anything."""
+        pairs = list(zip(texts, labels or [None] * len(texts), strict=True))
+        for predict, label in gather_object(pairs):
+            for metric in self._of_texts:
+                if label or not getattr(metric, "needs_label", True):
+                    metric.update(predict=predict, label=label or "")
 
     def state_file(self, checkpoint: str) -> Path:
         """What a process keeps of its own in a checkpoint."""

@@ -147,6 +147,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
                 told_of |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
             self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
         else:
+            self.measure_texts(completions, asked.columns.get("answer"))
             by_prompt = earned.reshape(-1, self.num_generations_eval).mean(1)
             self._earned.update(gather(by_prompt.to(self.accelerator.device)).cpu())
         scores: torch.Tensor = gather(own.to(self.accelerator.device))

@@ -26,7 +26,7 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
     Returns:
         `train_loss` (mean over the steps of this run), `train_runtime` (seconds), `train_steps_per_second`, `train_tokens_per_second`;
         with held-out examples also `eval_loss` and its like, and where it was evaluated before the first step, `eval_loss_before`,
-        `eval_accuracy_before`, `eval_reward_before` and their like.
+        `eval_accuracy_before`, `eval_reward_before` and their like, and so of what `training.metrics` measures of answers.
     """
     history = trainer.state.log_history
     last: dict[str, Any] = next((entry for entry in reversed(history) if "train_loss" in entry), {})
@@ -36,7 +36,8 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
     if trainer.eval_dataset is None:
         return metrics
     first: dict[str, Any] = next((entry for entry in history if _is_evaluation(entry) and entry.get("step") == 0), {})
-    before = {f"{name}_before": float(first[name]) for name in _COMPARED if name in first}
+    compared = (*_COMPARED, *getattr(trainer, "compared", ()))
+    before = {f"{name}_before": float(first[name]) for name in compared if name in first}
     return metrics | before | (after_last_step(trainer) or only_measures(trainer.evaluate()))
 
 

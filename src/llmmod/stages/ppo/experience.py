@@ -95,7 +95,8 @@ class Experience:
         args = self._args
         ids, mask, lists = self._answered(prompts["prompt_ids"])
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
-        (scores, _), ended = self._scored(prompts, lists), self._ended(prompts["prompt_ids"], lists)
+        (scores, texts), ended = self._scored(prompts, lists), self._ended(prompts["prompt_ids"], lists)
+        self._trainer.measure_texts(texts, prompts.get("answer"))
         reward = without_end(scores, ended, args.missing_eos_penalty)
         found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
         if other is not None:
