@@ -23,7 +23,7 @@ def checkpoint(tmp_path):
     return lambda model_type: architectures.write_checkpoint(model_type, tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize(("model_type", "way"), [("gpt_neox", "lora"), ("opt", "qlora"), ("mamba", "lora")])
+@pytest.mark.parametrize(("model_type", "way"), [("phimoe", "full"), ("gpt2", "qlora"), ("llama4_text", "lora")])
 def test_a_rehearsal_of_any_architecture(checkpoint, tmp_path, model_type, way):
     path = f"{PATH}={checkpoint(model_type)}"
     assert matrix.run_cell("auto", way, tmp_path, overrides=(path, "training.learning_rate=5e-3")) <= matrix.MOST_APART[way]
@@ -52,6 +52,11 @@ def test_the_real_thing_by_its_path_alone(checkpoint, tmp_path):
 def test_a_state_that_leaks_is_refused_with_the_numbers(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"dataset.packing: true, and MambaForCausalLM can't .* differ by up to \d[.\d]* nats a token"):
         run(tmp_path, checkpoint("mamba"), "dataset.packing=true", "pipeline=[train]")
+
+
+def test_a_weight_that_the_model_multiplies_by_itself_is_not_quantized(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"llm_int8_skip_modules: MambaForCausalLM .* Set it to \[dt_proj,lm_head\]"):
+        run(tmp_path, checkpoint("mamba"), "finetune=qlora", "pipeline=[train]")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from llmmod.models.lora.config import quiet_peft
-from llmmod.models.quantize import unpacked_weight
+from llmmod.models.quantize import is_quantized_layer, unpacked_weight
 from llmmod.models.rebuild import rebuilt
 
 
@@ -87,7 +88,8 @@ def _untie_where_adapted(base: Any, plain: Any) -> None:
 def _plain_state(base: Any) -> dict[str, torch.Tensor]:
     """Parameter name -> tensor of the model under the adapters, on the CPU, quantized weights unpacked."""
     with torch.device("meta"):
-        names = type(base)(base.config).state_dict().keys()
+        empty = type(base)(base.config)
+    names, turned = empty.state_dict().keys(), {name for name, module in empty.named_modules() if isinstance(module, Conv1D)}
     in_float32 = tuple(f"{name}." for name in base._keep_in_fp32_modules_strict or ())
     state, own_dtype = {}, _dtype(base)
     for module_name, module in base.named_modules():
@@ -100,6 +102,8 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
             full_name = f"{plain_name}.{name}".lstrip(".")
             if full_name in names:
                 value = unpacked_weight(module) if name == "weight" else tensor
+                if name == "weight" and plain_name in turned and is_quantized_layer(module):
+                    value = value.T.contiguous()  # quantizing makes of GPT-2's Conv1D [in, out] a linear layer [out, in]
                 dtype = torch.float32 if full_name.startswith(in_float32) else own_dtype
                 state[full_name] = value.detach().to("cpu", dtype)
     return state

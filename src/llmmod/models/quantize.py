@@ -24,6 +24,7 @@ from llmmod.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_a
 _KEY = "model.quantization"
 STACKED = "stacked"  # attribute of a quantized layer: the adapters that stay beside its weight, see `models.lora.stacked`
 _QUANTIZED = ("Params4bit", "Int8Params")
+_READ_RAW = {"mamba": "dt_proj", "falcon_mamba": "dt_proj"}  # transformers 5.23; on a CPU and beside its kernels alike
 _OWN_LINEARS = {"falcon": "transformers.models.falcon.modeling_falcon.FalconLinear"}
 
 
@@ -90,14 +91,18 @@ def is_quantized_layer(module: Any) -> bool:
 
 
 def check_quantized(model: Any) -> None:
-    """Nothing, where layers of a model are quantized.
+    """Nothing, where layers of a model are quantized, and only those that can be.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: none is, or one whose weight the model multiplies by itself.
     """
     if not is_quantized(model):
         found = f"{type(model).__name__} has no layers that bitsandbytes quantizes"
         raise ConfigError(Problem(f"{_KEY}.bits", found, do=f"Use {_KEY}.bits=null"))
+    name = _READ_RAW.get(model.config.model_type)
+    if any(name == place.rpartition(".")[2] and is_quantized_layer(module) for place, module in model.named_modules()):
+        found = f"{type(model).__name__} multiplies by the weight of {name} itself, so that it can't be quantized"
+        raise ConfigError(Problem(f"{_KEY}.llm_int8_skip_modules", found, do=f"Set it to [{name},lm_head]"))
 
 
 def with_float32_parts(model: Any) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from llmmod.errors import ConfigError
 from llmmod.models.adapt import add_lora
-from llmmod.models.tiny import tiny_model
+from llmmod.models.families.config import config_class
+from llmmod.models.shrunk import shrunk
+from llmmod.models.tiny import random_model, tiny_model
 from llmmod.schema.finetune import LoraConf
 
 LINEAR = ["q_proj", "down_proj"]
@@ -65,6 +68,16 @@ def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokeniz
     adapted = add_lora(model, conf)
     assert sorted(adapted.targeted_module_names, reverse=True) == ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
     assert {module.r["default"] for module in adapted.get_base_model().modules() if hasattr(module, "lora_A")} == {8}
+
+
+@pytest.mark.parametrize(("model_type", "without"), [("mamba", "out_proj"), ("phimoe", "router")])
+def test_all_linear_is_all_that_can_have_an_adapter(tiny_tokenizer, model_type, without):
+    """peft refuses what Mamba reads by itself; Phi-3.5-MoE's routers are linear layers by their class, and return pairs."""
+    model = random_model(shrunk(config_class(model_type)(), vocab_size=len(tiny_tokenizer), special={"pad_token_id": 0}), seed=0)
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")}
+    adapted = add_lora(model, LoraConf(name="lora", target_modules="all-linear", r=2))
+    assert set(adapted.targeted_module_names) == {name for name in linear if not name.endswith(without)} < linear
+    assert adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
 
 
 def test_a_whole_model_keeps_what_was_asked_for(tiny_llama):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
@@ -23,15 +24,37 @@ _LAYERS = "finetune.layers_to_transform"
 # As peft 0.21 has it (`_check_lora_target_modules_mamba`): these read weights of their own without calling the module.
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _READ = ("out_proj", "conv1d")
+_OWN_CLASSES = ("transformers.models.", "transformers_modules.")
 _SMALL_RANK = 8  # at most the width of any matrix of a stand-in
 
 
 def without_refused(model: Any, conf: LoraConf) -> LoraConf:
-    """The configuration in which all-linear leaves out what peft refuses to put an adapter on; any other is itself."""
-    if conf.target_modules != ALL_LINEAR or model.config.model_type not in _MAMBA or isinstance(conf.exclude_modules, str):
+    """The configuration in which all-linear leaves out what can't have an adapter; any other is itself.
+
+    That is what peft refuses of Mamba and its like, and routers: linear layers by their class which return more than a product.
+    """
+    if conf.target_modules != ALL_LINEAR or isinstance(conf.exclude_modules, str):
         return conf
-    log.info("finetune.target_modules: all-linear without %s, which %s reads by itself", " and ".join(_READ), type(model).__name__)
-    return replace(conf, exclude_modules=[*dict.fromkeys([*(conf.exclude_modules or []), *_READ])])
+    refused = [*(_READ if model.config.model_type in _MAMBA else ()), *_routers(model)]
+    if not refused:
+        return conf
+    said = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in refused))
+    log.info("finetune.target_modules: all-linear without %s, which %s doesn't call as linear layers", said, type(model).__name__)
+    return replace(conf, exclude_modules=[*dict.fromkeys([*(conf.exclude_modules or []), *refused])])
+
+
+@torch.no_grad()
+def _routers(model: Any) -> list[str]:
+    """Names of linear layers of a class of their own that return something else than a tensor."""
+    kinds: dict[type, bool] = {nn.Linear: False}
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and type(module).__module__.startswith(_OWN_CLASSES):
+            if type(module) not in kinds:
+                row = torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+                kinds[type(module)] = not isinstance(module(row), torch.Tensor)
+            found += [name] if kinds[type(module)] else []
+    return found
 
 
 def fitted_to_stand_in(model: Any, conf: LoraConf) -> LoraConf:

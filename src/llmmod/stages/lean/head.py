@@ -45,10 +45,21 @@ def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
 
 
 def readable_head(model: Any) -> None:
-    """Give a head what trl reads of it: of single tokens, peft's wrapper passes on the weight alone. The model is changed in place."""
+    """Give a model what trl (1.16) reads of it around its head, where transformers (5.23) calls it otherwise; it is changed in place.
+
+    Of a head with single tokens, peft's wrapper passes on the weight alone; Llama 4's text model names its trunk by another prefix; and
+    Phi-3.5-MoE's configuration has `num_local_experts` where the others have `num_experts` too.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and not hasattr(head, "bias"):
         head.bias = None
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trunk: Any = getattr(plain, "base_model", None)
+    if trunk is plain and hasattr(plain, "model"):
+        plain.base_model_prefix = "model"
+    config = plain.config.get_text_config() if hasattr(plain.config, "get_text_config") else plain.config
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        type(config).attribute_map = {**type(config).attribute_map, "num_experts": "num_local_experts"}  # another name; nothing is saved
 
 
 class _Head:
