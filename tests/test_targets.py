@@ -43,7 +43,7 @@ llmmod.targets.refusal llmmod.models.load._private llmmod.models.load.os.system 
 ALLOWED = names(
     """
 llmmod.models.load.load_model llmmod.steps.train.Train llmmod.stages.sft.SftTrainer llmmod.metrics.rouge.Rouge
-llmmod.render.template.Template llmmod.data.load.load_examples torch.nn.Linear torch.nn.functional.gelu torch.optim.AdamW
+llmmod.render.template.Template llmmod.data.load.load_splits torch.nn.Linear torch.nn.functional.gelu torch.optim.AdamW
 torch.utils.data.SequentialSampler transformers.AutoModelForCausalLM.from_pretrained transformers.EarlyStoppingCallback
 transformers.Trainer transformers.Seq2SeqTrainingArguments transformers.utils.logging.X trl.SFTTrainer trl.rewards.accuracy_reward
 peft.LoraConfig peft.PeftModel.from_pretrained datasets.load_dataset accelerate.Accelerator

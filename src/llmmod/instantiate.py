@@ -18,10 +18,11 @@ from collections.abc import Callable
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from llmmod.code_arguments import check_code_arguments, check_outputs, code_refused, never_ask
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, check_targets, refusal, refusal_in_package, within
 
-__all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "locate"]
+__all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_own", "locate"]
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
 
@@ -35,9 +36,20 @@ def locate(path: str) -> Any:
     if reason := refusal(path):
         raise ConfigError(Problem(str(path), reason, *advice(path)))
     parent, found = _walk(path)
+    if path.split(".")[0] in _ASK:
+        never_ask()
     if reason := _refused_object(found, parent, path.rpartition(".")[2]):
         raise ConfigError(Problem(path, reason, *advice(f"{getattr(found, '__module__', None) or ''}.")))
     return found
+
+
+def import_own(path: str) -> Any:
+    """A function of llmmod's own, imported when it is needed; for our own code, which may name what a configuration may not."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+_ASK = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
 
 
 def build(node: Any, /, **runtime: Any) -> Any:
@@ -48,16 +60,23 @@ def build(node: Any, /, **runtime: Any) -> Any:
         runtime: arguments that only the running program has; they win over the node's.
 
     Raises:
-        ConfigError: as `locate`, or if the target doesn't take the arguments. What the target itself raises is left as it is.
+        ConfigError: as `locate`, if the target doesn't take the arguments, or if one would run what it points at. What the target itself
+            raises is left as it is.
     """
     fields = _fields(node)
     target = locate(fields.get("_target_", ""))
     positional = _positional(fields)
     named = arguments(node) | runtime
     partial = bool(fields.get("_partial_", False))
-    if problems := _unfit_arguments(target, fields["_target_"], positional, named, partial=partial):
+    given = _by_name(target, fields)
+    problems = check_code_arguments(given, fields["_target_"]) + check_outputs(given, fields["_target_"])
+    problems += _unfit_arguments(target, fields["_target_"], positional, named, partial=partial)
+    if problems:
         raise ConfigError(problems)
-    return functools.partial(target, *positional, **named) if partial else target(*positional, **named)
+    if partial:
+        return functools.partial(target, *positional, **named)
+    with code_refused(fields["_target_"], str([*positional, *named.values(), ""][0])):
+        return target(*positional, **named)
 
 
 def arguments(node: Any) -> dict[str, Any]:
@@ -65,6 +84,15 @@ def arguments(node: Any) -> dict[str, Any]:
     fields = _fields(node)
     recursive = bool(fields.get("_recursive_", True))
     return {name: _built(value) if recursive else value for name, value in fields.items() if name not in _SPECIAL}
+
+
+def _by_name(target: Callable[..., Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a node by their names, those of `_args_` too, as far as the target tells them."""
+    try:
+        placed = inspect.signature(target).bind_partial(*(fields.get("_args_") or [])).arguments
+    except (TypeError, ValueError):
+        placed = {}
+    return {**placed, **{name: value for name, value in fields.items() if name not in _SPECIAL}}
 
 
 def _positional(fields: dict[str, Any]) -> list[Any]:

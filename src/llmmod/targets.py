@@ -40,8 +40,21 @@ class Package:
 
 PACKAGES: dict[str, Package] = {
     "llmmod": Package(
-        classes=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.rewards", "llmmod.stages", "llmmod.steps"),
-        functions=("llmmod.data", "llmmod.metrics", "llmmod.models", "llmmod.render", "llmmod.rewards", "llmmod.stages", "llmmod.steps"),
+        classes=(
+            "llmmod.data.collate", "llmmod.data.judged", "llmmod.data.pairs", "llmmod.data.scored_pairs", "llmmod.metrics",
+            "llmmod.render.auto.AutoTemplate", "llmmod.render.template.Template", "llmmod.rewards", "llmmod.stages.dpo.DpoTrainer",
+            "llmmod.stages.grpo.arguments.GrpoArguments", "llmmod.stages.grpo.trainer.GrpoTrainer", "llmmod.stages.kto.KtoTrainer",
+            "llmmod.stages.ppo.arguments.PpoArguments", "llmmod.stages.ppo.trainer.PpoTrainer", "llmmod.stages.rm.RmTrainer",
+            "llmmod.stages.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
+            "llmmod.steps.predict.Predict", "llmmod.steps.predict_answers.PredictAnswers",
+            "llmmod.steps.predict_documents.PredictDocuments", "llmmod.steps.predict_rewards.PredictRewards",
+            "llmmod.steps.preview.Preview", "llmmod.steps.train.Train",
+        ),
+        functions=(
+            "llmmod.data.formats", "llmmod.data.load.load_splits", "llmmod.metrics", "llmmod.models.adapt.add_lora",
+            "llmmod.models.adapt.train_all", "llmmod.models.adapt.train_some_layers", "llmmod.models.load.load_model",
+            "llmmod.models.tokenizer.load_tokenizer", "llmmod.rewards",
+        ),
     ),
     "torch": Package(
         classes=("torch.nn", "torch.optim", "torch.utils.data", "torch.distributions", "torch.device", "torch._C.Generator"),
@@ -221,7 +234,7 @@ def refusal_in_package(path: str) -> str:
             return f"'{path}' leads to Python's own module {part}"
     if within(path, package.refused) or (parts[0] != "llmmod" and not _RUN.isdisjoint(parts)):
         return f"'{path}' is refused: it runs programs or code, reads pickles, or writes where it is told to"
-    if parts[0] == "llmmod" and not within(path, package.classes):
+    if parts[0] == "llmmod" and not within(path, package.classes + package.functions):
         return f"'{path}' is no component of a run"
     return ""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmmod.errors import ConfigError
+from llmmod.instantiate import build
 from llmmod.models.load import load_model
 from llmmod.models.tokenizer import load_tokenizer
 
@@ -83,6 +84,26 @@ def test_trusted_code_is_run_and_said_to_be(with_code, tiny_llama, ids, logits, 
     caplog.clear()
     assert load_tokenizer(with_code, trust_remote_code=True)("Hello").input_ids
     assert "was run, with all your rights, and NewestTokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_tokenizer,
+        lambda path: build({"_target_": "transformers.AutoTokenizer.from_pretrained", "pretrained_model_name_or_path": path}),
+        lambda path: build({"_target_": "transformers.AutoConfig.from_pretrained", "pretrained_model_name_or_path": path}),
+    ],
+    ids=["ours", "tokenizer", "config"],
+)
+def test_nobody_is_asked_whether_code_may_run(with_code, read, monkeypatch, capfd):
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(f"asked: {prompt}"))
+    with pytest.raises(ConfigError) as error:
+        read(with_code)
+    assert str(error.value).endswith(
+        f"'{with_code}' needs Python code that comes with it. If you trust whoever made it, add model.trust_remote_code=true to the "
+        "command line, or set LLMMOD_TRUST_REMOTE_CODE=1."
+    )
+    assert "Do you wish" not in "".join(capfd.readouterr())
 
 
 def test_trust_that_was_not_needed(llama_directory, caplog):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmmod.code_arguments import code_refused
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 from llmmod.models.attention import check_attention
@@ -123,7 +124,9 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
         fields = {"config": _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)}
     elif fields and locate(conf._target_) is load_model:
         load_config(checkpoint, fields, **_where(conf, hub))  # refuses what it doesn't have; from_pretrained would name no key
-    model = locate(conf._target_)(checkpoint.path, **given, **_where(conf, hub), **fields, **conf.kwargs)
+    load = locate(conf._target_)
+    with code_refused(PATH_KEY, checkpoint.path):
+        model = load(checkpoint.path, **given, **_where(conf, hub), **fields, **conf.kwargs)
     # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
     set_name(model, str(model_path(conf)))
     return model
@@ -184,7 +187,9 @@ def _tokenizer(conf: TokenizerConf, model: ModelConf, hub: HubConf, *, smoke: bo
     where = _where(model if own else replace(model, revision=None), hub)
     gguf = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
     try:
-        return locate(conf._target_)(checkpoint.path, **gguf, **where, **conf.kwargs)
+        load = locate(conf._target_)
+        with code_refused(PATH_KEY, checkpoint.path):
+            return load(checkpoint.path, **gguf, **where, **conf.kwargs)
     except ConfigError as error:
         if smoke and not checkpoint.local:
             return None

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, modeling_utils
 
+from llmmod.code_arguments import code_problem, never_ask
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.models.cpu_kernels import keep_differentiable
@@ -129,6 +130,7 @@ def explained(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH
 
     Errors that say nothing of the checkpoint stay what they are: no memory, a full disk, a defect.
     """
+    never_ask()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The `proxies` argument is ignored")  # `set_proxies` has set them
@@ -214,6 +216,8 @@ def _problem(error: Exception, checkpoint: Checkpoint, arguments: dict[str, Any]
         return hub_problem(hub, checkpoint.path, revision=arguments.get("revision"), key=key)
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or getattr(error, "errno", None) in _DISK_FULL:
         return None
+    if refused := code_problem(error, key, checkpoint.path):
+        return refused
     if "attn_implementation" in arguments and "attention" in text.lower():
         return Problem("model.attn_implementation", f"'{arguments['attn_implementation']}' can't be used: {text[:200]}")
     if isinstance(error, TypeError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.pipeline.parts import Parts
 from llmmod.schema.quantization import decides_weights
 from llmmod.schema.reward import reward_nodes
@@ -39,7 +39,7 @@ def _of_directories(parts: Parts, step: str) -> Iterator[str]:
     base = model.sizes.get(model.size, model.pretrained_model_name_or_path)
     scored = [str(node["path"]) for node in _rewards(parts, step) if "path" in node]
     for path in filter(None, [base, *adapters, *scored]):
-        left = locate("llmmod.models.stage_file.read_stage_file")(Path(path).expanduser())
+        left = import_own("llmmod.models.stage_file.read_stage_file")(Path(path).expanduser())
         if left is None:
             continue
         yield from _another_render(f"'{path}'", left.render, step, parts)

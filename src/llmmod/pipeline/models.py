@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.beginning import Beginning
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel
 from llmmod.schema.base import Weights
@@ -120,9 +120,9 @@ class Models:
         if self._held is not None and self._held.wearer == wearer and self._held.worn is not None:
             return self._held.worn
         base = _headed(self.base(step), head)
-        adapted = locate("llmmod.models.adapt.with_adapters")(base, finetune) if finetune.adapters else base
+        adapted = import_own("llmmod.models.adapt.with_adapters")(base, finetune) if finetune.adapters else base
         if head == "reward":
-            locate("llmmod.models.reward.require_head")(adapted)
+            import_own("llmmod.models.reward.require_head")(adapted)
         return self._wear(wearer, LoadedModel(adapted, "adapter" if finetune.adapters else "base", head), merged=finetune.adapters[:-1])
 
     def _left_by(self, step: str) -> LoadedModel:
@@ -137,7 +137,7 @@ class Models:
             return replace(result, model=self._held.model)
         base, finetune = _headed(self.base(step), result.head), self._parts.of(step, "finetune")
         chain = _merged_first(finetune)
-        adapted = locate("llmmod.models.adapt.with_adapters")(base, replace(finetune, adapters=[*chain, str(result.path)]))
+        adapted = import_own("llmmod.models.adapt.with_adapters")(base, replace(finetune, adapters=[*chain, str(result.path)]))
         self._results[step] = replace(result, model=adapted)
         return self._wear(own, self._results[step], merged=chain)
 
@@ -157,14 +157,14 @@ class Models:
         """Whether the model in memory is, or could be made, the one that is asked for."""
         if held.wearer == origin and held.worn is not None:
             if held.worn.kind == "adapter":
-                held.model = locate("llmmod.models.lora.stacked.merge_or_stack")(held.worn.model)
+                held.model = import_own("llmmod.models.lora.stacked.merge_or_stack")(held.worn.model)
             else:
-                locate("llmmod.models.rebuild.set_name")(held.model, str(held.worn.path))
+                import_own("llmmod.models.rebuild.set_name")(held.model, str(held.worn.path))
             held.origin = origin
         elif held.origin != origin:
             return False
         elif held.worn is not None and held.worn.kind == "adapter":
-            locate("llmmod.models.adapters.taken_off")(held.worn.model)
+            import_own("llmmod.models.adapters.taken_off")(held.worn.model)
         self._forget_worn(held)
         return True
 
@@ -182,7 +182,7 @@ class Models:
             return self._read_result(earlier)
         base = self._read(earlier, self._origin(earlier))
         chain = [*_merged_first(self._parts.of(earlier, "finetune")), str(result.path)]
-        return locate("llmmod.models.adapters.with_chain")(base, chain)
+        return import_own("llmmod.models.adapters.with_chain")(base, chain)
 
     def _read_result(self, step: str) -> Any:
         """The whole model that a step saved."""
@@ -205,7 +205,7 @@ class Models:
         """A step's `model.*`; where it scores, and its checkpoint has a reward head, it is read with it."""
         conf: ModelConf = self._parts.of(step, "model")
         scores = self._parts.of(step, "training").head == "reward"
-        has_head = locate("llmmod.models.stage_file.head_of")(Path(str(conf.pretrained_model_name_or_path)).expanduser()) == "reward"
+        has_head = import_own("llmmod.models.stage_file.head_of")(Path(str(conf.pretrained_model_name_or_path)).expanduser()) == "reward"
         return replace(conf, _target_=_REWARD) if scores and has_head else conf
 
     def _let_go(self) -> None:
@@ -232,4 +232,4 @@ def _absolute(path: str) -> str:
 
 
 def _headed(model: Any, head: str) -> Any:
-    return locate("llmmod.models.reward.with_reward_head")(model) if head == "reward" else model
+    return import_own("llmmod.models.reward.with_reward_head")(model) if head == "reward" else model

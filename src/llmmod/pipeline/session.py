@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.beginning import Beginning
-from llmmod.instantiate import build, locate
+from llmmod.instantiate import build, import_own, locate
 from llmmod.pipeline.models import Models
 from llmmod.pipeline.parts import Parts
 from llmmod.protocols import LoadedModel, Render
@@ -49,10 +49,10 @@ class Session:
     def tokenizer(self, step: str) -> Any:
         """The tokenizer of a step's model."""
         model, render = self.conf(step, "model"), self.conf(step, "render")
-        extra = locate("llmmod.render.tokens.named_tokens")(render) if self.root.smoke else []
+        extra = import_own("llmmod.render.tokens.named_tokens")(render) if self.root.smoke else []
         return self._once(
             ("tokenizer", repr(self.root.tokenizer), repr(model), repr(extra)),
-            lambda: locate("llmmod.models.build.tokenizer_from")(
+            lambda: import_own("llmmod.models.build.tokenizer_from")(
                 self.root.tokenizer, model, hub=self.root.hub, smoke=self.root.smoke, extra_tokens=extra
             ),
         )
@@ -128,7 +128,7 @@ class Session:
 
     def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
         smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
-        load = locate("llmmod.models.build.model_from")
+        load = import_own("llmmod.models.build.model_from")
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from llmmod.code_arguments import check_code_arguments, trust_typed
 from llmmod.errors import ConfigError, Problem
 from llmmod.schema.overrides import Composition, parse
 from llmmod.schema.plain import resolved
@@ -70,6 +71,7 @@ def compose_config(
         raise ConfigError(problems)
     composed = _separate(composition.config, list(overrides), with_hydra=with_hydra, job_num=job_num)
     composed.user_keys = composition.user_keys()
+    trust_typed(composition.typed_true())
     if problems:
         raise ConfigError(problems + _also(composed, composition, {p.key for p in problems}))
     return composed
@@ -90,9 +92,10 @@ def to_root(config: DictConfig) -> Root:
     """The configuration as plain Python, in the schemas' dataclasses; to be made once, at the border.
 
     Raises:
-        ConfigError: naming each key that isn't set and each interpolation that fails.
+        ConfigError: naming each key that isn't set, each interpolation that fails, and each argument that would run what it points at.
     """
-    _, problems = resolved(config)
+    plain, problems = resolved(config)
+    problems += check_code_arguments(plain)  # also of what only Hydra knew, and of what its sweeper added
     if problems:
         raise ConfigError(problems)
     try:

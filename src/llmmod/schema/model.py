@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmmod.code_arguments import trusted_by_environment
 from llmmod.schema.base import Dtype, Weights
 from llmmod.schema.quantization import QuantizationConf
 
@@ -42,7 +43,8 @@ class ModelConf:
     shift_attn_group_size: float = 0.25  # tokens that attend to each other; below 1: a share of the sequence, as in the paper
     quantization: QuantizationConf = field(default_factory=QuantizationConf)
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
-    trust_remote_code: bool = False  # run Python code that comes with the checkpoint
+    # Run Python code that comes with the checkpoint; true from the command line or LLMMOD_TRUST_REMOTE_CODE=1, never from a file.
+    trust_remote_code: bool = field(default_factory=trusted_by_environment)
     print_structure: bool = False  # print the modules after loading
     lora_learning_rate: float = 2e-4  # what finetune.learning_rate is for adapters unless the user says otherwise; small models take more
     lora_targets: Any = "all-linear"  # what finetune.target_modules is unless the user says otherwise

@@ -104,6 +104,11 @@ class Composition:
         found = [key for o in self._applied for key in _leaves(o.key_or_group, o.value())]
         return list(dict.fromkeys(key for key in found if not key.startswith("hydra.")))
 
+    def typed_true(self) -> list[str]:
+        """The keys that the applied overrides set to true, in so many words."""
+        leaves = [leaf for o in self._applied for leaf in _valued(o.key_or_group, o.value())]
+        return [key for key, value in leaves if value is True]
+
     def in_failed_group(self, key: str) -> bool:
         """Whether a key lies in a part whose option couldn't be chosen, so that nothing can be said of it."""
         group, node, _ = part_of(key)
@@ -207,6 +212,11 @@ def directories(config_dir: str | None, overrides: Iterable[Override]) -> list[P
 
 def _leaves(key: str, value: Any) -> list[str]:
     """The keys that a value sets: its own, or those of a mapping's members."""
+    return [leaf for leaf, _ in _valued(key, value)]
+
+
+def _valued(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The keys that a value sets, each with its own."""
     if isinstance(value, dict) and value:
-        return [leaf for name, item in value.items() for leaf in _leaves(f"{key}.{name}", item)]
-    return [key]
+        return [leaf for name, item in value.items() for leaf in _valued(f"{key}.{name}", item)]
+    return [(key, value)]

@@ -18,6 +18,7 @@ from llmmod.schema.validate.arguments import check_arguments
 from llmmod.schema.validate.attention import check_attention
 from llmmod.schema.validate.bounds import check_bounds
 from llmmod.schema.validate.choices import check_choices
+from llmmod.schema.validate.code import check_code
 from llmmod.schema.validate.context import Context
 from llmmod.schema.validate.contradictions import check_contradictions
 from llmmod.schema.validate.data_files import check_data_files
@@ -60,6 +61,7 @@ CHECKS: tuple[Check, ...] = (
     check_from_step,
     check_taken_over,
     check_contradictions,
+    check_code,
     check_low_rank,
     check_trainable_dtype,
     check_attention,

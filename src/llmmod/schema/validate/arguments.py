@@ -17,7 +17,7 @@ _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_targe
 
 def check_arguments(context: Context) -> Iterator[Problem]:
     """A problem for each argument in a free node that its target doesn't take, and for each module that there isn't."""
-    for key, node in _nodes(context.plain, ""):
+    for key, node in nodes_of(context.plain, ""):
         target = node["_target_"]
         if not isinstance(target, str) or refusal(target):
             continue  # told by `check_named`
@@ -29,16 +29,16 @@ def check_arguments(context: Context) -> Iterator[Problem]:
             yield from (Problem(f"{key}.{name}", f"{target} has no such argument", did_you_mean(str(name), known)) for name in wrong)
 
 
-def _nodes(tree: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def nodes_of(tree: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each dict with a `_target_`, with its key."""
     if isinstance(tree, dict):
         if "_target_" in tree and tree["_target_"] is not None:
             yield key, tree
         for name, item in tree.items():
-            yield from _nodes(item, f"{key}.{name}" if key else str(name))
+            yield from nodes_of(item, f"{key}.{name}" if key else str(name))
     elif isinstance(tree, list):
         for number, item in enumerate(tree):
-            yield from _nodes(item, f"{key}.{number}")
+            yield from nodes_of(item, f"{key}.{number}")
 
 
 def _absent_module(target: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.schema.base import Weights
 from llmmod.schema.validate.context import Context
 
@@ -51,7 +51,7 @@ def _under(place: str, problems: list[Problem]) -> list[Problem]:
 
 
 def _path_of_size(model: dict[str, Any]) -> Any:
-    find = locate("llmmod.models.checkpoint.path_of_size")
+    find = import_own("llmmod.models.checkpoint.path_of_size")
     return find(model.get("pretrained_model_name_or_path"), model.get("size"), model.get("sizes") or {})
 
 
@@ -66,10 +66,11 @@ def _needs_weights(context: Context, place: str) -> bool:
 
 
 def _model(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
-    checkpoint = locate("llmmod.models.checkpoint.find_checkpoint")(path, gguf_file=model.get("gguf_file"), install=model.get("install"))
+    find = import_own("llmmod.models.checkpoint.find_checkpoint")
+    checkpoint = find(path, gguf_file=model.get("gguf_file"), install=model.get("install"))
     if loaded:
         weights = weights and model.get("weights") != Weights.random
-        locate("llmmod.models.checkpoint.check_model_directory")(checkpoint, weights=weights)
+        import_own("llmmod.models.checkpoint.check_model_directory")(checkpoint, weights=weights)
 
 
 def _revision(model: dict[str, Any], path: str) -> list[Problem]:
@@ -81,13 +82,13 @@ def _revision(model: dict[str, Any], path: str) -> list[Problem]:
 def _tokenizer(context: Context) -> Iterator[Problem]:
     path, key = context.get("tokenizer.pretrained_model_name_or_path"), "tokenizer.pretrained_model_name_or_path"
     if isinstance(path, str) and context.places("tokenizer"):
-        yield from _told(locate("llmmod.models.checkpoint.find_checkpoint"), path, key=key)[1]
+        yield from _told(import_own("llmmod.models.checkpoint.find_checkpoint"), path, key=key)[1]
 
 
 def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
     for number, path in enumerate(adapters):
         key = f"{place}.adapters[{number}]"
-        found, problems = _told(locate("llmmod.models.checkpoint.find_checkpoint"), str(path), key=key)
+        found, problems = _told(import_own("llmmod.models.checkpoint.find_checkpoint"), str(path), key=key)
         yield from problems
         if found is not None and found.local and not (Path(found.path) / "adapter_config.json").is_file():
             model = (Path(found.path) / "config.json").is_file()
@@ -97,7 +98,7 @@ def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
 
 def _heads(context: Context) -> Iterator[Problem]:
     """A model or an adapter of another kind than a step needs, and an adapter that was trained on others merged."""
-    wrong_head, wrong_chain = (locate(f"llmmod.models.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
+    wrong_head, wrong_chain = (import_own(f"llmmod.models.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
     found: dict[str, Problem | None] = {}
     for step in context.steps:
         trains = context.trains(step)
@@ -124,5 +125,5 @@ def _checkpoint(context: Context, step: str) -> Iterator[Problem]:
     if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
         return
     directory = Path(output).expanduser() / step
-    for problem in _told(locate("llmmod.stages.loop.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
+    for problem in _told(import_own("llmmod.stages.loop.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
         yield Problem(key, problem.found, problem.allowed, problem.do)

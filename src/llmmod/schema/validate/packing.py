@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmmod.errors import Problem
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.schema.validate.context import Context
 
 # Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
@@ -45,5 +45,5 @@ def _reason(context: Context, step: str, training: str) -> str | None:
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):
         return f"{training}.pad_to_multiple_of asks for padding"
     attention = context.get(f"{context.part(step, 'model')}.attn_implementation")
-    reason: str | None = locate("llmmod.models.apart.why_not_attention")(attention) if isinstance(attention, str) else None
+    reason: str | None = import_own("llmmod.models.apart.why_not_attention")(attention) if isinstance(attention, str) else None
     return reason

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmmod.errors import Problem
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.schema.validate.context import Context
 
 _WITHOUT = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
@@ -32,5 +32,5 @@ def _family(context: Context, model: Any) -> str | None:
     path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
     on_disk = None
     if isinstance(path, str) and not (context.smoke and stated):
-        on_disk = locate("llmmod.models.apart.family_on_disk")(path, model.get("gguf_file"))
+        on_disk = import_own("llmmod.models.apart.family_on_disk")(path, model.get("gguf_file"))
     return on_disk or stated

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.paths import resolve_path
 from llmmod.schema.reward import SOURCES, reward_nodes, unfit
 from llmmod.schema.validate.context import Context
@@ -71,7 +71,7 @@ def _path(key: str, path: str) -> Iterator[Problem]:
     if isinstance(found, Path) and not any((found / name).is_file() for name in ("adapter_config.json", "config.json")):
         yield Problem(key, f"{found} holds neither a model nor an adapter", do="Give what stage=rm wrote: <run>/train")
     elif isinstance(found, Path):
-        problem = locate("llmmod.models.stage_file.wrong_head")(path, found, wanted="reward", key=key)
+        problem = import_own("llmmod.models.stage_file.wrong_head")(path, found, wanted="reward", key=key)
         yield from [problem] if problem is not None else []
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         yield Problem(key, f"there is no directory {path}", do="Give what stage=rm wrote: <run>/train")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmmod.errors import Problem
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own
 from llmmod.schema.validate.context import Context
 
 
@@ -41,5 +41,5 @@ def _dtype(context: Context, model: dict[str, Any]) -> str | None:
     chosen, path = str(model.get("dtype")), model.get("pretrained_model_name_or_path")
     if chosen != "auto" or context.smoke or not isinstance(path, str):
         return chosen
-    found: str | None = locate("llmmod.models.checkpoint.stated_dtype")(path, model.get("gguf_file"))
+    found: str | None = import_own("llmmod.models.checkpoint.stated_dtype")(path, model.get("gguf_file"))
     return found

@@ -1,0 +1,146 @@
+"""Arguments that run or unpickle what they point at, wherever they stand in a configuration, and who may set the one that is allowed.
+
+A checkpoint's own code runs with `model.trust_remote_code=true` alone, and that comes from whoever starts the run: from the command line
+or from `LLMMOD_TRUST_REMOTE_CODE=1`, never from a file, which may be somebody else's. Every other argument of the table has the values
+by which nothing runs, and no others, however deep it stands and whatever takes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from llmmod.errors import ConfigError, Problem
+
+ENVIRONMENT = "LLMMOD_TRUST_REMOTE_CODE"
+_TYPED = "LLMMOD_TRUSTED_KEYS"  # so that processes which are started for the run know what was typed
+
+# Argument -> the values by which nothing that it points at runs.
+HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "trust_remote_code": (False, None),
+    "code_revision": (None,),
+    "custom_generate": (None,),
+    "auto_map": (None,),  # of a configuration: the classes that a checkpoint's code defines
+    "custom_pipelines": (None,),
+    "weights_only": (True, None),  # false: torch.load unpickles anything
+    "allow_pickle": (False, None),
+    "pickle_module": (None,),
+    "use_kernels": (False, None),  # compiled code from the hub
+    "allow_all_kernels": (False, None),
+    "kernel_config": (None,),
+    "import_allowlist": (None,),  # peft: modules that an adapter's file may name
+    "auto_mapping": (None,),
+    "megatron_core": ("megatron.core", None),  # peft imports it
+    "storage_options": (None,),  # fsspec: other file systems, whose own files can hold templates that run
+}
+# Arguments that say where a component writes. A run writes in its own directory, and downloads go where hub.cache_dir says.
+WRITES = frozenset({"cache_dir", "logging_dir", "output_dir", "output_trace_dir", "project_dir", "tensorboard_dir", "working_dir"})
+_ATTENTION = re.compile(r"_?(attn|experts|sp_attn)_implementation(_internal)?")  # a name with a / is code on the hub
+_OF_MODEL = re.compile(r"(steps\.[^.]+\.)?model\.trust_remote_code")
+_TRUST = f"If you trust whoever made it, add {{key}}=true to the command line, or set {ENVIRONMENT}=1"
+
+
+def trusted_by_environment() -> bool:
+    """Whether `LLMMOD_TRUST_REMOTE_CODE` is set, which is the default of `model.trust_remote_code`."""
+    return os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes")
+
+
+def trust_typed(keys: Iterable[str]) -> None:
+    """Remember which `model.trust_remote_code` the user typed."""
+    typed = {key for key in keys if _OF_MODEL.fullmatch(key)} | _typed()
+    if typed:
+        os.environ[_TYPED] = ",".join(sorted(typed))
+
+
+def check_code_arguments(tree: Any, where: str = "") -> list[Problem]:
+    """A problem for each argument in a configuration that would run something, however deep it stands.
+
+    Args:
+        tree: the configuration, or a part of it, as plain containers; interpolations resolved.
+        where: the part's key, empty for the root.
+    """
+    found = [(key, name, value) for key, name, value in _arguments(tree, where) if _runs(name, value)]
+    return [problem for key, name, value in found if (problem := _problem(key, name, value)) is not None]
+
+
+def check_outputs(node: Any, where: str) -> list[Problem]:
+    """A problem for each argument by which a component that a configuration names would write where it is told to.
+
+    Args:
+        node: the component's arguments, as plain containers.
+        where: the node's key.
+    """
+    found = [(key, value) for key, name, value in _arguments(node, where) if name in WRITES and value is not None]
+    do = "Leave it out: a run writes to output_dir, and hub.cache_dir is where downloads go"
+    return [Problem(key, f"{value!r} is outside of the run's directory", do=do) for key, value in found]
+
+
+def never_ask() -> None:
+    """Have transformers (5.23) refuse a checkpoint's own code where nobody allowed it, rather than ask on the terminal for 15 seconds."""
+    module: Any = importlib.import_module("transformers.dynamic_module_utils")
+    if hasattr(module, "TIME_OUT_REMOTE_CODE"):
+        module.TIME_OUT_REMOTE_CODE = 0
+
+
+@contextmanager
+def code_refused(key: str, name: str) -> Iterator[None]:
+    """Within it, a checkpoint whose code nobody allowed is a ConfigError; arguments as of `code_problem`."""
+    try:
+        yield
+    except ValueError as error:
+        if problem := code_problem(error, key, name):
+            raise ConfigError(problem) from error
+        raise
+
+
+def code_problem(error: Exception, key: str, name: str) -> Problem | None:
+    """What to say where transformers refused to run a checkpoint's own code; None where the error is another.
+
+    Args:
+        error: what it raised.
+        key: that the checkpoint was given by.
+        name: of the checkpoint.
+    """
+    if not isinstance(error, ValueError) or "trust_remote_code" not in str(error):
+        return None
+    return Problem(key, f"'{name}' needs Python code that comes with it", do=_TRUST.format(key="model.trust_remote_code"))
+
+
+def _problem(key: str, name: str, value: Any) -> Problem | None:
+    if _ATTENTION.fullmatch(name):
+        found = "code on the hub, which may not be run"
+        return Problem(key, f"'{value}' is {found}", "Allowed: sdpa, eager, flash_attention_2, flex_attention, null")
+    if not _OF_MODEL.fullmatch(key):
+        do = "A model's is model.trust_remote_code, on the command line" if name == "trust_remote_code" else ""
+        allowed = " or ".join("null" if v is None else str(v).lower() for v in HARMLESS[name])
+        return Problem(key, f"{value!r} could run code that it points at", f"Allowed: {allowed}", do)
+    if value is True and (key in _typed() or trusted_by_environment()):
+        return None
+    return Problem(key, f"{value!r}, and not from the command line", "Allowed in a file: false", _TRUST.format(key=key))
+
+
+def _arguments(node: Any, key: str) -> Iterator[tuple[str, str, Any]]:
+    """Each argument, however deep it stands: its key, its name and its value."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            place = f"{key}.{name}" if key else str(name)
+            yield place, str(name), value
+            yield from _arguments(value, place)
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from _arguments(value, f"{key}.{number}")
+
+
+def _runs(name: str, value: Any) -> bool:
+    if _ATTENTION.fullmatch(name):
+        texts = value.values() if isinstance(value, Mapping) else [value]
+        return any(isinstance(text, str) and ("/" in text or ":" in text) for text in texts)
+    return name in HARMLESS and value not in (*HARMLESS[name], {}, [])
+
+
+def _typed() -> set[str]:
+    return set(filter(None, os.environ.get(_TYPED, "").split(",")))
