@@ -126,6 +126,10 @@ HYDRA = [
     ({"job": {"env_set": {"LLMMOD_ALLOW": "evil"}}}, "hydra.job.env_set.LLMMOD_ALLOW"),
     ({"job": {"env_set": {"PYTHONPATH": "/x"}}}, "hydra.job.env_set.PYTHONPATH"),
     ({"job": {"env_set": {"LD_PRELOAD": "/x.so"}}}, "hydra.job.env_set.LD_PRELOAD"),
+    ({"job": {"env_set": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}}, "hydra.job.env_set.TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"),
+    ({"job": {"env_set": {"CC": "/x"}}}, "hydra.job.env_set.CC"),
+    ({"job_logging": {"handlers": {"file": {"filename": "/home/me/.bashrc"}}}}, "hydra.job_logging.handlers.file.filename"),
+    ({"job_logging": {"handlers": {"h": {"filename": "${hydra.runtime.output_dir}/../x"}}}}, "hydra.job_logging.handlers.h.filename"),
 ]
 
 
@@ -139,7 +143,12 @@ def test_hydra_s_own_node_passes():
     node = {
         "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
-        "job_logging": {"handlers": {"console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}},
+        "job_logging": {
+            "handlers": {
+                "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
+                "file": {"class": "logging.FileHandler", "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log"},
+            }
+        },
         "job": {"env_set": {"HF_HUB_OFFLINE": "1"}},
     }
     assert check_targets({"hydra": node}) == []

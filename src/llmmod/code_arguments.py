@@ -102,12 +102,14 @@ def code_problem(error: Exception, key: str, name: str) -> Problem | None:
 
     Args:
         error: what it raised.
-        key: that the checkpoint was given by.
+        key: that the checkpoint was given by; a component's path, where it isn't the model's.
         name: of the checkpoint.
     """
     if not isinstance(error, ValueError) or "trust_remote_code" not in str(error):
         return None
-    return Problem(key, f"'{name}' needs Python code that comes with it", do=_TRUST.format(key="model.trust_remote_code"))
+    of_model = key.endswith("pretrained_model_name_or_path")
+    do = _TRUST.format(key="model.trust_remote_code") if of_model else "Only a model's own code can be allowed: model.trust_remote_code"
+    return Problem(key, f"'{name}' needs Python code that comes with it", do=do)
 
 
 def _problem(key: str, name: str, value: Any) -> Problem | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmmod.errors import Problem
+from llmmod.hydra_node import LOGGING, check_hydra
 from llmmod.modules import find_module
 
 ENVIRONMENT = "LLMMOD_ALLOW"
@@ -216,12 +217,12 @@ def check_targets(tree: Any, where: str = "") -> list[Problem]:
     found = []
     for key, value, kind in _named(tree, where):
         if kind == "logging":
-            if value not in _LOGGING:
+            if value not in LOGGING:
                 refused = f"{value!r} may not be named by a logging configuration"
-                found.append(Problem(key, refused, f"Allowed: {', '.join(sorted(_LOGGING))}"))
+                found.append(Problem(key, refused, f"Allowed: {', '.join(sorted(LOGGING))}"))
         elif reason := refusal(value, hydra=kind == "hydra"):
             found.append(Problem(key, reason, *advice(value, hydra=kind == "hydra")))
-    return found + _check_environment(tree, where)
+    return found + check_hydra(tree if where == "hydra" else tree.get("hydra") if not where and isinstance(tree, dict) else None)
 
 
 def refusal_in_package(path: str) -> str:
@@ -270,23 +271,3 @@ def _named(node: Any, key: str) -> Iterator[tuple[str, Any, str]]:
             yield from _named(value, f"{key}.{number}")
     elif in_logging and isinstance(node, str) and node.startswith("ext://"):
         yield key, node, "logging"
-
-
-# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
-_LOGGING = frozenset({
-    "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
-    "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
-})  # fmt: skip
-
-
-# A configuration that set these would allow itself what it may not do, or change which code is imported.
-_ENVIRONMENT_REFUSED = ("LLMMOD_", "HYDRA_INSTANTIATE_", "PYTHON", "LD_", "DYLD_", "PATH")
-
-
-def _check_environment(tree: Any, where: str) -> list[Problem]:
-    node = {"hydra": tree} if where == "hydra" else tree if not where else None
-    for name in ("hydra", "job", "env_set"):
-        node = node.get(name) if isinstance(node, dict) else None
-    found = "this variable can't be set by a configuration"
-    names = [str(name) for name in node or {} if str(name).startswith(_ENVIRONMENT_REFUSED)]
-    return [Problem(f"hydra.job.env_set.{name}", found, do="Set it in your shell") for name in names]
