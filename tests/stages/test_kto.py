@@ -143,3 +143,10 @@ def test_adapters_of_a_quantized_model_stay_in_float32(kto_trainer, tiny_llama):
     kto_trainer(model, loss_type="apo_zero_unpaired")
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in before.items())
     assert {tensor.dtype for tensor in before.values()} == {torch.float32}
+
+
+def test_noise_on_the_embeddings_changes_what_is_learnt_alone(kto_trainer, tiny_llama):
+    """Mismatched pairs are of other lengths than the rows that the noise is for."""
+    plain, noisy = (kto_trainer(copy.deepcopy(tiny_llama), max_steps=1, neftune_noise_alpha=alpha) for alpha in (None, 5.0))
+    losses = [trainer.train().training_loss for trainer in (plain, noisy)]
+    assert losses[0] != losses[1]

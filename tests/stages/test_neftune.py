@@ -54,6 +54,14 @@ def test_without_a_mask_the_row_is_the_sequence():
     assert sequence_lengths({"input_ids": torch.zeros(2, 3)}).tolist() == [[3, 3, 3], [3, 3, 3]]
 
 
+def test_where_no_gradient_is_taken_nothing_is_added(tiny_llama):
+    """A reference, and kto's mismatched pairs, whose rows have other lengths than those that are learnt."""
+    tiny_llama.train()
+    embed, others = tiny_llama.get_input_embeddings(), torch.full((2, 31), 7)
+    with noisy_embeddings(tiny_llama, padded(20, 10), alpha=ALPHA), torch.no_grad():
+        assert torch.equal(embed(others), embed.weight[others])
+
+
 @pytest.mark.parametrize("off", ["not asked for", "evaluating"])
 def test_off_nothing_is_added(tiny_llama, off):
     found = noise(tiny_llama.train(off == "not asked for"), padded(20, 10), alpha=None if off == "not asked for" else ALPHA)

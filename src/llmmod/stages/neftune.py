@@ -18,7 +18,7 @@ from llmmod.models.segments import BOUNDARIES, KEYS
 
 @contextmanager
 def noisy_embeddings(model: Any, inputs: Mapping[str, torch.Tensor], *, alpha: float | None) -> Iterator[None]:
-    """Within it, a model in training mode adds noise to the embeddings of `inputs`.
+    """Within it, a model in training mode adds noise to the embeddings of `inputs`, where a gradient is taken.
 
     Args:
         model: a PreTrainedModel or PeftModel.
@@ -33,8 +33,8 @@ def noisy_embeddings(model: Any, inputs: Mapping[str, torch.Tensor], *, alpha: f
     scale = torch.where(sequence_lengths(inputs) > 0, scale, 0.0)
 
     def add_noise(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        if not module.training:
-            return output
+        if not module.training or not torch.is_grad_enabled():
+            return output  # a reference's, or of kto's mismatched pairs: they are told, not learnt
         return output + torch.empty_like(output).uniform_(-1, 1) * scale.to(output)[..., None]
 
     hook = base.get_input_embeddings().register_forward_hook(add_noise)
