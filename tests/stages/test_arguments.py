@@ -120,6 +120,13 @@ def test_seq2seq_arguments_reach_a_class_that_has_none_without_an_error(sft_conf
     assert args.train_sampling_strategy == "group_by_length"
 
 
+def test_the_old_sampler_s_name_holds_where_a_stage_s_usual_order_is_not_its_class_s(tmp_path):
+    from llmmod.schema.training.kto import KtoConf
+
+    conf = KtoConf(stage="kto", train_sampling_strategy="random", sortish_sampler=True, report_to="none")
+    assert arguments(conf, tmp_path).train_sampling_strategy == "group_by_length"
+
+
 def test_transformers_own_arguments(tmp_path):
     args = arguments(PlainConf(learning_rate=1e-3), tmp_path)
     assert type(args) is transformers.Seq2SeqTrainingArguments

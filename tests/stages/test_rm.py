@@ -176,3 +176,9 @@ def test_longest_pairs_come_together_by_length(rm_trainer):
     trainer = rm_trainer(train=Dataset.from_list(uneven), train_sampling_strategy="group_by_length", per_device_train_batch_size=2)
     first = next(iter(trainer._get_train_sampler()))
     assert first in (0, 1)
+
+
+def test_pairs_of_like_length_together_are_held_out_all_the_same(rm_trainer):
+    """transformers 5.23 would sort the held-out ones by their `input_ids`, which pairs don't have."""
+    usual, sorted_ = (rm_trainer(train_sampling_strategy=order).evaluate()["eval_loss"] for order in ("random", "group_by_length"))
+    assert sorted_ == pytest.approx(usual, rel=1e-5)

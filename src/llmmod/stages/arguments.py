@@ -88,7 +88,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _translate_sortish(values: dict[str, Any]) -> None:
     # Seq2SeqTrainer's sampler that keeps examples of like length together has this name in every other trainer.
     if values.pop("sortish_sampler", False):
-        values.setdefault("train_sampling_strategy", "group_by_length")
+        values["train_sampling_strategy"] = "group_by_length"
 
 
 def _precision(conf: Any) -> dict[str, Any]:

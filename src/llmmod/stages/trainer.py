@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.data.lengths import lengths
@@ -75,6 +76,12 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
             sampler = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In their order, by length or not: transformers 5.23 would group held-out examples too, by `input_ids`, which pairs don't have."""
+        if self.args.train_sampling_strategy == "group_by_length":
+            return SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         # Without an attention mask, transformers 5.23 takes every pad token for padding; here that may be the eos that ends an answer.
