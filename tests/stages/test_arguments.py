@@ -63,12 +63,20 @@ def test_what_the_configuration_shows_holds_whatever_the_class_s_defaults_are(sf
 @on_a_cpu
 @pytest.mark.parametrize(
     ("changes", "bf16", "fp16"),
-    [({}, False, False), ({"bf16": True}, True, False), ({"bf16": False}, False, False), ({"fp16": True}, False, True)],
-    ids=["open", "asked for", "refused", "fp16"],
+    [({}, False, False), ({"bf16": True}, True, False), ({"bf16": False}, False, False)],
+    ids=["open", "asked for", "refused"],
 )
 def test_precision_on_a_cpu(sft_conf, tmp_path, changes, bf16, fp16):
     args = arguments(sft_conf(**changes), tmp_path)
     assert (args.use_cpu, args.bf16, args.fp16) == (True, bf16, fp16)
+
+
+@pytest.mark.parametrize("name", ["fp16", "activation_offloading"])
+def test_what_a_cpu_has_not_is_refused_and_a_rehearsal_goes_without_it(sft_conf, tmp_path, caplog, name):
+    conf = sft_conf(use_cpu=True, **{name: True})
+    assert refused(conf, tmp_path).startswith(f"training.{name}: true, and it does nothing on a CPU. Set training.")
+    assert getattr(arguments(conf, tmp_path, smoke=True), name) is False
+    assert f"training.{name} does nothing on a CPU: this rehearsal goes without it" in caplog.text
 
 
 def test_the_run_s_seed_unless_training_has_its_own(sft_conf, tmp_path):
@@ -147,7 +155,7 @@ def refused(conf, tmp_path):
         ({"output_dir": "x"}, ["training.output_dir: ", "Set output_dir, at the root"]),
         ({"load_best_model_at_end": True, "save_strategy": "steps"}, ["training.load_best_model_at_end: ", "strategy to match"]),
         ({"logging_steps": 2.5}, ["training.logging_steps: ", "must be an integer"]),
-        ({"fp16": True, "bf16": True}, ["training.fp16: ", "not both"]),
+        ({"fp16": True, "bf16": True}, ["training.fp16: "]),
         ({"eval_strategy": "sometimes"}, ["training", "sometimes"]),
     ],
     ids=["packing", "max_length", "output_dir", "best model", "logging steps", "two precisions", "unknown strategy"],

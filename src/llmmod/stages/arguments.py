@@ -7,6 +7,7 @@ open is decided from the device: TRL's configs train in bfloat16 unless told oth
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from enum import Enum
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmmod.instantiate import locate
 from llmmod.schema.reward import rehearsed
 from llmmod.schema.training import SAID_ELSEWHERE, StageConf
 
+log = logging.getLogger("llmmod.train")
 # Of Seq2SeqTrainingArguments; read by the evaluate and predict steps rather than by a trainer that has no such argument.
 GENERATION_FIELDS = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config")
 # Of ours, or done by the train step; and what is compiled, the layers alone (`stages.lean.compiled`).
@@ -41,7 +43,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
         has_eval: whether there are examples to evaluate on; without, nothing is evaluated during training.
 
     Raises:
-        ConfigError: if the class has no such argument, or refuses a value or their combination.
+        ConfigError: if the class has no such argument, or refuses a value or their combination, or there is no device for it.
     """
     target = locate(conf._target_)
     values = _changed(conf, target)
@@ -52,7 +54,9 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
     if problems:
         raise ConfigError(problems)
     values.setdefault("seed", seed)
-    values |= _precision(conf) | _checkpointing(conf, known)
+    if not _has_accelerator(conf):
+        _leave_out(values, smoke=smoke)
+    values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)
     # Our callbacks report, and our own data code prepares: a trainer must neither print, nor prepare, nor drop a column.
     fixed = {"output_dir": str(output_dir), "disable_tqdm": True, "remove_unused_columns": False}
     fixed |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
@@ -91,12 +95,37 @@ def _translate_sortish(values: dict[str, Any]) -> None:
         values["train_sampling_strategy"] = "group_by_length"
 
 
-def _precision(conf: Any) -> dict[str, Any]:
+def _has_accelerator(conf: Any) -> bool:
+    return not conf.use_cpu and torch.accelerator.is_available()
+
+
+def _leave_out(values: dict[str, Any], *, smoke: bool) -> None:
+    """Take away what a CPU can't do and the libraries (transformers 5.23, trl 1.16) pass over or end at; but for a rehearsal, refuse it.
+
+    Raises:
+        ConfigError: it is set, and this is no rehearsal.
+    """
+    found = [name for name in _OF_ACCELERATORS if values.get(name)]
+    if found and not smoke:
+        raise ConfigError(Problem(f"training.{name}", "true, and it does nothing on a CPU", do=_OF_ACCELERATORS[name]) for name in found)
+    for name in found:
+        log.warning("training.%s does nothing on a CPU: this rehearsal goes without it", name)
+        del values[name]
+
+
+# Arguments that need an accelerator -> what to do where there is none.
+_OF_ACCELERATORS = {
+    "fp16": "Set training.bf16=true, which a CPU has, or leave it out",
+    "activation_offloading": "Set training.gradient_checkpointing=true, which saves memory there too",
+}
+
+
+def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
     """Device and mixed precision: `bf16` left open means yes on an accelerator that has it, and no on a CPU."""
-    on_cpu = conf.use_cpu or not torch.accelerator.is_available()
+    on_cpu = not _has_accelerator(conf)
     if conf.bf16 is not None:
         return {"use_cpu": on_cpu, "bf16": conf.bf16}
-    return {"use_cpu": on_cpu, "bf16": not on_cpu and not conf.fp16 and is_torch_bf16_gpu_available()}
+    return {"use_cpu": on_cpu, "bf16": not on_cpu and not fp16 and is_torch_bf16_gpu_available()}
 
 
 def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import GenerationConfig, set_seed
 
 from llmmod.data.records import Prompted
+from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
 from llmmod.models.device import ready_to_answer
 from llmmod.models.generation import Reader, generation_config
@@ -187,7 +188,11 @@ def settings(session: Any, name: str, model: Any) -> GenerationConfig:
 def _chosen(given: Any) -> GenerationConfig | None:
     if isinstance(given, dict):
         return GenerationConfig(**given)
-    return GenerationConfig.from_pretrained(given) if given else None
+    try:
+        return GenerationConfig.from_pretrained(given) if given else None
+    except OSError as error:
+        found = f"there is no generation_config.json in {given}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(Problem("training.generation_config", found, do="Name a directory that has one, or give its fields")) from error
 
 
 def _spread(count: int, wanted: int) -> list[int]:
