@@ -31,6 +31,7 @@ from llmmod.schema.validate.mix import check_mix
 from llmmod.schema.validate.model_files import check_model_files
 from llmmod.schema.validate.named import check_named
 from llmmod.schema.validate.output import check_output
+from llmmod.schema.validate.packages import check_packages
 from llmmod.schema.validate.packing import check_packing
 from llmmod.schema.validate.pipeline import check_pipeline
 from llmmod.schema.validate.positions import check_positions
@@ -71,6 +72,7 @@ CHECKS: tuple[Check, ...] = (
     check_groups,
     check_rollouts,
     check_unread,
+    check_packages,
     check_data_files,
     check_model_files,
     check_packing,
