@@ -38,6 +38,14 @@ REFUSED = {
     "signal": (["training.enable_jit_checkpoint=true"], "training.enable_jit_checkpoint: a training that a signal ends leaves "),
     "split examples": (["training.parallelism_config={cp_size: 2}"], "training.parallelism_config.cp_size: no stage has its examples "),
     "order of no worker": (["training.dataloader_in_order=false"], "training.dataloader_in_order: not read with dataloader_num_workers=0."),
+    "whole rollouts": (
+        ["stage=ppo", "training.dataloader_drop_last=true"],
+        "training.dataloader_drop_last: the last rollout of an epoch is filled up with its first prompts.",
+    ),
+    "prompts for nobody": (
+        ["stage=grpo", "training.log_completions=true", "training.log_unique_prompts=true"],
+        "training.log_unique_prompts: only read with training.report_to.",
+    ),
     "two names": (
         ["training.activation_checkpointing=true", "training.gradient_checkpointing=false"],
         "training.gradient_checkpointing: not read, since activation_checkpointing, its new name, is set. ",
