@@ -1,0 +1,112 @@
+"""Which keys of `training` do something: each field of every stage's arguments, set to something other than its default, and tried.
+
+    python benchmarks/effects.py                            all fields of all stages; how many do what, in Markdown
+    python benchmarks/effects.py --stage dpo kto            of these stages
+    python benchmarks/effects.py dpo.ld_alpha ppo.seed      these alone, with all that differs
+    python benchmarks/effects.py --sample 14 --seed 10      a sample, the stages in turn; tests/e2e/test_effects.py has such a one
+
+A tiny model of random weights is trained for a few steps, once as the stage has it and once with the field changed, and what the two left
+is compared: weights and all other files, what was logged, what was printed, and how the computation went (how often each kind of module
+was called with what shapes, how torch was to compile, whether processes were started), which is what keys change that save memory or
+time. Times are left out, and so is whatever only repeats the configuration. A field passes if something differs, or if it is refused
+before the training, by its name.
+
+tests/e2e/effects.yaml says what a field is tried with where its type doesn't say it, and which fields can't do anything here, and why:
+they pass only as long as they don't. Each run is a fork of one process that has imported everything; Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import machine
+from of_effects.runs import Runs, differences
+from of_effects.trials import STAGES, TABLES, Trial, baseline_of, sample, trials
+
+CHANCE = "chance"  # an exception that may have an effect or none
+PASSED = ("left", "computed", "refused", "excepted")
+
+
+def even(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """A reward that differs between the answers of a random model: the share of even ids."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def verdict(trial: Trial, runs: Runs) -> tuple[str, str]:
+    """What a trial shows, and how it shows.
+
+    Returns:
+        `left`: something that the run leaves differs; `computed`: only how it came about; `refused`; `excepted`: nothing, as the table
+        says; else a fault: `nothing`, `failed`, `unfit` (refused for the value that was tried, or not by its name), `stale` (excepted, and
+        it does something).
+    """
+    seen = runs.run(trial.stage, [*baseline_of(trial), *trial.also, f"++training.{trial.name}={trial.value}"])
+    if seen.refused:
+        about = [problem for problem in seen.refused if trial.name in f"{problem[0]} {problem[1]}"]
+        other = about and about[0][2] and trial.value not in ("true", "false")  # another value would do
+        kind = "refused" if about and not other else "unfit"
+        shown = "; ".join(": ".join(part for part in problem if part) for problem in about or seen.refused)
+    elif seen.failed:
+        kind, shown = "failed", seen.failed
+    else:
+        try:
+            apart = differences(runs.baseline(trial), seen)
+        except RuntimeError as error:
+            return "unfit", str(error)
+        kind = "nothing" if not apart else "computed" if apart == ["computation"] else "left"
+        shown = ", ".join(apart)
+    if trial.exception and (kind in ("nothing", "unfit") or trial.exception.startswith(CHANCE)):
+        return "excepted", trial.exception
+    return ("stale", f"{kind}: {shown}") if trial.exception and kind != "failed" else (kind, shown)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Print a line a fault and the table of counts; 1 where there is a fault."""
+    began = time.process_time() + sum(os.times()[2:4])
+    found, stale = trials()
+    found = [t for t in found if t.stage in chosen.stage and (not chosen.fields or t.id in chosen.fields)]
+    found = sample(found, chosen.sample, chosen.seed) if chosen.sample else found
+    counts: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
+    faults = [f"{TABLES.name}: {fault}" for fault in stale]
+    print(machine(), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as directory:
+        runs = Runs(Path(directory))
+        for trial in found:
+            kind, shown = verdict(trial, runs)
+            counts[trial.stage][kind] += 1
+            told = f"{kind:8} {trial.id}={trial.value}: {shown[:300]}"
+            faults += [] if kind in PASSED else [told]
+            print(told, file=sys.stderr, flush=True)
+    kinds = [*PASSED, *sorted({kind for of_stage in counts.values() for kind in of_stage} - set(PASSED))]
+    print(f"| stage | fields | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
+    for stage, of_stage in {**counts, "all": sum(counts.values(), Counter())}.items():
+        if of_stage:
+            print(f"| {stage} | {of_stage.total()} | {' | '.join(str(of_stage[kind]) for kind in kinds)} |")
+    print("\n".join(["", *faults]))
+    print(f"{time.process_time() + sum(os.times()[2:4]) - began:.0f} CPU seconds", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Which keys of `training` do something, in Markdown.")
+    parser.add_argument("fields", nargs="*", metavar="STAGE.FIELD", help="all of them unless some are named")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--sample", type=int, default=0, metavar="COUNT", help="so many of them")
+    parser.add_argument("--seed", type=int, default=10, help="of the sample")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LLMMOD_ALLOW": "effects"}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same with and without a GPU
+    import effects  # a configuration names it by that name, and __main__ is another module
+
+    sys.exit(effects.main(_arguments()))
