@@ -8,6 +8,9 @@ import signal
 import sys
 
 import pytest
+from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
+
+__all__ = ["pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
 
 # The models here are so small that a second thread costs more than it brings, and on a busy machine several times as much. Subprocesses
 # inherit it.

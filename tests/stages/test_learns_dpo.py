@@ -7,6 +7,7 @@ from __future__ import annotations
 import good_tokens
 import learning
 import pytest
+import torch
 import ways
 from transformers import LlamaForCausalLM
 
@@ -16,9 +17,9 @@ SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod
 
 
 @pytest.mark.parametrize("way", ways.WAYS)
-def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way):
-    def trainer(seed, train, held_out):
-        model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
-        return dpo_trainer(model, train=train, evaluation=held_out, seed=seed, **SETTINGS)
-
-    assert all(after["eval_rewards/accuracies"] >= 0.7 for _, after in learning.learnt(trainer, good_tokens.splits, SEEDS))
+def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way, learning_seed, record_property):
+    torch.manual_seed(learning_seed)
+    model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
+    train, held_out = good_tokens.splits(learning_seed)
+    trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
+    learning.learnt(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])

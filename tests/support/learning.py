@@ -1,23 +1,69 @@
-"""What tests of learning have in common: a training by seed, and what is measured of it."""
+"""What tests of learning have in common: seeds to try, a training, what is measured of it, and how far from the rule it was.
+
+A rule such as "at least half is right" must hold on any machine: other processors round otherwise, and a training that samples then goes
+another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that twelve or more
+fresh seeds lie at least 3.9 standard deviations above it in the mean (most between 5 and 30), none below it:
+
+    pytest tests/stages -k learns --learning-seeds 16
+
+trains with that many seeds of their own and prints, by test, how many standard deviations lie between the mean and the rule.
+"""
 
 from __future__ import annotations
 
-import torch
+import re
+import statistics
+from collections import defaultdict
+
+# The fresh seeds begin here, apart from those that the tests go by.
+FRESH = 1000
 
 
-def learnt(trainer_of, splits, seeds, measure=lambda trainer: trainer.evaluate()):
-    """What is measured before a training and after it, by seed.
+def pytest_addoption(parser):
+    text = "train with so many fresh seeds in each test of learning, and show how far the rule is"
+    parser.addoption("--learning-seeds", type=int, help=text)
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes a `learning_seed` runs with its module's SEEDS, or with as many fresh ones as the command line asks for."""
+    if "learning_seed" in metafunc.fixturenames:
+        fresh = metafunc.config.getoption("--learning-seeds")
+        metafunc.parametrize("learning_seed", range(FRESH, FRESH + fresh) if fresh else metafunc.module.SEEDS)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """By test, without the seed: what was found, and the distance from the rule in standard deviations."""
+    if not config.getoption("--learning-seeds"):
+        return
+    found, rules = defaultdict(list), {}
+    for report in [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]:
+        for name, (value, rule) in report.user_properties:
+            if name == "learnt":
+                test = re.sub(rf"{FRESH // 100}\d\d-?", "", report.nodeid)
+                found[test].append(value)
+                rules[test] = rule
+    for test, values in sorted(found.items()):
+        mean, spread = statistics.mean(values), statistics.pstdev(values)
+        apart = f"{(mean - rules[test]) / spread:.1f} standard deviations" if spread else "any number of standard deviations"
+        line = f"{test}: {len(values)} seeds, mean {mean:.3f}, least {min(values):.3f}; the rule {rules[test]} is {apart} below the mean"
+        terminalreporter.write_line(line)
+
+
+def learnt(trainer, record, *, rule, measure):
+    """Train, and hold what is measured afterwards against the rule.
 
     Args:
-        trainer_of: makes a trainer, given a seed, examples to train on and examples held out.
-        splits: makes the two, given a seed; each seed has weights and examples of its own.
-        measure: of a trainer.
+        trainer: not started.
+        record: pytest's `record_property`.
+        rule: the least that what is measured may be.
+        measure: of the trainer.
+
+    Returns:
+        What was measured before, and after.
     """
-    found = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        trainer = trainer_of(seed, *splits(seed))
-        before = measure(trainer)
-        trainer.train()
-        found.append((before, measure(trainer)))
-    return found
+    before = measure(trainer)
+    trainer.train()
+    after = measure(trainer)
+    record("learnt", (after, rule))
+    assert after >= rule
+    return before, after

@@ -23,7 +23,7 @@ SETTINGS = {
     "eval_strategy": "no",
     "eval_on_start": False,
 }
-FREEZE = {"learning_rate": 2e-2}
+FREEZE = {"learning_rate": 2e-2, "num_train_epochs": 3.0}
 
 
 def questions(seed):

@@ -5,18 +5,20 @@ once in 256 with all four (answering.py).
 
 from __future__ import annotations
 
+import learning
 import pytest
 from answering import share_of
 from datasets import concatenate_datasets
 
-# Where less is trained.
-SOME, ADDED = {"max_steps": 30, "learning_rate": 8e-2}, {"max_steps": 36, "learning_rate": 4e-2}
+SEEDS = (11, 12, 13, 14)
+# Where less is trained. Adapters learn more evenly, by seed, from more answers to each prompt.
+SOME = {"max_steps": 30, "learning_rate": 8e-2}
+ADDED = {"max_steps": 40, "learning_rate": 4e-2, "per_device_train_batch_size": 144, "num_generations": 12}
 CHANGES = {"full": {}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
 
 
 @pytest.mark.parametrize("way", CHANGES)
-@pytest.mark.parametrize("seed", [11, 12, 13, 14])
-def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompts, way, seed):
+def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompts, way, learning_seed, record_property):
     settings = {
         "learning_rate": 2e-2,
         "lr_scheduler_type": "linear",
@@ -30,11 +32,8 @@ def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompt
         "per_device_eval_batch_size": 96,
     }
     held_out = concatenate_datasets([toy_prompts[1]] * 16)
-    scorers = {"share": share_of(seed % 4)}
-    trainer = grpo_trainer(prepared(way), evaluation=held_out, seed=seed, scorers=scorers, **{**settings, **CHANGES[way]})
-    before = trainer.evaluate()["eval_reward"]
-    trainer.train()
-    after = trainer.evaluate()
-    assert before < 0.35
-    assert after["eval_reward"] > 0.5
-    assert after["eval_kl"] > 0.5
+    scorers = {"share": share_of(learning_seed % 4)}
+    trainer = grpo_trainer(prepared(way), evaluation=held_out, seed=learning_seed, scorers=scorers, **{**settings, **CHANGES[way]})
+    found = learning.learnt(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_reward"])
+    assert found[0] < 0.4  # a quarter of 576 tokens that depend on each other: 0.02 by seed
+    assert trainer.evaluate()["eval_kl"] > 0.5

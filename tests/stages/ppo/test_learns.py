@@ -5,18 +5,20 @@ once in 256 with all four (answering.py).
 
 from __future__ import annotations
 
+import learning
 import pytest
 from answering import share_of
 from datasets import concatenate_datasets
 
-# Where less is trained; adapters learn more evenly, by seed, from answers that are used once.
-SOME, ADDED = {"max_steps": 32, "learning_rate": 6e-2}, {"max_steps": 30, "learning_rate": 6e-2, "num_ppo_epochs": 1}
-CHANGES = {"full": {}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
+SEEDS = (11, 12, 13, 14)
+# Where less is trained. Adapters learn more evenly, by seed, from many answers that are used once, at a rate that falls.
+SOME = {"max_steps": 32, "learning_rate": 6e-2, "per_device_train_batch_size": 72}
+ADDED = SOME | {"max_steps": 40, "num_ppo_epochs": 1, "per_device_train_batch_size": 144, "lr_scheduler_type": "linear"}
+CHANGES = {"full": {"per_device_train_batch_size": 72}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
 
 
 @pytest.mark.parametrize("way", CHANGES)
-@pytest.mark.parametrize("seed", [11, 12, 13, 14])
-def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts, way, seed):
+def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts, way, learning_seed, record_property):
     settings = {
         "learning_rate": 4e-2,
         "max_steps": 12,
@@ -30,10 +32,8 @@ def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts
         "per_device_eval_batch_size": 96,
     }
     held_out = concatenate_datasets([toy_prompts[1]] * 16)
-    trainer = ppo_trainer(prepared(way), evaluation=held_out, seed=seed, scorer=share_of(seed % 4), **{**settings, **CHANGES[way]})
-    before = trainer.evaluate()["eval_score"]
-    trainer.train()
-    after = trainer.evaluate()
-    assert before < 0.35
-    assert after["eval_score"] > 0.5
-    assert after["eval_kl"] > 0.5
+    places = {"evaluation": held_out, "seed": learning_seed, "scorer": share_of(learning_seed % 4)}
+    trainer = ppo_trainer(prepared(way), **places, **settings | CHANGES[way])
+    found = learning.learnt(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_score"])
+    assert found[0] < 0.4  # a quarter of 576 tokens that depend on each other: 0.02 by seed
+    assert trainer.evaluate()["eval_kl"] > 0.5
