@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,11 @@ def work(tmp_path, monkeypatch):
     for step in ("train", "ppo"):
         checkpoint = tmp_path / "outputs" / "mine" / step / "checkpoint-4"
         checkpoint.mkdir(parents=True)
-        for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"):
-            (checkpoint / name).write_text("{}")
+        (checkpoint / "trainer_state.json").write_text("{}")
+        (checkpoint / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")  # no tensors, but whole
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(checkpoint / name, "w") as archive:
+                archive.writestr("data.pkl", b"")
     (tmp_path / "my_package.py").write_text("class MyCallback:\n    pass\n")
     return tmp_path
 

@@ -187,7 +187,7 @@ def test_changed_code_is_a_miss(hits, tmp_path, monkeypatch):
 
 
 def test_another_version_of_a_library_is_a_miss(hits, monkeypatch):
-    monkeypatch.setattr(identity, "version", lambda name: "0.0")
+    monkeypatch.setattr(identity, "installed", lambda name: "0.0")
     assert not hits()
 
 
