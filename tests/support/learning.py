@@ -1,8 +1,8 @@
 """What tests of learning have in common: seeds to try, a training, what is measured of it, and how far from the rule it was.
 
 A rule such as "at least half is right" must hold on any machine: other processors round otherwise, and a training that samples then goes
-another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that twelve or more
-fresh seeds lie at least 3.9 standard deviations above it in the mean (most between 5 and 30), none below it:
+another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that of twelve or
+more fresh seeds none is below it, and their mean is at least 3.9 standard deviations above (most between 5 and 30):
 
     pytest tests/stages -k learns --learning-seeds 16
 

@@ -57,13 +57,20 @@ def asked(*overrides):
 
 @contextmanager
 def _listening():
-    """What is said meanwhile; logging is afterwards as it was."""
+    """What is said meanwhile; logging is afterwards as it was.
+
+    Hydra and the end of a command close every handler of the process (logging.shutdown). absl's, which rouge_score brings, then closes its
+    stream too unless that is sys.stderr at the moment; it is pytest's own file while stderr is redirected. So it isn't among them meanwhile.
+    """
     said, root = StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    closed_at_the_end = logging._handlerList[:]
+    logging._handlerList.clear()
     try:
         with redirect_stdout(said), redirect_stderr(said):
             yield said
     finally:
+        logging._handlerList[:] = closed_at_the_end
         root.handlers[:] = handlers
         root.setLevel(level)
 
