@@ -60,7 +60,7 @@ def _listening():
     """What is said meanwhile; logging is afterwards as it was.
 
     Hydra and the end of a command close every handler of the process (logging.shutdown). absl's, which rouge_score brings, then closes its
-    stream too unless that is sys.stderr at the moment; it is pytest's own file while stderr is redirected. So it isn't among them meanwhile.
+    stream too unless that is sys.stderr at the moment: pytest's own file, while stderr is redirected. So it isn't among them meanwhile.
     """
     said, root = StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
