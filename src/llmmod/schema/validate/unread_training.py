@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmmod.ranks import world_size
 from llmmod.schema.training import SAID_ELSEWHERE, SCORES
 from llmmod.schema.training.grpo import CLIPPED
 from llmmod.schema.validate.context import Context
@@ -161,7 +162,8 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
      "it would round the weights for all that follows|Set model.dtype, or training.bf16, which rounds products alone"),
     (("logging_nan_inf_filter",), _ours_and(_on("logging_nan_inf_filter")), "a loss that is no number ends the training"),
     (("use_cache",), _ours_and(_on("use_cache")), "a training keeps no keys and values|Answers have generation.use_cache"),
-    (("enable_jit_checkpoint",), _on("enable_jit_checkpoint"), "a training that a signal ends leaves a checkpoint anyway"),
+    (("enable_jit_checkpoint",), lambda c, k, n: bool(n.get("enable_jit_checkpoint")) and world_size() == 1,
+     "a training that a signal ends leaves a checkpoint anyway"),
     (("parallelism_config",), _on("parallelism_config"), "no stage has its examples split over devices|Set training.fsdp"),
     (("remove_unused_columns", "length_column_name", "label_names"), always, "llmmod makes the columns itself"),
     (("local_rank",), always, "torchrun and accelerate say it"),
