@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 
+from llmmod.data.forms.ranked import ranked_labels, ranked_pairs
 from llmmod.data.load import load_splits
-from llmmod.data.ranked import ranked_labels, ranked_pairs
 from llmmod.schema.base import CutoffPolicy, Ranked
 from llmmod.schema.data import DatasetConf
 from llmmod.schema.model import HubConf

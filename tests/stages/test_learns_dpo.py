@@ -22,4 +22,4 @@ def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama,
     model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
     train, held_out = good_tokens.splits(learning_seed)
     trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
-    learning.learnt(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])
+    learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])

@@ -40,4 +40,4 @@ def test_better_answers_that_it_never_saw_are_likelier(kto_trainer, tiny_llama, 
     model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
     train, held_out = splits(learning_seed)
     trainer = kto_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
-    learning.learnt(trainer, record_property, rule=0.7, measure=better_is_likelier)
+    learning.assert_learns(trainer, record_property, rule=0.7, measure=better_is_likelier)

@@ -23,7 +23,7 @@ def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, w
     model = prepared(LlamaForCausalLM(tiny_llama.config), way, learning_seed)
     train, held_out = good_tokens.splits(learning_seed)
     trainer = rm_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
-    learning.learnt(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_accuracy"])
+    learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_accuracy"])
 
 
 def prepared(model, way, seed):

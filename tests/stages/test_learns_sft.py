@@ -29,5 +29,5 @@ def test_what_it_never_saw_is_foretold(toy_trainer, tiny_llama, stage, way, lear
     train, held_out = examples(learning_seed)
     trainer = toy_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **settings)
     before = trainer.evaluate()["eval_loss"]
-    learning.learnt(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_token_accuracy"])
+    learning.assert_learns(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_token_accuracy"])
     assert trainer.evaluate()["eval_loss"] < before

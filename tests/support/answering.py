@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import toy
 import ways
 from transformers import TrainerCallback
+
+from llmmod.metrics.length import Length
+from llmmod.metrics.rouge import Rouge
+from llmmod.models.generation import Reader
+from llmmod.stages.loop.measures import measured
 
 
 @pytest.fixture(scope="session")
@@ -158,3 +165,48 @@ def with_dropout(tiny_llama):
         return adapted[0]
 
     return make
+
+
+def check_rewarded_texts(trainer_of, scored, seen, tmp_path):
+    """What is rewarded is what a reader sees: not what the render writes around an answer, here its first letter.
+
+    Args:
+        trainer_of: makes a trainer, given changes by keyword.
+        scored: the keyword that gives it the scorer of `scored_texts`.
+        seen: what that scorer has seen, ids and texts.
+        tmp_path: where the trainer writes.
+    """
+    trainer = trainer_of(**scored, max_steps=2, num_sample_answers=99)
+    trainer.reader = Reader(trainer.processing_class, [trainer.processing_class.eos_token_id], lambda text, ended=True: text[1:])
+    trainer.train()
+    shown = [json.loads(line)["answer"] for line in (tmp_path / "train" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert shown == [text for _, text in seen]
+    assert shown == [trainer.processing_class.decode(ids, skip_special_tokens=True)[1:] for ids, _ in seen]
+    assert any(shown)
+
+
+def check_measured_texts(trainer_of, scored, seen, rows):
+    """Held-out answers are measured by the texts that are rewarded, against the rows' own; a row without an answer has a length alone."""
+    rows = rows.select(range(4)).map(lambda row, at: {"answer": row["answer"] if at else None}, with_indices=True)
+    trainer = trainer_of(**scored, num_generations_eval=2, evaluation=rows)
+    metrics = trainer.evaluate()
+    texts = [text for _, text in seen]
+    rouge, length = Rouge(), Length()
+    for text, row in zip(texts, [row for row in rows for _ in range(2)], strict=True):
+        length.update(text, "")
+        if row["answer"]:
+            rouge.update(text, row["answer"])
+    assert metrics["eval_rouge-l"] == pytest.approx(rouge.compute()["rouge-l"])
+    assert metrics["eval_words"] == pytest.approx(length.compute()["words"])
+    assert {"eval_exact", "eval_repeated-4-grams"} <= metrics.keys()
+    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # and not of all evaluations together
+
+
+def check_told_of_before_and_after(trainer_of):
+    """What is measured of answers is told of before the training and after it."""
+    only_length = {"n": {"_target_": "llmmod.metrics.length.Length"}}
+    trainer = trainer_of(max_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True, metrics=only_length)
+    trainer.train()
+    metrics = measured(trainer)
+    assert {"eval_words_before", "eval_words", "eval_reward_before", "eval_reward"} <= metrics.keys()
+    assert "eval_rouge-l" not in metrics

@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
 
 
-def learnt(trainer, record, *, rule, measure):
+def assert_learns(trainer, record, *, rule, measure):
     """Train, and hold what is measured afterwards against the rule.
 
     Args:

@@ -34,6 +34,6 @@ def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts
     held_out = concatenate_datasets([toy_prompts[1]] * 16)
     places = {"evaluation": held_out, "seed": learning_seed, "scorer": share_of(learning_seed % 4)}
     trainer = ppo_trainer(prepared(way), **places, **settings | CHANGES[way])
-    found = learning.learnt(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_score"])
+    found = learning.assert_learns(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_score"])
     assert found[0] < 0.4  # a quarter of 576 tokens that depend on each other: 0.02 by seed
     assert trainer.evaluate()["eval_kl"] > 0.5

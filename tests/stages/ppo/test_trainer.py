@@ -7,14 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from answering import even, never_ends, noted
+from answering import check_measured_texts, check_rewarded_texts, check_told_of_before_and_after, even, never_ends, noted
 from peft import LoraConfig, get_peft_model
 
 from llmmod.errors import ConfigError
-from llmmod.metrics.length import Length
-from llmmod.metrics.rouge import Rouge
-from llmmod.models.generation import Reader
-from llmmod.stages.loop.measures import measured
 from llmmod.stages.ppo.rollout import mini_batch
 from llmmod.stages.rewards import Rewards
 
@@ -241,40 +237,14 @@ def test_several_rewards_are_added_up_by_their_weights():
 
 
 def test_what_is_rewarded_is_what_a_reader_sees(scored_texts, ppo_trainer, tmp_path):
-    """Not what the render writes around an answer, here its first letter."""
     seen, scored = scored_texts
-    trainer = ppo_trainer(scorer=scored, max_steps=2, num_sample_answers=99)
-    trainer.reader = Reader(trainer.processing_class, [trainer.processing_class.eos_token_id], lambda text, ended=True: text[1:])
-    trainer.train()
-    shown = [json.loads(line)["answer"] for line in (tmp_path / "train" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert shown == [text for _, text in seen]
-    assert shown == [trainer.processing_class.decode(ids, skip_special_tokens=True)[1:] for ids, _ in seen]
-    assert any(shown)
+    check_rewarded_texts(ppo_trainer, {"scorer": scored}, seen, tmp_path)
 
 
 def test_held_out_answers_are_measured_beside_their_reward(scored_texts, ppo_trainer, toy_prompts):
-    """By the same texts that are rewarded, against the rows' own; a row without an answer has a length alone."""
     seen, scored = scored_texts
-    rows = toy_prompts[1].select(range(4)).map(lambda row, at: {"answer": row["answer"] if at else None}, with_indices=True)
-    trainer = ppo_trainer(num_generations_eval=2, evaluation=rows, scorer=scored)
-    metrics = trainer.evaluate()
-    texts = [text for _, text in seen]
-    rouge, length = Rouge(), Length()
-    for text, row in zip(texts, [row for row in rows for _ in range(2)], strict=True):
-        length.update(text, "")
-        if row["answer"]:
-            rouge.update(text, row["answer"])
-    assert metrics["eval_rouge-l"] == pytest.approx(rouge.compute()["rouge-l"])
-    assert metrics["eval_words"] == pytest.approx(length.compute()["words"])
-    assert {"eval_exact", "eval_repeated-4-grams"} <= metrics.keys()
-    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # and not of all evaluations together
+    check_measured_texts(ppo_trainer, {"scorer": scored}, seen, toy_prompts[1])
 
 
 def test_what_is_measured_of_answers_is_told_of_before_and_after(ppo_trainer):
-    trainer = ppo_trainer(
-        max_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True, metrics={"n": {"_target_": "llmmod.metrics.length.Length"}}
-    )
-    trainer.train()
-    metrics = measured(trainer)
-    assert {"eval_words_before", "eval_words", "eval_reward_before", "eval_reward"} <= metrics.keys()
-    assert "eval_rouge-l" not in metrics
+    check_told_of_before_and_after(ppo_trainer)

@@ -1,7 +1,7 @@
 """An answer and whether it is a good one, for kto: `completion` and `label` beside a prompt (trl), or turns that end with the answer.
 
 A prompt is read as alpaca's is, or from a list of turns; the answer is a text or a turn. Rows stand alone: good and bad answers need not
-come in pairs. A list of answers without a label is ranked, best first, as for reward models; `data.ranked.ranked_labels` says which of them
+come in pairs. A list of answers without a label is ranked, best first, as for reward models; `ranked_labels` says which of them
 are good ones.
 """
 
