@@ -9,11 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Named after the contents, not the dates: a fresh checkout of the same files installs nothing.
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(CURDIR); } | cksum | cut -d ' ' -f 1)
+DOCS_STAMP := $(STAMP:$(VENV)/.installed-%=$(VENV)/.docs-%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-input --constraint constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint schemas bench build
+.PHONY: help install run test lint schemas docs bench build
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
@@ -43,6 +44,16 @@ lint: install ## style, types, and the direction of imports
 
 schemas: install ## write src/llmmod/schema/generated/ anew from the installed libraries
 	$(BIN)/python -m llmmod.devtools.generate
+
+$(DOCS_STAMP): $(STAMP)
+	@rm -f $(VENV)/.docs-*
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+# Warnings are errors, broken links among them; nothing is fetched from the network.
+docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html
+	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html"
 
 bench: install ## the figures of the README, measured here
 	@set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
