@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.devtools.describe import describe, first_sentence, plain, shorten, to_ascii
+from llmmod.devtools.describe import describe, first_sentence, plain, to_ascii
 
 SENTENCES = {
     "first of two": ("The batch size per device. More.", "The batch size per device"),
@@ -35,11 +35,6 @@ def test_ascii():
         to_ascii("字")
 
 
-def test_a_long_sentence_ends_at_a_word():
-    assert shorten("one two three", 13) == "one two three"
-    assert shorten("one two, three", 13) == "one two ..."
-
-
 DOCSTRING = """A class.
 
     Args:
@@ -51,6 +46,6 @@ DOCSTRING = """A class.
 
 
 def test_a_help_text_that_only_repeats_the_name_gives_way_to_the_docstring():
-    assert describe("r", help_text="Lora r", docstring=DOCSTRING, width=80) == "The rank of the update"
-    assert describe("r", help_text="How many dimensions there are.", docstring=DOCSTRING, width=80) == "How many dimensions there are"
-    assert describe("q", help_text="", docstring=DOCSTRING, width=80) == ""
+    assert describe("r", help_text="Lora r", docstring=DOCSTRING) == "The rank of the update"
+    assert describe("r", help_text="How many dimensions there are.", docstring=DOCSTRING) == "How many dimensions there are"
+    assert describe("q", help_text="", docstring=DOCSTRING) == ""

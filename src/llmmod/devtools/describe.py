@@ -11,10 +11,10 @@ _ASCII = str.maketrans("‘’“”–—×≈\xa0", "''\"\"--x~ ") | str.maket
 _VAGUE = ("It ", "This setting ")  # how a sentence begins that says something of the field, but not what it is
 
 
-def describe(name: str, *, help_text: str, docstring: str, width: int) -> str:
-    """The first sentence on the field `name`, in ASCII, without its full stop, in at most `width` characters; empty where nobody says."""
+def describe(name: str, *, help_text: str, docstring: str) -> str:
+    """The first sentence on the field `name`, in ASCII, without its full stop; empty where nobody says."""
     text = help_text if len(help_text.split()) >= ENOUGH_WORDS else _from_docstring(name, docstring) or help_text
-    return shorten(to_ascii(first_sentence(plain(text))), width)
+    return to_ascii(first_sentence(plain(text)))
 
 
 def plain(text: str) -> str:
@@ -52,11 +52,6 @@ def first_sentence(text: str) -> str:
         if not says_nothing and not text[: stop.end()].endswith(_ABBREVIATIONS):
             return sentence
     return text.rstrip(".")
-
-
-def shorten(text: str, width: int) -> str:
-    """The text itself, or its beginning up to a word's end and an ellipsis, in at most `width` characters."""
-    return text if len(text) <= width else text[: width - 3].rsplit(" ", 1)[0].rstrip(",;:(") + " ..."
 
 
 def _from_docstring(name: str, docstring: str) -> str:

@@ -14,7 +14,6 @@ from llmmod.devtools.translate import Translation, translate
 
 # Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
 WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
-COMMENT_WIDTH = 134  # characters, so that `    # …` ends within the 140 of a line
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Field:
         name: the class's own.
         translation: its type in the schema.
         default: plain Python: None, a primitive, a list or a dict.
-        comment: one line on what it means, may be empty.
+        comment: a sentence on what it means, may be empty.
     """
 
     name: str
@@ -44,7 +43,7 @@ def reflect(cls: type) -> list[Field]:
 def _field(field: dataclasses.Field[Any], hint: Any, docstring: str) -> Field:
     default = _plain(_default(field))
     translation = translate(hint, default=default, choices=field.metadata.get("choices", ()))
-    comment = describe(field.name, help_text=field.metadata.get("help", ""), docstring=docstring, width=COMMENT_WIDTH)
+    comment = describe(field.name, help_text=field.metadata.get("help", ""), docstring=docstring)
     return Field(field.name, translation, default, comment)
 
 

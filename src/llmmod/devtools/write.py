@@ -68,8 +68,8 @@ def field_line(field: Field) -> str:
 
 
 def _field_lines(field: Field) -> Iterable[str]:
-    if field.comment:
-        yield f"    # {field.comment}"
+    comment = "    # "
+    yield from textwrap.wrap(field.comment, _WIDTH, initial_indent=comment, subsequent_indent=comment, break_on_hyphens=False)
     yield f"    {field_line(field)}"
 
 

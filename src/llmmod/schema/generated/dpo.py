@@ -30,7 +30,8 @@ class DPOConfig(TrainingArguments):
     use_liger_kernel: bool = False
     # Log every X updates steps
     logging_steps: float = 10.0
-    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `DPOTrainer` is provided as a ...
+    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `DPOTrainer` is provided as a
+    # string
     model_init_kwargs: Any = None
     # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
     trust_remote_code: bool = False
@@ -68,13 +69,16 @@ class DPOConfig(TrainingArguments):
     beta: float = 0.1
     # Whether to apply WPO-style weighting to preference pairs using the policy's length-normalized sequence probabilities
     use_weighting: bool = False
-    # tau/temperature parameter from the DiscoPOP paper, which controls the shape of the log-ratio modulated loss when using ...
+    # tau/temperature parameter from the DiscoPOP paper, which controls the shape of the log-ratio modulated loss when using
+    # `loss_type='discopop'`
     discopop_tau: float = 0.05
     # Whether to offload the activations to the CPU
     activation_offloading: bool = False
-    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the ...
+    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the `ref_model_mixup_alpha`
+    # parameter
     sync_ref_model: bool = False
-    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during ...
+    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during
+    # updates
     ref_model_mixup_alpha: float = 0.6
     # tau parameter from the TR-DPO paper, which determines how frequently the current policy is synchronized with the reference policy
     ref_model_sync_steps: int = 512

@@ -32,7 +32,8 @@ class GRPOConfig(TrainingArguments):
     logging_steps: float = 10.0
     # Whether to only keep the column 'prompt' in the dataset
     remove_unused_columns: bool | None = False
-    # Keyword arguments for `transformers.AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `GRPOTrainer` is ...
+    # Keyword arguments for `transformers.AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `GRPOTrainer` is
+    # provided as a string
     model_init_kwargs: Any = None
     # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
     trust_remote_code: bool = False
@@ -66,7 +67,8 @@ class GRPOConfig(TrainingArguments):
     top_k: int = 0
     # Minimum token probability, which will be scaled by the probability of the most likely token
     min_p: float | None = None
-    # Additional keyword arguments to pass to `GenerationConfig` (if using transformers) or `SamplingParams` (if using vLLM) when ...
+    # Additional keyword arguments to pass to `GenerationConfig` (if using transformers) or `SamplingParams` (if using vLLM) when sampling
+    # completions
     generation_kwargs: Any = None
     # Additional keyword arguments to pass to the `apply_chat_template` function when generating completions
     chat_template_kwargs: Any = None
@@ -132,11 +134,14 @@ class GRPOConfig(TrainingArguments):
     scale_rewards: str = "group"
     # Specifies the loss formulation to use
     loss_type: str = "dapo"
-    # When enabled, truncated completions are excluded from the loss calculation, preventing them from being incorrectly penalized and ...
+    # When enabled, truncated completions are excluded from the loss calculation, preventing them from being incorrectly penalized and
+    # introducing noise during training
     mask_truncated_completions: bool = False
-    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the ...
+    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the `ref_model_mixup_alpha`
+    # parameter
     sync_ref_model: bool = False
-    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during ...
+    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during
+    # updates
     ref_model_mixup_alpha: float = 0.6
     # tau parameter from the TR-DPO paper, which determines how frequently the current policy is synchronized with the reference policy
     ref_model_sync_steps: int = 512
@@ -156,7 +161,8 @@ class GRPOConfig(TrainingArguments):
     entropy_target: float = 0.2
     # Maximum number of tool-calling turns when training an agent
     max_tool_calling_iterations: int | None = None
-    # Whether to apply Importance Sampling (IS) to correct for the mismatch between vLLM completion logprobs and recomputed training ...
+    # Whether to apply Importance Sampling (IS) to correct for the mismatch between vLLM completion logprobs and recomputed training
+    # logprobs
     vllm_importance_sampling_correction: bool = True
     # Specifies how Importance Sampling (IS) is performed when vllm_importance_sampling_correction=True
     vllm_importance_sampling_mode: str = "sequence_mask"
@@ -166,7 +172,8 @@ class GRPOConfig(TrainingArguments):
     vllm_importance_sampling_clip_min: float | None = None
     # Threshold for off-policy sequence masking
     off_policy_mask_threshold: float | None = None
-    # Whether to multiply the KL term by the importance sampling ratio, so that the KL gradient becomes the unbiased reverse-KL ...
+    # Whether to multiply the KL term by the importance sampling ratio, so that the KL gradient becomes the unbiased reverse-KL gradient, as
+    # described in the DeepSeek-V3.2 paper
     use_bias_correction_kl: bool = True
     # Whether to log a sample of (prompt, completion) pairs every `logging_steps` steps
     log_completions: bool = False

@@ -32,7 +32,8 @@ class KTOConfig(TrainingArguments):
     logging_steps: float = 10.0
     # Sampler to use for the training dataloader
     train_sampling_strategy: str = "sequential"
-    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `KTOTrainer` is provided as a ...
+    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `KTOTrainer` is provided as a
+    # string
     model_init_kwargs: Any = None
     # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
     trust_remote_code: bool = False
@@ -60,9 +61,11 @@ class KTOConfig(TrainingArguments):
     undesirable_weight: float = 1.0
     # Whether to offload the activations to the CPU
     activation_offloading: bool = False
-    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the ...
+    # Whether to synchronize the reference model with the active model every `ref_model_sync_steps` steps, using the `ref_model_mixup_alpha`
+    # parameter
     sync_ref_model: bool = False
-    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during ...
+    # alpha parameter from the TR-DPO paper, which controls the mix between the current policy and the previous reference policy during
+    # updates
     ref_model_mixup_alpha: float = 0.6
     # tau parameter from the TR-DPO paper, which determines how frequently the current policy is synchronized with the reference policy
     ref_model_sync_steps: int = 512

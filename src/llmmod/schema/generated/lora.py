@@ -43,15 +43,18 @@ class LoraConfig:
     fan_in_fan_out: bool = False
     # Bias type for Lora
     bias: str = "none"
-    # When set to True, uses Rank-Stabilized LoRA which sets the adapter scaling factor to `lora_alpha/math.sqrt(r)`, since it was ...
+    # When set to True, uses Rank-Stabilized LoRA which sets the adapter scaling factor to `lora_alpha/math.sqrt(r)`, since it was proven to
+    # work better
     use_rslora: bool = False
     # List of modules apart from LoRA layers to be set as trainable and saved in the final checkpoint
     modules_to_save: list[str] | None = None
     # How to initialize the weights of the LoRA layers
     init_lora_weights: bool | str = True
-    # The layer indexes to transform, is this argument is specified, PEFT will transform only the layers indexes that are specified ...
+    # The layer indexes to transform, is this argument is specified, PEFT will transform only the layers indexes that are specified inside
+    # this list
     layers_to_transform: Any = None
-    # The layer pattern name, used only if `layers_to_transform` is different to None and if the layer pattern is not in the common ...
+    # The layer pattern name, used only if `layers_to_transform` is different to None and if the layer pattern is not in the common layers
+    # pattern.This only works when target_modules is a list of str
     layers_pattern: Any = None
     # The mapping from layer names or regexp expression to ranks which are different from the default rank specified by `r`
     rank_pattern: dict[str, Any] | None = field(default_factory=dict)
@@ -61,7 +64,8 @@ class LoraConfig:
     megatron_config: dict[str, Any] | None = None
     # The core module from Megatron, it is used to create LoRA's parallel linear layer
     megatron_core: str | None = "megatron.core"
-    # Lets you specify which token indices to selectively fine-tune without requiring to re-train the whole embedding matrix using the ...
+    # Lets you specify which token indices to selectively fine-tune without requiring to re-train the whole embedding matrix using the
+    # `peft.TrainableTokensModel` method
     trainable_token_indices: Any = None
     # The configuration of LoftQ
     loftq_config: dict[str, Any] = field(default_factory=dict)
@@ -75,9 +79,11 @@ class LoraConfig:
     use_dora: bool = False
     # Enable VeLoRA as a LoRA variant by providing a VeloraConfig
     velora_config: dict[str, Any] | None = None
-    # If not None, enable 'Activated LoRA' (aLoRA), with alora_invocation_tokens being the tokenized invocation string for the adapter ...
+    # If not None, enable 'Activated LoRA' (aLoRA), with alora_invocation_tokens being the tokenized invocation string for the adapter (must
+    # be present in all model input strings)
     alora_invocation_tokens: list[int] | None = None
-    # It is only implemented in GPTQ for now. Enable Quantization-Aware Low-Rank Adaptation (QALoRA).This technique combines ...
+    # It is only implemented in GPTQ for now. Enable Quantization-Aware Low-Rank Adaptation (QALoRA).This technique combines
+    # quantization-aware training with LoRA to improve performance for quantized models
     use_qalora: bool = False
     # Group size parameter for QALoRA pooling, controlling the dimension reduction factor
     qalora_group_size: int = 16

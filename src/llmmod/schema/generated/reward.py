@@ -30,7 +30,8 @@ class RewardConfig(TrainingArguments):
     use_liger_kernel: bool = False
     # Log every X updates steps
     logging_steps: float = 10.0
-    # Keyword arguments for `AutoModelForSequenceClassification.from_pretrained`, used when the `model` argument of the `RewardTrainer` ...
+    # Keyword arguments for `AutoModelForSequenceClassification.from_pretrained`, used when the `model` argument of the `RewardTrainer` is
+    # provided as a string
     model_init_kwargs: Any = None
     # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
     trust_remote_code: bool = False

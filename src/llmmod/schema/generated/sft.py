@@ -30,7 +30,8 @@ class SFTConfig(TrainingArguments):
     use_liger_kernel: bool = False
     # Log every X updates steps
     logging_steps: float = 10.0
-    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `SFTTrainer` is provided as a ...
+    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `SFTTrainer` is provided as a
+    # string
     model_init_kwargs: Any = None
     # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
     trust_remote_code: bool = False

@@ -81,13 +81,15 @@ class TrainingArguments:
     use_liger_kernel: bool = False
     # Configuration for Liger Kernel
     liger_kernel_config: dict[str, bool] | None = None
-    # Whether or not to use cache for the model For training, this is usually not needed apart from some PEFT methods that uses ...
+    # Whether or not to use cache for the model For training, this is usually not needed apart from some PEFT methods that uses
+    # `past_key_values`
     use_cache: bool = False
     # If not None, activates NEFTune noise embeddings
     neftune_noise_alpha: float | None = None
     # Number of steps to wait before calling `torch.<device>.empty_cache()`
     torch_empty_cache_steps: int | None = None
-    # Whether to find a training batch size that will fit into memory automatically through exponential decay, avoiding CUDA ...
+    # Whether to find a training batch size that will fit into memory automatically through exponential decay, avoiding CUDA Out-of-Memory
+    # errors
     auto_find_batch_size: bool = False
     # The logging strategy to adopt during training
     logging_strategy: str = "steps"
