@@ -51,7 +51,8 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 # Warnings are errors, broken links among them; nothing is fetched from the network.
-docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html
+docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the reference of every key
+	$(BIN)/python -m llmmod.devtools.key_pages docs/reference
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 

@@ -6,6 +6,7 @@ copyright = "the llmmod authors, Apache-2.0"
 
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["attrs_block"]  # {.name} above a list gives it a class of site.css
 myst_heading_anchors = 3  # every heading down to ### can be linked to by its words
 myst_links_external_new_tab = False
 

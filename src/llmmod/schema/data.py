@@ -12,19 +12,19 @@ from llmmod.schema.base import Bos, CutoffPolicy, MixStopping, OnBadRow, Ranked,
 
 @dataclass
 class ColumnsConf:
-    """`dataset.columns.*`: the data's own name for each part; None: the format has no such part."""
+    """`dataset.columns.*`: the data's own name for each part; None: llmmod recognises it, or the format has no such part."""
 
-    prompt: str | None = None
-    query: str | None = None
-    response: str | None = None
-    history: str | None = None
-    system: str | None = None
-    text: str | None = None
-    messages: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    label: str | None = None
-    tools: str | None = None
+    prompt: str | None = None  # the column with the question or instruction
+    query: str | None = None  # the column with further input to the instruction; it follows the prompt on a new line
+    response: str | None = None  # the column with the answer
+    history: str | None = None  # the column with earlier rounds, a list of [question, answer]
+    system: str | None = None  # the column with the system text
+    text: str | None = None  # the column with a whole document
+    messages: str | None = None  # the column with a list of messages, each with its role and content
+    chosen: str | None = None  # the column with the better answer, or with the ranked ones
+    rejected: str | None = None  # the column with the worse answer
+    label: str | None = None  # the column that says whether the answer is a good one, true or false
+    tools: str | None = None  # the column with the definitions of tools
 
 
 @dataclass
@@ -32,17 +32,17 @@ class MixedConf:
     """`dataset.mix.<name>.*`: one of several datasets. What is None, `dataset` says for all of them."""
 
     weight: float = 1.0  # how many of its conversations there are to those of the others
-    path: str | None = None
-    data_files: Any = None
-    subset: str | None = None
-    split: str = "train"
-    format: Any = None
-    columns: ColumnsConf = field(default_factory=ColumnsConf)
-    system: str | None = None
-    max_samples: int | None = None
-    val_size: float | None = None
-    val_files: Any = None
-    val_split: str | None = None
+    path: str | None = None  # a file, a directory, a hub id, or a builder's name with data_files
+    data_files: Any = None  # a path, a glob, or a list of them
+    subset: str | None = None  # a hub dataset's configuration name
+    split: str = "train"  # a split, slices such as train[:10%] too
+    format: Any = None  # a format's name; None: that of `dataset`
+    columns: ColumnsConf = field(default_factory=ColumnsConf)  # the names of its columns
+    system: str | None = None  # the system text of rows that have none; None: that of `dataset`
+    max_samples: int | None = None  # rows taken from the start; None: as `dataset` says
+    val_size: float | None = None  # held out: a fraction below 1, a number of examples from 1 on; None: as `dataset` says
+    val_files: Any = None  # held-out examples from files of their own, instead of val_size
+    val_split: str | None = None  # held-out examples from a split of their own, instead of val_size
 
 
 @dataclass
@@ -56,15 +56,16 @@ class DatasetConf:
     subset: str | None = None  # a hub dataset's configuration name
     split: str = "train"  # a split, slices such as train[:10%] too
     format: Any = "auto"  # alpaca, sharegpt, messages, text, preference, kto, prompt, auto, or {_target_: my.function}
-    columns: ColumnsConf = field(default_factory=ColumnsConf)
+    columns: ColumnsConf = field(default_factory=ColumnsConf)  # the names of its columns
     system: str | None = None  # the system text of rows that have none; None: the render's
     cutoff_len: int = 1024  # tokens; longer examples are cut by `cutoff_policy`
+    # What is cut from an example that is too long: prompt and answer in proportion, the right or the left end; drop: leave it out
     cutoff_policy: CutoffPolicy = CutoffPolicy.proportional
     packing: bool = False  # several examples a row, apart from each other; documents (pt) share rows anyway, but see each other without it
     drop_last_block: bool = False  # of documents that are joined into blocks: leave out the last one where it isn't full
     mask_prompt: bool = True  # train the answers only; false: the prompt too
     ranked: Ranked = Ranked.all  # which pairs are made of a row's answers, best first, where there are more than two
-    on_bad_row: OnBadRow = OnBadRow.error
+    on_bad_row: OnBadRow = OnBadRow.error  # error: stop the run and name the row; skip: count the row and leave it out
     streaming: bool = False  # read while training, nothing held in memory
     buffer_size: int = 16384  # examples, the shuffle buffer of a streamed dataset
     max_samples: int | None = None  # rows taken from the start; None: all
@@ -90,7 +91,7 @@ class RenderConf:
     """
 
     _target_: str = "llmmod.render.template.Template"
-    name: str = MISSING
+    name: str = MISSING  # the option's name, used in reports
     prefix: list[Any] = field(default_factory=list)  # before the first turn; where nothing of it is left, sep is left out too
     empty_prefix: list[Any] | None = None  # instead of prefix and the sep after it where the system text is empty; None: the same two
     prompt: list[Any] = field(default_factory=list)  # a user turn up to where the answer begins
@@ -99,11 +100,12 @@ class RenderConf:
     system: str = ""  # the system text of conversations that have none
     system_in_query: bool = False  # the prefix is the beginning of the first query's text rather than before the turn (LLaMA-2)
     strip: bool = False  # strip queries and answers of white space before rendering (LLaMA-2)
+    # Where the beginning token stands, never twice in a row; auto: once, where the tokenizer itself starts a text with one
     bos: Bos = Bos.auto
     first_round: int = 1  # `{{idx}}` of the first turn
     stop_words: list[str] = field(default_factory=list)  # tokens that end an answer, besides its terminator and eos
     efficient_eos: bool = False  # no terminator between rounds: it is trained in the place of the next turn's first token
     use_history: bool = True  # false: each turn is an example of its own, without what came before
-    train_on: TrainOn = TrainOn.all
+    train_on: TrainOn = TrainOn.all  # which answers of a conversation are trained: all of them, or the last one alone
     verify: bool = True  # prove before training that training ids = inference ids
     template: str | None = None  # auto: the chat template, a jinja text or a .jinja file; None: the tokenizer's own

@@ -15,8 +15,9 @@ from llmmod.schema.generated.lora import LoraConfig
 class FinetuneConf:
     """What every way to fine-tune has."""
 
-    name: str = MISSING
-    # What is trained is held in float32, and saved as the checkpoint has it; checkpoint: held as it is too, less memory and less exact
+    name: str = MISSING  # the option's name, used in paths
+    # float32: what is trained is held in float32 and saved in the checkpoint's type; checkpoint: it is held in that type too, which takes
+    # less memory and is less exact
     trainable_dtype: TrainableDtype = TrainableDtype.float32
     upcast_layernorm: bool = False  # normalisation layers in float32
     upcast_head: bool = False  # output layer and logits in float32
@@ -48,7 +49,8 @@ class LoraConf(LoraConfig, FinetuneConf):
     """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
 
     _target_: str = "llmmod.models.adapt.add_lora"
-    # Adapters start from zero and take about ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
+    # What suits this way of training: a stage's `training.learning_rate` is this unless it is set. Adapters start from zero and take about
+    # ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret")
     learning_rate: float = 2e-4
     loraplus_lr_ratio: float | None = None  # LoRA+ (Hayou et al. 2024): matrices B learn so many times as fast as A; None: alike
-    target_modules: Any = "${model.lora_targets}"  # module names, or all-linear
+    target_modules: Any = "${model.lora_targets}"  # the modules that get an adapter: their names, or all-linear

@@ -46,7 +46,7 @@ class GenerationConf:
     top_h: float | None = None  # fraction of the distribution's entropy to keep, 0 to 1
     typical_p: float | None = None  # only the locally most typical tokens that add up to it (Meister et al. 2022) [1.0]
     epsilon_cutoff: float | None = None  # only tokens above this probability; 3e-4 to 9e-4 is usual (Hewitt et al. 2022) [0.0]
-    eta_cutoff: float | None = None  # the same, relative to the entropy; 3e-4 to 2e-3 is usual (Hewitt et al. 2022) [0.0]
+    eta_cutoff: float | None = None  # only tokens above a bound that follows the entropy; 3e-4 to 2e-3 is usual (Hewitt et al. 2022) [0.0]
     repetition_penalty: float | None = None  # above 1: tokens that occurred are less likely (Keskar et al. 2019) [1.0]
     encoder_repetition_penalty: float | None = None  # above 1: tokens of the input are likelier [1.0]
     length_penalty: float | None = None  # of a beam search: above 0 longer answers, below 0 shorter ones [1.0]
@@ -62,20 +62,20 @@ class GenerationConf:
     sequence_bias: list[Any] | None = None  # [[[ids], bias], …]: added to the logits of those sequences
     token_healing: bool | None = None  # let the prompt's last tokens grow into longer ones [false]
     guidance_scale: float | None = None  # above 1: classifier-free guidance towards the prompt
-    watermarking_config: dict[str, Any] | None = None  # fields of transformers.WatermarkingConfig
+    watermarking_config: dict[str, Any] | None = None  # marks answers as generated: fields of transformers.WatermarkingConfig
 
     # What `generate` returns besides ids
     num_return_sequences: int | None = None  # answers a prompt [1]
-    output_attentions: bool | None = None  # [false]
-    output_hidden_states: bool | None = None  # [false]
+    output_attentions: bool | None = None  # the attention weights of every layer [false]
+    output_hidden_states: bool | None = None  # the hidden states of every layer [false]
     output_scores: bool | None = None  # logits after all processing [false]
-    output_logits: bool | None = None  # logits before it [false]
+    output_logits: bool | None = None  # logits before all processing [false]
     return_dict_in_generate: bool | None = None  # return an object with all of these, not ids alone [false]
 
     # Special tokens: llmmod takes them from the render and the tokenizer
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: Any = None  # an id or ids
+    pad_token_id: int | None = None  # id of the token that fills up a batch; None: the tokenizer's
+    bos_token_id: int | None = None  # id of the token that begins a text; None: the tokenizer's
+    eos_token_id: Any = None  # id or ids of the tokens that end an answer; None: the render's and the tokenizer's
 
     # Models with an encoder
     encoder_no_repeat_ngram_size: int | None = None  # runs of this many tokens of the input don't occur in the answer; 0: off [0]
@@ -87,12 +87,12 @@ class GenerationConf:
     num_assistant_tokens_schedule: str | None = None  # how that number changes: constant, heuristic, heuristic_transient [constant]
     assistant_confidence_threshold: float | None = None  # the draft ends at a token less probable than this [0.4]
     prompt_lookup_num_tokens: int | None = None  # tokens drafted by copying from the prompt
-    max_matching_ngram_size: int | None = None  # tokens that must match for that [2]
+    max_matching_ngram_size: int | None = None  # tokens that must match before some are copied from the prompt [2]
     assistant_early_exit: int | None = None  # draft with the model's own first layers, this many
     assistant_lookbehind: int | None = None  # assistant's tokens re-encoded where the two tokenizers differ [10]
-    target_lookbehind: int | None = None  # this model's tokens, likewise [10]
+    target_lookbehind: int | None = None  # this model's tokens re-encoded where the two tokenizers differ [10]
     assistant_ensemble_weight: float | None = None  # between 0 and 1: accept against a mixture of both models; None: lossless
-    speculation_type: str | None = None  # dflash
+    speculation_type: str | None = None  # how tokens are drafted: dflash
 
     # Performance
     compile_config: dict[str, Any] | None = None  # {_target_: transformers.CompileConfig, …}: how the forward pass is compiled
@@ -101,12 +101,12 @@ class GenerationConf:
 
     # Of strategies that transformers has moved to the hub, still found in checkpoints
     low_memory: bool | None = None  # beams one after another
-    penalty_alpha: float | None = None  # of contrastive search
-    dola_layers: Any = None  # of DoLa: low, high, or layer numbers
+    penalty_alpha: float | None = None  # how much contrastive search avoids repetition
+    dola_layers: Any = None  # layers whose logits DoLa contrasts: low, high, or their numbers
     diversity_penalty: float | None = None  # between groups of beams [0.0]
-    num_beam_groups: int | None = None  # [1]
-    constraints: list[Any] | None = None  # of constrained beam search
-    force_words_ids: list[Any] | None = None  # likewise: ids that must occur
+    num_beam_groups: int | None = None  # groups of beams that differ from each other [1]
+    constraints: list[Any] | None = None  # what answers must contain, of constrained beam search
+    force_words_ids: list[Any] | None = None  # token ids that must occur, of constrained beam search
 
     prefill_chunk_size: int | None = None  # tokens of the prompt processed at a time
 

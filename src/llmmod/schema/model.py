@@ -31,17 +31,17 @@ class ModelConf:
     revision: str | None = None  # branch, tag or commit on the hub; None: its main branch
     size: str | None = None  # a key of `sizes`, which then gives the path
     sizes: dict[str, str] = field(default_factory=dict)  # size -> hub id
-    weights: Weights = Weights.pretrained
+    weights: Weights = Weights.pretrained  # pretrained: from a checkpoint; random: initialised from the architecture's configuration
     config: dict[str, Any] = field(default_factory=dict)  # fields of the architecture's configuration to set
     architecture: dict[str, Any] = field(default_factory=dict)  # `model_type` and what a tiny model of it needs, for smoke=true
-    dtype: Dtype = Dtype.auto
+    dtype: Dtype = Dtype.auto  # in which type the weights are held; auto: as the checkpoint was saved
     device_map: Any = None  # None: where the trainer puts it; else what from_pretrained takes
     attn_implementation: str | None = None  # None: transformers' own choice; sdpa, eager, flash_attention_2, flex_attention
-    rope_scaling: RopeScalingConf = field(default_factory=RopeScalingConf)
+    rope_scaling: RopeScalingConf = field(default_factory=RopeScalingConf)  # longer contexts than the model was trained on
     model_max_length: int | None = None  # tokens; None: the checkpoint's own
     shift_attn: bool = False  # LongLoRA's shifted sparse attention (Chen et al. 2023), in training only
     shift_attn_group_size: float = 0.25  # tokens that attend to each other; below 1: a share of the sequence, as in the paper
-    quantization: QuantizationConf = field(default_factory=QuantizationConf)
+    quantization: QuantizationConf = field(default_factory=QuantizationConf)  # weights in 4 or 8 bit
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
     # Run Python code that comes with the checkpoint; true from the command line or LLMMOD_TRUST_REMOTE_CODE=1, never from a file.
     trust_remote_code: bool = field(default_factory=trusted_by_environment)
@@ -56,7 +56,7 @@ class TokenizerConf:
     """`tokenizer.*`: the tokenizer, the model's own unless a path is given."""
 
     _target_: str = "llmmod.models.tokenizer.load_tokenizer"
-    pretrained_model_name_or_path: str | None = None  # None: the model's
+    pretrained_model_name_or_path: str | None = None  # a hub id or a directory; None: the model's own
     kwargs: dict[str, Any] = field(default_factory=dict)  # the rest of from_pretrained's arguments
 
 
@@ -65,6 +65,6 @@ class HubConf:
     """`hub.*`: how downloads are made; reaches every from_pretrained and load_dataset."""
 
     proxies: dict[str, str] | None = None  # scheme -> proxy address
-    cache_dir: str | None = None
-    token: str | None = None
+    cache_dir: str | None = None  # where downloads and made examples are kept; None: the libraries' own directories and ~/.cache/llmmod
+    token: str | None = None  # your access token, for private repositories; None: that of `hf auth login`
     offline: bool = False  # never ask the network, use what the cache holds

@@ -25,8 +25,8 @@ class StepConf:
     needs_model: ClassVar[bool] = False  # with its weights
 
     _target_: str = "???"
-    model: ModelConf | None = None
-    finetune: Any = None
-    training: Any = None
-    dataset: DatasetConf | None = None
-    render: RenderConf | None = None
+    model: ModelConf | None = None  # this step's own model, or {from_step: an earlier training step}; None: the root's
+    finetune: Any = None  # what this step trains of the model; None: as the root says
+    training: Any = None  # this step's own stage and arguments; None: the root's
+    dataset: DatasetConf | None = None  # this step's own data; None: the root's
+    render: RenderConf | None = None  # how this step writes conversations; None: as the root says

@@ -16,5 +16,5 @@ class ChatConf(StepConf):
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.chat.Chat"
-    system: str | None = None  # None: the render's
+    system: str | None = None  # the system text of the conversation; None: the render's
     history: bool = True  # false: each question stands alone

@@ -16,6 +16,6 @@ class ExportConf(StepConf):
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.export.Export"
-    max_shard_size: str = "5GB"  # with its unit
+    max_shard_size: str = "5GB"  # the size of a weights file at most, with its unit
     layout: str = "native"  # native: transformers' own names; original: the checkpoint's, where it had others
-    model_card: bool = True
+    model_card: bool = True  # write a README.md that says what the model is and how it came about

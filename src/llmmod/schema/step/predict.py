@@ -16,7 +16,7 @@ class PredictConf(StepConf):
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.predict.Predict"
-    batch_size: int = 8  # prompts generated together
+    batch_size: int = 8  # prompts that are answered together
     max_samples: int | None = None  # prompts; None: the whole validation split
     compare_with_base: int = 0  # prompts that the model without its adapter answers too, evenly spread over the split
     # name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out

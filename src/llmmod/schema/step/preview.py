@@ -18,4 +18,4 @@ class PreviewConf(StepConf):
     _target_: str = "llmmod.steps.preview.Preview"
     max_samples: int = 1000  # examples written to preview.jsonl
     on_page: int = 40  # examples shown on preview.html
-    in_terminal: int = 3  # examples printed
+    in_terminal: int = 3  # examples that the terminal shows

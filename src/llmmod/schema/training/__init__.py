@@ -45,11 +45,11 @@ SCORES = "llmmod.steps.predict_rewards.PredictRewards"
 class StageConf:
     """What every stage has besides its trainer's arguments."""
 
-    stage: str = MISSING  # the option's name
+    stage: str = MISSING  # the option's name, used in paths
     data_kind: str = "conversation"  # what a row of its dataset becomes: a conversation, document, preference, judgement or prompt
     head: str = "language"  # what is on top of the model: a language-model head, or a reward head (one number a text)
     # What the step `predict` does with what this stage trained: {_target_: a class such as the step's own, made of its conf and name}.
     predict: dict[str, Any] = field(default_factory=lambda: {"_target_": ANSWERS})
-    trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: class, …its own arguments}
-    collator: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: the trainer's class, …its own arguments}
+    collator: dict[str, Any] = field(default_factory=dict)  # {_target_: class or function that makes a batch of examples, …}
     callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a transformers.TrainerCallback, …}

@@ -24,8 +24,8 @@ class PpoFields:
 
     max_completion_length: int = 64  # tokens an answer may have
     temperature: float = 1.0  # answers are sampled with; it divides the logits when they are learnt from, too
-    top_p: float = 1.0  # below 1, answers are sampled from less than what the model is taken to say
-    top_k: int = 0  # likewise; 0: off
+    top_p: float = 1.0  # answers are sampled from the likeliest tokens that add up to it; below 1, probabilities are not those learnt from
+    top_k: int = 0  # answers are sampled from the k likeliest tokens; 0: from all
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
     generation_batch_size: int | None = None  # answers sampled together; None: a whole rollout, or all to a batch of held-out prompts
     num_generations_eval: int = 1  # answers to each held-out prompt; with more, their mean reward is less uncertain
@@ -35,7 +35,7 @@ class PpoFields:
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
     reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
     use_score_scaling: bool = False  # divide scores by their running standard deviation
-    use_score_norm: bool = False  # and take their running mean away first
+    use_score_norm: bool = False  # take the running mean of scores away before they are divided
     score_clip: float | None = None  # scores stay within ± this, after scaling
     missing_eos_penalty: float | None = None  # what an answer without a terminator loses, after scaling and clipping
 
@@ -43,10 +43,10 @@ class PpoFields:
     kl_estimator: str = "k1"  # k1: log p - log q; k3: the same on average, and never negative
     target: float | None = None  # nats an answer that kl_coef is steered to (Ziegler et al. 2019); None: it stays as it is
     horizon: float = 10_000.0  # answers in which kl_coef follows
-    gamma: float = 1.0  # what a reward one token later is worth
-    lam: float = 0.95  # of generalised advantage estimation
-    whiten_rewards: bool = False  # tokens' rewards to variance 1
-    whiten_advantages: bool = True  # a rollout's advantages to mean 0 and variance 1
+    gamma: float = 1.0  # what a reward is worth one token later
+    lam: float = 0.95  # lambda of generalised advantage estimation (Schulman et al. 2016)
+    whiten_rewards: bool = False  # scale the rewards of tokens to variance 1
+    whiten_advantages: bool = True  # scale a rollout's advantages to mean 0 and variance 1
     cliprange: float = 0.2  # how far from 1 the ratio of new to old probability counts
     cliprange_value: float | None = 0.2  # how far from its old prediction the value head is let; None: anywhere
     vf_coef: float = 0.1  # weight of the value head's loss

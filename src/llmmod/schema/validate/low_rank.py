@@ -23,7 +23,7 @@ NOT_MERGED = {
 _PEFT_WRITES = "peft writes it itself"
 _ONLY_WITH = "its first values come from a pass over examples, which isn't made here"
 # field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/lora/test_fields.py
-_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     **{name: ((None,), why) for name, why in NOT_MERGED.items()},
     "lora_bias": ((False,), "an export has no place for a bias in layers that have none"),
     "task_type": (("CAUSAL_LM",), "language models are trained here; stage=rm says itself what it needs"),
@@ -63,7 +63,7 @@ def check_low_rank(context: Context) -> Iterator[Problem]:
 
 
 def _fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
-    for name, (values, why) in _FIXED.items():
+    for name, (values, why) in FIXED.items():
         if name in conf and conf[name] not in values:
             yield Problem(f"{place}.{name}", f"{shown(conf[name])}, and {why}", do=f"Leave it {shown(values[0])}")
 
