@@ -5,6 +5,7 @@ author = "the llmmod authors"
 copyright = "the llmmod authors, Apache-2.0"
 
 extensions = ["myst_parser"]
+smartquotes = False  # they would change quotes and dashes of commands
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["attrs_block"]  # {.name} above a list gives it a class of site.css
 myst_heading_anchors = 3  # every heading down to ### can be linked to by its words

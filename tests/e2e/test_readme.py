@@ -1,34 +1,62 @@
-"""Every command that the README shows composes and passes validation, and both languages show the same ones."""
+"""Every command that the README and the site show composes and passes validation; both READMEs show the same ones."""
 
+from __future__ import annotations
+
+import importlib.util
+import json
 import re
 import shlex
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from llmmod.app import _allowed_modules
+from llmmod.devtools.key_pages import main as write_reference
+from llmmod.pipeline.run import run_config
 from llmmod.pipeline.sweep import sweep_jobs
 from llmmod.schema.compose import compose_config, validated
+from llmmod.schema.names import conf_directory, groups
 
 ROOT = Path(__file__).parents[2]
+WRITTEN = ("_build", "reference")  # of docs/, by make docs
+PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md") if not set(p.parts) & set(WRITTEN))]
 
 
-def commands(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def commands(page):
+    lines = [line.split(" #")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\.venv/bin/)?llmmod ", line) and "<date>" not in line]
+
+
+def files(page):
+    """The files that a page shows: path -> text, of each block whose first line is `# path`."""
+    named = [(re.match(r"# ([\w./]+\.(?:py|yaml))\n", block), block) for kind in ("python", "yaml") for block in blocks(page, kind)]
+    return {found[1]: block for found, block in named if found}
+
+
+# Each command once, with the page whose files it may speak of.
+SHOWN = {command: page for page in reversed(PAGES) for command in reversed(commands(page))}
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """A directory with the files that the commands speak of."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
     row = '{"instruction": "Who?", "output": "Me."}\n'
     (tmp_path / "my.jsonl").write_text(row * 20)
     (tmp_path / "my.csv").write_text("question,answer\n" + "Who?,Me.\n" * 100)
+    (tmp_path / "my.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     (tmp_path / "my_run" / "train").mkdir(parents=True)
     (tmp_path / "my_run" / "train" / "adapter_config.json").write_text("{}")
     (tmp_path / "my_run" / "train" / "adapter_model.safetensors").write_bytes(b"")
@@ -43,18 +71,46 @@ def work(tmp_path, monkeypatch):
             with zipfile.ZipFile(checkpoint / name, "w") as archive:
                 archive.writestr("data.pkl", b"")
     (tmp_path / "my_package.py").write_text("class MyCallback:\n    pass\n")
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("my_package", None)
 
 
-@pytest.mark.parametrize("command", commands("README.md"))
-def test_the_command_composes_and_validates(command, work, monkeypatch):
+def composed(command, page, work, monkeypatch):
+    """The configuration of a command, of a sweep those of every third job, in the directory with its page's files."""
+    for path, text in files(page).items():
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        (work / path).write_text(text, encoding="utf-8")
     allow, arguments = _allowed_modules(shlex.split(command)[1:])
     monkeypatch.setenv("LLMMOD_ALLOW", ",".join(allow))
+    args = get_args_parser().parse_args(arguments)
     # A model directory of the reader's own is the one thing that can't be made up.
-    overrides = [a for a in arguments if a != "-m" and "/models/" not in a]
-    jobs = sweep_jobs(overrides) if "-m" in arguments else [overrides]
-    for job in jobs:
-        assert validated(compose_config(job)).pipeline
+    overrides = [override for override in args.overrides if "/models/" not in override]
+    jobs = sweep_jobs(overrides)[::-3] if args.multirun else [overrides]
+    return [validated(compose_config(job, config_dir=args.config_dir)) for job in jobs]
+
+
+@pytest.mark.parametrize(("command", "page"), SHOWN.items())
+def test_the_command_composes_and_validates(command, page, work, monkeypatch):
+    assert all(config.pipeline for config in composed(command, page, work, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "left"),
+    [
+        ("own-render", ["train_loss", "predict_rouge-l"]),
+        ("own-metric", ["predict_starts"]),
+        ("own-reward", ["train_loss"]),
+        ("own-step", ["count_tokens"]),
+    ],
+)
+def test_a_recipe_s_own_part_runs_as_a_rehearsal(recipe, left, work, monkeypatch):
+    page = f"docs/recipes/{recipe}.md"
+    command = next(command for command in commands(page) if "smoke=true" in command and re.search("my_conf|my_package", command))
+    (config,) = composed(command, page, work, monkeypatch)
+    metrics = run_config(config)
+    assert [name for name in left if name not in metrics] == []
+    record = json.loads((Path(config.output_dir) / "run.json").read_text("utf-8"))
+    assert record["status"] == "completed"
 
 
 def test_there_are_commands_for_every_group():
@@ -65,3 +121,33 @@ def test_there_are_commands_for_every_group():
 
 def test_both_languages_show_the_same_commands():
     assert commands("README_zh.md") == commands("README.md")
+
+
+@pytest.mark.parametrize("group", [group for group in groups() if group != "quantization"])
+def test_a_group_s_page_names_every_option(group):
+    text = (ROOT / "docs" / "groups" / f"{group}.md").read_text("utf-8")
+    options = {path.stem for path in (conf_directory() / group).glob("*.yaml")}
+    assert {option for option in options if f"`{option}`" not in text} == set()
+    assert commands(f"docs/groups/{group}.md")
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README_zh.md", "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link and "reference/" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings_and_asks_for_nothing_from_elsewhere(tmp_path):
+    if any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")):
+        pytest.skip("Sphinx is not installed; make docs installs it")
+    write_reference([str(ROOT / "docs" / "reference")])
+    out = tmp_path / "html"
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "-n", "--keep-going", "-q", "-d", str(tmp_path)]
+    done = subprocess.run([*command, str(ROOT / "docs"), str(out)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for page in out.rglob("*.html"):
+        fetched = re.findall(r'<(?:script|img|iframe|link)[^>]* (?:src|href)="([^"]+)"', page.read_text("utf-8"))
+        assert fetched
+        assert not [address for address in fetched if re.match(r"(https?:)?//", address)], page
