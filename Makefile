@@ -42,7 +42,7 @@ lint: install ## style, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-schemas: install ## write src/llmmod/schema/generated/ anew from the installed libraries
+schemas: install ## write src/llmmod/config/schema/generated/ anew from the installed libraries
 	$(BIN)/python -m llmmod.devtools.generate
 
 $(DOCS_STAMP): $(STAMP)

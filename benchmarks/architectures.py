@@ -33,9 +33,8 @@ KINDS = {"segments": "each example by itself", "mask": "by a mask"}
 
 def write_checkpoint(model_type: str, directory: Path) -> Path:
     """The directory of a tiny model of an architecture, with a tokenizer that has a chat template."""
-    from llmmod.models.families.config import config_class
-    from llmmod.models.shrunk import shrunk
-    from llmmod.models.tiny import random_model, tiny_tokenizer
+    from llmmod.models.families.convert import config_class
+    from llmmod.models.loading.tiny import random_model, shrunk, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<|im_start|>", "<|im_end|>"])
     tokenizer.chat_template = TEMPLATE
@@ -49,7 +48,7 @@ def write_checkpoint(model_type: str, directory: Path) -> Path:
 def packing(directory: Path) -> str:
     """How the examples of a row are kept apart in a checkpoint's model, or why they aren't."""
     import llmmod
-    from llmmod.models.leaks import found_for
+    from llmmod.models.packing.support import found_for
 
     found = found_for(llmmod.load_model(str(directory)))
     return KINDS[found.way] if found.way else str(found.reason).rpartition("Measured on a tiny random one: ")[2]

@@ -59,7 +59,7 @@ def parts(render: str = "chatml") -> tuple[Any, Any]:
 
     import llmmod
     from llmmod.instantiate import build
-    from llmmod.models.build import tokenizer_from
+    from llmmod.models.loading.build import tokenizer_from
 
     root = OmegaConf.to_object(llmmod.compose(["model=smollm2", f"render={render}"]))
     tokenizer = tokenizer_from(root.tokenizer, root.model, hub=root.hub, smoke=False)
@@ -69,8 +69,8 @@ def parts(render: str = "chatml") -> tuple[Any, Any]:
 def speed(render: str, rounds: int) -> None:
     """Print examples a CPU second of both, and their ratio."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from llmmod.data.build import BATCH, build_dataset
-    from llmmod.data.tokenize import Tokenizing
+    from llmmod.data.dataset.build import BATCH, build_dataset
+    from llmmod.data.examples.tokenize import Tokenizing
 
     built, tokenizer = parts(render)
     examples = list(rows(EXAMPLES))
@@ -105,7 +105,7 @@ def speed(render: str, rounds: int) -> None:
 def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[tuple[Any, Any]]:
     """What llmmod reads of rows, so many a conversation."""
     from llmmod.data.formats import alpaca
-    from llmmod.data.row import Place
+    from llmmod.data.rows.records import Place
     from llmmod.render.conversation import Conversation
 
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -131,8 +131,8 @@ def processes() -> None:
 
 def build(count: int) -> None:
     """Print clock seconds, and CPU seconds of all processes and of the busiest, that examples take in some processes."""
-    from llmmod.data import build as made
-    from llmmod.data.tokenize import Tokenizing
+    from llmmod.data.dataset import build as made
+    from llmmod.data.examples.tokenize import Tokenizing
 
     examples = list(rows(EXAMPLES))
     tokenizing = Tokenizing(*parts(), 1024)
@@ -163,9 +163,9 @@ def load(path: str, streamed: int) -> None:
         path: the file.
         streamed: how many examples to read as a training would; 0: they are made, mapped, and the last is read.
     """
-    from llmmod.data.load import load_splits
-    from llmmod.schema.data import DatasetConf
-    from llmmod.schema.model import HubConf
+    from llmmod.config.schema.data import DatasetConf
+    from llmmod.config.schema.model import HubConf
+    from llmmod.data.dataset.load import load_splits
 
     render, tokenizer = parts()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew

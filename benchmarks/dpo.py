@@ -58,15 +58,15 @@ def clock():
 
 def ours(directory, counted):
     """llmmod's trainer, as `stage=dpo` builds it."""
-    from llmmod.models.tiny import tiny_tokenizer
-    from llmmod.schema.training.dpo import DpoConf
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.config.schema.preference_training import DpoConf
+    from llmmod.models.loading.tiny import tiny_tokenizer
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     conf = DpoConf(
         stage="dpo",
-        trainer={"_target_": "llmmod.stages.dpo.DpoTrainer"},
-        collator={"_target_": "llmmod.data.pairs.SharePrompt"},
+        trainer={"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"},
+        collator={"_target_": "llmmod.data.preference_collators.SharePrompt"},
         **arguments(),
     )
     args = training_arguments(conf, output_dir=Path(directory), seed=42, smoke=False, has_eval=False)
@@ -103,7 +103,7 @@ def theirs(directory, counted):
     """trl's trainer with its own collator, on ids as they are; with a `peft_config` its reference is the model without the adapter too."""
     from trl import DPOConfig, DPOTrainer
 
-    from llmmod.models.tiny import tiny_tokenizer
+    from llmmod.models.loading.tiny import tiny_tokenizer
 
     class OnIds(DPOTrainer):
         def _prepare_dataset(self, dataset, *args, **kwargs):

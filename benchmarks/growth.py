@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from importlib import import_module
 from pathlib import Path
 
 from measure import machine, measure
@@ -25,12 +24,12 @@ FEW, MANY, TOKENS, VOCABULARY = 250, 2000, 16, 16384
 PREFERENCE, JUDGEMENT = ("prompt_ids", "chosen_ids", "rejected_ids"), ("prompt_ids", "completion_ids")
 # stage -> its trainer, its collator, and columns of ids
 STAGES = {
-    "sft": ("llmmod.stages.sft.SftTrainer", "llmmod.data.collate.Flatten", ("input_ids", "labels")),
-    "rm": ("llmmod.stages.rm.RmTrainer", "llmmod.data.scored_pairs.SharePromptScored", PREFERENCE),
-    "dpo": ("llmmod.stages.dpo.DpoTrainer", "llmmod.data.pairs.SharePrompt", PREFERENCE),
-    "kto": ("llmmod.stages.kto.KtoTrainer", "llmmod.data.judged.PadJudged", JUDGEMENT),
-    "ppo": ("llmmod.stages.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
-    "grpo": ("llmmod.stages.grpo.trainer.GrpoTrainer", None, ("prompt_ids",)),
+    "sft": ("llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.Flatten", ("input_ids", "labels")),
+    "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.preference_collators.SharePromptScored", PREFERENCE),
+    "dpo": ("llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.preference_collators.SharePrompt", PREFERENCE),
+    "kto": ("llmmod.trainers.preference.kto.KtoTrainer", "llmmod.data.preference_collators.PadJudged", JUDGEMENT),
+    "ppo": ("llmmod.trainers.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
+    "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }
 # What stages that let the model answer are given besides: short answers, rewarded for being short.
 ANSWERING = {"max_completion_length": 2, "reward": {"brevity": {"_target_": "llmmod.rewards.brevity.brevity"}}}
@@ -81,17 +80,19 @@ def trainer(stage, directory):
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from llmmod.models.loading.tiny import tiny_tokenizer
     from llmmod.models.reward import with_reward_head
-    from llmmod.models.tiny import tiny_tokenizer
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes))
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
     model = get_peft_model(with_reward_head(model) if stage == "rm" else model, lora)
-    schema = getattr(import_module(f"llmmod.schema.training.{stage}"), f"{stage.capitalize()}Conf")
+    from llmmod.config.register import schema_class
+
+    schema = schema_class(f"schema/training/{stage}")
     made_by, collated_by, columns = STAGES[stage]
     parts = {"trainer": {"_target_": made_by}}
     parts |= ANSWERING if columns == ("prompt_ids",) else {"collator": {"_target_": collated_by}}
@@ -104,13 +105,13 @@ def trainer(stage, directory):
 def predict(stage, made, data):
     """What `predict` computes, each batch forgotten once it is there."""
     if stage == "rm":
-        from llmmod.stages.rm import pair_rewards
+        from llmmod.trainers.rm import pair_rewards
 
         batches = pair_rewards(made.model.eval(), data, collator=made.data_collator, batch_size=8)
     else:
         from transformers import GenerationConfig
 
-        from llmmod.stages.answers import answers
+        from llmmod.models.generation.generate import answers
 
         config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=1)
         batches = answers(made.model.eval(), data["input_ids"], config=config, batch_size=8)

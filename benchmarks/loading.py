@@ -25,9 +25,9 @@ LIMIT = 1.2
 # The first load is of a tiny checkpoint, so that what is imported on the way isn't counted. VmHWM is the peak since clear_refs was written.
 MEASURE = """
 import json, sys
-from llmmod.models.load import load_model
-from llmmod.models.quantize import quantization_config
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.loading.load import load_model
+from llmmod.models.loading.quantization import quantization_config
+from llmmod.config.schema.quantization import QuantizationConf
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))

@@ -80,7 +80,7 @@ def _weights(directory: Path) -> dict[str, bytes]:
 def _reloaded(model: str, directory: Path, *, scores: bool) -> object:
     if model in OWN_CLASS:
         import llmmod
-        from llmmod.models.reward_checkpoint import load_reward_model
+        from llmmod.models.adapters.reward_models import load_reward_model
 
         return (load_reward_model if scores else llmmod.load_model)(str(directory))
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -35,7 +35,7 @@ def sft(directory):
     """SFT on prompts with answers of 32 tokens."""
     from datasets import Dataset
 
-    from llmmod.schema.training.sft import SftConf
+    from llmmod.config.schema.training import SftConf
 
     draw = random.Random(2)
     answers = [[draw.randrange(5, 900) for _ in range(NEW)] for _ in range(BATCH * STEPS)]
@@ -43,8 +43,8 @@ def sft(directory):
         {"input_ids": asked + said, "labels": [-100] * len(asked) + said}
         for asked, said in zip(prompts(BATCH * STEPS), answers, strict=True)
     ]
-    trainer = {"_target_": "llmmod.stages.sft.SftTrainer"}
-    conf = SftConf(stage="sft", trainer=trainer, collator={"_target_": "llmmod.data.collate.Flatten"}, **arguments())
+    trainer = {"_target_": "llmmod.trainers.sft.SftTrainer"}
+    conf = SftConf(stage="sft", trainer=trainer, collator={"_target_": "llmmod.data.collators.Flatten"}, **arguments())
     trainer_of(conf, Dataset.from_list(rows), directory).train()
 
 
@@ -59,11 +59,11 @@ def ppo_trainer(directory):
     import torch
     from datasets import Dataset
 
-    from llmmod.schema.training.ppo import PpoConf
-    from llmmod.stages.rewards import Rewards
+    from llmmod.config.schema.online_training import PpoConf
+    from llmmod.trainers.online.rewards import Rewards
 
     ppo = {"num_ppo_epochs": 2, "max_completion_length": NEW, "generation_kwargs": {"min_new_tokens": NEW}}
-    conf = PpoConf(stage="ppo", trainer={"_target_": "llmmod.stages.ppo.trainer.PpoTrainer"}, **ppo, **arguments())
+    conf = PpoConf(stage="ppo", trainer={"_target_": "llmmod.trainers.ppo.trainer.PpoTrainer"}, **ppo, **arguments())
     trainer = trainer_of(conf, Dataset.from_list([{"prompt_ids": ids} for ids in prompts(BATCH * STEPS)]), directory)
     even = {"even": lambda answers: torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])}
     trainer.rewards = Rewards(even)
@@ -72,9 +72,9 @@ def ppo_trainer(directory):
 
 def trainer_of(conf, train, directory):
     """The trainer of a stage, as `stage=…` builds it."""
-    from llmmod.models.tiny import tiny_tokenizer
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.models.loading.tiny import tiny_tokenizer
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     policy, tokenizer = model(), tiny_tokenizer()
     policy.generation_config.eos_token_id, policy.generation_config.pad_token_id = [tokenizer.eos_token_id], tokenizer.pad_token_id
@@ -109,8 +109,6 @@ def answering(directory, *, together):
 
 def one(kind):
     """Do one of them, and print what it took as JSON."""
-    import llmmod.stages.ppo.trainer
-    import llmmod.stages.sft  # noqa: F401
 
     libraries = peak_gb()
     began = time.process_time()

@@ -80,16 +80,16 @@ def clock():
 
 def ours(packed, directory, counted, compiled=False):
     """llmmod's trainer, as `stage=sft` builds it."""
-    from llmmod.data.packed import Packed
-    from llmmod.models.tiny import tiny_tokenizer
-    from llmmod.schema.training.sft import SftConf
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.config.schema.training import SftConf
+    from llmmod.data.dataset.packing import Packed
+    from llmmod.models.loading.tiny import tiny_tokenizer
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     conf = SftConf(
         stage="sft",
-        trainer={"_target_": "llmmod.stages.sft.SftTrainer"},
-        collator={"_target_": "llmmod.data.collate.Flatten"},
+        trainer={"_target_": "llmmod.trainers.sft.SftTrainer"},
+        collator={"_target_": "llmmod.data.collators.Flatten"},
         **arguments(packed),
         torch_compile=compiled,
     )
@@ -102,7 +102,7 @@ def theirs(packed, directory, counted):
     """trl's trainer with its own collator."""
     from trl import SFTConfig, SFTTrainer
 
-    from llmmod.models.tiny import tiny_tokenizer
+    from llmmod.models.loading.tiny import tiny_tokenizer
 
     packing = {"packing": True, "max_length": ROW} if packed else {"max_length": LONGEST}
     args = SFTConfig(directory, use_cpu=True, bf16=False, disable_tqdm=True, **packing, **arguments(packed))

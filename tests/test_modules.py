@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from llmmod.modules import find_module
+from llmmod.code_arguments import find_module
 
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("json", "json/__init__.py"), ("json.decoder", "json/decoder.py"), ("llmmod.models.load", "llmmod/models/load.py")],
+    [("json", "json/__init__.py"), ("json.decoder", "json/decoder.py"), ("llmmod.models.loading.load", "llmmod/models/loading/load.py")],
 )
 def test_found(name, file):
     assert Path(find_module(name).origin).as_posix().endswith(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.paths import find_files, resolve_path, shown
+from llmmod.files.paths import find_files, resolve_path, shown
 
 
 def test_a_package_path_is_a_file_of_the_installed_package():

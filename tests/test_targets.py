@@ -35,15 +35,16 @@ accelerate.launchers.notebook_launcher accelerate.test_utils.testing.execute_sub
 accelerate.utils.load accelerate.utils.save datasets.commands.datasets_cli.main datasets.Dataset.from_sql
 datasets.packaged_modules.pandas.pandas.Pandas datasets.utils.py_utils.Pickler trl.scripts.sft.main trl.scripts.utils.TrlParser
 trl.cli.main.main trl.extras.vllm_client.VLLMClient trl.experimental.openreward.OpenRewardEnv llmmod.app.main llmmod.instantiate.locate
-llmmod.instantiate.build llmmod.devtools.generate.write llmmod.pipeline.run.run_pipeline llmmod.run llmmod.schema.compose.compose_config
-llmmod.targets.refusal llmmod.models.load._private llmmod.models.load.os.system my_package.Thing my_package._Thing open __main__.x
+llmmod.instantiate.build llmmod.devtools.generate.write llmmod.pipeline.run.run_pipeline llmmod.run llmmod.config.compose.compose_config
+llmmod.targets.refusal llmmod.models.loading.load._private llmmod.models.loading.load.os.system
+my_package.Thing my_package._Thing open __main__.x
     """
 )
 
 ALLOWED = names(
     """
-llmmod.models.load.load_model llmmod.steps.train.Train llmmod.stages.sft.SftTrainer llmmod.metrics.rouge.Rouge
-llmmod.render.template.Template llmmod.data.load.load_splits torch.nn.Linear torch.nn.functional.gelu torch.optim.AdamW
+llmmod.models.loading.load.load_model llmmod.steps.train.Train llmmod.trainers.sft.SftTrainer llmmod.metrics.rouge.Rouge
+llmmod.render.template.Template llmmod.data.dataset.load.load_splits torch.nn.Linear torch.nn.functional.gelu torch.optim.AdamW
 torch.utils.data.SequentialSampler transformers.AutoModelForCausalLM.from_pretrained transformers.EarlyStoppingCallback
 transformers.Trainer transformers.Seq2SeqTrainingArguments transformers.utils.logging.X trl.SFTTrainer trl.rewards.accuracy_reward
 peft.LoraConfig peft.PeftModel.from_pretrained datasets.load_dataset accelerate.Accelerator
@@ -117,7 +118,7 @@ HYDRA = [
     # Hydra itself would build these, and torch.load is not among what it refuses.
     ({"callbacks": {"d": {"_target_": "torch.nn.functional.torch.load", "f": "x.pkl"}}}, "hydra.callbacks.d._target_"),
     ({"launcher": {"_target_": "hydra_plugins.no_such_plugin.Launcher"}}, "hydra.launcher._target_"),
-    ({"callbacks": {"e": {"_target_": "llmmod.models.load.load_model"}}}, "hydra.callbacks.e._target_"),
+    ({"callbacks": {"e": {"_target_": "llmmod.models.loading.load.load_model"}}}, "hydra.callbacks.e._target_"),
     ({"job_logging": {"handlers": {"h": {"()": "os.system", "command": "id"}}}}, "hydra.job_logging.handlers.h.()"),
     ({"job_logging": {"handlers": {"h": {"class": "subprocess.Popen"}}}}, "hydra.job_logging.handlers.h.class"),
     ({"hydra_logging": {"filters": {"f": {"()": "pty.spawn"}}}}, "hydra.hydra_logging.filters.f.()"),

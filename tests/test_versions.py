@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-from llmmod.versions import installed
+from llmmod.upstream import installed
 
 
 def test_a_package_that_is_not_there_has_no_version():

@@ -53,7 +53,7 @@ def expected_files():
         ("conf", "llmmod/conf", ["*.yaml", "*.py"]),
         ("data", "llmmod/demo", ["*.json", "*.jsonl", "*.py"]),
         ("src/llmmod", "llmmod", ["*.py", "*.html", "py.typed"]),
-        ("src/llmmod/models/tiny_tokenizer", "llmmod/models/tiny_tokenizer", ["*"]),
+        ("src/llmmod/models/loading/tiny_tokenizer", "llmmod/models/loading/tiny_tokenizer", ["*"]),
     ]:
         for pattern in patterns:
             for path in (ROOT / folder).rglob(pattern):
@@ -64,7 +64,7 @@ def expected_files():
 def test_everything_a_run_needs_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     expected = set(expected_files())
-    for part in ("llmmod/conf/model/smollm2.yaml", "llmmod/demo/", "llmmod/models/tiny_tokenizer/", "llmmod/app.py"):
+    for part in ("llmmod/conf/model/smollm2.yaml", "llmmod/demo/", "llmmod/models/loading/tiny_tokenizer/", "llmmod/app.py"):
         assert [name for name in expected if name.startswith(part)], f"the source has no {part}"
     assert expected - inside == set()
 

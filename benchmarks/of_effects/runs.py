@@ -127,7 +127,7 @@ def _in_child(overrides: Sequence[str], run: Path, place: Path) -> None:
 def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
     import llmmod
     from llmmod.errors import ConfigError
-    from llmmod.stages.loop import curve
+    from llmmod.trainers.callbacks import curves as curve
 
     curve.draw_losses = lambda history, path: False  # drawn from the log, and half of a run's time
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -201,7 +201,7 @@ def write_checkpoint(directory: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llmmod.models.tiny import tiny_tokenizer
+    from llmmod.models.loading.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer([])
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -77,7 +77,7 @@ def _typed(value: Any) -> str:
 
 def fields_of(stage: str) -> dict[str, Any]:
     """Every argument of a stage's trainer; what a stage is (`StageConf`: its trainer, its kind of data, …) is nothing to set."""
-    from llmmod.schema.training import StageConf
+    from llmmod.config.schema.training import StageConf
 
     left_out = {"_target_", *(of_field.name for of_field in dataclasses.fields(StageConf))}
     return {of_field.name: of_field for of_field in dataclasses.fields(schema_of(stage)) if of_field.name not in left_out}
@@ -85,7 +85,7 @@ def fields_of(stage: str) -> dict[str, Any]:
 
 def schema_of(stage: str) -> Any:
     """The dataclass of a stage's `training`."""
-    from llmmod.schema.register import schema_class
+    from llmmod.config.register import schema_class
 
     return schema_class(f"schema/training/{stage}")
 
@@ -96,7 +96,7 @@ def other_value(stage: str, of_field: Any) -> str:
     Raises:
         LookupError: the type doesn't say what to try.
     """
-    from llmmod.schema.validate.types import tables
+    from llmmod.config.validate.values import tables
 
     now, kind = values_of(stage).get(of_field.name), of_field.type
     choices = [c for c in tables(schema_of(stage), "CHOICES").get(of_field.name, ()) if c not in (now, [now], "no")]
@@ -112,8 +112,7 @@ def other_value(stage: str, of_field: Any) -> str:
 @functools.cache
 def values_of(stage: str) -> dict[str, Any]:
     """The fields of `training` as the baseline of a stage has them."""
-    from llmmod.schema.compose import compose_config
-    from llmmod.schema.plain import resolved
+    from llmmod.config.compose import compose_config, resolved
 
     plain, _ = resolved(compose_config(usual(stage)).config)
     return plain["training"]

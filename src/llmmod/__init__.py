@@ -22,7 +22,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    from llmmod.schema.compose import compose_config, validated
+    from llmmod.config.compose import compose_config, validated
 
     return validated(compose_config(list(overrides)))
 
@@ -46,13 +46,13 @@ def load_model(path: str, **from_pretrained_arguments: Any) -> PreTrainedModel:
         path: a directory, a hub id, or `pkg://package/folder`.
         from_pretrained_arguments: as for `transformers.AutoModelForCausalLM.from_pretrained`.
     """
-    from llmmod.models.load import load_model as load
+    from llmmod.models.loading.load import load_model as load
 
     return load(path, **from_pretrained_arguments)
 
 
 def load_tokenizer(path: str, **from_pretrained_arguments: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of any checkpoint that `model=…` can load; arguments as in `load_model`."""
-    from llmmod.models.tokenizer import load_tokenizer as load
+    from llmmod.models.loading.tokenizer import load_tokenizer as load
 
     return load(path, **from_pretrained_arguments)

@@ -12,9 +12,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from llmmod import ranks
+from llmmod import distributed as ranks
+from llmmod.config.register import register_schemas
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
-from llmmod.schema.register import register_schemas
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
 def run_command(argv: Sequence[str]) -> int:
     """Do what a command line asks, and return its exit code."""
     if "--version" in argv[1:]:
-        from llmmod.versions import report
+        from llmmod.upstream import report
 
         print(report())
         return 0
@@ -43,8 +43,7 @@ def run_command(argv: Sequence[str]) -> int:
         good, refused = _check(args)
     except ConfigError as error:
         return _refused(error)
-    from llmmod.pipeline.jobs import Jobs
-    from llmmod.pipeline.sweep import only
+    from llmmod.pipeline.jobs import Jobs, only
 
     jobs = Jobs(multirun=args.multirun, refused=refused)
     with only(good) if refused else nullcontext():
@@ -63,7 +62,7 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     try:
         hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        from llmmod.schema.compose import compose_config
+        from llmmod.config.compose import compose_config
 
         # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
         compose_config(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
@@ -92,7 +91,7 @@ def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], Conf
     Raises:
         ConfigError: no job can be run; with all problems of the first, the job named in a sweep.
     """
-    from llmmod.pipeline.sweep import sweep_jobs
+    from llmmod.pipeline.jobs import sweep_jobs
 
     if args.multirun and ranks.world_size() > 1:
         raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
@@ -115,7 +114,7 @@ def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], Conf
 
 def _problems(args: Namespace, overrides: list[str], number: int) -> ConfigError | None:
     """What is wrong with a job, None where nothing is."""
-    from llmmod.schema.compose import compose_config, validated
+    from llmmod.config.compose import compose_config, validated
 
     try:
         composed = compose_config(

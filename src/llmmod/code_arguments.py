@@ -1,8 +1,15 @@
-"""Arguments that run or unpickle what they point at, wherever they stand in a configuration, and who may set the one that is allowed.
+"""Where a module is on the disk, without importing it or what it lies in.
+
+Arguments that run or unpickle what they point at, wherever they stand in a configuration, and who may set the one that is allowed.
 
 A checkpoint's own code runs with `model.trust_remote_code=true` alone, and that comes from whoever starts the run: from the command line
 or from `LLMMOD_TRUST_REMOTE_CODE=1`, never from a file, which may be somebody else's. Every other argument of the table has the values
 by which nothing runs, and no others, however deep it stands and whatever takes it.
+
+What may stand in Hydra's own node: variables that a run may set, what its logging may name, and where that writes.
+
+A variable can change which code is loaded (`LD_PRELOAD`, `CC`, `NCCL_NET_PLUGIN`, `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`) or where downloads
+come from, and a log file of any name, in any format, can be one that a shell runs. So these are lists of what is allowed.
 """
 
 from __future__ import annotations
@@ -10,11 +17,37 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from llmmod.errors import ConfigError, Problem
+
+
+def find_module(name: str, *directories: str) -> ModuleSpec | None:
+    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
+
+    Args:
+        name: dotted.
+        directories: where to look for a top-level module besides.
+    """
+    found: ModuleSpec | None = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        if found is not None and found.submodule_search_locations is None:
+            return None
+        search = None if found is None else list(found.submodule_search_locations or [])
+        part = ".".join(parts[:depth])
+        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None and depth == 1 and directories:
+            found = PathFinder.find_spec(part, list(directories))
+        if found is None:
+            return None
+    return found
+
 
 ENVIRONMENT = "LLMMOD_TRUST_REMOTE_CODE"
 _TYPED = "LLMMOD_TRUSTED_KEYS"  # so that processes which are started for the run know what was typed
@@ -146,3 +179,51 @@ def _runs(name: str, value: Any) -> bool:
 
 def _typed() -> set[str]:
     return set(filter(None, os.environ.get(_TYPED, "").split(",")))
+
+
+# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
+LOGGING = frozenset({
+    "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
+    "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
+})  # fmt: skip
+
+VARIABLES = frozenset({
+    "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES", "DATASETS_VERBOSITY", "HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE",
+    "HIP_VISIBLE_DEVICES", "MKL_NUM_THREADS", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "ROCR_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM",
+    "TORCH_NCCL_BLOCKING_WAIT", "TQDM_DISABLE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_VERBOSITY", "WANDB_ENTITY", "WANDB_MODE",
+    "WANDB_NAME", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_TAGS",
+})  # fmt: skip
+
+_OWN_DIRECTORY = ("${hydra.runtime.output_dir}/", "${hydra:runtime.output_dir}/")
+
+
+def check_hydra(node: Any) -> list[Problem]:
+    """A problem for each variable that a configuration may not set, and for each log file outside of the run's directory.
+
+    Args:
+        node: `hydra.*` as plain containers, interpolations as they are; None: there is none.
+    """
+    if not isinstance(node, dict):
+        return []
+    job = node.get("job")
+    variables = job.get("env_set") if isinstance(job, dict) else None
+    found = "this variable can't be set by a configuration"
+    problems = [
+        Problem(f"hydra.job.env_set.{name}", found, do="Set it in your shell")
+        for name in (variables if isinstance(variables, dict) else {})
+        if name not in VARIABLES
+    ]
+    for part in ("job_logging", "hydra_logging"):
+        for key, file in _files(node.get(part), f"hydra.{part}"):
+            if not str(file).startswith(_OWN_DIRECTORY) or ".." in str(file):
+                problems.append(Problem(key, f"{file!r} is outside of the run's directory", "Allowed: ${hydra.runtime.output_dir}/…"))
+    return problems
+
+
+def _files(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == "filename" and value is not None:
+                yield f"{key}.{name}", value
+            yield from _files(value, f"{key}.{name}")

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmmod.code_arguments import LOGGING, check_hydra, find_module
 from llmmod.errors import Problem
-from llmmod.hydra_node import LOGGING, check_hydra
-from llmmod.modules import find_module
 
 ENVIRONMENT = "LLMMOD_ALLOW"
 
@@ -42,19 +41,20 @@ class Package:
 PACKAGES: dict[str, Package] = {
     "llmmod": Package(
         classes=(
-            "llmmod.data.collate", "llmmod.data.judged", "llmmod.data.pairs", "llmmod.data.scored_pairs", "llmmod.metrics",
-            "llmmod.render.auto.AutoTemplate", "llmmod.render.template.Template", "llmmod.rewards", "llmmod.stages.dpo.DpoTrainer",
-            "llmmod.stages.grpo.arguments.GrpoArguments", "llmmod.stages.grpo.trainer.GrpoTrainer", "llmmod.stages.kto.KtoTrainer",
-            "llmmod.stages.ppo.arguments.PpoArguments", "llmmod.stages.ppo.trainer.PpoTrainer", "llmmod.stages.rm.RmTrainer",
-            "llmmod.stages.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
-            "llmmod.steps.predict.Predict", "llmmod.steps.predict_answers.PredictAnswers",
-            "llmmod.steps.predict_documents.PredictDocuments", "llmmod.steps.predict_rewards.PredictRewards",
-            "llmmod.steps.preview.Preview", "llmmod.steps.train.Train",
+            "llmmod.data.collators", "llmmod.data.preference_collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
+            "llmmod.render.template.Template", "llmmod.rewards", "llmmod.trainers.online.grpo.GrpoArguments",
+            "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.dpo.DpoTrainer",
+            "llmmod.trainers.preference.kto.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
+            "llmmod.trainers.ppo.trainer.PpoTrainer", "llmmod.trainers.rm.RmTrainer",
+            "llmmod.trainers.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
+            "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.answers.PredictAnswers",
+            "llmmod.steps.predict.documents.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
+            "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(
-            "llmmod.data.formats", "llmmod.data.load.load_splits", "llmmod.metrics", "llmmod.models.adapt.add_lora",
-            "llmmod.models.adapt.train_all", "llmmod.models.adapt.train_some_layers", "llmmod.models.load.load_model",
-            "llmmod.models.tokenizer.load_tokenizer", "llmmod.rewards",
+            "llmmod.data.formats", "llmmod.data.dataset.load.load_splits", "llmmod.metrics", "llmmod.models.adapters.setup.add_lora",
+            "llmmod.models.adapters.setup.train_all", "llmmod.models.adapters.setup.train_some_layers",
+            "llmmod.models.loading.load.load_model", "llmmod.models.loading.tokenizer.load_tokenizer", "llmmod.rewards",
         ),
     ),
     "torch": Package(

@@ -3,15 +3,15 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from llmmod.data import build as module
-from llmmod.data.build import build_dataset
-from llmmod.data.row import Place
-from llmmod.data.splits import Counts
-from llmmod.data.tokenize import Tokenizing
+from llmmod.config.schema.base import CutoffPolicy
+from llmmod.data.dataset import build as module
+from llmmod.data.dataset.build import build_dataset
+from llmmod.data.dataset.splits import Counts
+from llmmod.data.examples.tokenize import Tokenizing
+from llmmod.data.rows.records import Place
 from llmmod.errors import DataError
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode
-from llmmod.schema.base import CutoffPolicy
 
 NO = -100
 

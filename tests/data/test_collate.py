@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.collate import Flatten, PadRight
-from llmmod.models.segments import by_segments
+from llmmod.data.collators import Flatten, PadRight
+from llmmod.models.packing.segments import by_segments
 
 NO = -100
 EXAMPLES = [{"input_ids": [5, 6, 7, 2], "labels": [NO, NO, 7, 2]}, {"input_ids": [8, 2], "labels": [NO, 2]}]

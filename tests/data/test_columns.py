@@ -1,11 +1,11 @@
-"""llmmod.data.columns: numbers beside a dataset."""
+"""llmmod.data.dataset.examples: numbers beside a dataset."""
 
 from __future__ import annotations
 
 import numpy as np
 from datasets import Dataset
 
-from llmmod.data.columns import WithColumns, digest
+from llmmod.data.dataset.examples import WithColumns, digest
 
 ROWS = [{"a_ids": [1], "b_ids": [2, 3]}, {"a_ids": [4, 5], "b_ids": []}, {"a_ids": [6], "b_ids": [7]}]
 

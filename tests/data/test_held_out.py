@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.held_out import held_out
+from llmmod.data.dataset.splits import held_out
 from llmmod.errors import ConfigError
 
 

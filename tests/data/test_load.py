@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from written_rows import write
 
-from llmmod.data import build as build_module
-from llmmod.data.load import load_splits
+from llmmod.config.schema.base import CutoffPolicy, OnBadRow
+from llmmod.config.schema.data import ColumnsConf, DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset import build as build_module
+from llmmod.data.dataset.load import load_splits
 from llmmod.errors import ConfigError, DataError
-from llmmod.schema.base import CutoffPolicy, OnBadRow
-from llmmod.schema.data import ColumnsConf, DatasetConf
-from llmmod.schema.model import HubConf
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}."} for n in range(1, 31)]
 
@@ -135,7 +135,7 @@ def test_half_a_character_is_a_bad_row(load, name):
 
 
 def test_bad_rows_are_found_before_the_first_is_tokenized(load, monkeypatch):
-    monkeypatch.setattr("llmmod.data.examples.build_dataset", None)
+    monkeypatch.setattr("llmmod.data.dataset.examples.build_dataset", None)
     write(without("output", 30))
     with pytest.raises(DataError, match="row 30"):
         load()
@@ -249,7 +249,7 @@ def test_no_more_is_held_out_than_there_are_rows(load, conf, found, smoke):
 
 @pytest.mark.parametrize("conf", [{}, {"streaming": True}], ids=["rows", "stream"])
 def test_a_rehearsal_counts_as_many_rows_as_are_held_out(load, conf, monkeypatch):
-    monkeypatch.setattr("llmmod.data.reading.opened.SURVEYED", 10)
+    monkeypatch.setattr("llmmod.data.sources.dataset.SURVEYED", 10)
     write(ROWS)
     assert len(load(smoke=True, val_size=29, **conf).eval) == 4
     with pytest.raises(ConfigError, match="30 of 30 rows"):
@@ -277,7 +277,7 @@ def test_a_rehearsal_finds_a_bad_row_to_validate_with(load):
 def test_a_rehearsal_looks_at_no_more_rows_than_the_run_would_use(load, monkeypatch):
     write(without("output", 17))
     assert len(load(smoke=True, max_samples=16).train) == 8
-    monkeypatch.setattr("llmmod.data.reading.opened.SURVEYED", 16)
+    monkeypatch.setattr("llmmod.data.sources.dataset.SURVEYED", 16)
     assert len(load(smoke=True).train) == 8
 
 
@@ -401,8 +401,8 @@ def test_a_bad_row_ends_a_stream_at_once_where_it_stands_among_the_first(load):
 
 
 def test_a_bad_row_far_on_ends_a_stream_when_it_is_read_or_is_left_out(load, monkeypatch):
-    monkeypatch.setattr("llmmod.data.streaming.splits.CHECKED", 5)
-    monkeypatch.setattr("llmmod.data.streaming.stream.BATCH", 5)
+    monkeypatch.setattr("llmmod.data.dataset.stream.CHECKED", 5)
+    monkeypatch.setattr("llmmod.data.dataset.stream.BATCH", 5)
     write(without("output", 17))
     with pytest.raises(DataError, match="row 17, column 'output': missing"):
         list(islice(streamed(load).train, 20))

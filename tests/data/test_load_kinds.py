@@ -11,12 +11,12 @@ import pytest
 from datasets import Dataset
 from written_rows import write
 
-from llmmod.data.load import load_splits
+from llmmod.config.schema.base import OnBadRow
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset.load import load_splits
 from llmmod.errors import ConfigError, DataError
-from llmmod.render.finding import Finding
-from llmmod.schema.base import OnBadRow
-from llmmod.schema.data import DatasetConf
-from llmmod.schema.model import HubConf
+from llmmod.render.findings import Finding
 
 PAIRS = [{"prompt": f"Question {n}?", "chosen": f"Right {n}.", "rejected": f"Wrong {n}!"} for n in range(1, 13)]
 JUDGED = [{"prompt": f"Question {n}?", "completion": f"Answer {n}.", "label": n % 2 == 0} for n in range(1, 13)]
@@ -96,7 +96,7 @@ def test_prompts_carry_answers_and_other_columns_beside_them(load, text):
 
 
 def test_a_value_of_another_type_than_the_first_rows_have_is_a_bad_row(load, monkeypatch, caplog):
-    monkeypatch.setattr("llmmod.data.reading.opened.HEAD", 3)
+    monkeypatch.setattr("llmmod.data.sources.dataset.HEAD", 3)
     rows = [*ASKED, {**ASKED[0], "topic": 7}]
     with pytest.raises(DataError, match=r"x.json, row 13, column 'topic': the number 7 where the first rows have a text\."):
         load("prompt", rows)
@@ -140,7 +140,7 @@ def test_bad_rows_are_found_at_once_or_left_out_and_counted(load, kind, caplog):
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_processes_and_rehearsals(load, kind, monkeypatch):
-    monkeypatch.setattr("llmmod.data.build.BATCH", 4)
+    monkeypatch.setattr("llmmod.data.dataset.build.BATCH", 4)
     assert load(kind, num_proc=2).train.to_list() == load(kind, cache=False).train.to_list()
     assert (len(load(kind, smoke=True, val_size=3).train), len(load(kind, smoke=True, val_size=3).eval)) == (8, 4)
 
@@ -215,7 +215,7 @@ def test_the_certificate_looks_at_what_is_asked_and_at_each_answer(load, kind, m
         seen.update(conversations)
         return [Finding("labels", "wrong", "x")]
 
-    monkeypatch.setattr("llmmod.data.proof.certify", certify)
+    monkeypatch.setattr("llmmod.data.dataset.certify.certify", certify)
     with pytest.raises(ConfigError, match="wrong"):
         load(kind, verify="chatml")
     assert len(seen) == (16 if kind == "preference" else 8)

@@ -7,12 +7,12 @@ from itertools import islice
 
 import pytest
 
-from llmmod.data.load import load_splits
-from llmmod.data.mix import take_turns
+from llmmod.config.schema.base import MixStopping
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset.load import load_splits
+from llmmod.data.dataset.mix import take_turns
 from llmmod.errors import ConfigError
-from llmmod.schema.base import MixStopping
-from llmmod.schema.data import DatasetConf
-from llmmod.schema.model import HubConf
 
 FIRST, ALL = MixStopping.first_exhausted, MixStopping.all_exhausted
 

@@ -1,4 +1,4 @@
-"""llmmod.data.packed: rows read from the examples, and what they hold."""
+"""llmmod.data.dataset.packing: rows read from the examples, and what they hold."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pickle
 import pytest
 from datasets import Dataset
 
-from llmmod.data.lengths import lengths
-from llmmod.data.packed import Packed, pack_splits
-from llmmod.data.splits import Counts, DataReport, Splits
+from llmmod.data.dataset.packing import Packed, lengths, pack_splits
+from llmmod.data.dataset.splits import Counts, DataReport, Splits
 
 EXAMPLES = [{"input_ids": [n] * size, "labels": [-100] * (size - 1) + [n]} for n, size in enumerate([3, 7, 5, 5, 2], start=1)]
 

@@ -6,12 +6,11 @@ from itertools import islice
 
 import pytest
 
-from llmmod.data import packed_stream
-from llmmod.data.load import load_splits
-from llmmod.data.packed import capacity_of
-from llmmod.data.packed_stream import packed
-from llmmod.schema.data import DatasetConf
-from llmmod.schema.model import HubConf
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset import packing as packed_stream
+from llmmod.data.dataset.load import load_splits
+from llmmod.data.dataset.packing import capacity_of, packed
 
 
 def examples(lengths):
@@ -101,10 +100,10 @@ def test_a_packed_stream_is_trained_as_segments(load, tiny_llama, tiny_tokenizer
     """The collator of a run gives the model the boundaries of the examples, and their loss is that of the examples alone."""
     import torch
 
-    from llmmod.stages.batches import collator_from
+    from llmmod.trainers.collation import collator_from
 
     train = load(QUESTIONS, packing=True, streaming=True, cutoff_len=200).train
-    collator = collator_from({"_target_": "llmmod.data.collate.Flatten"}, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
+    collator = collator_from({"_target_": "llmmod.data.collators.Flatten"}, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
     row = next(iter(train))
     batch = collator([row])
     assert batch["cu_seq_lens_q"].diff().tolist() == row["seq_lengths"]

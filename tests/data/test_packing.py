@@ -1,4 +1,4 @@
-"""llmmod.data.packing: nothing lost, nothing overfull, few rows, quickly."""
+"""llmmod.data.dataset.packing: nothing lost, nothing overfull, few rows, quickly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmmod.data.packing import pack
+from llmmod.data.dataset.packing import pack
 
 
 def rows_of(lengths, capacity):

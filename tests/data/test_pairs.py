@@ -1,4 +1,4 @@
-"""llmmod.data.pairs: padded as trl's own collator has it; and a shared row by hand."""
+"""llmmod.data.preference_collators: padded as trl's own collator has it; and a shared row by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from llmmod.data.pairs import PadPairs, SharePrompt
+from llmmod.data.preference_collators import PadPairs, SharePrompt
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=9)
 PAIRS = [

@@ -8,11 +8,11 @@ from itertools import islice
 
 import pytest
 
-from llmmod.data.forms.ranked import ranked_labels, ranked_pairs
-from llmmod.data.load import load_splits
-from llmmod.schema.base import CutoffPolicy, Ranked
-from llmmod.schema.data import DatasetConf
-from llmmod.schema.model import HubConf
+from llmmod.config.schema.base import CutoffPolicy, Ranked
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset.load import load_splits
+from llmmod.data.examples.ranked import ranked_labels, ranked_pairs
 
 
 @pytest.mark.parametrize(

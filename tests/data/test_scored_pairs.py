@@ -1,4 +1,4 @@
-"""llmmod.data.scored_pairs: what stands where, by hand and against trl's own collator."""
+"""llmmod.data.preference_collators: what stands where, by hand and against trl's own collator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.scored_pairs import PadPairsScored, SharePromptScored
+from llmmod.data.preference_collators import PadPairsScored, SharePromptScored
 
 PAIRS = [
     {"prompt_ids": [1, 2], "chosen_ids": [3, 4, 9], "rejected_ids": [5, 9], "margin": 0.5},

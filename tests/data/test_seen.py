@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.seen import seen
+from llmmod.data.dataset.certify import seen
 
 NO = -100
 

@@ -4,11 +4,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from llmmod.data.row import Place
-from llmmod.data.tokenize import Tokenizing
+from llmmod.config.schema.base import CutoffPolicy
+from llmmod.data.examples.tokenize import Tokenizing
+from llmmod.data.rows.records import Place
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.template import Template
-from llmmod.schema.base import CutoffPolicy
 
 NO = -100
 LONG_QUESTION, LONG_ANSWER = "Why so? " * 60, "Because. " * 60

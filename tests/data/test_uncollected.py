@@ -5,9 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from llmmod.data.row import Place
-from llmmod.data.tokenize import Tokenizing
-from llmmod.data.uncollected import uncollected
+from llmmod.data.examples.tokenize import Tokenizing, uncollected
+from llmmod.data.rows.records import Place
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 

@@ -8,15 +8,15 @@ from enum import Enum
 
 import pytest
 
+from llmmod.config.compose import compose_config, validated
+from llmmod.config.register import SCHEMAS, schema_class
+from llmmod.config.validate.adapters import FIXED
+from llmmod.config.validate.values import tables
+from llmmod.config.wording import hints, union_members
 from llmmod.devtools.field_comments import field_comments
 from llmmod.devtools.key_pages import main, markdown, merged, pages
 from llmmod.devtools.key_reference import STAGES, Key, keys, yaml_text
 from llmmod.errors import ConfigError
-from llmmod.schema.compose import compose_config, validated
-from llmmod.schema.register import SCHEMAS, schema_class
-from llmmod.schema.validate.low_rank import FIXED
-from llmmod.schema.validate.types import tables
-from llmmod.schema.wording import hints, union_members
 
 
 @pytest.fixture(scope="module")

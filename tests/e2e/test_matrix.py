@@ -11,7 +11,7 @@ import pytest
 import yaml
 from cells import FILE, matrix
 
-from llmmod.stages.loop import curve
+from llmmod.trainers.callbacks import curves as curve
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ NEAR = {**matrix.MOST_APART, "lora": 1e-5, "qlora": 1e-5}
 
 @pytest.fixture(autouse=True)
 def _no_curve(monkeypatch):
-    """A fifth of a cell's time; tests/stages/test_curve.py draws."""
+    """A fifth of a cell's time; tests/trainers/test_curve.py draws."""
     monkeypatch.setattr(curve, "draw_losses", lambda history, path: False)
 
 

@@ -10,9 +10,9 @@ from checkpoint import checkpoint, overrides_of, rows
 from transformers import AutoModelForCausalLM
 
 import llmmod
+from llmmod.models.adapters.reward_models import load_reward_model
 from llmmod.models.reward import score
-from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.stages.rewards import ModelScorer
+from llmmod.trainers.online.rewards import ModelScorer
 
 __all__ = ["checkpoint", "rows"]
 

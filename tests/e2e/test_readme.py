@@ -16,11 +16,11 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 from llmmod.app import _allowed_modules
+from llmmod.config.compose import compose_config, validated
+from llmmod.config.wording import conf_directory, groups
 from llmmod.devtools.key_pages import main as write_reference
+from llmmod.pipeline.jobs import sweep_jobs
 from llmmod.pipeline.run import run_config
-from llmmod.pipeline.sweep import sweep_jobs
-from llmmod.schema.compose import compose_config, validated
-from llmmod.schema.names import conf_directory, groups
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ("_build", "reference")  # of docs/, by make docs

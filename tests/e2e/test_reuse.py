@@ -17,7 +17,7 @@ __all__ = ["checkpoint", "rows"]
 def run(checkpoint, rows, tmp_path, monkeypatch):
     """Runs two training steps, the second on what the first left, and evaluates; gives the metrics and each step's `reused_from`."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("llmmod.steps.fingerprint._own_code", lambda: "ours")  # a checkout may be written to while tests run
+    monkeypatch.setattr("llmmod.reuse.fingerprint._own_code", lambda: "ours")  # a checkout may be written to while tests run
     two = ["experiment=stages", *overrides_of(checkpoint, rows), "steps.second.model={from_step: first}"]
     two += [f"steps.{step}.training.{field}" for step in ("first", "second") for field in ("max_steps=2", "eval_on_start=false")]
 

@@ -44,7 +44,7 @@ def test_cell(model, way, tmp_path):
 
 def test_from_scratch_by_a_config_alone(tmp_path):
     """No rehearsal: a directory without weights, changed by model.config.*, learns the demonstration texts a little."""
-    from llmmod.models.tiny import tiny_tokenizer
+    from llmmod.models.loading.tiny import tiny_tokenizer
 
     directory, tokenizer = tmp_path / "architecture", tiny_tokenizer()
     tokenizer.save_pretrained(directory)

@@ -4,7 +4,7 @@ import json
 import sys
 
 import llmmod
-from llmmod.steps import fingerprint
+from llmmod.reuse import fingerprint
 
 fingerprint._own_code = lambda: "ours"  # a checkout may be written to while tests run
 for overrides in json.loads(sys.argv[1]):

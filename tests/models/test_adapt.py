@@ -6,13 +6,12 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, train_all, train_some_layers, with_adapters
-from llmmod.models.quantize import quantization_config
-from llmmod.models.rebuild import rebuilt
-from llmmod.models.tiny import tiny_model
-from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers, with_adapters
+from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.tiny import tiny_model
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

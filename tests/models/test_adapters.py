@@ -9,11 +9,11 @@ import peft
 import pytest
 import torch
 
+from llmmod.config.schema.finetune import FullConf, LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, train_all, with_adapters
-from llmmod.models.adapters import attached, with_chain
-from llmmod.models.rebuild import set_name
-from llmmod.schema.finetune import FullConf, LoraConf
+from llmmod.models.adapters.load import attached, with_chain
+from llmmod.models.adapters.setup import add_lora, train_all, with_adapters
+from llmmod.models.loading.quantization import set_name
 
 
 def random_adapter(model, seed, **fields):

@@ -1,14 +1,13 @@
-"""llmmod.models.attention: what needs an accelerator is told where there is none, before a model is built or loaded."""
+"""llmmod.models.loading.build: what needs an accelerator is told where there is none, before a model is built or loaded."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.errors import ConfigError
-from llmmod.models.attention import check_attention
-from llmmod.models.build import model_from
-from llmmod.schema.model import HubConf, ModelConf
+from llmmod.models.loading.build import check_attention, model_from
 
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

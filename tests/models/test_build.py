@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.schema.base import Dtype, Weights
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
+from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models import build, tiny
-from llmmod.models.adapt import add_lora
-from llmmod.models.build import model_from, tokenizer_from
-from llmmod.schema.base import Dtype, Weights
-from llmmod.schema.compose import compose_config, to_root
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.model import HubConf, ModelConf, TokenizerConf
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.adapters.setup import add_lora
+from llmmod.models.loading import build, tiny
+from llmmod.models.loading.build import model_from, tokenizer_from
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "auto")  # which has no architecture of its own
@@ -158,7 +158,7 @@ def test_the_hub_reaches_transformers_itself(monkeypatch, llama_directory, tiny_
             seen.append((owner, {name: arguments.get(name) for name in ("cache_dir", "token", "local_files_only")}))
             return real(path, *args, **arguments)
 
-        monkeypatch.setattr(f"llmmod.models.load.{owner}.from_pretrained", spy)
+        monkeypatch.setattr(f"llmmod.models.loading.load.{owner}.from_pretrained", spy)
     build_model(conf_of(llama_directory), tiny_tokenizer, hub=replace(HUB, proxies=None))
     expected = {"cache_dir": "/cache", "token": "hf_x", "local_files_only": True}
     assert ("AutoConfig", expected) in seen

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.models.checkpoint import Checkpoint, check_model_directory, find_checkpoint, path_of_size
+from llmmod.files.checkpoint import Checkpoint, check_model_directory, find_checkpoint, path_of_size
 
 KEY = "model.pretrained_model_name_or_path"
 

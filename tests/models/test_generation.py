@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GenerationConfig
 
-from llmmod.models.generation import answer_text, context_length, generation_config, set_ends
+from llmmod.models.generation.settings import answer_text, context_length, generation_config, set_ends
 from llmmod.models.reward import with_reward_head
 
 

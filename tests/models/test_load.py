@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmmod.errors import ConfigError
-from llmmod.models.load import load_model
+from llmmod.models.loading.load import load_model
 
 KEY = "model.pretrained_model_name_or_path"
 
@@ -115,7 +115,7 @@ def test_what_says_nothing_of_the_checkpoint_is_left_as_it_is(llama_directory, m
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmmod.models.load.AutoModelForCausalLM.from_pretrained", full)
+    monkeypatch.setattr("llmmod.models.loading.load.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(OSError, match=r"No space left"):
         load_model(str(llama_directory))
 

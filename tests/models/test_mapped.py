@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from llmmod.models.load import load_model
-from llmmod.models.mapped import giving_back, has_read
+from llmmod.models.loading.gguf import giving_back, has_read
+from llmmod.models.loading.load import load_model
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 SIZE = 32 * 2**20

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmmod.config.schema.base import TrainableDtype
+from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, train_all, train_some_layers
-from llmmod.models.master_weights import to_stored_dtype
+from llmmod.models.adapters.master_weights import to_stored_dtype
+from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
 from llmmod.models.reward import with_reward_head
-from llmmod.schema.base import TrainableDtype
-from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 

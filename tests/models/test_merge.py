@@ -8,12 +8,11 @@ import torch
 import ways
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmmod.models.adapt import add_lora
-from llmmod.models.merge import merged
-from llmmod.models.quantize import quantization_config
-from llmmod.models.rebuild import rebuilt
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.setup import add_lora
+from llmmod.models.loading.quantization import quantization_config, rebuilt
 
 
 def adapted(model, **fields):

@@ -1,4 +1,4 @@
-"""llmmod.models.own_length: positions that change with a text's length, in a packed row as each text has them alone."""
+"""llmmod.models.attention.rope: positions that change with a text's length, in a packed row as each text has them alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from llmmod.errors import ConfigError
-from llmmod.models.own_length import own_lengths
-from llmmod.models.rebuild import rebuilt
-from llmmod.models.segments import by_segments
-from llmmod.models.tiny import tiny_model
+from llmmod.models.attention.rope import own_lengths
+from llmmod.models.loading.quantization import rebuilt
+from llmmod.models.loading.tiny import tiny_model
+from llmmod.models.packing.segments import by_segments
 
 BORDER = 16  # tokens, beyond which positions change
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmmod.config.schema.base import Dtype
+from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models import cpu_kernels
-from llmmod.models.load import load_model
-from llmmod.models.quantize import quantization_config, unpacked_weight
-from llmmod.models.rebuild import rebuilt
-from llmmod.schema.base import Dtype
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.loading import quantization as cpu_kernels
+from llmmod.models.loading.load import load_model
+from llmmod.models.loading.quantization import quantization_config, rebuilt, unpacked_weight
 
 # Of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E), and fp4's,
 # 2/3 and 1; a little more where the blocks' own maxima are quantized to 8 bits. In 8 bits: half a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.models.rebuild import rebuilt
+from llmmod.models.loading.quantization import rebuilt
 
 
 def test_the_same_function_on_the_same_memory(tiny_llama, ids, logits):

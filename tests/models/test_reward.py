@@ -11,9 +11,9 @@ import yaml
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from llmmod.errors import ConfigError
+from llmmod.models.loading.tiny import tiny_model, tiny_tokenizer
+from llmmod.models.packing.segments import why_not
 from llmmod.models.reward import is_reward_model, require_head, score, set_reward_padding, with_reward_head
-from llmmod.models.segments import why_not
-from llmmod.models.tiny import tiny_model, tiny_tokenizer
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 FAMILIES = (
@@ -64,8 +64,8 @@ def test_scores_are_those_of_each_text_alone_however_it_is_batched(tiny, option)
 
 
 def _flat(model, texts):
-    from llmmod.data.collate import Flatten
-    from llmmod.models.segments import by_segments
+    from llmmod.data.collators import Flatten
+    from llmmod.models.packing.segments import by_segments
 
     batch = Flatten()([{"input_ids": text, "labels": text} for text in texts])
     del batch["labels"]

@@ -1,4 +1,4 @@
-"""llmmod.models.reward_checkpoint and reward_beside: bit for bit from the disk, and never without the head."""
+"""llmmod.models.adapters.reward_models and reward_beside: bit for bit from the disk, and never without the head."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, train_all, train_some_layers, with_adapters
-from llmmod.models.adapters import attached, with_chain
-from llmmod.models.load import load_model
-from llmmod.models.master_weights import to_stored_dtype
-from llmmod.models.merge import merged
-from llmmod.models.quantize import quantization_config
-from llmmod.models.rebuild import rebuilt
+from llmmod.models.adapters.load import attached, with_chain
+from llmmod.models.adapters.master_weights import to_stored_dtype
+from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.reward_models import load_reward_model, reward_beside
+from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers, with_adapters
+from llmmod.models.loading.load import load_model
+from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import mark_trained, require_head, score, with_reward_head
-from llmmod.models.reward_beside import reward_beside
-from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.models.stage_file import StageFile, write_stage_file
-from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.schema.quantization import QuantizationConf
 
 IDS = torch.arange(5, 23).reshape(2, 9)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.schema.base import Weights
+from llmmod.config.schema.model import HubConf, ModelConf, RopeScalingConf
 from llmmod.errors import ConfigError
-from llmmod.models.build import model_from
-from llmmod.models.generation import context_length
-from llmmod.models.merge import merged
-from llmmod.models.rope import scale_rope
-from llmmod.schema.base import Weights
-from llmmod.schema.compose import compose_config, to_root
-from llmmod.schema.model import HubConf, ModelConf, RopeScalingConf
+from llmmod.models.adapters.merge import merged
+from llmmod.models.attention.rope import scale_rope
+from llmmod.models.generation.settings import context_length
+from llmmod.models.loading.build import model_from
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TRAINED = 512  # max_position_embeddings of tests/conftest.py's llama

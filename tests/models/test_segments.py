@@ -1,4 +1,4 @@
-"""llmmod.models.segments: each example in a row against itself alone, for every family."""
+"""llmmod.models.packing.segments: each example in a row against itself alone, for every family."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from llmmod.models.apart import FAMILIES
-from llmmod.models.segments import BOUNDARIES, by_segments, segments_attention, why_not
-from llmmod.models.tiny import tiny_model
+from llmmod.models.families.registry import PACKED_FAMILIES
+from llmmod.models.loading.tiny import tiny_model
+from llmmod.models.packing.segments import BOUNDARIES, by_segments, segments_attention, why_not
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
-KEPT_APART = [name for name, fields in ARCHITECTURES.items() if fields["model_type"] in FAMILIES]
+KEPT_APART = [name for name, fields in ARCHITECTURES.items() if fields["model_type"] in PACKED_FAMILIES]
 BY_MASK = [name for name in ARCHITECTURES if name not in KEPT_APART]
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 _EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
@@ -111,7 +111,7 @@ def assert_same(found, expected):
 
 
 def test_every_family_that_is_named_is_looked_at():
-    assert {*(ARCHITECTURES[name]["model_type"] for name in KEPT_APART), *ARCHITECTURES_BESIDES} == FAMILIES
+    assert {*(ARCHITECTURES[name]["model_type"] for name in KEPT_APART), *ARCHITECTURES_BESIDES} == PACKED_FAMILIES
     assert {"bloom", "falcon", "baichuan_13b"} <= {*BY_MASK}
 
 

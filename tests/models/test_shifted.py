@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora
-from llmmod.models.build import model_from
-from llmmod.models.merge import merged
-from llmmod.models.segments import why_not
-from llmmod.models.shifted import group_tokens, shift_attention, shifted_attention
-from llmmod.schema.compose import compose_config, to_root
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.model import HubConf, ModelConf
+from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.setup import add_lora
+from llmmod.models.attention.shifted import group_tokens, shift_attention, shifted_attention
+from llmmod.models.loading.build import model_from
+from llmmod.models.packing.segments import why_not
 
 
 def naive(query, key, value, group, allowed=None):

@@ -1,12 +1,11 @@
-"""llmmod.models.shrunk: small configurations that are of the same architecture."""
+"""llmmod.models.loading.tiny: small configurations that are of the same architecture."""
 
 from __future__ import annotations
 
 import pytest
 
-from llmmod.models.families.config import config_class
-from llmmod.models.shrunk import WIDTH, shrunk
-from llmmod.models.tiny import random_model
+from llmmod.models.families.convert import config_class
+from llmmod.models.loading.tiny import WIDTH, random_model, shrunk
 
 
 def small(model_type, **fields):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llmmod.models.stage_file import StageFile, head_of, read_stage_file, write_stage_file, wrong_chain, wrong_head
+from llmmod.models.loading.stage_file import StageFile, head_of, read_stage_file, write_stage_file, wrong_chain, wrong_head
 
 
 @pytest.fixture

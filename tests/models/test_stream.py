@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from llmmod.models.generation import Reader
-from llmmod.models.stream import Pieces, stream_answer
-from llmmod.render.answer import inner_text
+from llmmod.models.generation.generate import Pieces, stream_answer
+from llmmod.models.generation.settings import Reader
+from llmmod.render.template import inner_text
 
 
 def streamed(tokenizer, ids, *, stop_ids=(0,), at_once=1, **reading):

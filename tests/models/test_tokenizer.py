@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.models.tokenizer import load_tokenizer, set_pad_token
+from llmmod.models.loading.tokenizer import load_tokenizer, set_pad_token
 
 
 def test_loaded_encodes_as_saved(tiny_tokenizer, llama_directory):

@@ -6,17 +6,16 @@ import json
 
 import pytest
 
-from llmmod.pipeline.fitting import doubts
-from llmmod.pipeline.parts import Parts
-from llmmod.schema.data import RenderConf
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.model import ModelConf
-from llmmod.schema.quantization import QuantizationConf, decides_weights
-from llmmod.schema.root import Root
-from llmmod.schema.step.predict import PredictConf
-from llmmod.schema.step.train import TrainConf
-from llmmod.schema.training.ppo import PpoConf
-from llmmod.schema.training.sft import SftConf
+from llmmod.config.schema.data import RenderConf
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.online_training import PpoConf
+from llmmod.config.schema.quantization import QuantizationConf, decides_weights
+from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import PredictConf, TrainConf
+from llmmod.config.schema.training import SftConf
+from llmmod.config.step_parts import Parts
+from llmmod.pipeline.session import doubts
 
 
 def run(*, adapters=(), reward=None, **own):

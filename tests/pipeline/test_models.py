@@ -8,16 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from llmmod.beginning import Beginning
-from llmmod.pipeline.models import Models
-from llmmod.pipeline.parts import Parts
-from llmmod.protocols import LoadedModel
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.model import ModelConf
-from llmmod.schema.root import Root
-from llmmod.schema.step.evaluate import EvaluateConf
-from llmmod.schema.step.train import TrainConf
-from llmmod.schema.training.sft import SftConf
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import EvaluateConf, TrainConf
+from llmmod.config.schema.training import SftConf
+from llmmod.config.step_parts import Parts
+from llmmod.pipeline.model_pool import Models
+from llmmod.protocols import Beginning, LoadedModel
 
 IDS = torch.arange(1, 9)[None]
 

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
+from llmmod.config.schema.root import Root
 from llmmod.errors import ConfigError, Problem
 from llmmod.pipeline.run import run_pipeline
 from llmmod.protocols import StepReport
-from llmmod.schema.root import Root
 
 
 class Fake:

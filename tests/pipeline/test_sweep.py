@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from llmmod.errors import ConfigError
-from llmmod.pipeline.leaderboard import printed, read_jobs, refused_job, table, write_leaderboard
-from llmmod.pipeline.sweep import sweep_jobs
+from llmmod.pipeline.jobs import printed, read_jobs, refused_job, sweep_jobs, table, write_leaderboard
 
 
 def test_jobs_are_the_product_in_the_basic_sweepers_order():

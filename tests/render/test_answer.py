@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from llmmod.models.generation import Reader
-from llmmod.render.answer import inner_text
+from llmmod.models.generation.settings import Reader
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode, encode_prompt
-from llmmod.render.template import Template
+from llmmod.render.template import Template, inner_text
 
 RENDERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "render").glob("*.yaml") if path.stem != "auto")
 # As Qwen 3's; the same where its marks are special tokens, which no decoded answer has; and one that writes behind an answer, too.

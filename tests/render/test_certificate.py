@@ -14,9 +14,8 @@ from llmmod.render.auto import AutoTemplate
 from llmmod.render.certificate import certify
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import Encoded, encode
-from llmmod.render.finding import Finding, refuse
-from llmmod.render.part import Slot
-from llmmod.render.segment import Segment
+from llmmod.render.findings import Finding, refuse
+from llmmod.render.segments import Segment, Slot
 from llmmod.render.template import Template
 
 RENDERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "render").glob("*.yaml") if path.stem != "auto")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.render.document_proof import certify_documents
-from llmmod.render.text import TextEncoder
-from llmmod.render.tokens import own_beginning
+from llmmod.data.dataset.certify import certify_documents
+from llmmod.render.encode import TextEncoder
+from llmmod.render.segments import own_beginning
 
 
 def made(tokenizer, change=lambda ids, labels: (ids, labels), encode=None):

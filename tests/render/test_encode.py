@@ -6,9 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmmod.render.encode import IGNORED, Encoded, encode, encode_prompt
-from llmmod.render.segment import Segment
-from llmmod.render.text import TextEncoder
+from llmmod.render.encode import IGNORED, Encoded, TextEncoder, encode, encode_prompt
+from llmmod.render.segments import Segment
 
 KINDS = ["byte_level", "dummy_prefix", "dummy_prefix_first", "slow_chatglm2", "slow_baichuan2"]
 texts = st.text(st.sampled_from(list("ab e\n你好😀.1</s>|{}")), min_size=1, max_size=12).map(lambda text: Segment(text))

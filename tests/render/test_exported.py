@@ -13,7 +13,7 @@ from llmmod import load_tokenizer
 from llmmod.render.certificate import certify
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.render.exported import exported
+from llmmod.render.export import exported
 from llmmod.render.template import Template
 
 HERE = Path(__file__).parent

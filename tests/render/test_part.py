@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.render.part import Slot, fill, move_spaces, read_part
+from llmmod.render.segments import Slot, fill, move_spaces, read_part
 
 
 def read(items, tokenizer, slots=("query", "idx"), needs=""):

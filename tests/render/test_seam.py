@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.render.seam import parting, seam, spelling
+from llmmod.render.findings import parting, seam, spelling
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llmmod.render.segment import Segment, segments
+from llmmod.render.segments import Segment, segments
 
 
 def test_neighbouring_texts_become_one_segment_and_empty_ones_none():

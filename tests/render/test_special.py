@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 
-from llmmod.render.special import SpecialTokens
+from llmmod.render.segments import SpecialTokens
 
 
 def test_tokens_and_texts_are_told_apart(byte_level):

@@ -6,7 +6,7 @@ import pytest
 
 from llmmod.errors import ConfigError, DataError
 from llmmod.render.conversation import Conversation, Message
-from llmmod.render.segment import Segment
+from llmmod.render.segments import Segment
 from llmmod.render.template import Template
 
 END = {"token": "<|im_end|>"}

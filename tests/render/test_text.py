@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.render.text import TextEncoder, break_up
+from llmmod.render.encode import TextEncoder, break_up
 
 TEXTS = ["Hello", "你好！", " two  spaces ", "\nline\n", "a\tb", "😀 emoji", "don't", "1+1=2", ".", " "]
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from llmmod.config.schema.data import RenderConf
 from llmmod.errors import Problem
-from llmmod.render.tokens import named_tokens, own_beginning, token_id
-from llmmod.schema.data import RenderConf
+from llmmod.render.segments import named_tokens, own_beginning, token_id
 
 
 @pytest.mark.parametrize(("name", "token"), [("eos_token", "</s>"), ("bos_token", "<s>"), ("<|im_end|>", "<|im_end|>"), ("<unk>", "<unk>")])

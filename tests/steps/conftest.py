@@ -10,17 +10,16 @@ import pytest
 from preferences import rm_conf, toy_pairs
 from toy import lora_conf, one_thread, sft_conf, toy_session, toy_splits, toy_trainer
 
-from llmmod.pipeline.parts import Parts
+from llmmod.config.schema.data import DatasetConf, RenderConf
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.generation import GenerationConf
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import ChatConf, ExportConf
+from llmmod.config.schema.training import SftConf
+from llmmod.config.step_parts import Parts
 from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
-from llmmod.schema.data import DatasetConf, RenderConf
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.generation import GenerationConf
-from llmmod.schema.model import ModelConf
-from llmmod.schema.root import Root
-from llmmod.schema.step.chat import ChatConf
-from llmmod.schema.step.export import ExportConf
-from llmmod.schema.training.sft import SftConf
 
 __all__ = ["lora_conf", "one_thread", "rm_conf", "sft_conf", "toy_pairs", "toy_session", "toy_splits", "toy_trainer"]
 

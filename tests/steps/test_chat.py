@@ -7,11 +7,11 @@ import io
 import pytest
 import torch
 
+from llmmod.config.schema.generation import GenerationConf
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.steps import ChatConf
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.schema.generation import GenerationConf
-from llmmod.schema.model import ModelConf
-from llmmod.schema.step.chat import ChatConf
 from llmmod.steps.chat import Chat
 from llmmod.steps.terminal import Terminal
 

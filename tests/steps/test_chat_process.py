@@ -21,9 +21,9 @@ from types import SimpleNamespace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
-from llmmod.schema.generation import GenerationConf
-from llmmod.schema.model import ModelConf
-from llmmod.schema.step.chat import ChatConf
+from llmmod.config.schema.generation import GenerationConf
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.steps import ChatConf
 from llmmod.steps.chat import Chat
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])

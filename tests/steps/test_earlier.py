@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from llmmod.steps.earlier import EarlierResults, Result, read_result, write_result
+from llmmod.reuse.store import EarlierResults, Result, read_result, write_result
 
 
 @pytest.fixture

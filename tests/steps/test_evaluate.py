@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 
+from llmmod.config.schema.steps import EvaluateConf, TrainConf
 from llmmod.errors import ConfigError
-from llmmod.schema.step.evaluate import EvaluateConf
-from llmmod.schema.step.train import TrainConf
 from llmmod.steps.evaluate import Evaluate
 from llmmod.steps.train import Train
 

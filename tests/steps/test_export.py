@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmmod.config.schema.generation import GenerationConf
+from llmmod.config.schema.steps import ExportConf
 from llmmod.errors import ConfigError
 from llmmod.instantiate import build
-from llmmod.models.generation import generation_config
+from llmmod.models.generation.settings import generation_config
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.schema.generation import GenerationConf
-from llmmod.schema.step.export import ExportConf
 from llmmod.steps.export import Export, written_whole
 
 QUESTIONS = ["What is a render?", "你好,世界!什么是渲染?", "The lazy dog"]
@@ -138,9 +138,8 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
 
 
 def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny_llama):
-    from llmmod.models.quantize import quantization_config
-    from llmmod.models.rebuild import rebuilt
-    from llmmod.schema.quantization import QuantizationConf
+    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.models.loading.quantization import quantization_config, rebuilt
 
     session = make_session(rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
     summary = Export(session.root.steps["export"], "export").run(session).summary

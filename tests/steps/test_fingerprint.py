@@ -10,14 +10,15 @@ import pytest
 from checkpoint import overrides_of, write_rows
 from omegaconf import OmegaConf
 
-from llmmod import compose, versions
-from llmmod.data.cache.identity import NoIdentityError
+from llmmod import compose
+from llmmod import upstream as versions
+from llmmod.cache.content import NoIdentityError
+from llmmod.config.compose import to_root
 from llmmod.pipeline.session import Session
 from llmmod.protocols import LoadedModel
-from llmmod.schema.compose import to_root
-from llmmod.stages.arguments import training_arguments
-from llmmod.steps import fingerprint as module
-from llmmod.steps.fingerprint import parts, weights_identity
+from llmmod.reuse import fingerprint as module
+from llmmod.reuse.fingerprint import parts, weights_identity
+from llmmod.trainers.arguments import training_arguments
 
 FIRST = "steps__first__training__"
 
@@ -79,7 +80,7 @@ def of(config, *, step="first", left="left", **changes):
         {f"{FIRST}gradient_accumulation_steps": 2},
         {f"{FIRST}optim": "sgd"},
         {f"{FIRST}eval_on_start": False},
-        {f"{FIRST}collator": {"_target_": "llmmod.data.collate.PadRight"}},
+        {f"{FIRST}collator": {"_target_": "llmmod.data.collators.PadRight"}},
         {f"{FIRST}callbacks": {"mine": {"_target_": "transformers.trainer_callback.PrinterCallback"}}},
     ],
     ids=lambda changes: next(iter(changes)),

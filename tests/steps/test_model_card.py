@@ -5,18 +5,16 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from llmmod.pipeline.parts import Parts
-from llmmod.schema.data import DatasetConf, RenderConf
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.generation import GenerationConf
-from llmmod.schema.model import HubConf, ModelConf
-from llmmod.schema.root import Root
-from llmmod.schema.step.export import ExportConf
-from llmmod.schema.step.predict import PredictConf
-from llmmod.schema.step.train import TrainConf
-from llmmod.schema.training.ppo import PpoConf
-from llmmod.schema.training.rm import RmConf
-from llmmod.schema.training.sft import SftConf
+from llmmod.config.schema.data import DatasetConf, RenderConf
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.generation import GenerationConf
+from llmmod.config.schema.model import HubConf, ModelConf
+from llmmod.config.schema.online_training import PpoConf
+from llmmod.config.schema.preference_training import RmConf
+from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import ExportConf, PredictConf, TrainConf
+from llmmod.config.schema.training import SftConf
+from llmmod.config.step_parts import Parts
 from llmmod.steps.model_card import chosen, model_card
 
 

@@ -10,14 +10,13 @@ import torch
 from peft import get_peft_model
 from toy import ToyRender
 
+from llmmod.config.schema.steps import PredictConf, TrainConf
 from llmmod.errors import ConfigError
 from llmmod.protocols import LoadedModel
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
-from llmmod.schema.step.predict import PredictConf
-from llmmod.schema.step.train import TrainConf
-from llmmod.steps.predict import Predict
-from llmmod.steps.predict_answers import settings
+from llmmod.steps.predict.answers import settings
+from llmmod.steps.predict.step import Predict
 from llmmod.steps.train import Train
 
 

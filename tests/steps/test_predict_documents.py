@@ -1,12 +1,12 @@
-"""llmmod.steps.predict_documents: which documents rows hold, whichever way they were made."""
+"""llmmod.steps.predict.documents: which documents rows hold, whichever way they were made."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from llmmod.data.forms.blocks import join, pieces
-from llmmod.steps.predict_documents import whole_documents
+from llmmod.data.examples.documents import join, pieces
+from llmmod.steps.predict.documents import whole_documents
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [18, 19, 20, 21]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.predictions import OrderedLines
+from llmmod.steps.predict.step import OrderedLines
 
 
 def test_in_order_at_the_end(tmp_path):

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmmod.data.packed import pack_splits
-from llmmod.data.splits import Counts
+from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.data.dataset.packing import pack_splits
+from llmmod.data.dataset.splits import Counts
 from llmmod.errors import ConfigError
 from llmmod.pipeline.session import Session
-from llmmod.render.finding import Finding
-from llmmod.schema.compose import compose_config, to_root, validated
-from llmmod.steps.preview import Preview, spread, verdict
+from llmmod.render.findings import Finding
+from llmmod.steps.preview.step import Preview, spread, verdict
 
 ROWS = [
     {"instruction": "<script>alert(1)</script> & <|im_end|> {{ 7*7 }}", "output": '</div><script src="http://evil.example/x.js"></script>'},
@@ -278,7 +278,7 @@ def test_neither_a_trainer_nor_peft_is_imported():
     import subprocess
 
     heavy = ["peft", "transformers.trainer", "transformers.modeling_utils", "trl.trainer.sft_trainer"]
-    code = f"import sys, llmmod.steps.preview; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, llmmod.steps.preview.step; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from llmmod.data.packed import Packed
-from llmmod.schema.training.sft import SftConf
-from llmmod.steps.preview_figures import examples_of, measure, measured, plan
+from llmmod.config.schema.training import SftConf
+from llmmod.data.dataset.packing import Packed
+from llmmod.steps.preview.figures import examples_of, measure, measured, plan
 
 ROWS = [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5]), ([6], [-100]), ([7, 8, 9, 10], [-100, -100, -100, 10])]
 DATA = Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in ROWS])
@@ -111,8 +111,8 @@ def test_a_pair_s_prompt_is_counted_once_and_its_length_is_that_of_the_longer_an
 
 def test_steps_of_ppo_are_those_of_its_rollouts():
     """What its sampler's batches come to, as transformers' Trainer counts them."""
-    from llmmod.schema.training.ppo import PpoConf
-    from llmmod.stages.answering.prompts import RolloutSampler
+    from llmmod.config.schema.online_training import PpoConf
+    from llmmod.trainers.online.base import RolloutSampler
 
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_mini_batches": 2, "num_ppo_epochs": 4}
     sampler = RolloutSampler(50, size=2 * 3 * 2, times=2 * 4 * 3, seed=0)

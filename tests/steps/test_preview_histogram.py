@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.preview_histogram import histogram
+from llmmod.steps.preview.page import histogram
 
 
 def test_bars_count_their_right_edge():

@@ -6,10 +6,10 @@ import io
 
 import pytest
 
-from llmmod.render.finding import Finding
-from llmmod.steps.preview_page import Example, IdRow, Verdict
-from llmmod.steps.preview_terminal import elided, plain, show
-from llmmod.steps.preview_tokens import Shown
+from llmmod.render.findings import Finding
+from llmmod.steps.preview.page import Example, IdRow, Verdict
+from llmmod.steps.preview.terminal import elided, plain, show
+from llmmod.steps.preview.tokens import Shown
 
 PIECES = [
     Shown("<s>", 0, (1,), ("<s>",), trained=False, special=True),

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.data.cache.identity import NoIdentityError
-from llmmod.steps import reuse as module
-from llmmod.steps.reuse import Reuse
+from llmmod.cache.content import NoIdentityError
+from llmmod.reuse import store as module
+from llmmod.reuse.store import Reuse
 
 
 @pytest.fixture

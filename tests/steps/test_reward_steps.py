@@ -9,16 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from llmmod.config.schema.steps import EvaluateConf, ExportConf, PredictConf, TrainConf
 from llmmod.errors import ConfigError
+from llmmod.models.adapters.reward_models import load_reward_model
 from llmmod.models.reward import score, with_reward_head
-from llmmod.models.reward_checkpoint import load_reward_model
-from llmmod.schema.step.evaluate import EvaluateConf
-from llmmod.schema.step.export import ExportConf
-from llmmod.schema.step.predict import PredictConf
-from llmmod.schema.step.train import TrainConf
 from llmmod.steps.evaluate import Evaluate
 from llmmod.steps.export import Export
-from llmmod.steps.predict import Predict
+from llmmod.steps.predict.step import Predict
 from llmmod.steps.train import Train
 
 
@@ -44,7 +41,7 @@ def session(tmp_path, tiny_llama, tiny_tokenizer, toy_pairs, rm_conf, lora_conf,
 @pytest.fixture
 def trained(session, lora_conf):
     """A session whose model was trained a little, with every weight."""
-    from llmmod.schema.finetune import FullConf
+    from llmmod.config.schema.finetune import FullConf
 
     made = session(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False)
     made._parts["finetune"] = FullConf(name="full")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.told import told_of_evaluation, told_of_training
+from llmmod.steps.evaluate import told_of_evaluation, told_of_training
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
-from llmmod.data.packed import Packed
+from llmmod.config.schema.finetune import FullConf
+from llmmod.config.schema.steps import TrainConf
+from llmmod.data.dataset.packing import Packed
 from llmmod.errors import ConfigError, RunError
-from llmmod.schema.finetune import FullConf
-from llmmod.schema.step.train import TrainConf
 from llmmod.steps.train import Train
 
 
@@ -79,7 +79,7 @@ def test_a_trainer_that_mixes_packed_examples_is_refused_before_a_model_is_loade
         train(made)
     assert str(error.value) == (
         "training.trainer._target_: trl.SFTTrainer doesn't keep the examples of a row apart, and dataset.packing is true. "
-        "Derive it from llmmod.stages.trainer.StageTrainer, or set dataset.packing=false."
+        "Derive it from llmmod.trainers.base.StageTrainer, or set dataset.packing=false."
     )
 
 
@@ -255,7 +255,7 @@ class InterruptAt(TrainerCallback):
 def test_an_interrupted_run_goes_on_to_the_same_bits(session, lora_conf, monkeypatch, step, capfd):
     fields = {**RESUMED, "save_strategy": "no"}
     train(session("whole", finetune=lora_conf(lora_dropout=0.2), **fields))
-    monkeypatch.setattr("llmmod.stages.build.build", with_callback(InterruptAt()))
+    monkeypatch.setattr("llmmod.trainers.build.build", with_callback(InterruptAt()))
     InterruptAt.step = step
     stopped = session("stopped", finetune=lora_conf(lora_dropout=0.2), **fields)
     with pytest.raises(KeyboardInterrupt):

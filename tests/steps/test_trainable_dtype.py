@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.schema.step.train import TrainConf
+from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.steps import TrainConf
 from llmmod.steps.train import Train
 
 WAYS = {

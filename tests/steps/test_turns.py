@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.turns import QuestionTooLongError, Turns
+from llmmod.steps.terminal import QuestionTooLongError, Turns
 
 
 def words(conversation):

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from llmmod.metrics.length import Length
 from llmmod.metrics.rouge import Rouge
-from llmmod.models.generation import Reader
-from llmmod.stages.loop.measures import measured
+from llmmod.models.generation.settings import Reader
+from llmmod.trainers.measures import measured
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +59,8 @@ def prepared(tiny_llama):
 @pytest.fixture
 def answering_trainer(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
     """A trainer for the toy's prompts, not started: what a `training.*` makes of it, and parts by keyword."""
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     def make(conf, *, model=None, train=None, evaluation=None, callbacks=(), output_dir=tmp_path / "train", seed=1):
         return trainer_from(

@@ -4,7 +4,7 @@ A rule such as "at least half is right" must hold on any machine: other processo
 another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that of twelve or
 more fresh seeds none is below it, and their mean is at least 3.9 standard deviations above (most between 5 and 30):
 
-    pytest tests/stages -k learns --learning-seeds 16
+    pytest tests/trainers -k learns --learning-seeds 16
 
 trains with that many seeds of their own and prints, by test, how many standard deviations lie between the mean and the rule.
 """

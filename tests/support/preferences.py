@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import toy
 
-RM_COLLATORS = [{"_target_": f"llmmod.data.scored_pairs.{name}"} for name in ("SharePromptScored", "PadPairsScored")]
+RM_COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("SharePromptScored", "PadPairsScored")]
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +38,10 @@ def toy_pairs(tiny_tokenizer):
 @pytest.fixture
 def dpo_conf():
     """`training.*` of dpo."""
-    from llmmod.schema.training.dpo import DpoConf
+    from llmmod.config.schema.preference_training import DpoConf
 
-    parts = {"trainer": {"_target_": "llmmod.stages.dpo.DpoTrainer"}, "collator": {"_target_": "llmmod.data.pairs.SharePrompt"}}
+    trainer = {"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"}
+    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.SharePrompt"}}
     return toy.conf_maker(DpoConf, stage="dpo", **parts)
 
 
@@ -67,9 +68,10 @@ def toy_judged(toy_pairs):
 @pytest.fixture
 def kto_conf():
     """`training.*` of kto."""
-    from llmmod.schema.training.kto import KtoConf
+    from llmmod.config.schema.preference_training import KtoConf
 
-    parts = {"trainer": {"_target_": "llmmod.stages.kto.KtoTrainer"}, "collator": {"_target_": "llmmod.data.judged.PadJudged"}}
+    trainer = {"_target_": "llmmod.trainers.preference.kto.KtoTrainer"}
+    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.PadJudged"}}
     return toy.conf_maker(KtoConf, stage="kto", train_sampling_strategy="random", **parts)
 
 
@@ -82,9 +84,9 @@ def kto_trainer(tiny_llama, tiny_tokenizer, toy_judged, kto_conf, tmp_path):
 @pytest.fixture
 def rm_conf():
     """`training.*` of rm."""
-    from llmmod.schema.training.rm import RmConf
+    from llmmod.config.schema.preference_training import RmConf
 
-    return toy.conf_maker(RmConf, stage="rm", trainer={"_target_": "llmmod.stages.rm.RmTrainer"}, collator=RM_COLLATORS[0])
+    return toy.conf_maker(RmConf, stage="rm", trainer={"_target_": "llmmod.trainers.rm.RmTrainer"}, collator=RM_COLLATORS[0])
 
 
 @pytest.fixture

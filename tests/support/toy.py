@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.beginning import Beginning
+from llmmod.protocols import Beginning
 
 SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "狐狸": "嗷"}
 WAYS = ("What says the {}?", "The {} says", "Sound of the {}:", "Tell me what the {} says:")
@@ -24,7 +24,7 @@ class ToyRender:
 
     def prompt(self, conversation):
         """The last question."""
-        from llmmod.render.segment import Segment
+        from llmmod.render.segments import Segment
 
         query = [m.content for m in conversation.messages if m.role == "user"][-1]
         return [Segment(query + "\n", None, False)]
@@ -42,7 +42,7 @@ class ToySession:
     """What llmmod.pipeline.session.Session is to a step, with everything made beforehand."""
 
     def __init__(self, run_dir, *, model, tokenizer, splits, training, finetune, steps=None, smoke=False):
-        from llmmod.schema.generation import GenerationConf
+        from llmmod.config.schema.generation import GenerationConf
 
         generation = GenerationConf(do_sample=False, max_new_tokens=8)
         self.root = SimpleNamespace(seed=42, smoke=smoke, generation=generation, steps=steps or {})
@@ -151,8 +151,8 @@ def conf_maker(schema, **fields):
 
 def trainer_maker(conf_of, *, model, splits, tokenizer, output_dir):
     """A function that makes a trainer, not started: what `training.*` makes of the changes, and parts by keyword."""
-    from llmmod.stages.arguments import training_arguments
-    from llmmod.stages.build import trainer_from
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
 
     usual_model, usual_dir = model, output_dir
 
@@ -174,9 +174,9 @@ def trainer_maker(conf_of, *, model, splits, tokenizer, output_dir):
 @pytest.fixture
 def sft_conf():
     """`training.*` of sft."""
-    from llmmod.schema.training.sft import SftConf
+    from llmmod.config.schema.training import SftConf
 
-    return conf_maker(SftConf, stage="sft", trainer={"_target_": "llmmod.stages.sft.SftTrainer"})
+    return conf_maker(SftConf, stage="sft", trainer={"_target_": "llmmod.trainers.sft.SftTrainer"})
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 def quantized(model):
     """The model in 4 bits."""
-    from llmmod.models.quantize import quantization_config
-    from llmmod.models.rebuild import rebuilt
-    from llmmod.schema.quantization import QuantizationConf
+    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.models.loading.quantization import quantization_config, rebuilt
 
     return rebuilt(model, quantization_config=quantization_config(QuantizationConf(bits=4)))
 
@@ -27,8 +26,8 @@ def prepared(model, way, *, freeze=None, **lora):
         freeze: changes of `FREEZE`.
         lora: changes of `LORA`.
     """
-    from llmmod.models.adapt import add_lora, train_all, train_some_layers
-    from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
+    from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+    from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
 
     if way == "full":
         return train_all(model, FullConf(name=way))

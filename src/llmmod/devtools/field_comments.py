@@ -11,7 +11,7 @@ import tokenize
 from enum import Enum
 from functools import cache
 
-from llmmod.schema.wording import hints, union_members
+from llmmod.config.wording import hints, union_members
 
 _TO_TOOLS = re.compile(r"#? ?(type: ignore(\[[^]]*\])?|fmt: \w+|noqa.*)")  # a comment that speaks to a linter
 

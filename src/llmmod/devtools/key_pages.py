@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmmod.config.register import SCHEMAS, register_schemas, schema_class
+from llmmod.config.schema.root import Root
+from llmmod.config.wording import hints
 from llmmod.devtools.key_reference import STAGES, Key, keys
-from llmmod.schema.register import SCHEMAS, register_schemas, schema_class
-from llmmod.schema.root import Root
-from llmmod.schema.wording import hints
 
 _WAYS = ("full", "freeze", "lora", "qlora")
 # page -> title, what the page is about

@@ -19,19 +19,16 @@ from typing import Any
 
 import yaml
 
+from llmmod.config.compose import compose_config
+from llmmod.config.schema.data import MixedConf
+from llmmod.config.validate import context_of
+from llmmod.config.validate.adapters import FIXED
+from llmmod.config.validate.context import Context
+from llmmod.config.validate.keys import RULES
+from llmmod.config.validate.unread_training import always
+from llmmod.config.validate.values import ACCEPTED, BOUNDS, CHOICES, formats, tables
+from llmmod.config.wording import conf_directory, hints, union_members
 from llmmod.devtools.field_comments import field_comments
-from llmmod.schema.compose import compose_config
-from llmmod.schema.data import MixedConf
-from llmmod.schema.names import conf_directory
-from llmmod.schema.validate import context_of
-from llmmod.schema.validate.bounds import BOUNDS
-from llmmod.schema.validate.choices import CHOICES, formats
-from llmmod.schema.validate.context import Context
-from llmmod.schema.validate.low_rank import FIXED
-from llmmod.schema.validate.types import ACCEPTED, tables
-from llmmod.schema.validate.unread import RULES
-from llmmod.schema.validate.unread_training import always
-from llmmod.schema.wording import hints, union_members
 
 STAGES = tuple(sorted(path.stem for path in (conf_directory() / "stage").glob("*.yaml")))
 _TARGET = "the class or function that makes this part; name one of your own to replace it"

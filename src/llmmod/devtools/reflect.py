@@ -1,16 +1,192 @@
-"""The fields of a third-party dataclass as the schema writes them: flattened over its bases, with that class's own defaults."""
+"""A line on what a field means, taken from the class that has it: its `help`, or the class's docstring.
+
+A third-party class's annotations in the types that OmegaConf 2.3 knows.
+
+OmegaConf takes bool, int, float, str, unions of those, `X | None`, and lists and dicts of them. It has no `Literal`, no union with a
+container, and matches an enum by member name where transformers goes by value. So a string enum becomes `str` and its values go to a
+table of choices; what has no counterpart becomes `Any` (or a dict, for a configuration class) and its own types go to a table of
+accepted ones. The validation reads both tables.
+
+The fields of a third-party dataclass as the schema writes them: flattened over its bases, with that class's own defaults.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import inspect
+import re
+import types
 import typing
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from llmmod.devtools.describe import describe
-from llmmod.devtools.translate import Translation, translate
+ENOUGH_WORDS = 4  # a text or sentence shorter than this ("Lora alpha", "Deprecated.") says no more than the name
+_ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "Eq.")
+_ASCII = str.maketrans("‘’“”–—×≈\xa0", "''\"\"--x~ ") | str.maketrans({"→": "->", "←": "<-", "≥": ">=", "≤": "<=", "…": "..."})
+_VAGUE = ("It ", "This setting ")  # how a sentence begins that says something of the field, but not what it is
+
+
+def describe(name: str, *, help_text: str, docstring: str) -> str:
+    """The first sentence on the field `name`, in ASCII, without its full stop; empty where nobody says."""
+    text = help_text if len(help_text.split()) >= ENOUGH_WORDS else _from_docstring(name, docstring) or help_text
+    return to_ascii(first_sentence(plain(text)))
+
+
+def plain(text: str) -> str:
+    """The text without links, references, HTML tags and line breaks; argparse's `%%` is a per cent sign."""
+    text = re.sub(r"\[`?~?([^\]`]+)`?\]\([^)]*\)", r"\1", text)  # [text](address)
+    text = re.sub(r"\[`~?([^`\]]+)`\]", r"`\1`", text)  # [`~transformers.Trainer`]
+    text = re.sub(r"</?(?:a|b|i|em|code|br)\b[^>]*>", "", text)  # but not `torch.<device>`
+    return " ".join(text.replace("%%", "%").split())
+
+
+def to_ascii(text: str) -> str:
+    """The text in ASCII: Greek letters by name, typographic marks by their plain relatives.
+
+    Raises:
+        ValueError: for a character that has neither.
+    """
+    return "".join(c if c.isascii() else _ascii_letter(c) for c in text.translate(_ASCII))
+
+
+def _ascii_letter(char: str) -> str:
+    name = unicodedata.name(char, "")
+    if name.startswith("GREEK"):
+        return name.split()[-1].lower()
+    plainer = unicodedata.normalize("NFKD", char).encode("ascii", "ignore").decode()
+    if not plainer:
+        raise ValueError(f"no ASCII for {char!r} ({name}): add it to the table above")
+    return plainer
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop, without it; a sentence that doesn't say what the field is takes the next along."""
+    for stop in re.finditer(r"\.(?=\s+[^a-z\s]|$)", text):
+        sentence = text[: stop.start()]
+        says_nothing = len(sentence.split()) < ENOUGH_WORDS or (sentence.startswith(_VAGUE) and ". " not in sentence)
+        if not says_nothing and not text[: stop.end()].endswith(_ABBREVIATIONS):
+            return sentence
+    return text.rstrip(".")
+
+
+def _from_docstring(name: str, docstring: str) -> str:
+    """What the `Args` part of a docstring says of `name`, which is indented below a line `name (type):`."""
+    entry = re.search(rf"^(?P<indent>[ ]+){re.escape(name)} \(.*\):\n(?P<text>(?:(?P=indent)[ ]+.*\n|\s*\n)+)", docstring, re.MULTILINE)
+    return entry["text"].strip() if entry else ""
+
+
+PRIMITIVES = ("bool", "int", "float", "str")  # the order in which a union of them is written
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A field's type in the schema.
+
+    Args:
+        type: as written in the generated module, e.g. `list[str] | None`.
+        exact: whether `type` and `choices` together take just what the class itself takes.
+        choices: the strings that the field allows; empty where it allows any, or is no string.
+        accepted: the names of the class's own types where `exact` is false.
+    """
+
+    type: str
+    exact: bool = True
+    choices: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One member of a union: its type in the schema, the name of its own type, and whether the first says all of the second."""
+
+    type: str
+    name: str
+    exact: bool = True
+    choices: tuple[str, ...] = ()
+
+
+def translate(hint: Any, *, default: Any, choices: typing.Iterable[str] = ()) -> Translation:
+    """The schema's type for a resolved annotation.
+
+    Args:
+        hint: from `typing.get_type_hints`.
+        default: the class's default; where it is None and the annotation forgets to say so, None is allowed.
+        choices: those of the field's metadata, if any.
+    """
+    members = [_member(part) for part in _parts(hint)]
+    optional = default is None or any(m.name == "None" for m in members)
+    members = [m for m in members if m.name != "None"]
+    merged = _merge([m.type for m in members])
+    exact = merged is not None and all(m.exact for m in members)
+    allowed = tuple(choices) or tuple(c for m in members for c in m.choices)
+    schema = "Any" if merged is None else merged
+    # Sorted, the plain ones first: typing's cache gives equal unions the spelling that came first in the process, whoever wrote it.
+    names = sorted({m.name for m in members}, key=lambda name: ("[" in name, name))
+    accepted = () if exact else (*names, *["None"] * optional)
+    return Translation(f"{schema} | None" if optional and schema != "Any" else schema, exact, allowed, accepted)
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The members of a union, of a Literal too, flattened; or the one type."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [leaf for part in typing.get_args(hint) for leaf in _parts(part)]
+    return [hint]
+
+
+def _merge(written: list[str]) -> str | None:
+    """One type for all members, or None where OmegaConf has no such union."""
+    distinct = list(dict.fromkeys(written))
+    if len(distinct) == 1:
+        return distinct[0]
+    return " | ".join(p for p in PRIMITIVES if p in distinct) if set(distinct) <= set(PRIMITIVES) else None
+
+
+def _member(part: Any) -> _Member:
+    origin, args = typing.get_origin(part), typing.get_args(part)
+    if part in (bool, int, float, str):
+        return _Member(part.__name__, part.__name__)
+    if part is type(None):
+        return _Member("None", "None")
+    if part is Any:
+        return _Member("Any", "Any")
+    if part is Path:
+        return _Member("str", "str")
+    if origin is typing.Literal:
+        return _literal(args)
+    if isinstance(part, type) and issubclass(part, enum.Enum):
+        return _Member("str", "str", choices=tuple(str(member.value) for member in part))
+    if part is dict or origin is dict:
+        return _mapping(args)
+    if part in (list, tuple) or origin in (list, tuple):
+        return _sequence(part, args)
+    # an object with fields of its own: written as a dict, built by whoever builds its owner
+    return _Member("dict[str, Any]", f"{part.__module__}.{part.__qualname__}", exact=False)
+
+
+def _literal(values: tuple[Any, ...]) -> _Member:
+    if all(isinstance(v, str) for v in values):
+        return _Member("str", "str", choices=values)
+    if all(isinstance(v, bool) for v in values):
+        return _Member("bool", " | ".join(str(v) for v in values), exact=set(values) == {True, False})
+    raise TypeError(f"no translation for Literal{list(values)}")
+
+
+def _mapping(args: tuple[Any, ...]) -> _Member:
+    value = _member(args[1]) if args else _Member("Any", "Any")
+    return _Member(f"dict[str, {value.type}]", f"dict[str, {value.name}]", value.exact)
+
+
+def _sequence(part: Any, args: tuple[Any, ...]) -> _Member:
+    items = [_member(a) for a in args if a is not Ellipsis] or [_Member("Any", "Any")]
+    item = _merge([i.type for i in items]) or "Any"
+    is_list = part is list or typing.get_origin(part) is list
+    name = f"{'list' if is_list else 'tuple'}[{', '.join(i.name for i in items)}]"
+    return _Member(f"list[{item}]", name, exact=is_list and all(i.exact and not i.choices for i in items))
+
 
 # Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
 WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}

@@ -1,4 +1,4 @@
-"""Makes `models/tiny_tokenizer/`, the tokenizer of a rehearsal (`smoke=true`) where the model's own is not at hand.
+"""Makes `models/loading/tiny_tokenizer/`, the tokenizer of a rehearsal (`smoke=true`) where the model's own is not at hand.
 
     python -m llmmod.devtools.tiny_tokenizer            write
     python -m llmmod.devtools.tiny_tokenizer --check    compare, and exit with 1 where the committed files differ
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-FOLDER = Path(__file__).resolve().parents[1] / "models" / "tiny_tokenizer"
+FOLDER = Path(__file__).resolve().parents[1] / "models" / "loading" / "tiny_tokenizer"
 VOCABULARY = 1000  # tokens, 256 bytes and three special tokens among them
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # ids 0, 1 and 2
 

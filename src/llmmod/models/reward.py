@@ -25,10 +25,10 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.checkpoint import PATH_KEY
+from llmmod.files.checkpoint import PATH_KEY
 from llmmod.models.families.alibi import BaichuanConfig, BaichuanForSequenceClassification
-from llmmod.models.segments import BOUNDARIES
-from llmmod.models.tiny import STAND_IN
+from llmmod.models.loading.tiny import STAND_IN
+from llmmod.models.packing.segments import BOUNDARIES
 
 HEAD = "score"  # transformers' name of the head in all families
 _LANGUAGE_CONFIG = "llmmod_language_config"  # attribute of a reward model: what the configuration that it shares had for the language model

@@ -1,22 +1,72 @@
-"""Run the job or jobs that Hydra starts, and tell at the end what became of them."""
+"""The jobs that a sweep's overrides stand for.
+
+Run the job or jobs that Hydra starts, and tell at the end what became of them.
+
+The table of a sweep: what varied, how each job ended, and its metrics.
+
+Read from the jobs' own directories, so that it is the same with every launcher.
+"""
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
-from llmmod.pipeline import leaderboard
+from llmmod.config.compose import to_root
+from llmmod.distributed import rank
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
-from llmmod.ranks import rank
-from llmmod.schema.compose import to_root
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Every job's overrides, in the order in which Hydra's basic sweeper runs them.
+
+    With another sweeper the values are not known beforehand; then the one job that is returned holds what doesn't vary.
+
+    Raises:
+        ConfigError: if an override can't be parsed.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(Problem("-m", " ".join(str(error).split()))) from error
+    if any(item.key_or_group == "hydra/sweeper" for item in parsed):
+        return [[item.input_line or "" for item in parsed if not item.is_sweep_override()]]
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+@contextmanager
+def only(jobs: list[list[str]]) -> Iterator[None]:
+    """Within it, Hydra's basic sweeper runs these jobs, whatever the overrides stand for.
+
+    Patches `BasicSweeper.split_arguments` (hydra-core 1.3.8).
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper: Any = BasicSweeper
+    own = vars(sweeper)["split_arguments"]
+    sweeper.split_arguments = staticmethod(lambda overrides, max_batch_size: [jobs])
+    try:
+        yield
+    finally:
+        sweeper.split_arguments = own
 
 
 class Jobs:
@@ -73,10 +123,10 @@ class Jobs:
     def _finish_sweep(self) -> None:
         if self._sweep_dir is None:
             return
-        jobs = leaderboard.read_jobs(self._sweep_dir)
-        jobs += [leaderboard.refused_job(overrides, str(error)) for overrides, error in self._refused]
-        path = leaderboard.write_leaderboard(self._sweep_dir, jobs)
-        print(f"\n{leaderboard.printed(jobs)}\n\nThe table: {path}")
+        jobs = read_jobs(self._sweep_dir)
+        jobs += [refused_job(overrides, str(error)) for overrides, error in self._refused]
+        path = write_leaderboard(self._sweep_dir, jobs)
+        print(f"\n{printed(jobs)}\n\nThe table: {path}")
         for job in jobs:
             if job.status != "completed":
                 print(f"Job {job.name} {job.status}: {job.error}", file=sys.stderr)
@@ -96,3 +146,96 @@ def _tell(outcome: Outcome) -> None:
         traceback.print_exception(error)
     words = "Interrupted" if outcome.status == "interrupted" else str(error) if isinstance(error, LlmmodError) else repr(error)
     print(f"{words}\nWhat was written stays in {outcome.run_dir}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its number, its own overrides, how it ended, its metrics, and its error if it has one."""
+
+    number: str
+    overrides: dict[str, str]
+    status: str
+    metrics: dict[str, float]
+    error: str | None
+
+    @property
+    def name(self) -> str:
+        """Its number, or its overrides where it got none."""
+        return self.number if self.number != _NONE else " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+_NONE = "-"
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """The jobs of a sweep in the order of their numbers."""
+    directories = [d for d in sweep_dir.iterdir() if (d / ".hydra" / "overrides.yaml").is_file()]
+    return [_read_job(d) for d in sorted(directories, key=lambda d: (not d.name.isdigit(), int(d.name) if d.name.isdigit() else 0, d.name))]
+
+
+def refused_job(overrides: Sequence[str], error: str) -> Job:
+    """A job that wasn't run, so that it has neither number nor directory."""
+    return Job(_NONE, _pairs(overrides), "refused", {}, error)
+
+
+def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the job, each override that differs between jobs, the status, then every metric that any job has."""
+    varied = [k for k in _keys(j.overrides for j in jobs) if len({j.overrides.get(k) for j in jobs}) > 1]
+    measured = _keys(j.metrics for j in jobs)
+    header = ["job", *varied, "status", *measured]
+    rows = [[j.number, *(j.overrides.get(k, "") for k in varied), j.status, *(_number(j.metrics.get(k)) for k in measured)] for j in jobs]
+    return header, rows
+
+
+def write_leaderboard(sweep_dir: Path, jobs: list[Job]) -> Path:
+    """Write the table as `leaderboard.csv` in the sweep's directory."""
+    header, rows = table(jobs)
+    path = sweep_dir / "leaderboard.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def printed(jobs: list[Job], most_metrics: int = 6) -> str:
+    """The table for a terminal: at most `most_metrics` of the metrics, those that differ and those that people compare first.
+
+    Where a run has several steps of a kind, each one's metrics rather than the last one's under the plain name.
+    """
+    header, rows = table(jobs)
+    first = header.index("status") + 1
+    named = {name.partition("/")[2] for name in header}
+    told = [i for i in range(first, len(header)) if header[i] not in named and not header[i].endswith("_before")]
+    alike = {i: len({row[i] for row in rows}) == 1 for i in told}
+    order = sorted(told, key=lambda i: (not _of_held_out(header[i]), alike[i], i))[:most_metrics]
+    keep = [*range(first), *sorted(order)]
+    lines = [[header[i] for i in keep], *([row[i] for i in keep] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _read_job(directory: Path) -> Job:
+    overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
+    try:
+        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run, metrics = {"status": "failed", "error": "it left no run.json"}, {}
+    return Job(directory.name, _pairs(overrides), run["status"], metrics, run.get("error"))
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    return dict(item.split("=", 1) for item in overrides if "=" in item)
+
+
+def _of_held_out(metric: str) -> bool:
+    return any(name.startswith(("eval_", "predict_")) for name in (metric, metric.partition("/")[2]))
+
+
+def _keys(dicts: object) -> list[str]:
+    return list(dict.fromkeys(key for d in dicts for key in d))  # type: ignore[attr-defined]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

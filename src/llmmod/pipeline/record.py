@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.protocols import StepReport
-from llmmod.versions import MAIN, installed
+from llmmod.upstream import MAIN, installed
 
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 2**16

@@ -1,6 +1,10 @@
 """Run a pipeline: its steps in order, in one process, sharing what they load.
 
 However it ends, run.json says so: completed, failed or interrupted, and what a step had written stays.
+
+Keep the libraries' own noise out of the terminal, where it hides what the user should read.
+
+Deprecations among transformers, trl and peft are none of the user's business, and progress bars are lines without end in a log file.
 """
 
 from __future__ import annotations
@@ -9,7 +13,9 @@ import errno
 import logging
 import os
 import signal
+import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,15 +24,29 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
+from llmmod.config.schema.root import Root
+from llmmod.config.step_parts import Parts
+from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
 from llmmod.instantiate import locate
-from llmmod.pipeline.fitting import doubts
-from llmmod.pipeline.parts import Parts
-from llmmod.pipeline.quiet import quiet_libraries
 from llmmod.pipeline.record import Record
-from llmmod.pipeline.session import Session
-from llmmod.ranks import rank
-from llmmod.schema.root import Root
+from llmmod.pipeline.session import Session, doubts
+
+_LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
+
+# bitsandbytes 0.50 advises every run on a CPU, quantized or not, to install a library of kernels.
+_KERNELS = "bitsandbytes.backends.cpu.ops"
+
+
+def quiet_libraries() -> None:
+    """Ask for quiet; to be called before the libraries are imported. What the user has set in the environment stays."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger(_KERNELS).setLevel(logging.ERROR)
+
 
 log = logging.getLogger("llmmod")
 
@@ -90,7 +110,7 @@ def run_config(config: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError, LlmmodError: as described in `llmmod.run`.
     """
-    from llmmod.schema.compose import Composed, to_root, validated
+    from llmmod.config.compose import Composed, to_root, validated
 
     validated(Composed(config=config, hydra=None, overrides=[]))
     root = to_root(config)

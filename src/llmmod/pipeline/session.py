@@ -4,20 +4,27 @@ Tokenizer, render and data are made when a step first asks for them and kept und
 steps with the same configuration get the same object, and a step with a configuration of its own gets one of its own. Models are handed
 on from step to step (`pipeline.models`).
 Nothing here imports torch: what does is named by its dotted path and comes through `instantiate`.
+
+Whether what a step takes from an earlier step, or from a directory that one wrote, was made for what the step does with it.
+
+What can't be right is refused when the configuration is checked (`schema.validate`). Here is what may be meant, and mostly isn't: another
+render than it was trained with, another base than an adapter was trained on. It is told before anything is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmmod.beginning import Beginning
+from llmmod.config.schema.quantization import decides_weights
+from llmmod.config.schema.reward import reward_nodes
+from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import StepConf
+from llmmod.config.step_parts import Parts
 from llmmod.instantiate import build, import_own, locate
-from llmmod.pipeline.models import Models
-from llmmod.pipeline.parts import Parts
-from llmmod.protocols import LoadedModel, Render
-from llmmod.schema.root import Root
+from llmmod.pipeline.model_pool import Models
+from llmmod.protocols import Beginning, LoadedModel, Render
 
 
 class Session:
@@ -49,10 +56,10 @@ class Session:
     def tokenizer(self, step: str) -> Any:
         """The tokenizer of a step's model."""
         model, render = self.conf(step, "model"), self.conf(step, "render")
-        extra = import_own("llmmod.render.tokens.named_tokens")(render) if self.root.smoke else []
+        extra = import_own("llmmod.render.segments.named_tokens")(render) if self.root.smoke else []
         return self._once(
             ("tokenizer", repr(self.root.tokenizer), repr(model), repr(extra)),
-            lambda: import_own("llmmod.models.build.tokenizer_from")(
+            lambda: import_own("llmmod.models.loading.build.tokenizer_from")(
                 self.root.tokenizer, model, hub=self.root.hub, smoke=self.root.smoke, extra_tokens=extra
             ),
         )
@@ -128,10 +135,61 @@ class Session:
 
     def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
         smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
-        load = import_own("llmmod.models.build.model_from")
+        load = import_own("llmmod.models.loading.build.model_from")
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def doubts(parts: Parts) -> list[str]:
+    """A line for each thing that a step takes and that was made for something else."""
+    steps = [step for step in parts.steps if isinstance(parts.get(f"steps.{step}"), StepConf)]
+    return list(dict.fromkeys(line for step in steps for line in [*_of_steps(parts, step), *_of_directories(parts, step)]))
+
+
+def _of_steps(parts: Parts, step: str) -> Iterator[str]:
+    """Of what earlier steps of the run leave."""
+    begins = parts.from_step(step) if parts.trains(step) else parts.followed(step)
+    scored = [node["step"] for node in _rewards(parts, step) if "step" in node]
+    for earlier in filter(None, [begins, *scored]):
+        yield from _another_render(earlier, parts.of(earlier, "render").name, step, parts)
+
+
+def _of_directories(parts: Parts, step: str) -> Iterator[str]:
+    """Of what earlier runs left; a step that goes by what a step of this run leaves reads none."""
+    if not parts.trains(step) and parts.followed(step) is not None:
+        return
+    model, adapters = parts.of(step, "model"), parts.of(step, "finetune").adapters
+    base = model.sizes.get(model.size, model.pretrained_model_name_or_path)
+    scored = [str(node["path"]) for node in _rewards(parts, step) if "path" in node]
+    for path in filter(None, [base, *adapters, *scored]):
+        left = import_own("llmmod.models.loading.stage_file.read_stage_file")(Path(path).expanduser())
+        if left is None:
+            continue
+        yield from _another_render(f"'{path}'", left.render, step, parts)
+        if path in adapters and base and left.base and not left.base.startswith("..") and Path(left.base).name != Path(base).name:
+            yield f"'{path}' was trained on {left.base}, and {step} puts it on {base}"
+        own = decides_weights(model.quantization)
+        if path in adapters and left.quantization != own and parts.from_step(step) is None:
+            yield f"'{path}' was trained on {_bits(left.quantization)}, and {step} puts it on {_bits(own)}"
+
+
+def _bits(quantization: Mapping[str, Any] | None) -> str:
+    if quantization is None:
+        return "weights that aren't quantized"
+    rest = ", ".join(f"{name}={value}" for name, value in quantization.items() if name != "bits" and value is not None)
+    return f"weights of {quantization['bits']} bits ({rest})"
+
+
+def _another_render(what: str, render: str, step: str, parts: Parts) -> Iterator[str]:
+    own = parts.of(step, "render").name
+    if render != own:
+        yield f"{what} was trained with render={render}, and {step} writes with render={own}"
+
+
+def _rewards(parts: Parts, step: str) -> list[dict[str, Any]]:
+    conf = getattr(parts.of(step, "training"), "reward", None) if parts.trains(step) else None
+    return [] if conf is None else list(reward_nodes(conf).values())

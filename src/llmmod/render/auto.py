@@ -11,15 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llmmod.config.schema.base import TrainOn
+from llmmod.config.schema.data import RenderConf
 from llmmod.errors import ConfigError, DataError, Problem
-from llmmod.render.answer import inner_text
 from llmmod.render.chat_template import ChatTemplate, Span
 from llmmod.render.conversation import Conversation, Message, left_out
-from llmmod.render.segment import Segment, segments
-from llmmod.render.special import SpecialTokens
-from llmmod.render.tokens import token_id
-from llmmod.schema.base import TrainOn
-from llmmod.schema.data import RenderConf
+from llmmod.render.segments import Segment, SpecialTokens, segments, token_id
+from llmmod.render.template import inner_text
 
 _READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
 

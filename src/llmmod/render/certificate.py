@@ -14,18 +14,15 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from llmmod.config.schema.base import TrainOn
 from llmmod.errors import DataError
 from llmmod.protocols import Render
 from llmmod.render.chat_template import as_dict, reasoning_names
 from llmmod.render.conversation import Conversation, tool_names
-from llmmod.render.encode import IGNORED, Encoded, encode
-from llmmod.render.exported import exported
-from llmmod.render.finding import Finding
-from llmmod.render.seam import seam, spelling
-from llmmod.render.segment import Piece, Segment, segments
-from llmmod.render.synthetic import neutral, synthetic_conversations
-from llmmod.render.text import TextEncoder
-from llmmod.schema.base import TrainOn
+from llmmod.render.encode import IGNORED, Encoded, TextEncoder, encode
+from llmmod.render.export import exported
+from llmmod.render.findings import Finding, neutral, seam, spelling, synthetic_conversations
+from llmmod.render.segments import Piece, Segment, segments
 
 
 def certify(render: Render, tokenizer: Any, conversations: Mapping[str, Conversation] | Iterable[Conversation] = ()) -> list[Finding]:
@@ -169,7 +166,7 @@ class _Proof:
         texts = [message.content for message in answer.conversation.messages[:-1]]
         history = [message.content for message in answer.conversation.messages[:-1] if message.role == "assistant"]
         if any(spelling in text for text in texts for spelling in self.spellings) or any(text != text.strip() for text in history):
-            return  # one string can't keep these apart, see llmmod.render.jinja
+            return  # one string can't keep these apart, see llmmod.render.export
         asked = list(map(_content, answer.asked))
         tokens = [token for token in dict.fromkeys(asked) if isinstance(token, int)]
         swallows = self._swallowing(asked)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.conversation import Message
-from llmmod.render.special import SpecialTokens
+from llmmod.render.segments import SpecialTokens
 
 Span = tuple[int, int]
 Said = dict[str, Any]  # a message as chat templates read it

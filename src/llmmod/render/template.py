@@ -3,6 +3,8 @@
 The vocabulary is that of LLaMA-Efficient-Tuning 0.2 (src/llmtuner/extras/template.py), and so is the order of its parts. What differs:
 rounds count from 1, BOS stands where the tokenizer itself puts it, an answer's terminator can be any token, the text of a prompt is one
 piece between two tokens, and a text of the conversation is never searched for placeholders.
+
+The answer in generated text: without what a render writes around one.
 """
 
 from __future__ import annotations
@@ -11,15 +13,35 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmmod.config.schema.base import Bos, TrainOn
+from llmmod.config.schema.data import RenderConf
 from llmmod.errors import ConfigError, DataError, Problem
-from llmmod.render.answer import inner_text
 from llmmod.render.conversation import Conversation, Turn
-from llmmod.render.part import Part, Slot, fill, move_spaces, read_part
-from llmmod.render.segment import Piece, Segment, segments
-from llmmod.render.text import TextEncoder, break_up
-from llmmod.render.tokens import own_beginning, token_id
-from llmmod.schema.base import Bos, TrainOn
-from llmmod.schema.data import RenderConf
+from llmmod.render.encode import TextEncoder, break_up
+from llmmod.render.segments import Part, Piece, Segment, Slot, fill, move_spaces, own_beginning, read_part, segments, token_id
+
+
+def inner_text(text: str, *, before: str = "", after: str = "", ended: bool = True) -> str:
+    """The answer in `text`, without `before`, `after` and white space at either end.
+
+    What a model writes of its own in such a place (thoughts, where the template has none) is part of its answer.
+
+    Args:
+        text: generated so far.
+        before: what the render writes before an answer's own text, e.g. Qwen3's `<think>\\n\\n</think>\\n\\n`.
+        after: what it writes between that and the terminator.
+        ended: false: more may follow, and what is returned is the beginning of what will be, whatever follows.
+    """
+    # A tokenizer may leave out a space that a text begins with, so white space isn't compared.
+    before, after, text = before.strip(), after.strip(), text.lstrip()
+    if not ended and before.startswith(text):
+        return ""
+    text = text.removeprefix(before).strip()
+    if ended:
+        return text.removesuffix(after).rstrip()
+    begun = next((size for size in range(min(len(after), len(text)), 0, -1) if text.endswith(after[:size])), 0)
+    return text[: len(text) - begun].rstrip()
+
 
 _SLOTS: Mapping[str, tuple[tuple[str, ...], str]] = {  # part -> placeholders it may have, and the one it needs
     "prefix": (("system", "idx"), ""),
@@ -94,7 +116,7 @@ class Template:
 
     def chat_template(self) -> str:
         """A jinja chat template that writes the same, tokens as their texts."""
-        from llmmod.render.jinja import write_chat_template
+        from llmmod.render.export import write_chat_template
 
         return write_chat_template(self)
 

@@ -14,16 +14,15 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from llmmod.config.schema.steps import ChatConf
+from llmmod.distributed import rank
 from llmmod.instantiate import build
-from llmmod.models.device import ready_to_answer
-from llmmod.models.generation import Reader, context_length, generation_config
-from llmmod.models.stream import Answer, stream_answer
+from llmmod.models.generation.generate import Answer, stream_answer
+from llmmod.models.generation.settings import Reader, context_length, generation_config
 from llmmod.protocols import StepReport
-from llmmod.ranks import rank
 from llmmod.render.encode import encode_prompt
-from llmmod.schema.step.chat import ChatConf
-from llmmod.steps.terminal import Terminal
-from llmmod.steps.turns import QuestionTooLongError, Turns
+from llmmod.steps.terminal import QuestionTooLongError, Terminal, Turns
+from llmmod.trainers.collation import ready_to_answer
 
 # Tokens an answer may have where neither generation.max_new_tokens, generation.max_length nor the architecture sets a limit.
 _LONGEST = 4096

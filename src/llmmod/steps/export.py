@@ -18,20 +18,20 @@ from typing import Any
 import yaml
 from transformers import GenerationConfig
 
+from llmmod.config.schema.steps import ExportConf
+from llmmod.distributed import rank
 from llmmod.errors import ConfigError, Problem
+from llmmod.files.paths import readable_by_umask
 from llmmod.instantiate import build
+from llmmod.models.adapters.merge import divergence, merged
 from llmmod.models.families.save import check_original_layout, copy_original_files, original_names, write_original_config
-from llmmod.models.generation import context_length, generation_config
-from llmmod.models.merge import divergence, merged
-from llmmod.models.quantize import is_quantized
+from llmmod.models.generation.settings import context_length, generation_config
+from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.reward import is_reward_model, set_reward_padding
-from llmmod.paths import readable_by_umask
 from llmmod.protocols import StepReport
-from llmmod.ranks import rank
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.render.exported import exported
-from llmmod.schema.step.export import ExportConf
+from llmmod.render.export import exported
 from llmmod.steps.model_card import model_card
 
 LAYOUTS = ("native", "original")

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from llmmod.schema.base import Weights
-from llmmod.schema.reward import reward_nodes
-from llmmod.schema.root import Root
-from llmmod.schema.step_parts import StepParts
-from llmmod.versions import MAIN, installed
+from llmmod.config.schema.base import Weights
+from llmmod.config.schema.reward import reward_nodes
+from llmmod.config.schema.root import Root
+from llmmod.config.step_parts import StepParts
+from llmmod.upstream import MAIN, installed
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of a model's option, what this run had no use for.

@@ -2,6 +2,8 @@
 
 A person gets a prompt, a line of help and line editing; a pipe gets the answers and nothing else, so that a program can read what
 `llmmod 'pipeline=[chat]' < questions.txt` prints. What is said about the conversation goes to stderr.
+
+The turns of a conversation, as many of the latest as the model can attend to.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TextIO
+
+from llmmod.render.conversation import Conversation, Message
 
 _HELP = "`clear` forgets the conversation. Ctrl-C ends an answer. `exit`, `quit` or the end of input ends the chat."
 # Where no person types, two Ctrl-C within this many seconds mean the whole run, not two answers.
@@ -103,3 +108,57 @@ def _reconfigure(stream: TextIO, *, errors: str) -> None:
     """Let a stream of the process do this with what can't be decoded or encoded; one of another kind stays as it is."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=errors)
+
+
+class QuestionTooLongError(Exception):
+    """A question that doesn't fit even alone; carries its prompt's `tokens`."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+@dataclass
+class Turns:
+    """A conversation in progress that forgets its oldest turns where it has to.
+
+    Args:
+        encode: a conversation that ends with a question -> the prompt's token ids.
+        limit: tokens a prompt may have; None: no limit.
+        system: the system text, kept whatever is forgotten; None: the render's.
+        keep: whether earlier turns are part of the next prompt.
+    """
+
+    encode: Callable[[Conversation], list[int]]
+    limit: int | None = None
+    system: str | None = None
+    keep: bool = True
+    _turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def ask(self, question: str) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of the oldest turns were forgotten for them to fit.
+
+        Raises:
+            QuestionTooLongError: the question alone has more tokens than fit; nothing was forgotten.
+        """
+        for forgotten in range(len(self._turns) + 1):
+            ids = self.encode(self._conversation(self._turns[forgotten:], question))
+            if self.limit is None or len(ids) <= self.limit:
+                del self._turns[:forgotten]
+                return ids, forgotten
+        raise QuestionTooLongError(len(ids))
+
+    def answered(self, question: str, answer: str) -> None:
+        """Remember a turn, if turns are kept."""
+        if self.keep:
+            self._turns.append((question, answer))
+
+    def clear(self) -> None:
+        """Forget every turn."""
+        self._turns.clear()
+
+    def _conversation(self, turns: list[tuple[str, str]], question: str) -> Conversation:
+        messages = [] if self.system is None else [Message("system", self.system)]
+        for asked, answer in turns:
+            messages += [Message("user", asked), Message("assistant", answer)]
+        return Conversation([*messages, Message("user", question)])

@@ -13,29 +13,28 @@ from typing import Any
 
 from transformers import set_seed
 
+from llmmod.config.schema.steps import TrainConf
+from llmmod.distributed import rank, world_size
+from llmmod.files.paths import readable_by_umask, shown
 from llmmod.instantiate import locate
-from llmmod.models.generation import Reader, set_ends
-from llmmod.models.lora.mutated import changes_base, save_for_base
-from llmmod.models.master_weights import to_stored_dtype
+from llmmod.models.adapters.init import changes_base, save_for_base
+from llmmod.models.adapters.master_weights import to_stored_dtype
+from llmmod.models.generation.settings import Reader, set_ends
+from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import set_reward_padding, with_reward_head
-from llmmod.models.stage_file import StageFile, write_stage_file
-from llmmod.paths import readable_by_umask, shown
 from llmmod.protocols import LoadedModel, StepReport
-from llmmod.ranks import rank, world_size
-from llmmod.render.exported import exported
-from llmmod.schema.step.train import TrainConf
-from llmmod.stages.arguments import training_arguments
-from llmmod.stages.batches import check_trainer
-from llmmod.stages.build import lent, needs_max_steps, release, trainer_from
-from llmmod.stages.loop.curve import loss_curve
-from llmmod.stages.loop.interrupt import StopAfterStep, StoppedBetweenSteps
-from llmmod.stages.loop.measures import measured
-from llmmod.stages.loop.progress import TrainingProgress
-from llmmod.stages.loop.resume import checkpoints, find_checkpoint, passed_over
-from llmmod.stages.rewards import BEGAN_WITH
-from llmmod.steps.earlier import Result
-from llmmod.steps.reuse import Reuse
-from llmmod.steps.told import told_of_training
+from llmmod.render.export import exported
+from llmmod.reuse.store import Result, Reuse
+from llmmod.steps.evaluate import told_of_training
+from llmmod.trainers.arguments import training_arguments
+from llmmod.trainers.build import lent, needs_max_steps, release, trainer_from
+from llmmod.trainers.callbacks.curves import loss_curve
+from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
+from llmmod.trainers.callbacks.progress import TrainingProgress
+from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over
+from llmmod.trainers.collation import check_trainer
+from llmmod.trainers.measures import measured
+from llmmod.trainers.online.rewards import BEGAN_WITH
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"

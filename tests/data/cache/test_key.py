@@ -11,14 +11,14 @@ import pytest
 from datasets import Dataset
 from written_rows import write
 
-from llmmod.data.cache import identity
-from llmmod.data.cache import limit as cache_limit
-from llmmod.data.load import load_splits
+from llmmod.cache import content as identity
+from llmmod.cache import store as cache_limit
+from llmmod.config.schema.base import CutoffPolicy, OnBadRow
+from llmmod.config.schema.data import ColumnsConf, DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset.load import load_splits
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.template import Template
-from llmmod.schema.base import CutoffPolicy, OnBadRow
-from llmmod.schema.data import ColumnsConf, DatasetConf
-from llmmod.schema.model import HubConf
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}.", "other": f"Other {n}."} for n in range(1, 13)]
 BASE = {"path": "x.json", "val_size": 3, "columns": ColumnsConf(prompt="instruction", response="output")}
@@ -246,7 +246,7 @@ def test_what_can_not_be_told_apart_is_not_kept(hits, cache, chatml):
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
-    from llmmod.data import examples
+    from llmmod.data.dataset import examples
 
     build = examples.build_dataset
 

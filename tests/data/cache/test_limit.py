@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmmod.data.cache import limit as module
-from llmmod.data.cache.store import MANIFEST, Cache
+from llmmod.cache import store as module
+from llmmod.cache.store import MANIFEST, Cache
 
 FORK = multiprocessing.get_context("fork")
 SIZE = 10_000
@@ -146,7 +146,7 @@ def test_many_processes_at_once_find_what_they_came_for(tmp_path):
 
 
 def test_without_locks_nothing_is_taken_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_lock", lambda file, *, alone: False)
+    monkeypatch.setattr(module, "_lock_file", lambda file, *, alone: False)
     make(tmp_path, "a", "b", limit=1)
     assert kept(tmp_path) == ["a", "b"]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.cache.own_code import source_files
+from llmmod.cache.content import source_files
 
 FILES = {
     "rows.py": "import json, torch\nimport names\nfrom mine import words\ndef read(row):\n    from mine.deep import far\n",

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from llmmod.data.cache import store as module
-from llmmod.data.cache.store import MANIFEST, Cache, cache_directory
+from llmmod.cache import store as module
+from llmmod.cache.store import MANIFEST, Cache, cache_directory
 
 FORK = multiprocessing.get_context("fork")
 

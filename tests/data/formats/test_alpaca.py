@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.alpaca import find_columns, read
-from llmmod.data.row import Place, RowError
+from llmmod.data.rows.records import Place, RowError
 
 USUAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.kto import find_columns, read, recognises
-from llmmod.data.row import Place, RowError
+from llmmod.data.rows.records import Place, RowError
 
 TRL = {"prompt": "prompt", "response": "completion", "label": "label"}
 

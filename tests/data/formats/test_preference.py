@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmmod.data.formats.preference import find_columns, read
-from llmmod.data.row import Place, RowError
+from llmmod.data.rows.records import Place, RowError
 
 ORIGINAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
 TRL = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.prompt import find_columns, read
-from llmmod.data.row import Place, RowError
+from llmmod.data.rows.records import Place, RowError
 
 
 def said(role, text):

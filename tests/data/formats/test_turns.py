@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmmod.data.formats import messages, sharegpt
-from llmmod.data.row import Place, RowError
+from llmmod.data.rows.records import Place, RowError
 from llmmod.data.sources.read_tables import read_parquet
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}

@@ -11,10 +11,10 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import constants
 
-from llmmod.data.sources import hub as module
+from llmmod.config.schema.model import HubConf
+from llmmod.data.sources import open as module
 from llmmod.data.sources.open import open_source
 from llmmod.errors import ConfigError
-from llmmod.schema.model import HubConf
 
 
 @pytest.fixture

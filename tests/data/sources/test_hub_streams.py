@@ -10,12 +10,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from llmmod.data.load import load_splits
+from llmmod.config.schema.base import OnBadRow
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
+from llmmod.data.dataset.load import load_splits
 from llmmod.data.sources.open import open_source
 from llmmod.errors import ConfigError, DataError
-from llmmod.schema.base import OnBadRow
-from llmmod.schema.data import DatasetConf
-from llmmod.schema.model import HubConf
 from tests.support.hub import serving
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}."} for n in range(1, 31)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmmod.data.row import RowError
+from llmmod.data.rows.records import RowError
 from llmmod.data.sources import read_json as module
 from llmmod.data.sources.read_json import read_json
 from llmmod.errors import DataError

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmmod.data.row import Place
+from llmmod.data.rows.records import Place
 from llmmod.data.sources.read_tables import read_arrow, read_csv, read_parquet, read_text, read_tsv
 from llmmod.data.sources.source import Table
 from llmmod.errors import DataError

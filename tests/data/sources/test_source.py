@@ -5,10 +5,10 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
+from llmmod.config.schema.model import HubConf
 from llmmod.data.sources.open import open_source
 from llmmod.data.sources.source import Files, take_split
 from llmmod.errors import ConfigError, DataError
-from llmmod.schema.model import HubConf
 
 
 def write(path, numbers):

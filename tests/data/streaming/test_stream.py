@@ -7,13 +7,13 @@ from itertools import islice
 
 import pytest
 
-from llmmod.data.row import Place
-from llmmod.data.streaming import stream as module
-from llmmod.data.streaming.stream import Stream, as_dataset, shuffled
-from llmmod.data.tokenize import Tokenizing
+from llmmod.config.schema.base import CutoffPolicy
+from llmmod.data.dataset import stream as module
+from llmmod.data.dataset.stream import Stream, as_dataset, shuffled
+from llmmod.data.examples.tokenize import Tokenizing
+from llmmod.data.rows.records import Place
 from llmmod.errors import DataError
 from llmmod.render.conversation import Conversation, Message
-from llmmod.schema.base import CutoffPolicy
 
 
 def placed(count, train=True):

@@ -28,7 +28,7 @@ def name(request):
 @pytest.fixture
 def load():
     """Name of a checkpoint -> the model, in float32."""
-    from llmmod.models.load import load_model
+    from llmmod.models.loading.load import load_model
 
     return lambda name, **arguments: load_model(str(CHECKPOINTS / name), **{"dtype": "float32"} | arguments)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.models.adapt import add_lora, train_all, train_some_layers
-from llmmod.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
 
 TRAINED = "the original code divides each row of the head by its length in every step"
 LONG = "is longer than the 16 that this model was trained on"

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from llmmod.models.count import count_parameters
+from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.models.adapters.merge import divergence, merged
+from llmmod.models.adapters.setup import count_parameters
 from llmmod.models.families.save import original_names, write_original_config
-from llmmod.models.merge import divergence, merged
-from llmmod.models.quantize import quantization_config, unpacked_weight
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.loading.quantization import quantization_config, unpacked_weight
 
 HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: layers.1 is no part of layers.10
 CONFIG = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmmod.models.adapt import add_lora
-from llmmod.models.adapters import attached, with_chain
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.models.adapters.load import attached, with_chain
+from llmmod.models.adapters.setup import add_lora
 from llmmod.models.families.names import native_targets
-from llmmod.schema.finetune import LoraConf
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 QKV = ["q_proj", "k_proj", "v_proj"]

@@ -7,11 +7,10 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from llmmod.models.count import count_parameters
-from llmmod.models.merge import divergence, merged
-from llmmod.models.quantize import quantization_config, unpacked_weight
-from llmmod.models.rebuild import rebuilt
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.models.adapters.merge import divergence, merged
+from llmmod.models.adapters.setup import count_parameters
+from llmmod.models.loading.quantization import quantization_config, rebuilt, unpacked_weight
 
 LAYERS = ("Linear4bit", "Linear8bitLt")
 # KL divergence, nats a token. Merged, weights are the very ones that 4 bit computes with; 8 bit rounds activations too, to 1/127 of a

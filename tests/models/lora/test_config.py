@@ -11,10 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.generated.lora import ACCEPTED
 from llmmod.errors import ConfigError
-from llmmod.models.lora.config import lora_config
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.generated.lora import ACCEPTED
+from llmmod.models.adapters.lora import lora_config
 
 
 def composed(**values) -> LoraConf:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.schema.generated.lora import LoraConfig
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, with_adapters
-from llmmod.models.lora.mutated import save_for_base
-from llmmod.models.merge import merged
-from llmmod.schema.compose import compose_config, to_root, validated
-from llmmod.schema.generated.lora import LoraConfig
+from llmmod.models.adapters.init import save_for_base
+from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.setup import add_lora, with_adapters
 
 TARGETS = "target_modules=[q_proj,v_proj]"
 WORKS = {

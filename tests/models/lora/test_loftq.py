@@ -7,12 +7,11 @@ import copy
 import pytest
 import torch
 
+from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora
-from llmmod.models.adapters import attached
-from llmmod.models.lora.loftq import _rounded, loftq
-from llmmod.models.lora.mutated import has_lost_base
-from llmmod.schema.finetune import LoraConf
+from llmmod.models.adapters.init import _rounded, has_lost_base, loftq
+from llmmod.models.adapters.load import attached
+from llmmod.models.adapters.setup import add_lora
 
 NF4_GAP = 0.1521  # between the two values of NF4 that are farthest apart (Dettmers et al. 2023, appendix E), halved
 MOST = {4: NF4_GAP, 8: 0.5 / 127 + 2**-12}  # of 8 bits, what is rounded are numbers of 16

@@ -8,11 +8,11 @@ import pytest
 import torch
 from ways import moved
 
-from llmmod.models.adapt import add_lora, with_adapters
-from llmmod.models.adapters import taken_off
-from llmmod.models.lora.mutated import as_base
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.models.adapters.init import as_base
+from llmmod.models.adapters.load import taken_off
+from llmmod.models.adapters.setup import add_lora, with_adapters
 from llmmod.models.reward import with_reward_head
-from llmmod.schema.finetune import LoraConf
 
 FIELDS = [
     pytest.param({"bias": "all"}, id="all biases"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora
-from llmmod.models.families.config import config_class
-from llmmod.models.shrunk import shrunk
-from llmmod.models.tiny import random_model, tiny_model
-from llmmod.schema.finetune import LoraConf
+from llmmod.models.adapters.setup import add_lora
+from llmmod.models.families.convert import config_class
+from llmmod.models.loading.tiny import random_model, shrunk, tiny_model
 
 LINEAR = ["q_proj", "down_proj"]
 UNKNOWN = {

@@ -9,15 +9,13 @@ import torch
 from safetensors.torch import load_file
 from ways import moved
 
+from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapt import add_lora, with_adapters
-from llmmod.models.adapters import taken_off
-from llmmod.models.lora.stacked import merge_or_stack
-from llmmod.models.merge import merged
-from llmmod.models.quantize import quantization_config
-from llmmod.models.rebuild import rebuilt
-from llmmod.schema.finetune import LoraConf
-from llmmod.schema.quantization import QuantizationConf
+from llmmod.models.adapters.load import taken_off
+from llmmod.models.adapters.merge import merge_or_stack, merged
+from llmmod.models.adapters.setup import add_lora, with_adapters
+from llmmod.models.loading.quantization import quantization_config, rebuilt
 
 # A change of about 1 % of the weights: a 4-bit merge would lose nearly all of it. Logits are around 5.
 CASES = [

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from llmmod.models.adapt import add_lora
-from llmmod.models.adapters import attached
-from llmmod.models.lora.mutated import as_base, save_for_base
-from llmmod.models.merge import merged
-from llmmod.schema.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.models.adapters.init import as_base, save_for_base
+from llmmod.models.adapters.load import attached
+from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.setup import add_lora
 
 VARIANTS = {
     "plain": [],

@@ -9,9 +9,9 @@ import pytest
 
 from llmmod import load_tokenizer
 from llmmod.errors import ConfigError
-from llmmod.models.tokenizers.slow import SentencePieceTokenizer
-from llmmod.render.text import TextEncoder
-from llmmod.render.tokens import own_beginning
+from llmmod.models.tokenizers.fast import SentencePieceTokenizer
+from llmmod.render.encode import TextEncoder
+from llmmod.render.segments import own_beginning
 
 # name -> model_type of the class of transformers that its weights load into
 NATIVE = {"chatglm2_tiny": "glm", "baichuan2_tiny": "llama", "internlm": "llama", "qwen": "qwen2", "llama2": "llama"}

@@ -7,8 +7,8 @@ import random
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llmmod.models.tokenizers.model_file import read_model
-from llmmod.models.tokenizers.pieces import rust_tokenizer
+from llmmod.models.tokenizers.fast import rust_tokenizer
+from llmmod.models.tokenizers.originals import read_model
 
 MODELS = ["chatglm2_tiny", "baichuan2_tiny", "internlm", "llama2"]
 _ALPHABET = [

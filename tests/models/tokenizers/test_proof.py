@@ -8,9 +8,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, normalizers
 
-from llmmod.models.tokenizers.model_file import read_model
-from llmmod.models.tokenizers.pieces import rust_tokenizer
-from llmmod.models.tokenizers.proof import is_exact
+from llmmod.models.tokenizers.fast import is_exact, rust_tokenizer
+from llmmod.models.tokenizers.originals import read_model
 
 
 def proven(path, change=lambda tokenizer: tokenizer):

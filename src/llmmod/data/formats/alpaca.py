@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data.reading.turns import as_conversation
-from llmmod.data.row import Row, RowError, described, optional_list, optional_text, required_text
+from llmmod.data.rows.records import Row, RowError, described, optional_list, optional_text, required_text
+from llmmod.data.rows.turns import as_conversation
 from llmmod.render.conversation import Conversation, Message
 
 KIND = "conversation"

@@ -13,10 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llmmod.data.formats import alpaca
-from llmmod.data.reading import questions
-from llmmod.data.reading.turns import as_prompt, read_tools
-from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, present
+from llmmod.data.rows import prompts as questions
+from llmmod.data.rows.records import Prompted, Row, RowError, present
+from llmmod.data.rows.turns import as_prompt, read_tools
 from llmmod.render.conversation import Message
 
 KIND = "preference"

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data.reading import questions
-from llmmod.data.reading.turns import as_prompt, read_tools
-from llmmod.data.records import Prompted
-from llmmod.data.row import Row, RowError, described
+from llmmod.data.rows import prompts as questions
+from llmmod.data.rows.records import Prompted, Row, RowError, described
+from llmmod.data.rows.turns import as_prompt, read_tools
 
 KIND = "prompt"
 ROLES = (*questions.ROLES, "response")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from llmmod.data.reading.turns import find_turn_columns, holds_turns, read_row_of_turns
-from llmmod.data.row import Row
+from llmmod.data.rows.records import Row
+from llmmod.data.rows.turns import find_turn_columns, holds_turns, read_row_of_turns
 from llmmod.render.conversation import Conversation
 
 KIND = "conversation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from llmmod.data.row import Row, RowError, required_text
+from llmmod.data.rows.records import Row, RowError, required_text
 
 KIND = "document"
 ROLES = ("text",)

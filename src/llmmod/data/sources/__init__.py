@@ -1,1 +1,1 @@
-"""Where rows come from: files, tables, the hub."""
+"""Where rows come from, which format reads them, and the records they become."""

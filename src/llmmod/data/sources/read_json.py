@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from llmmod.data.row import Row, RowError, described
+from llmmod.data.rows.records import Row, RowError, described
 from llmmod.errors import DataError, Problem
-from llmmod.paths import shown
+from llmmod.files.paths import shown
 
 WINDOW = 1 << 20  # characters read at a time
 _LINES = frozenset({".jsonl", ".ndjson"})

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from llmmod.data.row import Row, RowError, first_line
+from llmmod.data.rows.records import Row, RowError, first_line
 from llmmod.data.sources.read_json import not_utf8
 from llmmod.errors import DataError, Problem
-from llmmod.paths import shown
+from llmmod.files.paths import shown
 
 ROWS_A_BATCH = 1024
 CELL = 1 << 30  # characters; csv's own limit is 131,072, which long conversations exceed

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from datasets import Dataset, IterableDataset, ReadInstruction
 
-from llmmod.data.row import Place, Row, RowError, first_line
+from llmmod.data.rows.records import Place, Row, RowError, first_line
 from llmmod.data.sources.read_json import read_json
 from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
 from llmmod.errors import ConfigError, DataError, Problem
-from llmmod.paths import shown
+from llmmod.files.paths import shown
 
 Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]
 Placed = tuple[Place, Row | RowError]

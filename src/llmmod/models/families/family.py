@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.checkpoint import PATH_KEY
+from llmmod.files.checkpoint import PATH_KEY
 
 Raw = Mapping[str, Any]  # config.json as it is in the checkpoint
 

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.checkpoint import has_tokenizer, tokenizer_files
-from llmmod.models.families.config import original_config
+from llmmod.files.checkpoint import has_tokenizer, tokenizer_files
+from llmmod.files.paths import resolve_path
+from llmmod.models.families.convert import conversions, original_config
 from llmmod.models.families.family import Family
 from llmmod.models.families.registry import family_of
-from llmmod.models.families.weights import conversions
-from llmmod.paths import resolve_path
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of a row's length, after rounding to the type
 

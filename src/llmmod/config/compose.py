@@ -1,0 +1,202 @@
+"""A command line becomes a configuration: Hydra composes it, and what Hydra refuses is said in our words, all of it at once.
+
+Hydra stops at the first override that it can't apply. So only the choices of options are given to it to compose with; then every other
+override is applied by Hydra's own code, one by one, and each that fails is kept. This costs no second composing, which takes most of the
+time that a refusal takes.
+
+A composed configuration as plain Python containers, interpolations resolved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    InterpolationValidationError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from llmmod.code_arguments import check_code_arguments, trust_typed
+from llmmod.config.overrides import Composition, parse
+from llmmod.config.register import register_schemas
+from llmmod.config.schema.root import Root
+from llmmod.errors import ConfigError, Problem
+
+_HYDRA_S = re.compile(r"\$\{hydra:")  # known only once Hydra runs the job
+
+
+def resolved(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    """The configuration as dicts and lists, and a problem for each key that is not set or whose interpolation fails.
+
+    A value with a problem is None in the result, and so is one that only Hydra knows, `${hydra:…}`.
+    """
+    try:
+        return _container(config), []
+    except OmegaConfBaseException:
+        return _one_by_one(config)
+
+
+def _container(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def _one_by_one(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    problems = []
+    for holder, name, key in list(_leaves(plain, "")):
+        value = holder[name]
+        if not isinstance(value, str) or not ("${" in value or value == "???"):
+            continue
+        try:
+            holder[name] = OmegaConf.select(config, key, throw_on_missing=True, throw_on_resolution_failure=True)
+            if OmegaConf.is_config(holder[name]):
+                holder[name] = OmegaConf.to_container(holder[name], resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            holder[name] = None
+            if not _HYDRA_S.search(value):
+                problems.append(_problem(key, value, error))
+    return plain, problems
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[Any, Any, str]]:
+    """Each leaf as the container that holds it, its name there, and its key."""
+    for name, item in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        below = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}" if key else str(name)
+        if isinstance(item, (dict, list)):
+            yield from _leaves(item, below)
+        else:
+            yield node, name, below
+
+
+def _problem(key: str, value: str, error: OmegaConfBaseException) -> Problem:
+    if isinstance(error, MissingMandatoryValue):
+        return Problem(key, "is not set", do=f"Set it: {key}=…")
+    if isinstance(error, InterpolationValidationError) and value == "${.from_step}":
+        return Problem(key, "is not set", do=f"Set it: {key}=…")
+    if isinstance(error, InterpolationToMissingValueError):
+        return Problem(key, f"'{value}' refers to a key that is not set")
+    if isinstance(error, InterpolationKeyError):
+        return Problem(key, f"'{value}' refers to a key that there isn't")
+    return Problem(key, f"'{value}' can't be worked out: {str(error).splitlines()[0]}")
+
+
+@dataclass
+class Composed:
+    """A composed configuration, and how it came about.
+
+    Args:
+        config: all that a run reads; without Hydra's own node.
+        hydra: Hydra's node, where it was asked for.
+        overrides: as typed.
+        choices: group -> option, as Hydra names them: `model`, `step@steps.train`.
+        user_keys: the keys that the overrides set, down to the leaves.
+        in_sweep: whether this is a job of a sweep, to which Hydra gives a directory of its own.
+    """
+
+    config: DictConfig
+    hydra: DictConfig | None
+    overrides: list[str]
+    choices: dict[str, Any] = field(default_factory=dict)
+    user_keys: list[str] = field(default_factory=list)
+    in_sweep: bool = False
+
+
+def compose_config(
+    overrides: Sequence[str],
+    *,
+    config_dir: str | None = None,
+    config_name: str = "config",
+    with_hydra: bool = False,
+    job_num: int | None = None,
+) -> Composed:
+    """What a command line's overrides compose to.
+
+    Args:
+        overrides: as typed, `group=option` and `key=value`.
+        config_dir: a directory of options of the user's own, beside the shipped ones.
+        config_name: the file that composing starts from.
+        with_hydra: keep Hydra's own node.
+        job_num: the job's number, if it belongs to a sweep.
+
+    Raises:
+        ConfigError: with every override that is wrong, and with what validation says of the keys that the others set.
+    """
+    register_schemas()
+    parsed, unread = parse(overrides)
+    composition = Composition(parsed, config_dir=config_dir, config_name=config_name)
+    problems = composition.compose(unread)
+    if composition.config is None:
+        raise ConfigError(problems)
+    composed = _separate(composition.config, list(overrides), with_hydra=with_hydra, job_num=job_num)
+    composed.user_keys = composition.user_keys()
+    trust_typed(composition.typed_true())
+    if problems:
+        raise ConfigError(problems + _also(composed, composition, {p.key for p in problems}))
+    return composed
+
+
+def validated(composed: Composed) -> DictConfig:
+    """The configuration, once every check has passed.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    if problems := _validate(composed):
+        raise ConfigError(problems)
+    return composed.config
+
+
+def to_root(config: DictConfig) -> Root:
+    """The configuration as plain Python, in the schemas' dataclasses; to be made once, at the border.
+
+    Raises:
+        ConfigError: naming each key that isn't set, each interpolation that fails, and each argument that would run what it points at.
+    """
+    plain, problems = resolved(config)
+    problems += check_code_arguments(plain)  # also of what only Hydra knew, and of what its sweeper added
+    if problems:
+        raise ConfigError(problems)
+    try:
+        root = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(Problem(str(error.full_key or "config"), str(error.msg or error).splitlines()[0])) from error
+    if not isinstance(root, Root):
+        raise ConfigError(Problem("config", "is none that llmmod composed", do="Make it with llmmod.compose([…])"))
+    return root
+
+
+def _also(composed: Composed, composition: Composition, known: set[str]) -> list[Problem]:
+    """What validation says of the keys that the other overrides set; of the rest, it says nothing until the wrong ones are put right."""
+    if not composed.user_keys:
+        return []  # importing the checks, and running them, would take a tenth of the time of a refusal
+    found = [p for p in _validate(composed) if p.key in composed.user_keys and p.key not in known]
+    return [p for p in found if not composition.in_failed_group(p.key)]
+
+
+def _validate(composed: Composed) -> list[Problem]:
+    from llmmod.config.validate import validate
+
+    return validate(composed)
+
+
+def _separate(full: DictConfig, overrides: list[str], *, with_hydra: bool, job_num: int | None) -> Composed:
+    """The run's part and Hydra's part of a composed configuration."""
+    choices = dict(full.hydra.runtime.choices)
+    with open_dict(full.hydra):
+        if job_num is not None:
+            full.hydra.job.num = job_num
+            full.hydra.job.id = str(job_num)
+    config = full.copy() if with_hydra else full
+    with open_dict(config):
+        del config["hydra"]
+    hydra = full.hydra if with_hydra else None
+    return Composed(config=config, hydra=hydra, overrides=overrides, choices=choices, in_sweep=job_num is not None)

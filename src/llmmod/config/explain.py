@@ -1,0 +1,247 @@
+"""Hydra's and OmegaConf's refusals in our words: the key as typed, what was found, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from llmmod.config.wording import (
+    PARTS,
+    allowed,
+    expected,
+    groups,
+    hints,
+    nearest_or_all,
+    no_such_field,
+    part_of,
+    shown,
+    split_key,
+    typed_nodes,
+    union_members,
+)
+from llmmod.errors import Problem
+
+
+def unparsed(text: str, error: BaseException) -> Problem:
+    """What to say of an override that Hydra's grammar doesn't read."""
+    if "=" not in text:
+        return Problem(text or "''", "is no override", do="Write key=value or group=option")
+    opened = next((o for o, c in ("[]", "{}", "()") if text.count(o) > text.count(c)), None)
+    if opened:
+        return Problem(text, f"can't be read: '{opened}' is not closed", do="Quote the whole override for your shell: 'key=[a,b]'")
+    if text.count("'") % 2 or text.count('"') % 2:
+        return Problem(text, "can't be read: a quote is not closed")
+    at = re.search(r"(?:input|at:?) '(.*?)'(?: expecting|$)", _first_line(error))
+    reason = f"unexpected {at[1]}" if at else _first_line(error)
+    return Problem(text, f"can't be read: {reason}", do="Quote the value: 'key=\"value\"'")
+
+
+def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_name: str) -> tuple[int | None, Problem]:
+    """The position of the choice that made composing fail, None where none did, and what to say of it."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == config_name:
+        return None, Problem("--config-name", f"there is no configuration '{config_name}'")
+    file = re.match(r"In '([^']+)'", text)
+    if isinstance(error, MissingConfigException):
+        missing = str(error.missing_cfg_file)
+        group, _, option = missing.rpartition("/")
+        near = nearest_or_all(option, [str(o) for o in error.options or []])
+        return _blamed(missing, choosing, file), Problem(f"{group}={option}", "no such option", near, _in(file))
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+        return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or _first_line(error)}")
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[error.object.rfind(b"\n", 0, error.start) + 1 :].split(b"\n")[0].decode("utf-8", "backslashreplace")
+        found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
+        return None, Problem("a YAML file of --config-dir", found, do="Save it as UTF-8")
+    blamed = _blamed(text, choosing, file)
+    if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):
+        return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It stands in {inner[1]}.yaml")
+    if cause := _omegaconf(error):
+        return blamed, _wrong_in_file(cause, file[1] if file else "")
+    if blamed is None:
+        return None, Problem("defaults", " ".join(text.split()))
+    return blamed, _wrong_choice(choosing[blamed], error)
+
+
+_PLACES = {"quantization": "model.quantization"}  # groups that aren't in the main defaults list, and where they go
+
+
+def _wrong_choice(override: Override, error: BaseException) -> Problem:
+    """What to say of a choice that finds no place in the defaults list, or is refused there for another reason."""
+    typed, group = str(override.input_line), override.key_or_group
+    if "Did you mean" in str(error):
+        return Problem(typed, "this group has no such place", re.sub(r".*(Did you mean .*?\?).*", r"\1", str(error), flags=re.DOTALL))
+    if "No match in the defaults list" in str(error):
+        place = _PLACES.get(group, override.package or group)
+        return Problem(typed, "no option of this group is chosen yet", do=f"To add one, write +{group}@{place}={override.value()}")
+    if str(error).startswith("Multiple values for") or "appears more than once" in str(error):
+        return Problem(typed, "an option of this group is chosen already", do="Leave out the +")
+    return Problem(typed, " ".join(str(error).split()))
+
+
+def unapplied(override: Override, error: BaseException, config: DictConfig, choices: Mapping[str, str]) -> Problem:
+    """What to say of an override that the composed configuration doesn't take."""
+    key = override.key_or_group
+    if override.package is not None:
+        return Problem(str(override.input_line), f"there is no group '{key}'")
+    if key.startswith("hydra.") or key == "hydra":
+        return _unapplied_to_hydra(override, error, config)
+    if problem := _below_null(key, override.value(), config):
+        return problem
+    cause = _omegaconf(error)
+    if override.is_delete():
+        found = "can't be taken out" if cause else "is not there to be taken out"
+        return Problem(f"~{key}", found, do=f"Set {key}=null where it is to have no value" if cause else "")
+    if override.is_add() and cause is None:
+        return Problem(f"+{key}", "is there already", do="Leave out the +")
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        deepest = str(cause.full_key or "")
+        return no_such_field(deepest if deepest.startswith(f"{key}.") else key, config, choices)
+    found = f"found {shown(override.value())}: {_first_line(cause or error)}"
+    return wrong_value(key, override.value(), typed_nodes(config)) or Problem(key, found)
+
+
+def replaces_node(override: Override, nodes: Mapping[str, type]) -> Problem | None:
+    """What to say of a value that would take the place of a whole part, which OmegaConf lets happen where the part isn't typed."""
+    key, value = override.key_or_group, override.value()
+    if override.is_delete() or isinstance(value, dict) or (isinstance(value, str) and value.startswith("${")):
+        return None
+    group, node, rest = part_of(key)
+    if rest or node != key or group not in ("finetune", "stage", "step") or key not in nodes:
+        return None
+    if value is None and key.startswith("steps.") and group != "step":
+        return None  # null: a step's part is the root's
+    return Problem(key, f"found {shown(value)}", "Expected keys with values", f"Choose an option: {group}=…")
+
+
+def coerced(override: Override, nodes: Mapping[str, type]) -> Problem | None:
+    """What to say of a value that OmegaConf would make another of without a word: 5 becomes true, true becomes the text 'True'."""
+    value = override.value()
+    hint = None if override.is_delete() else _hint(override.key_or_group, nodes)
+    taken = set(union_members(hint)) - {type(None)}
+    number_for_flag = taken == {bool} and isinstance(value, (int, float)) and not isinstance(value, bool)
+    flag_for_text = taken == {str} and isinstance(value, bool)
+    return wrong_type(override.key_or_group, value, hint) if number_for_flag or flag_for_text else None
+
+
+def wrong_value(key: str, value: Any, nodes: Mapping[str, type]) -> Problem | None:
+    """What to say of a value that a typed field doesn't take; None where the field isn't typed."""
+    hint = _hint(key, nodes)
+    if hint is None:
+        parts = split_key(key)
+        if len(parts) > 1 and _hint(".".join(parts[:-1]), nodes) is not None:
+            return Problem(key, f"{'.'.join(parts[:-1])} is a value, and has no keys")
+        return None
+    return wrong_type(key, value, hint)
+
+
+def wrong_type(key: str, value: Any, hint: Any) -> Problem:
+    """What to say of a value that a type doesn't take."""
+    enums = [member for member in union_members(hint) if isinstance(member, type) and issubclass(member, Enum)]
+    if enums:
+        return Problem(key, f"found {shown(value)}", allowed(value, [member.name for member in enums[0]]))
+    whole = isinstance(value, float) and value.is_integer() and int in union_members(hint)
+    do = f"Write {int(value)}" if whole else ""
+    return Problem(key, f"found {shown(value)}", f"Expected {expected(hint)}", do)
+
+
+def _hint(key: str, nodes: Mapping[str, type]) -> Any:
+    """The type of a field, None where no dataclass has it."""
+    parts = split_key(key)
+    schema = nodes.get(".".join(parts[:-1]))
+    return hints(schema).get(parts[-1]) if schema is not None else None
+
+
+def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
+    """What to say of a key below one that is null, which has no keys of its own."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    parts = split_key(key)
+    for depth, part in enumerate([*parts, *(value if isinstance(value, dict) else {})]):
+        if node is None:
+            null, rest = ".".join(parts[:depth]), ".".join(parts[depth:]) or "a"
+            group, place, _ = part_of(f"{null}.x")
+            if null.startswith("steps.") and null == place:
+                found = f"{null} is null, so it is the root's, and has no keys of its own"
+                return Problem(key, found, do=f"Choose one for this step: +{group}@{null}=…")
+            return Problem(key, f"{null} is null, and has no keys to set", do=f"Give it whole: '{null}={{{rest}: …}}'")
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return None
+
+
+def below_null_part(override: Override, config: DictConfig) -> Problem | None:
+    """What to say of a key of a step's part that is null: OmegaConf would make a part of that key alone where it isn't typed."""
+    parts = split_key(override.key_or_group)
+    if parts[0] != "steps" or len(parts) < 4 or parts[2] not in PARTS or parts[2:] == ["model", "from_step"]:
+        return None
+    step = OmegaConf.select(config, ".".join(parts[:2]))
+    null = isinstance(step, DictConfig) and parts[2] in step and step[parts[2]] is None
+    return _below_null(override.key_or_group, override.value(), config) if null else None
+
+
+def _unapplied_to_hydra(override: Override, error: BaseException, config: DictConfig) -> Problem:
+    cause, key = _omegaconf(error), override.key_or_group
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        schema = cause.object_type
+        names = list(hints(schema)) if isinstance(schema, type) and is_dataclass(schema) else []
+        return Problem(key, "no such field", nearest_or_all(split_key(key)[-1], names))
+    return Problem(key, _first_line(cause or error))
+
+
+def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
+    """What to say of a key or a value in an option's file."""
+    key = str(cause.full_key or cause.key or "")
+    if not key:
+        return Problem(f"{file}.yaml", _first_line(cause))
+    place = f"It stands in {file}.yaml" if file else ""
+    schema: Any = cause.object_type
+    known = hints(schema) if isinstance(schema, type) and is_dataclass(schema) else {}
+    name = split_key(key)[-1] if split_key(key) else key
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        return Problem(key, "no such field", nearest_or_all(name, list(known)), place)
+    if isinstance(cause, ValidationError) and name in known:
+        found = re.search(r"[Vv]alue '(.*?)'", str(cause))
+        problem = wrong_type(key, found[1] if found else cause.value, known[name])
+        return Problem(key, problem.found, problem.allowed, place)
+    return Problem(key, _first_line(cause), do=place)
+
+
+def _blamed(text: str, choosing: Mapping[int, Override], file: re.Match[str] | None) -> int | None:
+    """The position of the override that an error speaks of: by its own key, or by the option that it chose."""
+    words = {word.strip("'\".,:") for word in text.split()}
+    for position, override in choosing.items():
+        option = f"{override.key_or_group}/{override.value()}"
+        key = override.get_key_element().lstrip("+~")
+        if option == text or (file and file[1] == option) or key in words:
+            return position
+    return None
+
+
+def _in(file: re.Match[str] | None) -> str:
+    return f"It is named in {file[1]}.yaml" if file and file[1] != "config" else ""
+
+
+def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
+    """OmegaConf's error that another was raised for, or the error itself."""
+    while error is not None:
+        if isinstance(error, OmegaConfBaseException):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

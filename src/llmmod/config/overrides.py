@@ -1,0 +1,221 @@
+"""Overrides, parsed and applied one by one, each refusal kept as a `Problem`.
+
+What an override means is Hydra's to say: its parser, its rule for what is a group, its code that applies one. `hydra._internal` is used
+for that, which pyproject.toml's `hydra-core<1.4` makes safe; the public compose API stops at the first error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmmod.config.explain import below_null_part, coerced, replaces_node, unapplied, uncomposed, unparsed
+from llmmod.config.wording import conf_directory, nearest_or_all, part_of, shown, typed_nodes
+from llmmod.errors import Problem
+from llmmod.targets import allowed_prefixes, within
+
+# What Hydra and OmegaConf raise for what a user typed; asserts and ValueErrors among it, e.g. for a key below null, or `model=null`.
+REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError)
+
+
+def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:
+    """The overrides that can be read, and a problem for each other, by their position."""
+    parser = OverridesParser.create()
+    parsed: dict[int, Override] = {}
+    unread: dict[int, Problem] = {}
+    for position, text in enumerate(overrides):
+        try:
+            override = parser.parse_override(text)
+        except REFUSALS as error:
+            unread[position] = unparsed(text, error)
+            continue
+        if override.is_sweep_override():
+            values = text.partition("=")[2]
+            do = f"Add -m for a sweep, or write [{values}] for a list"
+            unread[position] = Problem(override.key_or_group, f"several values: {values}", do=do)
+        elif not override.key_or_group:
+            unread[position] = Problem(text, "names no key", do="Write key=value or group=option")
+        else:
+            parsed[position] = override
+    return parsed, unread
+
+
+class Composition:
+    """One composing, and what becomes of each override.
+
+    Args:
+        overrides: position -> override, parsed; none of a sweep.
+        config_dir: the user's directory of options.
+        config_name: the file that composing starts from.
+    """
+
+    def __init__(self, overrides: Mapping[int, Override], *, config_dir: str | None, config_name: str) -> None:
+        self.config: DictConfig | None = None
+        self._overrides = overrides
+        self._config_name = config_name
+        self._failed_groups: list[str] = []
+        self._applied: list[Override] = []
+        version.setbase("1.3")
+        setup_globals()
+        search_path = create_config_search_path("pkg://llmmod.conf")
+        self._directories = directories(config_dir, overrides.values())
+        if config_dir is not None and self._directories[0].is_dir():
+            before = SearchPathQuery(provider="schema", path=None)
+            search_path.prepend("command-line", f"file://{self._directories[0]}", before)
+        self._loader = ConfigLoaderImpl(search_path)
+
+    def compose(self, unread: Mapping[int, Problem]) -> list[Problem]:
+        """Compose with what is right of the overrides; a problem for each that isn't, in their order, `unread` among them.
+
+        `config` stays None where nothing could be composed.
+        """
+        problems = check_directories(self._directories) + self._check_primary()
+        if problems:
+            return problems + list(unread.values())
+        found = dict(unread)
+        choosing = {p: o for p, o in self._overrides.items() if self._chooses(o)}
+        for position, override in list(choosing.items()):
+            if problem := self._wrong_option(override):
+                found[position] = problem
+                self._leave_out(choosing, position)
+        self.config, general = self._load(choosing, found)
+        if self.config is not None:
+            self._apply({p: o for p, o in self._overrides.items() if not self._chooses(o)}, found)
+            self._note(self._applied)
+        return general + [found[position] for position in sorted(found)]
+
+    def user_keys(self) -> list[str]:
+        """The keys that the applied overrides set, down to the leaves."""
+        found = [key for o in self._applied for key in _leaves(o.key_or_group, o.value())]
+        return list(dict.fromkeys(key for key in found if not key.startswith("hydra.")))
+
+    def typed_true(self) -> list[str]:
+        """The keys that the applied overrides set to true, in so many words."""
+        leaves = [leaf for o in self._applied for leaf in _valued(o.key_or_group, o.value())]
+        return [key for key, value in leaves if value is True]
+
+    def in_failed_group(self, key: str) -> bool:
+        """Whether a key lies in a part whose option couldn't be chosen, so that nothing can be said of it."""
+        group, node, _ = part_of(key)
+        return any(failed in (group, f"{group}@{node}") for failed in self._failed_groups)
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether an override chooses an option of a group; Hydra's search path counts as one, as it must be known beforehand."""
+        if override.key_or_group == "hydra.searchpath":
+            return True
+        return not isinstance(override.value(), dict) and self._loader.repository.group_exists(override.key_or_group)
+
+    def _leave_out(self, choosing: dict[int, Override], position: int) -> None:
+        self._failed_groups.append(choosing.pop(position).get_key_element().lstrip("+~"))
+
+    def _wrong_option(self, override: Override) -> Problem | None:
+        """A problem if the option that is chosen doesn't exist."""
+        if override.is_delete() or any(o.key_or_group == "hydra.searchpath" for o in self._overrides.values()):
+            return None  # Hydra's own search path can add options that aren't known yet
+        value: Any = override.value()
+        names = value if isinstance(value, list) else [value]
+        options = self._loader.get_group_options(override.key_or_group)
+        wrong = [name for name in names if name not in options]
+        if not wrong:
+            return None
+        typed = f"{override.get_key_element()}={wrong[0] if isinstance(wrong[0], str) else shown(wrong[0])}"
+        return Problem(typed, "no such option", nearest_or_all(str(wrong[0]), options))
+
+    def _check_primary(self) -> list[Problem]:
+        """A problem for each package that a configuration of the user's own would have Hydra import, to look for options in it."""
+        if self._config_name == "config":
+            return []
+        loaded = self._loader.repository.load_config(self._config_name)
+        entries = OmegaConf.select(loaded.config, "hydra.searchpath") if loaded is not None else None
+        packages = [str(e).removeprefix("pkg://") for e in entries or [] if str(e).startswith("pkg://")]
+        refused = [p for p in packages if not within(p, allowed_prefixes())]
+        return [Problem("hydra.searchpath", f"'{p}' may not be imported", do=f"If you trust it, add --allow {p}") for p in refused]
+
+    def _load(self, choosing: dict[int, Override], found: dict[int, Problem]) -> tuple[DictConfig | None, list[Problem]]:
+        """Compose with options alone, leaving out those that Hydra refuses; None where a file is wrong whatever is left out."""
+        while True:
+            lines = [str(o.input_line) for o in choosing.values()]
+            try:
+                return self._loader.load_configuration(self._config_name, lines, RunMode.RUN, from_shell=False), []
+            except REFUSALS as error:
+                blamed, problem = uncomposed(error, choosing, self._config_name)
+                if blamed is None:
+                    return None, [problem]
+                found[blamed] = problem
+                self._leave_out(choosing, blamed)
+
+    def _apply(self, overrides: Mapping[int, Override], found: dict[int, Problem]) -> None:
+        assert self.config is not None
+        choices, nodes = dict(self.config.hydra.runtime.choices), typed_nodes(self.config)
+        for position, override in overrides.items():
+            problem = replaces_node(override, nodes) or coerced(override, nodes) or below_null_part(override, self.config)
+            if problem is not None:
+                found[position] = problem
+                continue
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([override], self.config)
+                self._applied.append(override)
+            except REFUSALS as error:
+                if not self.in_failed_group(override.key_or_group):
+                    found[position] = unapplied(override, error, self.config, choices)
+
+    def _note(self, applied: list[Override]) -> None:
+        """Write down in Hydra's node what was applied, as Hydra does for what it applies itself."""
+        assert self.config is not None
+        job = self.config.hydra.job
+        for override in applied:
+            names = self.config.hydra.overrides
+            (names.hydra if override.is_hydra_override() else names.task).append(override.input_line)
+        own = [o for o in self._overrides.values() if not o.is_hydra_override()]
+        form = job.config.override_dirname
+        job.override_dirname = get_overrides_dirname(own, form.exclude_keys, form.item_sep, form.kv_sep)
+
+
+def check_directories(found: Sequence[Path]) -> list[Problem]:
+    """A problem for each directory that isn't there, and for each file with a shipped option's name: Hydra would read the shipped one."""
+    problems = [Problem(str(directory), "no such directory, to look for options in") for directory in found if not directory.is_dir()]
+    for directory in found:
+        for file in sorted(directory.rglob("*.yaml")):
+            shipped = conf_directory() / file.relative_to(directory)
+            if shipped.is_file() and not shipped.samefile(file):
+                name = file.relative_to(directory).with_suffix("").as_posix()
+                hidden = f"hidden by the shipped option {name}, which Hydra reads instead"
+                problems.append(Problem(str(file), hidden, do=f"Rename it, e.g. to my_{file.name}, and choose it by that name"))
+    return problems
+
+
+def directories(config_dir: str | None, overrides: Iterable[Override]) -> list[Path]:
+    """The user's directories of options: of `--config-dir`, and of Hydra's search path."""
+    found = [] if config_dir is None else [Path(config_dir).expanduser().absolute()]
+    for override in overrides:
+        value = override.value() if override.key_or_group == "hydra.searchpath" else None
+        for entry in value if isinstance(value, list) else []:
+            if str(entry).startswith("file://") or "://" not in str(entry):
+                found.append(Path(str(entry).removeprefix("file://")).expanduser().absolute())
+    return found
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    """The keys that a value sets: its own, or those of a mapping's members."""
+    return [leaf for leaf, _ in _valued(key, value)]
+
+
+def _valued(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The keys that a value sets, each with its own."""
+    if isinstance(value, dict) and value:
+        return [leaf for name, item in value.items() for leaf in _valued(f"{key}.{name}", item)]
+    return [(key, value)]

@@ -1,0 +1,1 @@
+"""The schemas: a dataclass for each part of a configuration."""

@@ -1,0 +1,90 @@
+"""`trl.SFTConfig` (trl 1.16.0, transformers 5.23.0) as a schema, with that class's own defaults.
+
+Written by `python -m llmmod.devtools.generate`, not by hand. 122 of 135 fields take just what the class takes, by their
+annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
+What isn't here is as in `training_arguments`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmmod.config.schema.generated.training_arguments import TrainingArguments
+
+
+@dataclass
+class SFTConfig(TrainingArguments):
+    """Every argument of `trl.SFTConfig`."""
+
+    _target_: str = "trl.SFTConfig"
+    # The initial learning rate for AdamW
+    learning_rate: float = 2e-05
+    # Additional parameters for the lr_scheduler, such as {'num_cycles': 1} for cosine with hard restarts
+    lr_scheduler_kwargs: Any = None
+    # Whether to use bf16 (mixed) precision instead of 32-bit
+    bf16: bool | None = None
+    # Enable gradient checkpointing to trade compute for memory
+    gradient_checkpointing: bool = True
+    # Enable Liger Kernel optimizations: transformers patches the model's layers with Liger's Triton kernels
+    use_liger_kernel: bool = False
+    # Log every X updates steps
+    logging_steps: float = 10.0
+    # Keyword arguments for `AutoModelForCausalLM.from_pretrained`, used when the `model` argument of the `SFTTrainer` is provided as a
+    # string
+    model_init_kwargs: Any = None
+    # Whether to allow loading models and tokenizers that ship custom Python code from the Hub
+    trust_remote_code: bool = False
+    # Coefficient of the load-balancing auxiliary loss for Mixture-of-Experts (MoE) models, added to the training loss with this weight
+    router_aux_loss_coef: float | None = None
+    # If specified, sets the model's chat template
+    chat_template_path: str | None = None
+    # Name of the column that contains text data in the dataset
+    dataset_text_field: str = "text"
+    # Dictionary of optional keyword arguments for the dataset preparation
+    dataset_kwargs: Any = None
+    # Number of processes to use for processing the dataset
+    dataset_num_proc: int | None = None
+    # Token used to indicate the end of a turn or sequence
+    eos_token: str | None = None
+    # Maximum length of the tokenized sequence
+    max_length: int | None = 1024
+    # Truncation mode to use when the sequence exceeds `max_length`
+    truncation_mode: str = "keep_start"
+    # Whether to shuffle the dataset
+    shuffle_dataset: bool = False
+    # Whether to group multiple sequences into fixed-length blocks to improve computational efficiency and reduce padding
+    packing: bool = False
+    # Strategy for packing sequences
+    packing_strategy: str = "bfd"
+    # Whether to perform forward passes without padding by flattening all sequences in the batch into a single continuous sequence
+    padding_free: bool = False
+    # If set, the sequences will be padded to a multiple of this value
+    pad_to_multiple_of: int | str | None = "auto"
+    # Whether to pack the eval dataset
+    eval_packing: bool | None = None
+    # Whether to compute loss only on the completion part of the sequence
+    completion_only_loss: bool | None = None
+    # Whether to compute loss only on the assistant part of the sequence
+    assistant_only_loss: bool = False
+    # Type of loss to use
+    loss_type: str = "nll"
+    # Whether to offload the activations to the CPU
+    activation_offloading: bool = False
+    # Deprecated. Set `tokenizer.pad_token` directly and pass it as `processing_class` to the trainer instead
+    pad_token: str | None = None
+
+
+# field -> the strings it allows, each item of a list too; a part in [brackets] stands for any text
+CHOICES: dict[str, tuple[str, ...]] = {
+    "truncation_mode": ("keep_end", "keep_start"),
+    "packing_strategy": ("bfd", "bfd_split", "wrapped"),
+    "loss_type": ("nll", "dft", "chunked_nll"),
+}
+
+# field -> the types that the class takes; a dotted path: a dict of that class's fields
+ACCEPTED: dict[str, tuple[str, ...]] = {
+    "lr_scheduler_kwargs": ("str", "dict[str, Any]", "None"),
+    "model_init_kwargs": ("str", "dict[str, Any]", "None"),
+    "dataset_kwargs": ("str", "dict[str, Any]", "None"),
+}

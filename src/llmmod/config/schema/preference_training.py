@@ -1,0 +1,57 @@
+"""`stage=rm`: reward models.
+
+`stage=dpo`: direct preference optimization.
+
+`stage=kto`: learning from answers that are each judged good or bad.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmmod.config.schema.generated.dpo import DPOConfig
+from llmmod.config.schema.generated.kto import KTOConfig
+from llmmod.config.schema.generated.reward import RewardConfig
+from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
+from llmmod.config.schema.training import SCORES, StageConf
+
+
+@dataclass
+class RmConf(RewardConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
+    """A reward model with trl's trainer."""
+
+    data_kind: str = "preference"
+    head: str = "reward"
+    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": SCORES})
+
+
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
+    "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+# trl 1.16 tells of these only in its prose.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_type": LOSSES,
+    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+}
+# Losses that stay what they are meant to be with another divergence than the reverse one, as trl has it.
+WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+
+
+@dataclass
+class DpoConf(DPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
+    """Direct preference optimization with trl's trainer."""
+
+    data_kind: str = "preference"
+    loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
+    f_divergence_type: str = "reverse_kl"
+
+
+@dataclass
+class KtoConf(KTOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
+    """Kahneman-Tversky optimization with trl's trainer."""
+
+    data_kind: str = "judgement"
+    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
+    resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]

@@ -1,0 +1,122 @@
+"""`steps.<name>.*`: what each step of the pipeline does, and what it takes from the root unless it says otherwise.
+
+Each module here is a step, found by its name: `train.py` has the dataclass `TrainConf`, which `conf/step/train.yaml` starts from.
+
+`chat`: a conversation in the terminal.
+
+`evaluate`: measure on the held-out examples.
+
+`export`: write a complete model.
+
+`predict`: answer the held-out prompts.
+
+`preview`: what training will see.
+
+`train`: train, and save what was trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from llmmod.config.schema.data import DatasetConf, RenderConf
+from llmmod.config.schema.model import ModelConf
+
+# Parts of a configuration that steps read.
+DATA = ("dataset", "render", "tokenizer", "model")
+SPEAKS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
+ANYTHING = (*DATA, "finetune", "training", "generation")
+
+
+@dataclass
+class StepConf:
+    """What every step has. A part that is None comes from the root."""
+
+    reads: ClassVar[tuple[str, ...]] = ANYTHING  # parts, or what of them; a step of the user's own may read anything
+    needs_model: ClassVar[bool] = False  # with its weights
+
+    _target_: str = "???"
+    model: ModelConf | None = None  # this step's own model, or {from_step: an earlier training step}; None: the root's
+    finetune: Any = None  # what this step trains of the model; None: as the root says
+    training: Any = None  # this step's own stage and arguments; None: the root's
+    dataset: DatasetConf | None = None  # this step's own data; None: the root's
+    render: RenderConf | None = None  # how this step writes conversations; None: as the root says
+
+
+@dataclass
+class ChatConf(StepConf):
+    """A conversation in the terminal."""
+
+    reads: ClassVar[tuple[str, ...]] = SPEAKS
+    needs_model: ClassVar[bool] = True
+
+    _target_: str = "llmmod.steps.chat.Chat"
+    system: str | None = None  # the system text of the conversation; None: the render's
+    history: bool = True  # false: each question stands alone
+
+
+@dataclass
+class EvaluateConf(StepConf):
+    """Loss, perplexity and token accuracy on the validation split."""
+
+    reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune.adapters", "training")
+    needs_model: ClassVar[bool] = True
+
+    _target_: str = "llmmod.steps.evaluate.Evaluate"
+
+
+@dataclass
+class ExportConf(StepConf):
+    """A complete model directory, adapters merged."""
+
+    reads: ClassVar[tuple[str, ...]] = SPEAKS
+    needs_model: ClassVar[bool] = True
+
+    _target_: str = "llmmod.steps.export.Export"
+    max_shard_size: str = "5GB"  # the size of a weights file at most, with its unit
+    layout: str = "native"  # native: transformers' own names; original: the checkpoint's, where it had others
+    model_card: bool = True  # write a README.md that says what the model is and how it came about
+
+
+@dataclass
+class PredictConf(StepConf):
+    """Answers to the validation split's prompts, and how close they come to the data's."""
+
+    reads: ClassVar[tuple[str, ...]] = (*DATA, *SPEAKS, "training.predict")
+    needs_model: ClassVar[bool] = True
+
+    _target_: str = "llmmod.steps.predict.step.Predict"
+    batch_size: int = 8  # prompts that are answered together
+    max_samples: int | None = None  # prompts; None: the whole validation split
+    compare_with_base: int = 0  # prompts that the model without its adapter answers too, evenly spread over the split
+    # name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    metrics: dict[str, Any] = field(
+        default_factory=lambda: {
+            "rouge": {"_target_": "llmmod.metrics.rouge.Rouge"},
+            "bleu": {"_target_": "llmmod.metrics.bleu.Bleu"},
+        }
+    )
+
+
+@dataclass
+class PreviewConf(StepConf):
+    """Examples as training will see them; no model is loaded."""
+
+    # It tells of the run that the same command without pipeline=[preview] makes.
+    reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune", "training")
+
+    _target_: str = "llmmod.steps.preview.step.Preview"
+    max_samples: int = 1000  # examples written to preview.jsonl
+    on_page: int = 40  # examples shown on preview.html
+    in_terminal: int = 3  # examples that the terminal shows
+
+
+@dataclass
+class TrainConf(StepConf):
+    """Train, and save the adapter or model."""
+
+    reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune", "training")
+    needs_model: ClassVar[bool] = True
+
+    _target_: str = "llmmod.steps.train.Train"

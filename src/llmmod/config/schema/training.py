@@ -1,0 +1,75 @@
+"""`training.*`: the stage, its trainer, and every argument of that trainer's own argument class.
+
+Each module here is a stage, found by its name: `sft.py` has the dataclass `SftConf`, which `conf/stage/sft.yaml` starts from.
+
+`stage=sft`: supervised fine-tuning.
+
+`stage=pt`: pre-training on documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
+from llmmod.config.schema.generated.sft import SFTConfig
+
+# Arguments of the trainers' classes for what llmmod does itself, before or around the trainer: field -> where it is said here.
+# Set under `training`, they would change nothing.
+SAID_ELSEWHERE: dict[str, str] = {
+    "output_dir": "output_dir, at the root",
+    "do_train": "pipeline",
+    "do_eval": "pipeline",
+    "do_predict": "pipeline",
+    "model_init_kwargs": "model.kwargs",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "render",
+    "dataset_text_field": "dataset.columns.text",
+    "dataset_kwargs": "dataset",
+    "dataset_num_proc": "dataset.num_proc",
+    "eos_token": "render.stop_words",
+    "pad_token": "tokenizer.kwargs",
+    "max_length": "dataset.cutoff_len",
+    "truncation_mode": "dataset.cutoff_policy",
+    "shuffle_dataset": "training.train_sampling_strategy",
+    "packing": "dataset.packing",
+    "packing_strategy": "dataset.packing",
+    "padding_free": "dataset.packing",
+    "eval_packing": "dataset.packing",
+    "completion_only_loss": "dataset.mask_prompt",
+    "assistant_only_loss": "dataset.mask_prompt",
+}
+
+ANSWERS = "llmmod.steps.predict.answers.PredictAnswers"
+CONTINUES = "llmmod.steps.predict.documents.PredictDocuments"
+SCORES = "llmmod.steps.predict.rewards.PredictRewards"
+
+
+@dataclass
+class StageConf:
+    """What every stage has besides its trainer's arguments."""
+
+    stage: str = MISSING  # the option's name, used in paths
+    data_kind: str = "conversation"  # what a row of its dataset becomes: a conversation, document, preference, judgement or prompt
+    head: str = "language"  # what is on top of the model: a language-model head, or a reward head (one number a text)
+    # What the step `predict` does with what this stage trained: {_target_: a class such as the step's own, made of its conf and name}.
+    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": ANSWERS})
+    trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: the trainer's class, …its own arguments}
+    collator: dict[str, Any] = field(default_factory=dict)  # {_target_: class or function that makes a batch of examples, …}
+    callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a transformers.TrainerCallback, …}
+
+
+@dataclass
+class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
+    """Supervised fine-tuning with trl's trainer."""
+
+
+@dataclass
+class PtConf(SftConf):
+    """Pre-training, or going on with it: every token of a document is learnt, with the trainer of supervised fine-tuning."""
+
+    data_kind: str = "document"
+    predict: dict[str, Any] = field(default_factory=lambda: {"_target_": CONTINUES})

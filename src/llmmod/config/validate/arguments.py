@@ -1,0 +1,109 @@
+"""Arguments beside a `_target_` that the target doesn't take, and targets that aren't there; judged from the source alone.
+
+Arguments that run what they point at or write where they are told to, and a checkpoint's own code that nobody allowed.
+
+What a configuration names and may not: by the text of the paths, and in Hydra's own node by the objects too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from llmmod.code_arguments import check_code_arguments, check_outputs, find_module
+from llmmod.config.signature import parameters
+from llmmod.config.validate.context import Context
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.instantiate import locate
+from llmmod.targets import allowed_prefixes, check_prefixes, check_targets, refusal, within
+
+_SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
+
+
+def check_arguments(context: Context) -> Iterator[Problem]:
+    """A problem for each argument in a free node that its target doesn't take, and for each module that there isn't."""
+    for key, node in nodes_of(context.plain, ""):
+        target = node["_target_"]
+        if not isinstance(target, str) or refusal(target):
+            continue  # told by `check_named`
+        typed = key in context.nodes
+        if (absent := _absent_module(target)) and (not typed or context.user_set(f"{key}._target_")):
+            yield Problem(f"{key}._target_", f"there is no module {absent}", _near(absent))
+        elif not typed and (names := [name for name in node if name not in _SPECIAL]) and (known := parameters(target)) is not None:
+            wrong = [name for name in names if name not in known]
+            yield from (Problem(f"{key}.{name}", f"{target} has no such argument", did_you_mean(str(name), known)) for name in wrong)
+
+
+def nodes_of(tree: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dict with a `_target_`, with its key."""
+    if isinstance(tree, dict):
+        if "_target_" in tree and tree["_target_"] is not None:
+            yield key, tree
+        for name, item in tree.items():
+            yield from nodes_of(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for number, item in enumerate(tree):
+            yield from nodes_of(item, f"{key}.{number}")
+
+
+def _absent_module(target: str) -> str:
+    """The first module of a path that isn't there, empty where none is missing.
+
+    Of other packages only the package itself is looked for: below it, names may be made when they are asked for.
+    """
+    parts = target.split(".")
+    for depth in range(1, len(parts) if parts[0] == "llmmod" else 2):
+        name = ".".join(parts[:depth])
+        spec = find_module(name, os.getcwd())
+        if spec is None:
+            return name
+        if spec.submodule_search_locations is None:
+            return ""  # a module in one file: what follows are names in it
+    return ""
+
+
+def _near(module: str) -> str:
+    above, _, name = module.rpartition(".")
+    spec = find_module(above, os.getcwd()) if above else None
+    folders = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else []
+    beside = [os.path.splitext(entry)[0] for folder in folders for entry in os.listdir(folder) if not entry.startswith("_")]
+    return did_you_mean(name, sorted(set(beside)))
+
+
+def check_code(context: Context) -> Iterator[Problem]:
+    """A problem for each such argument, wherever it stands."""
+    yield from check_code_arguments(context.plain)
+    for key, node in nodes_of(context.plain, ""):
+        if key not in context.nodes:  # those of the schemas have keys of their own for where they write
+            yield from check_outputs(node, key)
+
+
+def check_named(context: Context) -> Iterator[Problem]:
+    """A problem for each path that may not be named, and for each module that the user can't allow."""
+    yield from check_prefixes()
+    yield from check_targets(context.plain)
+    if context.hydra is not None:
+        refused = check_targets(context.hydra, "hydra")
+        yield from refused
+        # Hydra builds these itself: what an allowed module borrows from another must be found here.
+        for key, path in _targets(context.hydra, "hydra"):
+            if within(path, allowed_prefixes()) and key not in {problem.key for problem in refused}:
+                yield from _not_what_it_seems(key, path)
+
+
+def _not_what_it_seems(key: str, path: str) -> list[Problem]:
+    try:
+        locate(path)
+    except ConfigError as error:
+        return [Problem(key, f"'{path}' {problem.found}", problem.allowed, problem.do) for problem in error.problems]
+    return []
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else []
+    for name, item in children:
+        if name == "_target_" and isinstance(item, str):
+            yield f"{key}.{name}", item
+        else:
+            yield from _targets(item, f"{key}.{name}")

@@ -1,0 +1,217 @@
+"""Models, tokenizers, adapters and checkpoints that are to be read from this disk and aren't there, or aren't what they should be.
+
+What a directory must hold, `llmmod.files.checkpoint` and `llmmod.trainers.callbacks.resume` say, pure Python both;
+they are reached by name, since what a run is made of stands below them.
+
+Implementations of attention that aren't installed, or don't take the type of the weights; known before torch is imported.
+
+What is for rotary positions asked of a model that has none: told from names and from config.json, before its weights are read.
+
+`finetune.trainable_dtype=checkpoint` where it would destroy the weights, or change nothing; known from names and from config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llmmod.code_arguments import find_module
+from llmmod.config.schema.base import Weights
+from llmmod.config.validate.context import Context
+from llmmod.errors import ConfigError, Problem
+from llmmod.instantiate import import_own
+
+
+def check_model_files(context: Context) -> Iterator[Problem]:
+    """A problem for each of them. A rehearsal reads no weights, and a config.json only where nothing else says what to rehearse."""
+    for place in context.places("model"):
+        model = context.get(place) or {}
+        path, problems = _told(_path_of_size, model)
+        needed = _needs_weights(context, place)
+        if isinstance(path, str) and (not context.smoke or (needed and not model.get("architecture"))):
+            gguf_file = model.get("gguf_file") if _names_gguf(context, place) else None
+            problems += _told(_model, model | {"gguf_file": gguf_file}, path, loaded=needed, weights=not context.smoke)[1]
+            problems += _revision(model, path)
+        yield from _under(place, problems)
+    if not context.smoke:
+        yield from _heads(context)
+        yield from _tokenizer(context)
+        for place in context.places("finetune"):
+            yield from _adapters(place, context.get(f"{place}.adapters") or [])
+    for step in context.steps:
+        if context.trains(step):
+            yield from _checkpoint(context, step)
+
+
+def _told(look: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, list[Problem]]:
+    """What looking gives, or the problems that it raises."""
+    try:
+        return look(*args, **named), []
+    except ConfigError as error:
+        return None, error.problems
+
+
+def _under(place: str, problems: list[Problem]) -> list[Problem]:
+    """Problems of a root's model as those of a step's own."""
+    return [Problem(p.key.replace("model.", f"{place}.", 1), p.found, p.allowed, p.do) for p in problems]
+
+
+def _path_of_size(model: dict[str, Any]) -> Any:
+    find = import_own("llmmod.files.checkpoint.path_of_size")
+    return find(model.get("pretrained_model_name_or_path"), model.get("size"), model.get("sizes") or {})
+
+
+def _names_gguf(context: Context, place: str) -> bool:
+    """Whether the GGUF file that is named belongs to the path: an option's doesn't, once the user gives another path."""
+    return context.user_set(f"{place}.gguf_file") or not context.user_set(f"{place}.pretrained_model_name_or_path")
+
+
+def _needs_weights(context: Context, place: str) -> bool:
+    """Whether a step loads the model's weights; one that only shows examples needs its tokenizer."""
+    return any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
+
+
+def _model(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
+    find = import_own("llmmod.files.checkpoint.find_checkpoint")
+    checkpoint = find(path, gguf_file=model.get("gguf_file"), install=model.get("install"))
+    if loaded:
+        weights = weights and model.get("weights") != Weights.random
+        import_own("llmmod.files.checkpoint.check_model_directory")(checkpoint, weights=weights)
+
+
+def _revision(model: dict[str, Any], path: str) -> list[Problem]:
+    if model.get("revision") is None or not Path(path).expanduser().exists():
+        return []
+    return [Problem("model.revision", f"not read, since '{path}' is a directory of this machine", do="Leave it out")]
+
+
+def _tokenizer(context: Context) -> Iterator[Problem]:
+    path, key = context.get("tokenizer.pretrained_model_name_or_path"), "tokenizer.pretrained_model_name_or_path"
+    if isinstance(path, str) and context.places("tokenizer"):
+        yield from _told(import_own("llmmod.files.checkpoint.find_checkpoint"), path, key=key)[1]
+
+
+def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
+    for number, path in enumerate(adapters):
+        key = f"{place}.adapters[{number}]"
+        found, problems = _told(import_own("llmmod.files.checkpoint.find_checkpoint"), str(path), key=key)
+        yield from problems
+        if found is not None and found.local and not (Path(found.path) / "adapter_config.json").is_file():
+            model = (Path(found.path) / "config.json").is_file()
+            do = "That is a model: give it as model.pretrained_model_name_or_path" if model else ""
+            yield Problem(key, f"'{path}' is no adapter: it has no adapter_config.json", do=do)
+
+
+def _heads(context: Context) -> Iterator[Problem]:
+    """A model or an adapter of another kind than a step needs, and an adapter that was trained on others merged."""
+    wrong_head, wrong_chain = (import_own(f"llmmod.models.loading.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
+    found: dict[str, Problem | None] = {}
+    for step in context.steps:
+        trains = context.trains(step)
+        if not context.needs_model(step) or (not trains and context.followed(step) is not None):
+            continue
+        model, finetune = context.get(context.part(step, "model")) or {}, context.part(step, "finetune")
+        path, key = model.get("pretrained_model_name_or_path"), f"{context.part(step, 'model')}.pretrained_model_name_or_path"
+        if isinstance(path, str) and context.head(step) == "language":
+            found[key] = wrong_head(path, Path(path).expanduser(), wanted="language", key=key)
+        adapters = [str(adapter) for adapter in context.get(f"{finetune}.adapters") or []]
+        for number, path in enumerate(adapters):
+            goes_on = number == len(adapters) - 1 and (not trains or context.get(f"{finetune}.resume_adapter"))
+            wanted, key = context.head(step) if goes_on else "language", f"{finetune}.adapters[{number}]"
+            place = Path(path).expanduser()
+            problem = wrong_head(path, place, wanted=wanted, key=key)
+            found[key] = problem or wrong_chain(path, place, before=adapters[:number], key=key)
+    yield from (problem for problem in found.values() if problem is not None)
+
+
+def _checkpoint(context: Context, step: str) -> Iterator[Problem]:
+    key = f"{context.part(step, 'training')}.resume_from_checkpoint"
+    wanted, output = context.get(key), context.get("output_dir")
+    newest_of_this_run = str(wanted).lower() == "true"
+    if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
+        return
+    directory = Path(output).expanduser() / step
+    for problem in _told(import_own("llmmod.trainers.callbacks.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
+        yield Problem(key, problem.found, problem.allowed, problem.do)
+
+
+# Implementation -> the package that brings it. transformers takes either from the hub instead where `kernels` is installed.
+_PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
+
+
+def check_attention(context: Context) -> Iterator[Problem]:
+    """A problem for each `attn_implementation` that can't work here, whatever model it is for."""
+    for place in context.places("model"):
+        chosen, dtype = context.get(f"{place}.attn_implementation"), context.get(f"{place}.dtype")
+        if chosen not in _PACKAGES:
+            continue
+        module, package = _PACKAGES[chosen]
+        if find_module(module) is None and find_module("kernels") is None:
+            do = f"Install it: pip install {package} --no-build-isolation, or leave {place}.attn_implementation null"
+            yield Problem(f"{place}.attn_implementation", f"{chosen} needs {package}, which isn't installed", do=do)
+        elif dtype == "float32":
+            found = f"{chosen} with {place}.dtype=float32, and its kernels compute in 16 bits alone"
+            yield Problem(f"{place}.attn_implementation", found, do=f"Use {place}.dtype=bfloat16, or sdpa")
+
+
+_WITHOUT = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
+
+
+def check_positions(context: Context) -> Iterator[Problem]:
+    """A problem for each `rope_scaling` and `shift_attn` of a model of such a family; a loaded model's own are looked at again later."""
+    for place in context.places("model"):
+        kind, shifted = context.get(f"{place}.rope_scaling.type"), context.get(f"{place}.shift_attn")
+        if not (kind or shifted is True):
+            continue
+        family = _family(context, context.get(place) or {})
+        if family in _WITHOUT and kind:
+            found = f"'{kind}', but a model of type {family} has no rotary positions to scale"
+            yield Problem(f"{place}.rope_scaling.type", found, do="Leave it null")
+        if family in _WITHOUT and shifted is True:
+            found = f"true, but LongLoRA is for rotary positions, and a model of type {family} has none"
+            yield Problem(f"{place}.shift_attn", found, do="Leave it false")
+
+
+def _family(context: Context, model: Any) -> str | None:
+    """The model_type of the class that a model option is loaded as, as far as it can be known."""
+    path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
+    on_disk = None
+    if isinstance(path, str) and not (context.smoke and stated):
+        on_disk = import_own("llmmod.models.families.registry.family_on_disk")(path, model.get("gguf_file"))
+    return on_disk or stated
+
+
+def check_trainable_dtype(context: Context) -> Iterator[Problem]:
+    """A problem for each such `finetune`; weights whose type nothing says yet are looked at once they are loaded."""
+    for step in (step for step in context.steps if context.trains(step)):
+        place, model = context.part(step, "finetune"), context.part(step, "model")
+        conf, key = context.get(place) or {}, f"{place}.trainable_dtype"
+        if conf.get("trainable_dtype") != "checkpoint":
+            continue
+        dtype = _dtype(context, context.get(model) or {})
+        if context.get(f"{model}.quantization.bits") is not None:
+            yield _without_effect(key, "what isn't quantized is of float32")
+        elif "r" in conf and not conf.get("modules_to_save") and conf.get("bias") in (None, "none"):
+            yield _without_effect(key, "adapters alone are trained, which are of float32 in any case")
+        elif dtype == "float32":
+            yield _without_effect(key, "the weights are of float32")
+        elif dtype == "float16":
+            yield Problem(
+                key,
+                "checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge",
+                do=f"Use {key}=float32, or {model}.dtype=bfloat16",
+            )
+
+
+def _without_effect(key: str, why: str) -> Problem:
+    return Problem(key, f"checkpoint, and {why}", do="Leave it out")
+
+
+def _dtype(context: Context, model: dict[str, Any]) -> str | None:
+    """The type that a model's weights are loaded in, None where nothing says it yet."""
+    chosen, path = str(model.get("dtype")), model.get("pretrained_model_name_or_path")
+    if chosen != "auto" or context.smoke or not isinstance(path, str):
+        return chosen
+    found: str | None = import_own("llmmod.files.checkpoint.stated_dtype")(path, model.get("gguf_file"))
+    return found

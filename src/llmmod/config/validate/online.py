@@ -1,0 +1,187 @@
+"""Rewards that say too little or too much, or name a step or a directory that can't score.
+
+What training on a model's own answers (stage=ppo, stage=grpo) can't go with: answers sampled otherwise, and prompts that come once.
+
+Arguments of training on groups of answers (stage=grpo) that don't go together, or that trl has and llmmod doesn't follow.
+"""
+
+from __future__ import annotations
+
+from ast import AsyncFunctionDef
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmmod.config.schema.reward import SOURCES, reward_nodes, unfit
+from llmmod.config.schema.steps import EvaluateConf, TrainConf
+from llmmod.config.signature import called, required
+from llmmod.config.validate.context import Context
+from llmmod.config.validate.pipeline import holds_out
+from llmmod.distributed import world_size
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.files.paths import resolve_path
+from llmmod.instantiate import import_own
+
+_HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
+
+
+def check_rewards(context: Context) -> Iterator[Problem]:
+    """A problem for each reward of a training that can't be asked."""
+    for step in context.steps:
+        place = context.part(step, "training")
+        training = context.get(place)
+        conf = training.get("reward") if isinstance(training, dict) else None
+        if context.trains(step) and isinstance(conf, Mapping):
+            yield from _of(context, step, f"{place}.reward", conf)
+            yield from _weights(f"{place}.reward_weights", training.get("reward_weights") or {}, conf)
+
+
+def _of(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Iterator[Problem]:
+    given = {name: node for name, node in conf.items() if node is not None}
+    alone = any(source in given for source in SOURCES)
+    if not alone and not all(isinstance(node, Mapping) for node in given.values()):
+        yield Problem(key, f"found {given}", _HOW)
+        return
+    nodes = reward_nodes(conf)
+    if not nodes:
+        yield Problem(key, "every reward is left out, so no answer is better than another", _HOW)
+    for name, node in nodes.items():
+        own = key if alone else f"{key}.{name}"
+        sources = [source for source in SOURCES if node.get(source) is not None]
+        others = [field for field in node if field not in SOURCES]
+        if len(sources) != 1 or (others and sources != ["_target_"]):
+            yield Problem(own, f"found {node}", _HOW)
+        elif sources == ["step"]:
+            yield from _step(context, step, f"{own}.step", str(node["step"]))
+        elif sources == ["path"] and not context.smoke:
+            yield from _path(f"{own}.path", str(node["path"]))
+        elif sources == ["_target_"]:
+            yield from _function(f"{own}._target_", node)
+
+
+def _step(context: Context, step: str, key: str, named: str) -> Iterator[Problem]:
+    heads = {name: context.head(name) for name in context.training_steps_before(step)}
+    rewards = [name for name, head in heads.items() if head == "reward"]
+    if named in heads and named not in rewards:
+        yield Problem(key, f"{named} trains a model that writes, not one that scores", did_you_mean(named, rewards) if rewards else "")
+    elif named not in heads:
+        allowed = did_you_mean(named, rewards) if rewards else ""
+        do = "" if rewards else "Put a step with stage=rm before it, or give training.reward.path"
+        yield Problem(key, f"no step '{named}' trains before {step}", allowed, do)
+
+
+def _path(key: str, path: str) -> Iterator[Problem]:
+    try:
+        found = resolve_path(path, key=key)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if isinstance(found, Path) and not any((found / name).is_file() for name in ("adapter_config.json", "config.json")):
+        yield Problem(key, f"{found} holds neither a model nor an adapter", do="Give what stage=rm wrote: <run>/train")
+    elif isinstance(found, Path):
+        problem = import_own("llmmod.models.loading.stage_file.wrong_head")(path, found, wanted="reward", key=key)
+        yield from [problem] if problem is not None else []
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        yield Problem(key, f"there is no directory {path}", do="Give what stage=rm wrote: <run>/train")
+
+
+def _function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
+    """Told from its source alone; of what can't be read there, `llmmod.trainers.online.rewards` says it once the function is found."""
+    function = called(str(node["_target_"]))
+    if function is not None:
+        needed = [name for name in required(function) if name not in node]
+        problem = unfit(key, str(node["_target_"]), awaited=isinstance(function, AsyncFunctionDef), required=needed)
+        yield from [problem] if problem is not None else []
+
+
+def _weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]) -> Iterator[Problem]:
+    if all(node is None or isinstance(node, Mapping) or name in SOURCES for name, node in conf.items()):
+        names = reward_nodes(conf)
+        yield from (Problem(f"{key}.{name}", "there is no such reward", did_you_mean(name, names)) for name in weights if name not in names)
+
+
+def check_rollouts(context: Context) -> Iterator[Problem]:
+    """A problem for each such training with LongLoRA's attention, a streamed dataset, or an end that trl doesn't know."""
+    for step in context.steps:
+        training = context.get(context.part(step, "training")) or {}
+        if not context.trains(step) or training.get("data_kind") != "prompt":
+            continue
+        model, dataset = context.part(step, "model"), context.part(step, "dataset")
+        if context.get(f"{model}.shift_attn"):
+            found = "true, and answers are sampled without it, so that their probabilities would differ"
+            yield Problem(f"{model}.shift_attn", found, do="Set it to false")
+        if context.get(f"{dataset}.streaming"):
+            yield Problem(f"{dataset}.streaming", f"true, and {training.get('stage')} comes back to its prompts", do="Set it to false")
+        strings, conf = (training.get("generation_kwargs") or {}).get("stop_strings"), context.part(step, "training")
+        if strings and training.get("mask_truncated_completions"):
+            found = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"
+            yield Problem(f"{conf}.mask_truncated_completions", found, do="Set it to false")
+
+
+_OWN = "llmmod's own sampling answers, with the model that is trained"
+# field -> why it can't be true, or anything
+REFUSED: Mapping[str, str] = {
+    "use_vllm": _OWN,
+    "use_transformers_continuous_batching": _OWN,
+    "use_transformers_paged": _OWN,
+    "sync_ref_model": "the reference shares what it can with the model that is trained, and stays where that began",
+    "cast_lm_head_to_fp32": "finetune.upcast_head does that",
+    "use_liger_kernel": "its kernels take the place of the head that log-probabilities are taken from",
+    "neftune_noise_alpha": "an answer's probability would differ from when it was sampled",
+    "auto_find_batch_size": "a smaller batch would tear a prompt's answers apart",
+    "router_aux_loss_coef": "grpo doesn't learn from that loss",
+    "log_completions_hub_repo": "a run uploads nothing",
+}
+_NEEDED = ("num_generations", "max_completion_length")
+_GROUPED = ("group_by_length", "batch_rebalance")
+
+
+def check_groups(context: Context) -> Iterator[Problem]:
+    """A problem for each contradiction, once for all steps that go by the same arguments."""
+    yield from {problem.key: problem for problem in _of_all(context)}.values()
+
+
+def _of_all(context: Context) -> Iterator[Problem]:
+    for step in context.steps:
+        place = context.part(step, "training")
+        training = context.get(place) or {}
+        if "num_generations" not in training or context.step_type(step) not in (TrainConf, EvaluateConf):
+            continue
+        yield from _refused(place, training)
+        yield from _sizes(context, step, place, training)
+
+
+def _refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, why in REFUSED.items():
+        if training.get(name):
+            neutral = "false" if training[name] is True else "null"
+            yield Problem(f"{place}.{name}", f"{_shown(training[name])}, and {why}", do=f"Set it to {neutral}")
+    yield from (Problem(f"{place}.{name}", "null", "Allowed: a number") for name in _NEEDED if training.get(name) is None)
+    if training.get("train_sampling_strategy") in _GROUPED:
+        found = f"{training['train_sampling_strategy']}, and a prompt's answers have no length before they are sampled"
+        yield Problem(f"{place}.train_sampling_strategy", found, "Allowed: random, sequential")
+
+
+def _sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Each batch of answers holds whole groups; a rehearsal has sizes of its own, and is to tell whether those of the run will do."""
+    answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * world_size()
+    whole, times = training.get("generation_batch_size"), training.get("steps_per_generation")
+    if whole and times:
+        yield Problem(f"{place}.steps_per_generation", f"{times}, and generation_batch_size={whole} says so too", do="Keep one of them")
+    if not answers or not rows:
+        return
+    if whole and whole % rows:
+        yield Problem(f"{place}.generation_batch_size", f"{whole} answers, in micro-batches of {rows}", f"Allowed: multiples of {rows}")
+    elif (sampled := whole or rows * (times or training.get("gradient_accumulation_steps") or 1)) % answers:
+        found = f"{answers} answers to a prompt, and {sampled} are sampled at once"
+        do = f"Set {place}.per_device_train_batch_size or gradient_accumulation_steps so that they divide"
+        yield Problem(f"{place}.num_generations", found, do=do)
+    held_out = (training.get("per_device_eval_batch_size") or 0) * world_size()
+    each = training.get("num_generations_eval") or answers
+    if held_out % each and holds_out(context, context.part(step, "dataset")):
+        found = f"{held_out} answers in all processes, and {each} to each prompt"
+        yield Problem(f"{place}.per_device_eval_batch_size", found, f"Allowed: multiples of {each}")
+
+
+def _shown(value: Any) -> str:
+    return "true" if value is True else str(value)

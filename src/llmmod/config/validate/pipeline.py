@@ -1,0 +1,202 @@
+"""The pipeline: steps that there are, each once, and what each needs to have something to work on.
+
+`model.from_step`: a training step that stands earlier, and left what the step can begin with.
+
+The run's directory: one that can be made and written to, and that holds no other run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from llmmod.config.schema.base import Weights
+from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.steps import ChatConf, EvaluateConf, PredictConf, TrainConf
+from llmmod.config.validate.context import Context
+from llmmod.config.wording import shown
+from llmmod.distributed import rank
+from llmmod.errors import Problem, nearest
+
+
+def check_pipeline(context: Context) -> Iterator[Problem]:
+    """A problem for each name that is no step or stands twice, and for each step that has nothing to work on."""
+    names = context.get("pipeline") or []
+    steps = context.get("steps") or {}
+    if not names:
+        yield Problem("pipeline", "no steps", f"Allowed: {', '.join(steps)}")
+    for name, count in Counter(map(str, names)).items():
+        if name not in steps:
+            close = nearest(name, steps)
+            meant = f"Did you mean '{close[0]}'? " if close else ""
+            own = f"A step of your own: +step@steps.{name}=train steps.{name}._target_=…"
+            do = own if not close and name.isidentifier() else ""
+            yield Problem("pipeline", f"no step {shown(name)}", f"{meant}Allowed: {', '.join(steps)}", do)
+        elif count > 1:
+            do = f"Give the second a name of its own: +step@steps.{name}_2={context.choices.get(f'step@steps.{name}', name)}"
+            yield Problem("pipeline", f"'{name}' stands in it {count} times", do=do)
+    yield from _without_model(context)
+    yield from _without_held_out(context)
+    if context.user_set("reuse") and context.get("reuse") is True and sum(map(context.trains, context.steps)) < 2:
+        yield Problem("reuse", "true, and only a run of several training steps takes what earlier runs left", do="Leave it out")
+
+
+def _without_model(context: Context) -> Iterator[Problem]:
+    seen = set()
+    for step in context.steps:
+        key = context.part(step, "model")
+        model = context.get(key)
+        if not isinstance(model, dict) or key in seen or not context.needs_model(step):
+            continue
+        path = model.get("pretrained_model_name_or_path") or model.get("size")
+        random = model.get("weights") == Weights.random
+        if context.smoke and (path is not None or model.get("architecture")):
+            continue
+        if path is None and not (random and model.get("architecture")):
+            seen.add(key)
+            found = f"is not set, and {step} needs a model"
+            yield Problem(f"{key}.pretrained_model_name_or_path", found, do="Give a hub id or a directory")
+        elif random and context.step_type(step) is ChatConf and not _has_learnt(context, step):
+            seen.add(key)
+            found = f"random, and no step before {step} trains, so there is nothing to chat with"
+            yield Problem(f"{key}.weights", found, do="Put train before it, or set weights=pretrained")
+
+
+def _has_learnt(context: Context, step: str) -> bool:
+    return bool(context.training_steps_before(step) or context.get("finetune.adapters"))
+
+
+def _without_held_out(context: Context) -> Iterator[Problem]:
+    seen = set()
+    for step in context.steps:
+        key = context.part(step, "dataset")
+        if key not in seen and issubclass(context.step_type(step), (EvaluateConf, PredictConf)) and not holds_out(context, key):
+            seen.add(key)
+            found = f"no examples are held out, so {step} has nothing to measure"
+            do = f"Set {key}.val_size (0.1: a tenth of them), {key}.val_split or {key}.val_files, or leave {step} out of the pipeline"
+            yield Problem(f"{key}.val_size", found, do=do)
+
+
+def holds_out(context: Context, dataset: str) -> bool:
+    """Whether a dataset holds examples out for validation."""
+    parts = [dataset, *(f"{dataset}.mix.{name}" for name in context.get(f"{dataset}.mix") or {})]
+    return any(context.get(f"{part}.{name}") for part in parts for name in ("val_size", "val_files", "val_split"))
+
+
+_OWN = ("from_step", "name")
+
+
+def check_from_step(context: Context) -> Iterator[Problem]:
+    """A problem for each step that would begin with what no step before it leaves."""
+    if context.get("model.from_step") is not None:
+        do = "Set it for one: steps.<name>.model.from_step"
+        yield Problem("model.from_step", "no step comes before the model that all of them begin with", do=do)
+    for step in context.steps:
+        key, named = f"steps.{step}.model.from_step", context.get(f"steps.{step}.model.from_step")
+        if named is None:
+            continue
+        if named in context.training_steps_before(step):
+            yield from _wrong_head(context, step, str(named), key)
+        else:
+            yield _not_before(context, step, str(named), key)
+        yield from _beside(context, step)
+
+
+def _not_before(context: Context, step: str, named: str, key: str) -> Problem:
+    before = context.training_steps_before(step)
+    allowed = f"Allowed: {', '.join(before)}" if before else ""
+    if named in context.steps and context.step_type(named) is not TrainConf:
+        return Problem(key, f"{named} doesn't train, so it leaves no model", allowed)
+    if named in context.steps:
+        pipeline = ",".join(context.steps)
+        return Problem(key, f"{named} doesn't come before {step} in the pipeline [{pipeline}]", allowed, "Change their order")
+    close = nearest(named, before)
+    do = "" if before else f"Put one before {step} in the pipeline"
+    return Problem(key, f"there is no training step {shown(named)} before {step}", f"Did you mean '{close[0]}'?" if close else allowed, do)
+
+
+def _wrong_head(context: Context, step: str, named: str, key: str) -> Iterator[Problem]:
+    """What was left is no language model, where one is needed, or another kind of model than the step's arguments are for."""
+    left = context.head(named)
+    stage = context.get(f"{context.part(named, 'training')}.stage")
+    found = f"{named} leaves a model with a {left} head (stage={stage})"
+    schema = context.step_type(step)
+    if schema in (TrainConf, ChatConf) and left != "language":
+        others = [name for name in context.training_steps_before(step) if context.head(name) == "language"]
+        allowed = f"Allowed: {', '.join(others)}" if others else ""
+        yield Problem(key, f"{found}, and {step} needs one that writes", allowed)
+    elif schema is not TrainConf and context.head(step) != left:
+        own = f"steps.{step}.training"
+        yield Problem(key, f"{found}, and {own} is for one with a {context.head(step)} head", do=f"Leave {own} out")
+
+
+def _beside(context: Context, step: str) -> Iterator[Problem]:
+    """What else the step says of its model: that is said where the earlier step says it."""
+    node = context.get(f"steps.{step}.model")
+    for field in fields(ModelConf):
+        key = f"steps.{step}.model.{field.name}"
+        if field.name not in _OWN and (context.user_set(key) or _plain(node.get(field.name)) != _plain(_default(field))):
+            named = node["from_step"]
+            yield Problem(key, f"not read, since the model is what {named} leaves", do=f"Set it where {named} has it")
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default is not MISSING else field.default_factory() if field.default_factory is not MISSING else None
+
+
+def _plain(value: Any) -> Any:
+    """A value as it looks in a plain configuration: a dataclass as its fields, an enum as what it is written as."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return str(value) if isinstance(value, str) else value
+
+
+KEY = "output_dir"
+_OTHER = "Choose another directory"
+_LEAST_FREE_BYTES = 2**20  # a run's own account and log; how much its weights take, nobody knows yet
+
+
+def check_output(context: Context) -> Iterator[Problem]:
+    """A problem if the run couldn't be written. In a sweep Hydra gives each job a directory of its own.
+
+    Of several processes the first alone writes, and alone looks: what the others found there might be the first one's.
+    """
+    wanted = context.get(KEY)
+    if not isinstance(wanted, str) or context.in_sweep or rank() != 0:
+        return
+    try:
+        yield from _problems(context, wanted, Path(wanted).expanduser())
+    except OSError as error:
+        yield Problem(KEY, f"'{wanted}' can't be reached: {error.strerror}", do=_OTHER)
+
+
+def _problems(context: Context, wanted: str, directory: Path) -> Iterator[Problem]:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        what = "is a file" if existing == directory else f"can't be made: {existing} is a file"
+        yield Problem(KEY, f"'{wanted}' {what}", do=_OTHER)
+    elif not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
+        yield Problem(KEY, f"'{wanted}' can't be written: no right to write to {existing}", do=_OTHER)
+    elif _is_full(existing):
+        yield Problem(KEY, f"'{wanted}' can't be written: the disk is full", do=f"Free some space, or {_OTHER[0].lower()}{_OTHER[1:]}")
+    elif (directory / "run.json").exists() and not _resumes(context):
+        do = f"{_OTHER}, or go on with that run: training.resume_from_checkpoint=true"
+        yield Problem(KEY, f"'{wanted}' holds another run", do=do)
+
+
+def _is_full(directory: Path) -> bool:
+    usage = shutil.disk_usage(directory)
+    return usage.total > 0 and usage.free < _LEAST_FREE_BYTES  # what has no size, such as /proc, isn't full
+
+
+def _resumes(context: Context) -> bool:
+    trains = [step for step in context.steps if context.trains(step)]
+    wanted = [context.get(f"{context.part(step, 'training')}.resume_from_checkpoint") for step in trains]
+    return any(value not in (None, False) for value in wanted)

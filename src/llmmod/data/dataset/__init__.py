@@ -1,0 +1,1 @@
+"""From `dataset.*` to examples to train on and examples to validate with."""

@@ -1,0 +1,196 @@
+"""A dataset of examples from a stream of records, in one process or several.
+
+Batches go to a file as they come, and the dataset is that file, mapped: what is in memory doesn't grow with the rows. `datasets` is not
+asked to cache anything: it would decide by a hash of closures whether a result may be used again, and be wrong in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable, MemoryMappedTable
+
+from llmmod.data.dataset.splits import Counts
+from llmmod.data.examples.tokenize import Made, Placed, Tokenizing
+from llmmod.data.examples.types import Form
+from llmmod.data.sources.reader import Faults
+from llmmod.errors import DataError, Problem
+
+BATCH = 1000  # records rendered and encoded together
+CHARACTERS = 4_000_000  # of documents that are
+
+
+class Batch(NamedTuple):
+    """What some records became."""
+
+    table: pa.RecordBatch  # the columns of their form
+    made: list[int]  # examples of each record
+    counts: Counts
+    faults: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
+
+
+class Built(NamedTuple):
+    """What all records became."""
+
+    dataset: Dataset  # the columns of their form; ids are lists of int32
+    made: list[int]  # examples of each record
+    counts: Counts
+    faults: Faults  # of records that can't be trained
+
+
+def build_dataset(
+    rows: Iterable[Placed], tokenizing: Tokenizing, *, path: Path | None = None, num_proc: int | None = None, skip: bool = False
+) -> Built:
+    """The examples of all records, in their order.
+
+    Args:
+        rows: records with their places.
+        tokenizing: how they become examples.
+        path: the Arrow file they are written to and mapped from; None: they are held in memory.
+        num_proc: processes; None or 1: this one.
+        skip: whether records that can't be trained are left out; false: the first ends it.
+
+    Raises:
+        DataError: a record can't be trained.
+    """
+    batches = _batches(rows)
+    results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
+    told = _Told()
+    rows_made = longest = 0
+    schema = tokenizing.form.schema
+    with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in tokenizing.form.arranged_tables(told.tables(results, skip=skip)):
+            writer.write_batch(table)
+            rows_made += table.num_rows
+            longest = max(longest, pc.max(pc.list_value_length(table.column(0))).as_py() or 0)
+    dataset = map_dataset(path) if path is not None else _dataset(InMemoryTable.from_buffer(sink.getvalue()))
+    counts = replace(told.counts, examples=rows_made, longest=told.counts.longest or longest)
+    return Built(dataset, told.made, counts, told.faults)
+
+
+@dataclass
+class _Told:
+    """What batches tell besides their tables."""
+
+    made: list[int] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    faults: Faults = field(default_factory=Faults)
+
+    def tables(self, batches: Iterable[Batch], *, skip: bool) -> Iterator[Any]:
+        """The tables of batches, whose account is taken on the way."""
+        for batch in batches:
+            if batch.faults and not skip:
+                raise DataError(batch.faults[0])
+            self.made += batch.made
+            self.counts += batch.counts
+            for problem in batch.faults:
+                self.faults.add(DataError(problem))
+            yield batch.table
+
+
+def map_dataset(path: Path, *, fingerprint: str | None = None) -> Dataset:
+    """The dataset in an Arrow file, mapped and not loaded.
+
+    Args:
+        path: the file.
+        fingerprint: by which `datasets` finds what it made of this dataset; None: it never does.
+    """
+    return _dataset(MemoryMappedTable.from_file(str(path)), fingerprint)
+
+
+def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None = None) -> Dataset:
+    # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
+    return Dataset(table, fingerprint=fingerprint or generate_random_fingerprint())
+
+
+def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
+    """What some records become, in the form that travels between processes."""
+    made, form = tokenizing.batch(rows), tokenizing.form
+    kept = [item.rows(form) for item in made]
+    columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in form.schema]
+    faults = [item.fault.problem for item in made if item.fault is not None]
+    counts = [len(of_record) for of_record in kept]
+    return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, counted(made, form), faults)
+
+
+def counted(made: Sequence[Made], form: Form) -> Counts:
+    """What became of records that are made into examples."""
+    examples = [example for item in made for example in item.examples]
+    kept = [example for example in examples if not example.dropped]
+    tokens = [form.count(example.encoded) for example in kept]
+    return Counts(
+        examples=len(kept),
+        cut=sum(example.cut for example in kept),
+        ends_lost=sum(example.end_lost for example in kept),
+        dropped=len(examples) - len(kept),
+        tokens=sum(of_all for of_all, _ in tokens),
+        trained_tokens=sum(trained for _, trained in tokens),
+        longest=max((form.length(example.encoded) for example in kept), default=0),
+        sources=sum(any(not example.dropped for example in item.examples) for item in made),
+    )
+
+
+def _batches(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
+    """Records that are encoded together; a document may be a book, of which a thousand are too many."""
+    batch: list[Placed] = []
+    characters = 0
+    for placed in rows:
+        batch.append(placed)
+        characters += len(placed[1]) if isinstance(placed[1], str) else 0
+        if len(batch) >= BATCH or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+_tokenizing: Tokenizing | None = None  # of a worker process
+
+
+def _in_processes(batches: Iterable[list[Placed]], tokenizing: Tokenizing, count: int) -> Iterator[Batch]:
+    """The batches in order; two a process are under way, so that neither the workers wait nor memory grows."""
+    # A forked worker has tokenizer and render already; where forking is unsafe they are pickled once a worker.
+    context = get_context("fork" if sys.platform == "linux" else None)
+    with _one_thread_each(), ProcessPoolExecutor(count, context, initializer=_start, initargs=(tokenizing,)) as pool:
+        under_way: deque[Future[Batch]] = deque()
+        for batch in batches:
+            under_way.append(pool.submit(_work, batch))
+            if len(under_way) >= 2 * count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _start(tokenizing: Tokenizing) -> None:
+    global _tokenizing
+    _tokenizing = tokenizing
+
+
+def _work(rows: list[Placed]) -> Batch:
+    assert _tokenizing is not None, "a worker starts with _start"
+    return to_batch(_tokenizing, rows)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep the Rust tokenizer of each process to one thread; its threads don't survive a fork."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})

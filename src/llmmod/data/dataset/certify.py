@@ -1,0 +1,144 @@
+"""The certificate of a run's data: on made-up conversations or texts, and on the first rows of each of its datasets.
+
+The certificate of documents: a proof by example that pre-training sees a text as the tokenizer writes it, and where it ends.
+
+What a model sees of a row: sequences of ids with their labels, one of an example, two of a pair.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, islice, pairwise
+from typing import Any, NamedTuple
+
+from llmmod.data.dataset.examples import Making
+from llmmod.data.rows.records import Place, conversations_of
+from llmmod.render.certificate import certify
+from llmmod.render.encode import IGNORED
+from llmmod.render.findings import Finding, refuse, seam, spelling, synthetic_texts
+from llmmod.render.segments import own_beginning
+
+LONGEST = 10_000  # characters of a row that are looked at
+
+
+def certify_documents(
+    tokenizer: Any, examples: Callable[[Sequence[str]], list[tuple[list[int], list[int]]]], documents: Mapping[str, str]
+) -> list[Finding]:
+    """What can't be vouched for, the first finding of each check; empty where all holds.
+
+    Args:
+        tokenizer: what encodes them.
+        examples: texts -> ids and labels of each, as training makes them.
+        documents: the first of the data, by name, checked besides synthetic ones.
+    """
+    texts = {**synthetic_texts(tokenizer.all_special_tokens), **{name: text[:LONGEST] for name, text in documents.items()}}
+    found: dict[str, Finding] = {}
+    for (name, text), (ids, labels) in zip(texts.items(), examples(list(texts.values())), strict=True):
+        for finding in _findings(tokenizer, text, ids, labels):
+            found.setdefault(finding.check, replace(finding, conversation=name))
+    return list(found.values())
+
+
+def _findings(tokenizer: Any, text: str, ids: list[int], labels: list[int]) -> Iterator[Finding]:
+    bos, eos = own_beginning(tokenizer), tokenizer.eos_token_id
+    start = [] if bos is None else [bos]
+    if ids[-1:] != [eos]:
+        yield Finding("end", f"a document ends with {spelling(tokenizer, ids[-1])} and not with {spelling(tokenizer, eos)}")
+    if ids[: len(start)] != start:
+        yield Finding("beginning", f"a document doesn't begin with {spelling(tokenizer, start[0])}, as this tokenizer's texts do")
+    if labels != ids:
+        yield Finding("labels", "a document's labels are not its ids", seam=seam(tokenizer, ids=ids, labels=labels))
+    inner = ids[len(start) : -1]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if injected := [token for token in inner if token in special]:
+        yield Finding("injection", f"a text became a special token: {spelling(tokenizer, injected[0])}")
+    if not any(name in text for name in tokenizer.get_added_vocab()):
+        plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if list(plain) != inner:
+            yield Finding(
+                "text", "a document isn't encoded as the tokenizer encodes a text", seam=seam(tokenizer, found=inner, whole=plain)
+            )
+
+
+log = logging.getLogger(__name__)
+
+PROVED = 8  # rows of each dataset that the certificate looks at
+
+
+class Proof(NamedTuple):
+    """What the certificate found, and how many rows of the data it looked at."""
+
+    findings: list[Finding]
+    rows: int
+
+
+def prove(makings: Sequence[Making], name: str) -> None:
+    """Refuse a render or a tokenizer that can't be vouched for; what is only worth knowing is told.
+
+    Args:
+        makings: of the datasets of a run, at least one.
+        name: the render's.
+
+    Raises:
+        ConfigError: something would be trained wrong.
+    """
+    key = "tokenizer" if makings[0].opened.kind == "document" else f"render={name}"
+    findings = proof(makings).findings
+    refuse(findings, key)
+    for finding in findings:
+        log.info("%s: %s", key, finding)
+
+
+def proof(makings: Sequence[Making]) -> Proof:
+    """What can't be vouched for of the data of a run.
+
+    Args:
+        makings: of its datasets, all with the same render and tokenizer.
+    """
+    tokenizing = makings[0].tokenizing
+    records = {str(place): record for making in makings for place, record in islice(making.opened.training, PROVED)}
+    if makings[0].opened.kind == "document":
+
+        def examples(texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+            made = tokenizing.batch([(Place("", number), text) for number, text in enumerate(texts)])
+            return [(one.examples[0].encoded.input_ids, one.examples[0].encoded.labels) for one in made]
+
+        return Proof(certify_documents(tokenizing.tokenizer, examples, records), len(records))
+    conversations = {}
+    for place, record in records.items():
+        for number, conversation in enumerate(conversations_of(record), start=1):
+            conversations[f"{place}, answer {number}" if number > 1 else place] = conversation
+    return Proof(certify(tokenizing.render, tokenizing.tokenizer, conversations), len(records))
+
+
+class Seen(NamedTuple):
+    """A sequence of ids.
+
+    Args:
+        part: what of the row it is: `chosen`, `rejected`, `wanted`, `unwanted`, `prompt`; empty where it is all of it.
+        input_ids: what the model sees.
+        labels: what is trained of it, -100 elsewhere; of answers that are compared or judged, their tokens.
+    """
+
+    part: str
+    input_ids: list[int]
+    labels: list[int]
+
+
+def seen(row: Mapping[str, Any]) -> list[Seen]:
+    """The sequences of a row of any kind; of a packed row, each example."""
+    if "prompt_ids" not in row:
+        ends = pairwise([0, *accumulate(row.get("seq_lengths") or [len(row["input_ids"])])])
+        return [Seen("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]
+    if "chosen_ids" in row:
+        return [_answered(name, row, f"{name}_ids") for name in ("chosen", "rejected")]
+    if "completion_ids" in row:
+        return [_answered("wanted" if row["label"] else "unwanted", row, "completion_ids")]
+    return [Seen("prompt", row["prompt_ids"], [IGNORED] * len(row["prompt_ids"]))]
+
+
+def _answered(part: str, row: Mapping[str, Any], name: str) -> Seen:
+    prompt, answer = row["prompt_ids"], row[name]
+    return Seen(part, [*prompt, *answer], [IGNORED] * len(prompt) + list(answer))

@@ -1,0 +1,241 @@
+"""Examples made while training asks for them: rows are read, shuffled through a buffer, rendered and encoded, and start anew at their end.
+
+The stream has no end, so that a training resumed after n batches is where it was: transformers (5.23) skips the batches it has taken, and
+would skip too few if they were more than one pass over the data. Each pass is drawn from the seed and its number.
+
+The data of a run whose training examples are made while it trains: what is held out is made at once, from rows of the beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import DatasetInfo, Features, IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
+
+from llmmod.config.schema.data import DatasetConf
+from llmmod.data.dataset.build import counted
+from llmmod.data.dataset.examples import Making
+from llmmod.data.dataset.mix import take_turns
+from llmmod.data.dataset.packing import packed
+from llmmod.data.dataset.splits import Counts, DataReport, Splits
+from llmmod.data.examples.tokenize import Placed, Tokenizing
+from llmmod.data.examples.types import IDS
+from llmmod.data.rows.records import listed
+from llmmod.data.sources.dataset import SMOKE_EVAL, Opened
+from llmmod.data.sources.reader import Faults
+from llmmod.errors import ConfigError, DataError, Problem
+
+log = logging.getLogger(__name__)
+
+BATCH = 256  # records rendered and encoded together: enough for the tokenizer, and no long wait for the first of them
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples without end.
+
+    Args:
+        name: of the dataset, for messages.
+        rows: one pass over the records; what is wrong with bad rows is added to what it is given.
+        tokenizing: how they become examples.
+        buffer_size: records among which the next is drawn.
+        seed: of the draw.
+        skip: whether bad rows are left out.
+        capacity: tokens of a row that several examples share; None: each has one of its own.
+        ranked: whether a row may have ranked answers, of which several examples are made.
+    """
+
+    name: str
+    rows: Callable[[Faults], Iterator[Placed]]
+    tokenizing: Tokenizing
+    buffer_size: int
+    seed: int
+    skip: bool = False
+    capacity: int | None = None
+    ranked: bool = False
+
+    @property
+    def schema(self) -> Any:
+        """The columns of a row, as Arrow has them."""
+        schema = self.tokenizing.form.schema
+        return schema if self.capacity is None else schema.append(pa.field("seq_lengths", IDS))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for epoch in count():
+            bad = Faults()
+            made = 0
+            for example in self._epoch(epoch, bad):
+                made += 1
+                yield example
+            if not made:
+                told = f"; {len(bad)} rows can't be used, the first: {bad.first[0]}" if bad else ""
+                raise DataError(Problem(self.name, f"no example is left to train on{told}"))
+            if epoch == 0 and bad:
+                log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
+
+    def _epoch(self, epoch: int, bad: Faults) -> Iterable[dict[str, Any]]:
+        """The rows of one pass over the data."""
+        rows = self.tokenizing.form.arranged(self._examples(epoch, bad))
+        return rows if self.capacity is None else packed(rows, self.capacity)
+
+    def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
+        sources = examples = 0
+        counts = Counts()
+        rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
+        while batch := list(islice(rows, BATCH)):
+            all_made = self.tokenizing.batch(batch)
+            counts += counted(all_made, self.tokenizing.form) if epoch == 0 else Counts()
+            for made in all_made:
+                if made.fault is not None:
+                    if not self.skip:
+                        raise made.fault
+                    bad.add(made.fault)
+                found = made.rows(self.tokenizing.form)
+                sources, examples = sources + bool(found), examples + len(found)
+                yield from found
+        for line in counts.losses(self.tokenizing.limit):
+            log.warning("%s: %s", self.name, line)
+        if epoch == 0 and examples > sources and self.ranked:
+            log.info("%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.tokenizing.form.made, sources)
+
+
+def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
+    """The items, each drawn from those that fill a buffer."""
+    buffer = list(islice(items, buffer_size))
+    for item in items:
+        place = draw.randrange(buffer_size)
+        yield buffer[place]
+        buffer[place] = item
+    draw.shuffle(buffer)
+    yield from buffer
+
+
+class Streamed(IterableDataset):  # type: ignore[misc]
+    """The dataset of a stream.
+
+    Args:
+        capacity: tokens of a row that several examples share; None: each has one of its own.
+    """
+
+    capacity: int | None = None
+
+
+def as_dataset(stream: Stream) -> Streamed:
+    """The dataset of a stream's examples; one worker of a data loader reads it, whatever their number."""
+    # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
+    examples = ExamplesIterable(_numbered, {"stream": stream})
+    dataset = Streamed(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.schema)))
+    dataset.capacity = stream.capacity
+    return dataset
+
+
+def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(stream)
+
+
+CHECKED = 1000  # rows after those held out that are read before a model is loaded, so that most mistakes are told at once
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A dataset of which the first rows are held out.
+
+    Args:
+        opened: its rows.
+        held: how many.
+        asked: how many the configuration asks for; more than `held` in a rehearsal.
+    """
+
+    opened: Opened
+    held: int
+    asked: int
+
+    def rows(self, bad: Faults) -> Iterator[Placed]:
+        """Those to train on."""
+        return islice(self.opened.training.read(bad), self.held, None)
+
+    def held_out(self, bad: Faults) -> list[Placed]:
+        """Those to validate with.
+
+        Raises:
+            DataError: a row is wrong, or there are none.
+            ConfigError: none would be left to train on.
+        """
+        if self.opened.validating is not None:
+            bad += self.opened.validating.survey().bad
+        head, read = self.opened.training.head(self.held + CHECKED, bad)
+        if read <= self.asked:
+            if not head:
+                self.opened.training.survey()  # says why
+            found = f"{self.asked} of {read} rows leaves 0 to train on"
+            raise ConfigError(Problem("dataset.val_size", found, "At least one is needed on each side"))
+        return [*head[: self.held], *(self.opened.validating or ())]
+
+
+def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequence[float], directory: Path) -> Splits:
+    """The data of a run that streams.
+
+    Args:
+        conf: `dataset.*`.
+        makings: of the dataset, or of each of several that are mixed.
+        weights: of each.
+        directory: where the examples to validate with are written.
+
+    Raises:
+        DataError: one of the first rows is wrong, or no row is left to train on.
+        ConfigError: `val_size` takes all rows.
+    """
+    first = makings[0]
+    parts = [_part(making) for making in makings]
+    bad = Faults()
+    aside = [row for part in parts for row in part.held_out(bad)]
+    evaluation, conversations = first.validation(aside, directory / "eval.arrow", bad)
+
+    def rows(bad: Faults) -> Iterator[Placed]:
+        readers = [partial(part.rows, bad) for part in parts]
+        return readers[0]() if len(readers) == 1 else take_turns(readers, weights, conf.mix_stopping)
+
+    skip, ranked = parts[0].opened.training.skip, any(part.opened.ranks() for part in parts)
+    stream = Stream(conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, skip, _capacity(conf, makings), ranked)
+    report = DataReport(
+        name=conf.name,
+        source=", ".join(part.opened.training.source.name for part in parts),
+        format="; ".join(dict.fromkeys(str(part.opened.training.format) for part in parts)),
+        rows=len(aside),
+        skipped=len(bad),
+        cutoff_len=conf.cutoff_len,
+        train=Counts(),
+        eval=evaluation.counts if evaluation else Counts(),
+        reasons=[str(fault) for fault in bad.first],
+        streamed=True,
+        unread="; ".join(text for part in parts if (text := _unread(part.opened, named=len(parts) > 1))),
+    )
+    return Splits(as_dataset(stream), evaluation.dataset if evaluation else None, conversations, report)
+
+
+def _unread(opened: Opened, *, named: bool) -> str:
+    columns = listed(opened.training.format.unread)
+    return f"{columns} in {opened.conf.name}" if columns and named else columns
+
+
+def _capacity(conf: DatasetConf, makings: Sequence[Making]) -> int | None:
+    return max(making.tokenizing.limit for making in makings) if conf.packing else None
+
+
+def _part(making: Making) -> _Part:
+    size = making.opened.conf.val_size
+    if size < 0 or size != int(size):
+        found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
+        raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
+    return _Part(making.opened, min(int(size), SMOKE_EVAL) if making.smoke else int(size), int(size))

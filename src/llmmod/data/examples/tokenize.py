@@ -1,0 +1,197 @@
+"""Records to examples: each rendered and encoded once, in batches, and made to fit `cutoff_len` where it is longer.
+
+Work on many lists of numbers, without Python's search for cycles.
+
+The collector visits every number of every list that is alive, several times while a batch of them is made, and finds nothing: what is made
+here holds no cycles, and goes when the last reference does. Left on, it takes a fifth of the time that rendering and encoding take.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from llmmod.config.schema.base import CutoffPolicy
+from llmmod.data.examples.cutoff import LEAST, ends_kept, fit
+from llmmod.data.examples.types import Conversations, Form, Texts
+from llmmod.data.rows.records import Place, Record, RowError, changed
+from llmmod.errors import DataError
+from llmmod.render.encode import encode
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within it no cycles are looked for; afterwards as before."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+Placed = tuple[Place, Record]
+
+
+@dataclass
+class Example:
+    """An example on its way from a record to a batch.
+
+    Args:
+        record: what it is made of.
+        index: which of the record's examples it is, None where it is the only one.
+        encoded: its tokens, as the form has them: ids and labels of a conversation.
+        cut: whether it was longer than the limit.
+        end_lost: whether the end of an answer was cut off, and isn't trained.
+        dropped: whether it is left out because of its length.
+    """
+
+    record: Any
+    index: int | None
+    encoded: Any
+    cut: bool = False
+    end_lost: bool = False
+    dropped: bool = False
+
+
+@dataclass
+class Made:
+    """What a record became: examples, or what is wrong with it."""
+
+    examples: list[Example] = field(default_factory=list)
+    fault: DataError | None = None
+
+    def rows(self, form: Form) -> list[dict[str, Any]]:
+        """The rows of the examples that are kept."""
+        kept = [example for example in self.examples if not example.dropped]
+        return [form.row(example.record, example.encoded, number=example.index or 0, of=len(kept)) for example in kept]
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """How records become examples.
+
+    Args:
+        render: how conversations are written.
+        tokenizer: what encodes them.
+        limit: tokens of an example, at most.
+        policy: what gives way where there are more.
+        mask_prompt: whether answers alone are trained.
+        form: what the records become.
+    """
+
+    render: Any
+    tokenizer: Any
+    limit: int
+    policy: CutoffPolicy = CutoffPolicy.proportional
+    mask_prompt: bool = True
+    form: Form = field(default_factory=Conversations)
+
+    @uncollected()
+    def batch(self, rows: Sequence[Placed]) -> list[Made]:
+        """What each record became. All texts are encoded in one call, those of examples that are too long in a few more."""
+        faults: dict[int, RowError] = {}
+        examples = self._examples(rows, faults)
+        self._shorten([(row, example) for row, example in examples if self.form.length(example.encoded) > self.limit], faults)
+        made = [Made(fault=faults[row].at(place) if row in faults else None) for row, (place, _) in enumerate(rows)]
+        for row, example in examples:
+            if row not in faults:
+                made[row].examples.append(example)
+        return made
+
+    def _examples(self, rows: Sequence[Placed], faults: dict[int, RowError]) -> list[tuple[int, Example]]:
+        """Each example with the number of its row in the batch."""
+        written: list[tuple[int, int | None, Texts]] = []
+        for row, (_, record) in enumerate(rows):
+            try:
+                found = self.form.write(record, self.render, mask_prompt=self.mask_prompt)
+            except DataError as error:
+                faults[row] = RowError(error.problem.found, do=error.problem.do)
+                continue
+            written += [(row, index if len(found) > 1 else None, texts) for index, texts in enumerate(found)]
+        examples = []
+        for (row, index, _), tokens in zip(written, self._encoded([texts for _, _, texts in written]), strict=True):
+            if isinstance(tokens, RowError):
+                faults[row] = tokens
+            else:
+                examples.append((row, Example(rows[row][1], index, tokens)))
+        return examples
+
+    def _encoded(self, texts: Sequence[Texts]) -> list[Any]:
+        """The tokens of each example, or what is wrong with it."""
+        encoded = iter(encode([segments for one in texts for segments in one], self.tokenizer))
+        return [self._joined([next(encoded) for _ in one]) for one in texts]
+
+    def _joined(self, encoded: Sequence[Any]) -> Any:
+        try:
+            return self.form.join(encoded)
+        except RowError as error:
+            return error
+
+    def _shorten(self, long: Sequence[tuple[int, Example]], faults: dict[int, RowError]) -> None:
+        """Make examples that are too long fit, by the policy."""
+        if self.policy == CutoffPolicy.drop:
+            for _, example in long:
+                example.dropped = True
+        elif self.policy == CutoffPolicy.proportional:
+            self._fit(long, faults)
+        else:
+            for row, example in long:
+                fitted, example.cut = self.form.cut(example.encoded, self.limit, self.policy), True
+                if isinstance(fitted, int):
+                    faults[row] = self._no_room("its prompt takes all of them", fitted)
+                else:
+                    example.encoded, example.end_lost = fitted
+
+    def _fit(self, long: Sequence[tuple[int, Example]], faults: dict[int, RowError]) -> None:
+        lengths = [self.form.length(example.encoded) for _, example in long]
+        alone = [example.record if example.index is None else self.form.alone(example.record, example.index) for _, example in long]
+        found = fit(alone, lengths, self.limit, self._rewritten, self._length)
+        for (row, example), length, fitted in zip(long, lengths, found, strict=True):
+            example.cut = True
+            if isinstance(fitted, int):
+                faults[row] = self._no_room(f"with {LEAST} characters of each text left it takes {fitted}", fitted)
+            elif isinstance(fitted.tokens, RowError):
+                faults[row] = self._no_room("none of its rounds that fit is trained", length)
+            else:
+                example.encoded, example.end_lost = fitted.tokens, self._has_lost_end(fitted.record)
+
+    def _has_lost_end(self, shortened: Record) -> bool:
+        """Whether the end of an answer would be trained if its text hadn't been cut off."""
+        as_whole = changed(shortened, ends_kept)
+        return as_whole != shortened and self._written(as_whole) != self._written(shortened)
+
+    def _written(self, record: Record) -> Texts:
+        return self.form.write(record, self.render, mask_prompt=self.mask_prompt)[0]
+
+    def _rewritten(self, records: Sequence[Record]) -> list[_Rewritten]:
+        """The one example of each record, or what is wrong with it."""
+        texts: list[Texts | None] = []
+        for record in records:
+            try:
+                texts.append(self._written(record))
+            except DataError:
+                texts.append(None)
+        encoded = iter(self._encoded([one for one in texts if one is not None]))
+        tokens = (_NOTHING_TRAINED if one is None else next(encoded) for one in texts)
+        return [_Rewritten(record, found) for record, found in zip(records, tokens, strict=True)]
+
+    def _length(self, rewritten: _Rewritten) -> int:
+        return 0 if isinstance(rewritten.tokens, RowError) else self.form.length(rewritten.tokens)
+
+    def _no_room(self, reason: str, needed: int) -> RowError:
+        found = f"dataset.cutoff_len={self.limit} tokens is too short for its prompt and an answer: {reason}"
+        do = f"Set dataset.cutoff_len to {needed} or more, or leave such rows out: dataset.cutoff_policy=drop"
+        return RowError(found, do=do)
+
+
+class _Rewritten(NamedTuple):
+    record: Any  # shortened
+    tokens: Any  # of its example, or what is wrong with it
+
+
+_NOTHING_TRAINED = RowError("nothing of it is trained")

@@ -1,0 +1,1 @@
+"""What a row can hold: turns, prompts with completions, documents."""

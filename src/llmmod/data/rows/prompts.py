@@ -1,0 +1,138 @@
+"""Prompts and answers as rows hold them: a text, an object with a role and a text, or a list of such."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from llmmod.data.formats import alpaca, messages, sharegpt
+from llmmod.data.rows.records import Prompted, Row, RowError, described, optional_list, optional_text, present
+from llmmod.data.rows.turns import as_prompt, read_tools, read_turns
+from llmmod.render.conversation import Message
+
+# The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
+ROLES = ("prompt", "messages", "query", "history", "system", "tools")
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "prompt": alpaca.USUAL["prompt"],
+    "query": alpaca.USUAL["query"],
+    "history": alpaca.USUAL["history"],
+    "system": alpaca.USUAL["system"],
+    "messages": messages.USUAL["messages"],
+    "tools": messages.USUAL["tools"],
+}
+_MAIN = {"prompt", "messages"}
+
+
+def find_prompt_columns(available: Collection[str], given: Mapping[str, str], answers: Mapping[str, str]) -> dict[str, str] | None:
+    """Role -> column, those of the answers among them; None where there is no prompt.
+
+    `messages` is looked for only where there is no `prompt`, and what a row may lack only where nothing is given.
+
+    Args:
+        available: the columns there are.
+        given: role -> column, as the user set them.
+        answers: role -> column of what is no part of the prompt.
+    """
+    found = {**given, **answers}
+    for role in ROLES if not given else ("prompt", "messages"):
+        name = next((name for name in USUAL[role] if name in available and name not in found.values()), None)
+        if name is not None and role not in found and not (role in _MAIN and _MAIN & set(found)):
+            found[role] = name
+    return found if is_asked(found) else None
+
+
+def is_asked(columns: Mapping[str, str]) -> bool:
+    """Whether there is a column with a prompt."""
+    return bool({*_MAIN, "query"} & set(columns))
+
+
+def prompt_column(columns: Mapping[str, str]) -> str | None:
+    """The column that a prompt stands in, for a message."""
+    return columns.get("messages", columns.get("prompt", columns.get("query")))
+
+
+def read_prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The messages of a prompt; those of a list of turns may end with an answer.
+
+    Raises:
+        RowError: no such column, or something else than a prompt in it.
+    """
+    column = prompt_column(columns)
+    if column is None or ("messages" not in columns and isinstance(present(row, column), str)):
+        return alpaca.read_question(row, columns)
+    return with_own_system(read_any_turns(row, column), row, columns)
+
+
+def with_own_system(found: list[Message], row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The messages, after the row's system text where they have none."""
+    system = optional_text(row, columns.get("system"))
+    return [Message("system", system), *found] if system and found and found[0].role != "system" else found
+
+
+def read_any_turns(row: Row, column: str) -> list[Message]:
+    """The messages of a list of turns, or of one turn, with the fields of OpenAI's or of ShareGPT's.
+
+    Raises:
+        RowError: no turns, or one that can't be read.
+    """
+    value = present(row, column)
+    turns: list[Any] = [value] if isinstance(value, Mapping) else optional_list(row, column) if isinstance(value, str | list) else []
+    if not turns:
+        raise RowError(f"{described(value)} where a text or a list of turns is expected", column=column)
+    first = turns[0]
+    kind = sharegpt if isinstance(first, Mapping) and "from" in first else messages
+    return read_turns(turns, column, keys=kind.KEYS, roles=kind.TURNS)
+
+
+def read_answer(row: Row, column: str) -> list[Message]:
+    """The messages of an answer: one where it is a text, those of the list where it is one.
+
+    Raises:
+        RowError: no answer, an empty one, or something else.
+    """
+    value = present(row, column)
+    if not isinstance(value, str):
+        return read_any_turns(row, column)
+    if not value.strip():
+        raise RowError("empty", column=column)
+    return [Message("assistant", value)]
+
+
+def only_answer(found: Sequence[Message], column: str) -> Message:
+    """The one message of an answer.
+
+    Raises:
+        RowError: there are more, it is no answer, or it is empty.
+    """
+    if len(found) != 1 or found[0].role != "assistant":
+        turns = ", ".join(message.role for message in found)
+        raise RowError(f"turns of {turns or 'nobody'} where one answer is expected", column=column)
+    if not found[0].text.strip():
+        raise RowError("empty", column=column)
+    return found[0]
+
+
+def holds_ranked(head: Sequence[Row], column: str) -> bool:
+    """Whether the first answer is a list of answers, or a text that begins as one."""
+    first = next((row[column] for row in head if row.get(column) is not None), None)
+    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
+
+
+def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> Prompted:
+    """The prompt of a row, and the answers that one column ranks, best first.
+
+    Raises:
+        RowError: no list of two texts or more (a text is none: its first two letters are not two answers), or two are the same.
+    """
+    value = present(row, column)
+    answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else []
+    if len(answers) < 2:
+        raise RowError(f"{described(value)} where two answers or more, best first, are expected", column=column)
+    for answer in answers:
+        if not isinstance(answer, str) or not answer.strip():
+            raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
+    if same := next(((one, other) for one, other in combinations(range(len(answers)), 2) if answers[one] == answers[other]), None):
+        raise RowError(f"answers {same[0] + 1} and {same[1] + 1} are the same, so neither is the better one", column=column)
+    prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=read_tools(row, columns))
+    return Prompted(prompt, [Message("assistant", answer) for answer in answers])

@@ -1,1 +1,0 @@
-"""Examples that are made while training asks for them."""

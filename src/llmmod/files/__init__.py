@@ -1,0 +1,1 @@
+"""Where files are: paths of this disk, checkpoints, and the hub."""

@@ -1,0 +1,203 @@
+"""LoftQ's first values (Li et al. 2023, "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", algorithm 1).
+
+A weight W becomes its quantized self Q, unpacked again, and an adapter that begins as the best approximation of what is lost, W - Q.
+
+peft (0.21.2) has the same, but takes each weight to a GPU, which needs one; and it leaves the adapter's scale out, so that at another than
+1 the adapter begins as a multiple of what is lost. Q is peft's.
+
+Adapters that take their first values out of the base's weights (PiSSA, OLoRA), saved so that they fit the base as it was.
+
+Meng et al. 2024 put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base. Beside the
+untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank, and that is
+what a run saves; checkpoints, which the same run goes on from, stay as they are.
+
+With `bias=all` or `lora_only` it is the base's own biases that are trained, in place. Their first values are kept beside the adapter, and
+put back where the base is asked for, or goes on without the adapter.
+
+LoftQ leaves an error in the base that no adapter can hold. Its adapters are saved as they are, and the base is changed again, in the same
+way, where they are loaded (as peft has it for all of these).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import save_file
+
+from llmmod.models.loading.quantization import mend_unpacking
+
+_BLOCK = 64  # weights of a scale, as bitsandbytes' Params4bit has it
+
+
+def loftq(weight: torch.Tensor, *, bits: int, rank: int, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a weight is after quantizing, float32 [out, in], and the factors A [rank, in] and B [out, rank] of the best B A beside it.
+
+    Args:
+        weight: [out, in].
+        bits: 4 (nf4) or 8 (a scale a row).
+        rank: of the factors.
+        iterations: 1 or more: how many times what is quantized is the weight without what the factors hold.
+    """
+    whole = weight.detach().float()
+    rest = whole
+    for _ in range(iterations):
+        quantized = _rounded(rest, bits)
+        left, sizes, right = torch.linalg.svd(whole - quantized, full_matrices=False)
+        roots = sizes[:rank].sqrt()
+        b, a = left[:, :rank] * roots, roots[:, None] * right[:rank]
+        rest = whole - b @ a
+    return quantized, a, b
+
+
+@contextmanager
+def loftq_anywhere() -> Iterator[None]:
+    """Within it, peft makes LoftQ's adapters by `loftq`, on the device that a weight is on.
+
+    Patches `peft.tuners.lora.layer.LoraLayer.loftq_init`.
+    """
+    with mock.patch.object(LoraLayer, "loftq_init", _init):
+        yield
+
+
+@torch.no_grad()
+def _init(layer: Any, name: str, config: Any = None) -> None:
+    if name not in layer.lora_A:
+        raise NotImplementedError(f"LoftQ is for linear layers, and {type(layer.get_base_layer()).__name__} is none")
+    weight, scale = layer.get_base_layer().weight, abs(layer.scaling[name]) ** 0.5
+    bits, iterations = config.loftq_config["loftq_bits"], config.loftq_config["loftq_iter"]
+    quantized, a, b = loftq(weight, bits=bits, rank=layer.r[name], iterations=iterations)
+    layer.lora_A[name].weight.data, layer.lora_B[name].weight.data = a / scale, b / scale
+    weight.data = quantized.to(weight.dtype)
+
+
+def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """A matrix quantized and unpacked."""
+    from bitsandbytes import functional
+
+    if bits == 4:
+        mend_unpacking()
+        packed, scales = functional.quantize_4bit(weight.contiguous(), blocksize=_BLOCK, quant_type="nf4")
+        return functional.dequantize_4bit(packed, scales)  # type: ignore[no-any-return]
+    rows, scales, _ = functional.int8_vectorwise_quant(weight.half())
+    return functional.int8_vectorwise_dequant(rows, scales)  # type: ignore[no-any-return]
+
+
+# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
+_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga")
+_INITIAL = "llmmod_initial_adapter"
+_BIASES = "llmmod_initial_biases"
+_ADAPTERS = ("lora_", "modules_to_save")  # in the names of parameters that aren't the base's
+
+
+def changes_base(init: Any) -> bool:
+    """Whether adapters initialised so change the weights of their base."""
+    return _moves(init) or init == "loftq"
+
+
+def _moves(init: Any) -> bool:
+    return isinstance(init, str) and init.lower().startswith(_CHANGE_BASE)
+
+
+def remember_initial(adapted: Any) -> None:
+    """Keep what an adapter changes of its base: its own first values, taken out of it, and the base's biases, which are trained in place.
+
+    Args:
+        adapted: a PeftModel just made, before trained values are read into it; changed in place.
+    """
+    config = adapted.peft_config["default"]
+    if _moves(getattr(config, "init_lora_weights", None)):
+        values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        setattr(adapted, _INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in values.items()})
+    if getattr(config, "bias", "none") != "none":
+        own = [(p, p.detach().clone()) for name, p in adapted.named_parameters() if "bias" in name and not any(map(name.count, _ADAPTERS))]
+        setattr(adapted, _BIASES, own)
+
+
+def put_back_biases(adapted: Any) -> None:
+    """Give the base its own biases again, where they were trained with the adapter."""
+    for parameter, value in getattr(adapted, _BIASES, ()):
+        parameter.data = value.to(parameter)
+
+
+def save_for_base(adapted: Any, directory: Path) -> None:
+    """Write over a saved adapter what fits the base as it was; nothing where the adapter did not change it."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is None:
+        return
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    values = {name: _difference(name, value.detach().cpu(), initial[name]) for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in values.items()}, directory / "adapter_model.safetensors", {"format": "pt"})
+    config = _doubled(adapted.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def has_lost_base(adapted: Any) -> bool:
+    """Whether what the base was can't be had from a PeftModel any more."""
+    return getattr(adapted.active_peft_config, "init_lora_weights", None) == "loftq"
+
+
+def put_back_initial(adapted: Any) -> bool:
+    """Give an adapter the values again that it has taken out of its base; whether it has taken any."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is not None:
+        set_peft_model_state_dict(adapted, initial)
+    return initial is not None
+
+
+@contextmanager
+def as_base(adapted: Any) -> Iterator[None]:
+    """Within it, a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
+    initial = getattr(adapted, _INITIAL, None)
+    if initial is None:
+        with base_biases(adapted), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # those are put back
+            with adapted.disable_adapter():
+                yield
+        return
+    now = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    trained = {name: value.detach().clone() for name, value in now.items()}
+    set_peft_model_state_dict(adapted, initial)  # beside what is left of the base, these are the base
+    try:
+        yield
+    finally:
+        set_peft_model_state_dict(adapted, trained)
+
+
+@contextmanager
+def base_biases(adapted: Any) -> Iterator[None]:
+    """Within it, the base of a PeftModel has the biases that it had before they were trained with the adapter."""
+    trained = [(parameter, parameter.data) for parameter, _ in getattr(adapted, _BIASES, ())]
+    put_back_biases(adapted)
+    try:
+        yield
+    finally:
+        for parameter, value in trained:
+            parameter.data = value
+
+
+def _difference(name: str, value: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """[A; A0] and [B, -B0], whose product is B A - B0 A0; anything else as it is."""
+    if ".lora_A" in name:
+        return torch.cat([value, first], dim=0)
+    return torch.cat([value, -first], dim=1) if ".lora_B" in name else value
+
+
+def _doubled(config: Any) -> Any:
+    """The configuration of an adapter of twice the rank and the same scale, alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    config = copy.deepcopy(config)
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, factor * config.lora_alpha, True
+    return config

@@ -1,0 +1,181 @@
+"""Adapters from disk: `finetune.adapters`, a chain that is merged in order, the last of it kept apart."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+
+from llmmod.config.validate.adapters import NOT_MERGED
+from llmmod.errors import ConfigError, Problem
+from llmmod.files.paths import resolve_path
+from llmmod.models.adapters.init import changes_base, loftq_anywhere, put_back_biases, put_back_initial, remember_initial
+from llmmod.models.adapters.lora import quiet_peft
+from llmmod.models.adapters.merge import merge_or_stack, norms_with_stacked
+from llmmod.models.families.names import native_adapter
+from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
+
+log = logging.getLogger(__name__)
+
+_KEY = "finetune.adapters"
+
+
+def with_chain(model: Any, adapters: Sequence[str]) -> Any:
+    """A model with every adapter of a chain merged into it, in order. The model is changed in place.
+
+    Args:
+        model: a PreTrainedModel. Beside quantized weights, adapters stay as they are: `merge_or_stack`.
+        adapters: directories that hold an adapter_config.json, or hub ids.
+
+    Returns:
+        A PreTrainedModel.
+
+    Raises:
+        ConfigError: an adapter isn't there, or was trained on another base.
+    """
+    for number, path in enumerate(adapters):
+        model = merge_or_stack(attached(model, path, key=f"{_KEY}[{number}]"))
+    return model
+
+
+def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY) -> Any:
+    """A model with an adapter beside its weights.
+
+    Args:
+        model: a PreTrainedModel.
+        path: the adapter's directory, or a hub id.
+        trainable: whether the adapter goes on training; its base is frozen either way.
+        key: the configuration key it was typed for.
+
+    Returns:
+        A PeftModel.
+
+    Raises:
+        ConfigError: there is no adapter, or it was trained on another base.
+    """
+    config, state = read_adapter(path, key)
+    _refuse_not_merged(config, path, key)
+    _check_head(config, state, model, path, key)
+    state = native_adapter(model, config, state)
+    config.inference_mode = not trainable
+    _warn_of_other_base(config, model, path)
+    if hasattr(config, "init_lora_weights") and not changes_base(config.init_lora_weights):
+        config.init_lora_weights = False  # its values come from the file
+    try:
+        with quiet_peft(), loftq_anywhere():
+            adapted = without_embeddings(PeftModel(model, config))
+        remember_initial(adapted)
+        norms_with_stacked(adapted, new=False)
+        result = set_peft_model_state_dict(adapted, state)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
+    missing = _not_filled(adapted, [name for name in result.missing_keys if ".default" in name])
+    if missing or result.unexpected_keys:
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        raise ConfigError(_misfit(path, model, odd, key))
+    if getattr(config, "lora_bias", False) and any(_lacks_bias(layer) for layer in adapted.modules()):
+        found = f"the adapter '{path}' has lora_bias, and layers of {type(model).__name__} have no bias that it could be merged into"
+        raise ConfigError(Problem(key, found, do="Train another without it"))
+    if _has_head(state):
+        mark_trained(adapted)
+    return adapted.train(trainable)
+
+
+def _not_filled(adapted: Any, missing: Sequence[str]) -> list[str]:
+    """Those of an adapter's missing weights that aren't tied to one that the file has: of head and embeddings, one is saved."""
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for name, parameter in parameters.items() if name not in missing}
+    return [name for name in missing if id(parameters.get(name)) not in filled]
+
+
+def _refuse_not_merged(config: Any, path: str, key: str) -> None:
+    for name, why in NOT_MERGED.items():
+        if getattr(config, name, None):
+            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, and {why}", do="Train another without it"))
+
+
+def _lacks_bias(layer: Any) -> bool:
+    return isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "bias", None) is None
+
+
+def taken_off(adapted: Any) -> Any:
+    """The base model of a PeftModel as it was without adapters, with its own layers and biases; the PeftModel is used up."""
+    for name, module in list(adapted.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # of these, peft's own `unload` would leave the trained copy
+            place, _, own_name = name.rpartition(".")
+            setattr(adapted.get_submodule(place), own_name, module.original_module)
+    base = adapted.unload()
+    put_back_biases(adapted)
+    language_config(base)
+    return base
+
+
+def base_again(adapted: Any) -> Any:
+    """The base model of a PeftModel that hasn't been trained yet, as it was before it got its adapter; the PeftModel is used up.
+
+    Args:
+        adapted: whose base isn't lost (`has_lost_base`).
+    """
+    if not put_back_initial(adapted):
+        return taken_off(adapted)
+    with quiet_peft():  # what the adapter had taken out of the weights goes back into them
+        return adapted.merge_and_unload()
+
+
+def without_embeddings(adapted: Any) -> Any:
+    """The same PeftModel, which saves its adapter alone.
+
+    peft 0.21 saves embeddings and head as well where its base's config.json has another vocabulary size than the model, or seems to: one
+    of 2023's has it under another name. No vocabulary is changed here, and embeddings that are trained are in the adapter anyway.
+    """
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """An adapter's configuration, and parameter name -> tensor on the CPU.
+
+    Raises:
+        ConfigError: there is none, or it can't be read.
+    """
+    located = resolve_path(path, key=key)
+    if isinstance(located, Path) and not (located / "adapter_config.json").is_file():
+        what = "a model, not an adapter" if (located / "config.json").is_file() else "no adapter: it has no adapter_config.json"
+        raise ConfigError(Problem(key, f"'{path}' is {what}"))
+    try:
+        return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:  # LoftQ's needs scipy
+        raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {' '.join(str(error).split())[:200]}")) from error
+
+
+def _has_head(state: Mapping[str, Any]) -> bool:
+    """Whether a reward head is among an adapter's weights."""
+    return any(name.split(".")[-2:-1] == [HEAD] for name in state)
+
+
+def _check_head(config: Any, state: Mapping[str, Any], model: Any, path: str, key: str) -> None:
+    """Refuse a reward model's adapter without its head, and one on a language model."""
+    if HEAD in (getattr(config, "modules_to_save", None) or ()) and not _has_head(state):
+        raise ConfigError(Problem(key, f"the adapter '{path}' lacks its reward head; made up, it would score at random"))
+    if _has_head(state) and not is_reward_model(model):
+        found = f"the adapter '{path}' is a reward model's, which scores and doesn't write"
+        raise ConfigError(Problem(key, found, do="Give one that stage=sft or its like trained, or use it with stage=rm"))
+
+
+def _warn_of_other_base(config: Any, model: Any, path: str) -> None:
+    """Shapes tell one architecture from another, but not two models of the same one, and names change when directories move."""
+    trained_on, here = config.base_model_name_or_path, model.name_or_path
+    if trained_on and here and trained_on != here:
+        log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
+
+
+def _misfit(path: str, model: Any, reason: str, key: str) -> Problem:
+    found = f"the adapter '{path}' doesn't fit {type(model).__name__} '{model.name_or_path}': {reason[:200]}"
+    return Problem(key, found, do="Give the model that it was trained on")

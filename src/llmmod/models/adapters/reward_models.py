@@ -1,0 +1,187 @@
+"""A reward adapter beside the adapter that is trained, on one base model in memory, with its head apart: what PPO scores with.
+
+Reward models from the disk: a full model's directory, or an adapter that has the head with it. Without its head there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.errors import ConfigError, Problem
+from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
+from llmmod.files.paths import resolve_path
+from llmmod.models.adapters.init import base_biases, changes_base
+from llmmod.models.adapters.load import attached, read_adapter, with_chain
+from llmmod.models.adapters.lora import quiet_peft
+from llmmod.models.attention.rope import keep_own_lengths
+from llmmod.models.families.limits import watch_length
+from llmmod.models.families.names import native_adapter
+from llmmod.models.loading.load import WHERE, explained, is_reward_checkpoint, load_config, load_model, read_config
+from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, set_name, with_float32_parts
+from llmmod.models.loading.stage_file import read_stage_file
+from llmmod.models.reward import HEAD, last_tokens, mark_trained, require_head, reward_class, scored, trunk_inputs, with_reward_head
+from llmmod.protocols import Beginning, seen_from
+
+
+class RewardBeside:
+    """A reward model whose trunk is a language model's, seen through an adapter of its own; `models.reward.score` scores with it.
+
+    Args:
+        model: the PeftModel that is trained. Between scores nothing about it is changed.
+        name: of the reward adapter in it.
+        head: its head.
+    """
+
+    def __init__(self, model: Any, name: str, head: nn.Module) -> None:
+        self.model, self.name, self.head = model, name, head
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> SequenceClassifierOutputWithPast:
+        """Scores of a batch padded on either side, `logits` float32 [batch, 1]; see `models.reward.score`."""
+        trunk = self.model.get_base_model().base_model
+        with switched_to(self.model, self.name):
+            given = trunk_inputs(trunk, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            hidden = trunk(**given)[0]  # [batch, seq, channels]
+        return SequenceClassifierOutputWithPast(logits=scored(self.head, last_tokens(hidden, attention_mask)))
+
+
+def can_stand_beside(path: str, model: Any, *, key: str) -> bool:
+    """Whether a reward adapter that was trained on a PeftModel's base can be put beside its adapter.
+
+    Not where the reward model changes more than adapters add (biases, modules of its own), of which peft 0.21 keeps one a model; and not
+    where the policy's adapter was made out of the base's weights, which then aren't there any more.
+    """
+    config, _ = read_adapter(path, key)
+    own = getattr(config, "bias", "none") != "none" or set(config.modules_to_save or ()) - {HEAD}
+    return not own and not changes_base(getattr(model.active_peft_config, "init_lora_weights", None))
+
+
+def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> RewardBeside:
+    """A trained reward adapter put beside the adapters that a model has; its base isn't loaded again.
+
+    Args:
+        model: a PeftModel of a causal language model, on the base that the reward adapter was trained on.
+        path: the reward adapter's directory, as `stage=rm` wrote it.
+        name: of the adapter within the model.
+        key: the configuration key that the path was typed for.
+
+    Raises:
+        ConfigError: there is no adapter, it has no reward head, or it doesn't fit the model.
+    """
+    config, state = read_adapter(path, key)
+    base = model.get_base_model()
+    heads = {place: tensor for place, tensor in state.items() if place.split(".")[-2:-1] == [HEAD]}
+    if len(heads) != 1:
+        raise ConfigError(Problem(key, f"the adapter '{path}' has no reward head", do="Give one that stage=rm trained"))
+    state = native_adapter(base, config, {place: tensor for place, tensor in state.items() if place not in heads})
+    config.modules_to_save, config.task_type, config.inference_mode, config.init_lora_weights = None, None, True, False
+    with _kept(model), quiet_peft():
+        model.add_adapter(name, config)
+        result = set_peft_model_state_dict(model, state, adapter_name=name)
+    missing = [place for place in result.missing_keys if f".{name}." in place]
+    if missing or result.unexpected_keys:
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't fit {type(base).__name__}: {odd}"))
+    weight = next(iter(heads.values())).float()
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return RewardBeside(model, name, head.to(next(base.parameters()).device))
+
+
+@contextmanager
+def switched_to(model: Any, name: str) -> Iterator[None]:
+    """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was.
+
+    Biases that are trained with its own adapter are the base's again meanwhile.
+    """
+    training = model.training
+    with base_biases(model), _kept(model):
+        model.set_adapter(name, inference_mode=True)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """After it, the adapters that compute and the parameters that are trained are those of before."""
+    active, flags = model.active_adapter, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        model.set_adapter(active, inference_mode=True)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> Any:
+    """A reward model with its trained head, in evaluation mode; `models.reward.score` scores with it.
+
+    Args:
+        path: a reward model's directory or hub id, or the directory of an adapter that was trained by `stage=rm`; that is put on what it
+            was trained on: the same quantization, the same earlier adapters.
+        key: the configuration key that the path was typed for.
+        arguments: those of from_pretrained, for the model's weights.
+
+    Returns:
+        A PreTrainedModel, or a PeftModel around one.
+
+    Raises:
+        ConfigError: there is no such checkpoint, it is of another kind, or it has no head.
+    """
+    located = resolve_path(path, key=key)
+    if isinstance(located, Path) and (located / "adapter_config.json").is_file():
+        adapted = attached(with_reward_head(_under(located, path, key, arguments)), path, key=key)
+        require_head(adapted)
+        return adapted
+    checkpoint = find_checkpoint(path, key=key)
+    check_model_directory(checkpoint, key=key)
+    return _full(checkpoint, path, key, dict(arguments))
+
+
+def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]) -> Any:
+    where = {name: arguments[name] for name in WHERE if name in arguments}
+    raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
+    if not is_reward_checkpoint(raw):
+        raise ConfigError(Problem(key, f"'{path}' is no reward model: it has no head that scores", do="Train one: stage=rm"))
+    config = load_config(checkpoint, {}, **where) if config is None else config
+    if len(raw.get("id2label") or {0: ""}) != 1:
+        raise ConfigError(Problem(key, f"'{path}' tells {len(raw['id2label'])} classes apart, and a reward is one number"))
+    config.num_labels = 1
+    with explained(checkpoint, arguments, key), plain_linears(config.model_type if arguments.get("quantization_config") else ""):
+        source = checkpoint.path
+        model, info = reward_class(config).from_pretrained(source, config=config, **{**arguments, "output_loading_info": True})
+    missing = sorted(info["missing_keys"])
+    if missing:
+        lacks = "its reward head" if any(name.startswith(f"{HEAD}.") for name in missing) else f"{len(missing)} of its weights"
+        raise ConfigError(Problem(key, f"'{path}' lacks {lacks}, among them {missing[0]}; made up, it would score at random"))
+    set_name(model, path)
+    keep_own_lengths(model)
+    watch_length(model)
+    mark_trained(model)
+    return (model, info) if arguments.get("output_loading_info") else model
+
+
+def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> Any:
+    """What an adapter was trained on, read anew: quantized where it was, with the earlier adapters that were there."""
+    left = read_stage_file(directory)
+    began = Beginning(None, []) if left is None else left.beginning
+    base = began.base or read_adapter(path, key)[0].base_model_name_or_path
+    if not base:
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't say which model it was trained on", do="Train one: stage=rm"))
+    given: dict[str, Any] = {} if began.gguf_file is None else {"gguf_file": began.gguf_file}
+    if began.quantization is not None:
+        config = quantization_config(QuantizationConf(**began.quantization))
+        given |= {"quantization_config": config, "device_map": quantized_device_map(arguments.get("device_map"))}
+    model = load_model(seen_from(base, directory), **{**arguments, **given})
+    return with_chain(with_float32_parts(model), [seen_from(name, directory) for name in began.merged])

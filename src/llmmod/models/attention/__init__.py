@@ -1,0 +1,1 @@
+"""Attention of our own, and positions."""

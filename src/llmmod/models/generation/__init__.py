@@ -1,0 +1,1 @@
+"""How completions are generated, and where they end."""

@@ -1,0 +1,230 @@
+"""Models from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file.
+
+`load_model` takes what `transformers.AutoModelForCausalLM.from_pretrained` takes and gives what it gives; what differs is what happens to
+a checkpoint that isn't one, to GGUF files, which become models that can be trained and saved, and to the layouts of 2023, which are
+converted while they are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, modeling_utils
+
+from llmmod.code_arguments import code_problem, never_ask
+from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
+from llmmod.files.hub import check_reachable, hub_problem
+from llmmod.models.attention.rope import keep_own_lengths
+from llmmod.models.families.convert import load_original, native_config
+from llmmod.models.families.limits import check_layout, tell_of_code, watch_length
+from llmmod.models.families.registry import family_of
+from llmmod.models.loading.gguf import giving_back
+from llmmod.models.loading.quantization import keep_differentiable, plain_linears, set_name
+
+# Those of from_pretrained's arguments that say where files are and who may read them.
+WHERE = (
+    "revision", "cache_dir", "token", "local_files_only", "proxies", "force_download", "subfolder", "trust_remote_code", "code_revision",
+)  # fmt: skip
+# A configuration has fields of these names too, but from_pretrained must get them itself.
+_NOT_FIELDS = frozenset({*WHERE, "dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config"})
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
+    """A causal language model with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        pretrained_model_name_or_path: a hub id, a directory, a GGUF file, or `pkg://package/folder` for an installed package.
+        arguments: those of `AutoModelForCausalLM.from_pretrained`. `gguf_file` names a file in that directory; fields of the model's
+            configuration are set on it before the model is built.
+
+    Returns:
+        A transformers.PreTrainedModel. From GGUF: a plain one, its weights unpacked to `dtype` (float32 unless given).
+
+    Raises:
+        ConfigError: there is no such checkpoint, it isn't readable, or its weights don't fill the model.
+    """
+    checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
+    check_model_directory(checkpoint)
+    with giving_back(), _gguf_reader(checkpoint), _sizes_checked(pretrained_model_name_or_path):
+        where = {name: arguments[name] for name in WHERE if name in arguments}
+        raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
+        _refuse_reward_model(raw, pretrained_model_name_or_path)
+        if config is None:
+            config = _config(checkpoint, raw, {}, where)
+        for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
+            setattr(config, name, arguments.pop(name))
+        with explained(checkpoint, arguments):
+            model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
+    _check_filled(model, info, pretrained_model_name_or_path)
+    keep_differentiable(model)
+    keep_own_lengths(model)
+    tell_of_code(model, pretrained_model_name_or_path, trust_remote_code=bool(where.get("trust_remote_code")))
+    set_name(model, pretrained_model_name_or_path)
+    watch_length(model)
+    return (model, info) if arguments.get("output_loading_info") else model
+
+
+def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) -> Any:
+    """A checkpoint's configuration as its model class has it, with some fields set.
+
+    Args:
+        checkpoint: as found.
+        fields: name -> value, of the configuration (`model.config.*`).
+        where: `WHERE`.
+
+    Raises:
+        ConfigError: it can't be read, its model can't be built here, or it has no such field.
+    """
+    return _config(checkpoint, read_config(checkpoint, **where), fields, where)
+
+
+def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
+    """What a checkpoint's config.json, or its GGUF file, says of its model.
+
+    Raises:
+        ConfigError: it can't be read, or its model can't be built here.
+    """
+    if not checkpoint.local:
+        check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "config.json", **where)
+    source = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
+    with explained(checkpoint, where), _gguf_reader(checkpoint):
+        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))[0]
+        check_layout(raw, path=checkpoint.path, trust_remote_code=bool(where.get("trust_remote_code")))
+        return raw
+
+
+def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any], where: dict[str, Any]) -> Any:
+    family = family_of(raw, path=checkpoint.path)
+    with explained(checkpoint, where), _gguf_reader(checkpoint):
+        if family is not None:
+            config = native_config(family, raw)
+            raw = config.to_dict()
+        elif checkpoint.gguf_file:  # AutoConfig.from_pretrained reads such a file again: a second of CPU
+            config = AutoConfig.for_model(**raw)
+        else:
+            config = AutoConfig.from_pretrained(checkpoint.path, **where)
+        unknown = [name for name in fields if not _is_field(config, name)]
+        if unknown:
+            known = [name for name in config.to_dict() if not name.startswith("_")]
+            raise ConfigError(Problem(f"model.config.{name}", "no such field", did_you_mean(name, known)) for name in unknown)
+        return type(config).from_dict({**raw, **fields}) if fields else config
+
+
+@contextmanager
+def explained(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH_KEY) -> Iterator[None]:
+    """While it lasts, what a checkpoint that can't be read makes libraries raise becomes a ConfigError.
+
+    Errors that say nothing of the checkpoint stay what they are: no memory, a full disk, a defect.
+    """
+    never_ask()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `proxies` argument is ignored")  # `set_proxies` has set them
+            yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError, RuntimeError, TypeError) as error:
+        problem = _problem(error, checkpoint, arguments, key)
+        if problem is None:
+            raise
+        raise ConfigError(problem) from error
+
+
+def _gguf_reader(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    if checkpoint.gguf_file is None:
+        return nullcontext()
+    from llmmod.models.loading.gguf import patched_reader
+
+    return patched_reader()
+
+
+def _files(where: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in where.items() if name not in ("trust_remote_code", "code_revision")}
+
+
+def _from_pretrained(checkpoint: Checkpoint, raw: dict[str, Any], **arguments: Any) -> Any:
+    family = family_of(raw, path=checkpoint.path)
+    if checkpoint.gguf_file is None:
+        own_linears = plain_linears(arguments["config"].model_type) if arguments.get("quantization_config") else nullcontext()
+        with own_linears:
+            if family is not None:
+                return load_original(checkpoint.path, family, **arguments)
+            return AutoModelForCausalLM.from_pretrained(checkpoint.path, **arguments)
+    from llmmod.models.loading.gguf import model_from_gguf
+
+    return model_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
+
+
+def _is_field(config: Any, name: str) -> bool:
+    return name in config.to_dict() or name in config.attribute_map
+
+
+def is_reward_checkpoint(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model that scores texts rather than writes them."""
+    return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
+
+
+def _refuse_reward_model(raw: Mapping[str, Any], path: str) -> None:
+    # With tied weights its trunk would pass for a language model, without a word.
+    if is_reward_checkpoint(raw):
+        do = "Give a language model, or use this one as a reward: stage=rm"
+        raise ConfigError(Problem(PATH_KEY, f"'{path}' is a reward model, which scores and doesn't write", do=do))
+
+
+@contextmanager
+def _sizes_checked(path: str) -> Iterator[None]:
+    """While it lasts, weights that don't fit are named in a ConfigError, where transformers (5.23) prints tables and tracebacks first."""
+    report = modeling_utils.log_state_dict_report
+
+    def check(*args: Any, loading_info: Any, ignore_mismatched_sizes: bool, **named: Any) -> None:
+        others = [] if ignore_mismatched_sizes else [key for key, *_ in loading_info.mismatched_keys]
+        if others := sorted({*others, *loading_info.conversion_errors}):
+            found = f"the weights of '{path}' aren't of the sizes that its config.json says: {len(others)} are others, among them"
+            raise ConfigError(Problem(PATH_KEY, f"{found} {others[0]}"))
+        report(*args, loading_info=loading_info, ignore_mismatched_sizes=ignore_mismatched_sizes, **named)
+
+    with mock.patch.object(modeling_utils, "log_state_dict_report", check):
+        yield
+
+
+def _check_filled(model: Any, info: dict[str, Any], path: str) -> None:
+    """Refuse weights that were made up, as transformers does with a warning where a checkpoint hasn't got them."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        found = f"the weights of '{path}' don't fill {type(model).__name__}: {len(missing)} are missing, among them {missing[0]}"
+        raise ConfigError(Problem(PATH_KEY, found))
+
+
+def _problem(error: Exception, checkpoint: Checkpoint, arguments: dict[str, Any], key: str) -> Problem | None:
+    text = " ".join(str(error).split())
+    hub = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    if hub is not None:
+        return hub_problem(hub, checkpoint.path, revision=arguments.get("revision"), key=key)
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or getattr(error, "errno", None) in _DISK_FULL:
+        return None
+    if refused := code_problem(error, key, checkpoint.path):
+        return refused
+    if "attn_implementation" in arguments and "attention" in text.lower():
+        return Problem("model.attn_implementation", f"'{arguments['attn_implementation']}' can't be used: {text[:200]}")
+    if isinstance(error, TypeError):
+        named = text.rpartition("unexpected keyword argument ")[2].strip("'\"")
+        return Problem(f"model.kwargs.{named}", "from_pretrained takes no such argument") if "unexpected keyword" in text else None
+    if isinstance(error, RuntimeError) and "size" not in text and "state_dict" not in text:
+        return None
+    return Problem(key, f"'{checkpoint.path}' can't be loaded: {text[:300]}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,194 @@
+"""A jinja chat template equal to a render made of parts, for the exported model to be used with whatever reads chat templates.
+
+A chat template renders to one string, in which special tokens are then recognised. So tokens are written as their texts, BOS among them,
+and two things can't be carried over: a user's text that spells a special token becomes one, and where an answer begins or ends with
+white space the tokens at that seam may merge. The certificate compares the two.
+
+What a saved model has beside it for programs that write a prompt as one text: a chat template, and a tokenizer that reads its tokens.
+
+ChatGLM2's code puts `[gMASK]` and `sop` before a text by their ids, and never reads a token in a text: "sop" is a part of "gossop". A chat
+template has nothing but text. In a saved tokenizer they are therefore spelt `[gMASK]` and `<sop>`, as GLM-4 spells them, and read where a
+text has them; the ids are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import groupby
+from string import Template as Text
+from typing import TYPE_CHECKING, Any
+
+from llmmod.config.schema.base import Bos
+from llmmod.protocols import Render
+from llmmod.render.segments import RESPELT, Part, Slot
+
+if TYPE_CHECKING:
+    from llmmod.render.template import Template
+
+# In jinja a loop can't set a variable that outlives it; the attributes of a namespace it can.
+_TEMPLATE = Text("""\
+{%- set ns = namespace(system=$system, asked=[], query='', text='', round=$round, start=0) -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+    {%- set ns.system = messages[0]['content'] -%}
+    {%- set ns.start = 1 -%}
+{%- endif -%}
+{%- for tool in tools or [] -%}
+    {%- set ns.system = ns.system ~ ('\\n' if ns.system else '') ~ (tool | tojson) -%}
+{%- endfor -%}
+$skip
+{%- set turns = messages[ns.start:] -%}
+{%- for message in turns -%}
+    {%- set ns.text = message['content'] or '' -%}
+    {%- for call in message['tool_calls'] or [] -%}
+        {%- set ns.text = ns.text ~ ('\\n' if ns.text else '') ~ (call | tojson) -%}
+    {%- endfor -%}
+    {%- if message['role'] == 'assistant' -%}
+        $answer
+        {%- set ns.round = ns.round + 1 -%}
+        {%- set ns.asked = [] -%}
+    {%- else -%}
+        {%- set ns.asked = ns.asked + [ns.text] -%}
+        {%- if loop.last or turns[loop.index]['role'] == 'assistant' -%}
+            {%- set ns.query = ns.asked | join('\\n') -%}
+            $question
+        {%- endif -%}
+    {%- endif -%}
+{%- endfor -%}
+""")
+_SKIP_HISTORY = """\
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' and not loop.last -%}
+        {%- set ns.start = loop.index -%}
+    {%- endif -%}
+{%- endfor -%}"""
+
+
+def write_chat_template(template: Template) -> str:
+    """The chat template of a render.
+
+    It writes where the answer begins after every question, whether or not `add_generation_prompt` is set: the parts of a render don't say
+    which of their texts that is. `tools` and `tool_calls` are written as JSON.
+    """
+    return _Writer(template).write()
+
+
+class _Writer:
+    def __init__(self, template: Template) -> None:
+        self.template, self.conf = template, template.conf
+
+    def write(self) -> str:
+        return _TEMPLATE.substitute(
+            system=_literal(self.conf.system),
+            round=self.conf.first_round,
+            skip="" if self.conf.use_history else _SKIP_HISTORY,
+            answer=self._answer(),
+            question=self._query() + self._question(),
+        ).replace("\n\n", "\n")
+
+    def _answer(self) -> str:
+        strip = "{%- set ns.text = ns.text | trim -%}" if self.conf.strip else ""
+        whole = self._written(self.template.response)
+        if not self.conf.efficient_eos:
+            return strip + whole
+        return strip + _either("loop.last", whole, self._written(self.template.response[:-1]))
+
+    def _query(self) -> str:
+        """Statements that make the query what the render makes of it."""
+        strip = "{%- set ns.query = ns.query | trim -%}" if self.conf.strip else ""
+        if not self.conf.system_in_query:
+            return strip
+        with_system, without = (self._set_query([*self._prefix(system), Slot("query")]) for system in ("x", ""))
+        return _either(self._is_first(), _either("ns.system", with_system, without), "") + strip
+
+    def _question(self) -> str:
+        prompt, sep, each_turn = self.template.prompt_part, self.template.sep, self.conf.bos == Bos.each_turn
+        prefixes = ([], []) if self.conf.system_in_query else (self._prefix("x"), self._prefix(""))
+        with_system, without = (self._written(self._begun([*prefix, *prompt], True)) for prefix in prefixes)
+        return _either(self._is_first(), _either("ns.system", with_system, without), self._written([*sep, *self._begun(prompt, each_turn)]))
+
+    def _is_first(self) -> str:
+        return f"ns.round == {self.conf.first_round}"
+
+    def _prefix(self, system: str) -> Part:
+        """What stands before the first turn, by whether the system text is empty."""
+        if not system and self.conf.empty_prefix is not None:
+            return self.template.empty_prefix
+        prefix = [piece for piece in self.template.prefix if system or piece != Slot("system")]
+        return [*prefix, *self.template.sep] if prefix and not self.conf.system_in_query else prefix
+
+    def _begun(self, part: Part, wanted: bool) -> Part:
+        bos = self.template.bos_id
+        return [bos, *part] if wanted and bos is not None and list(part[:1]) != [bos] else part
+
+    def _set_query(self, part: Part) -> str:
+        return "" if part == [Slot("query")] else f"{{%- set ns.query = {self._expression(part)} -%}}"
+
+    def _written(self, part: Part) -> str:
+        return f"{{{{- {self._expression(part)} -}}}}" if part else ""
+
+    def _expression(self, part: Part) -> str:
+        """A part as a jinja expression: texts and tokens that follow one another as one string."""
+        variables = {"query": "ns.query", "system": "ns.system", "response": "ns.text", "idx": "ns.round"}
+        pieces: list[str] = []
+        for is_slot, group in groupby(part, key=lambda piece: isinstance(piece, Slot)):
+            if is_slot:
+                pieces += [variables[piece.name] for piece in group if isinstance(piece, Slot)]
+            else:
+                texts = (self.template.token_texts[piece] if isinstance(piece, int) else str(piece) for piece in group)
+                pieces.append(_literal("".join(texts)))
+        return " ~ ".join(pieces)
+
+
+def _either(condition: str, yes: str, no: str) -> str:
+    otherwise = f"{{%- else -%}}{no}" if no else ""
+    return yes if yes == no else f"{{%- if {condition} -%}}{yes}{otherwise}{{%- endif -%}}"
+
+
+def _literal(text: str) -> str:
+    """A jinja string. Its escapes are Python's, of which JSON's are a part."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+_OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:
+    """The tokenizer to save, and the chat template with which it writes what the render does; the tokenizer itself where it can.
+
+    Args:
+        render: the one that was trained with.
+        tokenizer: the run's.
+    """
+    spelt = getattr(render, "token_texts", None)
+    if spelt is None or (other := _readable(tokenizer)) is tokenizer:
+        return tokenizer, render.chat_template()
+    writer: Any = copy.copy(render)
+    writer.token_texts = dict(zip(spelt, other.convert_ids_to_tokens(list(spelt)), strict=True))
+    return other, writer.chat_template()
+
+
+def _readable(tokenizer: Any) -> Any:
+    """A tokenizer with the same ids that reads its special tokens in a text; any that has none to respell is returned as it is."""
+    has = set(RESPELT) <= set(getattr(tokenizer, "added_tokens_encoder", ()))
+    if not has or not tokenizer.is_fast or not tokenizer.split_special_tokens:
+        return tokenizer
+    own = {name: getattr(tokenizer, name) for name in _OWN if getattr(tokenizer, name)}
+    others = [name for name in tokenizer.added_tokens_encoder if name not in own.values()]
+    kept = ("model_input_names", "padding_side", "model_max_length", "name_or_path")
+    rust = tokenizer.backend_tokenizer
+    return type(tokenizer)(
+        tokenizer_object=type(rust).from_str(json.dumps(_respelt(json.loads(rust.to_str())))),
+        extra_special_tokens=[RESPELT.get(name, name) for name in others],
+        **own,
+        **{name: getattr(tokenizer, name) for name in kept},
+    )
+
+
+def _respelt(made: Any) -> Any:
+    """A tokenizer.json with other names: keys of its vocabulary, of its added tokens and of what begins a text."""
+    if isinstance(made, dict):
+        return {RESPELT.get(key, key): _respelt(value) for key, value in made.items()}
+    if isinstance(made, list):
+        return [_respelt(value) for value in made]
+    return RESPELT.get(made, made) if isinstance(made, str) else made

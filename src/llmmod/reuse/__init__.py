@@ -1,0 +1,1 @@
+"""Training steps of earlier runs, found again by their fingerprint and reused."""

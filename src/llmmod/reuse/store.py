@@ -1,0 +1,269 @@
+"""What training steps of earlier runs left, found again by its fingerprint, and put into the run that would train the same once more.
+
+A step's directory says itself what it holds: `result.json`, written last, has the fingerprint and the digest of every file. An index in the
+cache directory knows where such directories are, a small file for each. What isn't there any more, isn't whole, or was trained over since,
+is passed by, and is trained again.
+
+Whether a training step has to be trained: in a run of several, an earlier run may have left the very same.
+
+Change the learning rate of the last of three steps, and the run takes what the other two left. `reuse=false` trains them all; what they
+leave is found by later runs all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from llmmod.cache.content import NoIdentityError, digest, file_digest
+from llmmod.cache.store import cache_directory
+from llmmod.distributed import rank, world_size
+from llmmod.files.paths import shown
+from llmmod.reuse.fingerprint import parts, weights_identity
+
+log = logging.getLogger("llmmod.train")
+NAME = "result.json"
+_PARTS = "parts.json"  # in the index, beside what has the fingerprint
+_ADAPTER = "adapter_config.json"
+_BASE = "base_model_name_or_path"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training step left in its directory.
+
+    Args:
+        fingerprint: of the training.
+        files: name, relative -> digest; empty while it trains.
+        metrics: as the step reports them.
+        kind: `adapter` or `full`.
+        ended: when the training ended, `2026-11-24 14:00`.
+    """
+
+    fingerprint: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kind: str = ""
+    ended: str = ""
+
+
+class EarlierResults:
+    """Directories by the fingerprint of the training that filled them.
+
+    Args:
+        index: a directory; made when the first is kept.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._index = index
+
+    def take(self, fingerprint: str, directory: Path) -> tuple[Result, Path] | None:
+        """Put into a step's directory what a training with this fingerprint left, and say what it is and where it was.
+
+        Raises:
+            OSError: it can't be written there.
+        """
+        for place in self._places(fingerprint):
+            result = read_result(place)
+            if result is None or result.fingerprint != fingerprint or not result.files:
+                continue
+            if place == directory.absolute():
+                if _is_whole(place, result):
+                    return result, place
+            elif (copied := _copy(place, result, directory)) is not None:
+                self._enter(fingerprint, directory)
+                return copied, place
+        return None
+
+    def changed(self, parts: Mapping[str, str], step: str) -> tuple[list[str], Path] | None:
+        """What of a training is not as it was in the newest result of a step with that name, and where that is; None: there is none."""
+        for entry in _newest(self._index.glob("*/*.txt")):
+            with suppress(OSError, ValueError):
+                place = Path(entry.read_text(encoding="utf-8"))
+                result = read_result(place) if place.name == step else None
+                if result is not None and result.files and result.fingerprint == entry.parent.name:
+                    before = json.loads((entry.parent / _PARTS).read_text(encoding="utf-8"))
+                    return [name for name in {**before, **parts} if before.get(name) != parts.get(name)], place
+        return None
+
+    def keep(
+        self, directory: Path, fingerprint: str, *, metrics: Mapping[str, float], kind: str, parts: Mapping[str, str] | None = None
+    ) -> None:
+        """Let later runs find what a training left in its directory, and by its parts what they differ in."""
+        write_result(directory, Result(fingerprint, _digests(directory), metrics, kind, time.strftime("%Y-%m-%d %H:%M")))
+        self._enter(fingerprint, directory, parts)
+
+    def _places(self, fingerprint: str) -> list[Path]:
+        """The directories that the index has, newest first; those that are gone leave it."""
+        found = []
+        for entry in _newest((self._index / fingerprint).glob("*.txt")):
+            with suppress(OSError):  # another process may take it away, too
+                place = Path(entry.read_text(encoding="utf-8"))
+                if place.is_dir():
+                    found.append(place)
+                else:
+                    entry.unlink()
+        return found
+
+    def _enter(self, fingerprint: str, directory: Path, parts: Mapping[str, str] | None = None) -> None:
+        place = str(directory.absolute())
+        try:
+            (self._index / fingerprint).mkdir(parents=True, exist_ok=True)
+            if parts is not None:
+                _write(self._index / fingerprint / _PARTS, json.dumps(parts))
+            _write(self._index / fingerprint / f"{digest(place)}.txt", place)
+        except OSError as error:
+            log.warning("later runs won't find %s (%s); LLMMOD_CACHE names another directory", place, error)
+
+
+def _newest(entries: Iterable[Path]) -> list[Path]:
+    """Files that are there, those written last first."""
+    times = {}
+    for entry in entries:
+        with suppress(OSError):  # another process may take it away, too
+            times[entry] = entry.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__, reverse=True)
+
+
+def read_result(directory: Path) -> Result | None:
+    """What a training step says of its directory; None where none does."""
+    with suppress(OSError, ValueError, TypeError):
+        return Result(**json.loads((directory / NAME).read_text(encoding="utf-8")))
+    return None
+
+
+def write_result(directory: Path, result: Result) -> None:
+    """Write it, in one step."""
+    _write(directory / NAME, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """Of what a training left at its end: not of checkpoints, and not of what is being written."""
+    paths = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
+    own = [path for path in paths if not path.parts[0].startswith(("checkpoint-", ".")) and path.name != NAME]
+    return {path.as_posix(): file_digest(directory / path) for path in own}
+
+
+def _is_whole(directory: Path, result: Result) -> bool:
+    with suppress(OSError, NoIdentityError):
+        return all(file_digest(directory / name) == expected for name, expected in result.files.items())
+    return False
+
+
+def _copy(place: Path, result: Result, directory: Path) -> Result | None:
+    """Copy a result, and look at the copy: the original may be going away. None: it isn't whole."""
+    made = Path(tempfile.mkdtemp(prefix=".taken-", dir=directory))
+    try:
+        for name in result.files:
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(place / name, made / name)
+            except FileNotFoundError:
+                return None
+        if not _is_whole(made, result):
+            log.warning("what %s left is damaged, and not used again", place)
+            return None
+        _move_base(made / _ADAPTER, place.parent, directory.absolute().parent)
+        for name in result.files:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).replace(directory / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    copied = replace(result, files={name: file_digest(directory / name) for name in result.files})
+    write_result(directory, copied)
+    return copied
+
+
+def _move_base(config: Path, before: Path, after: Path) -> None:
+    """Where an adapter names a directory of its run as its base, let it name the one of this run."""
+    with suppress(OSError, ValueError):
+        read = json.loads(config.read_text(encoding="utf-8"))
+        base = Path(str(read.get(_BASE)))
+        if base.is_relative_to(before):
+            read[_BASE] = str(after / base.relative_to(before))
+            config.write_text(json.dumps(read, indent=2, sort_keys=True), encoding="utf-8")
+
+
+_NAMED = 4  # parts that have changed
+
+
+class Reuse:
+    """What earlier runs have to do with a training step; of several processes, the first looks.
+
+    Args:
+        session: of the run.
+        step: that trains.
+        args: its trainer's arguments.
+        data: the identity of its examples.
+        checkpoint: that it goes on from.
+    """
+
+    def __init__(self, session: Any, step: str, *, args: Any, data: str | None, checkpoint: Path | None) -> None:
+        self._directory, self._step = session.step_dir(step), step
+        self._key: str | None = None
+        self._parts: dict[str, str] = {}
+        self._takes = session.trains_several and session.root.reuse and checkpoint is None
+        if rank() == 0 and session.trains_several:
+            self._results = EarlierResults(cache_directory(session.root.hub.cache_dir) / "trained")
+            self._key = self._fingerprint(session, args, data)
+        if checkpoint is not None and self._key != getattr(read_result(checkpoint.parent), "fingerprint", None):
+            self._key = None  # the checkpoint is another training's, and so will be what comes of it
+
+    def take(self) -> tuple[Result, Path] | None:
+        """What an earlier run left, put into the step's directory, and where it was; None: it is to be trained."""
+        found = [self._results.take(self._key, self._directory) if self._takes and self._key is not None else None]
+        if self._takes and world_size() > 1:
+            broadcast_object_list(found)
+        if found[0] is None and rank() == 0:
+            if self._takes and self._key is not None:
+                self._tell()
+            self._begin()
+        return found[0]
+
+    def keep(self, *, metrics: Mapping[str, float], kind: str) -> None:
+        """Let later runs find what was trained."""
+        if self._key is not None:
+            self._results.keep(self._directory, self._key, metrics=metrics, kind=kind, parts=self._parts)
+
+    @property
+    def identity(self) -> str | None:
+        """Of the weights that are in the directory now; None where later runs can't know them again."""
+        return None if self._key is None else weights_identity(self._directory, self._key)
+
+    def _tell(self) -> None:
+        """Say why it is trained although an earlier run has trained a step of that name."""
+        names, place = self._results.changed(self._parts, self._step) or ([], None)
+        if place is not None and names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            log.info("%s: trained, since this has changed from %s: %s%s", self._step, shown(place), ", ".join(names[:_NAMED]), more)
+
+    def _begin(self) -> None:
+        """What the directory says of itself isn't true from now on."""
+        (self._directory / NAME).unlink(missing_ok=True)
+        if self._key is not None:
+            write_result(self._directory, Result(self._key))
+
+    def _fingerprint(self, session: Any, args: Any, data: str | None) -> str | None:
+        try:
+            self._parts = parts(session, self._step, args=args, data=data)
+            return digest(self._parts)
+        except (NoIdentityError, OSError) as error:  # a file that nobody needs may be unreadable
+            log.info("%s: later runs can't reuse it: %s", self._step, error)
+            return None

@@ -1,0 +1,1 @@
+"""The step `predict`: what a model makes of the held-out examples."""

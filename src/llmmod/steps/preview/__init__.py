@@ -1,0 +1,1 @@
+"""The step `preview`: what training will see, before it trains."""

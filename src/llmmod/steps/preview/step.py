@@ -1,0 +1,175 @@
+"""What training will see, before it does: some examples in the terminal, a page to look at, and the ids and labels themselves.
+
+No model is loaded. The examples are those of the train step: the same splits, rendered and tokenized by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmmod.config.schema.steps import PreviewConf
+from llmmod.data.dataset.certify import Seen, proof, seen
+from llmmod.data.dataset.load import load_splits, open_makings
+from llmmod.distributed import rank
+from llmmod.instantiate import locate
+from llmmod.protocols import StepReport
+from llmmod.render.certificate import certify
+from llmmod.render.findings import Finding
+from llmmod.steps.preview.figures import STREAMED, Figures, Measured, examples_of, measured
+from llmmod.steps.preview.page import Contents, Example, IdRow, Verdict, page
+from llmmod.steps.preview.terminal import counted, show, tiles
+from llmmod.steps.preview.tokens import TokenTexts
+from llmmod.upstream import installed
+
+_LINES, _PAGE = "preview.jsonl", "preview.html"
+_WITH_THAT_ABOVE = "″"
+_PACKS = 16  # packed rows that are drawn
+
+
+class Preview:
+    """The step `preview`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of the directory in the run's.
+    """
+
+    def __init__(self, conf: PreviewConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Print examples, and write `<run>/<name>/preview.html` and `preview.jsonl`: `input_ids`, `labels` and `text`, a line an example.
+
+        Raises:
+            ConfigError: the data or the render is wrong, as training would find.
+        """
+        splits = session.splits(self.name)
+        if rank() != 0:
+            return StepReport()
+        tokenizer, render = session.tokenizer(self.name), session.render(self.name)
+        texts, rows = TokenTexts(tokenizer, render.stop_ids), examples_of(splits.train, streamed=max(STREAMED, self.conf.max_samples))
+        numbers = measured(splits.train, rows, session.conf(self.name, "training"), smoke=session.root.smoke, packs=_PACKS)
+        judged = self._verdict(session, render, tokenizer)
+        examples = [_examples(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
+        directory = session.step_dir(self.name)
+        with _written(directory / _LINES) as file:
+            file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in seen(row))
+        with _written(directory / _PAGE) as file:
+            file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
+        show([example for _, of_row in spread(examples, self.conf.in_terminal) for example in of_row], judged, sys.stdout)
+        artifacts = {"page": f"{self.name}/{_PAGE}", "examples": f"{self.name}/{_LINES}"}
+        return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
+
+    def _verdict(self, session: Any, render: Any, tokenizer: Any) -> Verdict:
+        """The certificate's, on the first rows of each dataset too, unless the user's own code makes the data."""
+        conf, root, kind = session.conf(self.name, "dataset"), session.root, session.conf(self.name, "training").data_kind
+        if locate(conf._target_) is not load_splits:
+            return verdict(certify(render, tokenizer), rows=0, mask_prompt=conf.mask_prompt)
+        makings = open_makings(conf, render=render, tokenizer=tokenizer, seed=root.seed, hub=root.hub, kind=kind, smoke=root.smoke)
+        findings, rows = proof(makings)
+        return verdict(findings, rows=rows, mask_prompt=conf.mask_prompt or kind != "conversation", kind=kind)
+
+    def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Sequence[Example]]) -> Contents:
+        parts = [(part, session.conf(self.name, part).name) for part in ("model", "render", "finetune")]
+        rehearsal = [("smoke", "true: a rehearsal, with a few rows and a small tokenizer")] if session.root.smoke else []
+        return Contents(
+            title=report.name,
+            lines=[report.lines()[0].removeprefix(f"{report.name}: ")],
+            choices=[*parts, ("stage", session.conf(self.name, "training").stage), *rehearsal],
+            verdict=judged,
+            tiles=tiles(report, numbers),
+            lengths=numbers.figures.lengths,
+            cutoff_len=report.cutoff_len,
+            packs=numbers.packs,
+            examples=[example for of_row in examples for example in of_row],
+            examples_title=_which(len(examples), numbers.figures),
+            footer=f"Written by llmmod {installed('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
+        )
+
+    def _summary(self, numbers: Measured, directory: Path) -> list[str]:
+        figures, steps = numbers.figures, numbers.plan.steps
+        told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens"
+        if figures.trained_tokens:
+            told += f", {figures.trained_share:.0%} of them trained"
+        if not figures.complete:
+            told = f"the first {told}"
+        if steps is not None:
+            told += f"; {counted(steps, 'optimizer step')}"
+        return [f"{self.name}: {told}", f"{self.name}: the page is {directory / _PAGE}"]
+
+
+def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True, kind: str = "conversation") -> Verdict:
+    """What the certificate's findings come to.
+
+    Args:
+        findings: of the certificate.
+        rows: of the data, how many it looked at.
+        mask_prompt: whether prompts aren't trained.
+        kind: what a row becomes.
+    """
+    if wrong := sum(finding.fatal for finding in findings):
+        headline = f"Not certified: {counted(wrong, 'thing')} would be trained wrong"
+        return Verdict(True, headline, "A run stops here, unless render.verify=false lets it train all the same.", findings)
+    of_data = f" and the first {counted(rows, 'row')} of the data" if rows else ""
+    if kind == "document":
+        explanation = (
+            f"Checked on made-up texts{of_data}: a document has the ids that the tokenizer gives its text, every one of them is trained, "
+            f"and so is the token that ends it; no text became a special token."
+        )
+        return Verdict(False, "Certified: training sees each text as the tokenizer writes it", explanation, findings)
+    prompts = "" if mask_prompt else " (and, with dataset.mask_prompt=false, the prompts)"
+    explanation = (
+        f"Checked on made-up conversations{of_data}: prompts have the ids that chat and predict feed, answers and the token that ends "
+        f"them are trained{prompts} and nothing else is, generation stops there, and no text became a special token."
+    )
+    return Verdict(False, "Certified: training sees what inference will ask for", explanation, findings)
+
+
+def spread(items: Any, wanted: int) -> list[tuple[int, Any]]:
+    """Up to `wanted` items with their numbers, from 1 on: evenly spread, since neighbours are often alike."""
+    count = min(wanted, len(items))
+    return [(place * len(items) // count + 1, items[place * len(items) // count]) for place in range(count)]
+
+
+def _which(shown: int, figures: Figures) -> str:
+    if not figures.complete:
+        return f"{shown} of the first {figures.examples:,} examples of a stream"
+    return f"All {shown} examples" if shown == figures.examples else f"{shown} of {figures.examples:,} examples, evenly spread"
+
+
+def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Example]:
+    """What there is to see of a row, under one number."""
+    found = []
+    for part, ids, labels in seen(row):
+        shown = texts.shown(ids, labels)
+        said = {piece.at: piece.text.replace("\n", "").replace("\t", "") for piece in shown}
+        pairs = enumerate(zip(ids, labels, strict=True))
+        rows = [IdRow(at, token, texts.name(token), said.get(at, _WITH_THAT_ABOVE), label) for at, (token, label) in pairs]
+        name = f"Example {number:,}, {part}" if part else f"Example {number:,}"
+        found.append(Example(number, name, shown, rows))
+    return found
+
+
+def _line(one: Seen, texts: TokenTexts) -> str:
+    part = {"part": one.part} if one.part else {}
+    written = {"input_ids": one.input_ids, "labels": one.labels, "text": texts.text(one.input_ids), **part}
+    return json.dumps(written, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[TextIO]:
+    """A file that takes its name when it is whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The trainers, one a stage, and what they share."""

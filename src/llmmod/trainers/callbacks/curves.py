@@ -1,0 +1,127 @@
+"""The loss curve of a training, as a picture: each logged loss, their smoothed course, and the evaluations.
+
+The course of a run that learns from rewards, as a picture: what answers earn, and how far the policy has gone for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_SMOOTHING = 0.8  # how much of the average so far each new point keeps
+
+
+@contextmanager
+def loss_curve(
+    state: Callable[[], Any], path: Path, draw: Callable[[Sequence[dict[str, float]], Path], bool] | None = None
+) -> Iterator[None]:
+    """Draw the curve to `path` when the block ends, whichever way: an interrupted training has one too.
+
+    Args:
+        state: gives the trainer's state; of another process than the first nothing is drawn.
+        path: the PNG.
+        draw: from a trainer's log, a path: writes another picture than the loss; see `draw_losses`.
+    """
+    draw = draw or draw_losses
+    try:
+        yield
+    except BaseException:
+        # What goes wrong here, a full disk say, must not hide the error that is on its way up.
+        with suppress(Exception):
+            _draw(state(), path, draw)
+        raise
+    _draw(state(), path, draw)
+
+
+def _draw(state: Any, path: Path, draw: Callable[[Sequence[dict[str, float]], Path], bool]) -> None:
+    if state.is_world_process_zero:
+        draw(state.log_history, path)
+
+
+def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
+    """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw."""
+    train, held_out = points(history, "loss"), points(history, "eval_loss")
+    if not train and not held_out:
+        return False
+    # Imported here, since it takes half a second, and without pyplot, whose state is global and whose backend may want a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss")
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="training")
+        axes.plot(steps, smoothed(losses), color="tab:blue", label="training, smoothed")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="validation")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    save_png(FigureCanvasAgg(figure), path)
+    return True
+
+
+def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
+    """The exponential moving average, without bias towards its start (Kingma & Ba 2015, section 3: divided by the weights so far)."""
+    average, weight, course = 0.0, 0.0, []
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        course.append(average / weight)
+    return course
+
+
+def points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    """(optimizer step, value) of each entry of a log that has it."""
+    return [(entry["step"], entry[name]) for entry in history if name in entry]
+
+
+def save_png(canvas: Any, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    # In one step, so that a reader, or a full disk, never leaves half a picture.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            canvas.print_png(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name in the log, what it is called, colour
+
+
+def course(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> AbstractContextManager[None]:
+    """Draw a PNG of these panels when the block ends, whichever way."""
+    return loss_curve(state, path, functools.partial(draw_course, panels=panels))
+
+
+def draw_course(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel]) -> bool:
+    """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw; a panel without anything is left out."""
+    told = [panel for panel in panels if any(points(history, name) or points(history, f"eval_{name}") for name, _, _ in panel[1])]
+    if not told:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5 * len(told)), layout="constrained")
+    column = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, lines) in zip(column, told, strict=True):
+        axes.set_ylabel(label)
+        for name, said, colour in lines:
+            _line(axes, points(history, name), label=said, color=colour)
+            _line(axes, points(history, f"eval_{name}"), label=f"{said.split(':')[0]}, held out", color=colour, marker="o", linestyle="--")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    column[-1].set_xlabel("optimizer step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(FigureCanvasAgg(figure), path)
+    return True
+
+
+def _line(axes: Any, course: Sequence[tuple[float, float]], **style: Any) -> None:
+    if course:
+        axes.plot(*zip(*course, strict=True), **style)

@@ -1,0 +1,153 @@
+"""Training as it goes: steps, loss, tokens a second, the time left.
+
+A bar that redraws itself where stderr is a terminal; a line at each logging step elsewhere, so that a log stays readable.
+
+How far a long piece of work has come, where it isn't a training: a bar on a terminal, now and then a line elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+log = logging.getLogger("llmmod.train")
+
+
+class TrainingProgress(TrainerCallback):  # type: ignore[misc]
+    """Shows a training on stderr; on the first process alone.
+
+    Args:
+        bar: None: a bar where stderr is a terminal; False: never one.
+    """
+
+    def __init__(self, bar: bool | None = None) -> None:
+        self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        self._progress: Progress | None = None
+        self._busy_s = 0.0
+        self._step_began: float | None = None
+        self._steps = 0
+        self._tokens_before = 0
+        self._logs: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start counting: a resumed training's earlier steps took none of this run's time."""
+        self._busy_s, self._steps, self._tokens_before = 0.0, 0, state.num_input_tokens_seen
+        if state.is_world_process_zero and self._wants_bar:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, told="")
+            self._progress.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note when a step begins."""
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add up the time spent on steps alone, without evaluation and saving, and move the bar."""
+        if self._step_began is not None:
+            self._busy_s += time.perf_counter() - self._step_began
+        self._steps += 1
+        self._show(state, "train")
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say that the time goes into evaluation."""
+        self._show(state, "evaluate")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Keep loss and reward for the bar; without a bar, print a line."""
+        told = {name: value for name, value in (logs or {}).items() if name in _FORMS}
+        self._logs |= told
+        if not state.is_world_process_zero or not told:
+            return
+        level = logging.INFO if self._progress is None else logging.DEBUG
+        log.log(level, "%s", self._line(state, told))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, also after an error; twice is once."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def tokens_per_second(self, state: Any) -> float | None:
+        """Tokens that went through the model in a second of training, padding left out; None where they aren't counted."""
+        tokens = state.num_input_tokens_seen - self._tokens_before
+        return tokens / self._busy_s if tokens > 0 and self._busy_s > 0 else None
+
+    def _show(self, state: Any, description: str) -> None:
+        if self._progress is not None:
+            numbers = [f"{_NAMES[name]} {self._logs[name]:{_FORMS[name]}}" for name in ("loss", "reward") if name in self._logs]
+            told = "  ".join([*numbers, *self._speed(state)])
+            self._progress.update(self._task, description=description, completed=state.global_step, told=told)
+
+    def _line(self, state: Any, told: dict[str, float]) -> str:
+        parts = [f"step {state.global_step}/{state.max_steps}"]
+        parts += [f"{_NAMES[name]} {told[name]:{form}}" for name, form in _FORMS.items() if name in told]
+        return "  ".join([*parts, *(self._speed(state) if "loss" in told else [])])
+
+    def _speed(self, state: Any) -> list[str]:
+        rate = self.tokens_per_second(state)
+        left = self._busy_s / self._steps * (state.max_steps - state.global_step) if self._steps else None
+        return [*([f"{rate:,.0f} tokens/s"] if rate else []), *([f"{clock(left)} left"] if left is not None else [])]
+
+
+_NAMES = {
+    "loss": "loss", "eval_loss": "validation loss", "reward": "reward", "eval_reward": "reward on held-out prompts",
+    "learning_rate": "learning rate",
+}  # fmt: skip
+_FORMS = {"loss": ".4f", "eval_loss": ".4f", "reward": ".3f", "eval_reward": ".3f", "learning_rate": ".2e"}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+_run_log = logging.getLogger("llmmod")
+_EVERY_S = 10.0
+
+
+@contextmanager
+def counting(what: str, total: int, *, bar: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of things done since the last call.
+
+    Args:
+        what: is being done.
+        total: things to do.
+        bar: None: where stderr is a terminal.
+    """
+    if sys.stderr.isatty() if bar is None else bar:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(what, total=total)
+            yield lambda more: shown.advance(task, more)
+    else:
+        yield _lines(what, total)
+
+
+def _lines(what: str, total: int) -> Callable[[int], None]:
+    """Logs a line every ten seconds at most, with the time left."""
+    began = told = time.monotonic()
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done, told
+        done, now = done + more, time.monotonic()
+        if now - told >= _EVERY_S and done:
+            told = now
+            _run_log.info("%s %d/%d  %s left", what, done, total, clock((now - began) / done * (total - done)))
+
+    return count

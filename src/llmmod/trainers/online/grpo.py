@@ -1,0 +1,260 @@
+"""What GRPO can be told: trl's arguments, and rewards by name.
+
+Group relative policy optimisation (Shao et al. 2024): trl's losses and advantages, on answers and rewards of ours.
+
+Several answers to each prompt are sampled and scored, and each is compared with the others to the same prompt. trl decides what that makes
+of them (its `loss_type`, `scale_rewards`, …); the prompts' ids, how answers are sampled and where they end, rewards and their models, the
+reference and the log-probabilities are those of `stages.answering` and `stages.rewards`.
+
+What differs from trl's own trainer (1.16): rows are padded on the right, so that positions begin with the prompt; the last prompts of an
+epoch aren't left out, but filled up with its first; a run that is resumed gives the same bits; `eval_loss`, which says nothing of a
+policy that is compared with itself, isn't told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer
+
+from llmmod.config.schema.online_training import GrpoFields
+from llmmod.config.schema.reward import reward_nodes
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.generation.generate import answers_in_order
+from llmmod.models.generation.settings import Ends, answer_text
+from llmmod.trainers.online.base import AnsweringTrainer, RolloutSampler, columns, drawing, sampling_settings, seed_of
+from llmmod.trainers.online.completions import Samples, rows_of, told
+from llmmod.trainers.online.rewards import Answers, rewards_from
+from llmmod.trainers.reference import base_is_known, initial_weights, reference
+
+_BEST = "reward"
+
+
+@dataclass
+class GrpoArguments(GrpoFields, GRPOConfig):  # type: ignore[misc]
+    """The arguments of `stages.grpo.trainer.GrpoTrainer`; what is not trl's, and its default, `GrpoFields` says."""
+
+    def __post_init__(self) -> None:
+        """The best model is the one with the highest reward on held-out prompts, unless something else is named."""
+        if self.load_best_model_at_end and getattr(self, "metric_for_best_model", None) is None:
+            self.metric_for_best_model, self.greater_is_better = _BEST, True
+        super().__post_init__()
+
+
+_REFERENCE = "reference"  # where trl has a model
+# Of what trl measures, the means that are means over any number of batches too; by what they are over.
+_BY_ANSWER = ("reward", "completions/mean_length", "completions/clipped_ratio")
+_BY_TOKEN = ("kl", "entropy")
+
+
+class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
+    """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
+
+    stage = "grpo"
+    panels = (
+        ("reward", (("reward", "reward", "tab:blue"),)),
+        ("tokens an answer", (("completions/mean_length", "length", "tab:green"),)),
+        ("KL to the reference, nats a token", (("kl", "KL", "tab:red"),)),
+    )
+
+    def __init__(
+        self, model: Any = None, args: GrpoArguments | None = None, *, train_dataset: Any = None, data_collator: Any = None, **kwargs: Any
+    ) -> None:
+        assert args is not None
+        if data_collator is not None:
+            raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
+        self._answering = sampling_settings(args, model)
+        self._ends = Ends(self._answering, kwargs.get("processing_class"))
+        self._ended: list[bool] = []  # of the answers made last
+        names = list(reward_nodes(args.reward))
+        with _as_trl_reads_them(args):
+            super().__init__(model=model, reward_funcs=[_asked_by_us] * len(names), args=args, train_dataset=train_dataset, **kwargs)
+        if self.aux_loss_enabled:
+            found = f"{self.router_aux_loss_coef:g} by the model's config, and grpo doesn't learn from that loss"
+            raise ConfigError(Problem("training.router_aux_loss_coef", found, do="Set it to 0"))
+        self.eos_token_ids = list(self._answering.eos_token_id)  # trl would count the tokenizer's own among them
+        self.reward_func_names = names
+        self.reward_weights = torch.tensor([args.reward_weights.get(name, 1.0) for name in names])
+        run_dir, rows = Path(args.output_dir).parent, args.per_device_train_batch_size
+        self.rewards = rewards_from(
+            args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
+        )
+        self._compare_with_reference(known=base_is_known(model))
+        self._rows: Sequence[Mapping[str, Any]] = []
+        self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see the class."""
+        self.initial = initial_weights(self.model) if self.args.beta else None
+        self._compare_with_reference(known=True)
+        return super().train(*args, **kwargs)
+
+    def release(self) -> None:
+        """Let go of what only training needs."""
+        super().release()
+        self._buffered_inputs = None
+        self._rows = []
+
+    def _compare_with_reference(self, *, known: bool) -> None:
+        """Whole weights that were trained elsewhere have no reference: nobody knows what they were."""
+        self.beta = self.args.beta if known else 0.0
+        self.ref_model = _REFERENCE if self.beta else None
+
+    # Prompts
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
+        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
+        size, times = args.generation_batch_size // self.num_generations, self.num_iterations * args.steps_per_generation
+        return self.rollout_sampler(dataset, size=size, times=times, each=self.num_generations)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """A micro-batch that is learnt from, its answers sampled and scored if it is the first of those that are made at once."""
+        context: AbstractContextManager[None] = nullcontext()
+        if self.model.training:
+            context = drawing(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
+        with context:
+            found: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
+        return found
+
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        self._rows = inputs
+        # trl gets texts, which it shows; what else a row has may be what it takes for a picture or an environment.
+        texts = [answer_text(row["prompt_ids"], self.processing_class, stop_ids=()) for row in inputs]
+        found: dict[str, torch.Tensor] = super()._generate_and_score_completions([{"prompt": text} for text in texts])
+        if self._answering.stop_strings:  # trl knows of tokens alone that end an answer
+            cut = gather(torch.tensor([not ended for ended in self._ended], device=self.accelerator.device)).float().mean()
+            self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"][-1] = cut.item()
+        return found
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(row["prompt_ids"]) for row in self._rows], None, {}
+
+    # Answers
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+        """An answer to each; without dropout, and each batch of them at once."""
+        settings = {"config": self._answering, "batch_size": len(prompt_ids), "tokenizer": self.processing_class}
+        with _evaluating(self.model), self.accelerator.autocast():  # around all tokens: weights are cast once
+            found = answers_in_order(self.model, prompt_ids, **settings)
+        self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
+        return found, None
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
+        completions[:] = [self.reader(ids) for ids in completion_ids_list]  # in place: trl shows and logs its list of them
+        asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
+        own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
+        earned = (own * self.reward_weights).nansum(1)
+        if self.model.training:
+            told_of = {"reward": earned.tolist()}
+            if len(self.reward_func_names) > 1:
+                told_of |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
+            self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
+        else:
+            self.measure_texts(completions, asked.columns.get("answer"))
+            by_prompt = earned.reshape(-1, self.num_generations_eval).mean(1)
+            self._earned.update(gather(by_prompt.to(self.accelerator.device)).cpu())
+        scores: torch.Tensor = gather(own.to(self.accelerator.device))
+        return scores
+
+    # Log-probabilities
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,  # [answers, prompt + answer], prompts padded on the left, answers on the right
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Log-probabilities of the answers' tokens and, where wanted, entropies, each [answers, tokens]."""
+        prompts, size = input_ids.shape[1] - logits_to_keep, batch_size or len(input_ids)
+        asked, context = model, nullcontext()  # type: tuple[Any, AbstractContextManager[None]]
+        if model is _REFERENCE:
+            found_reference = reference(self.model, self.initial)
+            assert found_reference is not None, "where it isn't known, nothing is compared with it"
+            asked, context = self.model, found_reference
+        found = []
+        with context, self.accelerator.autocast():
+            for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):
+                known = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
+                batch = rows_of(known, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._answering.pad_token_id)
+                found.append(told(asked, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
+        log_probs = torch.cat([part.log_probs for part in found])
+        return log_probs, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        pass  # trl counts prompts and answers when they are made
+
+    # Held-out prompts
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
+        """Nothing, a batch's means being kept for `evaluation_loop`; what fills up the last batch of several processes counts again."""
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, batch)
+        found = {name: values[-1] for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        kept = {name: value for name, value in found.items() if name in (*_BY_ANSWER, *_BY_TOKEN) or _is_mean_reward(name)}
+        tokens = float(batch["completion_mask"].sum())
+        self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_BY_TOKEN, tokens))
+        return None, None, None
+
+    # Checkpoints
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        of_entropy = {"last_world_entropy": self._last_world_entropy, "window": self._entropy_window_stats}
+        state = {"step": self._step, "batches": self._buffered_inputs, "metrics": dict(self._metrics["train"]), "entropy": of_entropy}
+        torch.save(state, self.state_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = torch.load(self.state_file(checkpoint), map_location=self.args.device, weights_only=True)
+            self._step, self._buffered_inputs = state["step"], state["batches"]
+            self._metrics["train"].update(state["metrics"])
+            self._last_world_entropy, self._entropy_window_stats = state["entropy"]["last_world_entropy"], state["entropy"]["window"]
+            self._samples.forget_after(self.state.global_step)
+
+
+def _is_mean_reward(name: str) -> bool:
+    return name.startswith("rewards/") and name.endswith("/mean")
+
+
+def _asked_by_us(**given: Any) -> list[float]:
+    """Stands where trl wants a reward function; `_calculate_rewards` asks our own rewards, so that it is never called."""
+    raise AssertionError("rewards come of GrpoTrainer._calculate_rewards")
+
+
+@contextmanager
+def _as_trl_reads_them(args: GrpoArguments) -> Iterator[None]:
+    """Within it, trl makes no reference of its own, and reads no weights by name."""
+    beta, weights = args.beta, args.reward_weights
+    args.beta, args.reward_weights = 0.0, None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        args.beta, args.reward_weights = beta, weights
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, a model is in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

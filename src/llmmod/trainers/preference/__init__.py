@@ -1,0 +1,1 @@
+"""Trainers that compare a policy with its reference: dpo and kto."""

@@ -1,0 +1,122 @@
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024): trl's trainer and losses, on answers that are each judged good or bad.
+
+The loss `kto` compares with an estimate of the KL divergence over the mismatched pairs of a batch (`data.judged`), and so goes by the batch
+by its nature. All else is a mean over the examples of an optimizer step, and an evaluation's over all examples; sums alone are kept.
+Where answers are ranked, each row counts the same in the loss, in rewards and in log-probabilities; what is measured of tokens, and the
+estimate of the KL, are over all answers alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from trl import KTOTrainer
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.measures import Means, without_weights
+from llmmod.trainers.preference.base import ReferenceTrainer
+
+
+class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
+    """trl.KTOTrainer for examples that come with `prompt_ids`, `completion_ids` and `label`.
+
+    Raises:
+        ConfigError: the reference would have to be known before training, and the loss takes pairs that are made in training.
+    """
+
+    columns = ("ref_logps", "ref_KL_logps")
+    desirable_weight: Any
+    undesirable_weight: Any
+
+    def __init__(self, model: Any, args: Any, *, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
+        order, args.train_sampling_strategy = args.train_sampling_strategy, "sequential"  # trl 1.16 pairs by a fixed order; we don't
+        try:
+            super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        finally:
+            args.train_sampling_strategy = order
+        self._means = {"train": _Means(), "eval": _Means()}
+        if self.calculate_KL and train_dataset is not eval_dataset:
+            self._refuse_beforehand()
+
+    def _refuse_beforehand(self) -> None:
+        do = "Or set training.loss_type=apo_zero_unpaired, which takes no mismatched pairs"
+        if self.args.precompute_ref_log_probs:
+            found = f"true, and the mismatched pairs of the loss {self.loss_type} are made in training"
+            raise ConfigError(Problem("training.precompute_ref_log_probs", found, do=f"Set it to false. {do}"))
+        if self._adapter and not self._off_is_start:
+            found = f"an adapter that is something from the start, whose reference the loss {self.loss_type} can't know"
+            raise ConfigError(Problem("finetune", found, do=f"Begin a new adapter on the merged model. {do}"))
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The mean loss of the batch's examples, or their part of the mean over `num_items_in_batch` of them."""
+        weights = self.weights.of(inputs, training=self.model.training)
+        inputs = self.with_reference(without_weights(inputs))
+        good, examples = inputs["label"].bool(), len(inputs["label"])
+        heard = _Heard(model)
+        with lean_head(), nullcontext() if weights is None else self._losses_times(weights, good):
+            loss = super().compute_loss(heard, inputs)
+        if weights is None:
+            weights = torch.ones(examples, device=good.device)
+        else:
+            self._measure(heard.log_probs, inputs, weights, good)
+        tokens, total = inputs["completion_mask"][:, 1:].sum(1), float(weights.sum())
+        sizes = {"entropy": float(tokens.sum())}
+        for name, of_it in (("chosen", good), ("rejected", ~good)):
+            sizes |= {f"{kind}/{name}": float(weights[of_it].sum()) for kind in ("rewards", "logps")}
+            sizes[f"logits/{name}"] = float(tokens[of_it].sum())
+        self.add_means(total, weights=sizes, **({} if self.model.training else {"loss": float(loss) * (examples / total)}))
+        return loss if num_items_in_batch is None else loss * (examples / num_items_in_batch)
+
+    @contextmanager
+    def _losses_times(self, weights: torch.Tensor, good: torch.Tensor) -> Iterator[None]:
+        """Within it, the loss of each answer is taken times its weight: what trl (1.16) multiplies those of good and of bad ones with."""
+        own = self.desirable_weight, self.undesirable_weight
+        self.desirable_weight, self.undesirable_weight = own[0] * weights[good], own[1] * weights[~good]
+        try:
+            yield
+        finally:
+            self.desirable_weight, self.undesirable_weight = own
+
+    def _measure(self, log_probs: torch.Tensor, inputs: dict[str, Any], weights: torch.Tensor, good: torch.Tensor) -> None:
+        """Put the weighted means of rewards and log-probabilities, of this process, in the place of trl's."""
+        found = self._metrics["train" if self.model.training else "eval"]
+        logps = log_probs.detach().sum(-1)
+        for kind, values in (("rewards", self.beta * (logps - inputs["ref_logps"])), ("logps", logps)):
+            for name, of_it in (("chosen", good), ("rejected", ~good)):
+                if of_it.any():
+                    found[f"{kind}/{name}"] = [float((weights * values)[of_it].sum() / weights[of_it].sum())]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        """Examples of an optimizer step, of all processes, as a share of each."""
+        if not batch_samples:
+            return None
+        self.weights.see_step(batch_samples, self.accelerator)
+        examples = torch.tensor(float(sum(len(batch["label"]) for batch in batch_samples)), device=device)
+        return self.accelerator.reduce(examples, "sum") / self.accelerator.num_processes  # type: ignore[no-any-return]
+
+
+class _Heard:
+    """Stands for a model where trl calls it; it keeps the log-probabilities of the last call, [examples, tokens], 0 where no answer is."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs = torch.zeros(0)
+
+    def __call__(self, **given: Any) -> Any:
+        outputs = self._model(**given)
+        self.log_probs = outputs.log_probs
+        return outputs
+
+
+class _Means(Means):
+    """Means whose margin is the difference of the rewards' means, not a mean over the batches that have answers of both kinds."""
+
+    def take(self) -> dict[str, float]:
+        found = super().take()
+        if {"rewards/chosen", "rewards/rejected"} <= found.keys():
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        return found

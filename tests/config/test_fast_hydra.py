@@ -1,0 +1,134 @@
+"""What is patched gives what Hydra's own code gives."""
+
+from __future__ import annotations
+
+import copy
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
+from omegaconf.base import Box
+
+from llmmod.config import hydra_patches as fast_hydra
+from llmmod.config.register import register_schemas
+from llmmod.config.schema.finetune import LoraConf
+
+
+@pytest.fixture
+def unpatched(monkeypatch):
+    """A function that takes the patches away for the rest of the test."""
+
+    def restore() -> None:
+        monkeypatch.setattr(defaults_list, "_create_interpolation_map", fast_hydra._interpolation_map)
+        monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", fast_hydra._group_options)
+        monkeypatch.setattr(Box, "_re_parent", fast_hydra._re_parent)
+        monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
+
+    register_schemas()
+    return restore
+
+
+def test_this_is_the_version_that_is_patched(unpatched):
+    assert hydra.__version__ == "1.3.8"
+    assert defaults_list._create_interpolation_map is fast_hydra._interpolation_map_if_needed
+    unpatched()
+    assert copy.deepcopy(ConfigStore.instance()) is not ConfigStore.instance()
+
+
+def composed(overrides):
+    with initialize_config_module("llmmod.conf", version_base="1.3"):
+        return OmegaConf.to_yaml(compose("config", overrides=[*overrides, "output_dir=x"], return_hydra_config=True))
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["finetune=qlora", "model=llama2", "training.learning_rate=1"], ["~steps.chat", "+step@steps.x=chat"]]
+)
+def test_composing_gives_the_same(overrides, unpatched):
+    patched = composed(overrides)
+    unpatched()
+    assert composed(overrides) == patched
+
+
+def test_a_defaults_list_with_an_interpolation_gives_the_same(tmp_path, unpatched):
+    for path, text in {
+        "config.yaml": "defaults: [{a: one}, {b: two}, {c: '${a}_${b}'}, _self_]\n",
+        "a/one.yaml": "x: 1\n",
+        "b/two.yaml": "x: 2\n",
+        "c/one_two.yaml": "x: 12\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose("config") == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 12}}
+
+
+def listed(loader):
+    kinds = (ObjectType.CONFIG, ObjectType.GROUP)
+    found = {
+        (group, kind): loader.get_group_options(group, kind) for group in ("", "model", "schema", "schema/step", "hydra") for kind in kinds
+    }
+    return found | {"searched": loader.get_group_options("model", config_name="config", overrides=["hydra.searchpath=[pkg://hydra.conf]"])}
+
+
+def test_listing_gives_the_same_and_follows_another_search_path(unpatched):
+    with initialize_config_module("llmmod.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        patched = listed(loader)
+        unpatched()
+        assert listed(loader) == patched
+    assert "smollm2" in patched["model", ObjectType.CONFIG]
+
+
+def test_the_store_hands_out_copies_of_hydra_s_own_nodes_too(unpatched):
+    first = ConfigStore.instance().load("hydra/config.yaml").node
+    first.verbose = True
+    assert ConfigStore.instance().load("hydra/config.yaml").node.verbose is False
+
+
+def family(node):
+    """Each node below with its parent and what it has remembered of inherited flags."""
+    content = node.__dict__.get("_content")
+    for child in content.values() if isinstance(content, dict) else content if isinstance(content, list) else []:
+        yield id(child), id(child._get_parent()), child.__dict__["_flags_cache"]
+        yield from family(child)
+
+
+def test_children_get_the_parent_that_omegaconf_would_give_them(unpatched):
+    tree = OmegaConf.create({"a": {"b": [{"c": 1}, None, "${a}"]}, "d": None, "e": "???"})
+    tree.u = OmegaConf.structured(LoraConf)  # it has a field with a union
+    assert tree.a.b[0]._get_flag("readonly") is None  # remembered in the cache
+    other = OmegaConf.create({})
+    tree.a.b._set_parent(other)
+    tree.u._get_node("init_lora_weights")._set_parent(other)
+    fast_hydra._children_know_parent(tree)
+    ours = list(family(tree))
+    tree.a.b._set_parent(other)
+    fast_hydra._re_parent(tree)
+    assert ours == list(family(tree))
+    union = tree.u._get_node("init_lora_weights")
+    assert union._get_parent() is tree.u
+    assert union.__dict__["_content"]._get_parent() is union
+
+
+def test_flags_set_on_a_parent_are_seen_below_after_a_merge():
+    tree = OmegaConf.create({"a": {"b": 1}})
+    assert tree.a._get_flag("readonly") is None
+    OmegaConf.set_readonly(tree, True)
+    assert tree.a._get_flag("readonly") is True
+    OmegaConf.set_readonly(tree, False)
+    tree.merge_with({"a": {"c": 2}})
+    assert tree.a._get_flag("readonly") is False
+
+
+def test_another_version_runs_as_it_is(unpatched, monkeypatch):
+    unpatched()
+    monkeypatch.setattr(hydra, "__version__", "1.3.9")
+    fast_hydra.patch_hydra()
+    assert defaults_list._create_interpolation_map is fast_hydra._interpolation_map
+    assert "__deepcopy__" not in vars(ConfigStore.instance())

@@ -1,0 +1,152 @@
+"""Which checkpoint `training.resume_from_checkpoint` means."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llmmod.errors import ConfigError
+from llmmod.trainers.callbacks.resume import checkpoints, damage, find_checkpoint, passed_over
+
+
+def written(path, *, weights="adapter_model.safetensors", state="{}"):
+    """A checkpoint with the files that a trainer writes."""
+    path.mkdir(parents=True)
+    save_file({"a": torch.ones(100), "b": torch.ones(3, 5)}, path / weights, metadata={"format": "pt"})
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        torch.save({"state": torch.ones(100)}, path / name)
+    (path / "adapter_config.json").write_text('{"r": 8}')
+    (path / "README.md").write_text("")
+    (path / "trainer_state.json").write_text(state)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with checkpoints of steps 2, 10 and an unfinished one of step 12, and its final model beside them."""
+    train = tmp_path / "run" / "train"
+    for step in (2, 10):
+        written(train / f"checkpoint-{step}")
+    written(train / "checkpoint-12", state='{"epoch": 1.')
+    (train / "trainer_state.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_checkpoints_are_ordered_by_number_and_complete(run):
+    assert [path.name for path in checkpoints(run / "train")] == ["checkpoint-2", "checkpoint-10"]
+
+
+def test_no_directory_no_checkpoints(tmp_path):
+    assert checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("wanted", [None, False, "false", "null", ""])
+def test_none_is_wanted(run, wanted):
+    assert find_checkpoint(wanted, train_dir=run / "train") is None
+
+
+@pytest.mark.parametrize("wanted", [True, "true", "True"])
+def test_true_is_the_newest_of_this_run(run, wanted):
+    assert find_checkpoint(wanted, train_dir=run / "train") == run / "train" / "checkpoint-10"
+
+
+@pytest.mark.parametrize("inside", ["train/checkpoint-2", "train", ""], ids=["a checkpoint", "a train directory", "a run"])
+def test_a_path(run, tmp_path, inside):
+    expected = "checkpoint-2" if "checkpoint" in inside else "checkpoint-10"
+    assert find_checkpoint(str(run / inside), train_dir=tmp_path) == run / "train" / expected
+
+
+def refused(wanted, train_dir):
+    with pytest.raises(ConfigError) as caught:
+        find_checkpoint(wanted, train_dir=train_dir)
+    message = str(caught.value)
+    assert message.startswith("training.resume_from_checkpoint: ")
+    return message
+
+
+def test_points_nowhere(run, tmp_path):
+    assert "there is no directory /nowhere/checkpoint-7" in refused("/nowhere/checkpoint-7", tmp_path)
+    assert f"There are {run}/train/checkpoint-10, {run}/train/checkpoint-2." in refused(f"{run}/train/checkpoint-7", tmp_path)
+
+
+def test_true_where_there_is_none(tmp_path):
+    assert "there is no checkpoint in" in refused(True, tmp_path)
+
+
+def test_a_directory_that_is_something_else(tmp_path):
+    assert "is no checkpoint and holds none" in refused(str(tmp_path), tmp_path / "train")
+
+
+def test_an_unfinished_checkpoint(run, tmp_path):
+    assert "is incomplete" in refused(f"{run}/train/checkpoint-12", tmp_path)
+
+
+def test_a_checkpoint_of_weights_alone(run, tmp_path):
+    (run / "train" / "checkpoint-10" / "optimizer.pt").unlink()
+    assert "holds no optimizer state" in refused(f"{run}/train/checkpoint-10", tmp_path)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+DAMAGE = {
+    "weights cut": (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors is cut off or can't be read"),
+    "weights one byte short": (
+        lambda c: (c / "adapter_model.safetensors").write_bytes((c / "adapter_model.safetensors").read_bytes()[:-1]),
+        "adapter_model.safetensors is cut off or can't be read",
+    ),
+    "weights empty": (lambda c: (c / "adapter_model.safetensors").write_bytes(b""), "adapter_model.safetensors is cut off"),
+    "weights zeros": (lambda c: (c / "adapter_model.safetensors").write_bytes(bytes(1000)), "adapter_model.safetensors is cut off"),
+    "weights missing": (lambda c: (c / "adapter_model.safetensors").unlink(), "the file of its weights is missing"),
+    "optimizer cut": (lambda c: cut(c / "optimizer.pt"), "optimizer.pt is cut off or can't be read"),
+    "optimizer empty": (lambda c: (c / "optimizer.pt").write_bytes(b""), "optimizer.pt is cut off or can't be read"),
+    "optimizer zeros": (lambda c: (c / "optimizer.pt").write_bytes(bytes(1000)), "optimizer.pt is cut off or can't be read"),
+    "schedule cut": (lambda c: cut(c / "scheduler.pt"), "scheduler.pt is cut off"),
+    "random state cut": (lambda c: cut(c / "rng_state.pth"), "rng_state.pth is cut off"),
+    "config cut": (lambda c: (c / "adapter_config.json").write_text('{"r": '), "adapter_config.json is cut off"),
+    "below": (lambda c: (c.joinpath("below").mkdir(), (c / "below" / "x.safetensors").write_bytes(b"1")), "below/x.safetensors"),
+    "shard missing": (
+        lambda c: (c / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})),
+        "model-00001-of-00002.safetensors is missing",
+    ),
+    "state missing": (lambda c: (c / "trainer_state.json").unlink(), "it has no readable trainer_state.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("do", "said"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_refused_by_its_name(run, tmp_path, do, said):
+    train = run / "train"
+    do(train / "checkpoint-10")
+    assert find_checkpoint(True, train_dir=train) == train / "checkpoint-2"
+    over = passed_over(train / "checkpoint-2")
+    assert list(over) == [train / "checkpoint-10", train / "checkpoint-12"]
+    assert over[train / "checkpoint-10"].startswith(said)
+    message = refused(f"{train}/checkpoint-10", tmp_path)
+    assert f"{train}/checkpoint-10 is incomplete: {said}" in message
+    assert message.endswith(f"Take another: {train}/checkpoint-2.")
+
+
+def test_where_all_are_damaged_the_newest_is_named(run):
+    for step in (2, 10):
+        cut(run / "train" / f"checkpoint-{step}" / "optimizer.pt")
+    assert f"{run}/train/checkpoint-12 is incomplete: it has no readable trainer_state.json" in refused(True, run / "train")
+
+
+def test_whole_checkpoints_of_other_kinds_pass(tmp_path):
+    assert damage(written(tmp_path / "full", weights="model.safetensors")) == ""
+    assert damage(written(tmp_path / "shards", weights="model-00001-of-00001.safetensors")) == ""
+    zero = written(tmp_path / "zero")
+    (zero / "adapter_model.safetensors").unlink()
+    (zero / "global_step4").mkdir()
+    torch.save({"state": torch.ones(5)}, zero / "global_step4" / "mp_rank_00_model_states.pt")
+    assert damage(zero) == ""
+    old = written(tmp_path / "old")
+    torch.save({"state": torch.ones(5)}, old / "optimizer.pt", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(old / "optimizer.pt")
+    assert damage(old) == ""
+    assert passed_over(old) == {}
