@@ -56,7 +56,7 @@ docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the ref
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 
-bench: install ## the figures of the README, measured here
+bench: install ## the figures of docs/benchmarks.md, measured here
 	@set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 build: install ## the wheel and the source distribution, in dist/
