@@ -33,7 +33,7 @@ def blocks(page, language):
 
 
 def commands(page):
-    lines = [line.split(" #")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [line.split(" #")[0].strip() for block in blocks(page, "bash") for line in re.sub(r" \\\n *", " ", block).splitlines()]
     return [line for line in lines if re.match(r"(\.venv/bin/)?llmmod ", line) and "<date>" not in line]
 
 

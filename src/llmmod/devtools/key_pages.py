@@ -94,7 +94,7 @@ def _page(name: str, groups: Sequence[tuple[str, Sequence[Key]]]) -> Page:
     title, about = _ABOUT[name]
     steps = {path.rpartition("/")[2]: _schema(path.partition("/")[2]) for path in SCHEMAS if path.startswith("schema/step/")}
     readers = [step for step, schema in steps.items() if any(part.split(".")[0] == name for part in schema.reads)]  # type: ignore[attr-defined]
-    return Page(name, title, f"{about} Steps that read it: {', '.join(readers)}." if readers else about, groups)
+    return Page(name, title, f"{about} Steps that read them: {', '.join(readers)}." if readers else about, groups)
 
 
 def _root() -> Page:

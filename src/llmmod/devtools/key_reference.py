@@ -1,7 +1,7 @@
 """What every key of the configuration is: its type, default, meaning, allowed values, and the stages that read it.
 
 Types and defaults come from the schemas and the options' files, allowed values from the tables that the validation goes by, the meaning
-from the comment on the field, and which stages read a key from the rules of `validate.unread`. `key_pages` makes pages of it.
+from the comment on the field, and which stages read a key from the rules of `validate.keys`. `key_pages` makes pages of it.
 """
 
 from __future__ import annotations
