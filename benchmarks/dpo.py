@@ -66,7 +66,7 @@ def ours(directory, counted):
     conf = DpoConf(
         stage="dpo",
         trainer={"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"},
-        collator={"_target_": "llmmod.data.preference_collators.SharePrompt"},
+        collator={"_target_": "llmmod.data.preference_collators.PrefixSharingCollator"},
         **arguments(),
     )
     args = training_arguments(conf, output_dir=Path(directory), seed=42, smoke=False, has_eval=False)

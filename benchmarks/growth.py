@@ -24,10 +24,10 @@ FEW, MANY, TOKENS, VOCABULARY = 250, 2000, 16, 16384
 PREFERENCE, JUDGEMENT = ("prompt_ids", "chosen_ids", "rejected_ids"), ("prompt_ids", "completion_ids")
 # stage -> its trainer, its collator, and columns of ids
 STAGES = {
-    "sft": ("llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.Flatten", ("input_ids", "labels")),
-    "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.preference_collators.SharePromptScored", PREFERENCE),
-    "dpo": ("llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.preference_collators.SharePrompt", PREFERENCE),
-    "kto": ("llmmod.trainers.preference.kto.KtoTrainer", "llmmod.data.preference_collators.PadJudged", JUDGEMENT),
+    "sft": ("llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.FlatteningCollator", ("input_ids", "labels")),
+    "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.preference_collators.PrefixSharingRewardCollator", PREFERENCE),
+    "dpo": ("llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.preference_collators.PrefixSharingCollator", PREFERENCE),
+    "kto": ("llmmod.trainers.preference.kto.KtoTrainer", "llmmod.data.preference_collators.KTOCollator", JUDGEMENT),
     "ppo": ("llmmod.trainers.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
     "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }

@@ -44,7 +44,7 @@ def sft(directory):
         for asked, said in zip(prompts(BATCH * STEPS), answers, strict=True)
     ]
     trainer = {"_target_": "llmmod.trainers.sft.SftTrainer"}
-    conf = SftConf(stage="sft", trainer=trainer, collator={"_target_": "llmmod.data.collators.Flatten"}, **arguments())
+    conf = SftConf(stage="sft", trainer=trainer, collator={"_target_": "llmmod.data.collators.FlatteningCollator"}, **arguments())
     trainer_of(conf, Dataset.from_list(rows), directory).train()
 
 

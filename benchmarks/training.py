@@ -89,7 +89,7 @@ def ours(packed, directory, counted, compiled=False):
     conf = SftConf(
         stage="sft",
         trainer={"_target_": "llmmod.trainers.sft.SftTrainer"},
-        collator={"_target_": "llmmod.data.collators.Flatten"},
+        collator={"_target_": "llmmod.data.collators.FlatteningCollator"},
         **arguments(packed),
         torch_compile=compiled,
     )

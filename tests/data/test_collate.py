@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.collators import Flatten, PadRight
+from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.models.packing.segments import by_segments
 
 NO = -100
@@ -18,7 +18,7 @@ def tokenizer(pad, eos=2):
 
 @pytest.mark.parametrize(("pad", "filled"), [(0, 0), (2, 2), (None, 2)], ids=["pad", "pad-is-eos", "no-pad"])
 def test_padding_is_on_the_right_and_the_real_eos_keeps_label_and_attention(pad, filled):
-    batch = PadRight(tokenizer(pad))(EXAMPLES)
+    batch = PaddingCollator(tokenizer(pad))(EXAMPLES)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, filled, filled]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[NO, NO, 7, 2], [NO, 2, NO, NO]]
@@ -26,18 +26,18 @@ def test_padding_is_on_the_right_and_the_real_eos_keeps_label_and_attention(pad,
 
 
 def test_the_width_is_a_multiple_where_one_is_asked_for():
-    batch = PadRight(tokenizer(0), pad_to_multiple_of=8)(EXAMPLES)
+    batch = PaddingCollator(tokenizer(0), pad_to_multiple_of=8)(EXAMPLES)
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, 8)}
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 2]
 
 
 def test_a_batch_of_like_lengths_is_not_padded():
-    assert PadRight(tokenizer(0))(EXAMPLES[:1])["input_ids"].tolist() == [[5, 6, 7, 2]]
+    assert PaddingCollator(tokenizer(0))(EXAMPLES[:1])["input_ids"].tolist() == [[5, 6, 7, 2]]
 
 
 def test_padding_changes_no_loss(tiny_llama, tiny_tokenizer):
     eos = tiny_tokenizer.eos_token_id
-    collate = PadRight(tokenizer(eos, eos))  # pad is eos
+    collate = PaddingCollator(tokenizer(eos, eos))  # pad is eos
     examples = [{"input_ids": [9, 8, 7, 6, eos], "labels": [NO, NO, 7, 6, eos]}, {"input_ids": [9, eos], "labels": [NO, eos]}]
 
     def losses(batch):
@@ -52,7 +52,7 @@ def test_padding_changes_no_loss(tiny_llama, tiny_tokenizer):
 
 
 def test_examples_stand_one_after_the_other_and_nothing_is_padding():
-    batch = Flatten(tokenizer(0))(EXAMPLES)
+    batch = FlatteningCollator(tokenizer(0))(EXAMPLES)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 8, 2]]
     assert batch["labels"].tolist() == [[NO, NO, 7, 2, NO, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
@@ -65,7 +65,7 @@ def test_examples_stand_one_after_the_other_and_nothing_is_padding():
 
 def test_the_examples_of_a_packed_row_stay_apart():
     packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
-    one, apart = Flatten()([packed, EXAMPLES[1]]), Flatten()([*EXAMPLES, EXAMPLES[1]])
+    one, apart = FlatteningCollator()([packed, EXAMPLES[1]]), FlatteningCollator()([*EXAMPLES, EXAMPLES[1]])
     assert one.keys() == apart.keys()
     assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(apart[name])) for name in one)
 
@@ -73,7 +73,7 @@ def test_the_examples_of_a_packed_row_stay_apart():
 def test_no_example_s_first_token_is_predicted_from_the_last_of_another():
     """Where prompts are trained too, an example's first token has a label; the loss's shift would pair it with what stands before it."""
     trained = {"input_ids": [5, 6], "labels": [5, 6]}
-    assert Flatten()([trained, {**trained, "input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [2, 2]}])[
+    assert FlatteningCollator()([trained, {**trained, "input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [2, 2]}])[
         "labels"
     ].tolist() == [[NO, 6, NO, 6, NO, 8]]
 
@@ -88,13 +88,13 @@ def test_flattening_changes_no_loss(tiny_llama):
             logits = tiny_llama(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return torch.nn.functional.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="sum")
 
-    alone = sum(summed(Flatten()([example])) for example in examples)
-    assert torch.allclose(summed(Flatten()(examples)), alone, atol=1e-4)  # float32, 18 tokens
+    alone = sum(summed(FlatteningCollator()([example])) for example in examples)
+    assert torch.allclose(summed(FlatteningCollator()(examples)), alone, atol=1e-4)  # float32, 18 tokens
 
 
 def test_packed_rows_of_one_length_end_in_padding_that_is_an_example_of_its_own():
     packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
-    batch = Flatten(length=9)([packed])
+    batch = FlatteningCollator(length=9)([packed])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 8, 2, 0, 0, 0]]
     assert batch["labels"].tolist() == [[NO, NO, 7, 2, NO, 2, NO, NO, NO]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
@@ -103,4 +103,4 @@ def test_packed_rows_of_one_length_end_in_padding_that_is_an_example_of_its_own(
 
 
 def test_examples_that_are_not_packed_are_not_filled_up():
-    assert Flatten(length=9)(EXAMPLES)["input_ids"].shape == (1, 6)
+    assert FlatteningCollator(length=9)(EXAMPLES)["input_ids"].shape == (1, 6)

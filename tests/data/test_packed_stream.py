@@ -103,7 +103,8 @@ def test_a_packed_stream_is_trained_as_segments(load, tiny_llama, tiny_tokenizer
     from llmmod.trainers.collation import collator_from
 
     train = load(QUESTIONS, packing=True, streaming=True, cutoff_len=200).train
-    collator = collator_from({"_target_": "llmmod.data.collators.Flatten"}, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
+    node = {"_target_": "llmmod.data.collators.FlatteningCollator"}
+    collator = collator_from(node, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
     row = next(iter(train))
     batch = collator([row])
     assert batch["cu_seq_lens_q"].diff().tolist() == row["seq_lengths"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from llmmod.data.preference_collators import PadPairs, SharePrompt
+from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=9)
 PAIRS = [
@@ -19,14 +19,14 @@ PAIRS = [
 
 @pytest.mark.parametrize("multiple", [None, 8])
 def test_padded_pairs_are_those_of_trl(multiple):
-    found, expected = PadPairs(TOKENIZER, multiple)(PAIRS), DataCollatorForPreference(0, pad_to_multiple_of=multiple)(PAIRS)
+    found, expected = PreferenceCollator(TOKENIZER, multiple)(PAIRS), DataCollatorForPreference(0, pad_to_multiple_of=multiple)(PAIRS)
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
 
 
 def test_a_shared_row_by_hand():
-    batch = SharePrompt(TOKENIZER)(PAIRS)
+    batch = PrefixSharingCollator(TOKENIZER)(PAIRS)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 3, 7, 7, 10, 11]]
     assert batch["shift_labels"].tolist() == [[-100, -100, 4, 5, 6, 8, 10, 11, 12]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 0, 1, 2]]
@@ -36,7 +36,7 @@ def test_a_shared_row_by_hand():
     assert batch["completion_mask"].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]]
 
 
-@pytest.mark.parametrize("collator", [PadPairs, SharePrompt])
+@pytest.mark.parametrize("collator", [PreferenceCollator, PrefixSharingCollator])
 def test_what_the_reference_thinks_comes_along(collator):
     known = [pair | {"ref_chosen_logps": -1.5, "ref_rejected_logps": -n} for n, pair in enumerate(PAIRS)]
     batch = collator(TOKENIZER)(known)

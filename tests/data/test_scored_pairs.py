@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.preference_collators import PadPairsScored, SharePromptScored
+from llmmod.data.preference_collators import PrefixSharingRewardCollator, RewardCollator
 
 PAIRS = [
     {"prompt_ids": [1, 2], "chosen_ids": [3, 4, 9], "rejected_ids": [5, 9], "margin": 0.5},
@@ -17,7 +17,7 @@ TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=9)
 
 
 def test_a_row_has_each_prompt_once():
-    row = SharePromptScored()(PAIRS)
+    row = PrefixSharingRewardCollator()(PAIRS)
     assert row["input_ids"].tolist() == [[1, 2, 3, 4, 9, 5, 9, 6, 7, 9, 8, 8, 8, 9]]
     assert row["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 1, 2, 3, 4]]
     assert row["cu_seq_lens_q"].tolist() == [0, 5, 7, 10, 14]
@@ -32,21 +32,21 @@ def test_padded_on_the_right_it_is_trls_own_batch():
     whole = [
         {"margin": pair["margin"]} | {name: pair["prompt_ids"] + pair[name] for name in ("chosen_ids", "rejected_ids")} for pair in PAIRS
     ]
-    expected, found = DataCollatorForPreference(pad_token_id=0)(whole), PadPairsScored(TOKENIZER)(PAIRS)
+    expected, found = DataCollatorForPreference(pad_token_id=0)(whole), RewardCollator(TOKENIZER)(PAIRS)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_padded_on_the_left_what_is_real_ends_the_row():
-    batch = PadPairsScored(TOKENIZER, side="left")(PAIRS)
+    batch = RewardCollator(TOKENIZER, side="left")(PAIRS)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 9], [0, 0, 6, 7, 9], [0, 1, 2, 5, 9], [6, 8, 8, 8, 9]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1] * 5]
 
 
 def test_lengths_are_rounded_up():
-    assert PadPairsScored(TOKENIZER, pad_to_multiple_of=8)(PAIRS)["input_ids"].shape == (4, 8)
+    assert RewardCollator(TOKENIZER, pad_to_multiple_of=8)(PAIRS)["input_ids"].shape == (4, 8)
 
 
-@pytest.mark.parametrize("collator", [SharePromptScored(), PadPairsScored(TOKENIZER)])
+@pytest.mark.parametrize("collator", [PrefixSharingRewardCollator(), RewardCollator(TOKENIZER)])
 def test_no_margin_is_made_up(collator):
     assert "margin" not in collator([{name: ids for name, ids in pair.items() if name != "margin"} for pair in PAIRS])

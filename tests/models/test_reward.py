@@ -64,10 +64,10 @@ def test_scores_are_those_of_each_text_alone_however_it_is_batched(tiny, option)
 
 
 def _flat(model, texts):
-    from llmmod.data.collators import Flatten
+    from llmmod.data.collators import FlatteningCollator
     from llmmod.models.packing.segments import by_segments
 
-    batch = Flatten()([{"input_ids": text, "labels": text} for text in texts])
+    batch = FlatteningCollator()([{"input_ids": text, "labels": text} for text in texts])
     del batch["labels"]
     with torch.no_grad(), by_segments(model, batch):
         return model(**batch, use_cache=False).logits[:, 0]

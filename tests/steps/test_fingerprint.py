@@ -80,7 +80,7 @@ def of(config, *, step="first", left="left", **changes):
         {f"{FIRST}gradient_accumulation_steps": 2},
         {f"{FIRST}optim": "sgd"},
         {f"{FIRST}eval_on_start": False},
-        {f"{FIRST}collator": {"_target_": "llmmod.data.collators.PadRight"}},
+        {f"{FIRST}collator": {"_target_": "llmmod.data.collators.PaddingCollator"}},
         {f"{FIRST}callbacks": {"mine": {"_target_": "transformers.trainer_callback.PrinterCallback"}}},
     ],
     ids=lambda changes: next(iter(changes)),

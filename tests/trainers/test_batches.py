@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmmod.data.collators import Flatten, PadRight
+from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import Packed
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
 from llmmod.trainers.collation import collator_from
 from llmmod.trainers.sft import by_example
 
-FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("Flatten", "PadRight"))
+FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))
 
 
 def model(family, attention, tokenizer):
@@ -31,8 +31,8 @@ def collator(tiny_tokenizer, node=FLATTEN, family="llama", train=(), attention="
 
 
 def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):
-    assert isinstance(collator(tiny_tokenizer), Flatten)
-    assert isinstance(collator(tiny_tokenizer, attention="flash_attention_2"), Flatten)
+    assert isinstance(collator(tiny_tokenizer), FlatteningCollator)
+    assert isinstance(collator(tiny_tokenizer, attention="flash_attention_2"), FlatteningCollator)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):
 def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_splits, changes, told):
     caplog.set_level(logging.INFO, "llmmod.train")
     found = collator(tiny_tokenizer, **changes)
-    assert isinstance(found, PadRight)
+    assert isinstance(found, PaddingCollator)
     assert found.multiple == changes.get("multiple", 1)
     why = [record.getMessage() for record in caplog.records if record.name == "llmmod.train"]
     assert len(why) == 1
@@ -59,22 +59,22 @@ def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_spli
 
 def test_packed_rows_but_padded_batches_where_a_mask_keeps_them_apart(tiny_tokenizer, caplog, toy_splits):
     caplog.set_level(logging.INFO, "llmmod.train")
-    assert isinstance(collator(tiny_tokenizer, family="bloom"), PadRight)
+    assert isinstance(collator(tiny_tokenizer, family="bloom"), PaddingCollator)
     assert (
         "BloomForCausalLM keeps the examples of a row apart by a mask over all of it, which costs more than padding" in caplog.messages[0]
     )
-    assert isinstance(collator(tiny_tokenizer, family="bloom", train=Packed(toy_splits.train, 64)), Flatten)
+    assert isinstance(collator(tiny_tokenizer, family="bloom", train=Packed(toy_splits.train, 64)), FlatteningCollator)
 
 
 def test_our_trainers_get_rows_of_several(tiny_tokenizer, toy_splits):
     trainer = "llmmod.trainers.sft.SftTrainer"
-    assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=Packed(toy_splits.train, 64)), Flatten)
+    assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=Packed(toy_splits.train, 64)), FlatteningCollator)
 
 
 def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):
-    assert isinstance(collator(tiny_tokenizer, PAD), PadRight)
+    assert isinstance(collator(tiny_tokenizer, PAD), PaddingCollator)
     assert collator(tiny_tokenizer, {}) is None
-    with pytest.raises(ConfigError, match="PadRight takes a row for one example"):
+    with pytest.raises(ConfigError, match="PaddingCollator takes a row for one example"):
         collator(tiny_tokenizer, PAD, train=Packed(toy_splits.train, 64))
 
 

@@ -17,7 +17,7 @@ from llmmod.models.packing.segments import by_segments
 from llmmod.trainers.efficient import head
 from llmmod.trainers.reference import frozen_copy, starts_as_nothing
 
-COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("SharePrompt", "PadPairs")]
+COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 CHANGES = {
     **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in LOSSES},
     "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},

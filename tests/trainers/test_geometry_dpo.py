@@ -5,7 +5,7 @@ from __future__ import annotations
 import geometry
 import pytest
 
-from llmmod.data.preference_collators import PadPairs
+from llmmod.data.preference_collators import PreferenceCollator
 from llmmod.trainers.preference.dpo import DpoTrainer
 
 LOSSES = {
@@ -17,7 +17,7 @@ LOSSES = {
 }
 
 
-class PadPairsLeft(PadPairs):
+class PreferenceCollatorLeft(PreferenceCollator):
     """The same rows with the padding on the left, and positions that start where a row does."""
 
     def __call__(self, examples):
@@ -58,9 +58,9 @@ def from_start(dpo_trainer, examples, tiny_llama):
 
 
 def test_however_the_pairs_are_divided_and_padded(from_start):
-    expected = from_start(collator=PadPairs, **geometry.divided(8, 1))
+    expected = from_start(collator=PreferenceCollator, **geometry.divided(8, 1))
     for division in geometry.DIVISIONS:
-        for collator in (None, PadPairs, PadPairsLeft):
+        for collator in (None, PreferenceCollator, PreferenceCollatorLeft):
             found = from_start(collator=collator, **geometry.divided(*division))
             assert geometry.apart(found, expected) < 1e-6, (division, collator)
 
@@ -68,7 +68,7 @@ def test_however_the_pairs_are_divided_and_padded(from_start):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_of_other_losses(from_start, loss):
     """WPO's weights are exponentials, which make more of float32's last digit."""
-    expected = from_start(collator=PadPairs, **geometry.divided(8, 1), **LOSSES[loss])
+    expected = from_start(collator=PreferenceCollator, **geometry.divided(8, 1), **LOSSES[loss])
     found = from_start(**geometry.divided(2, 4), **LOSSES[loss])
     assert geometry.apart(found, expected) < (3e-6 if loss == "weighted" else 1e-6)
 

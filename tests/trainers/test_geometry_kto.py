@@ -11,13 +11,13 @@ import pytest
 from preferences import judged
 from ways import moved
 
-from llmmod.data.preference_collators import PadJudged
+from llmmod.data.preference_collators import KTOCollator
 from llmmod.trainers.preference.kto import KtoTrainer
 
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
 
 
-class PadJudgedLeft(PadJudged):
+class KTOCollatorLeft(KTOCollator):
     """The same rows with the padding on the left."""
 
     def __call__(self, examples):
@@ -52,7 +52,7 @@ def gradient(kto_trainer, examples, tiny_llama):
 def test_however_the_answers_are_divided_and_padded(gradient):
     expected = gradient(**geometry.divided(8, 1))
     for division in geometry.DIVISIONS:
-        for collator in (None, PadJudgedLeft):
+        for collator in (None, KTOCollatorLeft):
             assert geometry.apart(gradient(collator=collator, **geometry.divided(*division)), expected) < 1e-6, (division, collator)
 
 
@@ -64,7 +64,7 @@ def test_whatever_their_order(gradient, examples):
 
 def test_the_loss_kto_whatever_the_padding(gradient):
     expected = gradient(loss_type="kto", **geometry.divided(4, 2))
-    assert geometry.apart(gradient(loss_type="kto", collator=PadJudgedLeft, **geometry.divided(4, 2)), expected) < 1e-6
+    assert geometry.apart(gradient(loss_type="kto", collator=KTOCollatorLeft, **geometry.divided(4, 2)), expected) < 1e-6
 
 
 def test_a_mean_of_the_batches_means_would_be_another(gradient, monkeypatch):

@@ -7,10 +7,10 @@ from functools import partial
 import geometry
 import pytest
 
-from llmmod.data.preference_collators import PadPairsScored
+from llmmod.data.preference_collators import RewardCollator
 from llmmod.trainers.rm import RmTrainer
 
-PadLeft = partial(PadPairsScored, side="left")
+PadLeft = partial(RewardCollator, side="left")
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def gradient(rm_trainer, examples):
 
 
 def test_however_the_pairs_are_divided_and_padded(gradient):
-    expected = gradient(collator=PadPairsScored, **geometry.divided(8, 1), center_rewards_coefficient=0.3)
+    expected = gradient(collator=RewardCollator, **geometry.divided(8, 1), center_rewards_coefficient=0.3)
     for division in geometry.DIVISIONS:
-        for collator in (None, PadPairsScored, PadLeft):
+        for collator in (None, RewardCollator, PadLeft):
             found = gradient(collator=collator, **geometry.divided(*division), center_rewards_coefficient=0.3)
             assert geometry.apart(found, expected) < 1e-6, (division, collator)
 

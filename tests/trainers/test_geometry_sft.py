@@ -6,7 +6,7 @@ import geometry
 import pytest
 from datasets import Dataset
 
-from llmmod.data.collators import Flatten, PadRight
+from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import Packed
 from llmmod.trainers.sft import SftTrainer
 
@@ -14,7 +14,7 @@ LENGTHS = ((9, 4), (3, 1), (20, 12), (2, 3), (6, 26), (4, 14), (11, 1))  # token
 CAPACITY = 40
 
 
-class PadLeft(PadRight):
+class PadLeft(PaddingCollator):
     """The same rows with the padding on the left, positions that start where a row does, and no label where only padding comes before."""
 
     def __call__(self, examples):
@@ -39,7 +39,7 @@ def examples(request):
 def gradient(toy_trainer, examples):
     """The gradient of one step, by changes of `training.*`."""
 
-    def of(train=None, collator=Flatten, **changes):
+    def of(train=None, collator=FlatteningCollator, **changes):
         def make(**given):
             trainer = toy_trainer(train=Dataset.from_list(examples) if train is None else train, **given)
             trainer.data_collator = collator(trainer.processing_class)
@@ -51,13 +51,13 @@ def gradient(toy_trainer, examples):
 
 
 def test_however_the_examples_are_divided_padded_packed_and_ordered(gradient, examples):
-    expected = gradient(collator=PadRight, **geometry.divided(8, 1))
+    expected = gradient(collator=PaddingCollator, **geometry.divided(8, 1))
     packed = Packed(Dataset.from_list(examples), CAPACITY)
     assert 1 < len(packed) < len(examples)
     by_length = Dataset.from_list(sorted(examples, key=lambda example: -len(example["input_ids"])))
     ways = {
         **{f"a row, {batch} x {steps}": {**geometry.divided(batch, steps)} for batch, steps in geometry.DIVISIONS},
-        "padded right": {"collator": PadRight, **geometry.divided(2, 4)},
+        "padded right": {"collator": PaddingCollator, **geometry.divided(2, 4)},
         "padded left": {"collator": PadLeft, **geometry.divided(2, 4)},
         "padded left together": {"collator": PadLeft, **geometry.divided(8, 1)},
         "packed": {"train": packed, **geometry.divided(1, len(packed))},

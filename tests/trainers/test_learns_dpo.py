@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Pairs as short as these are quicker padded; the gradient is the same (test_geometry_dpo.py).
-SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.preference_collators.PadPairs"}}
+SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.preference_collators.PreferenceCollator"}}
 
 
 @pytest.mark.parametrize("way", ways.WAYS)

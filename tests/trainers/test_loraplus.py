@@ -94,7 +94,7 @@ def test_an_optimizer_with_groups_of_its_own_is_refused(toy_trainer, adapted):
 
 
 def test_a_trainer_that_does_not_know_it_is_refused(toy_trainer, toy_splits, sft_conf, adapted, tiny_tokenizer):
-    conf = sft_conf(trainer={"_target_": "trl.SFTTrainer"}, collator={"_target_": "llmmod.data.collators.PadRight"})
+    conf = sft_conf(trainer={"_target_": "trl.SFTTrainer"}, collator={"_target_": "llmmod.data.collators.PaddingCollator"})
     args = toy_trainer(model=adapted).args
     parts = {"train": toy_splits.train, "evaluation": toy_splits.eval, "tokenizer": tiny_tokenizer}
     with pytest.raises(ConfigError, match=r"finetune.loraplus_lr_ratio: 4, but SFTTrainer makes an optimizer of its own"):

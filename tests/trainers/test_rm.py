@@ -12,7 +12,7 @@ from preferences import RM_COLLATORS
 from trl import RewardConfig, RewardTrainer
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.data.preference_collators import PadPairsScored
+from llmmod.data.preference_collators import RewardCollator
 from llmmod.models.adapters.setup import add_lora
 from llmmod.models.packing.segments import by_segments
 from llmmod.trainers.rm import pair_losses, pair_rewards
@@ -49,7 +49,7 @@ def test_loss_and_gradient_are_those_of_trls_trainer(rm_trainer, theirs, toy_pai
     with by_segments(ours.model, batch):
         loss = ours.compute_loss(ours.model.train(), batch)
         loss.backward()
-    expected = theirs.compute_loss(theirs.model.train(), PadPairsScored(ours.processing_class)(pairs))
+    expected = theirs.compute_loss(theirs.model.train(), RewardCollator(ours.processing_class)(pairs))
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     for name, parameter in theirs.model.named_parameters():
@@ -119,7 +119,7 @@ def test_a_pairs_loss_by_hand():
 
 
 def test_rewards_come_with_their_pairs_number_longest_first(tiny_reward, toy_pairs, tiny_tokenizer):
-    found = list(pair_rewards(tiny_reward.eval(), toy_pairs.eval, collator=PadPairsScored(tiny_tokenizer), batch_size=7))
+    found = list(pair_rewards(tiny_reward.eval(), toy_pairs.eval, collator=RewardCollator(tiny_tokenizer), batch_size=7))
     flat = {number: (chosen, rejected) for batch in found for number, chosen, rejected in batch}
     assert [len(batch) for batch in found] == [7, 7, 7, 7, 2]
     expected = naive(tiny_reward, toy_pairs.eval)

@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(toy_trainer, 
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("collator", ["PadRight", "Flatten"])
+@pytest.mark.parametrize("collator", ["PaddingCollator", "FlatteningCollator"])
 @pytest.mark.parametrize("batch", [1, 4, 5, 6])
 def test_evaluation_is_exact_to_the_token_whatever_the_batch(toy_trainer, toy_splits, tiny_llama, batch, collator):
     metrics = toy_trainer(per_device_eval_batch_size=batch, collator={"_target_": f"llmmod.data.collators.{collator}"}).evaluate()

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from llmmod.render.encode import IGNORED
 
 
-class Flatten:
+class FlatteningCollator:
     """Puts all examples of the batch into one row, so that nothing is padding; for models that keep them apart (`models.segments`).
 
     An example may be a packed row: its `seq_lengths` say how many tokens each of the examples in it has.
@@ -84,7 +84,7 @@ def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[
     }
 
 
-class PadRight:
+class PaddingCollator:
     """Pads to the longest example of the batch, on the right.
 
     What is padding, the place says and not the token: where pad and eos are the same token, as in many base models, the real eos keeps
@@ -109,7 +109,7 @@ class PadRight:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def padded_answers(pad: PadRight, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
+def padded_answers(pad: PaddingCollator, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
     """Prompts with an answer each, padded.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmmod.data.collators import PadRight, padded_answers, segments
+from llmmod.data.collators import PaddingCollator, padded_answers, segments
 from llmmod.render.encode import IGNORED
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
@@ -21,7 +21,7 @@ _ANSWERS = ("chosen_ids", "rejected_ids")
 _OF_PAIR = ("weight", "ref_chosen_logps", "ref_rejected_logps")
 
 
-class SharePrompt:
+class PrefixSharingCollator:
     """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`models.segments`).
 
     A pair is two segments: the prompt with the chosen answer, and the prompt's last token with the rejected one, a branch that sees the
@@ -67,15 +67,15 @@ class SharePrompt:
         }
 
 
-class PadPairs:
+class PreferenceCollator:
     """Pads a batch of pairs on the right, a row an answer with its prompt: what trl.trainer.dpo_trainer.DataCollatorForPreference gives.
 
     Args:
-        tokenizer, pad_to_multiple_of: as of PadRight.
+        tokenizer, pad_to_multiple_of: as of PaddingCollator.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
-        self._pad = PadRight(tokenizer, pad_to_multiple_of)
+        self._pad = PaddingCollator(tokenizer, pad_to_multiple_of)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [2 pairs, longest].
@@ -102,7 +102,7 @@ def _of_pairs(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 _OF_PAIR_of_scored_pairs = ("margin", "weight")
 
 
-class SharePromptScored:
+class PrefixSharingRewardCollator:
     """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`models.segments`).
 
     A pair is two segments, whose last tokens are scored: the prompt with the chosen answer, and the rejected answer, a branch that sees the
@@ -135,7 +135,7 @@ class SharePromptScored:
         }
 
 
-class PadPairsScored:
+class RewardCollator:
     """Pads a batch of pairs, a row an answer with its prompt: what trl.trainer.reward_trainer.DataCollatorForPreference gives.
 
     Args:
@@ -145,7 +145,7 @@ class PadPairsScored:
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None, side: str = "right") -> None:
-        self._pad, self._left = PadRight(tokenizer, pad_to_multiple_of), side == "left"
+        self._pad, self._left = PaddingCollator(tokenizer, pad_to_multiple_of), side == "left"
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`: int64 [2 pairs, longest], all chosen answers and then all rejected ones.
@@ -166,17 +166,17 @@ def _of_pairs_of_scored_pairs(examples: Sequence[Mapping[str, Any]]) -> dict[str
     return {name: torch.tensor([example[name] for example in examples], dtype=torch.float32) for name in known}
 
 
-class PadJudged:
+class KTOCollator:
     """Pads a batch of judged answers on the right; mismatched pairs are made as trl (1.16) makes them, each answer with the next prompt.
 
     trl pairs examples before training and so needs them in a fixed order; pairs made within the batch allow any order.
 
     Args:
-        tokenizer, pad_to_multiple_of: as of PadRight.
+        tokenizer, pad_to_multiple_of: as of PaddingCollator.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
-        self._pad = PadRight(tokenizer, pad_to_multiple_of)
+        self._pad = PaddingCollator(tokenizer, pad_to_multiple_of)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [examples, longest].

@@ -55,7 +55,7 @@ class _Scoring:
             attention_mask: [batch, seq], 0 where a token is padding; None: none is.
             position_ids: [batch, seq]; None: counted from the first real token.
             inputs_embeds: [batch, seq, channels], instead of `input_ids`.
-            kwargs: `cu_seq_lens_q` and its like (`data.collate.Flatten`), and what else the trunk takes.
+            kwargs: `cu_seq_lens_q` and its like (`data.collators.FlatteningCollator`), and what else the trunk takes.
         """
         trunk, head = self.base_model, getattr(self, HEAD)  # type: ignore[attr-defined]
         kwargs |= {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from llmmod.data.collators import Flatten, PadRight
+from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import capacity_of
-from llmmod.data.preference_collators import PadPairs, PadPairsScored, SharePrompt, SharePromptScored
+from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator, PrefixSharingRewardCollator, RewardCollator
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build, locate
 from llmmod.models.packing.segments import why_not
@@ -22,10 +22,10 @@ from llmmod.trainers.base import StageTrainer
 
 log = logging.getLogger("llmmod.train")
 # What makes a row of many -> what pads them instead.
-_ROWS: Mapping[type, type[PadRight | PadPairs | PadPairsScored]] = {
-    Flatten: PadRight,
-    SharePrompt: PadPairs,
-    SharePromptScored: PadPairsScored,
+_ROWS: Mapping[type, type[PaddingCollator | PreferenceCollator | RewardCollator]] = {
+    FlatteningCollator: PaddingCollator,
+    PrefixSharingCollator: PreferenceCollator,
+    PrefixSharingRewardCollator: RewardCollator,
 }
 
 
@@ -66,7 +66,7 @@ def collator_from(
     if capacity_of(train) is not None:
         raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
     log.info("batches are padded: %s", reason)
-    return (_padded(node) or PadRight)(tokenizer, **padding)
+    return (_padded(node) or PaddingCollator)(tokenizer, **padding)
 
 
 def check_trainer(trainer: str | None, train: Any) -> None:
@@ -97,16 +97,16 @@ def _why_padded(
     node: Mapping[str, Any], *, model: Any, train: Any, pad_to_multiple_of: int | None, trainer: str | None = None
 ) -> str | None:
     """Why the examples of a batch can't stand in one row; None where they can, or where that isn't what is asked for."""
-    if _is(node, PadRight) and capacity_of(train) is not None:
-        return "training.collator=PadRight takes a row for one example"
+    if _is(node, PaddingCollator) and capacity_of(train) is not None:
+        return "training.collator=PaddingCollator takes a row for one example"
     if not _padded(node):
         return None
     if pad_to_multiple_of is not None:
         return "training.pad_to_multiple_of asks for padding"
-    return _mixes(trainer) or why_not(model, branches=not _is(node, Flatten), packed=capacity_of(train) is not None)
+    return _mixes(trainer) or why_not(model, branches=not _is(node, FlatteningCollator), packed=capacity_of(train) is not None)
 
 
-def _padded(node: Mapping[str, Any]) -> type[PadRight | PadPairs | PadPairsScored] | None:
+def _padded(node: Mapping[str, Any]) -> type[PaddingCollator | PreferenceCollator | RewardCollator] | None:
     """What pads where the model can't have the rows that this collator makes; None where it makes none."""
     return next((padding for rows, padding in _ROWS.items() if _is(node, rows)), None)
 

@@ -20,8 +20,8 @@ WAY_OUT = "Leave it to the stage, derive yours from llmmod.trainers.sft.SftTrain
             "dataset.packing: true, and training.pad_to_multiple_of asks for padding. Set it to false.",
         ),
         (
-            ["training.collator._target_=llmmod.data.collators.PadRight"],
-            "dataset.packing: true, and training.collator._target_=llmmod.data.collators.PadRight takes a row for one example. "
+            ["training.collator._target_=llmmod.data.collators.PaddingCollator"],
+            "dataset.packing: true, and training.collator._target_=llmmod.data.collators.PaddingCollator takes a row for one example. "
             "Set it to false.",
         ),
         (

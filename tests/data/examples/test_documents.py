@@ -10,7 +10,7 @@ import pytest
 
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
-from llmmod.data.collators import PadRight
+from llmmod.data.collators import PaddingCollator
 from llmmod.data.dataset.load import load_splits
 from llmmod.errors import ConfigError, DataError
 
@@ -95,7 +95,7 @@ def test_where_pad_is_eos_the_real_one_keeps_its_label(load, tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     rows = load(tokenizer=tokenizer, packing=True).train.examples.to_list()[:4]
-    batch = PadRight(tokenizer)(rows)
+    batch = PaddingCollator(tokenizer)(rows)
     for row, ids, labels in zip(rows, batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         length = len(row["input_ids"])
         assert ids[length - 1] == labels[length - 1] == tokenizer.eos_token_id

@@ -16,7 +16,7 @@ from llmmod.trainers.build import lent
 from llmmod.trainers.efficient.layers import is_compiled
 
 # Traces as torch.compile does, and runs the traced graph as it is: what the kernels' compiler adds is torch's affair, and takes minutes.
-FLAT = {"per_device_train_batch_size": 1, "collator": {"_target_": "llmmod.data.collators.Flatten"}}
+FLAT = {"per_device_train_batch_size": 1, "collator": {"_target_": "llmmod.data.collators.FlatteningCollator"}}
 COMPILING = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 

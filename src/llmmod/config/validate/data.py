@@ -190,7 +190,7 @@ def _takes(schema: type, name: str, value: Any) -> bool:
 
 # Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
 _LIBRARIES = ("trl", "transformers")
-_PAD_RIGHT = "llmmod.data.collators.PadRight"
+_PAD_RIGHT = "llmmod.data.collators.PaddingCollator"
 
 
 def check_packing(context: Context) -> Iterator[Problem]:

@@ -171,7 +171,7 @@ def _branches(model: Any, examples: list[torch.Tensor]) -> bool:
 
 
 def _row(examples: list[torch.Tensor], before: list[int]) -> dict[str, Any]:
-    """Examples as a collator gives them (`data.collate.Flatten`), each with a number of keys before its own."""
+    """Examples as a collator gives them (`data.collators.FlatteningCollator`), each with a number of keys before its own."""
     lengths = [ids.shape[1] for ids in examples]
     keys = [length + more for length, more in zip(lengths, before, strict=True)]
     return {

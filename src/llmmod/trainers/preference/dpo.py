@@ -1,6 +1,7 @@
 """Direct preference optimization (Rafailov et al. 2023) and its kin: trl's trainer and losses, on pairs that share their prompt.
 
-A pair's prompt goes through the model once where its attention can branch (`data.pairs.SharePrompt`), and only answers reach the head.
+A pair's prompt goes through the model once where its attention can branch (`data.preference_collators.PrefixSharingCollator`), and only
+answers reach the head.
 trl's loss gets the log-probabilities laid out as those of its own batches, and so is what it is there. What differs: the mean is over the
 pairs of an optimizer step, however they are divided into batches, where trl's is over the batches' means; of the loss `sft`, which is one
 of trl's too, over the tokens. `aot` and `aot_unpaired` sort the pairs of a batch, and so go by the batch by their nature.
