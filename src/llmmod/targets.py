@@ -52,8 +52,8 @@ PACKAGES: dict[str, Package] = {
             "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(
-            "llmmod.data.formats", "llmmod.data.dataset.load.load_splits", "llmmod.metrics", "llmmod.models.adapters.setup.add_lora",
-            "llmmod.models.adapters.setup.train_all", "llmmod.models.adapters.setup.train_some_layers",
+            "llmmod.data.formats", "llmmod.data.dataset.load.load_splits", "llmmod.metrics", "llmmod.models.adapters.setup.setup_lora",
+            "llmmod.models.adapters.setup.setup_full", "llmmod.models.adapters.setup.setup_freeze",
             "llmmod.models.loading.load.load_model", "llmmod.models.loading.tokenizer.load_tokenizer", "llmmod.rewards",
         ),
     ),

@@ -11,8 +11,8 @@ import torch
 
 from llmmod.config.schema.finetune import FullConf, LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.load import attached, with_chain
-from llmmod.models.adapters.setup import add_lora, train_all, with_adapters
+from llmmod.models.adapters.load import load_adapter, merge_adapters
+from llmmod.models.adapters.setup import setup_full, setup_inference, setup_lora
 from llmmod.models.loading.quantization import set_name
 
 
@@ -53,7 +53,7 @@ def trained(model):
 
 def test_one_beside_the_weights(tiny_llama, chain, ids, logits):
     paths, after_first, _ = chain
-    model = attached(tiny_llama, paths[0])
+    model = load_adapter(tiny_llama, paths[0])
     assert torch.equal(logits(model, ids), after_first)
     assert not model.training
     assert trained(model) == set()
@@ -61,7 +61,7 @@ def test_one_beside_the_weights(tiny_llama, chain, ids, logits):
 
 def test_a_chain_is_merged_in_order(tiny_llama, chain, ids, logits):
     paths, _, after_both = chain
-    merged = with_chain(tiny_llama, paths)
+    merged = merge_adapters(tiny_llama, paths)
     assert type(merged) is type(tiny_llama)
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     close(logits(merged, ids), after_both)
@@ -69,7 +69,7 @@ def test_a_chain_is_merged_in_order(tiny_llama, chain, ids, logits):
 
 def test_used_the_last_stays_apart(tiny_llama, chain, ids, logits):
     paths, _, after_both = chain
-    model = with_adapters(tiny_llama, lora(adapters=paths))
+    model = setup_inference(tiny_llama, lora(adapters=paths))
     close(logits(model, ids), after_both)
     with model.disable_adapter():
         close(logits(model, ids), chain[1])
@@ -77,14 +77,14 @@ def test_used_the_last_stays_apart(tiny_llama, chain, ids, logits):
 
 def test_trained_anew_all_are_merged(tiny_llama, chain, ids, logits):
     paths, _, after_both = chain
-    model = add_lora(tiny_llama, lora(adapters=paths))
+    model = setup_lora(tiny_llama, lora(adapters=paths))
     close(logits(model, ids), after_both)  # a new adapter starts as nothing
     assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in trained(model)} == {"v_proj"}
 
 
 def test_continued_the_last_is_trained(tiny_llama, chain, ids, logits):
     paths, _, after_both = chain
-    model = add_lora(tiny_llama, lora(adapters=paths, resume_adapter=True))
+    model = setup_lora(tiny_llama, lora(adapters=paths, resume_adapter=True))
     close(logits(model, ids), after_both)
     assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in trained(model)} == {"q_proj", "down_proj"}
     assert model.peft_config["default"].r == 2
@@ -93,13 +93,13 @@ def test_continued_the_last_is_trained(tiny_llama, chain, ids, logits):
 
 def test_a_continued_adapter_is_saved_and_found_again(tiny_llama, chain, ids, logits, tmp_path):
     base = copy.deepcopy(tiny_llama)
-    model = add_lora(tiny_llama, lora(adapters=chain[0][:1], resume_adapter=True))
+    model = setup_lora(tiny_llama, lora(adapters=chain[0][:1], resume_adapter=True))
     model.save_pretrained(tmp_path / "again", save_embedding_layers=False)
-    assert torch.equal(logits(attached(base, str(tmp_path / "again")), ids), chain[1])
+    assert torch.equal(logits(load_adapter(base, str(tmp_path / "again")), ids), chain[1])
 
 
 def test_full_fine_tuning_starts_from_the_merged_chain(tiny_llama, chain, ids, logits):
-    model = train_all(tiny_llama, FullConf(name="full", adapters=chain[0]))
+    model = setup_full(tiny_llama, FullConf(name="full", adapters=chain[0]))
     close(logits(model, ids), chain[2])
     assert trained(model) == {name for name, _ in model.named_parameters()}
 
@@ -111,7 +111,7 @@ def test_an_adapter_of_pissa_as_peft_saves_it_takes_its_first_values_out_of_the_
     with torch.no_grad():
         adapted.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.mul_(1.5)
     adapted.save_pretrained(tmp_path / "pissa")
-    torch.testing.assert_close(logits(attached(tiny_llama, str(tmp_path / "pissa")), ids), logits(adapted, ids), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(load_adapter(tiny_llama, str(tmp_path / "pissa")), ids), logits(adapted, ids), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_adapter_of_pissa_as_peft_saves_it_takes_its_first_values_out_of_the_
 def test_a_directory_that_is_no_adapter(tiny_llama, tmp_path, prepare, message):
     prepare(tmp_path)
     with pytest.raises(ConfigError, match=rf"finetune.adapters\[0\]: .*{message}"):
-        with_chain(tiny_llama, [str(tmp_path)])
+        merge_adapters(tiny_llama, [str(tmp_path)])
 
 
 def other_model(**fields):
@@ -148,26 +148,26 @@ def test_an_adapter_of_another_base_is_refused(chain, model):
     with pytest.raises(
         ConfigError, match=r"finetune.adapters\[0\]: the adapter '.*first' doesn't fit .*Give the model that it was trained on"
     ):
-        with_chain(other_model(**model), chain[0])
+        merge_adapters(other_model(**model), chain[0])
 
 
 def test_an_adapter_of_a_deeper_base_is_refused(tiny_llama, chain):
     tiny_llama.model.layers = tiny_llama.model.layers[:1]
     with pytest.raises(ConfigError, match=r"4 have no place"):
-        with_chain(tiny_llama, chain[0][:1])
+        merge_adapters(tiny_llama, chain[0][:1])
 
 
 def test_an_adapter_of_a_shallower_base_is_refused(tiny_llama, chain):
     tiny_llama.model.layers.append(copy.deepcopy(tiny_llama.model.layers[1]))
     with pytest.raises(ConfigError, match=r"4 of its weights are missing"):
-        with_chain(tiny_llama, chain[0][:1])
+        merge_adapters(tiny_llama, chain[0][:1])
 
 
 def test_another_base_of_the_same_shape_is_warned_of(tiny_llama, tmp_path, caplog):
     set_name(tiny_llama, "meta-llama/Llama-2-7b-hf")
     random_adapter(tiny_llama, 1).save_pretrained(tmp_path / "a", save_embedding_layers=False)
-    attached(copy.deepcopy(tiny_llama), str(tmp_path / "a"))
+    load_adapter(copy.deepcopy(tiny_llama), str(tmp_path / "a"))
     assert not caplog.records
     set_name(tiny_llama, "huggyllama/llama-7b")
-    attached(tiny_llama, str(tmp_path / "a"))
+    load_adapter(tiny_llama, str(tmp_path / "a"))
     assert "was trained on 'meta-llama/Llama-2-7b-hf', and is put on 'huggyllama/llama-7b'" in caplog.text

@@ -16,7 +16,7 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading import build, tiny
 from llmmod.models.loading.build import model_from, tokenizer_from
 
@@ -52,7 +52,7 @@ def test_every_option_builds_tiny_and_trains_an_adapter(option, tiny_tokenizer):
     root = root_of(f"model={option}", "finetune=lora", "finetune.r=2")
     model = model_from(root.model, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
     assert sum(p.numel() for p in model.parameters()) < 200_000
-    adapted = add_lora(model, root.finetune)
+    adapted = setup_lora(model, root.finetune)
     targets = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if "lora_A" in name}
     assert targets == set(root.model.lora_targets)
     input_ids = torch.arange(5, 25).reshape(2, 10)
@@ -195,7 +195,7 @@ def test_the_base_is_called_as_it_was_typed(recorded, tiny_tokenizer, llama_dire
     model = build_model(ModelConf(_target_="my.Model", name="x", pretrained_model_name_or_path=f"pkg://{named.name}"), tiny_tokenizer)
     assert recorded["my.Model"].calls[0][0] == str(named)
     assert model.config._name_or_path == "pkg://tiny_llama_package"
-    adapted = add_lora(model, LoraConf(name="lora", target_modules="all-linear"))
+    adapted = setup_lora(model, LoraConf(name="lora", target_modules="all-linear"))
     assert adapted.peft_config["default"].base_model_name_or_path == "pkg://tiny_llama_package"
 
 
@@ -275,7 +275,7 @@ def test_gradient_checkpointing_with_an_adapter_has_gradients(tiny_tokenizer):
     root = root_of("model=llama", "finetune=lora", "model.gradient_checkpointing=true")
     model = model_from(root.model, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
     assert model.is_activation_checkpointing
-    adapted = add_lora(model, root.finetune).train()
+    adapted = setup_lora(model, root.finetune).train()
     input_ids = torch.arange(5, 25).reshape(2, 10)
     adapted(input_ids=input_ids, labels=input_ids).loss.backward()
     assert all(p.grad.abs().sum() > 0 for name, p in adapted.named_parameters() if "lora_B" in name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GenerationConfig
 
-from llmmod.models.generation.settings import answer_text, context_length, generation_config, set_ends
+from llmmod.models.generation.settings import answer_text, context_length, generation_config, set_stop_tokens
 from llmmod.models.reward import with_reward_head
 
 
@@ -62,7 +62,7 @@ def test_the_models_own_settings_stay(tiny_llama):
 
 
 def test_the_model_under_an_adapter_ends_by_its_own_settings(tiny_lora):
-    set_ends(tiny_lora, stop_ids=[0, 2], pad_id=4)
+    set_stop_tokens(tiny_lora, stop_ids=[0, 2], pad_id=4)
     config = tiny_lora.get_base_model().generation_config
     assert (config.eos_token_id, config.pad_token_id) == ([0, 2], 4)
 
@@ -70,7 +70,7 @@ def test_the_model_under_an_adapter_ends_by_its_own_settings(tiny_lora):
 def test_a_model_that_writes_nothing_is_left_as_it_is(tiny_llama):
     scoring = with_reward_head(tiny_llama)
     before = dict(vars(scoring))
-    set_ends(scoring, stop_ids=[0, 2], pad_id=4)
+    set_stop_tokens(scoring, stop_ids=[0, 2], pad_id=4)
     assert vars(scoring) == before
 
 

@@ -13,23 +13,23 @@ from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.master_weights import to_stored_dtype
-from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
+from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 from llmmod.models.reward import with_reward_head
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 
 
 def full(model, **fields):
-    return train_all(model, FullConf(name="full", **fields))
+    return setup_full(model, FullConf(name="full", **fields))
 
 
 def freeze(**fields):
-    return lambda model, **more: train_some_layers(model, FreezeConf(name="freeze", num_layers_trainable=1, **fields, **more))
+    return lambda model, **more: setup_freeze(model, FreezeConf(name="freeze", num_layers_trainable=1, **fields, **more))
 
 
 def lora(**fields):
     given = {"name": "lora", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **fields}
-    return lambda model, **more: add_lora(model, LoraConf(**given, **more))
+    return lambda model, **more: setup_lora(model, LoraConf(**given, **more))
 
 
 WAYS = {

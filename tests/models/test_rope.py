@@ -14,7 +14,7 @@ from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.base import Weights
 from llmmod.config.schema.model import HubConf, ModelConf, RopeScalingConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.merge import merged
+from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.attention.rope import scale_rope
 from llmmod.models.generation.settings import context_length
 from llmmod.models.loading.build import model_from
@@ -53,7 +53,7 @@ def test_the_logits_are_transformers_own(llama_directory, tiny_llama, tiny_token
     assert torch.equal(logits(model, ids), logits(by_hand, ids))
     assert torch.equal(logits(model, ids), logits(tiny_llama, ids)) is (kind == "dynamic" and length < TRAINED)
     assert context_length(model) == 1024
-    merged(model).save_pretrained(tmp_path / "export")
+    merged_copy(model).save_pretrained(tmp_path / "export")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "export"), ids), logits(by_hand, ids))
 
 

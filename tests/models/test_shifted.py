@@ -14,8 +14,8 @@ from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.merge import merged
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.attention.shifted import group_tokens, shift_attention, shifted_attention
 from llmmod.models.loading.build import model_from
 from llmmod.models.packing.segments import why_not
@@ -172,14 +172,14 @@ def test_longloras_norms_and_embeddings_are_trained_and_exported(tiny_llama, ids
     shift_attention(tiny_llama, 0.25)
     conf = LoraConf(name="lora", r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
     conf.modules_to_save = ["embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"]
-    model = add_lora(tiny_llama, conf)
+    model = setup_lora(tiny_llama, conf)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     for part in ("embed_tokens.modules_to_save", "layers.0.input_layernorm.modules_to_save", "model.norm.modules_to_save"):
         assert any(part in name for name in trained), part
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     model.train()(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
-    merged(model).save_pretrained(tmp_path)
+    merged_copy(model).save_pretrained(tmp_path)
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), logits(model, ids), rtol=1e-4, atol=1e-5)
     config = json.loads((tmp_path / "config.json").read_text())
     assert not any("attn" in name or "llmmod" in str(value) for name, value in config.items())

@@ -27,13 +27,13 @@ def prepared(model, way, *, freeze=None, **lora):
         lora: changes of `LORA`.
     """
     from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
-    from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
+    from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 
     if way == "full":
-        return train_all(model, FullConf(name=way))
+        return setup_full(model, FullConf(name=way))
     if way == "freeze":
-        return train_some_layers(model, FreezeConf(name=way, **FREEZE | (freeze or {})))
-    return add_lora(quantized(model) if way == "qlora" else model, LoraConf(name=way, task_type="CAUSAL_LM", **LORA | lora))
+        return setup_freeze(model, FreezeConf(name=way, **FREEZE | (freeze or {})))
+    return setup_lora(quantized(model) if way == "qlora" else model, LoraConf(name=way, task_type="CAUSAL_LM", **LORA | lora))
 
 
 def adapted(model, **changes):

@@ -15,7 +15,7 @@ from llmmod.config.schema.preference_training import LOSSES
 from llmmod.errors import ConfigError
 from llmmod.models.packing.segments import by_segments
 from llmmod.trainers.efficient import head
-from llmmod.trainers.reference import frozen_copy, starts_as_nothing
+from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 
 COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 CHANGES = {
@@ -129,12 +129,12 @@ def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer
 def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, toy_pairs, tmp_path):
     """An adapter of an earlier training is merged and a new one begun: off, that is the earlier training's model, not the base."""
     from llmmod.config.schema.finetune import LoraConf
-    from llmmod.models.adapters.setup import add_lora
+    from llmmod.models.adapters.setup import setup_lora
 
     base = copy.deepcopy(tiny_llama)
     earlier = moved(adapted(copy.deepcopy(tiny_llama)), by=0.2).eval()
     earlier.save_pretrained(tmp_path / "sft")
-    model = add_lora(tiny_llama, LoraConf(name="lora", r=4, target_modules="all-linear", adapters=[str(tmp_path / "sft")]))
+    model = setup_lora(tiny_llama, LoraConf(name="lora", r=4, target_modules="all-linear", adapters=[str(tmp_path / "sft")]))
     trainer = dpo_trainer(model)
     moved(model, by=0.1)
     metrics = trainer.evaluate()
@@ -150,7 +150,7 @@ def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, to
     ids=["new", "dora", "continued", "pissa", "bias"],
 )  # fmt: skip
 def test_adapters_that_are_nothing_at_the_start(tiny_llama, changes, nothing):
-    assert starts_as_nothing(adapted(tiny_llama, **changes)) is nothing
+    assert adapter_is_noop(adapted(tiny_llama, **changes)) is nothing
 
 
 def test_a_new_adapter_of_the_embeddings_is_nothing_at_the_start(tiny_llama):
@@ -160,9 +160,9 @@ def test_a_new_adapter_of_the_embeddings_is_nothing_at_the_start(tiny_llama):
     with torch.no_grad(), adapted_embeddings.disable_adapter():
         off = adapted_embeddings(input_ids=ids).logits
     assert torch.equal(adapted_embeddings(input_ids=ids).logits, off)
-    assert starts_as_nothing(adapted_embeddings)
+    assert adapter_is_noop(adapted_embeddings)
     moved(adapted_embeddings)
-    assert not starts_as_nothing(adapted_embeddings)
+    assert not adapter_is_noop(adapted_embeddings)
 
 
 def naive(model, reference, examples, beta=0.1):

@@ -29,10 +29,10 @@ def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, w
 def prepared(model, way, seed):
     """A reward model with what one way to fine-tune trains; adapters are on the embeddings too, as `ways.FREEZE` has it."""
     from llmmod.config.schema.finetune import LoraConf
-    from llmmod.models.adapters.setup import add_lora
+    from llmmod.models.adapters.setup import setup_lora
     from llmmod.models.reward import with_reward_head
 
     model = with_reward_head(ways.quantized(model) if way == "qlora" else model, seed=seed)
     if way in ("full", "freeze"):
         return ways.prepared(model, way)
-    return add_lora(model, LoraConf(**ways.LORA | {"target_modules": ways.EMBEDDINGS}))
+    return setup_lora(model, LoraConf(**ways.LORA | {"target_modules": ways.EMBEDDINGS}))

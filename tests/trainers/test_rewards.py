@@ -18,7 +18,7 @@ from llmmod.config.schema.reward import DEFAULT, rehearsed, reward_nodes
 from llmmod.errors import ConfigError, RunError
 from llmmod.models.adapters.init import save_for_base
 from llmmod.models.adapters.reward_models import load_reward_model
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.load import load_model
 from llmmod.models.loading.quantization import quantization_config, rebuilt
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
@@ -139,7 +139,7 @@ class TestModels:
     @pytest.fixture
     def path(self, base, tmp_path):
         """A reward adapter that was trained on it."""
-        model = add_lora(with_reward_head(copy.deepcopy(base)), lora())
+        model = setup_lora(with_reward_head(copy.deepcopy(base)), lora())
         return saved(model, tmp_path / "rm")
 
     @pytest.fixture
@@ -153,7 +153,7 @@ class TestModels:
         return ModelScorer(str(path), policy, name="reward_rm", pad_id=0, rows=1)
 
     def test_beside_the_policy_s_own_adapter(self, base, path, scores):
-        policy = add_lora(base, lora())
+        policy = setup_lora(base, lora())
         flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
         scorer = self.scorer(path, policy)
         assert scorer.beside
@@ -182,7 +182,7 @@ class TestModels:
     def test_on_its_own_base_where_the_policy_began_with_another(self, base, path, scores, tmp_path):
         """Of the same name, but with another adapter merged: stage.json tells them apart."""
         write_stage_file(path, StageFile("rm", "adapter", "reward", base=str(tmp_path / "base"), render="chatml"))
-        policy = add_lora(base, lora())
+        policy = setup_lora(base, lora())
         setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), ["../sft"]).seen_from(tmp_path / "ppo"))
         scorer = self.scorer(path, policy)
         assert not scorer.beside
@@ -193,10 +193,10 @@ class TestModels:
     @pytest.mark.parametrize("policy_s", KINDS)
     @pytest.mark.parametrize("reward_s", KINDS)
     def test_what_the_policy_trains_of_the_base_is_not_scored_with(self, biased, tmp_path, policy_s, reward_s):
-        path = saved(add_lora(with_reward_head(copy.deepcopy(biased)), lora(**reward_s)), tmp_path / "rm")
+        path = saved(setup_lora(with_reward_head(copy.deepcopy(biased)), lora(**reward_s)), tmp_path / "rm")
         texts = [torch.tensor([prompt + answer]) for prompt, answer in zip(ANSWERS.prompts, ANSWERS.answers, strict=True)]
         expected = torch.cat([score(load_reward_model(str(path)), text) for text in texts])
-        policy = add_lora(biased, lora(**policy_s))
+        policy = setup_lora(biased, lora(**policy_s))
         scorer = self.scorer(path, policy)
         moved(policy, by=0.1)
         left = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -212,14 +212,14 @@ class TestModels:
         float_base = Beginning(str(tmp_path / "base"), [])
         quantized_base = float_base._replace(quantization=decides_weights(conf))
         quantized = rebuilt(copy.deepcopy(base), quantization_config=quantization_config(conf))
-        own = saved(add_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
+        own = saved(setup_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
         left = {"stage": "rm", "kind": "adapter", "head": "reward", "render": "chatml"}
-        assert not self.scorer(path, add_lora(copy.deepcopy(quantized), lora())).beside  # nobody said what it was trained on
+        assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).beside  # nobody said what it was trained on
         write_stage_file(path, StageFile(**left, **float_base._asdict()))
         write_stage_file(own, StageFile(**left, **quantized_base._asdict()))
         found = {}
         for name, model, began in (("float", base, float_base), ("quantized", quantized, quantized_base)):
-            policy = add_lora(model, lora())
+            policy = setup_lora(model, lora())
             setattr(policy.get_base_model(), BEGAN_WITH, began.seen_from(tmp_path / "ppo"))
             scorers = {"float": self.scorer(path, policy), "quantized": self.scorer(own, policy)}
             assert {reward: scorer.beside for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
@@ -236,7 +236,7 @@ class TestModels:
             self.scorer(path, other)
 
     def test_the_policy_alone_is_saved(self, base, path, tmp_path, tiny_tokenizer):
-        policy = add_lora(base, lora())
+        policy = setup_lora(base, lora())
         rewards = rewards_from({"path": str(path)}, {}, model=policy, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=1)
         with rewards.left_out(policy):
             policy.save_pretrained(tmp_path / "saved")

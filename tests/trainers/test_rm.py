@@ -13,7 +13,7 @@ from trl import RewardConfig, RewardTrainer
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.data.preference_collators import RewardCollator
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.packing.segments import by_segments
 from llmmod.trainers.rm import pair_losses, pair_rewards
 
@@ -134,7 +134,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(rm_trainer, tiny_r
     def trainer(name):
         torch.manual_seed(2)
         model = copy.deepcopy(tiny_reward)
-        return rm_trainer(add_lora(model, lora) if way == "lora" else model, output_dir=tmp_path / name, **changes)
+        return rm_trainer(setup_lora(model, lora) if way == "lora" else model, output_dir=tmp_path / name, **changes)
 
     whole = trainer("whole")
     whole.train()
@@ -154,7 +154,7 @@ def test_heads_and_adapters_of_a_quantized_model_stay_in_float32(tiny_llama, rm_
     from llmmod.models.reward import with_reward_head
 
     base = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
-    model = add_lora(with_reward_head(base), LoraConf(r=4, target_modules="all-linear"))
+    model = setup_lora(with_reward_head(base), LoraConf(r=4, target_modules="all-linear"))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = rm_trainer(model)
     assert all(torch.equal(trainer.model.get_parameter(name), tensor) for name, tensor in before.items())

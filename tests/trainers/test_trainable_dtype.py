@@ -12,7 +12,7 @@ from answering import SHORT, answering_trainer, even, toy_prompts
 from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.online_training import PpoConf
-from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
+from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 from llmmod.models.reward import with_reward_head
 from llmmod.trainers.online.rewards import Rewards
 from llmmod.trainers.ppo import rollout as experience
@@ -35,12 +35,12 @@ def prepared(model, way, stage, trainable_dtype=TrainableDtype.float32):
     model = with_reward_head(model, seed=3) if stage == "rm" else model
     given = {"name": way, "trainable_dtype": trainable_dtype}
     if way == "full":
-        return train_all(model, FullConf(**given))
+        return setup_full(model, FullConf(**given))
     if way == "freeze":
-        return train_some_layers(model, FreezeConf(**given, num_layers_trainable=1, extra_trainable=["norm", "embed_tokens"]))
+        return setup_freeze(model, FreezeConf(**given, num_layers_trainable=1, extra_trainable=["norm", "embed_tokens"]))
     torch.manual_seed(0)
     whole = ["norm"] if stage == "rm" else ["lm_head"]
-    return add_lora(model, LoraConf(**given, task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], modules_to_save=whole))
+    return setup_lora(model, LoraConf(**given, task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], modules_to_save=whole))
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.quantization import quantization_config, rebuilt
 
 
@@ -15,7 +15,7 @@ from llmmod.models.loading.quantization import quantization_config, rebuilt
 @pytest.mark.parametrize("stage", ["toy", "dpo", "kto"])
 def test_adapters_keep_their_type_and_bits(request, tiny_llama, stage, bits):
     quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
-    model = add_lora(quantized, LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["norm"]))
+    model = setup_lora(quantized, LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["norm"]))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     request.getfixturevalue(f"{stage}_trainer")(model=model)
     after = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -26,7 +26,8 @@ def test_adapters_keep_their_type_and_bits(request, tiny_llama, stage, bits):
 def test_small_updates_are_not_lost(toy_trainer, tiny_llama):
     """Of weights of about 0.1, an update of 2e-5 is below half of bfloat16's step, 2.4e-4."""
     quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
-    model = add_lora(quantized, LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="gaussian"))
+    conf = LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="gaussian")
+    model = setup_lora(quantized, conf)
     first = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name}
     for name, p in model.named_parameters():
         if "lora_B" in name:

@@ -8,8 +8,7 @@ isn't the padding token, which is one too early wherever the terminator also pad
 The head is in float32, whatever the trunk is in. It comes from a checkpoint or an adapter; one that was made up is marked, and nothing
 but training takes such a model.
 
-`reward_checkpoint.load_reward_model` loads one, `reward_beside.reward_beside` puts a reward adapter beside the one that is trained, and
-`score` scores with either.
+`adapters.reward_models` loads one from the disk, or puts a reward adapter beside the one that is trained; `score` scores with either.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def score(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | No
     """The scores of a batch of texts, float32 [batch], without gradients.
 
     Args:
-        model: a reward model, with adapters or without, or `reward_beside.RewardBeside`; in evaluation mode.
+        model: a reward model, with adapters or without, or `adapters.reward_models.SharedBaseReward`; in evaluation mode.
         input_ids: int64 [batch, seq], terminators included, padded on either side or both.
         attention_mask: int64 [batch, seq], 0 where a token is padding; None: none is.
     """

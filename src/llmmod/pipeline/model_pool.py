@@ -119,7 +119,7 @@ class Models:
         if self._held is not None and self._held.wearer == wearer and self._held.worn is not None:
             return self._held.worn
         base = _headed(self.base(step), head)
-        adapted = import_own("llmmod.models.adapters.setup.with_adapters")(base, finetune) if finetune.adapters else base
+        adapted = import_own("llmmod.models.adapters.setup.setup_inference")(base, finetune) if finetune.adapters else base
         if head == "reward":
             import_own("llmmod.models.reward.require_head")(adapted)
         return self._wear(wearer, LoadedModel(adapted, "adapter" if finetune.adapters else "base", head), merged=finetune.adapters[:-1])
@@ -136,7 +136,7 @@ class Models:
             return replace(result, model=self._held.model)
         base, finetune = _headed(self.base(step), result.head), self._parts.of(step, "finetune")
         chain = _merged_first(finetune)
-        adapted = import_own("llmmod.models.adapters.setup.with_adapters")(base, replace(finetune, adapters=[*chain, str(result.path)]))
+        adapted = import_own("llmmod.models.adapters.setup.setup_inference")(base, replace(finetune, adapters=[*chain, str(result.path)]))
         self._results[step] = replace(result, model=adapted)
         return self._wear(own, self._results[step], merged=chain)
 
@@ -163,7 +163,7 @@ class Models:
         elif held.origin != origin:
             return False
         elif held.worn is not None and held.worn.kind == "adapter":
-            import_own("llmmod.models.adapters.load.taken_off")(held.worn.model)
+            import_own("llmmod.models.adapters.load.unload_adapter")(held.worn.model)
         self._forget_worn(held)
         return True
 
@@ -181,7 +181,7 @@ class Models:
             return self._read_result(earlier)
         base = self._read(earlier, self._origin(earlier))
         chain = [*_merged_first(self._parts.of(earlier, "finetune")), str(result.path)]
-        return import_own("llmmod.models.adapters.load.with_chain")(base, chain)
+        return import_own("llmmod.models.adapters.load.merge_adapters")(base, chain)
 
     def _read_result(self, step: str) -> Any:
         """The whole model that a step saved."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmmod.config.schema.steps import EvaluateConf, PredictConf
-from llmmod.models.generation.settings import Reader, set_ends
+from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.steps.predict.step import Predict, held_out
 from llmmod.trainers.arguments import training_arguments
@@ -108,7 +108,7 @@ class Evaluate:
         reader = None
         if conf.data_kind == "prompt":
             reader = Reader.of(session.render(self.name), session.tokenizer(self.name))
-            set_ends(model, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
+            set_stop_tokens(model, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
             self._tell_beginning(loaded, session)
         with lent(model):
             trainer = trainer_from(

@@ -23,7 +23,7 @@ from llmmod.distributed import rank
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
 from llmmod.instantiate import build
-from llmmod.models.adapters.merge import divergence, merged
+from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.families.save import check_original_layout, copy_original_files, original_names, write_original_config
 from llmmod.models.generation.settings import context_length, generation_config
 from llmmod.models.loading.quantization import is_quantized
@@ -66,7 +66,7 @@ class Export:
             return StepReport()
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
         loaded = session.model(self.name)
-        model = merged(loaded.model)
+        model = merged_copy(loaded.model)
         scores = is_reward_model(model)
         original = self.conf.layout == "original" and not session.root.smoke  # a rehearsal's stand-in was never in another layout
         if original:

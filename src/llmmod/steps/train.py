@@ -19,7 +19,7 @@ from llmmod.files.paths import readable_by_umask, shown
 from llmmod.instantiate import locate
 from llmmod.models.adapters.init import changes_base, save_for_base
 from llmmod.models.adapters.master_weights import to_stored_dtype
-from llmmod.models.generation.settings import Reader, set_ends
+from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.protocols import LoadedModel, StepReport
@@ -126,7 +126,7 @@ class Train:
     def _model(self, session: Any, *, seed: int) -> Any:
         """The model that training begins with, with what is to be trained added or set free."""
         base, finetune = session.base_model(self.name), session.conf(self.name, "finetune")
-        set_ends(base, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
+        set_stop_tokens(base, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
         set_seed(seed)
         if session.conf(self.name, "training").head == "reward":
             base = with_reward_head(base, seed=seed)

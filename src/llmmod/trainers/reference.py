@@ -20,7 +20,7 @@ from llmmod.models.adapters.init import as_base, has_lost_base
 _FROM_ZERO = ("lora_B", "lora_embedding_A")  # as peft 0.21 has it
 
 
-def starts_as_nothing(adapted: Any) -> bool:
+def adapter_is_noop(adapted: Any) -> bool:
     """Whether the model with its adapter off is what it is with it: so it is with a new adapter of almost every kind, before training.
 
     Args:
@@ -43,7 +43,7 @@ def frozen_copy(model: Any, *, apart: bool = False) -> Any:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-class Nobody(torch.nn.Module):
+class NoReferenceModel(torch.nn.Module):
     """Stands where trl (1.16) would make a reference model or adapter of its own.
 
     Args:
@@ -60,7 +60,7 @@ class Nobody(torch.nn.Module):
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """Copies of what will be trained; None where adapters that add nothing yet are, since the reference then is the model without them."""
-    if hasattr(model, "peft_config") and starts_as_nothing(model):
+    if hasattr(model, "peft_config") and adapter_is_noop(model):
         return None
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 

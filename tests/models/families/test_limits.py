@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.models.adapters.setup import add_lora, train_all, train_some_layers
+from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 
 TRAINED = "the original code divides each row of the head by its length in every step"
 LONG = "is longer than the 16 that this model was trained on"
@@ -15,19 +15,19 @@ LONG = "is longer than the 16 that this model was trained on"
 @pytest.mark.parametrize(
     ("name", "train", "said"),
     [
-        pytest.param("baichuan2_7b", lambda m: train_all(m, FullConf(name="full")), True, id="full"),
-        pytest.param("baichuan_7b", lambda m: train_all(m, FullConf(name="full")), False, id="full, of a head that isn't normalised"),
-        pytest.param("baichuan2_7b", lambda m: train_some_layers(m, FreezeConf(name="f", num_layers_trainable=1)), False, id="freeze"),
+        pytest.param("baichuan2_7b", lambda m: setup_full(m, FullConf(name="full")), True, id="full"),
+        pytest.param("baichuan_7b", lambda m: setup_full(m, FullConf(name="full")), False, id="full, of a head that isn't normalised"),
+        pytest.param("baichuan2_7b", lambda m: setup_freeze(m, FreezeConf(name="f", num_layers_trainable=1)), False, id="freeze"),
         pytest.param(
             "baichuan2_7b",
-            lambda m: train_some_layers(m, FreezeConf(name="f", num_layers_trainable=1, extra_trainable=["lm_head"])),
+            lambda m: setup_freeze(m, FreezeConf(name="f", num_layers_trainable=1, extra_trainable=["lm_head"])),
             True,
             id="freeze with the head",
         ),
-        pytest.param("baichuan2_7b", lambda m: add_lora(m, LoraConf(name="lora", target_modules=["q_proj"])), False, id="lora"),
+        pytest.param("baichuan2_7b", lambda m: setup_lora(m, LoraConf(name="lora", target_modules=["q_proj"])), False, id="lora"),
         pytest.param(
             "baichuan2_7b",
-            lambda m: add_lora(m, LoraConf(name="lora", target_modules=["q_proj"], modules_to_save=["lm_head"])),
+            lambda m: setup_lora(m, LoraConf(name="lora", target_modules=["q_proj"], modules_to_save=["lm_head"])),
             True,
             id="lora with the head",
         ),
@@ -87,7 +87,7 @@ def test_a_qwen_that_is_saved_and_loaded_natively_still_says_so(short_qwen, load
 
 
 def test_qwen_under_an_adapter(short_qwen, caplog):
-    adapted = add_lora(short_qwen, LoraConf(name="lora", target_modules=["c_attn"])).eval()
+    adapted = setup_lora(short_qwen, LoraConf(name="lora", target_modules=["c_attn"])).eval()
     with torch.no_grad():
         adapted(torch.arange(3, 20)[None])
     assert caplog.text.count(LONG) == 1

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from llmmod.config.schema.quantization import QuantizationConf
-from llmmod.models.adapters.merge import divergence, merged
+from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.adapters.setup import count_parameters
 from llmmod.models.families.save import original_names, write_original_config
 from llmmod.models.loading.quantization import quantization_config, unpacked_weight
@@ -122,4 +122,4 @@ def test_quantized_while_it_is_converted(checkpoint, load, bits):
     # Of a run of 64 weights' largest, here a row's: half the widest gap of NF4's levels, or half a step of 1/127 (see test_quantize).
     bound = {4: 0.16, 8: 0.006}[bits] * before.abs().amax(1, keepdim=True)
     assert ((before - after).abs() <= bound).all()
-    assert abs(divergence(model, merged(model), IDS[0].tolist())) < {4: 1e-9, 8: 2e-2}[bits]
+    assert abs(divergence(model, merged_copy(model), IDS[0].tolist())) < {4: 1e-9, 8: 2e-2}[bits]

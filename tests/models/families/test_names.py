@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.load import attached, with_chain
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.load import load_adapter, merge_adapters
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.families.names import native_targets
 
 IDS = torch.arange(3, 51).reshape(2, 24)
@@ -65,7 +65,7 @@ def test_a_model_that_has_the_name_itself_keeps_it():
 
 def test_a_line_says_so(load, caplog):
     with caplog.at_level(logging.INFO):
-        model = add_lora(load("chatglm2"), LoraConf(name="lora", target_modules=["query_key_value"], r=2))
+        model = setup_lora(load("chatglm2"), LoraConf(name="lora", target_modules=["query_key_value"], r=2))
     assert "finetune.target_modules: in GlmForCausalLM, query_key_value is q_proj, k_proj, v_proj." in caplog.text
     assert {key.split(".")[-4] for key, p in model.named_parameters() if p.requires_grad} == set(QKV)
 
@@ -103,40 +103,40 @@ def test_an_old_adapter_computes_what_it_did(load, copied, tmp_path, name, caplo
     merged_by_hand = copied(name)
     adapter = old_adapter(merged_by_hand, tmp_path / "adapter", TARGETS[name])
     with caplog.at_level(logging.INFO):
-        adapted = attached(load(name), adapter)
+        adapted = load_adapter(load(name), adapter)
     assert "the adapter has the names of" in caplog.text
     expected = logits(load(merged_by_hand))
     assert torch.allclose(logits(adapted), expected, atol=1e-4)
-    assert torch.allclose(logits(with_chain(load(name), [adapter])), expected, atol=1e-4)
+    assert torch.allclose(logits(merge_adapters(load(name), [adapter])), expected, atol=1e-4)
     assert (expected - logits(load(name))).abs().max() > 0.1, "the adapter matters"
 
 
 def test_a_pattern_for_targets_is_read_from_the_weights(load, copied, tmp_path):
     merged_by_hand = copied("qwen")
     adapter = old_adapter(merged_by_hand, tmp_path / "adapter", ["c_attn"], target_modules=".*attn.c_attn")
-    assert torch.allclose(logits(attached(load("qwen"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
+    assert torch.allclose(logits(load_adapter(load("qwen"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
 
 
 def test_a_rank_by_the_original_name(load, copied, tmp_path):
     merged_by_hand = copied("baichuan_7b")
     more = {"r": 8, "lora_alpha": 24, "rank_pattern": {"W_pack": 2}, "alpha_pattern": {"W_pack": 6}}
     adapter = old_adapter(merged_by_hand, tmp_path / "adapter", ["W_pack"], **more)
-    assert torch.allclose(logits(attached(load("baichuan_7b"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
+    assert torch.allclose(logits(load_adapter(load("baichuan_7b"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
 
 
 def test_an_adapter_goes_on_training_and_is_saved_natively(load, copied, tmp_path):
     adapter = old_adapter(copied("chatglm2"), tmp_path / "adapter", ["query_key_value"])
-    adapted = add_lora(load("chatglm2"), LoraConf(name="lora", adapters=[adapter], resume_adapter=True))
+    adapted = setup_lora(load("chatglm2"), LoraConf(name="lora", adapters=[adapter], resume_adapter=True))
     assert all(p.requires_grad == ("lora_" in key) for key, p in adapted.named_parameters())
     before = logits(adapted)
     adapted.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(attached(load("chatglm2"), str(tmp_path / "again"))), before)
+    assert torch.equal(logits(load_adapter(load("chatglm2"), str(tmp_path / "again"))), before)
 
 
 @pytest.mark.parametrize("name", ["chatglm2", "qwen", "baichuan_13b"])
 def test_an_adapter_holds_nothing_of_the_base(load, name, tmp_path):
     # peft compares GlmConfig's own vocab_size, 151552, with the model's, and would write embeddings and head.
-    model = add_lora(load(name), LoraConf(name="lora", target_modules=["q_proj"], r=2))
+    model = setup_lora(load(name), LoraConf(name="lora", target_modules=["q_proj"], r=2))
     model.save_pretrained(tmp_path)
     assert {key.split(".")[-2] for key in load_file(tmp_path / "adapter_model.safetensors")} == {"lora_A", "lora_B"}
 
@@ -145,4 +145,4 @@ def test_an_adapter_that_is_native_is_left_alone(load, tmp_path):
     model = peft.get_peft_model(load("qwen"), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     before = logits(model)
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(attached(load("qwen"), str(tmp_path))), before)
+    assert torch.equal(logits(load_adapter(load("qwen"), str(tmp_path))), before)

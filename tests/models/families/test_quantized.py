@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from llmmod.config.schema.quantization import QuantizationConf
-from llmmod.models.adapters.merge import divergence, merged
+from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.adapters.setup import count_parameters
 from llmmod.models.loading.quantization import quantization_config, rebuilt, unpacked_weight
 
@@ -41,7 +41,7 @@ def test_merged_into_full_precision(name, load, reference, bits):
     before = {n: unpacked_weight(module) for n, module in model.named_modules() if type(module).__name__ in LAYERS}
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
-    whole = merged(adapted)
+    whole = merged_copy(adapted)
     for layer, weight in before.items():
         delta = adapted.get_base_model().get_submodule(layer).get_delta_weight("default")
         torch.testing.assert_close(whole.get_submodule(layer).weight, weight + delta, rtol=0, atol=1e-6)

@@ -17,8 +17,8 @@ from llmmod.config.compose import compose_config, to_root, validated
 from llmmod.config.schema.generated.lora import LoraConfig
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.init import save_for_base
-from llmmod.models.adapters.merge import merged
-from llmmod.models.adapters.setup import add_lora, with_adapters
+from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.setup import setup_inference, setup_lora
 
 TARGETS = "target_modules=[q_proj,v_proj]"
 WORKS = {
@@ -116,7 +116,7 @@ def test_it_works_all_the_way(field, tiny_llama, tmp_path, ids, logits):
     untouched = [copy.deepcopy(base) for _ in range(4)]
     conf = finetune(*WORKS[field])
     before = logits(base, ids)
-    model = steps(add_lora(base, conf), ids)
+    model = steps(setup_lora(base, conf), ids)
     expected = logits(model, ids)
     assert (expected - before).abs().max() > 1e-3
 
@@ -124,21 +124,21 @@ def test_it_works_all_the_way(field, tiny_llama, tmp_path, ids, logits):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
 
     model.save_pretrained(tmp_path / "checkpoint")  # as a trainer saves it
-    resumed = add_lora(untouched[0], conf)
+    resumed = setup_lora(untouched[0], conf)
     resumed.load_adapter(str(tmp_path / "checkpoint"), "default", is_trainable=True)
     same(logits(resumed, ids))
-    merged(model).save_pretrained(tmp_path / "export")
+    merged_copy(model).save_pretrained(tmp_path / "export")
     same(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "export"), ids))
     same(logits(model, ids))  # exporting leaves it as it was
     model.save_pretrained(tmp_path / "adapter")
     save_for_base(model, tmp_path / "adapter")
     chosen = dataclasses.replace(conf, adapters=[str(tmp_path / "adapter")])
-    same(logits(with_adapters(untouched[1], chosen), ids))
-    goes_on = add_lora(untouched[2], dataclasses.replace(chosen, resume_adapter=True))
+    same(logits(setup_inference(untouched[1], chosen), ids))
+    goes_on = setup_lora(untouched[2], dataclasses.replace(chosen, resume_adapter=True))
     same(logits(goes_on, ids))
     if field not in RUN_TIME:
         assert (logits(steps(goes_on, ids, 1), ids) - expected).abs().max() > 1e-4
-    chained = add_lora(untouched[3], dataclasses.replace(finetune(TARGETS), adapters=[str(tmp_path / "adapter")]))
+    chained = setup_lora(untouched[3], dataclasses.replace(finetune(TARGETS), adapters=[str(tmp_path / "adapter")]))
     same(logits(chained, ids))  # merged, and a new one beside it, which begins as nothing
 
 
@@ -158,4 +158,4 @@ def test_an_adapter_of_somebody_else_s_that_has_it_is_refused(field, tiny_llama,
     config = PeftLora(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **{field: value})
     get_peft_model(copy.deepcopy(tiny_llama), config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=f"the adapter '.*' has {field}, and "):
-        with_adapters(tiny_llama, dataclasses.replace(finetune(), adapters=[str(tmp_path)]))
+        setup_inference(tiny_llama, dataclasses.replace(finetune(), adapters=[str(tmp_path)]))

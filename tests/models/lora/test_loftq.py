@@ -10,8 +10,8 @@ import torch
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.init import _rounded, has_lost_base, loftq
-from llmmod.models.adapters.load import attached
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.load import load_adapter
+from llmmod.models.adapters.setup import setup_lora
 
 NF4_GAP = 0.1521  # between the two values of NF4 that are farthest apart (Dettmers et al. 2023, appendix E), halved
 MOST = {4: NF4_GAP, 8: 0.5 / 127 + 2**-12}  # of 8 bits, what is rounded are numbers of 16
@@ -54,7 +54,7 @@ def conf(**fields):
 @pytest.mark.parametrize("alpha", [8, 32])
 def test_a_model_with_them_is_nearer_to_itself_than_quantized_whatever_the_scale(tiny_llama, alpha):
     before = {name: module.weight.clone() for name, module in tiny_llama.named_modules() if isinstance(module, torch.nn.Linear)}
-    adapted = add_lora(tiny_llama, conf(lora_alpha=alpha))
+    adapted = setup_lora(tiny_llama, conf(lora_alpha=alpha))
     for name in adapted.targeted_module_names:
         layer = adapted.get_base_model().get_submodule(name)
         kept = layer.base_layer.weight
@@ -65,12 +65,12 @@ def test_a_model_with_them_is_nearer_to_itself_than_quantized_whatever_the_scale
 
 def test_embeddings_are_refused(tiny_llama):
     with pytest.raises(ConfigError, match="LoftQ is for linear layers, and Embedding is none"):
-        add_lora(tiny_llama, LoraConf(name="lora", target_modules=["embed_tokens"], init_lora_weights="loftq"))
+        setup_lora(tiny_llama, LoraConf(name="lora", target_modules=["embed_tokens"], init_lora_weights="loftq"))
 
 
 def test_what_the_base_was_is_lost(tiny_llama, tmp_path):
     base = copy.deepcopy(tiny_llama)
-    adapted = add_lora(tiny_llama, conf())
+    adapted = setup_lora(tiny_llama, conf())
     assert has_lost_base(adapted)
     adapted.save_pretrained(tmp_path)
-    assert has_lost_base(attached(base, str(tmp_path)))
+    assert has_lost_base(load_adapter(base, str(tmp_path)))

@@ -10,8 +10,8 @@ from ways import moved
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.models.adapters.init import as_base
-from llmmod.models.adapters.load import taken_off
-from llmmod.models.adapters.setup import add_lora, with_adapters
+from llmmod.models.adapters.load import unload_adapter
+from llmmod.models.adapters.setup import setup_inference, setup_lora
 from llmmod.models.reward import with_reward_head
 
 FIELDS = [
@@ -38,27 +38,27 @@ def model(tiny_tokenizer):
 @pytest.mark.parametrize("fields", FIELDS)
 def test_the_base_is_what_it_was(model, ids, logits, fields, tmp_path):
     before, state, config = logits(model, ids), copy.deepcopy(model.state_dict()), model.config.to_dict()
-    adapted = moved(add_lora(model, conf(**fields)), by=0.1)
+    adapted = moved(setup_lora(model, conf(**fields)), by=0.1)
     trained = logits(adapted, ids)
     assert (trained - before).abs().max() > 0.01
     with as_base(adapted):
         assert torch.equal(logits(adapted, ids), before)
     assert torch.equal(logits(adapted, ids), trained)
     adapted.save_pretrained(tmp_path)
-    base = taken_off(adapted)
+    base = unload_adapter(adapted)
     assert base.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
     # An adapter from the disk has trained biases too.
-    loaded = with_adapters(base, LoraConf(name="lora", adapters=[str(tmp_path)]))
+    loaded = setup_inference(base, LoraConf(name="lora", adapters=[str(tmp_path)]))
     assert torch.equal(logits(loaded, ids), trained)
-    assert torch.equal(logits(taken_off(loaded), ids), before)
+    assert torch.equal(logits(unload_adapter(loaded), ids), before)
     assert model.config.to_dict() == config
 
 
 def test_a_reward_head_leaves_the_language_model_s_configuration(model):
     config = model.config.to_dict()
-    scoring = add_lora(with_reward_head(model), conf(task_type="SEQ_CLS"))
+    scoring = setup_lora(with_reward_head(model), conf(task_type="SEQ_CLS"))
     assert model.config.num_labels == 1
     scoring.config.pad_token_id = 3
-    taken_off(scoring)
+    unload_adapter(scoring)
     assert model.config.to_dict() == config

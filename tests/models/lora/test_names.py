@@ -7,7 +7,7 @@ import torch
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.families.convert import config_class
 from llmmod.models.loading.tiny import random_model, shrunk, tiny_model
 
@@ -44,13 +44,13 @@ UNKNOWN = {
 def test_it_is_told(tiny_llama, name):
     fields, line = UNKNOWN[name]
     with pytest.raises(ConfigError) as error:
-        add_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, **fields))
+        setup_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, **fields))
     assert str(error.value.problems[0]).startswith(line)
 
 
 def test_patterns_are_matched_as_peft_matches_them(tiny_llama):
     patterns = {"layers.0.self_attn.q_proj": 2, r".*\.1\..*down_proj": 3}
-    adapted = add_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, rank_pattern=patterns))
+    adapted = setup_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, rank_pattern=patterns))
     ranks = {name: module.r["default"] for name, module in adapted.get_base_model().named_modules() if hasattr(module, "lora_A")}
     assert {".".join(name.split(".")[2::2]): rank for name, rank in ranks.items()} == {
         "0.q_proj": 2, "0.down_proj": 8, "1.q_proj": 8, "1.down_proj": 3,
@@ -64,7 +64,7 @@ def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokeniz
     conf = LoraConf(
         name="lora", target_modules=LINEAR, r=64, init_lora_weights="pissa", rank_pattern={"q_proj": 48}, layers_to_transform=[30]
     )
-    adapted = add_lora(model, conf)
+    adapted = setup_lora(model, conf)
     assert sorted(adapted.targeted_module_names, reverse=True) == ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
     assert {module.r["default"] for module in adapted.get_base_model().modules() if hasattr(module, "lora_A")} == {8}
 
@@ -74,11 +74,11 @@ def test_all_linear_is_all_that_can_have_an_adapter(tiny_tokenizer, model_type, 
     """peft refuses what Mamba reads by itself; Phi-3.5-MoE's routers are linear layers by their class, and return pairs."""
     model = random_model(shrunk(config_class(model_type)(), vocab_size=len(tiny_tokenizer), special={"pad_token_id": 0}), seed=0)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")}
-    adapted = add_lora(model, LoraConf(name="lora", target_modules="all-linear", r=2))
+    adapted = setup_lora(model, LoraConf(name="lora", target_modules="all-linear", r=2))
     assert set(adapted.targeted_module_names) == {name for name in linear if not name.endswith(without)} < linear
     assert adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
 
 
 def test_a_whole_model_keeps_what_was_asked_for(tiny_llama):
     conf = LoraConf(name="lora", target_modules=LINEAR, layers_to_transform=1)
-    assert {name.split(".")[2] for name in add_lora(tiny_llama, conf).targeted_module_names} == {"1"}
+    assert {name.split(".")[2] for name in setup_lora(tiny_llama, conf).targeted_module_names} == {"1"}

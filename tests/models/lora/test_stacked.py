@@ -12,9 +12,9 @@ from ways import moved
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.load import taken_off
-from llmmod.models.adapters.merge import merge_or_stack, merged
-from llmmod.models.adapters.setup import add_lora, with_adapters
+from llmmod.models.adapters.load import unload_adapter
+from llmmod.models.adapters.merge import merge_or_stack, merged_copy
+from llmmod.models.adapters.setup import setup_inference, setup_lora
 from llmmod.models.loading.quantization import quantization_config, rebuilt
 
 # A change of about 1 % of the weights: a 4-bit merge would lose nearly all of it. Logits are around 5.
@@ -30,7 +30,7 @@ ROUNDED = {4: 1e-5, 8: 0.25}  # an 8-bit layer rounds activations, which its pla
 
 def adapted(model, **fields):
     conf = {"name": "qlora", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": "all-linear"} | fields
-    return moved(add_lora(model, LoraConf(**conf)), by=0.03).eval()
+    return moved(setup_lora(model, LoraConf(**conf)), by=0.03).eval()
 
 
 def packed(model):
@@ -49,7 +49,7 @@ def test_each_adapter_begins_where_the_last_one_ended(quantized, ids, logits, tm
     alone = logits(base, ids)
     after, names = [], []
     for number in range(3):
-        model = add_lora(base, LoraConf(name="qlora", r=2, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | fields))
+        model = setup_lora(base, LoraConf(name="qlora", r=2, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | fields))
         expected = after[-1] if after else alone
         assert (logits(model, ids) - expected).abs().max() < EXACT
         moved(model, by=0.03)
@@ -65,9 +65,9 @@ def test_each_adapter_begins_where_the_last_one_ended(quantized, ids, logits, tm
         assert (logits(base, ids) - after[-1]).abs().max() < EXACT
         assert not hasattr(base, "peft_config")
     assert all(torch.equal(value, weights[name]) for name, value in packed(base).items())
-    again = with_adapters(quantized(bits), LoraConf(name="qlora", adapters=names))
+    again = setup_inference(quantized(bits), LoraConf(name="qlora", adapters=names))
     assert (logits(again, ids) - after[-1]).abs().max() < EXACT
-    whole = merged(again)
+    whole = merged_copy(again)
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     assert (logits(whole, ids) - after[-1]).abs().max() < ROUNDED[bits]
     assert (logits(again, ids) - after[-1]).abs().max() < EXACT  # and the original goes on as it was
@@ -76,7 +76,7 @@ def test_each_adapter_begins_where_the_last_one_ended(quantized, ids, logits, tm
 def test_one_adapter_comes_off_and_the_earlier_ones_stay(quantized, ids, logits):
     base = merge_or_stack(adapted(quantized(4)))
     before = logits(base, ids)
-    assert torch.equal(logits(taken_off(adapted(base)), ids), before)
+    assert torch.equal(logits(unload_adapter(adapted(base)), ids), before)
 
 
 def test_a_copy_is_one_of_its_own(quantized, ids, logits):

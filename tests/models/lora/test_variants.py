@@ -9,9 +9,9 @@ import torch
 
 from llmmod.config.compose import compose_config, to_root, validated
 from llmmod.models.adapters.init import as_base, save_for_base
-from llmmod.models.adapters.load import attached
-from llmmod.models.adapters.merge import merged
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.load import load_adapter
+from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.setup import setup_lora
 
 VARIANTS = {
     "plain": [],
@@ -51,19 +51,19 @@ def trained_one_step(model, ids):
 def test_trained_saved_and_put_on_the_base_again(name, tiny_llama, tmp_path, ids, logits):
     base = copy.deepcopy(tiny_llama)
     before = logits(base, ids)
-    model = trained_one_step(add_lora(tiny_llama, finetune(*VARIANTS[name])), ids)
+    model = trained_one_step(setup_lora(tiny_llama, finetune(*VARIANTS[name])), ids)
     expected = logits(model, ids)
     assert (expected - before).abs().max() > 1e-3
     model.save_pretrained(tmp_path)
     save_for_base(model, tmp_path)
-    torch.testing.assert_close(logits(attached(copy.deepcopy(base), str(tmp_path)), ids), expected, rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(logits(merged(model), ids), expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(logits(load_adapter(copy.deepcopy(base), str(tmp_path)), ids), expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(logits(merged_copy(model), ids), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_the_base_is_had_back_while_an_adapter_that_changed_it_is_there(tiny_llama, ids, logits):
     """With the adapter merely off, what is left of the weights computes; it is no model that anybody had."""
     before = logits(tiny_llama, ids)
-    model = trained_one_step(add_lora(tiny_llama, finetune("init_lora_weights=pissa", "modules_to_save=[norm]")), ids)
+    model = trained_one_step(setup_lora(tiny_llama, finetune("init_lora_weights=pissa", "modules_to_save=[norm]")), ids)
     after = logits(model, ids)
     with model.disable_adapter():
         assert (logits(model, ids) - before).abs().max() > 1e-2
@@ -75,12 +75,12 @@ def test_the_base_is_had_back_while_an_adapter_that_changed_it_is_there(tiny_lla
 @pytest.mark.parametrize("save", ["as it fits the base", "as peft has it"])
 def test_the_base_is_had_back_from_an_adapter_on_the_disk(tiny_llama, tmp_path, ids, logits, save):
     base = copy.deepcopy(tiny_llama)
-    model = trained_one_step(add_lora(tiny_llama, finetune("init_lora_weights=olora")), ids)
+    model = trained_one_step(setup_lora(tiny_llama, finetune("init_lora_weights=olora")), ids)
     model.save_pretrained(tmp_path)
     if save == "as it fits the base":
         save_for_base(model, tmp_path)
     expected, before = logits(model, ids), logits(base, ids)
-    again = attached(base, str(tmp_path))
+    again = load_adapter(base, str(tmp_path))
     torch.testing.assert_close(logits(again, ids), expected, rtol=1e-4, atol=2e-5)
     with as_base(again):
         torch.testing.assert_close(logits(again, ids), before, rtol=1e-4, atol=2e-5)

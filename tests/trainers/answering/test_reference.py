@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.trainers.online.completions import rows_of, told
 from llmmod.trainers.reference import initial_weights, reference
 
@@ -68,7 +68,7 @@ def test_what_is_kept_is_what_is_trained(tiny_llama):
 @pytest.mark.parametrize("known", [True, False], ids=["since training began", "evaluated only"])
 def test_where_the_base_was_changed_it_is_the_untouched_model(tiny_llama, init, known):
     untouched = log_probs(copy.deepcopy(tiny_llama))
-    policy = add_lora(tiny_llama, LoraConf(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=init)).eval()
+    policy = setup_lora(tiny_llama, LoraConf(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=init)).eval()
     initial = initial_weights(policy) if known else None
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 
 WAYS = {
     "the head whole": {"modules_to_save": ["lm_head"]},
@@ -25,7 +25,7 @@ def test_it_is_the_plain_loss(toy_trainer, toy_splits, tiny_tokenizer, way, tied
     torch.manual_seed(0)
     dtype = torch.bfloat16 if way == "the head in float32" else torch.float32
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), tie_word_embeddings=tied, **sizes)).to(dtype)
-    adapted = add_lora(model, LoraConf(**{"name": "lora", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **WAYS[way]}))
+    adapted = setup_lora(model, LoraConf(**{"name": "lora", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **WAYS[way]}))
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     for p in trained.values():
         torch.nn.init.normal_(p, std=0.3)

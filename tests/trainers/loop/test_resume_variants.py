@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.models.adapters.init import save_for_base
-from llmmod.models.adapters.load import attached
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.load import load_adapter
+from llmmod.models.adapters.setup import setup_lora
 
 WAYS = {
     "PiSSA": {"init_lora_weights": "pissa"},
@@ -30,7 +30,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_is_found_again(toy_trainer, 
 
     def run(name, **resume):
         torch.manual_seed(2)  # as the step train does before the adapter is made
-        model = add_lora(
+        model = setup_lora(
             copy.deepcopy(tiny_llama),
             LoraConf(name="lora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], **WAYS[way]),
         )
@@ -47,5 +47,5 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_is_found_again(toy_trainer, 
     saved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "resumed")]
     assert saved[0].keys() == saved[1].keys()
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
-    again = attached(copy.deepcopy(tiny_llama), str(tmp_path / "resumed"))
+    again = load_adapter(copy.deepcopy(tiny_llama), str(tmp_path / "resumed"))
     torch.testing.assert_close(logits(again), logits(whole), rtol=1e-4, atol=5e-5)

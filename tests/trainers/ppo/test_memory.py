@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.setup import add_lora
+from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.reward import mark_trained, with_reward_head
 
 
@@ -34,7 +34,7 @@ class Count(TrainerCallback):
 def reward(tiny_llama, tmp_path):
     """The directory of a reward adapter that was trained on the policy's base."""
     lora = LoraConf(name="lora", task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
-    model = add_lora(with_reward_head(copy.deepcopy(tiny_llama)), lora)
+    model = setup_lora(with_reward_head(copy.deepcopy(tiny_llama)), lora)
     mark_trained(model)
     model.save_pretrained(tmp_path / "rm")
     return tmp_path / "rm"

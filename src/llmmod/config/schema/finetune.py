@@ -31,14 +31,14 @@ class FinetuneConf:
 class FullConf(FinetuneConf):
     """Every weight is trained."""
 
-    _target_: str = "llmmod.models.adapters.setup.train_all"
+    _target_: str = "llmmod.models.adapters.setup.setup_full"
 
 
 @dataclass
 class FreezeConf(FinetuneConf):
     """Some layers are trained, the rest is frozen."""
 
-    _target_: str = "llmmod.models.adapters.setup.train_some_layers"
+    _target_: str = "llmmod.models.adapters.setup.setup_freeze"
     num_layers_trainable: int = 3  # n > 0: the last n layers; n < 0: the first |n|
     name_module_trainable: list[str] = field(default_factory=lambda: ["all"])  # modules inside a layer, e.g. mlp, self_attn; all
     extra_trainable: list[str] = field(default_factory=list)  # modules outside the layers, e.g. norm, lm_head, embed_tokens
@@ -48,7 +48,7 @@ class FreezeConf(FinetuneConf):
 class LoraConf(LoraConfig, FinetuneConf):
     """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
 
-    _target_: str = "llmmod.models.adapters.setup.add_lora"
+    _target_: str = "llmmod.models.adapters.setup.setup_lora"
     # What suits this way of training: a stage's `training.learning_rate` is this unless it is set. Adapters start from zero and take about
     # ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret")
     learning_rate: float = 2e-4

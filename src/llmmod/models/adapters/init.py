@@ -123,7 +123,7 @@ def remember_initial(adapted: Any) -> None:
         setattr(adapted, _BIASES, own)
 
 
-def put_back_biases(adapted: Any) -> None:
+def restore_biases(adapted: Any) -> None:
     """Give the base its own biases again, where they were trained with the adapter."""
     for parameter, value in getattr(adapted, _BIASES, ()):
         parameter.data = value.to(parameter)
@@ -147,7 +147,7 @@ def has_lost_base(adapted: Any) -> bool:
     return getattr(adapted.active_peft_config, "init_lora_weights", None) == "loftq"
 
 
-def put_back_initial(adapted: Any) -> bool:
+def restore_initial_adapter(adapted: Any) -> bool:
     """Give an adapter the values again that it has taken out of its base; whether it has taken any."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is not None:
@@ -178,7 +178,7 @@ def as_base(adapted: Any) -> Iterator[None]:
 def base_biases(adapted: Any) -> Iterator[None]:
     """Within it, the base of a PeftModel has the biases that it had before they were trained with the adapter."""
     trained = [(parameter, parameter.data) for parameter, _ in getattr(adapted, _BIASES, ())]
-    put_back_biases(adapted)
+    restore_biases(adapted)
     try:
         yield
     finally:

@@ -16,9 +16,9 @@ from peft.utils import ModulesToSaveWrapper
 from llmmod.config.validate.adapters import NOT_MERGED
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import resolve_path
-from llmmod.models.adapters.init import changes_base, loftq_anywhere, put_back_biases, put_back_initial, remember_initial
+from llmmod.models.adapters.init import changes_base, loftq_anywhere, remember_initial, restore_biases, restore_initial_adapter
 from llmmod.models.adapters.lora import quiet_peft
-from llmmod.models.adapters.merge import merge_or_stack, norms_with_stacked
+from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
 from llmmod.models.families.names import native_adapter
 from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _KEY = "finetune.adapters"
 
 
-def with_chain(model: Any, adapters: Sequence[str]) -> Any:
+def merge_adapters(model: Any, adapters: Sequence[str]) -> Any:
     """A model with every adapter of a chain merged into it, in order. The model is changed in place.
 
     Args:
@@ -41,11 +41,11 @@ def with_chain(model: Any, adapters: Sequence[str]) -> Any:
         ConfigError: an adapter isn't there, or was trained on another base.
     """
     for number, path in enumerate(adapters):
-        model = merge_or_stack(attached(model, path, key=f"{_KEY}[{number}]"))
+        model = merge_or_stack(load_adapter(model, path, key=f"{_KEY}[{number}]"))
     return model
 
 
-def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY) -> Any:
+def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _KEY) -> Any:
     """A model with an adapter beside its weights.
 
     Args:
@@ -70,9 +70,9 @@ def attached(model: Any, path: str, *, trainable: bool = False, key: str = _KEY)
         config.init_lora_weights = False  # its values come from the file
     try:
         with quiet_peft(), loftq_anywhere():
-            adapted = without_embeddings(PeftModel(model, config))
+            adapted = save_adapter_alone(PeftModel(model, config))
         remember_initial(adapted)
-        norms_with_stacked(adapted, new=False)
+        use_stacked_norms(adapted, new=False)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
@@ -105,31 +105,31 @@ def _lacks_bias(layer: Any) -> bool:
     return isinstance(layer, BaseTunerLayer) and getattr(layer.get_base_layer(), "bias", None) is None
 
 
-def taken_off(adapted: Any) -> Any:
+def unload_adapter(adapted: Any) -> Any:
     """The base model of a PeftModel as it was without adapters, with its own layers and biases; the PeftModel is used up."""
     for name, module in list(adapted.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # of these, peft's own `unload` would leave the trained copy
             place, _, own_name = name.rpartition(".")
             setattr(adapted.get_submodule(place), own_name, module.original_module)
     base = adapted.unload()
-    put_back_biases(adapted)
+    restore_biases(adapted)
     language_config(base)
     return base
 
 
-def base_again(adapted: Any) -> Any:
+def restore_base_model(adapted: Any) -> Any:
     """The base model of a PeftModel that hasn't been trained yet, as it was before it got its adapter; the PeftModel is used up.
 
     Args:
         adapted: whose base isn't lost (`has_lost_base`).
     """
-    if not put_back_initial(adapted):
-        return taken_off(adapted)
+    if not restore_initial_adapter(adapted):
+        return unload_adapter(adapted)
     with quiet_peft():  # what the adapter had taken out of the weights goes back into them
         return adapted.merge_and_unload()
 
 
-def without_embeddings(adapted: Any) -> Any:
+def save_adapter_alone(adapted: Any) -> Any:
     """The same PeftModel, which saves its adapter alone.
 
     peft 0.21 saves embeddings and head as well where its base's config.json has another vocabulary size than the model, or seems to: one

@@ -49,7 +49,7 @@ class _Held:
     hooked: list[str] = field(default_factory=list)
 
 
-def hold_in_float32(model: Any) -> None:
+def hold_master_weights(model: Any) -> None:
     """Hold every parameter that is trained in float32, and let it compute beside what stays in 16 bits.
 
     Args:
@@ -72,7 +72,7 @@ def hold_in_float32(model: Any) -> None:
 
 
 def to_stored_dtype(model: Any) -> bool:
-    """Round what `hold_in_float32` holds to the type that it came in, and take its hooks off.
+    """Round what `hold_master_weights` holds to the type that it came in, and take its hooks off.
 
     Args:
         model: changed in place; one that holds nothing stays as it is.

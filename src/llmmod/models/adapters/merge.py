@@ -34,7 +34,7 @@ from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.loading.quantization import STACKED, is_quantized_layer, rebuilt, unpacked_weight
 
 
-def merged(model: Any) -> Any:
+def merged_copy(model: Any) -> Any:
     """A plain model on the CPU that computes what a model and its adapters compute together.
 
     The original stays as it is and usable; weights that no adapter changes are shared with it where it is on the CPU and not quantized.
@@ -209,7 +209,7 @@ def merge_or_stack(adapted: Any) -> Any:
         return adapted.merge_and_unload()
 
 
-def norms_with_stacked(adapted: Any, *, new: bool) -> None:
+def use_stacked_norms(adapted: Any, *, new: bool) -> None:
     """Have DoRA take the norms of weights with the adapters that are stacked on them; a PeftModel, changed in place.
 
     peft 0.21 takes those of the quantized weight alone, so that an exported model would be another.

@@ -20,7 +20,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.init import base_biases, changes_base
-from llmmod.models.adapters.load import attached, read_adapter, with_chain
+from llmmod.models.adapters.load import load_adapter, merge_adapters, read_adapter
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.attention.rope import keep_own_lengths
 from llmmod.models.families.limits import watch_length
@@ -32,7 +32,7 @@ from llmmod.models.reward import HEAD, last_tokens, mark_trained, require_head, 
 from llmmod.protocols import Beginning, seen_from
 
 
-class RewardBeside:
+class SharedBaseReward:
     """A reward model whose trunk is a language model's, seen through an adapter of its own; `models.reward.score` scores with it.
 
     Args:
@@ -47,13 +47,13 @@ class RewardBeside:
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> SequenceClassifierOutputWithPast:
         """Scores of a batch padded on either side, `logits` float32 [batch, 1]; see `models.reward.score`."""
         trunk = self.model.get_base_model().base_model
-        with switched_to(self.model, self.name):
+        with using_adapter(self.model, self.name):
             given = trunk_inputs(trunk, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             hidden = trunk(**given)[0]  # [batch, seq, channels]
         return SequenceClassifierOutputWithPast(logits=scored(self.head, last_tokens(hidden, attention_mask)))
 
 
-def can_stand_beside(path: str, model: Any, *, key: str) -> bool:
+def can_share_base(path: str, model: Any, *, key: str) -> bool:
     """Whether a reward adapter that was trained on a PeftModel's base can be put beside its adapter.
 
     Not where the reward model changes more than adapters add (biases, modules of its own), of which peft 0.21 keeps one a model; and not
@@ -64,7 +64,7 @@ def can_stand_beside(path: str, model: Any, *, key: str) -> bool:
     return not own and not changes_base(getattr(model.active_peft_config, "init_lora_weights", None))
 
 
-def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> RewardBeside:
+def shared_base_reward(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> SharedBaseReward:
     """A trained reward adapter put beside the adapters that a model has; its base isn't loaded again.
 
     Args:
@@ -93,11 +93,11 @@ def reward_beside(model: Any, path: str, *, name: str = "reward", key: str = "tr
     weight = next(iter(heads.values())).float()
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
     head.weight = nn.Parameter(weight, requires_grad=False)
-    return RewardBeside(model, name, head.to(next(base.parameters()).device))
+    return SharedBaseReward(model, name, head.to(next(base.parameters()).device))
 
 
 @contextmanager
-def switched_to(model: Any, name: str) -> Iterator[None]:
+def using_adapter(model: Any, name: str) -> Iterator[None]:
     """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was.
 
     Biases that are trained with its own adapter are the base's again meanwhile.
@@ -141,7 +141,7 @@ def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> An
     """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and (located / "adapter_config.json").is_file():
-        adapted = attached(with_reward_head(_under(located, path, key, arguments)), path, key=key)
+        adapted = load_adapter(with_reward_head(_under(located, path, key, arguments)), path, key=key)
         require_head(adapted)
         return adapted
     checkpoint = find_checkpoint(path, key=key)
@@ -184,4 +184,4 @@ def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> A
         config = quantization_config(QuantizationConf(**began.quantization))
         given |= {"quantization_config": config, "device_map": quantized_device_map(arguments.get("device_map"))}
     model = load_model(seen_from(base, directory), **{**arguments, **given})
-    return with_chain(with_float32_parts(model), [seen_from(name, directory) for name in began.merged])
+    return merge_adapters(with_float32_parts(model), [seen_from(name, directory) for name in began.merged])

@@ -18,10 +18,10 @@ from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, Lo
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters.freeze import decoder_layers, freeze_layers
 from llmmod.models.adapters.init import loftq_anywhere, remember_initial
-from llmmod.models.adapters.load import attached, with_chain, without_embeddings
+from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
 from llmmod.models.adapters.lora import check_made, check_names, fitted_to_stand_in, lora_config, quiet_peft, without_refused
-from llmmod.models.adapters.master_weights import check_trained_in_16_bits, hold_in_float32
-from llmmod.models.adapters.merge import norms_with_stacked
+from llmmod.models.adapters.master_weights import check_trained_in_16_bits, hold_master_weights
+from llmmod.models.adapters.merge import use_stacked_norms
 from llmmod.models.adapters.upcast import upcast_head, upcast_norms
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
@@ -61,25 +61,25 @@ def _size(parameter: Any) -> int:
 log = logging.getLogger(__name__)
 
 
-def train_all(model: Any, conf: FullConf) -> Any:
+def setup_full(model: Any, conf: FullConf) -> Any:
     """The model with every weight trained.
 
     Raises:
         ConfigError: its weights are quantized.
     """
     _refuse_quantized(model, "full")
-    model = with_chain(model, conf.adapters).requires_grad_(True)
+    model = merge_adapters(model, conf.adapters).requires_grad_(True)
     return _ready(model, conf)
 
 
-def train_some_layers(model: Any, conf: FreezeConf) -> Any:
+def setup_freeze(model: Any, conf: FreezeConf) -> Any:
     """The model with some of its layers trained, all of each or only modules within, and the rest frozen.
 
     Raises:
         ConfigError: names that the model doesn't have, or nothing left to train.
     """
     _refuse_quantized(model, "freeze")
-    model = with_chain(model, conf.adapters)
+    model = merge_adapters(model, conf.adapters)
     count = conf.num_layers_trainable
     if getattr(model, STAND_IN, False):
         depth = len(decoder_layers(model)[1])
@@ -89,7 +89,7 @@ def train_some_layers(model: Any, conf: FreezeConf) -> Any:
     return _ready(model, conf)
 
 
-def add_lora(model: Any, conf: LoraConf) -> Any:
+def setup_lora(model: Any, conf: LoraConf) -> Any:
     """The model frozen, with low-rank adapters beside its linear layers (Hu et al. 2021).
 
     The adapters are in float32, whatever the weights are in. `conf.adapters` are merged first, or stay active beside quantized weights;
@@ -105,18 +105,18 @@ def add_lora(model: Any, conf: LoraConf) -> Any:
     if conf.resume_adapter and not conf.adapters:
         raise ConfigError(Problem("finetune.resume_adapter", "there is no adapter to go on with", do="Name it in finetune.adapters"))
     resumed = conf.adapters[-1] if conf.resume_adapter and conf.adapters else None
-    model = with_chain(model, conf.adapters[:-1] if resumed else conf.adapters)
+    model = merge_adapters(model, conf.adapters[:-1] if resumed else conf.adapters)
     if resumed is not None:
-        adapted = attached(model, resumed, trainable=True)
+        adapted = load_adapter(model, resumed, trainable=True)
     else:
         conf = _with_native_names(conf, model)
         if is_reward_model(model):
             conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
         conf = without_refused(model, fitted_to_stand_in(model, conf))
         check_names(model, conf)
-        adapted = without_embeddings(_new_adapter(model, conf))
+        adapted = save_adapter_alone(_new_adapter(model, conf))
         remember_initial(adapted)
-        norms_with_stacked(adapted, new=True)
+        use_stacked_norms(adapted, new=True)
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()
@@ -137,7 +137,7 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
     return adapted
 
 
-def with_adapters(model: Any, conf: FinetuneConf) -> Any:
+def setup_inference(model: Any, conf: FinetuneConf) -> Any:
     """A model as it is used rather than trained: the adapters of its configuration merged in order, the last one kept apart.
 
     Quantized, it computes as it did while the adapters were trained: with all earlier ones active, and norms and embeddings in float32.
@@ -146,12 +146,12 @@ def with_adapters(model: Any, conf: FinetuneConf) -> Any:
         A PeftModel in evaluation mode, or the model itself where there are no adapters.
 
     Raises:
-        ConfigError: as `add_lora`.
+        ConfigError: as `setup_lora`.
     """
     if not conf.adapters:
         return model
     model = with_float32_parts(model)
-    return attached(with_chain(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
+    return load_adapter(merge_adapters(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
 
 
 def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
@@ -162,7 +162,7 @@ def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
 
 def _ready(model: Any, conf: FinetuneConf) -> Any:
     if conf.trainable_dtype is TrainableDtype.float32:
-        hold_in_float32(model)
+        hold_master_weights(model)
     else:
         check_trained_in_16_bits(model)
     if conf.upcast_layernorm:

@@ -62,7 +62,7 @@ def generation_config(
     return config
 
 
-def set_ends(model: Any, *, stop_ids: Sequence[int], pad_id: int | None) -> None:
+def set_stop_tokens(model: Any, *, stop_ids: Sequence[int], pad_id: int | None) -> None:
     """Have a model's answers end where the render's do, by its own settings; the model is changed in place.
 
     Args:

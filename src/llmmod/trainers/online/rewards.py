@@ -25,9 +25,9 @@ from llmmod.data.collators import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters.init import has_lost_base
-from llmmod.models.adapters.load import attached, base_again, read_adapter
+from llmmod.models.adapters.load import load_adapter, read_adapter, restore_base_model
 from llmmod.models.adapters.master_weights import to_stored_dtype
-from llmmod.models.adapters.reward_models import can_stand_beside, load_reward_model, reward_beside
+from llmmod.models.adapters.reward_models import can_share_base, load_reward_model, shared_base_reward
 from llmmod.models.generation.settings import answer_text
 from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.loading.stage_file import read_stage_file
@@ -202,10 +202,10 @@ class ModelScorer:
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
         self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
         same, adapted = began_alike(Path(path), policy), hasattr(policy, "peft_config")
-        self.beside = same and adapted and can_stand_beside(path, policy, key=KEY)
+        self.beside = same and adapted and can_share_base(path, policy, key=KEY)
         self._model: Any
         if self.beside:
-            self._model = reward_beside(policy, path, name=name, key=KEY)
+            self._model = shared_base_reward(policy, path, name=name, key=KEY)
         else:
             # A copy of a model that is spread would call the modules of the original, and LoftQ's has lost its base.
             copied = policy if same and not is_spread(policy) and not (adapted and has_lost_base(policy)) else None
@@ -253,8 +253,8 @@ def _apart(path: str, policy: Any) -> Any:
         return load_reward_model(path, key=KEY)
     base = copy.deepcopy(policy)
     to_stored_dtype(base)
-    base = base_again(base) if hasattr(base, "peft_config") else base
-    adapted = attached(with_reward_head(base), path, key=KEY)
+    base = restore_base_model(base) if hasattr(base, "peft_config") else base
+    adapted = load_adapter(with_reward_head(base), path, key=KEY)
     require_head(adapted)
     return adapted
 

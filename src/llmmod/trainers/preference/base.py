@@ -35,7 +35,7 @@ from llmmod.trainers.collation import is_spread
 from llmmod.trainers.efficient.head import lean_head
 from llmmod.trainers.measures import Means, Weights, without_weights
 from llmmod.trainers.preference.reference_logps import file_name, read_known, write_known
-from llmmod.trainers.reference import Nobody, frozen_copy, starts_as_nothing
+from llmmod.trainers.reference import NoReferenceModel, adapter_is_noop, frozen_copy
 
 log = logging.getLogger("llmmod.train")
 
@@ -55,9 +55,9 @@ class ReferenceTrainer(StageTrainer):
 
     def __init__(self, model: Any, args: Any, *, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any) -> None:
         self._adapter = hasattr(model, "peft_config")
-        self._off_is_start = self._adapter and starts_as_nothing(model)
+        self._off_is_start = self._adapter and adapter_is_noop(model)
         copied = not self._adapter and not args.precompute_ref_log_probs and train_dataset is not eval_dataset
-        nobody = Nobody(model.config)
+        nobody = NoReferenceModel(model.config)
         super().__init__(
             model=model,
             ref_model=_copied(model, args) if copied else nobody,
