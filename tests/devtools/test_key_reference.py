@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from enum import Enum
 
 import pytest
@@ -45,6 +46,7 @@ def test_every_key_of_every_schema_is_there_with_its_sentence_type_default_and_s
     assert missing == []
     for key in (key for name in names for key in rows.get(f"{typed(path)}{name}", [])):
         assert len(key.meaning.split()) >= 3, key
+        assert not re.match(r"null\b|true\b|false\b", key.meaning, re.IGNORECASE), f"{key.key}: begins with a value, not with what it is"
         assert key.meaning.endswith(".")
         assert key.type != "Any"
         assert all(key.defaults.values())

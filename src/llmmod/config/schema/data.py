@@ -31,16 +31,16 @@ class ColumnsConf:
 class MixedConf:
     """`dataset.mix.<name>.*`: one of several datasets. What is None, `dataset` says for all of them."""
 
-    weight: float = 1.0  # how many of its conversations there are to those of the others
+    weight: float = 1.0  # how many conversations of this dataset there are to those of the others
     path: str | None = None  # a file, a directory, a hub id, or a builder's name with data_files
     data_files: Any = None  # a path, a glob, or a list of them
     subset: str | None = None  # a hub dataset's configuration name
-    split: str = "train"  # a split, slices such as train[:10%] too
+    split: str = "train"  # the split to read, slices such as train[:10%] too
     format: Any = None  # a format's name; None: that of `dataset`
     columns: ColumnsConf = field(default_factory=ColumnsConf)  # the names of its columns
     system: str | None = None  # the system text of rows that have none; None: that of `dataset`
-    max_samples: int | None = None  # rows taken from the start; None: as `dataset` says
-    val_size: float | None = None  # held out: a fraction below 1, a number of examples from 1 on; None: as `dataset` says
+    max_samples: int | None = None  # how many rows to take from the start; None: as `dataset` says
+    val_size: float | None = None  # how much is held out: a fraction below 1, or a number of examples; None: as `dataset` says
     val_files: Any = None  # held-out examples from files of their own, instead of val_size
     val_split: str | None = None  # held-out examples from a split of their own, instead of val_size
 
@@ -52,32 +52,36 @@ class DatasetConf:
     _target_: str = "llmmod.data.dataset.load.load_splits"
     name: str = MISSING  # the option's name, used in reports
     path: str | None = None  # a file, a directory, a hub id, or a builder's name (json, csv, …) with data_files
-    data_files: Any = None  # a path, a glob, or a list of them; `pkg://llmmod.demo/x.jsonl` for one that travels with the package
+    data_files: Any = None  # a path, a glob, or a list of them; `pkg://llmmod.demo/x.jsonl` for a file that travels with a package
     subset: str | None = None  # a hub dataset's configuration name
-    split: str = "train"  # a split, slices such as train[:10%] too
-    format: Any = "auto"  # alpaca, sharegpt, messages, text, preference, kto, prompt, auto, or {_target_: my.function}
+    split: str = "train"  # the split to read, slices such as train[:10%] too
+    format: Any = "auto"  # how a row is written: the name of a format, auto, or {_target_: my.function}
     columns: ColumnsConf = field(default_factory=ColumnsConf)  # the names of its columns
     system: str | None = None  # the system text of rows that have none; None: the render's
-    cutoff_len: int = 1024  # tokens; longer examples are cut by `cutoff_policy`
+    cutoff_len: int = 1024  # the length at which examples are cut, in tokens
     # What is cut from an example that is too long: prompt and answer in proportion, the right or the left end; drop: leave it out
     cutoff_policy: CutoffPolicy = CutoffPolicy.proportional
-    packing: bool = False  # several examples a row, apart from each other; documents (pt) share rows anyway, but see each other without it
-    drop_last_block: bool = False  # of documents that are joined into blocks: leave out the last one where it isn't full
-    mask_prompt: bool = True  # train the answers only; false: the prompt too
-    ranked: Ranked = Ranked.all  # which pairs are made of a row's answers, best first, where there are more than two
-    on_bad_row: OnBadRow = OnBadRow.error  # error: stop the run and name the row; skip: count the row and leave it out
-    streaming: bool = False  # read while training, nothing held in memory
-    buffer_size: int = 16384  # examples, the shuffle buffer of a streamed dataset
-    max_samples: int | None = None  # rows taken from the start; None: all
-    val_size: float = 0.0  # held out: a fraction below 1, a number of examples from 1 on
+    # put several examples into a row, apart from each other; without it only documents (pt) share rows, and see each other
+    packing: bool = False
+    drop_last_block: bool = False  # leave out the last block of joined documents if it isn't full
+    mask_prompt: bool = True  # train the answers only; false: train the prompt too
+    ranked: Ranked = Ranked.all  # which pairs a row with more than two ranked answers makes
+    # what happens to a row that cannot be read: stop the run and name it (error), or count it and leave it out (skip)
+    on_bad_row: OnBadRow = OnBadRow.error
+    streaming: bool = False  # read rows while training, and hold nothing in memory
+    buffer_size: int = 16384  # the examples in the shuffle buffer of a streamed dataset
+    max_samples: int | None = None  # how many rows to take from the start; None: all
+    val_size: float = 0.0  # how much is held out: a fraction below 1, or a number of examples
     val_files: Any = None  # held-out examples from files of their own, instead of val_size
     val_split: str | None = None  # held-out examples from a split of their own (hub, saved to disk, a directory), instead of val_size
-    seed: int | None = None  # of the validation split; None: the run's seed
-    num_proc: int | None = None  # processes for rendering and tokenizing; None: this one
-    cache: bool = True  # keep the examples and find them again, in ~/.cache/llmmod, hub.cache_dir or $LLMMOD_CACHE
-    cache_max_gb: float | None = 20.0  # GB that all kept examples may take; above, those used longest ago go. None: no limit
-    mix: dict[str, Any] = field(default_factory=dict)  # name -> a MixedConf, one of several datasets, instead of path and data_files
-    mix_stopping: MixStopping = MixStopping.first_exhausted  # when one has no more, or once all have been read through
+    seed: int | None = None  # the seed of the validation split; None: the run's seed
+    num_proc: int | None = None  # processes that render and tokenize; None: only this one
+    cache: bool = True  # keep the tokenized examples and find them again, in ~/.cache/llmmod, hub.cache_dir or $LLMMOD_CACHE
+    # the size of all kept examples together, in GB; above it, those used longest ago are removed; None: no limit
+    cache_max_gb: float | None = 20.0
+    mix: dict[str, Any] = field(default_factory=dict)  # several datasets instead of `path` and `data_files`: name -> a MixedConf
+    # when a mix ends: once one dataset has no more rows, or once all have been read
+    mix_stopping: MixStopping = MixStopping.first_exhausted
 
 
 @dataclass
@@ -92,20 +96,20 @@ class RenderConf:
 
     _target_: str = "llmmod.render.template.Template"
     name: str = MISSING  # the option's name, used in reports
-    prefix: list[Any] = field(default_factory=list)  # before the first turn; where nothing of it is left, sep is left out too
-    empty_prefix: list[Any] | None = None  # instead of prefix and the sep after it where the system text is empty; None: the same two
-    prompt: list[Any] = field(default_factory=list)  # a user turn up to where the answer begins
-    response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])  # an answer and its terminator: trained
-    sep: list[Any] = field(default_factory=list)  # after the prefix and between two turns
+    prefix: list[Any] = field(default_factory=list)  # what stands before the first turn; if nothing of it is left, `sep` is left out too
+    empty_prefix: list[Any] | None = None  # what stands there if the system text is empty, instead of `prefix` and `sep`; None: those two
+    prompt: list[Any] = field(default_factory=list)  # a user turn, up to where the answer begins
+    # an answer and its terminator, which are trained
+    response: list[Any] = field(default_factory=lambda: ["{{response}}", {"token": "eos_token"}])
+    sep: list[Any] = field(default_factory=list)  # what stands after the prefix and between two turns
     system: str = ""  # the system text of conversations that have none
-    system_in_query: bool = False  # the prefix is the beginning of the first query's text rather than before the turn (LLaMA-2)
-    strip: bool = False  # strip queries and answers of white space before rendering (LLaMA-2)
-    # Where the beginning token stands, never twice in a row; auto: once, where the tokenizer itself starts a text with one
-    bos: Bos = Bos.auto
-    first_round: int = 1  # `{{idx}}` of the first turn
+    system_in_query: bool = False  # put the prefix at the beginning of the first query instead of before the turn (LLaMA-2)
+    strip: bool = False  # strip white space from queries and answers before rendering (LLaMA-2)
+    bos: Bos = Bos.auto  # where the beginning token stands; auto: once, if the tokenizer itself starts a text with one
+    first_round: int = 1  # the `{{idx}}` of the first turn
     stop_words: list[str] = field(default_factory=list)  # tokens that end an answer, besides its terminator and eos
-    efficient_eos: bool = False  # no terminator between rounds: it is trained in the place of the next turn's first token
-    use_history: bool = True  # false: each turn is an example of its own, without what came before
-    train_on: TrainOn = TrainOn.all  # which answers of a conversation are trained: all of them, or the last one alone
-    verify: bool = True  # prove before training that training ids = inference ids
-    template: str | None = None  # auto: the chat template, a jinja text or a .jinja file; None: the tokenizer's own
+    efficient_eos: bool = False  # leave out the terminator between rounds; it is trained in the place of the next turn's first token
+    use_history: bool = True  # train a conversation as one example; false: each turn is an example of its own, without what came before
+    train_on: TrainOn = TrainOn.all  # which answers of a conversation are trained: all of them, or only the last
+    verify: bool = True  # prove before training that training and inference use the same tokens
+    template: str | None = None  # the chat template of render=auto, a Jinja text or a .jinja file; None: the tokenizer's own

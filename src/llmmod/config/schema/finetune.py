@@ -16,15 +16,14 @@ class FinetuneConf:
     """What every way to fine-tune has."""
 
     name: str = MISSING  # the option's name, used in paths
-    # float32: what is trained is held in float32 and saved in the checkpoint's type; checkpoint: it is held in that type too, which takes
-    # less memory and is less exact
+    # the type in which trained weights are held: float32, or the checkpoint's own, which takes less memory and is less exact
     trainable_dtype: TrainableDtype = TrainableDtype.float32
-    upcast_layernorm: bool = False  # normalisation layers in float32
-    upcast_head: bool = False  # output layer and logits in float32
-    # Merged in order, all but the last, which is continued or used. On quantized weights they stay active beside it instead.
+    upcast_layernorm: bool = False  # hold normalisation layers in float32
+    upcast_head: bool = False  # hold the output layer in float32, and compute logits in it
+    # adapters to start from: all but the last are merged in order; on quantized weights they stay active instead
     adapters: list[str] = field(default_factory=list)
-    resume_adapter: bool = False  # go on training the last of `adapters`, rather than merge it and start a new one
-    learning_rate: float = 2e-5  # what suits this way of training: a stage's `training.learning_rate` is this unless it is set
+    resume_adapter: bool = False  # go on training the last of `adapters`; false: merge it and start a new one
+    learning_rate: float = 2e-5  # the rate that suits this way to fine-tune; the stages take it unless `training.learning_rate` is set
 
 
 @dataclass
@@ -39,9 +38,11 @@ class FreezeConf(FinetuneConf):
     """Some layers are trained, the rest is frozen."""
 
     _target_: str = "llmmod.models.adapters.setup.setup_freeze"
-    num_layers_trainable: int = 3  # n > 0: the last n layers; n < 0: the first |n|
-    name_module_trainable: list[str] = field(default_factory=lambda: ["all"])  # modules inside a layer, e.g. mlp, self_attn; all
-    extra_trainable: list[str] = field(default_factory=list)  # modules outside the layers, e.g. norm, lm_head, embed_tokens
+    num_layers_trainable: int = 3  # how many layers are trained: above 0 the last ones, below 0 the first ones
+    # the modules that are trained inside those layers, e.g. mlp, self_attn; all: every one
+    name_module_trainable: list[str] = field(default_factory=lambda: ["all"])
+    # the modules that are trained outside the layers, e.g. norm, lm_head, embed_tokens
+    extra_trainable: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -52,5 +53,6 @@ class LoraConf(LoraConfig, FinetuneConf):
     # What suits this way of training: a stage's `training.learning_rate` is this unless it is set. Adapters start from zero and take about
     # ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret")
     learning_rate: float = 2e-4
-    loraplus_lr_ratio: float | None = None  # LoRA+ (Hayou et al. 2024): matrices B learn so many times as fast as A; None: alike
+    # LoRA+ (Hayou et al. 2024): matrices B learn this many times as fast as A; None: both learn alike
+    loraplus_lr_ratio: float | None = None
     target_modules: Any = "${model.lora_targets}"  # the modules that get an adapter: their names, or all-linear

@@ -27,15 +27,15 @@ CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that go by `eps
 class GrpoFields:
     """What is ours or not as in trl's GRPOConfig: the schema and the arguments of our trainer have it from here."""
 
-    # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
-    # name; nothing: the words that an answer shares with its row's own
+    # what answers are rewarded by: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
+    # or class, …}, or several by name; nothing: the words that an answer shares with its row's own
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
-    reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
+    reward_weights: dict[str, float] = field(default_factory=dict)  # the weights of several rewards: name -> weight, 1 where none is given
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
-    # What held-out answers are measured by beside their reward, against their rows' own: name -> {_target_: a class with
-    # update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    # what held-out answers are measured by besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
+    # llmmod.protocols.Metric}; null leaves one out
     metrics: dict[str, Any] = field(default_factory=answer_metrics)
-    num_sample_answers: int = 4  # answers of each generation that samples.jsonl shows
+    num_sample_answers: int = 4  # how many answers of each generation samples.jsonl shows
 
 
 @dataclass
@@ -62,44 +62,47 @@ class PpoFields:
 
     # A rollout is per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts a process, each answered once;
     # num_ppo_epochs * num_mini_batches optimizer steps learn from it.
-    num_ppo_epochs: int = 4  # passes over a rollout
-    num_mini_batches: int = 1  # optimizer steps a pass
+    num_ppo_epochs: int = 4  # how many times a rollout is learnt from
+    num_mini_batches: int = 1  # optimizer steps in each pass over a rollout
 
-    max_completion_length: int = 64  # tokens an answer may have
-    temperature: float = 1.0  # answers are sampled with; it divides the logits when they are learnt from, too
-    top_p: float = 1.0  # answers are sampled from the likeliest tokens that add up to it; below 1, probabilities are not those learnt from
-    top_k: int = 0  # answers are sampled from the k likeliest tokens; 0: from all
+    max_completion_length: int = 64  # the longest answer, in tokens
+    temperature: float = 1.0  # the temperature that answers are sampled with; it divides the logits in the loss too
+    # sample only from the likeliest tokens that add up to this; below 1 the loss sees other probabilities than the sampling
+    top_p: float = 1.0
+    top_k: int = 0  # sample only from the k likeliest tokens; 0: from all
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
-    generation_batch_size: int | None = None  # answers sampled together; None: a whole rollout, or all to a batch of held-out prompts
-    num_generations_eval: int = 1  # answers to each held-out prompt; with more, their mean reward is less uncertain
+    # how many answers are sampled together; None: a whole rollout, or all answers to a batch of held-out prompts
+    generation_batch_size: int | None = None
+    num_generations_eval: int = 1  # answers to each held-out prompt; more of them make the mean reward less uncertain
 
-    # {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function or class, …}, or several by
-    # name; nothing: the words that an answer shares with its row's own
+    # what answers are rewarded by: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
+    # or class, …}, or several by name; nothing: the words that an answer shares with its row's own
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
-    reward_weights: dict[str, float] = field(default_factory=dict)  # name -> weight, 1 where not given
+    reward_weights: dict[str, float] = field(default_factory=dict)  # the weights of several rewards: name -> weight, 1 where none is given
     use_score_scaling: bool = False  # divide scores by their running standard deviation
     use_score_norm: bool = False  # take the running mean of scores away before they are divided
-    score_clip: float | None = None  # scores stay within ± this, after scaling
+    score_clip: float | None = None  # scores are clipped to ± this, after scaling
     missing_eos_penalty: float | None = None  # what an answer without a terminator loses, after scaling and clipping
 
-    kl_coef: float = 0.05  # reward lost for a nat between policy and reference
-    kl_estimator: str = "k1"  # k1: log p - log q; k3: the same on average, and never negative
-    target: float | None = None  # nats an answer that kl_coef is steered to (Ziegler et al. 2019); None: it stays as it is
-    horizon: float = 10_000.0  # answers in which kl_coef follows
-    gamma: float = 1.0  # what a reward is worth one token later
+    kl_coef: float = 0.05  # how much reward a nat between policy and reference costs
+    kl_estimator: str = "k1"  # the estimator of the KL: k1 is log p - log q, k3 is the same on average and never negative
+    target: float | None = None  # the KL in nats per answer that kl_coef is steered to (Ziegler et al. 2019); None: kl_coef stays as it is
+    horizon: float = 10_000.0  # over how many answers kl_coef follows
+    gamma: float = 1.0  # the discount of a reward for each token
     lam: float = 0.95  # lambda of generalised advantage estimation (Schulman et al. 2016)
     whiten_rewards: bool = False  # scale the rewards of tokens to variance 1
     whiten_advantages: bool = True  # scale a rollout's advantages to mean 0 and variance 1
-    cliprange: float = 0.2  # how far from 1 the ratio of new to old probability counts
-    cliprange_value: float | None = 0.2  # how far from its old prediction the value head is let; None: anywhere
-    vf_coef: float = 0.1  # weight of the value head's loss
-    entropy_coef: float = 0.0  # weight of the entropy bonus
-    target_kl: float | None = None  # nats a token; an update beyond 1.5 times that ends the rollout, whose prompts are answered anew
-    disable_dropout: bool = True  # with dropout, an answer's probability would differ from when it was sampled
-    # What held-out answers are measured by beside their reward, against their rows' own: name -> {_target_: a class with
-    # update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    cliprange: float = 0.2  # how far the ratio of new to old probability may go from 1
+    cliprange_value: float | None = 0.2  # how far the value head may go from its old prediction; None: anywhere
+    vf_coef: float = 0.1  # the weight of the value head's loss
+    entropy_coef: float = 0.0  # the weight of the entropy bonus
+    # an update beyond 1.5 times this KL, in nats per token, ends the rollout, and its prompts are answered anew
+    target_kl: float | None = None
+    disable_dropout: bool = True  # train without dropout; with it, an answer's probability would differ from when it was sampled
+    # what held-out answers are measured by besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
+    # llmmod.protocols.Metric}; null leaves one out
     metrics: dict[str, Any] = field(default_factory=answer_metrics)
-    num_sample_answers: int = 4  # answers of each rollout that samples.jsonl shows
+    num_sample_answers: int = 4  # how many answers of each rollout samples.jsonl shows
 
 
 @dataclass

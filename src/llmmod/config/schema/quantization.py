@@ -16,15 +16,15 @@ from llmmod.config.schema.base import Dtype
 class QuantizationConf:
     """How the weights of linear layers are held; the names that BitsAndBytesConfig prefixes are short here."""
 
-    bits: int | None = None  # 4 or 8; None: not quantized
-    type: str = "nf4"  # nf4 or fp4, for 4 bit
+    bits: int | None = None  # bits a weight: 4 or 8; None: the weights are not quantized
+    type: str = "nf4"  # the 4-bit type: nf4 or fp4
     double_quant: bool = True  # quantize the quantization constants too, for 4 bit
-    compute_dtype: Dtype = Dtype.auto  # type of the matrix products; auto: bfloat16 where the device has it, else float32
-    quant_storage: str = "uint8"  # type of the tensors that hold packed 4-bit weights; FSDP needs the type of the other weights
-    llm_int8_threshold: float = 6.0  # activations beyond it are multiplied in 16 bit, for 8 bit (Dettmers et al. 2022)
+    compute_dtype: Dtype = Dtype.auto  # the type of the matrix products; auto: bfloat16 where the device has it, else float32
+    quant_storage: str = "uint8"  # the type of the tensors that hold packed 4-bit weights; FSDP needs the type of the other weights
+    llm_int8_threshold: float = 6.0  # activations beyond this are multiplied in 16 bit, for 8 bit (Dettmers et al. 2022)
     llm_int8_has_fp16_weight: bool = False  # keep 16-bit weights as well, for 8 bit
-    llm_int8_skip_modules: list[str] | None = None  # modules left as they are, for 4 bit too; None: the output layer
-    llm_int8_enable_fp32_cpu_offload: bool = False  # let device_map put a part on the CPU, in float32, for 4 bit too
+    llm_int8_skip_modules: list[str] | None = None  # modules that are not quantized, for 4 bit too; None: the output layer
+    llm_int8_enable_fp32_cpu_offload: bool = False  # let device_map put a part of the model on the CPU, in float32, for 4 bit too
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

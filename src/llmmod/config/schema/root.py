@@ -19,14 +19,15 @@ class Root:
     model: ModelConf = MISSING  # which checkpoint is loaded, and how
     tokenizer: TokenizerConf = field(default_factory=TokenizerConf)  # the tokenizer, the model's own unless a path is given
     finetune: Any = MISSING  # what of the model is trained: a FinetuneConf
-    training: Any = MISSING  # the stage, its trainer and all arguments of that: a StageConf
+    training: Any = MISSING  # the stage, its trainer and all arguments of that trainer: a StageConf
     dataset: DatasetConf = MISSING  # where rows come from, and what becomes of them
     render: RenderConf = MISSING  # how a conversation is written
     generation: GenerationConf = MISSING  # how answers are generated
-    steps: dict[str, Any] = field(default_factory=dict)  # name -> a StepConf
-    pipeline: list[str] = field(default_factory=list)  # names of `steps`, in order
-    output_dir: str = MISSING  # the run's directory, never one inside the package
-    reuse: bool = True  # of several training steps in a run: take what an earlier run left of those where nothing has changed since
-    seed: int = 42  # of all that is drawn at random: weights, order of examples, dropout, sampling
-    smoke: bool = False  # a rehearsal: tiny random weights of the same architecture, two optimizer steps, no download
+    steps: dict[str, Any] = field(default_factory=dict)  # what each step does: name -> a StepConf
+    pipeline: list[str] = field(default_factory=list)  # the names of the steps to run, in order
+    output_dir: str = MISSING  # the run's directory; it can't lie inside the package
+    # take training steps from an earlier run where nothing that affects them has changed; of runs with several training steps
+    reuse: bool = True
+    seed: int = 42  # the seed of everything random: weights, order of examples, dropout, sampling
+    smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
     hub: HubConf = field(default_factory=HubConf)  # how downloads are made

@@ -53,7 +53,7 @@ class ChatConf(StepConf):
 
     _target_: str = "llmmod.steps.chat.Chat"
     system: str | None = None  # the system text of the conversation; None: the render's
-    history: bool = True  # false: each question stands alone
+    history: bool = True  # keep the conversation; false: each question stands alone
 
 
 @dataclass
@@ -74,9 +74,9 @@ class ExportConf(StepConf):
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.export.Export"
-    max_shard_size: str = "5GB"  # the size of a weights file at most, with its unit
-    layout: str = "native"  # native: transformers' own names; original: the checkpoint's, where it had others
-    model_card: bool = True  # write a README.md that says what the model is and how it came about
+    max_shard_size: str = "5GB"  # the largest size of a weights file, with its unit
+    layout: str = "native"  # which names the weights have: transformers' (native), or the checkpoint's own where it had others (original)
+    model_card: bool = True  # write a README.md that says what the model is and how it was made
 
 
 @dataclass
@@ -88,9 +88,10 @@ class PredictConf(StepConf):
 
     _target_: str = "llmmod.steps.predict.step.Predict"
     batch_size: int = 8  # prompts that are answered together
-    max_samples: int | None = None  # prompts; None: the whole validation split
-    compare_with_base: int = 0  # prompts that the model without its adapter answers too, evenly spread over the split
-    # name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null leaves one out
+    max_samples: int | None = None  # how many prompts are answered; None: the whole validation split
+    compare_with_base: int = 0  # how many prompts the model without its adapter answers too, spread evenly over the split
+    # the metrics of answers: name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null
+    # leaves one out
     metrics: dict[str, Any] = field(
         default_factory=lambda: {
             "rouge": {"_target_": "llmmod.metrics.rouge.Rouge"},
@@ -107,9 +108,9 @@ class PreviewConf(StepConf):
     reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune", "training")
 
     _target_: str = "llmmod.steps.preview.step.Preview"
-    max_samples: int = 1000  # examples written to preview.jsonl
-    on_page: int = 40  # examples shown on preview.html
-    in_terminal: int = 3  # examples that the terminal shows
+    max_samples: int = 1000  # how many examples preview.jsonl has
+    on_page: int = 40  # how many examples preview.html shows
+    in_terminal: int = 3  # how many examples the terminal shows
 
 
 @dataclass

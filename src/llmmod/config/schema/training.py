@@ -53,13 +53,15 @@ class StageConf:
     """What every stage has besides its trainer's arguments."""
 
     stage: str = MISSING  # the option's name, used in paths
-    data_kind: str = "conversation"  # what a row of its dataset becomes: a conversation, document, preference, judgement or prompt
-    head: str = "language"  # what is on top of the model: a language-model head, or a reward head (one number a text)
-    # What the step `predict` does with what this stage trained: {_target_: a class such as the step's own, made of its conf and name}.
+    data_kind: str = "conversation"  # what a row of the dataset becomes: a conversation, document, preference, judgement or prompt
+    head: str = "language"  # what stands on top of the model: a language-model head, or a reward head (one number for a text)
+    # what the step `predict` does with the trained model: {_target_: a class such as the step's own, made of its conf and name}
     predict: dict[str, Any] = field(default_factory=lambda: {"_target_": ANSWERS})
-    trainer: dict[str, Any] = field(default_factory=dict)  # {_target_: the trainer's class, …its own arguments}
-    collator: dict[str, Any] = field(default_factory=dict)  # {_target_: class or function that makes a batch of examples, …}
-    callbacks: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: a transformers.TrainerCallback, …}
+    trainer: dict[str, Any] = field(default_factory=dict)  # the trainer: {_target_: its class, …its own arguments}
+    # what makes a batch of examples: {_target_: a class or function, …its own arguments}
+    collator: dict[str, Any] = field(default_factory=dict)
+    # callbacks of the trainer: name -> {_target_: a transformers.TrainerCallback, …its own arguments}
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
