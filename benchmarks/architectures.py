@@ -34,13 +34,13 @@ KINDS = {"segments": "each example by itself", "mask": "by a mask"}
 def write_checkpoint(model_type: str, directory: Path) -> Path:
     """The directory of a tiny model of an architecture, with a tokenizer that has a chat template."""
     from llmmod.models.families.convert import config_class
-    from llmmod.models.loading.tiny import random_model, shrunk, tiny_tokenizer
+    from llmmod.models.loading.tiny import random_model, shrink_config, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<|im_start|>", "<|im_end|>"])
     tokenizer.chat_template = TEMPLATE
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = config_class(model_type)(**FIELDS.get(model_type, {}))
-    random_model(shrunk(config, vocab_size=len(tokenizer), special=special), seed=0).save_pretrained(directory)
+    random_model(shrink_config(config, vocab_size=len(tokenizer), special=special), seed=0).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -48,9 +48,9 @@ def write_checkpoint(model_type: str, directory: Path) -> Path:
 def packing(directory: Path) -> str:
     """How the examples of a row are kept apart in a checkpoint's model, or why they aren't."""
     import llmmod
-    from llmmod.models.packing.support import found_for
+    from llmmod.models.packing.support import packing_support
 
-    found = found_for(llmmod.load_model(str(directory)))
+    found = packing_support(llmmod.load_model(str(directory)))
     return KINDS[found.way] if found.way else str(found.reason).rpartition("Measured on a tiny random one: ")[2]
 
 

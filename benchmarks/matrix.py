@@ -27,7 +27,7 @@ STAGES = ("pt", "sft", "rm", "dpo", "kto")  # those whose evaluation is a loss
 WAYS = ("full", "freeze", "lora", "qlora")
 PIPELINE = ("train", "evaluate", "export")
 # A 4-bit model unpacks its weights for each product; the export holds them unpacked, and the adapter in them.
-MOST_APART = {"full": 1e-5, "freeze": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+MAX_LOSS_DIFFERENCE = {"full": 1e-5, "freeze": 1e-5, "lora": 1e-4, "qlora": 1e-4}
 # Models that no class of transformers computes keep their original layout: llmmod loads what it exports.
 OWN_CLASS = frozenset({"baichuan_13b", "baichuan2_13b"})
 
@@ -63,7 +63,7 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft", override
     ids = torch.arange(10, 34).reshape(2, 12)
     with torch.no_grad():
         apart = (trained(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max().item()
-    assert apart <= MOST_APART[way], f"the export's logits are {apart:.1e} from the trained model's"
+    assert apart <= MAX_LOSS_DIFFERENCE[way], f"the export's logits are {apart:.1e} from the trained model's"
     again = directory / f"{model}-{way}-again"
     resumed = [f"training.resume_from_checkpoint={run}/train/checkpoint-1", "training.save_strategy=no"]
     llmmod.run(llmmod.compose([*chosen, "pipeline=[train]", f"output_dir={again}", *resumed, *overrides]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmmod.data.collators import FlatteningCollator, PaddingCollator
-from llmmod.models.packing.segments import by_segments
+from llmmod.models.packing.segments import packed_attention
 
 NO = -100
 EXAMPLES = [{"input_ids": [5, 6, 7, 2], "labels": [NO, NO, 7, 2]}, {"input_ids": [8, 2], "labels": [NO, 2]}]
@@ -84,7 +84,7 @@ def test_flattening_changes_no_loss(tiny_llama):
     examples = [{"input_ids": tokens, "labels": tokens} for tokens in ids]
 
     def summed(batch):
-        with torch.no_grad(), by_segments(tiny_llama, batch):
+        with torch.no_grad(), packed_attention(tiny_llama, batch):
             logits = tiny_llama(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return torch.nn.functional.cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="sum")
 

@@ -25,7 +25,7 @@ LIKE_LLAMA = {"mistral"}  # another class, the same computation
 
 # At a rehearsal's own rate two steps change logits by so little that an adapter lost on the way would hardly show.
 RATE = "training.learning_rate=5e-3"
-NEAR = {**matrix.MOST_APART, "lora": 1e-5, "qlora": 1e-5}
+NEAR = {**matrix.MAX_LOSS_DIFFERENCE, "lora": 1e-5, "qlora": 1e-5}
 
 
 @pytest.fixture(autouse=True)

@@ -17,5 +17,5 @@ from cells import matrix
 )
 def test_cell(model, way, tmp_path):
     apart = matrix.run_cell(model, way, tmp_path, stage="rm")
-    assert apart <= matrix.MOST_APART[way]
+    assert apart <= matrix.MAX_LOSS_DIFFERENCE[way]
     assert 0 <= json.loads((tmp_path / f"{model}-{way}" / "metrics.json").read_text())["eval_accuracy"] <= 1

@@ -10,7 +10,7 @@ from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 from llmmod.models.loading.tiny import tiny_model
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -100,7 +100,7 @@ def test_adapters_are_float32_on_weights_of_16_bits(tiny_llama, dtype, ids):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_adapters_on_quantized_weights_learn(tiny_llama, bits, ids):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     model = setup_lora(quantized, lora())
     assert trained(model) == adapters(*PROJECTIONS)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -113,7 +113,7 @@ def test_adapters_on_quantized_weights_learn(tiny_llama, bits, ids):
     ("adapt", "conf"), [(setup_full, FullConf(name="full")), (setup_freeze, FreezeConf(name="freeze"))], ids=["full", "freeze"]
 )
 def test_quantized_weights_are_trained_by_adapters_alone(tiny_llama, adapt, conf, bits):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     with pytest.raises(ConfigError, match=rf"model.quantization.bits: .*finetune={conf.name}. Use finetune=qlora"):
         adapt(quantized, conf)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.setup import count_parameters
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
 # tests/conftest.py: vocabulary V, 32 channels, 64 in the MLP, 4 heads of 8, 2 of them for keys and values, 2 layers.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
@@ -29,7 +29,7 @@ def test_an_adapter(tiny_lora):
 
 
 def test_four_bits_a_weight_are_still_a_weight(tiny_llama):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
     assert count_parameters(quantized).total == total(tiny_llama.config.vocab_size)
 
 

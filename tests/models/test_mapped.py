@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from llmmod.models.loading.gguf import giving_back, has_read
+from llmmod.models.loading.gguf import count_mapped_read, mmap_release
 from llmmod.models.loading.load import load_model
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -40,12 +40,12 @@ def mapped(path):
 
 
 def test_what_was_read_is_given_back_and_can_be_read_again(file):
-    with giving_back():
+    with mmap_release():
         tensor = torch.empty(0, dtype=torch.uint8)
         tensor.set_(mapped(file))
         assert tensor.sum().item() == SIZE
         assert resident(file) == SIZE
-        has_read(SIZE)
+        count_mapped_read(SIZE)
         assert resident(file) < SIZE / 8
         assert tensor.sum().item() == SIZE
 
@@ -54,8 +54,8 @@ def test_a_file_that_was_mapped_before_is_left_alone(file):
     tensor = torch.empty(0, dtype=torch.uint8)
     tensor.set_(mapped(file))
     tensor[0] = 7  # as training does with weights that were loaded as they are
-    with giving_back():
-        has_read(SIZE)
+    with mmap_release():
+        count_mapped_read(SIZE)
     assert tensor[0].item() == 7
 
 
@@ -63,7 +63,7 @@ def test_outside_of_it_nothing_is_done(file):
     tensor = torch.empty(0, dtype=torch.uint8)
     tensor.set_(mapped(file))
     tensor[: mmap.PAGESIZE] = 7
-    has_read(SIZE)
+    count_mapped_read(SIZE)
     assert tensor[: mmap.PAGESIZE].sum().item() == 7 * mmap.PAGESIZE
 
 

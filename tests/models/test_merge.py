@@ -12,7 +12,7 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
 
 def adapted(model, **fields):
@@ -99,7 +99,7 @@ def test_tied_embeddings_come_apart_where_one_of_them_is_adapted(ids, logits, ta
     ],
 )
 def test_from_quantized_weights(tiny_llama, ids, logits, bits, tolerance, fields):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     model = adapted(quantized, **fields)
     before = logits(model, ids)
     whole = merged_copy(model)

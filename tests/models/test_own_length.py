@@ -11,10 +11,10 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from llmmod.errors import ConfigError
-from llmmod.models.attention.rope import own_lengths
-from llmmod.models.loading.quantization import rebuilt
+from llmmod.models.attention.rope import lengths_and_starts
+from llmmod.models.loading.quantization import rebuild_model
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.models.packing.segments import by_segments
+from llmmod.models.packing.segments import packed_attention
 
 BORDER = 16  # tokens, beyond which positions change
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
@@ -70,7 +70,7 @@ def row(texts, positions=None, keys=None):
 
 
 def in_a_row(model, inputs):
-    with torch.no_grad(), by_segments(model, inputs):
+    with torch.no_grad(), packed_attention(model, inputs):
         return model(**inputs).logits[0]
 
 
@@ -98,7 +98,7 @@ def test_several_rows_go_by_the_longest_as_a_cache_needs_it(model, logits):
 def test_a_copy_and_a_model_made_anew_keep_to_it(model, logits):
     texts = [text(12), text(40)]
     expected = in_a_row(model, row(texts))
-    for other in (copy.deepcopy(model), rebuilt(model)):
+    for other in (copy.deepcopy(model), rebuild_model(model)):
         assert torch.equal(in_a_row(other, row(texts)), expected)
         own = [module for module in other.modules() if "forward" in vars(module)]
         assert [module.forward.args[0] for module in own] == own, "not the first model's positions"
@@ -121,7 +121,7 @@ def test_a_shared_prompt_with_two_kinds_of_positions_is_refused(model):
 
 
 def test_lengths_and_beginnings():
-    lengths, starts = own_lengths(torch.tensor([0, 1, 2, 0, 0, 1, 1, 2, 3, 0]))
+    lengths, starts = lengths_and_starts(torch.tensor([0, 1, 2, 0, 0, 1, 1, 2, 3, 0]))
     assert lengths.tolist() == [3, 3, 3, 1, 2, 2, 4, 4, 4, 1]
     assert starts.tolist() == [0, 0, 0, 3, 4, 4, 6, 6, 6, 9]
 

@@ -14,7 +14,7 @@ from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.loading import quantization as cpu_kernels
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import quantization_config, rebuilt, unpacked_weight
+from llmmod.models.loading.quantization import dequantized_weight, quantization_config, rebuild_model
 
 # Of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E), and fp4's,
 # 2/3 and 1; a little more where the blocks' own maxima are quantized to 8 bits. In 8 bits: half a
@@ -29,8 +29,8 @@ def test_nothing_is_quantized_unless_bits_say_so():
 @pytest.mark.parametrize(("kind", "double"), BOUNDS, ids=str)
 def test_four_bits_stay_within_half_a_step(tiny_llama, kind, double):
     conf = QuantizationConf(bits=4, type=kind, double_quant=double)
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(conf))
-    before, after = tiny_llama.model.layers[0].mlp.up_proj.weight, unpacked_weight(quantized.model.layers[0].mlp.up_proj)
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(conf))
+    before, after = tiny_llama.model.layers[0].mlp.up_proj.weight, dequantized_weight(quantized.model.layers[0].mlp.up_proj)
     blocks, errors = before.reshape(-1, 64), (before - after).reshape(-1, 64)  # bitsandbytes quantizes runs of 64 weights
     assert (errors.abs().amax(1) <= BOUNDS[kind, double] * blocks.abs().amax(1) + 1e-6).all()
     assert errors.abs().max() > 0
@@ -52,10 +52,10 @@ def test_weights_are_unpacked_as_they_were_packed_whatever_the_width(shape, kind
 
 
 def test_eight_bits_stay_within_half_a_step(tiny_llama, ids, logits):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8)))
     layer, before = quantized.model.layers[0].mlp.up_proj, tiny_llama.model.layers[0].mlp.up_proj.weight
     for moment in ("before its first forward", "after it"):
-        error = (before - unpacked_weight(layer)).abs()
+        error = (before - dequantized_weight(layer)).abs()
         assert (error <= before.abs().amax(1, keepdim=True) * (0.5 / 127 + 2**-11)).all(), moment
         logits(quantized, ids)  # unpacking left the layer usable
 
@@ -66,16 +66,16 @@ def test_evaluation_leaves_gradients_as_they_were(tiny_llama, llama_directory, i
     # On a CPU with AVX512-BF16, bitsandbytes alone computes without gradients once a 4-bit layer was evaluated.
     conf = quantization_config(QuantizationConf(bits=bits))
     given = {"quantization_config": conf}
-    model = rebuilt(tiny_llama, **given) if way == "rebuilt" else load_model(str(llama_directory), **given)
+    model = rebuild_model(tiny_llama, **given) if way == "rebuilt" else load_model(str(llama_directory), **given)
 
     def gradient():
         embeddings = model.train().get_input_embeddings().weight.requires_grad_()
         return torch.autograd.grad(model(input_ids=ids, labels=ids).loss, embeddings)[0]
 
-    before, weight = gradient(), unpacked_weight(model.model.layers[0].mlp.up_proj).clone()
+    before, weight = gradient(), dequantized_weight(model.model.layers[0].mlp.up_proj).clone()
     logits(model, ids)
     assert torch.equal(gradient(), before)
-    assert torch.equal(unpacked_weight(model.model.layers[0].mlp.up_proj), weight)
+    assert torch.equal(dequantized_weight(model.model.layers[0].mlp.up_proj), weight)
 
 
 def test_packed_in_parts_to_the_same_bits(monkeypatch):
@@ -108,13 +108,13 @@ def test_packing_takes_little_memory_beside_the_weights():
 
 
 def test_a_plain_layers_weight_is_itself(tiny_llama):
-    assert unpacked_weight(tiny_llama.lm_head) is tiny_llama.lm_head.weight
+    assert dequantized_weight(tiny_llama.lm_head) is tiny_llama.lm_head.weight
 
 
 def test_the_same_from_memory_as_from_disk(tiny_llama, llama_directory, ids, logits):
     conf = quantization_config(QuantizationConf(bits=4))
     from_disk = load_model(str(llama_directory), quantization_config=conf)
-    assert torch.equal(logits(rebuilt(tiny_llama, quantization_config=conf), ids), logits(from_disk, ids))
+    assert torch.equal(logits(rebuild_model(tiny_llama, quantization_config=conf), ids), logits(from_disk, ids))
 
 
 def test_falcon_from_disk_is_quantized_and_computes_nearly_the_same(tmp_path, ids, logits):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model, tiny_tokenizer
-from llmmod.models.packing.segments import why_not
+from llmmod.models.packing.segments import why_not_packed
 from llmmod.models.reward import is_reward_model, require_head, score, set_reward_padding, with_reward_head
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -59,17 +59,17 @@ def test_scores_are_those_of_each_text_alone_however_it_is_batched(tiny, option)
     assert expected.std() > 1e-3
     for left in (False, True):
         torch.testing.assert_close(score(model, *padded(TEXTS, left=left)), expected, rtol=1e-4, atol=1e-5)
-    if why_not(model) is None:
+    if why_not_packed(model) is None:
         torch.testing.assert_close(_flat(model, TEXTS), expected, rtol=1e-4, atol=1e-5)
 
 
 def _flat(model, texts):
     from llmmod.data.collators import FlatteningCollator
-    from llmmod.models.packing.segments import by_segments
+    from llmmod.models.packing.segments import packed_attention
 
     batch = FlatteningCollator()([{"input_ids": text, "labels": text} for text in texts])
     del batch["labels"]
-    with torch.no_grad(), by_segments(model, batch):
+    with torch.no_grad(), packed_attention(model, batch):
         return model(**batch, use_cache=False).logits[:, 0]
 
 

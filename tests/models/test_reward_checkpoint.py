@@ -18,7 +18,7 @@ from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.reward_models import load_reward_model, shared_base_reward
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import mark_trained, require_head, score, with_reward_head
 
@@ -165,7 +165,7 @@ def test_a_reward_model_is_no_language_model(full, adapter, tiny_llama):
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_adapter_and_head_are_merged_into_a_plain_model(tiny_llama, bits):
-    base = tiny_llama if bits is None else rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    base = tiny_llama if bits is None else rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     model = trained(setup_lora(with_reward_head(base), lora()))
     plain = merged_copy(model)
     assert type(plain).__name__ == "LlamaForSequenceClassification"

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from llmmod.models.families.registry import PACKED_FAMILIES
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.models.packing.segments import BOUNDARIES, by_segments, segments_attention, why_not
+from llmmod.models.packing.segments import BOUNDARIES, packed_attention, segments_attention, why_not_packed
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
@@ -86,7 +86,7 @@ def alone(model, examples):
     return torch.stack(losses).detach(), gradients(model)
 
 
-def together(model, examples, context=by_segments):
+def together(model, examples, context=packed_attention):
     """The same of the examples in one row."""
     model.zero_grad()
     inputs = row(examples)
@@ -139,9 +139,10 @@ def test_examples_longer_than_the_sliding_window(make, examples, family):
 @pytest.mark.parametrize("option", BY_MASK)
 def test_what_computes_attention_itself_is_kept_apart_by_a_mask(make, examples, option):
     model = make(ARCHITECTURES[option])
-    assert why_not(model) is None
-    assert "keeps the examples of a row apart by a mask over all of it, which costs more than padding" in why_not(model, packed=False)
-    assert "can't let two answers share their prompt" in why_not(model, branches=True)
+    assert why_not_packed(model) is None
+    by_mask = "keeps the examples of a row apart by a mask over all of it, which costs more than padding"
+    assert by_mask in why_not_packed(model, packed=False)
+    assert "can't let two answers share their prompt" in why_not_packed(model, branches=True)
     expected = alone(model, examples)
     assert_same(together(model, examples), expected)
     leaking = together(model, examples, context=lambda *_: nullcontext())[0] if option in ("bloom", "falcon") else None
@@ -151,7 +152,7 @@ def test_what_computes_attention_itself_is_kept_apart_by_a_mask(make, examples, 
 def test_eager_attention_is_kept_apart_as_well(make, examples):
     model = make(ARCHITECTURES["llama"])
     model.set_attn_implementation("eager")
-    assert why_not(model) is None
+    assert why_not_packed(model) is None
     assert_same(together(model, examples), alone(model, examples))
 
 
@@ -180,10 +181,10 @@ def test_outside_the_block_and_without_boundaries_the_model_is_its_own(make, exa
     model = make(ARCHITECTURES["llama"])
     padded = {"input_ids": examples[0], "attention_mask": torch.ones_like(examples[0])}
     before = model(**padded).logits
-    with by_segments(model, padded):
+    with packed_attention(model, padded):
         assert model.config._attn_implementation == "sdpa"
         assert torch.equal(model(**padded).logits, before)
-    with pytest.raises(KeyError, match="llmmod_segments"), by_segments(model, row(examples)):
+    with pytest.raises(KeyError, match="llmmod_segments"), packed_attention(model, row(examples)):
         raise KeyError(model.config._attn_implementation)
     assert model.config._attn_implementation == "sdpa"
 
@@ -191,7 +192,7 @@ def test_outside_the_block_and_without_boundaries_the_model_is_its_own(make, exa
 def test_what_is_saved_in_the_block_is_what_would_be_saved_outside(make, examples, tmp_path):
     model = make(ARCHITECTURES["llama"])
     model.save_pretrained(tmp_path / "outside")
-    with by_segments(model, row(examples)):
+    with packed_attention(model, row(examples)):
         model.save_pretrained(tmp_path / "inside")
     inside, outside = ((tmp_path / name / "config.json").read_text() for name in ("inside", "outside"))
     assert inside == outside
@@ -199,7 +200,7 @@ def test_what_is_saved_in_the_block_is_what_would_be_saved_outside(make, example
 
 def test_boundaries_that_get_lost_on_the_way_are_an_error(make, examples):
     model = make(ARCHITECTURES["llama"])
-    with by_segments(model, row(examples)), pytest.raises(ValueError, match=f"LlamaAttention .* got no {BOUNDARIES}"):
+    with packed_attention(model, row(examples)), pytest.raises(ValueError, match=f"LlamaAttention .* got no {BOUNDARIES}"):
         model(input_ids=examples[0])
 
 
@@ -214,7 +215,7 @@ def test_no_example_is_attended_to_as_a_whole_row(monkeypatch, make, examples):
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     inputs = row(examples)
-    with by_segments(model, inputs):
+    with packed_attention(model, inputs):
         model(**inputs, use_cache=False)
     assert seen == [(length, length, None, length > 1) for length in LENGTHS] * 2  # two layers
 
@@ -229,12 +230,12 @@ def test_no_example_is_attended_to_as_a_whole_row(monkeypatch, make, examples):
     ],
 )
 def test_reasons(attention, reason):
-    assert why_not(SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation=attention))) == reason
+    assert why_not_packed(SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation=attention))) == reason
 
 
 def test_a_kernel_of_variable_length_has_no_branches():
     model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
-    assert why_not(model, branches=True) == "attention 'flash_attention_2' can't let two answers share their prompt"
+    assert why_not_packed(model, branches=True) == "attention 'flash_attention_2' can't let two answers share their prompt"
 
 
 def branching(trees):
@@ -255,7 +256,7 @@ def tree_losses(model, examples):
     """Two stems, the first with two branches of 12 and 2 tokens, the second without: losses in the row, and of each path alone."""
     stem, other, long, short = examples[0], examples[2], examples[4], examples[3]
     inputs = branching([[stem, (9, long), (20, short)], [other]])
-    with by_segments(model, inputs):
+    with packed_attention(model, inputs):
         logits = model(**inputs, use_cache=False).logits
         ends = inputs["cu_seq_lens_q"][1:].tolist()
         parts = zip([0, *ends], ends, (stem, long, short, other), strict=False)
@@ -293,7 +294,7 @@ def test_no_branch_is_paid_for_its_stem_again(monkeypatch, make, examples):
 
 def test_a_kernel_of_variable_length_gets_the_boundaries_itself():
     model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
-    with by_segments(model, {BOUNDARIES: torch.tensor([0, 2])}):
+    with packed_attention(model, {BOUNDARIES: torch.tensor([0, 2])}):
         assert model.config._attn_implementation == "flash_attention_2"
 
 

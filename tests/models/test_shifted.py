@@ -18,7 +18,7 @@ from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.attention.shifted import group_tokens, shift_attention, shifted_attention
 from llmmod.models.loading.build import model_from
-from llmmod.models.packing.segments import why_not
+from llmmod.models.packing.segments import why_not_packed
 
 
 def naive(query, key, value, group, allowed=None):
@@ -186,9 +186,9 @@ def test_longloras_norms_and_embeddings_are_trained_and_exported(tiny_llama, ids
 
 
 def test_rows_of_several_examples_are_not_for_it(tiny_llama):
-    assert why_not(tiny_llama) is None
+    assert why_not_packed(tiny_llama) is None
     shift_attention(tiny_llama, 0.25)
-    assert "llmmod_shifted_0.25" in why_not(tiny_llama)
+    assert "llmmod_shifted_0.25" in why_not_packed(tiny_llama)
 
 
 @pytest.mark.parametrize(

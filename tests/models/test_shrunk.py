@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from llmmod.models.families.convert import config_class
-from llmmod.models.loading.tiny import WIDTH, random_model, shrunk
+from llmmod.models.loading.tiny import WIDTH, random_model, shrink_config
 
 
 def small(model_type, **fields):
-    return shrunk(config_class(model_type)(**fields), vocab_size=300)
+    return shrink_config(config_class(model_type)(**fields), vocab_size=300)
 
 
 def test_widths_keep_their_relation_to_hidden_size():
@@ -31,9 +31,9 @@ def test_each_kind_of_layer_stays():
 
 def test_special_tokens_beyond_the_vocabulary_are_left_out_unless_others_are_given():
     config = config_class("llama")(bos_token_id=1, eos_token_id=128001, pad_token_id=None)
-    found = shrunk(config, vocab_size=300)
+    found = shrink_config(config, vocab_size=300)
     assert (found.vocab_size, found.bos_token_id, found.eos_token_id) == (300, 1, None)
-    assert shrunk(config, vocab_size=300, special={"eos_token_id": 7}).eos_token_id == 7
+    assert shrink_config(config, vocab_size=300, special={"eos_token_id": 7}).eos_token_id == 7
     assert (config.vocab_size, config.eos_token_id) == (32000, 128001)
 
 

@@ -9,12 +9,12 @@ import shutil
 
 import pytest
 
-from llmmod.reuse.store import EarlierResults, Result, read_result, write_result
+from llmmod.reuse.store import Result, ResultStore, read_result, write_result
 
 
 @pytest.fixture
 def results(tmp_path):
-    return EarlierResults(tmp_path / "index")
+    return ResultStore(tmp_path / "index")
 
 
 def trained(results, directory, weights="weights", key="key"):
@@ -108,12 +108,12 @@ def test_a_base_of_the_same_run_is_that_of_the_new_run(results, tmp_path):
 
 def test_an_index_that_cannot_be_written_costs_nothing_but_itself(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    trained(EarlierResults(tmp_path / "file" / "index"), tmp_path / "first" / "sft")
+    trained(ResultStore(tmp_path / "file" / "index"), tmp_path / "first" / "sft")
     assert "later runs won't find" in caplog.text
 
 
 def _work(index, root, number):
-    results, directory = EarlierResults(index), root / f"run{number}" / "sft"
+    results, directory = ResultStore(index), root / f"run{number}" / "sft"
     for turn in range(20):
         key = f"key{turn}"
         place = directory.parent / key

@@ -139,9 +139,9 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
 
 def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny_llama):
     from llmmod.config.schema.quantization import QuantizationConf
-    from llmmod.models.loading.quantization import quantization_config, rebuilt
+    from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
-    session = make_session(rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
+    session = make_session(rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
     summary = Export(session.root.steps["export"], "export").run(session).summary
     (apart,) = re.findall(r"unpacked and merged in full precision.* probabilities are ([0-9.e-]+) nats apart", summary[1])
     assert 0 < float(apart) < 0.02  # 8 bit rounds activations, which what is exported doesn't

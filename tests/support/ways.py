@@ -14,9 +14,9 @@ EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 def quantized(model):
     """The model in 4 bits."""
     from llmmod.config.schema.quantization import QuantizationConf
-    from llmmod.models.loading.quantization import quantization_config, rebuilt
+    from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
-    return rebuilt(model, quantization_config=quantization_config(QuantizationConf(bits=4)))
+    return rebuild_model(model, quantization_config=quantization_config(QuantizationConf(bits=4)))
 
 
 def prepared(model, way, *, freeze=None, **lora):

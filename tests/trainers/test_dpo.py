@@ -13,7 +13,7 @@ from ways import adapted, moved, prepared, quantized
 
 from llmmod.config.schema.preference_training import LOSSES
 from llmmod.errors import ConfigError
-from llmmod.models.packing.segments import by_segments
+from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.efficient import head
 from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 
@@ -39,7 +39,7 @@ def loss_of(trainer, model, examples):
     model.zero_grad()
     model.train()
     batch = trainer.data_collator(examples)
-    with by_segments(model, batch):
+    with packed_attention(model, batch):
         loss = trainer.compute_loss(model, batch)
         loss.backward()
     measured = {name: value for name, (value, *_) in trainer._metrics["train"].items()}

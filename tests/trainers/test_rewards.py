@@ -20,7 +20,7 @@ from llmmod.models.adapters.init import save_for_base
 from llmmod.models.adapters.reward_models import load_reward_model
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import mark_trained, score, with_reward_head
 from llmmod.protocols import Beginning
@@ -211,7 +211,7 @@ class TestModels:
         conf = QuantizationConf(bits=bits)
         float_base = Beginning(str(tmp_path / "base"), [])
         quantized_base = float_base._replace(quantization=decides_weights(conf))
-        quantized = rebuilt(copy.deepcopy(base), quantization_config=quantization_config(conf))
+        quantized = rebuild_model(copy.deepcopy(base), quantization_config=quantization_config(conf))
         own = saved(setup_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
         left = {"stage": "rm", "kind": "adapter", "head": "reward", "render": "chatml"}
         assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).beside  # nobody said what it was trained on

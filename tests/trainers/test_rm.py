@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.data.preference_collators import RewardCollator
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.packing.segments import by_segments
+from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.rm import pair_losses, pair_rewards
 
 
@@ -46,7 +46,7 @@ def test_loss_and_gradient_are_those_of_trls_trainer(rm_trainer, theirs, toy_pai
     ours, theirs = rm_trainer(collator=collator, center_rewards_coefficient=centering), theirs(center_rewards_coefficient=centering)
     pairs = [pair | ({"margin": number / 3} if margin else {}) for number, pair in enumerate(toy_pairs.train.select(range(5)))]
     batch = ours.data_collator(pairs)
-    with by_segments(ours.model, batch):
+    with packed_attention(ours.model, batch):
         loss = ours.compute_loss(ours.model.train(), batch)
         loss.backward()
     expected = theirs.compute_loss(theirs.model.train(), RewardCollator(ours.processing_class)(pairs))
@@ -150,10 +150,10 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(rm_trainer, tiny_r
 def test_heads_and_adapters_of_a_quantized_model_stay_in_float32(tiny_llama, rm_trainer):
     """trl would round them to bfloat16, for good."""
     from llmmod.config.schema.quantization import QuantizationConf
-    from llmmod.models.loading.quantization import quantization_config, rebuilt
+    from llmmod.models.loading.quantization import quantization_config, rebuild_model
     from llmmod.models.reward import with_reward_head
 
-    base = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
+    base = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
     model = setup_lora(with_reward_head(base), LoraConf(r=4, target_modules="all-linear"))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = rm_trainer(model)

@@ -8,13 +8,13 @@ import torch
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("stage", ["toy", "dpo", "kto"])
 def test_adapters_keep_their_type_and_bits(request, tiny_llama, stage, bits):
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=bits)))
     model = setup_lora(quantized, LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["norm"]))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     request.getfixturevalue(f"{stage}_trainer")(model=model)
@@ -25,7 +25,7 @@ def test_adapters_keep_their_type_and_bits(request, tiny_llama, stage, bits):
 
 def test_small_updates_are_not_lost(toy_trainer, tiny_llama):
     """Of weights of about 0.1, an update of 2e-5 is below half of bfloat16's step, 2.4e-4."""
-    quantized = rebuilt(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
+    quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=4)))
     conf = LoraConf(name="qlora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="gaussian")
     model = setup_lora(quantized, conf)
     first = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name}

@@ -59,7 +59,7 @@ class _Scoring:
         trunk, head = self.base_model, getattr(self, HEAD)  # type: ignore[attr-defined]
         kwargs |= {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         hidden = trunk(**trunk_inputs(trunk, attention_mask=attention_mask, **kwargs))[0]  # [batch, seq, channels]
-        return SequenceClassifierOutputWithPast(logits=scored(head, last_tokens(hidden, attention_mask, kwargs.get(BOUNDARIES))))
+        return SequenceClassifierOutputWithPast(logits=head_scores(head, last_tokens(hidden, attention_mask, kwargs.get(BOUNDARIES))))
 
 
 def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: An
     return {name: value for name, value in given.items() if value is not None and name not in ("labels", "return_dict")}
 
 
-def scored(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def head_scores(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """A head's scores of hidden states [texts, channels], float32 [texts, 1], mixed precision or not; on the head's device."""
     weight = next(head.parameters())
     with torch.autocast(weight.device.type, enabled=False):
@@ -142,7 +142,7 @@ def _device(trunk: nn.Module) -> torch.device:
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
-def language_config(scoring: Any) -> None:
+def restore_language_config(scoring: Any) -> None:
     """Give the language model that a reward model was made of its configuration's values again; the two share the configuration."""
     labels, pad_token_id = getattr(scoring, _LANGUAGE_CONFIG, ({}, None))
     if labels:

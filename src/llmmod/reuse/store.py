@@ -58,7 +58,7 @@ class Result:
     ended: str = ""
 
 
-class EarlierResults:
+class ResultStore:
     """Directories by the fingerprint of the training that filled them.
 
     Args:
@@ -221,7 +221,7 @@ class Reuse:
         self._parts: dict[str, str] = {}
         self._takes = session.trains_several and session.root.reuse and checkpoint is None
         if rank() == 0 and session.trains_several:
-            self._results = EarlierResults(cache_directory(session.root.hub.cache_dir) / "trained")
+            self._results = ResultStore(cache_directory(session.root.hub.cache_dir) / "trained")
             self._key = self._fingerprint(session, args, data)
         if checkpoint is not None and self._key != getattr(read_result(checkpoint.parent), "fingerprint", None):
             self._key = None  # the checkpoint is another training's, and so will be what comes of it

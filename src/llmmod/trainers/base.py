@@ -34,7 +34,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from llmmod.data.dataset.packing import lengths
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
-from llmmod.models.packing.segments import BOUNDARIES, KEYS, by_segments
+from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
 from llmmod.trainers.efficient.layers import lean_lora
 
@@ -171,7 +171,7 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         Raises:
             RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        with lean_lora(), noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), by_segments(self.model, inputs):
+        with lean_lora(), noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), packed_attention(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)

@@ -17,7 +17,7 @@ from llmmod.data.dataset.packing import capacity_of
 from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator, PrefixSharingRewardCollator, RewardCollator
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build, locate
-from llmmod.models.packing.segments import why_not
+from llmmod.models.packing.segments import why_not_packed
 from llmmod.trainers.base import StageTrainer
 
 log = logging.getLogger("llmmod.train")
@@ -103,7 +103,7 @@ def _why_padded(
         return None
     if pad_to_multiple_of is not None:
         return "training.pad_to_multiple_of asks for padding"
-    return _mixes(trainer) or why_not(model, branches=not _is(node, FlatteningCollator), packed=capacity_of(train) is not None)
+    return _mixes(trainer) or why_not_packed(model, branches=not _is(node, FlatteningCollator), packed=capacity_of(train) is not None)
 
 
 def _padded(node: Mapping[str, Any]) -> type[PaddingCollator | PreferenceCollator | RewardCollator] | None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from trl import RewardTrainer
 
 from llmmod.data.dataset.packing import lengths
-from llmmod.models.packing.segments import KEYS, by_segments
+from llmmod.models.packing.segments import KEYS, packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.measures import Means, Weights, without_weights
 
@@ -47,7 +47,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Nothing, a batch's sums being kept for `evaluation_loop`."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), by_segments(self.model, inputs):
+        with torch.no_grad(), self.compute_loss_context_manager(), packed_attention(self.model, inputs):
             chosen, rejected = rewards(model, inputs)
             found = measures(self._losses(chosen, rejected, inputs), chosen, rejected)
         weights = self._weights.of(inputs, training=False)
@@ -143,7 +143,7 @@ def pair_rewards(
         numbers = order[start : start + batch_size]
         batch = collator([pairs[number] for number in numbers])
         batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        with torch.no_grad(), by_segments(model, batch):
+        with torch.no_grad(), packed_attention(model, batch):
             chosen, rejected = rewards(model, batch)
         yield list(zip(numbers, chosen.tolist(), rejected.tolist(), strict=True))
 

@@ -14,7 +14,7 @@ import torch
 from trl import SFTTrainer
 
 from llmmod.data.dataset.packing import Packed
-from llmmod.models.packing.segments import BOUNDARIES, by_segments
+from llmmod.models.packing.segments import BOUNDARIES, packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.efficient.head import lean_head
 
@@ -44,10 +44,10 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Nothing, a batch's sums being kept for `evaluation_loop`; logits only where a metric of the user's own asks for them."""
         if not prediction_loss_only:
-            with by_segments(self.model, inputs):
+            with packed_attention(self.model, inputs):
                 return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), lean_head(), by_segments(self.model, inputs):
+        with torch.no_grad(), self.compute_loss_context_manager(), lean_head(), packed_attention(self.model, inputs):
             outputs = model(**inputs, fused_lm_head=True)
         sums = by_example([-outputs.log_probs, outputs.label_mask, outputs.is_top1], inputs.get(BOUNDARIES))
         # Gathered by example, [batch, 3], so that what was added to fill the last batch of several processes is left out again.

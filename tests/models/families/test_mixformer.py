@@ -15,7 +15,7 @@ from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.adapters.setup import count_parameters
 from llmmod.models.families.save import original_names, write_original_config
-from llmmod.models.loading.quantization import quantization_config, unpacked_weight
+from llmmod.models.loading.quantization import dequantized_weight, quantization_config
 
 HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: layers.1 is no part of layers.10
 CONFIG = {
@@ -118,7 +118,7 @@ def test_quantized_while_it_is_converted(checkpoint, load, bits):
     plain, conf = load(checkpoint[0]), quantization_config(QuantizationConf(bits=bits))
     model = load(checkpoint[0], quantization_config=conf)
     assert count_parameters(model).total == count_parameters(plain).total
-    before, after = plain.model.layers[3].mlp.fc1.weight, unpacked_weight(model.model.layers[3].mlp.fc1)
+    before, after = plain.model.layers[3].mlp.fc1.weight, dequantized_weight(model.model.layers[3].mlp.fc1)
     # Of a run of 64 weights' largest, here a row's: half the widest gap of NF4's levels, or half a step of 1/127 (see test_quantize).
     bound = {4: 0.16, 8: 0.006}[bits] * before.abs().amax(1, keepdim=True)
     assert ((before - after).abs() <= bound).all()

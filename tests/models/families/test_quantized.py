@@ -10,7 +10,7 @@ from peft import LoraConfig
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.adapters.setup import count_parameters
-from llmmod.models.loading.quantization import quantization_config, rebuilt, unpacked_weight
+from llmmod.models.loading.quantization import dequantized_weight, quantization_config, rebuild_model
 
 LAYERS = ("Linear4bit", "Linear8bitLt")
 # KL divergence, nats a token. Merged, weights are the very ones that 4 bit computes with; 8 bit rounds activations too, to 1/127 of a
@@ -31,14 +31,14 @@ def test_quantized_while_it_is_converted(name, load, reference, bits):
     linear = [n for n, module in plain.named_modules() if isinstance(module, torch.nn.Linear) and n != "lm_head"]
     assert [n for n, module in model.named_modules() if type(module).__name__ in LAYERS] == linear
     assert count_parameters(model).total == count_parameters(plain).total
-    assert torch.equal(logits(model, ids), logits(rebuilt(plain, quantization_config=conf), ids)), "as if converted first"
+    assert torch.equal(logits(model, ids), logits(rebuild_model(plain, quantization_config=conf), ids)), "as if converted first"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_merged_into_full_precision(name, load, reference, bits):
     ids = reference(name)["input_ids"][0].tolist()
     model = load(name, quantization_config=quantization_config(QuantizationConf(bits=bits)))
-    before = {n: unpacked_weight(module) for n, module in model.named_modules() if type(module).__name__ in LAYERS}
+    before = {n: dequantized_weight(module) for n, module in model.named_modules() if type(module).__name__ in LAYERS}
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
     whole = merged_copy(adapted)

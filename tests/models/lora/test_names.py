@@ -9,7 +9,7 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.families.convert import config_class
-from llmmod.models.loading.tiny import random_model, shrunk, tiny_model
+from llmmod.models.loading.tiny import random_model, shrink_config, tiny_model
 
 LINEAR = ["q_proj", "down_proj"]
 UNKNOWN = {
@@ -72,7 +72,7 @@ def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokeniz
 @pytest.mark.parametrize(("model_type", "without"), [("mamba", "out_proj"), ("phimoe", "router")])
 def test_all_linear_is_all_that_can_have_an_adapter(tiny_tokenizer, model_type, without):
     """peft refuses what Mamba reads by itself; Phi-3.5-MoE's routers are linear layers by their class, and return pairs."""
-    model = random_model(shrunk(config_class(model_type)(), vocab_size=len(tiny_tokenizer), special={"pad_token_id": 0}), seed=0)
+    model = random_model(shrink_config(config_class(model_type)(), vocab_size=len(tiny_tokenizer), special={"pad_token_id": 0}), seed=0)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")}
     adapted = setup_lora(model, LoraConf(name="lora", target_modules="all-linear", r=2))
     assert set(adapted.targeted_module_names) == {name for name in linear if not name.endswith(without)} < linear

@@ -15,7 +15,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.merge import merge_or_stack, merged_copy
 from llmmod.models.adapters.setup import setup_inference, setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuilt
+from llmmod.models.loading.quantization import quantization_config, rebuild_model
 
 # A change of about 1 % of the weights: a 4-bit merge would lose nearly all of it. Logits are around 5.
 CASES = [
@@ -39,7 +39,7 @@ def packed(model):
 
 @pytest.fixture
 def quantized(tiny_llama):
-    return lambda bits: rebuilt(copy.deepcopy(tiny_llama), quantization_config=quantization_config(QuantizationConf(bits=bits)))
+    return lambda bits: rebuild_model(copy.deepcopy(tiny_llama), quantization_config=quantization_config(QuantizationConf(bits=bits)))
 
 
 @pytest.mark.parametrize(("bits", "fields"), CASES)

@@ -221,5 +221,6 @@ def _reason(context: Context, step: str, training: str) -> str | None:
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):
         return f"{training}.pad_to_multiple_of asks for padding"
     attention = context.get(f"{context.part(step, 'model')}.attn_implementation")
-    reason: str | None = import_own("llmmod.models.families.registry.why_not_attention")(attention) if isinstance(attention, str) else None
+    why_not = import_own("llmmod.models.families.registry.why_not_packed_with")
+    reason: str | None = why_not(attention) if isinstance(attention, str) else None
     return reason

@@ -34,7 +34,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 
-from llmmod.models.loading.quantization import mend_unpacking
+from llmmod.models.loading.quantization import patch_cpu_unpacking
 
 _BLOCK = 64  # weights of a scale, as bitsandbytes' Params4bit has it
 
@@ -85,7 +85,7 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     from bitsandbytes import functional
 
     if bits == 4:
-        mend_unpacking()
+        patch_cpu_unpacking()
         packed, scales = functional.quantize_4bit(weight.contiguous(), blocksize=_BLOCK, quant_type="nf4")
         return functional.dequantize_4bit(packed, scales)  # type: ignore[no-any-return]
     rows, scales, _ = functional.int8_vectorwise_quant(weight.half())

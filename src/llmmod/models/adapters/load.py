@@ -20,7 +20,7 @@ from llmmod.models.adapters.init import changes_base, loftq_anywhere, remember_i
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
 from llmmod.models.families.names import native_adapter
-from llmmod.models.reward import HEAD, is_reward_model, language_config, mark_trained
+from llmmod.models.reward import HEAD, is_reward_model, mark_trained, restore_language_config
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def unload_adapter(adapted: Any) -> Any:
             setattr(adapted.get_submodule(place), own_name, module.original_module)
     base = adapted.unload()
     restore_biases(adapted)
-    language_config(base)
+    restore_language_config(base)
     return base
 
 

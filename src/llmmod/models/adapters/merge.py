@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters.lora import quiet_peft
-from llmmod.models.loading.quantization import STACKED, is_quantized_layer, rebuilt, unpacked_weight
+from llmmod.models.loading.quantization import STACKED, dequantized_weight, is_quantized_layer, rebuild_model
 
 
 def merged_copy(model: Any) -> Any:
@@ -48,7 +48,7 @@ def merged_copy(model: Any) -> Any:
         A PreTrainedModel with nothing of peft or bitsandbytes in it; it is written by `save_pretrained`, and in its config's dtype.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    plain = rebuilt(base, _plain_state(base), dtype=_dtype(base))
+    plain = rebuild_model(base, _plain_state(base), dtype=_dtype(base))
     if not isinstance(model, PeftModel):
         return plain.eval()
     _untie_where_adapted(base, plain)
@@ -117,7 +117,7 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
         for name, tensor in own.items():
             full_name = f"{plain_name}.{name}".lstrip(".")
             if full_name in names:
-                value = unpacked_weight(module) if name == "weight" else tensor
+                value = dequantized_weight(module) if name == "weight" else tensor
                 if name == "weight" and plain_name in turned and is_quantized_layer(module):
                     value = value.T.contiguous()  # quantizing makes of GPT-2's Conv1D [in, out] a linear layer [out, in]
                 dtype = torch.float32 if full_name.startswith(in_float32) else own_dtype
@@ -223,7 +223,7 @@ def use_stacked_norms(adapted: Any, *, new: bool) -> None:
             for magnitude in layer.lora_magnitude_vector.values():
                 magnitude.__class__ = _DoraOnStacked
                 if new:
-                    norms = torch.linalg.norm(unpacked_weight(layer.get_base_layer()), dim=1)
+                    norms = torch.linalg.norm(dequantized_weight(layer.get_base_layer()), dim=1)
                     magnitude.weight.data = norms.to(magnitude.weight)
 
 
@@ -231,7 +231,7 @@ class _DoraOnStacked(DoraLinearLayer):
     """DoRA's magnitudes on a layer with stacked adapters."""
 
     def forward(self, x: torch.Tensor, *, base_layer: nn.Module, **given: Any) -> torch.Tensor:
-        weight = nn.Parameter(unpacked_weight(base_layer).to(x.dtype), requires_grad=False)
+        weight = nn.Parameter(dequantized_weight(base_layer).to(x.dtype), requires_grad=False)
         return super().forward(x, base_layer=SimpleNamespace(weight=weight, bias=base_layer.bias), **given)  # type: ignore[no-any-return]
 
 
@@ -239,7 +239,7 @@ def _stack(base: Any, layer: Any, adapter: str) -> None:
     low, high, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
     factor = None
     if adapter in layer.lora_magnitude_vector:
-        whole = unpacked_weight(base).float() + scaling * (high.float() @ low.float())
+        whole = dequantized_weight(base).float() + scaling * (high.float() @ low.float())
         factor = layer.lora_magnitude_vector[adapter].weight / torch.linalg.norm(whole, dim=1)
     elif adapter in layer.lora_variant:
         found = f"an adapter of a kind ({type(layer.lora_variant[adapter]).__name__}) that can't stay beside quantized weights"

@@ -22,13 +22,13 @@ from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.init import base_biases, changes_base
 from llmmod.models.adapters.load import load_adapter, merge_adapters, read_adapter
 from llmmod.models.adapters.lora import quiet_peft
-from llmmod.models.attention.rope import keep_own_lengths
-from llmmod.models.families.limits import watch_length
+from llmmod.models.attention.rope import use_per_sequence_rope
+from llmmod.models.families.limits import warn_beyond_trained_length
 from llmmod.models.families.names import native_adapter
-from llmmod.models.loading.load import WHERE, explained, is_reward_checkpoint, load_config, load_model, read_config
+from llmmod.models.loading.load import WHERE, explain_loading_errors, is_reward_checkpoint, load_config, load_model, read_config
 from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, set_name, with_float32_parts
 from llmmod.models.loading.stage_file import read_stage_file
-from llmmod.models.reward import HEAD, last_tokens, mark_trained, require_head, reward_class, scored, trunk_inputs, with_reward_head
+from llmmod.models.reward import HEAD, head_scores, last_tokens, mark_trained, require_head, reward_class, trunk_inputs, with_reward_head
 from llmmod.protocols import Beginning, seen_from
 
 
@@ -50,7 +50,7 @@ class SharedBaseReward:
         with using_adapter(self.model, self.name):
             given = trunk_inputs(trunk, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             hidden = trunk(**given)[0]  # [batch, seq, channels]
-        return SequenceClassifierOutputWithPast(logits=scored(self.head, last_tokens(hidden, attention_mask)))
+        return SequenceClassifierOutputWithPast(logits=head_scores(self.head, last_tokens(hidden, attention_mask)))
 
 
 def can_share_base(path: str, model: Any, *, key: str) -> bool:
@@ -158,16 +158,16 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
     if len(raw.get("id2label") or {0: ""}) != 1:
         raise ConfigError(Problem(key, f"'{path}' tells {len(raw['id2label'])} classes apart, and a reward is one number"))
     config.num_labels = 1
-    with explained(checkpoint, arguments, key), plain_linears(config.model_type if arguments.get("quantization_config") else ""):
-        source = checkpoint.path
+    source, own_linears = checkpoint.path, config.model_type if arguments.get("quantization_config") else ""
+    with explain_loading_errors(checkpoint, arguments, key), plain_linears(own_linears):
         model, info = reward_class(config).from_pretrained(source, config=config, **{**arguments, "output_loading_info": True})
     missing = sorted(info["missing_keys"])
     if missing:
         lacks = "its reward head" if any(name.startswith(f"{HEAD}.") for name in missing) else f"{len(missing)} of its weights"
         raise ConfigError(Problem(key, f"'{path}' lacks {lacks}, among them {missing[0]}; made up, it would score at random"))
     set_name(model, path)
-    keep_own_lengths(model)
-    watch_length(model)
+    use_per_sequence_rope(model)
+    warn_beyond_trained_length(model)
     mark_trained(model)
     return (model, info) if arguments.get("output_loading_info") else model
 

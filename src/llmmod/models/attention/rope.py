@@ -130,7 +130,7 @@ def _factor(factor: float | None, trained: int, max_length: int | None) -> float
 _BY_LENGTH = frozenset({"longrope", "dynamic"})
 
 
-def keep_own_lengths(model: Any) -> None:
+def use_per_sequence_rope(model: Any) -> None:
     """Have a model's positions go by each text's own length; it is changed in place, unless its positions never change."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
@@ -138,7 +138,7 @@ def keep_own_lengths(model: Any) -> None:
             module.forward = functools.partial(_forward, module, type(module).forward)
 
 
-def own_lengths(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def lengths_and_starts(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each token of a row, how long its text is, and where that begins in the row; both int64 [seq].
 
     Args:
@@ -167,7 +167,7 @@ def _forward(
     if kind not in _BY_LENGTH or position_ids.shape[0] > 1:
         return stock(module, x, position_ids, **more)
     border = _border(module, layer_type)
-    lengths, starts = own_lengths(position_ids[0])
+    lengths, starts = lengths_and_starts(position_ids[0])
     alike = (lengths > border).long() if kind == "longrope" else lengths.clamp(min=border)
     kinds = sorted(set(alike.tolist()))
     if len(kinds) == 1:

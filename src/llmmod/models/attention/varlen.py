@@ -31,7 +31,7 @@ BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
 KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
 
 
-class Way(StrEnum):
+class PackingMethod(StrEnum):
     """How the examples of a row are kept apart."""
 
     segments = "segments"
@@ -39,7 +39,7 @@ class Way(StrEnum):
 
 
 @contextmanager
-def kept_apart(config: Any, inputs: Mapping[str, Any], way: Way) -> Iterator[None]:
+def isolate_examples(config: Any, inputs: Mapping[str, Any], way: PackingMethod) -> Iterator[None]:
     """Within it, the attention of a model stays within the examples of `inputs`; forward and backward.
 
     Args:
@@ -48,7 +48,7 @@ def kept_apart(config: Any, inputs: Mapping[str, Any], way: Way) -> Iterator[Non
         way: one that the model's class is known to be exact by.
     """
     own = config._attn_implementation
-    if way is Way.mask:
+    if way is PackingMethod.mask:
         mask = functools.partial(_within_examples, ALL_MASK_ATTENTION_FUNCTIONS[own], _numbers(inputs[BOUNDARIES]))
         ALL_MASK_ATTENTION_FUNCTIONS[own] = mask  # of this mapping alone; what is registered stays
         try:

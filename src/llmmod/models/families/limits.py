@@ -50,7 +50,7 @@ def warn_of_trained_head(model: Any) -> None:
         )
 
 
-def watch_length(model: Any) -> None:
+def warn_beyond_trained_length(model: Any) -> None:
     """Have a model say so, once, where it is evaluated on texts that the original code would have computed otherwise."""
     raw = original_config(model.config) or {}
     acting = [name for name in _LONGER if raw.get(name)]
@@ -124,7 +124,7 @@ def check_known_layout(config: dict[str, Any], *, path: str) -> None:
         raise ConfigError(Problem(PATH_KEY, found, do="Take a later revision, which transformers has a class for"))
 
 
-def tell_of_code(loaded: Any, path: str, *, trust_remote_code: bool) -> None:
+def report_remote_code(loaded: Any, path: str, *, trust_remote_code: bool) -> None:
     """Say what `model.trust_remote_code` came to: that code of a checkpoint was run, or that none was.
 
     Args:

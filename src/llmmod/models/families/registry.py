@@ -53,7 +53,7 @@ PACKED_FAMILIES = frozenset({
 _BY_MASK = ("eager", "baichuan_alibi")  # they add a mask to their scores
 
 
-def why_not_attention(attention: str) -> str | None:
+def why_not_packed_with(attention: str) -> str | None:
     """Why several examples can't stand in one row with one of transformers' implementations of attention; None where they may.
 
     Args:

@@ -23,7 +23,7 @@ from llmmod.instantiate import locate
 from llmmod.models.attention.rope import check_scaled, scale_rope
 from llmmod.models.attention.shifted import shift_attention
 from llmmod.models.loading.load import load_config, load_model
-from llmmod.models.loading.quantization import check_quantized, quantization_config, quantized_device_map, rebuilt, set_name
+from llmmod.models.loading.quantization import check_quantized, quantization_config, quantized_device_map, rebuild_model, set_name
 from llmmod.models.loading.tiny import random_model, shrunk_model, tiny_model, tiny_tokenizer
 from llmmod.models.loading.tokenizer import TOKENIZER_KEY, set_pad_token
 
@@ -70,7 +70,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     dtype = _dtype(conf.dtype)
     if smoke or conf.weights is Weights.random:
         model = _random_model(conf, hub, smoke=smoke, tokenizer=tokenizer, seed=seed, dtype=dtype)
-        model = rebuilt(model, quantization_config=quantized) if quantized else model
+        model = rebuild_model(model, quantization_config=quantized) if quantized else model
     else:
         device_map = conf.device_map if quantized is None else quantized_device_map(conf.device_map)
         model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized, device_map=device_map)

@@ -40,7 +40,7 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
-from llmmod.models.loading.quantization import rebuilt
+from llmmod.models.loading.quantization import rebuild_model
 
 _AT_ONCE = 4 * 2**20  # bytes of weights that may be read before pages are given back
 
@@ -73,7 +73,7 @@ _OPEN: list[_Pages] = []
 
 
 @contextmanager
-def giving_back() -> Iterator[None]:
+def mmap_release() -> Iterator[None]:
     """While it lasts, transformers' loading gives back pages of weight files that it has read; files mapped before are left alone."""
     if not sys.platform.startswith("linux"):
         yield
@@ -82,7 +82,7 @@ def giving_back() -> Iterator[None]:
 
     def materialize(tensor: Any, device: Any = None, dtype: Any = None) -> torch.Tensor:
         result: torch.Tensor = copy(tensor, device, dtype)
-        has_read(result.numel() * result.element_size())
+        count_mapped_read(result.numel() * result.element_size())
         return result
 
     _OPEN.append(_Pages())
@@ -93,8 +93,8 @@ def giving_back() -> Iterator[None]:
         _OPEN.pop().give_back()
 
 
-def has_read(size: int) -> None:
-    """Tell the innermost `giving_back` of bytes that were read from a mapped file in another way; outside of one nothing is done."""
+def count_mapped_read(size: int) -> None:
+    """Tell the innermost `mmap_release` of bytes that were read from a mapped file in another way; outside of one nothing is done."""
     if _OPEN:
         _OPEN[-1].count(size)
 
@@ -147,7 +147,7 @@ def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = Non
         model, info = AutoModelForCausalLM.from_pretrained(
             path, gguf_file=gguf_file, quantization_config=unpacked, **arguments | {"output_loading_info": True}
         )
-    plain = rebuilt(model, quantization_config=quantization_config, device_map=device_map)
+    plain = rebuild_model(model, quantization_config=quantization_config, device_map=device_map)
     return (plain, info) if arguments.get("output_loading_info") else plain
 
 
@@ -191,7 +191,7 @@ def patched_reader() -> Iterator[None]:
 
     def dequantize(data: Any, kind: Any) -> Any:
         unpacked = unpack(data, kind)
-        has_read(unpacked.nbytes)
+        count_mapped_read(unpacked.nbytes)
         return unpacked
 
     reader, names = functools.lru_cache(1)(_QuickReader), functools.lru_cache(4)(gguf.get_tensor_name_map)

@@ -23,11 +23,11 @@ from llmmod.code_arguments import code_problem, never_ask
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.hub import check_reachable, hub_problem
-from llmmod.models.attention.rope import keep_own_lengths
+from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.convert import load_original, native_config
-from llmmod.models.families.limits import check_layout, tell_of_code, watch_length
+from llmmod.models.families.limits import check_layout, report_remote_code, warn_beyond_trained_length
 from llmmod.models.families.registry import family_of
-from llmmod.models.loading.gguf import giving_back
+from llmmod.models.loading.gguf import mmap_release
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears, set_name
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
@@ -55,7 +55,7 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
-    with giving_back(), _gguf_reader(checkpoint), _sizes_checked(pretrained_model_name_or_path):
+    with mmap_release(), _gguf_reader(checkpoint), _sizes_checked(pretrained_model_name_or_path):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
         _refuse_reward_model(raw, pretrained_model_name_or_path)
@@ -63,14 +63,14 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
             config = _config(checkpoint, raw, {}, where)
         for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
             setattr(config, name, arguments.pop(name))
-        with explained(checkpoint, arguments):
+        with explain_loading_errors(checkpoint, arguments):
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
     _check_filled(model, info, pretrained_model_name_or_path)
     keep_differentiable(model)
-    keep_own_lengths(model)
-    tell_of_code(model, pretrained_model_name_or_path, trust_remote_code=bool(where.get("trust_remote_code")))
+    use_per_sequence_rope(model)
+    report_remote_code(model, pretrained_model_name_or_path, trust_remote_code=bool(where.get("trust_remote_code")))
     set_name(model, pretrained_model_name_or_path)
-    watch_length(model)
+    warn_beyond_trained_length(model)
     return (model, info) if arguments.get("output_loading_info") else model
 
 
@@ -97,7 +97,7 @@ def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
     if not checkpoint.local:
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "config.json", **where)
     source = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
-    with explained(checkpoint, where), _gguf_reader(checkpoint):
+    with explain_loading_errors(checkpoint, where), _gguf_reader(checkpoint):
         raw: dict[str, Any] = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))[0]
         check_layout(raw, path=checkpoint.path, trust_remote_code=bool(where.get("trust_remote_code")))
         return raw
@@ -105,7 +105,7 @@ def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
 
 def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any], where: dict[str, Any]) -> Any:
     family = family_of(raw, path=checkpoint.path)
-    with explained(checkpoint, where), _gguf_reader(checkpoint):
+    with explain_loading_errors(checkpoint, where), _gguf_reader(checkpoint):
         if family is not None:
             config = native_config(family, raw)
             raw = config.to_dict()
@@ -121,7 +121,7 @@ def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any],
 
 
 @contextmanager
-def explained(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH_KEY) -> Iterator[None]:
+def explain_loading_errors(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH_KEY) -> Iterator[None]:
     """While it lasts, what a checkpoint that can't be read makes libraries raise becomes a ConfigError.
 
     Errors that say nothing of the checkpoint stay what they are: no memory, a full disk, a defect.

@@ -40,14 +40,14 @@ from transformers.utils import logging as transformers_logging
 from llmmod.config.schema.base import Dtype
 from llmmod.config.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.attention.rope import keep_own_lengths
+from llmmod.models.attention.rope import use_per_sequence_rope
 
 _PACK = "bitsandbytes::quantize_4bit"
 _AT_ONCE = 2**16  # weights that are packed together: a multiple of every length that a run can have
 _UNPACK = ("cdequantize_blockwise_cpu_nf4_", "cdequantize_blockwise_cpu_fp4_")  # others, of 8 bits, take other arguments
 
 
-def mend_unpacking() -> None:
+def patch_cpu_unpacking() -> None:
     """Have 4-bit weights unpacked in the runs that they were packed in, for the rest of the process."""
     from bitsandbytes.backends.cpu import ops
 
@@ -56,7 +56,7 @@ def mend_unpacking() -> None:
 
 
 @functools.cache
-def pack_in_parts() -> None:
+def patch_cpu_packing() -> None:
     """Have matrices packed into 4 bit a part at a time, to the same bits, for the rest of the process."""
     import bitsandbytes  # noqa: F401  # registers what is replaced
 
@@ -120,8 +120,8 @@ def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
         raise ConfigError(Problem(f"{_KEY}.bits", "needs bitsandbytes, which isn't installed", do=do))
     # Each of its 8-bit products says that it casts to float16, whatever the weights' type: two lines a layer and step.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    mend_unpacking()
-    pack_in_parts()
+    patch_cpu_unpacking()
+    patch_cpu_packing()
     return BitsAndBytesConfig(**bitsandbytes_arguments(conf, compute_dtype=_compute_dtype(conf.compute_dtype)))
 
 
@@ -190,7 +190,7 @@ def with_float32_parts(model: Any) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantized(model) else model
 
 
-def unpacked_weight(module: Any) -> torch.Tensor:
+def dequantized_weight(module: Any) -> torch.Tensor:
     """A layer's weight in the type it had before it was quantized (8 bit: float32), or the weight itself where it isn't quantized.
 
     Adapters that are stacked on a quantized layer are added to it.
@@ -214,7 +214,7 @@ def unpacked_weight(module: Any) -> torch.Tensor:
     return whole.to(unpacked.dtype)  # type: ignore[no-any-return]
 
 
-def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
+def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
     """A plain or newly quantized model of the same class, which shares its tensors with `state`.
 
     Args:
@@ -240,7 +240,7 @@ def rebuilt(model: Any, state: Mapping[str, torch.Tensor] | None = None, **argum
     if info["missing_keys"]:
         raise ValueError(f"no value for {sorted(info['missing_keys'])}")
     keep_differentiable(new)
-    keep_own_lengths(new)
+    use_per_sequence_rope(new)
     set_name(new, model.config._name_or_path)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)

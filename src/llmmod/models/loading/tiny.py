@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerFast
 
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.attention.rope import keep_own_lengths
+from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.convert import config_class, initial_model
 
 WIDTH = 64  # channels of a layer's input
@@ -61,7 +61,7 @@ _EXACT: Mapping[str, int] = {
 }  # fmt: skip
 
 
-def shrunk(config: Any, *, vocab_size: int, special: Mapping[str, int | None] | None = None, **fields: Any) -> Any:
+def shrink_config(config: Any, *, vocab_size: int, special: Mapping[str, int | None] | None = None, **fields: Any) -> Any:
     """A configuration of the same class for a model of some ten thousand weights.
 
     Args:
@@ -229,7 +229,7 @@ def shrunk_model(
     """
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     try:
-        small = shrunk(config, vocab_size=len(tokenizer), special=special)
+        small = shrink_config(config, vocab_size=len(tokenizer), special=special)
         if prepare is not None:
             prepare(small)
         model = random_model(small, seed=seed, dtype=dtype)
@@ -248,7 +248,7 @@ def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = initial_model(config, dtype=dtype or torch.float32).eval()
-    keep_own_lengths(model)
+    use_per_sequence_rope(model)
     return model
 
 

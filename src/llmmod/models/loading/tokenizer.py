@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, has_tokenizer
 from llmmod.files.hub import check_reachable
-from llmmod.models.families.limits import check_known_layout, tell_of_code
-from llmmod.models.loading.load import WHERE, explained
+from llmmod.models.families.limits import check_known_layout, report_remote_code
+from llmmod.models.loading.load import WHERE, explain_loading_errors
 from llmmod.models.tokenizers.load import load_original
 
 TOKENIZER_KEY = "tokenizer.pretrained_model_name_or_path"
@@ -37,10 +37,10 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "tokenizer_config.json", **where)
     elif checkpoint.gguf_file is None:
         _check_directory(checkpoint)
-    with explained(checkpoint, arguments):
+    with explain_loading_errors(checkpoint, arguments):
         if checkpoint.gguf_file is None:
             tokenizer = _from_files(checkpoint, arguments)
-            tell_of_code(tokenizer, pretrained_model_name_or_path, trust_remote_code=bool(arguments.get("trust_remote_code")))
+            report_remote_code(tokenizer, pretrained_model_name_or_path, trust_remote_code=bool(arguments.get("trust_remote_code")))
             return tokenizer
         from llmmod.models.loading.gguf import tokenizer_from_gguf
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from llmmod.models.attention.varlen import BOUNDARIES, KEYS, NAME, Way, kept_apart, segments_attention
-from llmmod.models.families.registry import PACKED_FAMILIES, is_flash, why_not_attention
-from llmmod.models.packing.support import Found, found_for
+from llmmod.models.attention.varlen import BOUNDARIES, KEYS, NAME, PackingMethod, isolate_examples, segments_attention
+from llmmod.models.families.registry import PACKED_FAMILIES, is_flash, why_not_packed_with
+from llmmod.models.packing.support import PackingSupport, packing_support
 
-__all__ = ["BOUNDARIES", "KEYS", "by_segments", "segments_attention", "why_not"]
+__all__ = ["BOUNDARIES", "KEYS", "packed_attention", "segments_attention", "why_not_packed"]
 
 
-def why_not(model: Any, *, branches: bool = False, packed: bool = True) -> str | None:
+def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -> str | None:
     """Why several examples can't, or had better not, stand in one row of this model; None where they can.
 
     Args:
@@ -32,13 +32,13 @@ def why_not(model: Any, *, branches: bool = False, packed: bool = True) -> str |
     if branches and not found.branches:
         with_it = f"attention '{model.config._attn_implementation}'" if is_flash(model.config._attn_implementation) else name
         return f"{with_it} can't let two answers share their prompt"
-    if found.way is Way.mask and not packed:
+    if found.way is PackingMethod.mask and not packed:
         return f"{name} keeps the examples of a row apart by a mask over all of it, which costs more than padding"
     return None
 
 
 @contextmanager
-def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+def packed_attention(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     """Within it, the model's attention stays within the examples of `inputs`, if these have boundaries; forward and backward.
 
     Only then the model's attention is another than its own, so that generation and padded batches are as ever. Both passes belong into
@@ -53,22 +53,22 @@ def by_segments(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     found = _found(model)
     if found.way is None:
         raise ValueError(found.reason)
-    with kept_apart(model.config, inputs, found.way):
+    with isolate_examples(model.config, inputs, found.way):
         yield
 
 
-def _found(model: Any) -> Found:
+def _found(model: Any) -> PackingSupport:
     attention = "sdpa" if model.config._attn_implementation == NAME else model.config._attn_implementation
-    if reason := why_not_attention(attention):
-        return Found(reason=reason)
+    if reason := why_not_packed_with(attention):
+        return PackingSupport(reason=reason)
     base = _base(model)
     from_code = type(base).__module__.startswith("transformers_modules.")  # a checkpoint's own, under whatever name
     if model.config.model_type in PACKED_FAMILIES and attention != "eager" and not from_code:
-        return Found(way=Way.segments, branches=not is_flash(attention))
-    found = found_for(base)
-    if is_flash(attention) and found.way is Way.mask:
-        return Found(reason=f"attention '{attention}' can't keep the examples of a row apart in {type(base).__name__}")
-    return Found(way=found.way, branches=found.branches and not is_flash(attention), reason=found.reason)
+        return PackingSupport(way=PackingMethod.segments, branches=not is_flash(attention))
+    found = packing_support(base)
+    if is_flash(attention) and found.way is PackingMethod.mask:
+        return PackingSupport(reason=f"attention '{attention}' can't keep the examples of a row apart in {type(base).__name__}")
+    return PackingSupport(way=found.way, branches=found.branches and not is_flash(attention), reason=found.reason)
 
 
 def _base(model: Any) -> Any:

@@ -23,24 +23,24 @@ import torch
 
 from llmmod.cache.store import cache_directory
 from llmmod.models.attention import varlen as row_attention
-from llmmod.models.attention.rope import keep_own_lengths
-from llmmod.models.attention.varlen import BOUNDARIES, KEYS, Way, kept_apart
+from llmmod.models.attention.rope import use_per_sequence_rope
+from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
 from llmmod.models.families.convert import initial_model
 from llmmod.models.families.registry import is_flash
-from llmmod.models.loading.tiny import shrunk
+from llmmod.models.loading.tiny import shrink_config
 
 _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
 _WINDOW = 8  # tokens: less than the examples have
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "sliding_window_size", "local_attention")
 _VOCABULARY = 512
 _SPREAD = 0.2  # of the weights: larger than usual, so that a token seen or not makes a difference
-MOST_APART = 1e-3  # nats a token; float32 alone makes 1e-6, a token of another example some 0.1
+MAX_LOSS_DIFFERENCE = 1e-3  # nats a token; float32 alone makes 1e-6, a token of another example some 0.1
 _MOST_GRADIENT = 1e-2  # of its norm
 _LEAST_SEEN = 1e-2  # nats a token by which causal attention over the whole row changes a loss: else nothing could be told
 
 
 @dataclass(frozen=True)
-class Found:
+class PackingSupport:
     """What a tiny model of a class came to.
 
     Args:
@@ -50,13 +50,13 @@ class Found:
         apart: nats a token by which losses in a row are others than alone, at most, by the best way.
     """
 
-    way: Way | None = None
+    way: PackingMethod | None = None
     branches: bool = False
     reason: str | None = None
     apart: float | None = None
 
 
-def found_for(model: Any) -> Found:
+def packing_support(model: Any) -> PackingSupport:
     """Whether the class of a model keeps the examples of a row apart, and how; from the cache where it was measured before.
 
     Args:
@@ -69,7 +69,7 @@ def found_for(model: Any) -> Found:
         small = _small_config(model.config)
         file = _file(type(model), small)
     except Exception as error:  # whatever a class of anybody's raises
-        found = Found(reason=_untold(model, error))
+        found = PackingSupport(reason=_untold(model, error))
     else:
         found = _read(file) or _kept(file, _measured(model, small))
     _known.append((model.config, found))
@@ -77,10 +77,10 @@ def found_for(model: Any) -> Found:
     return found
 
 
-_known: list[tuple[Any, Found]] = []  # of this process: each training step asks
+_known: list[tuple[Any, PackingSupport]] = []  # of this process: each training step asks
 
 
-def _measured(model: Any, config: Any) -> Found:
+def _measured(model: Any, config: Any) -> PackingSupport:
     try:
         tiny = _tiny(model, config)
         examples = _examples()
@@ -88,26 +88,26 @@ def _measured(model: Any, config: Any) -> Found:
         if _distance(alone[0], _in_row(tiny, examples, way=None, told=False)[0]) < _LEAST_SEEN:
             raise ValueError("what a token sees changes too little in it")
     except Exception as error:  # whatever a class of anybody's raises
-        return Found(reason=_untold(model, error))
-    tried: dict[Way, str] = {}
-    for way in Way:
+        return PackingSupport(reason=_untold(model, error))
+    tried: dict[PackingMethod, str] = {}
+    for way in PackingMethod:
         try:
             losses, gradient = _in_row(tiny, examples, way=way)
         except Exception as error:  # it takes no boundaries, or doesn't hand them down
             tried[way] = " ".join(f"{error}".split())[:160]
             continue
         apart, turned = _distance(alone[0], losses), ((gradient - alone[1]).norm() / alone[1].norm()).item()
-        if apart <= MOST_APART and turned <= _MOST_GRADIENT:
-            return Found(way=way, branches=way is Way.segments and _branches(tiny, examples), apart=apart)
+        if apart <= MAX_LOSS_DIFFERENCE and turned <= _MOST_GRADIENT:
+            return PackingSupport(way=way, branches=way is PackingMethod.segments and _branches(tiny, examples), apart=apart)
         tried[way] = f"losses differ by up to {apart:.2g} nats a token from those of each example alone, gradients by {turned:.0%}"
-    by = {Way.segments: "by segments", Way.mask: "by a mask"}
-    said = {text: " and ".join(by[way] for way in Way if tried[way] == text) for text in tried.values()}
+    by = {PackingMethod.segments: "by segments", PackingMethod.mask: "by a mask"}
+    said = {text: " and ".join(by[way] for way in PackingMethod if tried[way] == text) for text in tried.values()}
     each = "; ".join(f"{text} ({ways})" for text, ways in said.items())
-    return Found(reason=f"{_name(model)} can't keep the examples of a row apart. Measured on a tiny random one: {each}")
+    return PackingSupport(reason=f"{_name(model)} can't keep the examples of a row apart. Measured on a tiny random one: {each}")
 
 
 def _small_config(config: Any) -> Any:
-    small = shrunk(config, vocab_size=_VOCABULARY, special={"pad_token_id": 0}, **dict.fromkeys(_WINDOWS, _WINDOW))
+    small = shrink_config(config, vocab_size=_VOCABULARY, special={"pad_token_id": 0}, **dict.fromkeys(_WINDOWS, _WINDOW))
     if hasattr(small, "quantization_config"):
         del small.quantization_config
     small._attn_implementation = "sdpa" if is_flash(config._attn_implementation) else config._attn_implementation
@@ -120,7 +120,7 @@ def _tiny(model: Any, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tiny = (type(model)._from_config if from_code else initial_model)(config, dtype=torch.float32).eval()
-        keep_own_lengths(tiny)
+        use_per_sequence_rope(tiny)
         with torch.no_grad():
             for parameter in (p for p in tiny.parameters() if p.dim() > 1):
                 parameter.normal_(std=_SPREAD)
@@ -140,12 +140,12 @@ def _alone(model: Any, examples: list[torch.Tensor]) -> tuple[torch.Tensor, torc
     return losses.detach(), _gradient(model)
 
 
-def _in_row(model: Any, examples: list[torch.Tensor], *, way: Way | None, told: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_row(model: Any, examples: list[torch.Tensor], *, way: PackingMethod | None, told: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of the examples in one row; without `told` as if they were one."""
     model.zero_grad()
     row = _row(examples, [0] * len(examples))
     places = row[BOUNDARIES].tolist()
-    with kept_apart(model.config, row, way) if way is not None else nullcontext():
+    with isolate_examples(model.config, row, way) if way is not None else nullcontext():
         logits = model(**(row if told else {"input_ids": row["input_ids"]}), use_cache=False).logits
         parts = zip(pairwise(places), examples, strict=True)
         losses = torch.stack([_loss(logits[:, start:end], ids) for (start, end), ids in parts])
@@ -159,7 +159,7 @@ def _branches(model: Any, examples: list[torch.Tensor]) -> bool:
     stem, short, other, _, long = examples[0], examples[3], examples[2], examples[1], examples[4]
     row = _row([stem, long, short, other], [0, 9, 20, 0])
     try:
-        with kept_apart(model.config, row, Way.segments):
+        with isolate_examples(model.config, row, PackingMethod.segments):
             logits = model(**row, use_cache=False).logits
     except Exception:  # whatever a class of anybody's raises
         return False
@@ -167,7 +167,7 @@ def _branches(model: Any, examples: list[torch.Tensor]) -> bool:
     found = [_loss(logits[:, start:end], ids) for (start, end), ids in zip(pairwise(places), (stem, long, short, other), strict=True)]
     paths = [(stem, 0), (torch.cat([stem[:, :9], long], 1), 9), (torch.cat([stem, short], 1), 20), (other, 0)]
     expected = [_loss(model(input_ids=ids, use_cache=False).logits[:, start:], ids[:, start:]) for ids, start in paths]
-    return _distance(torch.stack(found), torch.stack(expected)) <= MOST_APART
+    return _distance(torch.stack(found), torch.stack(expected)) <= MAX_LOSS_DIFFERENCE
 
 
 def _row(examples: list[torch.Tensor], before: list[int]) -> dict[str, Any]:
@@ -217,14 +217,14 @@ def _file(cls: type, config: Any) -> Path:
     return cache_directory(None) / "packing" / f"{cls.__name__}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
 
 
-def _read(file: Path) -> Found | None:
+def _read(file: Path) -> PackingSupport | None:
     with suppress(OSError, ValueError, TypeError, KeyError):
         fields = json.loads(file.read_text(encoding="utf-8"))
-        return Found(**fields | {"way": Way(fields["way"]) if fields["way"] else None})
+        return PackingSupport(**fields | {"way": PackingMethod(fields["way"]) if fields["way"] else None})
     return None
 
 
-def _kept(file: Path, found: Found) -> Found:
+def _kept(file: Path, found: PackingSupport) -> PackingSupport:
     """The same, written whole; where nothing can be written, it is measured again next time."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from llmmod.data.dataset.examples import WithColumns, digest
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.packing.segments import by_segments
+from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.progress import counting
 from llmmod.trainers.collation import is_spread
@@ -99,7 +99,7 @@ class ReferenceTrainer(StageTrainer):
     def _thoughts(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The reference's log-probabilities, each [examples]."""
         reference, inputs = self.model if self.ref_model is None else self.ref_model, without_weights(inputs)
-        with lean_head(only=("log_probs",)), by_segments(reference, inputs):
+        with lean_head(only=("log_probs",)), packed_attention(reference, inputs):
             found = self.compute_ref_log_probs(self.as_trl_calls_it(reference, inputs), self.as_trl_reads_it(inputs))
         return {name: values for name, values in zip(self.columns, found, strict=True) if values is not None}
 
@@ -134,7 +134,7 @@ class ReferenceTrainer(StageTrainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Nothing, a batch's means being kept for `evaluation_loop`."""
-        with by_segments(self.model, inputs), alone(self.accelerator):
+        with packed_attention(self.model, inputs), alone(self.accelerator):
             super().prediction_step(model, inputs, True)
         return None, None, None
 
