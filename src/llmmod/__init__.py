@@ -22,9 +22,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: with every problem found.
     """
-    from llmmod.config.compose import compose_config, validated
+    from llmmod.config.validate import compose_validated
 
-    return validated(compose_config(list(overrides)))
+    return compose_validated(overrides).config
 
 
 def run(config: DictConfig) -> dict[str, float]:

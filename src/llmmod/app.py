@@ -62,10 +62,10 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     try:
         hydra.main(version_base="1.3", config_path="pkg://llmmod.conf", config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        from llmmod.config.compose import compose_config
+        from llmmod.config.validate import compose_validated
 
         # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
-        compose_config(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
+        compose_validated(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except OSError as error:
@@ -91,6 +91,7 @@ def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], Conf
     Raises:
         ConfigError: no job can be run; with all problems of the first, the job named in a sweep.
     """
+    from llmmod.config.validate import compose_validated
     from llmmod.pipeline.jobs import sweep_jobs
 
     if args.multirun and ranks.world_size() > 1:
@@ -98,9 +99,17 @@ def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], Conf
     if args.experimental_rerun:
         raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
     jobs = sweep_jobs(args.overrides) if args.multirun else [args.overrides]
-    found = [_problems(args, overrides, number) for number, overrides in enumerate(jobs)]
-    good = [overrides for overrides, error in zip(jobs, found, strict=True) if error is None]
-    refused = [(overrides, error) for overrides, error in zip(jobs, found, strict=True) if error is not None]
+    good: list[list[str]] = []
+    refused: list[tuple[list[str], ConfigError]] = []
+    for number, overrides in enumerate(jobs):
+        job_num = number if args.multirun else None
+        try:
+            compose_validated(
+                overrides, config_dir=args.config_dir, config_name=args.config_name or "config", with_hydra=True, job_num=job_num
+            )
+            good.append(overrides)
+        except ConfigError as problems:
+            refused.append((overrides, problems))
     for overrides, error in refused if good else refused[:1]:
         if len(jobs) > 1:
             print(f"In the job {' '.join(overrides)}:", file=sys.stderr)
@@ -110,24 +119,6 @@ def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], Conf
     if refused:
         print(f"{len(refused)} of {len(jobs)} jobs can't be run; the others are.", file=sys.stderr)
     return good, refused
-
-
-def _problems(args: Namespace, overrides: list[str], number: int) -> ConfigError | None:
-    """What is wrong with a job, None where nothing is."""
-    from llmmod.config.compose import compose_config, validated
-
-    try:
-        composed = compose_config(
-            overrides,
-            config_dir=args.config_dir,
-            config_name=args.config_name or "config",
-            with_hydra=True,
-            job_num=number if args.multirun else None,
-        )
-        validated(composed)
-    except ConfigError as error:
-        return error
-    return None
 
 
 def _refused(error: ConfigError) -> int:

@@ -8,8 +8,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.root import Root
+from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.errors import ConfigError
 
@@ -315,7 +316,8 @@ def test_composing_and_refusing_import_no_torch():
     code = """
 import sys
 from llmmod.errors import ConfigError
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.validate import validated
 to_root(validated(compose_config(["model=llama", "finetune=lora"], with_hydra=True)))
 for wrong in (["training.learning_ratee=1"], ["model=x"], ["training.learning_rate=-1"]):
     try:

@@ -9,8 +9,9 @@ from enum import Enum
 
 import pytest
 
-from llmmod.config.compose import compose_config, validated
+from llmmod.config.compose import compose_config
 from llmmod.config.register import SCHEMAS, schema_class
+from llmmod.config.validate import validated
 from llmmod.config.validate.adapters import FIXED
 from llmmod.config.validate.values import tables
 from llmmod.config.wording import hints, union_members

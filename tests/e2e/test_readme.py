@@ -16,7 +16,8 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 from llmmod.app import _allowed_modules
-from llmmod.config.compose import compose_config, validated
+from llmmod.config.compose import compose_config
+from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.devtools.key_pages import main as write_reference
 from llmmod.pipeline.jobs import sweep_jobs

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.validate import validated
 from llmmod.data.dataset.packing import pack_splits
 from llmmod.data.dataset.splits import Counts
 from llmmod.errors import ConfigError

@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 
 from llmmod.code_arguments import check_code_arguments, trust_typed
-from llmmod.config.overrides import Composition, parse
+from llmmod.config.overrides import Composition, in_groups, parse
 from llmmod.config.register import register_schemas
 from llmmod.config.schema.root import Root
 from llmmod.errors import ConfigError, Problem
@@ -100,6 +100,8 @@ class Composed:
         choices: group -> option, as Hydra names them: `model`, `step@steps.train`.
         user_keys: the keys that the overrides set, down to the leaves.
         in_sweep: whether this is a job of a sweep, to which Hydra gives a directory of its own.
+        refused: a problem for each override that could not be applied.
+        failed_groups: the groups, `model` or `step@steps.train`, whose option could not be chosen.
     """
 
     config: DictConfig
@@ -108,6 +110,12 @@ class Composed:
     choices: dict[str, Any] = field(default_factory=dict)
     user_keys: list[str] = field(default_factory=list)
     in_sweep: bool = False
+    refused: list[Problem] = field(default_factory=list)
+    failed_groups: list[str] = field(default_factory=list)
+
+    def lacks_option(self, key: str) -> bool:
+        """Whether a key lies in a part whose option could not be chosen, so that nothing can be said of it."""
+        return in_groups(key, self.failed_groups)
 
 
 def compose_config(
@@ -122,37 +130,55 @@ def compose_config(
 
     Args:
         overrides: as typed, `group=option` and `key=value`.
-        config_dir: a directory of options of the user's own, beside the shipped ones.
+        config_dir: a directory of the user's own options, in addition to the shipped ones.
         config_name: the file that composing starts from.
         with_hydra: keep Hydra's own node.
         job_num: the job's number, if it belongs to a sweep.
 
     Raises:
-        ConfigError: with every override that is wrong, and with what validation says of the keys that the others set.
+        ConfigError: with every override that can't be applied.
+    """
+    composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
+    if composed.refused:
+        raise ConfigError(composed.refused)
+    return composed
+
+
+def compose_accepted(
+    overrides: Sequence[str], *, config_dir: str | None, config_name: str, with_hydra: bool, job_num: int | None
+) -> Composed:
+    """What the overrides that can be applied compose to; `refused` has a problem for each other. Arguments as of `compose_config`.
+
+    Raises:
+        ConfigError: if nothing can be composed.
     """
     register_schemas()
     parsed, unread = parse(overrides)
     composition = Composition(parsed, config_dir=config_dir, config_name=config_name)
-    problems = composition.compose(unread)
-    if composition.config is None:
-        raise ConfigError(problems)
-    composed = _separate(composition.config, list(overrides), with_hydra=with_hydra, job_num=job_num)
-    composed.user_keys = composition.user_keys()
+    refused = composition.compose(unread)
+    full = composition.config
+    if full is None:
+        raise ConfigError(refused)
     trust_typed(composition.typed_true())
-    if problems:
-        raise ConfigError(problems + _also(composed, composition, {p.key for p in problems}))
-    return composed
-
-
-def validated(composed: Composed) -> DictConfig:
-    """The configuration, once every check has passed.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    if problems := _validate(composed):
-        raise ConfigError(problems)
-    return composed.config
+    with open_dict(full.hydra):
+        if job_num is not None:
+            full.hydra.job.num = job_num
+            full.hydra.job.id = str(job_num)
+    choices = dict(full.hydra.runtime.choices)
+    config = full.copy() if with_hydra else full
+    hydra = full.hydra if with_hydra else None
+    with open_dict(config):
+        del config["hydra"]
+    return Composed(
+        config=config,
+        hydra=hydra,
+        overrides=list(overrides),
+        choices=choices,
+        user_keys=composition.user_keys(),
+        in_sweep=job_num is not None,
+        refused=refused,
+        failed_groups=composition.failed_groups,
+    )
 
 
 def to_root(config: DictConfig) -> Root:
@@ -172,31 +198,3 @@ def to_root(config: DictConfig) -> Root:
     if not isinstance(root, Root):
         raise ConfigError(Problem("config", "is none that llmmod composed", do="Make it with llmmod.compose([…])"))
     return root
-
-
-def _also(composed: Composed, composition: Composition, known: set[str]) -> list[Problem]:
-    """What validation says of the keys that the other overrides set; of the rest, it says nothing until the wrong ones are put right."""
-    if not composed.user_keys:
-        return []  # importing the checks, and running them, would take a tenth of the time of a refusal
-    found = [p for p in _validate(composed) if p.key in composed.user_keys and p.key not in known]
-    return [p for p in found if not composition.in_failed_group(p.key)]
-
-
-def _validate(composed: Composed) -> list[Problem]:
-    from llmmod.config.validate import validate
-
-    return validate(composed)
-
-
-def _separate(full: DictConfig, overrides: list[str], *, with_hydra: bool, job_num: int | None) -> Composed:
-    """The run's part and Hydra's part of a composed configuration."""
-    choices = dict(full.hydra.runtime.choices)
-    with open_dict(full.hydra):
-        if job_num is not None:
-            full.hydra.job.num = job_num
-            full.hydra.job.id = str(job_num)
-    config = full.copy() if with_hydra else full
-    with open_dict(config):
-        del config["hydra"]
-    hydra = full.hydra if with_hydra else None
-    return Composed(config=config, hydra=hydra, overrides=overrides, choices=choices, in_sweep=job_num is not None)

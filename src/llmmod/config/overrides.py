@@ -6,7 +6,7 @@ for that, which pyproject.toml's `hydra-core<1.4` makes safe; the public compose
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Composition:
         self.config: DictConfig | None = None
         self._overrides = overrides
         self._config_name = config_name
-        self._failed_groups: list[str] = []
+        self.failed_groups: list[str] = []
         self._applied: list[Override] = []
         version.setbase("1.3")
         setup_globals()
@@ -108,11 +108,6 @@ class Composition:
         leaves = [leaf for o in self._applied for leaf in _valued(o.key_or_group, o.value())]
         return [key for key, value in leaves if value is True]
 
-    def in_failed_group(self, key: str) -> bool:
-        """Whether a key lies in a part whose option couldn't be chosen, so that nothing can be said of it."""
-        group, node, _ = part_of(key)
-        return any(failed in (group, f"{group}@{node}") for failed in self._failed_groups)
-
     def _chooses(self, override: Override) -> bool:
         """Whether an override chooses an option of a group; Hydra's search path counts as one, as it must be known beforehand."""
         if override.key_or_group == "hydra.searchpath":
@@ -120,7 +115,7 @@ class Composition:
         return not isinstance(override.value(), dict) and self._loader.repository.group_exists(override.key_or_group)
 
     def _leave_out(self, choosing: dict[int, Override], position: int) -> None:
-        self._failed_groups.append(choosing.pop(position).get_key_element().lstrip("+~"))
+        self.failed_groups.append(choosing.pop(position).get_key_element().lstrip("+~"))
 
     def _wrong_option(self, override: Override) -> Problem | None:
         """A problem if the option that is chosen doesn't exist."""
@@ -170,7 +165,7 @@ class Composition:
                 ConfigLoaderImpl._apply_overrides_to_config([override], self.config)
                 self._applied.append(override)
             except REFUSALS as error:
-                if not self.in_failed_group(override.key_or_group):
+                if not in_groups(override.key_or_group, self.failed_groups):
                     found[position] = unapplied(override, error, self.config, choices)
 
     def _note(self, applied: list[Override]) -> None:
@@ -183,6 +178,12 @@ class Composition:
         own = [o for o in self._overrides.values() if not o.is_hydra_override()]
         form = job.config.override_dirname
         job.override_dirname = get_overrides_dirname(own, form.exclude_keys, form.item_sep, form.kv_sep)
+
+
+def in_groups(key: str, groups: Collection[str]) -> bool:
+    """Whether a key lies in a part whose option is chosen by one of these groups: `model`, `step@steps.train`."""
+    group, node, _ = part_of(key)
+    return group in groups or f"{group}@{node}" in groups
 
 
 def check_directories(found: Sequence[Path]) -> list[Problem]:

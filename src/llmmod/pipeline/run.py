@@ -110,7 +110,8 @@ def run_config(config: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError, LlmmodError: as described in `llmmod.run`.
     """
-    from llmmod.config.compose import Composed, to_root, validated
+    from llmmod.config.compose import Composed, to_root
+    from llmmod.config.validate import validated
 
     validated(Composed(config=config, hydra=None, overrides=[]))
     root = to_root(config)

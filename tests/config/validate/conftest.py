@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from llmmod.config.compose import Composed, compose_config
 from llmmod.config.overrides import _leaves
-from llmmod.config.validate import validate
+from llmmod.config.validate.checks import validate
 from llmmod.config.wording import groups
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.validate import validated
 from llmmod.errors import ConfigError
 
 CALLBACK = "+training.callbacks.x"

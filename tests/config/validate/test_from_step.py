@@ -90,7 +90,8 @@ CASES = {
 def test_told(overrides, lines):
     import shlex
 
-    from llmmod.config.compose import compose_config, validated
+    from llmmod.config.compose import compose_config
+    from llmmod.config.validate import validated
     from llmmod.errors import ConfigError
 
     try:

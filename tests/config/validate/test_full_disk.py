@@ -5,7 +5,8 @@ from collections import namedtuple
 
 import pytest
 
-from llmmod.config.compose import compose_config, validated
+from llmmod.config.compose import compose_config
+from llmmod.config.validate import validated
 from llmmod.errors import ConfigError
 
 Usage = namedtuple("Usage", "total used free")

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from llmmod.config.compose import Composed, compose_config, validated
-from llmmod.config.validate import context_of, validate
+from llmmod.config.compose import Composed, compose_config
+from llmmod.config.validate import compose_validated, validated
+from llmmod.config.validate.checks import context_of, validate
 from llmmod.config.validate.training import check_contradictions
 from llmmod.errors import ConfigError
 
@@ -360,7 +361,7 @@ def test_problems_of_every_kind_are_told_at_once(told):
 
 def test_overrides_that_hydra_refuses_are_told_with_what_is_wrong_otherwise():
     with pytest.raises(ConfigError) as error:
-        compose_config(["model=chatglm22", "training.learning_ratee=1", "finetune.r=0", "smoke=maybe"])
+        compose_validated(["model=chatglm22", "training.learning_ratee=1", "finetune.r=0", "smoke=maybe"])
     assert [p.key for p in error.value.problems] == ["model=chatglm22", "training.learning_ratee", "smoke", "finetune.r"]
 
 
@@ -437,7 +438,7 @@ def test_no_heavy_import():
     code = """
 import sys
 from llmmod.config.compose import compose_config
-from llmmod.config.validate import context_of, validate
+from llmmod.config.validate.checks import context_of, validate
 from llmmod.config.validate.training import check_contradictions
 callback = "+training.callbacks.e={_target_:transformers.EarlyStoppingCallback,x:3}"
 assert len(validate(compose_config(["dataset.packing=true", "model.attn_implementation=flex_attention"]))) == 1

@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.generated.lora import LoraConfig
+from llmmod.config.validate import validated
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.init import save_for_base
 from llmmod.models.adapters.merge import merged_copy

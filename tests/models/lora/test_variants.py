@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from llmmod.config.compose import compose_config, to_root, validated
+from llmmod.config.compose import compose_config, to_root
+from llmmod.config.validate import validated
 from llmmod.models.adapters.init import as_base, save_for_base
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.merge import merged_copy

@@ -1,98 +1,54 @@
-"""Everything that can be known to be wrong with a composed configuration, at once, before anything heavy is imported.
+"""Everything that is wrong with a configuration is found here, at once, and before anything heavy is imported.
 
-Each check is a function of a `Context` that gives problems; what it looks for stands in a table beside it. A new check goes into
-`CHECKS`, a new limit, choice or rule into its table.
+The checks themselves stand in the modules of this package, and `checks.CHECKS` lists them. They are imported when the first configuration
+is checked: an override that can't be applied is refused without them, which saves a tenth of the time of a refusal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from llmmod.config.compose import resolved
-from llmmod.config.validate.adapters import check_low_rank
-from llmmod.config.validate.arguments import check_arguments, check_code, check_named
-from llmmod.config.validate.context import Context
-from llmmod.config.validate.data import check_data_files, check_data_kinds, check_mix, check_packing
-from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
-from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype
-from llmmod.config.validate.online import check_groups, check_rewards, check_rollouts
-from llmmod.config.validate.pipeline import check_from_step, check_output, check_pipeline
-from llmmod.config.validate.preferences import check_preferences
-from llmmod.config.validate.training import check_contradictions, check_packages
-from llmmod.config.validate.values import check_bounds, check_choices, check_types
-from llmmod.config.wording import typed_nodes
-from llmmod.errors import Problem
-
-if TYPE_CHECKING:
-    from llmmod.config.compose import Composed
-
-Check = Callable[[Context], Iterable[Problem]]
+from llmmod.config.compose import Composed, compose_accepted
+from llmmod.errors import ConfigError
 
 
-CHECKS: tuple[Check, ...] = (
-    check_text,
-    check_keys,
-    check_types,
-    check_choices,
-    check_bounds,
-    check_named,
-    check_arguments,
-    check_pipeline,
-    check_from_step,
-    check_taken_over,
-    check_contradictions,
-    check_code,
-    check_low_rank,
-    check_trainable_dtype,
-    check_attention,
-    check_data_kinds,
-    check_mix,
-    check_preferences,
-    check_groups,
-    check_rollouts,
-    check_unread,
-    check_packages,
-    check_data_files,
-    check_model_files,
-    check_packing,
-    check_positions,
-    check_rewards,
-    check_output,
-)
+def validated(composed: Composed) -> DictConfig:
+    """The configuration, once every check has passed.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    from llmmod.config.validate.checks import validate
+
+    if problems := validate(composed):
+        raise ConfigError(problems)
+    return composed.config
 
 
-def validate(composed: Composed) -> list[Problem]:
-    """Every problem of a composed configuration, in the order of `CHECKS`, each once."""
-    context, problems = context_of(composed)
-    unusable = {problem.key for problem in problems}
-    for check in CHECKS:
-        problems += [problem for problem in check(context) if problem.key not in unusable]
-        # Of a value that is wrong in itself, later checks could only say the same again.
-        unusable |= {problem.key for problem in problems}
-    return problems
+def compose_validated(
+    overrides: Sequence[str],
+    *,
+    config_dir: str | None = None,
+    config_name: str = "config",
+    with_hydra: bool = False,
+    job_num: int | None = None,
+) -> Composed:
+    """What a command line's overrides compose to, with every check passed; arguments as of `compose_config`.
 
+    Raises:
+        ConfigError: with every override that can't be applied, and what the checks say of the keys that the others set. The checks say
+            nothing of the rest until the wrong overrides are corrected.
+    """
+    composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
+    if not composed.refused:
+        validated(composed)
+        return composed
+    if not composed.user_keys:
+        raise ConfigError(composed.refused)
+    from llmmod.config.validate.checks import validate
 
-def context_of(composed: Composed) -> tuple[Context, list[Problem]]:
-    """What the checks see of a composed configuration, and what can't be resolved in it."""
-    plain, problems = resolved(composed.config)
-    context = Context(
-        config=composed.config,
-        plain=plain,
-        nodes=typed_nodes(composed.config),
-        user_keys=frozenset(composed.user_keys),
-        choices=composed.choices,
-        hydra=_unresolved(composed.hydra),
-        in_sweep=composed.in_sweep,
-    )
-    return context, problems
-
-
-def _unresolved(hydra: DictConfig | None) -> dict[str, object] | None:
-    if hydra is None:
-        return None
-    plain = OmegaConf.to_container(hydra, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+    known = {problem.key for problem in composed.refused}
+    found = [p for p in validate(composed) if p.key in composed.user_keys and p.key not in known and not composed.lacks_option(p.key)]
+    raise ConfigError([*composed.refused, *found])
