@@ -126,7 +126,9 @@ def test_both_languages_show_the_same_commands():
 
 @pytest.mark.parametrize("group", [group for group in groups() if group != "quantization"])
 def test_a_group_s_page_names_every_option(group):
-    text = (ROOT / "docs" / "groups" / f"{group}.md").read_text("utf-8")
+    page = ROOT / "docs" / "groups" / f"{group}.md"
+    assert page.is_file(), f"write {page.relative_to(ROOT)}, and add it to docs/groups/index.md"
+    text = page.read_text("utf-8")
     options = {path.stem for path in (conf_directory() / group).glob("*.yaml")}
     assert {option for option in options if f"`{option}`" not in text} == set()
     assert commands(f"docs/groups/{group}.md")
