@@ -70,11 +70,11 @@ def speed(render: str, rounds: int) -> None:
     """Print examples a CPU second of both, and their ratio."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llmmod.data.dataset.build import BATCH, build_dataset
-    from llmmod.data.examples.tokenize import Tokenizing
+    from llmmod.data.examples.tokenize import ExampleTokenizer
 
     built, tokenizer = parts(render)
     examples = list(rows(EXAMPLES))
-    tokenizing = Tokenizing(built, tokenizer, 1024 * rounds)
+    tokenizing = ExampleTokenizer(built, tokenizer, 1024 * rounds)
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as directory:
@@ -105,13 +105,13 @@ def speed(render: str, rounds: int) -> None:
 def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[tuple[Any, Any]]:
     """What llmmod reads of rows, so many a conversation."""
     from llmmod.data.formats import alpaca
-    from llmmod.data.rows.records import Place
+    from llmmod.data.rows.records import RowLocation
     from llmmod.render.conversation import Conversation
 
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     for number in range(0, len(examples), rounds):
         read = [alpaca.read(row, columns) for row in examples[number : number + rounds]]
-        yield Place("x", number), Conversation([message for one in read for message in one.messages])
+        yield RowLocation("x", number), Conversation([message for one in read for message in one.messages])
 
 
 def processes() -> None:
@@ -132,10 +132,10 @@ def processes() -> None:
 def build(count: int) -> None:
     """Print clock seconds, and CPU seconds of all processes and of the busiest, that examples take in some processes."""
     from llmmod.data.dataset import build as made
-    from llmmod.data.examples.tokenize import Tokenizing
+    from llmmod.data.examples.tokenize import ExampleTokenizer
 
     examples = list(rows(EXAMPLES))
-    tokenizing = Tokenizing(*parts(), 1024)
+    tokenizing = ExampleTokenizer(*parts(), 1024)
     made.build_dataset(conversations(examples[:100], 1), tokenizing)
     workers: dict[int, float] = {}
     work = made.to_batch

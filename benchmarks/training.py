@@ -81,7 +81,7 @@ def clock():
 def ours(packed, directory, counted, compiled=False):
     """llmmod's trainer, as `stage=sft` builds it."""
     from llmmod.config.schema.training import SftConf
-    from llmmod.data.dataset.packing import Packed
+    from llmmod.data.dataset.packing import PackedDataset
     from llmmod.models.loading.tiny import tiny_tokenizer
     from llmmod.trainers.arguments import training_arguments
     from llmmod.trainers.build import trainer_from
@@ -93,7 +93,7 @@ def ours(packed, directory, counted, compiled=False):
         **arguments(packed),
         torch_compile=compiled,
     )
-    train = Packed(examples(), ROW) if packed else examples()
+    train = PackedDataset(examples(), ROW) if packed else examples()
     args = training_arguments(conf, output_dir=Path(directory), seed=1, smoke=False, has_eval=False)
     return trainer_from(conf, model=model(), args=args, train=train, evaluation=None, tokenizer=tiny_tokenizer(), callbacks=[counted])
 

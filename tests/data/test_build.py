@@ -7,8 +7,8 @@ from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.dataset import build as module
 from llmmod.data.dataset.build import build_dataset
 from llmmod.data.dataset.splits import Counts
-from llmmod.data.examples.tokenize import Tokenizing
-from llmmod.data.rows.records import Place
+from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.rows.records import RowLocation
 from llmmod.errors import DataError
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode
@@ -18,7 +18,7 @@ NO = -100
 
 def placed(*answers, train=True):
     made = [Conversation([Message("user", f"q{i}"), Message("assistant", text, train)]) for i, text in enumerate(answers)]
-    return [(Place("x.json", number), conversation) for number, conversation in enumerate(made, start=1)]
+    return [(RowLocation("x.json", number), conversation) for number, conversation in enumerate(made, start=1)]
 
 
 def ids_of(rows, chatml, tokenizer):
@@ -27,7 +27,7 @@ def ids_of(rows, chatml, tokenizer):
 
 @pytest.fixture
 def tokenizing(chatml, tiny_tokenizer):
-    return lambda limit=512, policy="drop": Tokenizing(chatml, tiny_tokenizer, limit, CutoffPolicy(policy))
+    return lambda limit=512, policy="drop": ExampleTokenizer(chatml, tiny_tokenizer, limit, CutoffPolicy(policy))
 
 
 def test_examples_are_in_the_order_of_the_rows_across_batches(tokenizing, chatml, tiny_tokenizer, monkeypatch):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.dataset.splits import held_out
+from llmmod.data.dataset.splits import validation_indices
 from llmmod.errors import ConfigError
 
 
@@ -11,20 +11,20 @@ from llmmod.errors import ConfigError
     [(100, 0.1, 10), (11, 0.1, 2), (3, 0.01, 1), (10, 4, 4), (10, 9, 9), (2, 1, 1), (2, 0.5, 1)],
 )  # a fraction is rounded up
 def test_the_size_is_a_fraction_or_a_number(count, size, expected):
-    held = held_out(count, size, seed=0)
+    held = validation_indices(count, size, seed=0)
     assert len(held) == expected
     assert held <= set(range(count))
 
 
 def test_the_same_seed_holds_out_the_same_rows_and_another_one_others():
-    assert held_out(1000, 50, seed=7) == held_out(1000, 50, seed=7)
-    assert held_out(1000, 50, seed=7) != held_out(1000, 50, seed=8)
+    assert validation_indices(1000, 50, seed=7) == validation_indices(1000, 50, seed=7)
+    assert validation_indices(1000, 50, seed=7) != validation_indices(1000, 50, seed=8)
 
 
 def test_the_draw_is_the_same_on_every_machine():
     import random  # random.sample's draw for a seed is part of Python's promise of reproducibility
 
-    assert held_out(20, 3, seed=1) == set(random.Random(1).sample(range(20), 3))
+    assert validation_indices(20, 3, seed=1) == set(random.Random(1).sample(range(20), 3))
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_the_draw_is_the_same_on_every_machine():
 )
 def test_a_size_that_leaves_a_side_empty_is_refused(count, size, message):
     with pytest.raises(ConfigError) as error:
-        held_out(count, size, seed=0)
+        validation_indices(count, size, seed=0)
     assert str(error.value) == message

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from datasets import Dataset
 
-from llmmod.data.dataset.packing import Packed, lengths, pack_splits
+from llmmod.data.dataset.packing import PackedDataset, lengths, pack_splits
 from llmmod.data.dataset.splits import Counts, DataReport, Splits
 
 EXAMPLES = [{"input_ids": [n] * size, "labels": [-100] * (size - 1) + [n]} for n, size in enumerate([3, 7, 5, 5, 2], start=1)]
@@ -20,7 +20,7 @@ def examples():
 
 def test_rows_by_hand(examples):
     """Of ten tokens: 3 and 7, 5 and 5, 2."""
-    packed = Packed(examples, 10)
+    packed = PackedDataset(examples, 10)
     assert len(packed) == 3
     assert packed[0] == {
         "input_ids": [1] * 3 + [2] * 7,
@@ -37,7 +37,7 @@ def test_rows_by_hand(examples):
 
 
 def test_nothing_is_lost(examples):
-    rows = [packed[row] for packed in [Packed(examples, 8)] for row in range(len(packed))]
+    rows = [packed[row] for packed in [PackedDataset(examples, 8)] for row in range(len(packed))]
     assert sorted(token for row in rows for token in row["input_ids"]) == sorted(t for e in EXAMPLES for t in e["input_ids"])
 
 
@@ -63,4 +63,4 @@ def test_the_report_says_rows_and_fill(examples):
 
 
 def test_a_data_loader_s_worker_gets_what_it_would_get_here(examples):
-    assert list(pickle.loads(pickle.dumps(Packed(examples, 10)))) == list(Packed(examples, 10))
+    assert list(pickle.loads(pickle.dumps(PackedDataset(examples, 10)))) == list(PackedDataset(examples, 10))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.dataset.certify import seen
+from llmmod.data.dataset.certify import labelled_sequences
 
 NO = -100
 
@@ -26,4 +26,4 @@ NO = -100
     ids=["example", "packed", "pair", "wanted", "unwanted", "prompt"],
 )
 def test_what_a_model_sees_of_a_row(row, expected):
-    assert seen(row) == expected
+    assert labelled_sequences(row) == expected

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from llmmod.config.schema.base import CutoffPolicy
-from llmmod.data.examples.tokenize import Tokenizing
-from llmmod.data.rows.records import Place
+from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.rows.records import RowLocation
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.template import Template
 
@@ -20,12 +20,12 @@ def conversation(*texts, system=None):
 
 
 def placed(*conversations):
-    return [(Place("x.json", number), made) for number, made in enumerate(conversations, start=1)]
+    return [(RowLocation("x.json", number), made) for number, made in enumerate(conversations, start=1)]
 
 
 @pytest.fixture
 def tokenizing(chatml, tiny_tokenizer):
-    return lambda limit, policy="proportional", **more: Tokenizing(chatml, tiny_tokenizer, limit, CutoffPolicy(policy), **more)
+    return lambda limit, policy="proportional", **more: ExampleTokenizer(chatml, tiny_tokenizer, limit, CutoffPolicy(policy), **more)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def trained(tiny_tokenizer):
 
 
 def test_an_example_is_what_the_render_writes(tokenizing, decoded, trained):
-    (made,) = tokenizing(512).batch(placed(conversation("Hi", "Hello", "Bye", "See you", system="Be kind.")))
+    (made,) = tokenizing(512).tokenize(placed(conversation("Hi", "Hello", "Bye", "See you", system="Be kind.")))
     (example,) = made.examples
     assert decoded(example) == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
@@ -50,7 +50,7 @@ def test_an_example_is_what_the_render_writes(tokenizing, decoded, trained):
 
 def test_an_answer_takes_the_tokens_of_its_text_and_not_of_its_letters(tokenizing, tiny_tokenizer):
     answer = "The quick brown fox jumps over the lazy dog."
-    (made,) = tokenizing(512).batch(placed(conversation("Hi", answer)))
+    (made,) = tokenizing(512).tokenize(placed(conversation("Hi", answer)))
     labels = [label for label in made.examples[0].encoded.labels if label != NO]
     assert labels[:-1] == tiny_tokenizer(answer, add_special_tokens=False)["input_ids"]
     assert len(labels) < len(answer) / 2
@@ -59,7 +59,7 @@ def test_an_answer_takes_the_tokens_of_its_text_and_not_of_its_letters(tokenizin
 @pytest.mark.parametrize("limit", [60, 100, 300])
 @pytest.mark.parametrize("question", ["Hi", LONG_QUESTION], ids=["short-question", "long-question"])
 def test_proportional_keeps_markers_and_terminator(tokenizing, decoded, trained, question, limit):
-    (made,) = tokenizing(limit).batch(placed(conversation(question, LONG_ANSWER)))
+    (made,) = tokenizing(limit).tokenize(placed(conversation(question, LONG_ANSWER)))
     (example,) = made.examples
     assert len(example.encoded.input_ids) <= limit
     assert example.cut
@@ -82,7 +82,7 @@ def test_the_end_of_a_cut_answer_is_not_trained(tokenizing, tiny_tokenizer, chat
     """Of each answer apart, wherever the render trains its terminator."""
     render = Template(tokenizer=tiny_tokenizer, **{**asdict(chatml.conf), "efficient_eos": efficient})
     made = tokenizing(140)
-    (found,) = replace(made, render=render).batch(placed(conversation(LONG_QUESTION, answers[0], LONG_QUESTION, answers[1])))
+    (found,) = replace(made, render=render).tokenize(placed(conversation(LONG_QUESTION, answers[0], LONG_QUESTION, answers[1])))
     (example,) = found.examples
     assert (example.cut, example.end_lost) == (True, lost)
     assert trained(example).count("<|im_end|>") == ends
@@ -92,7 +92,7 @@ def test_the_end_of_a_cut_answer_is_not_trained(tokenizing, tiny_tokenizer, chat
 def test_the_end_of_a_cut_answer_that_would_not_be_trained_is_not_lost(tokenizing):
     made = conversation("Hi", LONG_ANSWER, "And?", "No.")
     messages = [replace(message, train=message.content == "No.") if message.role == "assistant" else message for message in made.messages]
-    (example,) = tokenizing(100).batch(placed(Conversation(messages)))[0].examples
+    (example,) = tokenizing(100).tokenize(placed(Conversation(messages)))[0].examples
     assert (example.cut, example.end_lost) == (True, False)
 
 
@@ -100,14 +100,14 @@ def test_nothing_behind_the_place_of_a_cut_is_trained(tokenizing, decoded, train
     """A call that follows the text: after a text that ends anywhere, it would come out of nowhere."""
     call = {"type": "function", "function": {"name": "look_up", "arguments": "{}"}}
     asked, answered = Message("user", "Hi"), Message("assistant", LONG_ANSWER, tool_calls=[call])
-    (example,) = tokenizing(100).batch(placed(Conversation([asked, answered])))[0].examples
+    (example,) = tokenizing(100).tokenize(placed(Conversation([asked, answered])))[0].examples
     assert example.end_lost
     assert "look_up" in decoded(example)
     assert "look_up" not in trained(example)
 
 
 def test_proportional_keeps_every_turn_of_a_conversation(tokenizing, decoded):
-    (made,) = tokenizing(200).batch(placed(conversation(LONG_QUESTION, "Yes.", "And then?", LONG_ANSWER, "Really?", "No.")))
+    (made,) = tokenizing(200).tokenize(placed(conversation(LONG_QUESTION, "Yes.", "And then?", LONG_ANSWER, "Really?", "No.")))
     text = decoded(made.examples[0])
     assert text.count("<|im_start|>") == text.count("<|im_end|>") == 6
     assert "user\nAnd then?<|im_end|>" in text
@@ -115,28 +115,28 @@ def test_proportional_keeps_every_turn_of_a_conversation(tokenizing, decoded):
 
 
 def test_right_cuts_the_end_and_says_that_the_terminator_is_lost(tokenizing):
-    whole = tokenizing(4096).batch(placed(conversation("Hi", LONG_ANSWER)))[0].examples[0].encoded
-    (example,) = tokenizing(50, "right").batch(placed(conversation("Hi", LONG_ANSWER)))[0].examples
+    whole = tokenizing(4096).tokenize(placed(conversation("Hi", LONG_ANSWER)))[0].examples[0].encoded
+    (example,) = tokenizing(50, "right").tokenize(placed(conversation("Hi", LONG_ANSWER)))[0].examples
     assert example.encoded == (whole.input_ids[:50], whole.labels[:50])
     assert (example.cut, example.end_lost) == (True, True)
 
 
 def test_left_keeps_the_answers_end(tokenizing, trained):
-    whole = tokenizing(4096).batch(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples[0].encoded
-    (example,) = tokenizing(50, "left").batch(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples
+    whole = tokenizing(4096).tokenize(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples[0].encoded
+    (example,) = tokenizing(50, "left").tokenize(placed(conversation(LONG_QUESTION, "Yes.")))[0].examples
     assert example.encoded == (whole.input_ids[-50:], whole.labels[-50:])
     assert trained(example) == "Yes.<|im_end|>"
     assert (example.cut, example.end_lost) == (True, False)
 
 
 def test_drop_leaves_long_examples_out(tokenizing):
-    short, long = tokenizing(50, "drop").batch(placed(conversation("Hi", "Yes."), conversation("Hi", LONG_ANSWER)))
+    short, long = tokenizing(50, "drop").tokenize(placed(conversation("Hi", "Yes."), conversation("Hi", LONG_ANSWER)))
     assert [example.dropped for example in short.examples + long.examples] == [False, True]
 
 
 @pytest.mark.parametrize("policy", ["proportional", "right"])
 def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy):
-    fine, bad = tokenizing(40, policy).batch(placed(conversation("Hi", "Yes."), conversation("Hi", "Yes.", system="Be kind. " * 20)))
+    fine, bad = tokenizing(40, policy).tokenize(placed(conversation("Hi", "Yes."), conversation("Hi", "Yes.", system="Be kind. " * 20)))
     assert fine.fault is None
     text = str(bad.fault)
     assert text.startswith("x.json, row 2: dataset.cutoff_len=40 tokens is too short for its prompt and an answer: ")
@@ -146,14 +146,14 @@ def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy)
 
 def test_the_limit_that_a_message_asks_for_is_enough(tokenizing):
     rows = placed(conversation(LONG_QUESTION, LONG_ANSWER, system="Be kind. " * 20))
-    needed = int(str(tokenizing(40).batch(rows)[0].fault).partition("Set dataset.cutoff_len to ")[2].split()[0])
-    assert tokenizing(needed).batch(rows)[0].fault is None
-    assert tokenizing(needed - 1).batch(rows)[0].fault is not None
+    needed = int(str(tokenizing(40).tokenize(rows)[0].fault).partition("Set dataset.cutoff_len to ")[2].split()[0])
+    assert tokenizing(needed).tokenize(rows)[0].fault is None
+    assert tokenizing(needed - 1).tokenize(rows)[0].fault is not None
 
 
 def test_a_conversation_whose_answers_are_all_masked_is_told_with_its_row(tokenizing):
     masked = Conversation([Message("user", "Hi"), Message("assistant", "Yes.", train=False)])
-    fine, bad = tokenizing(512).batch(placed(conversation("Hi", "Yes."), masked))
+    fine, bad = tokenizing(512).tokenize(placed(conversation("Hi", "Yes."), masked))
     assert len(fine.examples) == 1
     assert str(bad.fault).startswith("x.json, row 2: no answer in it is trained")
 
@@ -163,14 +163,14 @@ def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
         def examples(self, conversation, *, mask_prompt):
             return [[segment._replace(trained=False) for segment in example] for example in chatml.examples(conversation)]
 
-    (made,) = Tokenizing(Masking(), tiny_tokenizer, 512).batch(placed(conversation("Hi", "Yes.")))
+    (made,) = ExampleTokenizer(Masking(), tiny_tokenizer, 512).tokenize(placed(conversation("Hi", "Yes.")))
     assert str(made.fault) == "x.json, row 1: no token of it would be trained: every answer is masked."
 
 
 def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(tokenizing):
     rows = placed(conversation(LONG_QUESTION, LONG_ANSWER))
-    (masked,) = tokenizing(100).batch(rows)[0].examples
-    (trained,) = tokenizing(100, mask_prompt=False).batch(rows)[0].examples
+    (masked,) = tokenizing(100).tokenize(rows)[0].examples
+    (trained,) = tokenizing(100, mask_prompt=False).tokenize(rows)[0].examples
     assert trained.encoded.input_ids == masked.encoded.input_ids
     assert trained.encoded.labels == [*trained.encoded.input_ids[:-1], NO]  # the answer's end was cut off
 
@@ -179,11 +179,11 @@ def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(toke
 def rounds(tiny_tokenizer):
     """A render that makes an example of each round."""
     render = Template(tokenizer=tiny_tokenizer, name="rounds", prompt=["Q: {{query}}\nA: "], use_history=False)
-    return lambda limit: Tokenizing(render, tiny_tokenizer, limit)
+    return lambda limit: ExampleTokenizer(render, tiny_tokenizer, limit)
 
 
 def test_where_each_round_is_an_example_only_the_long_ones_are_cut(rounds, decoded):
-    (made,) = rounds(60).batch(placed(conversation("Hi", "Yes.", LONG_QUESTION, LONG_ANSWER, "Bye", "No.")))
+    (made,) = rounds(60).tokenize(placed(conversation("Hi", "Yes.", LONG_QUESTION, LONG_ANSWER, "Bye", "No.")))
     first, second, third = made.examples
     assert [example.cut for example in made.examples] == [False, True, False]
     assert decoded(first) == "Q: Hi\nA: Yes.<|endoftext|>"

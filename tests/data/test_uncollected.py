@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from llmmod.data.examples.tokenize import Tokenizing, uncollected
-from llmmod.data.rows.records import Place
+from llmmod.data.examples.tokenize import ExampleTokenizer, gc_paused
+from llmmod.data.rows.records import RowLocation
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 
@@ -21,7 +21,7 @@ def collecting():
 @pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
 def test_the_collector_is_afterwards_as_it_was(collecting, on):
     gc.enable() if on else gc.disable()
-    with suppress(KeyError), uncollected():
+    with suppress(KeyError), gc_paused():
         assert not gc.isenabled()
         raise KeyError
     assert gc.isenabled() == on
@@ -31,10 +31,10 @@ def test_the_collector_is_afterwards_as_it_was(collecting, on):
 def test_a_batch_leaves_no_cycles_behind(collecting, chatml, tiny_tokenizer, option):
     render = chatml if option == "chatml" else AutoTemplate(tokenizer=tiny_tokenizer, name="auto", template=chatml.chat_template())
     said = Conversation([Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "a " * 90), Message("assistant", "b " * 90)])
-    rows = [(Place("x", number), said) for number in range(20)]
-    tokenizing = Tokenizing(render, tiny_tokenizer, 90)
-    tokenizing.batch(rows)  # what is made once may hold cycles
+    rows = [(RowLocation("x", number), said) for number in range(20)]
+    tokenizing = ExampleTokenizer(render, tiny_tokenizer, 90)
+    tokenizing.tokenize(rows)  # what is made once may hold cycles
     gc.collect()
     gc.disable()
-    assert all(made.examples for made in tokenizing.batch(rows))
+    assert all(made.examples for made in tokenizing.tokenize(rows))
     assert gc.collect() == 0

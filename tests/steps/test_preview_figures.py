@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from llmmod.config.schema.training import SftConf
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.steps.preview.figures import examples_of, measure, measured, plan
 
 ROWS = [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5]), ([6], [-100]), ([7, 8, 9, 10], [-100, -100, -100, 10])]
@@ -36,7 +36,7 @@ def test_a_stream_is_measured_at_its_beginning():
 
 
 def test_packed_examples_are_counted_and_steps_take_rows():
-    packed = Packed(DATA, 5)
+    packed = PackedDataset(DATA, 5)
     numbers = measured(packed, examples_of(packed), conf(per_device_train_batch_size=1, num_train_epochs=2), smoke=False, packs=2)
     # 4+1, 3+2: two full rows of five.
     assert (numbers.figures.examples, numbers.figures.tokens) == (4, 10)

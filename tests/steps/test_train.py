@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llmmod.config.schema.finetune import FullConf
 from llmmod.config.schema.steps import TrainConf
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError, RunError
 from llmmod.steps.train import Train
 
@@ -72,7 +72,7 @@ def test_what_it_reports(session):
 
 
 def test_a_trainer_that_mixes_packed_examples_is_refused_before_a_model_is_loaded(session, toy_splits, monkeypatch):
-    packed = SimpleNamespace(train=Packed(toy_splits.train, 64), eval=None)
+    packed = SimpleNamespace(train=PackedDataset(toy_splits.train, 64), eval=None)
     made = session(splits=packed, trainer={"_target_": "trl.SFTTrainer"})
     monkeypatch.setattr(made, "base_model", lambda step: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError) as error:

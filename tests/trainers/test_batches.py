@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from llmmod.data.collators import FlatteningCollator, PaddingCollator
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
 from llmmod.trainers.collation import collator_from
@@ -54,7 +54,7 @@ def test_padded_elsewhere_and_one_line_says_why(tiny_tokenizer, caplog, toy_spli
     assert len(why) == 1
     assert told in why[0]
     with pytest.raises(ConfigError, match=r"dataset\.packing"):
-        collator(tiny_tokenizer, train=Packed(toy_splits.train, 64), **changes)
+        collator(tiny_tokenizer, train=PackedDataset(toy_splits.train, 64), **changes)
 
 
 def test_packed_rows_but_padded_batches_where_a_mask_keeps_them_apart(tiny_tokenizer, caplog, toy_splits):
@@ -63,19 +63,19 @@ def test_packed_rows_but_padded_batches_where_a_mask_keeps_them_apart(tiny_token
     assert (
         "BloomForCausalLM keeps the examples of a row apart by a mask over all of it, which costs more than padding" in caplog.messages[0]
     )
-    assert isinstance(collator(tiny_tokenizer, family="bloom", train=Packed(toy_splits.train, 64)), FlatteningCollator)
+    assert isinstance(collator(tiny_tokenizer, family="bloom", train=PackedDataset(toy_splits.train, 64)), FlatteningCollator)
 
 
 def test_our_trainers_get_rows_of_several(tiny_tokenizer, toy_splits):
     trainer = "llmmod.trainers.sft.SftTrainer"
-    assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=Packed(toy_splits.train, 64)), FlatteningCollator)
+    assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=PackedDataset(toy_splits.train, 64)), FlatteningCollator)
 
 
 def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):
     assert isinstance(collator(tiny_tokenizer, PAD), PaddingCollator)
     assert collator(tiny_tokenizer, {}) is None
     with pytest.raises(ConfigError, match="PaddingCollator takes a row for one example"):
-        collator(tiny_tokenizer, PAD, train=Packed(toy_splits.train, 64))
+        collator(tiny_tokenizer, PAD, train=PackedDataset(toy_splits.train, 64))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_packed_rows_have_the_gradient_of_the_examples(trained, toy_splits, tiny
         def on_pre_optimizer_step(self, *args, model, **kwargs):
             seen.append({name: p.grad.clone() for name, p in model.named_parameters()})
 
-    packed = Packed(toy_splits.train, 40)
+    packed = PackedDataset(toy_splits.train, 40)
     assert 1 < len(packed) < 18
     once = {
         "max_steps": 1,

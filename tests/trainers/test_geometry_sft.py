@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from llmmod.data.collators import FlatteningCollator, PaddingCollator
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.trainers.sft import SftTrainer
 
 LENGTHS = ((9, 4), (3, 1), (20, 12), (2, 3), (6, 26), (4, 14), (11, 1))  # tokens of a prompt, and of its answer
@@ -52,7 +52,7 @@ def gradient(toy_trainer, examples):
 
 def test_however_the_examples_are_divided_padded_packed_and_ordered(gradient, examples):
     expected = gradient(collator=PaddingCollator, **geometry.divided(8, 1))
-    packed = Packed(Dataset.from_list(examples), CAPACITY)
+    packed = PackedDataset(Dataset.from_list(examples), CAPACITY)
     assert 1 < len(packed) < len(examples)
     by_length = Dataset.from_list(sorted(examples, key=lambda example: -len(example["input_ids"])))
     ways = {

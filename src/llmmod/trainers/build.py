@@ -43,7 +43,7 @@ def trainer_from(
         conf: `training.*` as plain Python.
         model: a PreTrainedModel or PeftModel.
         args: as from `training_arguments`.
-        train: a datasets.Dataset or IterableDataset of training examples, or Packed.
+        train: a datasets.Dataset or IterableDataset of training examples, or a PackedDataset.
         evaluation: held-out examples, or None.
         tokenizer: saved with each checkpoint.
         callbacks: ours.

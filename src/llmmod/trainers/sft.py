@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.packing.segments import BOUNDARIES, packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.efficient.head import lean_head
@@ -27,7 +27,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, train_dataset: Any = None, **kwargs: Any) -> None:
         # trl 1.16 refuses any dataset that isn't of the library datasets.
-        whole = train_dataset.examples if isinstance(train_dataset, Packed) else train_dataset
+        whole = train_dataset.examples if isinstance(train_dataset, PackedDataset) else train_dataset
         config = (args[0] if args else kwargs["model"]).config.get_text_config()
         router_logits = getattr(config, "output_router_logits", None)
         super().__init__(*args, train_dataset=whole, **kwargs)

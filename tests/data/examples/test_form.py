@@ -10,9 +10,9 @@ import pytest
 
 from llmmod.config.schema.base import CutoffPolicy, Ranked
 from llmmod.data.examples import ranked
-from llmmod.data.examples.tokenize import Tokenizing
-from llmmod.data.examples.types import form_of
-from llmmod.data.rows.records import Place, Prompted
+from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.examples.types import example_type_of
+from llmmod.data.rows.records import PromptRecord, RowLocation
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode, encode_prompt
@@ -38,21 +38,21 @@ GOOD, BAD = Message("assistant", "It is 2. "), Message("assistant", " 等于三�
 
 
 def placed(*records):
-    return [(Place("x.json", number), record) for number, record in enumerate(records, start=1)]
+    return [(RowLocation("x.json", number), record) for number, record in enumerate(records, start=1)]
 
 
 FORMS = {
     "preference": ranked.compared(Ranked.all, weighs=False),
     "judgement": ranked.judged(Ranked.all, weighs=False),
-    "prompt": form_of("prompt"),
+    "prompt": example_type_of("prompt"),
 }
 
 
 def made(record, kind, render, tokenizer, limit=512, policy="proportional"):
     """What a record becomes: its row, or what is wrong with it."""
-    form = FORMS[kind]
-    (found,) = Tokenizing(render, tokenizer, limit, CutoffPolicy(policy), form=form).batch(placed(record))
-    return str(found.fault) if found.fault else [form.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
+    example_type = FORMS[kind]
+    (found,) = ExampleTokenizer(render, tokenizer, limit, CutoffPolicy(policy), example_type=example_type).tokenize(placed(record))
+    return str(found.fault) if found.fault else [example_type.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
 
 
 @pytest.fixture(params=["chatml", "llama2", "chatglm2", "vicuna", "baichuan2", "intern", "default", "auto"])
@@ -67,7 +67,7 @@ def written(request, byte_level, dummy_prefix, shipped):
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 def test_a_prompt_with_its_answer_is_what_sft_sees_token_for_token(written, prompt):
     render, tokenizer = written
-    ((row,), _) = made(Prompted(Conversation(prompt), [GOOD, BAD]), "preference", render, tokenizer)
+    ((row,), _) = made(PromptRecord(Conversation(prompt), [GOOD, BAD]), "preference", render, tokenizer)
     for answer, name in ((GOOD, "chosen_ids"), (BAD, "rejected_ids")):
         conversation = Conversation([*prompt, answer])
         (sft,) = encode(render.examples(conversation)[-1:], tokenizer)
@@ -80,9 +80,9 @@ def test_a_prompt_with_its_answer_is_what_sft_sees_token_for_token(written, prom
 def test_a_judgement_and_a_prompt_are_asked_the_same_way(written):
     render, tokenizer = written
     prompt = Conversation(PROMPTS["system"])
-    ((pair,), _) = made(Prompted(prompt, [GOOD, BAD]), "preference", render, tokenizer)
-    ((judged,), _) = made(Prompted(prompt, [BAD], {"label": False}), "judgement", render, tokenizer)
-    ((asked,), _) = made(Prompted(prompt, (), {"answer": "2"}), "prompt", render, tokenizer)
+    ((pair,), _) = made(PromptRecord(prompt, [GOOD, BAD]), "preference", render, tokenizer)
+    ((judged,), _) = made(PromptRecord(prompt, [BAD], {"label": False}), "judgement", render, tokenizer)
+    ((asked,), _) = made(PromptRecord(prompt, (), {"answer": "2"}), "prompt", render, tokenizer)
     assert judged == {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["rejected_ids"], "label": False}
     said = [{"role": m.role, "content": m.content} for m in prompt.messages]
     assert asked == {"prompt_ids": pair["prompt_ids"], "prompt": said, "answer": "2"}
@@ -109,7 +109,7 @@ LONG_PAIR = [Message("assistant", "Because. " * 60), Message("assistant", "Nothi
 def test_proportional_cuts_a_pair_s_prompt_once_and_keeps_markers_and_the_ends_of_whole_answers(
     chatml, tiny_tokenizer, question, answers, limit
 ):
-    ((row,), found) = made(Prompted(Conversation([Message("user", question)]), answers), "preference", chatml, tiny_tokenizer, limit)
+    ((row,), found) = made(PromptRecord(Conversation([Message("user", question)]), answers), "preference", chatml, tiny_tokenizer, limit)
     assert found.examples[0].cut == (question is LONG or answers is LONG_PAIR)
     longest = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     assert longest <= limit
@@ -136,7 +136,7 @@ def test_proportional_cuts_a_pair_s_prompt_once_and_keeps_markers_and_the_ends_o
 def test_a_cut_at_an_end_leaves_every_answer_some_of_its_tokens(
     chatml, tiny_tokenizer, policy, question, answers, prompt, chosen, rejected
 ):
-    record, limit = Prompted(Conversation([Message("user", question)]), answers), 150
+    record, limit = PromptRecord(Conversation([Message("user", question)]), answers), 150
     ((whole,), _) = made(record, "preference", chatml, tiny_tokenizer, 10_000)
     rows, found = made(record, "preference", chatml, tiny_tokenizer, limit, policy)
     if prompt is None:
@@ -163,7 +163,7 @@ def test_a_cut_at_an_end_leaves_every_answer_some_of_its_tokens(
     ],
 )
 def test_a_prompt_that_takes_all_tokens(chatml, tiny_tokenizer, kind, policy, text):
-    record = Prompted(Conversation([Message("user", LONG)]), LONG_PAIR if kind == "preference" else ())
+    record = PromptRecord(Conversation([Message("user", LONG)]), LONG_PAIR if kind == "preference" else ())
     found, _ = made(record, kind, chatml, tiny_tokenizer, 100, policy)
     if text is None:
         assert 0 < len(found[0]["prompt_ids"]) <= 100
@@ -175,7 +175,7 @@ def test_a_prompt_that_takes_all_tokens(chatml, tiny_tokenizer, kind, policy, te
 
 def test_the_oldest_rounds_of_a_prompt_go_where_it_can_t_be_shortened(chatml, tiny_tokenizer):
     rounds = [Message(role, f"{role} {n}") for n in range(20) for role in ("user", "assistant")]
-    ((row,), _) = made(Prompted(Conversation([*rounds, Message("user", "last")])), "prompt", chatml, tiny_tokenizer, 60)
+    ((row,), _) = made(PromptRecord(Conversation([*rounds, Message("user", "last")])), "prompt", chatml, tiny_tokenizer, 60)
     text = tiny_tokenizer.decode(row["prompt_ids"])
     assert "assistant 19" in text
     assert "user 0" not in text
@@ -190,7 +190,7 @@ def test_a_render_that_asks_otherwise_than_it_trains_is_found_row_by_row(chatml,
         def examples(self, conversation, *, mask_prompt=True):
             return chatml.examples(conversation)
 
-    found, _ = made(Prompted(Conversation([Message("user", "q")]), [GOOD, BAD]), "preference", Wrong(), tiny_tokenizer)
+    found, _ = made(PromptRecord(Conversation([Message("user", "q")]), [GOOD, BAD]), "preference", Wrong(), tiny_tokenizer)
     assert found == (
         "x.json, row 1: the render writes another prompt before an answer than it asks with. Choose another render, or leave such rows out."
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.alpaca import find_columns, read
-from llmmod.data.rows.records import Place, RowError
+from llmmod.data.rows.records import RowError, RowLocation
 
 USUAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
 
@@ -77,7 +77,7 @@ def test_each_row_has_its_own_system_text_alone():
 def test_a_bad_row_names_file_row_column_and_what_was_found(row, message):
     with pytest.raises(RowError) as bad:
         read(row, USUAL)
-    assert str(bad.value.at(Place("x.json", 17))) == message
+    assert str(bad.value.at(RowLocation("x.json", 17))) == message
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.kto import find_columns, read, recognises
-from llmmod.data.rows.records import Place, RowError
+from llmmod.data.rows.records import RowError, RowLocation
 
 TRL = {"prompt": "prompt", "response": "completion", "label": "label"}
 
@@ -54,7 +54,7 @@ def test_the_label_says_whether_the_answer_is_wanted():
 def test_a_row_that_is_no_judgement_is_refused_with_its_place(row, message):
     with pytest.raises(RowError) as error:
         read(row, TRL)
-    assert message in str(error.value.at(Place("x.json", 17)))
+    assert message in str(error.value.at(RowLocation("x.json", 17)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_answers_without_a_label_are_ranked_in_a_list_or_none():
     assert not recognises([{"prompt": "q", "output": "a"}], columns)
     with pytest.raises(RowError) as error:
         read({"prompt": "q", "output": "a"}, columns)
-    assert str(error.value.at(Place("x.json", 1))) == (
+    assert str(error.value.at(RowLocation("x.json", 1))) == (
         "x.json, row 1, column 'output': an answer without a label. Name its column: dataset.columns.label=…; answers in a list, "
         "best first, need none."
     )

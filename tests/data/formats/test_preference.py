@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmmod.data.formats.preference import find_columns, read
-from llmmod.data.rows.records import Place, RowError
+from llmmod.data.rows.records import RowError, RowLocation
 
 ORIGINAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
 TRL = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
@@ -147,7 +147,7 @@ def test_columns(available, given, columns):
 def test_a_row_that_is_no_pair_is_refused_with_its_place(row, columns, message):
     with pytest.raises(RowError) as error:
         read(row, columns)
-    assert message in str(error.value.at(Place("x.json", 17)))
+    assert message in str(error.value.at(RowLocation("x.json", 17)))
 
 
 def test_the_answers_first_letters_are_not_two_answers():

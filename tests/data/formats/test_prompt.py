@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.data.formats.prompt import find_columns, read
-from llmmod.data.rows.records import Place, RowError
+from llmmod.data.rows.records import RowError, RowLocation
 
 
 def said(role, text):
@@ -57,4 +57,4 @@ def test_other_columns_come_along_where_they_are_texts_or_numbers():
 def test_a_row_that_is_no_prompt_is_refused_with_its_place(row, message):
     with pytest.raises(RowError) as error:
         asked(row)
-    assert message in str(error.value.at(Place("x.json", 17)))
+    assert message in str(error.value.at(RowLocation("x.json", 17)))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmmod.data.formats import messages, sharegpt
-from llmmod.data.rows.records import Place, RowError
+from llmmod.data.rows.records import RowError, RowLocation
 from llmmod.data.sources.read_tables import read_parquet
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
@@ -216,7 +216,7 @@ def test_a_part_has_its_text_under_either_name(part):
 def test_a_bad_row_says_what_was_found(row, found):
     with pytest.raises(RowError) as bad:
         messages.read(row, COLUMNS)
-    assert str(bad.value.at(Place("x.json", 17))) == f"x.json, row 17, column 'messages': {found}"
+    assert str(bad.value.at(RowLocation("x.json", 17))) == f"x.json, row 17, column 'messages': {found}"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_bad_row_says_what_was_found(row, found):
 def test_tools_that_are_none_are_a_bad_row(tools, found):
     with pytest.raises(RowError) as bad:
         messages.read({**chat(("user", "a"), ("assistant", "b")), "tools": tools}, COLUMNS)
-    assert str(bad.value.at(Place("x.json", 17))) == f"x.json, row 17, column 'tools': {found}"
+    assert str(bad.value.at(RowLocation("x.json", 17))) == f"x.json, row 17, column 'tools': {found}"
 
 
 @pytest.mark.parametrize("tools", [None, "", " ", [], "[]"], ids=repr)

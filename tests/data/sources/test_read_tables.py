@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmmod.data.rows.records import Place
+from llmmod.data.rows.records import RowLocation
 from llmmod.data.sources.read_tables import read_arrow, read_csv, read_parquet, read_text, read_tsv
 from llmmod.data.sources.source import Table
 from llmmod.errors import DataError
@@ -105,4 +105,4 @@ def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(kind):
         found = [(place.number, row) for place, row in Table("saved", datasets.Dataset(datasets.table.InMemoryTable(table)))]
     assert [number for number, _ in found] == [1, 2, 3]
     assert [found[0][1], found[2][1]] == [{"a": "x", "q": "one"}, {"a": "z", "q": "three"}]
-    assert str(found[1][1].at(Place("x", 2))) == "x, row 2, column 'q': no UTF-8 text: byte 0xff can't be read."
+    assert str(found[1][1].at(RowLocation("x", 2))) == "x, row 2, column 'q': no UTF-8 text: byte 0xff can't be read."

@@ -10,21 +10,21 @@ import pytest
 from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.dataset import stream as module
 from llmmod.data.dataset.stream import Stream, as_dataset, shuffled
-from llmmod.data.examples.tokenize import Tokenizing
-from llmmod.data.rows.records import Place
+from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.rows.records import RowLocation
 from llmmod.errors import DataError
 from llmmod.render.conversation import Conversation, Message
 
 
 def placed(count, train=True):
     made = [Conversation([Message("user", f"q{n}"), Message("assistant", f"answer {n}", train)]) for n in range(count)]
-    return [(Place("x", number), conversation) for number, conversation in enumerate(made, start=1)]
+    return [(RowLocation("x", number), conversation) for number, conversation in enumerate(made, start=1)]
 
 
 @pytest.fixture
 def stream(chatml, tiny_tokenizer):
     def made(rows, *, buffer_size=100, seed=0, skip=False, limit=512, policy=CutoffPolicy.drop):
-        return Stream("mine", lambda bad: iter(rows), Tokenizing(chatml, tiny_tokenizer, limit, policy), buffer_size, seed, skip)
+        return Stream("mine", lambda bad: iter(rows), ExampleTokenizer(chatml, tiny_tokenizer, limit, policy), buffer_size, seed, skip)
 
     return made
 
@@ -74,7 +74,7 @@ def test_a_conversation_that_cannot_be_trained_ends_it_or_is_left_out(stream, an
 @pytest.mark.parametrize("policy", [CutoffPolicy.proportional, CutoffPolicy.right, CutoffPolicy.drop])
 def test_what_was_cut_is_said_once(stream, caplog, policy):
     long = Conversation([Message("user", "q"), Message("assistant", "Because. " * 99)])
-    list(islice(stream([*placed(2), (Place("x", 3), long)], limit=60, policy=policy), 9))
+    list(islice(stream([*placed(2), (RowLocation("x", 3), long)], limit=60, policy=policy), 9))
     cut = "cut, 1 of them lost the end of their answer, which isn't trained"
     said = "left out" if policy == CutoffPolicy.drop else cut
     assert [record.message for record in caplog.records] == [f"mine: 1 examples were longer than dataset.cutoff_len=60 and were {said}"]

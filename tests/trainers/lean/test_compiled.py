@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch._dynamo.utils import counters
 
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.adapters.freeze import decoder_layers
 from llmmod.trainers.build import lent
 from llmmod.trainers.efficient.layers import is_compiled
@@ -23,7 +23,7 @@ COMPILING = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 @pytest.fixture
 def packed():
     """Eleven examples of 3 to 13 tokens, in rows of 16: rows of one example and of several."""
-    return Packed(Dataset.from_list([{"input_ids": list(range(5, 8 + n)), "labels": list(range(5, 8 + n))} for n in range(11)]), 16)
+    return PackedDataset(Dataset.from_list([{"input_ids": list(range(5, 8 + n)), "labels": list(range(5, 8 + n))} for n in range(11)]), 16)
 
 
 def trained(trainer):

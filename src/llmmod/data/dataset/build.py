@@ -24,9 +24,9 @@ from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, MemoryMappedTable
 
 from llmmod.data.dataset.splits import Counts
-from llmmod.data.examples.tokenize import Made, Placed, Tokenizing
-from llmmod.data.examples.types import Form
-from llmmod.data.sources.reader import Faults
+from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord, TokenizedRecord
+from llmmod.data.examples.types import ExampleType
+from llmmod.data.sources.reader import BadRows
 from llmmod.errors import DataError, Problem
 
 BATCH = 1000  # records rendered and encoded together
@@ -36,7 +36,7 @@ CHARACTERS = 4_000_000  # of documents that are
 class Batch(NamedTuple):
     """What some records became."""
 
-    table: pa.RecordBatch  # the columns of their form
+    table: pa.RecordBatch  # the columns of their example type
     made: list[int]  # examples of each record
     counts: Counts
     faults: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
@@ -45,20 +45,25 @@ class Batch(NamedTuple):
 class Built(NamedTuple):
     """What all records became."""
 
-    dataset: Dataset  # the columns of their form; ids are lists of int32
+    dataset: Dataset  # the columns of their example type; ids are lists of int32
     made: list[int]  # examples of each record
     counts: Counts
-    faults: Faults  # of records that can't be trained
+    faults: BadRows  # of records that can't be trained
 
 
 def build_dataset(
-    rows: Iterable[Placed], tokenizing: Tokenizing, *, path: Path | None = None, num_proc: int | None = None, skip: bool = False
+    rows: Iterable[LocatedRecord],
+    example_tokenizer: ExampleTokenizer,
+    *,
+    path: Path | None = None,
+    num_proc: int | None = None,
+    skip: bool = False,
 ) -> Built:
     """The examples of all records, in their order.
 
     Args:
         rows: records with their places.
-        tokenizing: how they become examples.
+        example_tokenizer: how they become examples.
         path: the Arrow file they are written to and mapped from; None: they are held in memory.
         num_proc: processes; None or 1: this one.
         skip: whether records that can't be trained are left out; false: the first ends it.
@@ -67,12 +72,16 @@ def build_dataset(
         DataError: a record can't be trained.
     """
     batches = _batches(rows)
-    results = _in_processes(batches, tokenizing, num_proc) if num_proc and num_proc > 1 else (to_batch(tokenizing, b) for b in batches)
-    told = _Told()
+    results = (
+        _in_processes(batches, example_tokenizer, num_proc)
+        if num_proc and num_proc > 1
+        else (to_batch(example_tokenizer, b) for b in batches)
+    )
+    told = _Totals()
     rows_made = longest = 0
-    schema = tokenizing.form.schema
+    schema = example_tokenizer.example_type.schema
     with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for table in tokenizing.form.arranged_tables(told.tables(results, skip=skip)):
+        for table in example_tokenizer.example_type.arranged_tables(told.tables(results, skip=skip)):
             writer.write_batch(table)
             rows_made += table.num_rows
             longest = max(longest, pc.max(pc.list_value_length(table.column(0))).as_py() or 0)
@@ -82,12 +91,12 @@ def build_dataset(
 
 
 @dataclass
-class _Told:
+class _Totals:
     """What batches tell besides their tables."""
 
     made: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
-    faults: Faults = field(default_factory=Faults)
+    faults: BadRows = field(default_factory=BadRows)
 
     def tables(self, batches: Iterable[Batch], *, skip: bool) -> Iterator[Any]:
         """The tables of batches, whose account is taken on the way."""
@@ -116,21 +125,21 @@ def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None =
     return Dataset(table, fingerprint=fingerprint or generate_random_fingerprint())
 
 
-def to_batch(tokenizing: Tokenizing, rows: Sequence[Placed]) -> Batch:
+def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord]) -> Batch:
     """What some records become, in the form that travels between processes."""
-    made, form = tokenizing.batch(rows), tokenizing.form
-    kept = [item.rows(form) for item in made]
-    columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in form.schema]
+    made, example_type = example_tokenizer.tokenize(rows), example_tokenizer.example_type
+    kept = [item.rows(example_type) for item in made]
+    columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in example_type.schema]
     faults = [item.fault.problem for item in made if item.fault is not None]
     counts = [len(of_record) for of_record in kept]
-    return Batch(pa.RecordBatch.from_arrays(columns, schema=form.schema), counts, counted(made, form), faults)
+    return Batch(pa.RecordBatch.from_arrays(columns, schema=example_type.schema), counts, counted(made, example_type), faults)
 
 
-def counted(made: Sequence[Made], form: Form) -> Counts:
+def counted(made: Sequence[TokenizedRecord], example_type: ExampleType) -> Counts:
     """What became of records that are made into examples."""
     examples = [example for item in made for example in item.examples]
     kept = [example for example in examples if not example.dropped]
-    tokens = [form.count(example.encoded) for example in kept]
+    tokens = [example_type.count(example.encoded) for example in kept]
     return Counts(
         examples=len(kept),
         cut=sum(example.cut for example in kept),
@@ -138,14 +147,14 @@ def counted(made: Sequence[Made], form: Form) -> Counts:
         dropped=len(examples) - len(kept),
         tokens=sum(of_all for of_all, _ in tokens),
         trained_tokens=sum(trained for _, trained in tokens),
-        longest=max((form.length(example.encoded) for example in kept), default=0),
+        longest=max((example_type.length(example.encoded) for example in kept), default=0),
         sources=sum(any(not example.dropped for example in item.examples) for item in made),
     )
 
 
-def _batches(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
+def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:
     """Records that are encoded together; a document may be a book, of which a thousand are too many."""
-    batch: list[Placed] = []
+    batch: list[LocatedRecord] = []
     characters = 0
     for placed in rows:
         batch.append(placed)
@@ -157,14 +166,14 @@ def _batches(rows: Iterable[Placed]) -> Iterator[list[Placed]]:
         yield batch
 
 
-_tokenizing: Tokenizing | None = None  # of a worker process
+_example_tokenizer: ExampleTokenizer | None = None  # of a worker process
 
 
-def _in_processes(batches: Iterable[list[Placed]], tokenizing: Tokenizing, count: int) -> Iterator[Batch]:
+def _in_processes(batches: Iterable[list[LocatedRecord]], example_tokenizer: ExampleTokenizer, count: int) -> Iterator[Batch]:
     """The batches in order; two a process are under way, so that neither the workers wait nor memory grows."""
     # A forked worker has tokenizer and render already; where forking is unsafe they are pickled once a worker.
     context = get_context("fork" if sys.platform == "linux" else None)
-    with _one_thread_each(), ProcessPoolExecutor(count, context, initializer=_start, initargs=(tokenizing,)) as pool:
+    with _one_thread_each(), ProcessPoolExecutor(count, context, initializer=_start, initargs=(example_tokenizer,)) as pool:
         under_way: deque[Future[Batch]] = deque()
         for batch in batches:
             under_way.append(pool.submit(_work, batch))
@@ -174,14 +183,14 @@ def _in_processes(batches: Iterable[list[Placed]], tokenizing: Tokenizing, count
             yield under_way.popleft().result()
 
 
-def _start(tokenizing: Tokenizing) -> None:
-    global _tokenizing
-    _tokenizing = tokenizing
+def _start(example_tokenizer: ExampleTokenizer) -> None:
+    global _example_tokenizer
+    _example_tokenizer = example_tokenizer
 
 
-def _work(rows: list[Placed]) -> Batch:
-    assert _tokenizing is not None, "a worker starts with _start"
-    return to_batch(_tokenizing, rows)
+def _work(rows: list[LocatedRecord]) -> Batch:
+    assert _example_tokenizer is not None, "a worker starts with _start"
+    return to_batch(_example_tokenizer, rows)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from dataclasses import replace
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
-from llmmod.data.dataset.examples import Making
-from llmmod.data.rows.records import Place, conversations_of
+from llmmod.data.dataset.examples import DatasetBuilder
+from llmmod.data.rows.records import RowLocation, conversations_of
 from llmmod.render.certificate import certify
 from llmmod.render.encode import IGNORED
 from llmmod.render.findings import Finding, refuse, seam, spelling, synthetic_texts
@@ -67,14 +67,14 @@ log = logging.getLogger(__name__)
 PROVED = 8  # rows of each dataset that the certificate looks at
 
 
-class Proof(NamedTuple):
+class DataCertificate(NamedTuple):
     """What the certificate found, and how many rows of the data it looked at."""
 
     findings: list[Finding]
     rows: int
 
 
-def prove(makings: Sequence[Making], name: str) -> None:
+def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> None:
     """Refuse a render or a tokenizer that can't be vouched for; what is only worth knowing is told.
 
     Args:
@@ -84,36 +84,36 @@ def prove(makings: Sequence[Making], name: str) -> None:
     Raises:
         ConfigError: something would be trained wrong.
     """
-    key = "tokenizer" if makings[0].opened.kind == "document" else f"render={name}"
-    findings = proof(makings).findings
+    key = "tokenizer" if builders[0].opened.kind == "document" else f"render={name}"
+    findings = certify_data(builders).findings
     refuse(findings, key)
     for finding in findings:
         log.info("%s: %s", key, finding)
 
 
-def proof(makings: Sequence[Making]) -> Proof:
+def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:
     """What can't be vouched for of the data of a run.
 
     Args:
         makings: of its datasets, all with the same render and tokenizer.
     """
-    tokenizing = makings[0].tokenizing
-    records = {str(place): record for making in makings for place, record in islice(making.opened.training, PROVED)}
-    if makings[0].opened.kind == "document":
+    example_tokenizer = builders[0].example_tokenizer
+    records = {str(place): record for builder in builders for place, record in islice(builder.opened.training, PROVED)}
+    if builders[0].opened.kind == "document":
 
         def examples(texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-            made = tokenizing.batch([(Place("", number), text) for number, text in enumerate(texts)])
+            made = example_tokenizer.tokenize([(RowLocation("", number), text) for number, text in enumerate(texts)])
             return [(one.examples[0].encoded.input_ids, one.examples[0].encoded.labels) for one in made]
 
-        return Proof(certify_documents(tokenizing.tokenizer, examples, records), len(records))
+        return DataCertificate(certify_documents(example_tokenizer.tokenizer, examples, records), len(records))
     conversations = {}
     for place, record in records.items():
         for number, conversation in enumerate(conversations_of(record), start=1):
             conversations[f"{place}, answer {number}" if number > 1 else place] = conversation
-    return Proof(certify(tokenizing.render, tokenizing.tokenizer, conversations), len(records))
+    return DataCertificate(certify(example_tokenizer.render, example_tokenizer.tokenizer, conversations), len(records))
 
 
-class Seen(NamedTuple):
+class LabelledSequence(NamedTuple):
     """A sequence of ids.
 
     Args:
@@ -127,18 +127,18 @@ class Seen(NamedTuple):
     labels: list[int]
 
 
-def seen(row: Mapping[str, Any]) -> list[Seen]:
+def labelled_sequences(row: Mapping[str, Any]) -> list[LabelledSequence]:
     """The sequences of a row of any kind; of a packed row, each example."""
     if "prompt_ids" not in row:
         ends = pairwise([0, *accumulate(row.get("seq_lengths") or [len(row["input_ids"])])])
-        return [Seen("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]
+        return [LabelledSequence("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]
     if "chosen_ids" in row:
         return [_answered(name, row, f"{name}_ids") for name in ("chosen", "rejected")]
     if "completion_ids" in row:
         return [_answered("wanted" if row["label"] else "unwanted", row, "completion_ids")]
-    return [Seen("prompt", row["prompt_ids"], [IGNORED] * len(row["prompt_ids"]))]
+    return [LabelledSequence("prompt", row["prompt_ids"], [IGNORED] * len(row["prompt_ids"]))]
 
 
-def _answered(part: str, row: Mapping[str, Any], name: str) -> Seen:
+def _answered(part: str, row: Mapping[str, Any], name: str) -> LabelledSequence:
     prompt, answer = row["prompt_ids"], row[name]
-    return Seen(part, [*prompt, *answer], [IGNORED] * len(prompt) + list(answer))
+    return LabelledSequence(part, [*prompt, *answer], [IGNORED] * len(prompt) + list(answer))

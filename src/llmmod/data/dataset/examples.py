@@ -23,11 +23,11 @@ from torch.utils.data import Dataset as _Dataset
 
 from llmmod.data.dataset.build import Built, build_dataset, map_dataset
 from llmmod.data.dataset.packing import lengths
-from llmmod.data.dataset.splits import Counts, DataReport, Splits, held_out
-from llmmod.data.examples.tokenize import Placed, Tokenizing
+from llmmod.data.dataset.splits import Counts, DataReport, Splits, validation_indices
+from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord
 from llmmod.data.rows.records import asked_of, listed
-from llmmod.data.sources.dataset import Opened
-from llmmod.data.sources.reader import Faults, Readings
+from llmmod.data.sources.dataset import OpenedDataset
+from llmmod.data.sources.reader import BadRows, RecordReader
 from llmmod.errors import DataError, Problem
 from llmmod.render.conversation import Conversation, Message
 
@@ -35,18 +35,18 @@ _TRAIN, _EVAL, _CONVERSATIONS, _ACCOUNT = "train.arrow", "eval.arrow", "eval_con
 
 
 @dataclass(frozen=True)
-class Making:
+class DatasetBuilder:
     """How a dataset's examples are made.
 
     Args:
         opened: the rows.
-        tokenizing: how they become examples.
+        example_tokenizer: how they become examples.
         seed: of the draw of those that `val_size` holds out.
         smoke: whether this is a rehearsal, with too few rows for the `val_size` that was asked for.
     """
 
-    opened: Opened
-    tokenizing: Tokenizing
+    opened: OpenedDataset
+    example_tokenizer: ExampleTokenizer
     seed: int
     smoke: bool = False
 
@@ -60,10 +60,10 @@ class Making:
         training, validating = self.opened.training, self.opened.validating
         survey = training.survey()
         held, bad = self._held(survey.used, read=survey.read), survey.bad
-        bad += validating.survey().bad if validating else Faults()
+        bad += validating.survey().bad if validating else BadRows()
 
-        aside: list[Placed] = []
-        train = self._built(_set_aside(training, held, aside), directory / _TRAIN, self.tokenizing, purpose="train on")
+        aside: list[LocatedRecord] = []
+        train = self._built(_set_aside(training, held, aside), directory / _TRAIN, self.example_tokenizer, purpose="train on")
         aside += validating or ()
         bad += train.faults
         evaluation, conversations = self.validation(aside, directory / _EVAL, bad)
@@ -89,7 +89,7 @@ class Making:
         sources = [part.source.name for part in (training, self.opened.validating) if part]
         known: dict[str, Any] = {"name": conf.name, "source": " and ".join(sources), "format": str(training.format)}
         known |= {"unread": listed(training.format.unread)}
-        known |= {"made": self.tokenizing.form.made, "ranked": str(conf.ranked) if self.opened.ranks() else ""}
+        known |= {"made": self.example_tokenizer.example_type.made, "ranked": str(conf.ranked) if self.opened.ranks() else ""}
         known |= {part: Counts(**account.pop(part)) for part in ("train", "eval")}
         report = DataReport(cutoff_len=conf.cutoff_len, **known, **account)
         datasets = [
@@ -99,7 +99,7 @@ class Making:
         assert datasets[0] is not None, "write never leaves it out"
         return Splits(datasets[0], datasets[1], list(_read_conversations(directory / _CONVERSATIONS)), report, identity=key)
 
-    def validation(self, rows: Sequence[Placed], path: Path, bad: Faults) -> tuple[Built | None, list[Conversation]]:
+    def validation(self, rows: Sequence[LocatedRecord], path: Path, bad: BadRows) -> tuple[Built | None, list[Conversation]]:
         """The examples of held-out rows, and the conversations that a model can be asked with; None where no row is held out.
 
         Args:
@@ -112,8 +112,8 @@ class Making:
         """
         if not rows:
             return None, []
-        tokenizing = replace(self.tokenizing, form=self.tokenizing.form.held_out())
-        built = self._built(rows, path, tokenizing, purpose="validate with")
+        example_tokenizer = replace(self.example_tokenizer, example_type=self.example_tokenizer.example_type.for_validation())
+        built = self._built(rows, path, example_tokenizer, purpose="validate with")
         bad += built.faults
         kept = (record for (_, record), examples in zip(rows, built.made, strict=True) if examples)
         return built, [conversation for record in kept if (conversation := asked_of(record)) is not None]
@@ -122,13 +122,13 @@ class Making:
         conf = self.opened.conf
         if not conf.val_size:
             return frozenset()
-        held = held_out(read, conf.val_size, seed=self.seed)
+        held = validation_indices(read, conf.val_size, seed=self.seed)
         # A rehearsal uses too few rows for the size that was asked for: a third of them, which is SMOKE_EVAL of all.
-        return held_out(count, max(1, count // 3), seed=self.seed) if self.smoke else held
+        return validation_indices(count, max(1, count // 3), seed=self.seed) if self.smoke else held
 
-    def _built(self, rows: Iterable[Placed], path: Path, tokenizing: Tokenizing, *, purpose: str) -> Built:
+    def _built(self, rows: Iterable[LocatedRecord], path: Path, example_tokenizer: ExampleTokenizer, *, purpose: str) -> Built:
         conf, skip = self.opened.conf, self.opened.training.skip
-        built = build_dataset(rows, tokenizing, path=path, num_proc=conf.num_proc, skip=skip)
+        built = build_dataset(rows, example_tokenizer, path=path, num_proc=conf.num_proc, skip=skip)
         if not built.counts.examples:
             few = [f"the texts have {built.counts.tokens} tokens, and a block {conf.cutoff_len}"] if self.opened.kind == "document" else []
             long = [f"{built.counts.dropped} are longer than dataset.cutoff_len={conf.cutoff_len}"] if built.counts.dropped else []
@@ -137,7 +137,7 @@ class Making:
         return built
 
 
-def _set_aside(rows: Readings, held: frozenset[int], aside: list[Placed]) -> Iterator[Placed]:
+def _set_aside(rows: RecordReader, held: frozenset[int], aside: list[LocatedRecord]) -> Iterator[LocatedRecord]:
     """The rows that are not held out; those that are go to `aside` on the way."""
     for index, row in enumerate(rows):
         if index in held:

@@ -20,56 +20,58 @@ from llmmod.cache.content import NoIdentityError, code_identity, digest, format_
 from llmmod.cache.store import Cache, cache_directory
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
-from llmmod.data.dataset.certify import prove
-from llmmod.data.dataset.examples import Making
+from llmmod.data.dataset.certify import require_certificate
+from llmmod.data.dataset.examples import DatasetBuilder
 from llmmod.data.dataset.mix import check_mix, mix_splits, shares, within_mix
 from llmmod.data.dataset.packing import pack_splits
 from llmmod.data.dataset.splits import DataReport, Splits
 from llmmod.data.dataset.stream import stream_splits
 from llmmod.data.examples.documents import documents_of
-from llmmod.data.examples.ranked import Compared, Judged, compared, judged
-from llmmod.data.examples.tokenize import Tokenizing
-from llmmod.data.examples.types import Form, form_of
-from llmmod.data.sources.dataset import Opened, open_dataset, with_values
-from llmmod.data.sources.reader import Readings, arrow_types
+from llmmod.data.examples.ranked import Judgements, Preferences, compared, judged
+from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.examples.types import ExampleType, example_type_of
+from llmmod.data.sources.dataset import OpenedDataset, open_dataset, with_values
+from llmmod.data.sources.reader import RecordReader, arrow_types
 from llmmod.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
 
-def cache_key(making: Making) -> str | None:
+def cache_key(builder: DatasetBuilder) -> str | None:
     """32 hex digits; None in a rehearsal, or where a part has no identity."""
-    if making.smoke:
+    if builder.smoke:
         return None
     try:
-        return digest(_identity(making))
+        return digest(_identity(builder))
     except NoIdentityError as error:
-        log.info("%s: the examples are not kept in the cache: %s", making.opened.conf.name, error)
+        log.info("%s: the examples are not kept in the cache: %s", builder.opened.conf.name, error)
         return None
 
 
-def _identity(making: Making) -> dict[str, Any]:
-    opened, tokenizing = making.opened, making.tokenizing
+def _identity(builder: DatasetBuilder) -> dict[str, Any]:
+    opened, example_tokenizer = builder.opened, builder.example_tokenizer
     conf, document = opened.conf, opened.kind == "document"
     return {
         "kind": opened.kind,
         "rows": _rows(opened.training),
-        "held out": [conf.val_size, making.seed] if conf.val_size else _rows(opened.validating),
+        "held out": [conf.val_size, builder.seed] if conf.val_size else _rows(opened.validating),
         "format": format_identity(conf.format) if not isinstance(conf.format, str) else None,
         "system": conf.system,
         "on_bad_row": conf.on_bad_row,
-        "cutoff": [tokenizing.limit, None if document else tokenizing.policy],
-        "mask_prompt": tokenizing.mask_prompt if opened.kind == "conversation" else None,
+        "cutoff": [example_tokenizer.limit, None if document else example_tokenizer.policy],
+        "mask_prompt": example_tokenizer.mask_prompt if opened.kind == "conversation" else None,
         "values": {name: kind.__name__ for name, kind in (opened.training.values or {}).items()},
-        "ranked": [conf.ranked, tokenizing.form.weighs] if isinstance(tokenizing.form, Compared | Judged) else None,
+        "ranked": [conf.ranked, example_tokenizer.example_type.weighs]
+        if isinstance(example_tokenizer.example_type, Preferences | Judgements)
+        else None,
         "blocks": [conf.packing, conf.drop_last_block] if document else None,
-        "render": None if document else render_identity(tokenizing.render),
-        "tokenizer": tokenizer_identity(tokenizing.tokenizer),
+        "render": None if document else render_identity(example_tokenizer.render),
+        "tokenizer": tokenizer_identity(example_tokenizer.tokenizer),
         "code": code_identity(),
     }
 
 
-def _rows(readings: Readings | None) -> Any:
+def _rows(readings: RecordReader | None) -> Any:
     """The rows and what reads them; with their places where bad ones are left out, for the account then names the first of them."""
     if readings is None:
         return None
@@ -105,18 +107,18 @@ def load_splits(
         ConfigError: no such data, columns or format, options that contradict each other, or the proof fails.
         DataError: a file or a row is wrong.
     """
-    makings = open_makings(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
+    builders = open_builders(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
     if verify is not None:
-        prove(makings, verify)
+        require_certificate(builders, verify)
     weights = [share.weight for share in shares(conf)]
     if conf.streaming:
-        splits = stream_splits(conf, makings, weights, _directory_for_now())
+        splits = stream_splits(conf, builders, weights, _directory_for_now())
     else:
         limit = None if conf.cache_max_gb is None else int(conf.cache_max_gb * 1e9)
         cache = Cache(cache_directory(hub.cache_dir) / "examples", max_bytes=limit)
-        parts = [_made(making, cache) for making in makings]
+        parts = [_made(builder, cache) for builder in builders]
         splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
-        splits = pack_splits(splits, max(making.tokenizing.limit for making in makings)) if conf.packing else splits
+        splits = pack_splits(splits, max(builder.example_tokenizer.limit for builder in builders)) if conf.packing else splits
         splits = replace(splits, identity=_identity_of_load(conf, parts, weights))
     _tell(splits.report)
     if kind == "judgement" and not conf.streaming:
@@ -124,9 +126,9 @@ def load_splits(
     return splits
 
 
-def open_makings(
+def open_builders(
     conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, kind: str = "conversation", smoke: bool = False
-) -> list[Making]:
+) -> list[DatasetBuilder]:
     """How the examples of each dataset of a mix are made, or of the one there is; the arguments are those of `load_splits`.
 
     Raises:
@@ -137,10 +139,10 @@ def open_makings(
     parts = [_opened(share.conf, kind=kind, hub=hub, smoke=smoke, mixed=bool(conf.mix)) for share in shares(conf)]
     parts = with_values(parts) if kind == "prompt" else parts
     weighs = any(part.ranks() for part in parts)
-    return [_making(part, render, tokenizer, seed=seed, smoke=smoke, weighs=weighs) for part in parts]
+    return [_builder(part, render, tokenizer, seed=seed, smoke=smoke, weighs=weighs) for part in parts]
 
 
-def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: bool) -> Opened:
+def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: bool) -> OpenedDataset:
     try:
         _check(conf)
         return open_dataset(conf, kind=kind, hub=hub, smoke=smoke)
@@ -148,16 +150,16 @@ def _opened(conf: DatasetConf, *, kind: str, hub: HubConf, smoke: bool, mixed: b
         raise within_mix(error, conf.name) if mixed else error from error.__cause__
 
 
-def _making(opened: Opened, render: Any, tokenizer: Any, *, seed: int, smoke: bool, weighs: bool) -> Making:
+def _builder(opened: OpenedDataset, render: Any, tokenizer: Any, *, seed: int, smoke: bool, weighs: bool) -> DatasetBuilder:
     conf, kind = opened.conf, opened.kind
     if kind == "document":
-        form: Form = documents_of(tokenizer, size=conf.cutoff_len, apart=conf.packing, drop_last=conf.drop_last_block)
+        example_type: ExampleType = documents_of(tokenizer, size=conf.cutoff_len, apart=conf.packing, drop_last=conf.drop_last_block)
     elif kind in ("preference", "judgement"):
-        form = (compared if kind == "preference" else judged)(conf.ranked, weighs=weighs)
+        example_type = (compared if kind == "preference" else judged)(conf.ranked, weighs=weighs)
     else:
-        form = form_of(kind, arrow_types(opened.training.values or {}))
-    tokenizing = Tokenizing(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt, form)
-    return Making(opened, tokenizing, seed if conf.seed is None else conf.seed, smoke)
+        example_type = example_type_of(kind, arrow_types(opened.training.values or {}))
+    example_tokenizer = ExampleTokenizer(render, tokenizer, conf.cutoff_len, conf.cutoff_policy, conf.mask_prompt, example_type)
+    return DatasetBuilder(opened, example_tokenizer, seed if conf.seed is None else conf.seed, smoke)
 
 
 def _check(conf: DatasetConf) -> None:
@@ -169,31 +171,31 @@ def _check(conf: DatasetConf) -> None:
         raise ConfigError(problems)
 
 
-def _made(making: Making, cache: Cache) -> Splits:
+def _made(builder: DatasetBuilder, cache: Cache) -> Splits:
     """The examples from the cache, made and put there first where it has none."""
-    key = cache_key(making)
-    if key is None or not making.opened.conf.cache:
-        return _made_for_now(making, key)
+    key = cache_key(builder)
+    if key is None or not builder.opened.conf.cache:
+        return _made_for_now(builder, key)
 
     def write(directory: Path) -> bool:
-        making.write(directory)
-        return cache_key(making) == key  # a file that was written to meanwhile is of no use to anybody later
+        builder.write(directory)
+        return cache_key(builder) == key  # a file that was written to meanwhile is of no use to anybody later
 
     try:
         place, found = cache.get(key, write)
     except OSError as error:
         log.warning("the cache can't be used (%s), so these examples are not kept; LLMMOD_CACHE names another directory", error)
-        return _made_for_now(making, key)
+        return _made_for_now(builder, key)
     if found:
-        log.info("%s: examples from the cache, %s", making.opened.conf.name, place)
-    return making.read(place, key=key if place.name == key else None)
+        log.info("%s: examples from the cache, %s", builder.opened.conf.name, place)
+    return builder.read(place, key=key if place.name == key else None)
 
 
-def _made_for_now(making: Making, key: str | None) -> Splits:
+def _made_for_now(builder: DatasetBuilder, key: str | None) -> Splits:
     """The examples in a directory of their own."""
     directory = _directory_for_now()
-    making.write(directory)
-    return making.read(directory, key=key if key is not None and key == cache_key(making) else None)
+    builder.write(directory)
+    return builder.read(directory, key=key if key is not None and key == cache_key(builder) else None)
 
 
 def _identity_of_load(conf: DatasetConf, parts: Sequence[Splits], weights: Sequence[float]) -> str | None:

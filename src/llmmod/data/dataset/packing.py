@@ -89,7 +89,7 @@ def _in_order(rows: array[int], count: int) -> array[int]:
     return rows
 
 
-class Packed:
+class PackedDataset:
     """Rows of at most `capacity` tokens: columns `input_ids`, `labels`, and `seq_lengths`, the tokens of each example in the row.
 
     It holds a dozen bytes an example: the examples stay where they are, on the disk or in memory.
@@ -165,7 +165,7 @@ def capacity_of(train: Any) -> int | None:
 
 def pack_splits(splits: Splits, cutoff_len: int) -> Splits:
     """The same data with the training examples packed into rows of `cutoff_len` tokens; those to validate with stay as they are."""
-    packed = Packed(splits.train, cutoff_len)
+    packed = PackedDataset(splits.train, cutoff_len)
     report = dataclasses.replace(splits.report, packed_rows=len(packed), fill=packed.fill)
     return dataclasses.replace(splits, train=packed, report=report)
 

@@ -17,7 +17,8 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
 
 if TYPE_CHECKING:
-    from llmmod.data.dataset.packing import Packed
+    from llmmod.data.dataset.packing import PackedDataset
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -153,14 +154,14 @@ class Splits:
         identity: what tells these examples apart from any others; None where nothing does.
     """
 
-    train: Dataset | Packed | IterableDataset
+    train: Dataset | PackedDataset | IterableDataset
     eval: Dataset | None
     eval_conversations: Sequence[Conversation]
     report: DataReport
     identity: str | None = None
 
 
-def held_out(count: int, val_size: float, *, seed: int) -> frozenset[int]:
+def validation_indices(count: int, val_size: float, *, seed: int) -> frozenset[int]:
     """Indices of the held-out rows, the same for the same count, size and seed, on any machine.
 
     Args:

@@ -23,15 +23,15 @@ from datasets.iterable_dataset import ExamplesIterable
 
 from llmmod.config.schema.data import DatasetConf
 from llmmod.data.dataset.build import counted
-from llmmod.data.dataset.examples import Making
+from llmmod.data.dataset.examples import DatasetBuilder
 from llmmod.data.dataset.mix import take_turns
 from llmmod.data.dataset.packing import packed
 from llmmod.data.dataset.splits import Counts, DataReport, Splits
-from llmmod.data.examples.tokenize import Placed, Tokenizing
+from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord
 from llmmod.data.examples.types import IDS
 from llmmod.data.rows.records import listed
-from llmmod.data.sources.dataset import SMOKE_EVAL, Opened
-from llmmod.data.sources.reader import Faults
+from llmmod.data.sources.dataset import SMOKE_EVAL, OpenedDataset
+from llmmod.data.sources.reader import BadRows
 from llmmod.errors import ConfigError, DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Stream:
     Args:
         name: of the dataset, for messages.
         rows: one pass over the records; what is wrong with bad rows is added to what it is given.
-        tokenizing: how they become examples.
+        example_tokenizer: how they become examples.
         buffer_size: records among which the next is drawn.
         seed: of the draw.
         skip: whether bad rows are left out.
@@ -57,8 +57,8 @@ class Stream:
     """
 
     name: str
-    rows: Callable[[Faults], Iterator[Placed]]
-    tokenizing: Tokenizing
+    rows: Callable[[BadRows], Iterator[LocatedRecord]]
+    example_tokenizer: ExampleTokenizer
     buffer_size: int
     seed: int
     skip: bool = False
@@ -68,12 +68,12 @@ class Stream:
     @property
     def schema(self) -> Any:
         """The columns of a row, as Arrow has them."""
-        schema = self.tokenizing.form.schema
+        schema = self.example_tokenizer.example_type.schema
         return schema if self.capacity is None else schema.append(pa.field("seq_lengths", IDS))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
-            bad = Faults()
+            bad = BadRows()
             made = 0
             for example in self._epoch(epoch, bad):
                 made += 1
@@ -84,30 +84,32 @@ class Stream:
             if epoch == 0 and bad:
                 log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
 
-    def _epoch(self, epoch: int, bad: Faults) -> Iterable[dict[str, Any]]:
+    def _epoch(self, epoch: int, bad: BadRows) -> Iterable[dict[str, Any]]:
         """The rows of one pass over the data."""
-        rows = self.tokenizing.form.arranged(self._examples(epoch, bad))
+        rows = self.example_tokenizer.example_type.arranged(self._examples(epoch, bad))
         return rows if self.capacity is None else packed(rows, self.capacity)
 
-    def _examples(self, epoch: int, bad: Faults) -> Iterator[dict[str, Any]]:
+    def _examples(self, epoch: int, bad: BadRows) -> Iterator[dict[str, Any]]:
         sources = examples = 0
         counts = Counts()
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
-            all_made = self.tokenizing.batch(batch)
-            counts += counted(all_made, self.tokenizing.form) if epoch == 0 else Counts()
+            all_made = self.example_tokenizer.tokenize(batch)
+            counts += counted(all_made, self.example_tokenizer.example_type) if epoch == 0 else Counts()
             for made in all_made:
                 if made.fault is not None:
                     if not self.skip:
                         raise made.fault
                     bad.add(made.fault)
-                found = made.rows(self.tokenizing.form)
+                found = made.rows(self.example_tokenizer.example_type)
                 sources, examples = sources + bool(found), examples + len(found)
                 yield from found
-        for line in counts.losses(self.tokenizing.limit):
+        for line in counts.losses(self.example_tokenizer.limit):
             log.warning("%s: %s", self.name, line)
         if epoch == 0 and examples > sources and self.ranked:
-            log.info("%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.tokenizing.form.made, sources)
+            log.info(
+                "%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.example_tokenizer.example_type.made, sources
+            )
 
 
 def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
@@ -121,7 +123,7 @@ def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> It
     yield from buffer
 
 
-class Streamed(IterableDataset):  # type: ignore[misc]
+class StreamedDataset(IterableDataset):  # type: ignore[misc]
     """The dataset of a stream.
 
     Args:
@@ -131,11 +133,11 @@ class Streamed(IterableDataset):  # type: ignore[misc]
     capacity: int | None = None
 
 
-def as_dataset(stream: Stream) -> Streamed:
+def as_dataset(stream: Stream) -> StreamedDataset:
     """The dataset of a stream's examples; one worker of a data loader reads it, whatever their number."""
     # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
     examples = ExamplesIterable(_numbered, {"stream": stream})
-    dataset = Streamed(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.schema)))
+    dataset = StreamedDataset(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.schema)))
     dataset.capacity = stream.capacity
     return dataset
 
@@ -157,15 +159,15 @@ class _Part:
         asked: how many the configuration asks for; more than `held` in a rehearsal.
     """
 
-    opened: Opened
+    opened: OpenedDataset
     held: int
     asked: int
 
-    def rows(self, bad: Faults) -> Iterator[Placed]:
+    def rows(self, bad: BadRows) -> Iterator[LocatedRecord]:
         """Those to train on."""
         return islice(self.opened.training.read(bad), self.held, None)
 
-    def held_out(self, bad: Faults) -> list[Placed]:
+    def validation_rows(self, bad: BadRows) -> list[LocatedRecord]:
         """Those to validate with.
 
         Raises:
@@ -183,7 +185,7 @@ class _Part:
         return [*head[: self.held], *(self.opened.validating or ())]
 
 
-def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequence[float], directory: Path) -> Splits:
+def stream_splits(conf: DatasetConf, builders: Sequence[DatasetBuilder], weights: Sequence[float], directory: Path) -> Splits:
     """The data of a run that streams.
 
     Args:
@@ -196,18 +198,18 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
         DataError: one of the first rows is wrong, or no row is left to train on.
         ConfigError: `val_size` takes all rows.
     """
-    first = makings[0]
-    parts = [_part(making) for making in makings]
-    bad = Faults()
-    aside = [row for part in parts for row in part.held_out(bad)]
+    first = builders[0]
+    parts = [_part(builder) for builder in builders]
+    bad = BadRows()
+    aside = [row for part in parts for row in part.validation_rows(bad)]
     evaluation, conversations = first.validation(aside, directory / "eval.arrow", bad)
 
-    def rows(bad: Faults) -> Iterator[Placed]:
+    def rows(bad: BadRows) -> Iterator[LocatedRecord]:
         readers = [partial(part.rows, bad) for part in parts]
         return readers[0]() if len(readers) == 1 else take_turns(readers, weights, conf.mix_stopping)
 
     skip, ranked = parts[0].opened.training.skip, any(part.opened.ranks() for part in parts)
-    stream = Stream(conf.name, rows, first.tokenizing, conf.buffer_size, first.seed, skip, _capacity(conf, makings), ranked)
+    stream = Stream(conf.name, rows, first.example_tokenizer, conf.buffer_size, first.seed, skip, _capacity(conf, builders), ranked)
     report = DataReport(
         name=conf.name,
         source=", ".join(part.opened.training.source.name for part in parts),
@@ -224,18 +226,18 @@ def stream_splits(conf: DatasetConf, makings: Sequence[Making], weights: Sequenc
     return Splits(as_dataset(stream), evaluation.dataset if evaluation else None, conversations, report)
 
 
-def _unread(opened: Opened, *, named: bool) -> str:
+def _unread(opened: OpenedDataset, *, named: bool) -> str:
     columns = listed(opened.training.format.unread)
     return f"{columns} in {opened.conf.name}" if columns and named else columns
 
 
-def _capacity(conf: DatasetConf, makings: Sequence[Making]) -> int | None:
-    return max(making.tokenizing.limit for making in makings) if conf.packing else None
+def _capacity(conf: DatasetConf, builders: Sequence[DatasetBuilder]) -> int | None:
+    return max(builder.example_tokenizer.limit for builder in builders) if conf.packing else None
 
 
-def _part(making: Making) -> _Part:
-    size = making.opened.conf.val_size
+def _part(builder: DatasetBuilder) -> _Part:
+    size = builder.opened.conf.val_size
     if size < 0 or size != int(size):
         found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
         raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
-    return _Part(making.opened, min(int(size), SMOKE_EVAL) if making.smoke else int(size), int(size))
+    return _Part(builder.opened, min(int(size), SMOKE_EVAL) if builder.smoke else int(size), int(size))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from llmmod.data.rows.records import Prompted, Record, changed
+from llmmod.data.rows.records import PromptRecord, Record, changed
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import IGNORED, Encoded
 
@@ -135,9 +135,9 @@ def without_oldest(conversation: Conversation, count: int) -> Conversation:
 
 def _rounds(record: Record) -> int:
     """Answers, and the one that a prompt asks for."""
-    conversation = record.prompt if isinstance(record, Prompted) else record
+    conversation = record.prompt if isinstance(record, PromptRecord) else record
     assert isinstance(conversation, Conversation), "a document is never shortened"
-    return sum(message.role == "assistant" for message in conversation.messages) + isinstance(record, Prompted)
+    return sum(message.role == "assistant" for message in conversation.messages) + isinstance(record, PromptRecord)
 
 
 def rounds_apart(conversation: Conversation) -> list[Conversation]:

@@ -82,16 +82,16 @@ class Documents:
         """`input_ids` and `labels`."""
         return _SCHEMA
 
-    def write(self, record: str, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: str, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The text as it is: no render writes anything around it."""
         return [[[Segment(record, None, True)]]]
 
-    def join(self, encoded: Sequence[Encoded]) -> Encoded:
+    def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
         """The text's ids between the tokens that begin and end a document."""
         ids = [*([] if self.bos is None else [self.bos]), *encoded[0].input_ids, self.eos]
         return Encoded(ids, ids)
 
-    def alone(self, record: str, index: int) -> str:
+    def select(self, record: str, index: int) -> str:
         """The document, which makes one example."""
         return record
 
@@ -111,7 +111,7 @@ class Documents:
         """`input_ids` and `labels`, of a document."""
         return {"input_ids": tokens.input_ids, "labels": tokens.input_ids}
 
-    def held_out(self) -> Documents:
+    def for_validation(self) -> Documents:
         """The same, with the last block."""
         return replace(self, drop_last=False)
 

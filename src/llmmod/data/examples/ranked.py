@@ -14,7 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from llmmod.config.schema.base import Ranked
 from llmmod.data.examples.types import Prompts, Texts
-from llmmod.data.rows.records import Prompted
+from llmmod.data.rows.records import PromptRecord
 
 WEIGHT = "weight"  # the column that says how much an example counts beside the others
 _LABEL = "label"
@@ -49,7 +49,7 @@ def ranked_labels(count: int, which: Ranked) -> list[tuple[int, bool]]:
 
 
 @dataclass(frozen=True)
-class Compared(Prompts):
+class Preferences(Prompts):
     """Pairs: the better and the worse answer; a row with more than two answers makes several pairs.
 
     Args:
@@ -60,22 +60,22 @@ class Compared(Prompts):
     ranked: Ranked = Ranked.all
     weighs: bool = False
 
-    def write(self, record: Prompted, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The prompt with both answers of each pair."""
-        (prompt, *answers), *_ = super().write(record, render, mask_prompt=mask_prompt)
+        (prompt, *answers), *_ = super().segments(record, render, mask_prompt=mask_prompt)
         return [[prompt, answers[better], answers[worse]] for better, worse in ranked_pairs(len(answers), self.ranked)]
 
-    def alone(self, record: Prompted, index: int) -> Prompted:
+    def select(self, record: PromptRecord, index: int) -> PromptRecord:
         """The record with the two answers of a pair."""
         return replace(record, answers=[record.answers[at] for at in ranked_pairs(len(record.answers), self.ranked)[index]])
 
-    def row(self, record: Prompted, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
+    def row(self, record: PromptRecord, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """The ids, and the weight where there is one."""
         return super().row(record, tokens) | ({WEIGHT: 1 / of} if self.weighs else {})
 
 
 @dataclass(frozen=True)
-class Judged(Prompts):
+class Judgements(Prompts):
     """Answers that are judged: by the row's label, or, where its answers are ranked, by `ranked_labels`.
 
     Args:
@@ -86,35 +86,35 @@ class Judged(Prompts):
     ranked: Ranked = Ranked.all
     weighs: bool = False
 
-    def write(self, record: Prompted, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The prompt with each judged answer."""
-        (prompt, *answers), *_ = super().write(record, render, mask_prompt=mask_prompt)
+        (prompt, *answers), *_ = super().segments(record, render, mask_prompt=mask_prompt)
         return [[prompt, answers[place]] for place, _ in self._labels(record)]
 
-    def alone(self, record: Prompted, index: int) -> Prompted:
+    def select(self, record: PromptRecord, index: int) -> PromptRecord:
         """The record with one of its answers, which has a label."""
         place, label = self._labels(record)[index]
         return replace(record, answers=[record.answers[place]], values={**record.values, _LABEL: label})
 
-    def row(self, record: Prompted, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
+    def row(self, record: PromptRecord, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """The ids, the label, and the weight where there is one."""
         label = {_LABEL: self._labels(record)[number][1]}
         return super().row(record, tokens) | label | ({WEIGHT: min(1.0, 2 / of)} if self.weighs else {})
 
-    def _labels(self, record: Prompted) -> list[tuple[int, bool]]:
+    def _labels(self, record: PromptRecord) -> list[tuple[int, bool]]:
         given = record.values.get(_LABEL)
         return ranked_labels(len(record.answers), self.ranked) if given is None else [(0, bool(given))]
 
 
-def compared(ranked: Ranked, *, weighs: bool) -> Compared:
+def compared(ranked: Ranked, *, weighs: bool) -> Preferences:
     """The form of preferences."""
-    return Compared(("chosen_ids", "rejected_ids"), _weight(weighs), made="pairs", ranked=ranked, weighs=weighs)
+    return Preferences(("chosen_ids", "rejected_ids"), _weight(weighs), made="pairs", ranked=ranked, weighs=weighs)
 
 
-def judged(ranked: Ranked, *, weighs: bool) -> Judged:
+def judged(ranked: Ranked, *, weighs: bool) -> Judgements:
     """The form of judgements."""
     values = {_LABEL: pa.bool_(), **_weight(weighs)}
-    return Judged(("completion_ids",), values, made="judged answers", ranked=ranked, weighs=weighs)
+    return Judgements(("completion_ids",), values, made="judged answers", ranked=ranked, weighs=weighs)
 
 
 def _weight(weighs: bool) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.examples.cutoff import LEAST, ends_kept, fit
-from llmmod.data.examples.types import Conversations, Form, Texts
-from llmmod.data.rows.records import Place, Record, RowError, changed
+from llmmod.data.examples.types import Conversations, ExampleType, Texts
+from llmmod.data.rows.records import Record, RowError, RowLocation, changed
 from llmmod.errors import DataError
 from llmmod.render.encode import encode
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Within it no cycles are looked for; afterwards as before."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -34,7 +34,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-Placed = tuple[Place, Record]
+LocatedRecord = tuple[RowLocation, Record]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Example:
     Args:
         record: what it is made of.
         index: which of the record's examples it is, None where it is the only one.
-        encoded: its tokens, as the form has them: ids and labels of a conversation.
+        encoded: its tokens, as the example type has them: ids and labels of a conversation.
         cut: whether it was longer than the limit.
         end_lost: whether the end of an answer was cut off, and isn't trained.
         dropped: whether it is left out because of its length.
@@ -59,20 +59,20 @@ class Example:
 
 
 @dataclass
-class Made:
+class TokenizedRecord:
     """What a record became: examples, or what is wrong with it."""
 
     examples: list[Example] = field(default_factory=list)
     fault: DataError | None = None
 
-    def rows(self, form: Form) -> list[dict[str, Any]]:
+    def rows(self, example_type: ExampleType) -> list[dict[str, Any]]:
         """The rows of the examples that are kept."""
         kept = [example for example in self.examples if not example.dropped]
-        return [form.row(example.record, example.encoded, number=example.index or 0, of=len(kept)) for example in kept]
+        return [example_type.row(example.record, example.encoded, number=example.index or 0, of=len(kept)) for example in kept]
 
 
 @dataclass(frozen=True)
-class Tokenizing:
+class ExampleTokenizer:
     """How records become examples.
 
     Args:
@@ -81,7 +81,7 @@ class Tokenizing:
         limit: tokens of an example, at most.
         policy: what gives way where there are more.
         mask_prompt: whether answers alone are trained.
-        form: what the records become.
+        example_type: what the records become.
     """
 
     render: Any
@@ -89,26 +89,26 @@ class Tokenizing:
     limit: int
     policy: CutoffPolicy = CutoffPolicy.proportional
     mask_prompt: bool = True
-    form: Form = field(default_factory=Conversations)
+    example_type: ExampleType = field(default_factory=Conversations)
 
-    @uncollected()
-    def batch(self, rows: Sequence[Placed]) -> list[Made]:
+    @gc_paused()
+    def tokenize(self, rows: Sequence[LocatedRecord]) -> list[TokenizedRecord]:
         """What each record became. All texts are encoded in one call, those of examples that are too long in a few more."""
         faults: dict[int, RowError] = {}
         examples = self._examples(rows, faults)
-        self._shorten([(row, example) for row, example in examples if self.form.length(example.encoded) > self.limit], faults)
-        made = [Made(fault=faults[row].at(place) if row in faults else None) for row, (place, _) in enumerate(rows)]
+        self._shorten([(row, example) for row, example in examples if self.example_type.length(example.encoded) > self.limit], faults)
+        made = [TokenizedRecord(fault=faults[row].at(place) if row in faults else None) for row, (place, _) in enumerate(rows)]
         for row, example in examples:
             if row not in faults:
                 made[row].examples.append(example)
         return made
 
-    def _examples(self, rows: Sequence[Placed], faults: dict[int, RowError]) -> list[tuple[int, Example]]:
+    def _examples(self, rows: Sequence[LocatedRecord], faults: dict[int, RowError]) -> list[tuple[int, Example]]:
         """Each example with the number of its row in the batch."""
         written: list[tuple[int, int | None, Texts]] = []
         for row, (_, record) in enumerate(rows):
             try:
-                found = self.form.write(record, self.render, mask_prompt=self.mask_prompt)
+                found = self.example_type.segments(record, self.render, mask_prompt=self.mask_prompt)
             except DataError as error:
                 faults[row] = RowError(error.problem.found, do=error.problem.do)
                 continue
@@ -128,7 +128,7 @@ class Tokenizing:
 
     def _joined(self, encoded: Sequence[Any]) -> Any:
         try:
-            return self.form.join(encoded)
+            return self.example_type.assemble(encoded)
         except RowError as error:
             return error
 
@@ -141,15 +141,17 @@ class Tokenizing:
             self._fit(long, faults)
         else:
             for row, example in long:
-                fitted, example.cut = self.form.cut(example.encoded, self.limit, self.policy), True
+                fitted, example.cut = self.example_type.cut(example.encoded, self.limit, self.policy), True
                 if isinstance(fitted, int):
                     faults[row] = self._no_room("its prompt takes all of them", fitted)
                 else:
                     example.encoded, example.end_lost = fitted
 
     def _fit(self, long: Sequence[tuple[int, Example]], faults: dict[int, RowError]) -> None:
-        lengths = [self.form.length(example.encoded) for _, example in long]
-        alone = [example.record if example.index is None else self.form.alone(example.record, example.index) for _, example in long]
+        lengths = [self.example_type.length(example.encoded) for _, example in long]
+        alone = [
+            example.record if example.index is None else self.example_type.select(example.record, example.index) for _, example in long
+        ]
         found = fit(alone, lengths, self.limit, self._rewritten, self._length)
         for (row, example), length, fitted in zip(long, lengths, found, strict=True):
             example.cut = True
@@ -166,7 +168,7 @@ class Tokenizing:
         return as_whole != shortened and self._written(as_whole) != self._written(shortened)
 
     def _written(self, record: Record) -> Texts:
-        return self.form.write(record, self.render, mask_prompt=self.mask_prompt)[0]
+        return self.example_type.segments(record, self.render, mask_prompt=self.mask_prompt)[0]
 
     def _rewritten(self, records: Sequence[Record]) -> list[_Rewritten]:
         """The one example of each record, or what is wrong with it."""
@@ -181,7 +183,7 @@ class Tokenizing:
         return [_Rewritten(record, found) for record, found in zip(records, tokens, strict=True)]
 
     def _length(self, rewritten: _Rewritten) -> int:
-        return 0 if isinstance(rewritten.tokens, RowError) else self.form.length(rewritten.tokens)
+        return 0 if isinstance(rewritten.tokens, RowError) else self.example_type.length(rewritten.tokens)
 
     def _no_room(self, reason: str, needed: int) -> RowError:
         found = f"dataset.cutoff_len={self.limit} tokens is too short for its prompt and an answer: {reason}"

@@ -1,6 +1,7 @@
 """What records of each kind become: texts to encode, and a row of columns made of their ids.
 
-A form is all that differs between the kinds once a row is read; how texts are encoded together, cut, counted and written is the same.
+An example type is all that differs between the kinds once a row is read; how texts are encoded together, cut, counted and written is
+the same.
 
 A prompt's ids and those of the answers to it, apart; what gives way where they are too long together.
 """
@@ -15,13 +16,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.examples.cutoff import cut_left, cut_right, ends_at, is_trained, rounds_apart
-from llmmod.data.rows.records import Prompted, RowError
+from llmmod.data.rows.records import PromptRecord, RowError
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import IGNORED, Encoded
 from llmmod.render.segments import Segment
 
 
-class Answered(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """A prompt and its answers in tokens; the prompt with each answer is what supervised fine-tuning would see."""
 
     prompt: list[int]
@@ -33,7 +34,7 @@ class Answered(NamedTuple):
         return len(self.prompt) + max(map(len, self.answers), default=0)
 
 
-def cut_answered(example: Answered, limit: int, policy: CutoffPolicy) -> Answered | None:
+def cut_answered(example: TokenizedPrompt, limit: int, policy: CutoffPolicy) -> TokenizedPrompt | None:
     """The example in at most `limit` tokens with each answer: of the prompt the beginning goes (left), or of the answers the end (right).
 
     With `left`, answers that leave the prompt no room lose their ends too. None where no answer, or nothing of the prompt, would be left.
@@ -45,7 +46,7 @@ def cut_answered(example: Answered, limit: int, policy: CutoffPolicy) -> Answere
     room = limit - len(prompt)
     if room < 0 or (answers and room == 0):
         return None
-    return Answered(prompt, [answer[:room] for answer in answers])
+    return TokenizedPrompt(prompt, [answer[:room] for answer in answers])
 
 
 Texts = Sequence[Sequence[Segment]]  # of one example, each encoded by itself
@@ -59,25 +60,24 @@ class Fitted(NamedTuple):
     end_lost: bool
 
 
-class Form(Protocol):
+class ExampleType(Protocol):
     """What records of a kind become."""
 
     @property
     def made(self) -> str:
         """What several examples of one record are called."""
 
-
     @property
     def schema(self) -> Any:
         """The columns of a row, as Arrow has them."""
 
-    def write(self, record: Any, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: Any, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The texts of each example that a record makes."""
 
-    def join(self, encoded: Sequence[Encoded]) -> Any:
+    def assemble(self, encoded: Sequence[Encoded]) -> Any:
         """An example's tokens; raises `RowError` where nothing of it would be trained."""
 
-    def alone(self, record: Any, index: int) -> Any:
+    def select(self, record: Any, index: int) -> Any:
         """The part of a record that makes its `index`-th example and no other."""
 
     def length(self, tokens: Any) -> int:
@@ -98,7 +98,7 @@ class Form(Protocol):
     def arranged_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
         """The same for Arrow's tables of rows."""
 
-    def held_out(self) -> Form:
+    def for_validation(self) -> ExampleType:
         """The form of what is held out, of which nothing is left out to fill rows."""
 
 
@@ -107,7 +107,7 @@ class _AsTheyAre:
 
     made: str = "examples"
 
-    def held_out(self) -> Any:
+    def for_validation(self) -> Any:
         """The same form."""
         return self
 
@@ -126,18 +126,18 @@ class Conversations(_AsTheyAre):
 
     schema: Any = field(default=pa.schema({"input_ids": IDS, "labels": IDS}), repr=False)
 
-    def write(self, record: Conversation, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: Conversation, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The render's examples: one, or several where each answer is one."""
         return [[segments] for segments in render.examples(record, mask_prompt=mask_prompt)]
 
-    def join(self, encoded: Sequence[Encoded]) -> Encoded:
+    def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
         """Ids and labels."""
         (example,) = encoded
         if not is_trained(example.labels):
             raise RowError("no token of it would be trained: every answer is masked")
         return example
 
-    def alone(self, record: Conversation, index: int) -> Conversation:
+    def select(self, record: Conversation, index: int) -> Conversation:
         """One round, where each round is an example."""
         return rounds_apart(record)[index]
 
@@ -182,39 +182,39 @@ class Prompts(_AsTheyAre):
         ids = dict.fromkeys(("prompt_ids", *self.answers), IDS)
         return pa.schema(ids | ({"prompt": _MESSAGES} if self.messages else {}) | dict(self.values))
 
-    def write(self, record: Prompted, render: Any, *, mask_prompt: bool) -> list[Texts]:
+    def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """What inference asks with, and that with each of the answers as training would see it."""
         return [[render.prompt(record.prompt), *(render.examples(one)[-1] for one in record.answered())]]
 
-    def join(self, encoded: Sequence[Encoded]) -> Answered:
+    def assemble(self, encoded: Sequence[Encoded]) -> TokenizedPrompt:
         """The prompt's ids, and what stands behind them with each answer; of one that was cut off, up to there."""
         prompt, whole = encoded[0].input_ids, [example.input_ids[: ends_at(example)] for example in encoded[1:]]
         if any(ids[: len(prompt)] != prompt for ids in whole):
             found = "the render writes another prompt before an answer than it asks with"
             raise RowError(found, do="Choose another render, or leave such rows out")
-        return Answered(prompt, [ids[len(prompt) :] for ids in whole])
+        return TokenizedPrompt(prompt, [ids[len(prompt) :] for ids in whole])
 
-    def alone(self, record: Prompted, index: int) -> Prompted:
+    def select(self, record: PromptRecord, index: int) -> PromptRecord:
         """The record, which makes one example."""
         return record
 
-    def length(self, tokens: Answered) -> int:
+    def length(self, tokens: TokenizedPrompt) -> int:
         """Tokens of the prompt with the longest answer."""
         return tokens.tokens
 
-    def cut(self, tokens: Answered, limit: int, policy: CutoffPolicy) -> Fitted | int:
+    def cut(self, tokens: TokenizedPrompt, limit: int, policy: CutoffPolicy) -> Fitted | int:
         """All answers after the same prompt."""
         kept = cut_answered(tokens, limit, policy)
         if kept is None:
             return len(tokens.prompt) + bool(tokens.answers)
         return Fitted(kept, any(len(one) < len(other) for one, other in zip(kept.answers, tokens.answers, strict=True)))
 
-    def count(self, tokens: Answered) -> tuple[int, int]:
+    def count(self, tokens: TokenizedPrompt) -> tuple[int, int]:
         """Tokens of the prompt, once, and of the answers; and those of the answers."""
         trained = sum(map(len, tokens.answers))
         return len(tokens.prompt) + trained, trained
 
-    def row(self, record: Prompted, tokens: Answered, *, number: int = 0, of: int = 1) -> dict[str, Any]:
+    def row(self, record: PromptRecord, tokens: TokenizedPrompt, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """`prompt_ids`, the answers' ids, and the values; None where the row has none."""
         ids = {"prompt_ids": tokens.prompt, **dict(zip(self.answers, tokens.answers, strict=True))}
         said = {"prompt": [{"role": m.role, "content": m.text} for m in record.prompt.messages]} if self.messages else {}
@@ -224,7 +224,7 @@ class Prompts(_AsTheyAre):
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
-def form_of(kind: str, values: Mapping[str, Any] | None = None) -> Form:
+def example_type_of(kind: str, values: Mapping[str, Any] | None = None) -> ExampleType:
     """The form of a kind's records; `data.forms.documents` and `data.forms.ranked` have those of documents and of rated answers.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from llmmod.data.rows import prompts as questions
-from llmmod.data.rows.records import Prompted, Row, RowError, described, present
+from llmmod.data.rows.records import PromptRecord, Row, RowError, described, present
 from llmmod.data.rows.turns import as_prompt, read_tools
 
 KIND = "judgement"
@@ -40,7 +40,7 @@ def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     return "label" in columns or questions.holds_ranked(head, columns["response"])
 
 
-def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     """The prompt of a row, its answer, and `label`; or its answers, best first.
 
     Raises:
@@ -56,10 +56,10 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
     else:
         answer = questions.only_answer(questions.read_answer(row, name), name)
     prompt = as_prompt(messages, place, tools=read_tools(row, columns))
-    return Prompted(prompt, [answer], {"label": _label(row, columns["label"])})
+    return PromptRecord(prompt, [answer], {"label": _label(row, columns["label"])})
 
 
-def _ranked(row: Row, columns: Mapping[str, str]) -> Prompted:
+def _ranked(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     if not questions.holds_ranked([row], columns["response"]):
         do = "Name its column: dataset.columns.label=…; answers in a list, best first, need none"
         raise RowError("an answer without a label", column=columns["response"], do=do)

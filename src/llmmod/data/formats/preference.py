@@ -14,7 +14,7 @@ from typing import Any
 
 from llmmod.data.formats import alpaca
 from llmmod.data.rows import prompts as questions
-from llmmod.data.rows.records import Prompted, Row, RowError, present
+from llmmod.data.rows.records import PromptRecord, Row, RowError, present
 from llmmod.data.rows.turns import as_prompt, read_tools
 from llmmod.render.conversation import Message
 
@@ -47,7 +47,7 @@ def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     return "response" not in columns or questions.holds_ranked(head, columns["response"])
 
 
-def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     """The prompt of a row and its answers, best first: two, or more in one column.
 
     Raises:
@@ -75,12 +75,12 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
 
 def _compared(
     prompt: Sequence[Message], sides: Sequence[Sequence[Message]], row: Row, columns: Mapping[str, str], names: Sequence[str]
-) -> Prompted:
+) -> PromptRecord:
     if sides[0] == sides[1]:
         raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
     answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = questions.prompt_column(columns) or names[0]
-    return Prompted(as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
+    return PromptRecord(as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
 
 
 def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:

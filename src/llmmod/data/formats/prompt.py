@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llmmod.data.rows import prompts as questions
-from llmmod.data.rows.records import Prompted, Row, RowError, described
+from llmmod.data.rows.records import PromptRecord, Row, RowError, described
 from llmmod.data.rows.turns import as_prompt, read_tools
 
 KIND = "prompt"
@@ -33,7 +33,7 @@ def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     return True
 
 
-def read(row: Row, columns: Mapping[str, str]) -> Prompted:
+def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     """The prompt of a row, `answer`, and the values of columns that are neither.
 
     Raises:
@@ -46,7 +46,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Prompted:
     prompt = as_prompt(messages, questions.prompt_column(columns), tools=read_tools(row, columns))
     used = {*columns.values(), "prompt", "answer", "prompt_ids"}
     others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
-    return Prompted(prompt, (), {**others, "answer": given})
+    return PromptRecord(prompt, (), {**others, "answer": given})
 
 
 def _answer(row: Row, column: str | None) -> str:

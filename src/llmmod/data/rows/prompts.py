@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from llmmod.data.formats import alpaca, messages, sharegpt
-from llmmod.data.rows.records import Prompted, Row, RowError, described, optional_list, optional_text, present
+from llmmod.data.rows.records import PromptRecord, Row, RowError, described, optional_list, optional_text, present
 from llmmod.data.rows.turns import as_prompt, read_tools, read_turns
 from llmmod.render.conversation import Message
 
@@ -119,7 +119,7 @@ def holds_ranked(head: Sequence[Row], column: str) -> bool:
     return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
 
 
-def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> Prompted:
+def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> PromptRecord:
     """The prompt of a row, and the answers that one column ranks, best first.
 
     Raises:
@@ -135,4 +135,4 @@ def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> Prompted:
     if same := next(((one, other) for one, other in combinations(range(len(answers)), 2) if answers[one] == answers[other]), None):
         raise RowError(f"answers {same[0] + 1} and {same[1] + 1} are the same, so neither is the better one", column=column)
     prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=read_tools(row, columns))
-    return Prompted(prompt, [Message("assistant", answer) for answer in answers])
+    return PromptRecord(prompt, [Message("assistant", answer) for answer in answers])

@@ -18,7 +18,7 @@ from llmmod.render.conversation import Conversation, Message
 Row = Mapping[str, Any]
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """Where a row stands: the file as a message shows it, and its number in that file, from 1 on.
 
     The number counts rows; the header of a CSV file is none. Where a row is a line (jsonl, txt) it is the line's number.
@@ -44,7 +44,7 @@ class RowError(Exception):
         self.found, self.column, self.do = found, column, do
         super().__init__(found)
 
-    def at(self, place: Place) -> DataError:
+    def at(self, place: RowLocation) -> DataError:
         """The same as an error for the user, with file, row number and column."""
         where = f"{place}, column {quoted(self.column)}" if self.column else str(place)
         return DataError(Problem(where, self.found, do=self.do))
@@ -161,7 +161,7 @@ def first_line(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class PromptRecord:
     """A prompt with answers to it.
 
     Args:
@@ -186,7 +186,7 @@ class Prompted:
         answer = [Message("assistant", good)] if good else []
         return replace(self.prompt, messages=[*self.prompt.messages, *answer])
 
-    def changed(self, change: Callable[[Conversation], Conversation]) -> Prompted:
+    def changed(self, change: Callable[[Conversation], Conversation]) -> PromptRecord:
         """The same with the conversations changed; what changes the prompt must change it alike whatever follows it."""
         if not self.answers:
             return replace(self, prompt=change(self.prompt))
@@ -194,13 +194,13 @@ class Prompted:
         return replace(self, prompt=replace(made[0], messages=made[0].messages[:-1]), answers=[one.messages[-1] for one in made])
 
 
-Record = Conversation | Prompted | str
-AnyRecord = TypeVar("AnyRecord", bound=Conversation | Prompted | str)
+Record = Conversation | PromptRecord | str
+AnyRecord = TypeVar("AnyRecord", bound=Conversation | PromptRecord | str)
 
 
 def changed(record: AnyRecord, change: Callable[[Conversation], Conversation]) -> AnyRecord:
     """A record with its conversations changed; a document has none."""
-    if isinstance(record, Prompted):
+    if isinstance(record, PromptRecord):
         return record.changed(change)  # type: ignore[return-value]
     return change(record) if isinstance(record, Conversation) else record  # type: ignore[return-value]
 
@@ -210,8 +210,8 @@ def texts_of(record: Record) -> Iterator[str]:
     if isinstance(record, str):
         yield record
         return
-    conversation = record.prompt if isinstance(record, Prompted) else record
-    answers, values = (record.answers, record.values) if isinstance(record, Prompted) else ((), {})
+    conversation = record.prompt if isinstance(record, PromptRecord) else record
+    answers, values = (record.answers, record.values) if isinstance(record, PromptRecord) else ((), {})
     yield from (message.text for message in (*conversation.messages, *answers))
     yield from (json.dumps(tool, ensure_ascii=False) for tool in conversation.tools)
     yield from (value for value in values.values() if isinstance(value, str))
@@ -230,13 +230,13 @@ def with_system(record: AnyRecord, system: str) -> AnyRecord:
 
 def conversations_of(record: Record) -> list[Conversation]:
     """The conversations of a record, each with an answer, for the proof that training sees what inference asks with."""
-    if isinstance(record, Prompted):
+    if isinstance(record, PromptRecord):
         return record.answered() or [replace(record.prompt, messages=[*record.prompt.messages, Message("assistant", "OK.")])]
     return [record] if isinstance(record, Conversation) else []
 
 
 def asked_of(record: Record) -> Conversation | None:
     """The conversation that a model can be asked with, and its answer where one is wanted; None of a document."""
-    if isinstance(record, Prompted):
+    if isinstance(record, PromptRecord):
         return record.known()
     return record if isinstance(record, Conversation) else None

@@ -19,7 +19,7 @@ from typing import Any
 from llmmod.data import formats
 from llmmod.data.formats import kto, preference, prompt, text
 from llmmod.data.formats.messages import KEYS, TURNS
-from llmmod.data.rows.records import Prompted, Record, Row, RowError, described, listed, quoted
+from llmmod.data.rows.records import PromptRecord, Record, Row, RowError, described, listed, quoted
 from llmmod.data.rows.turns import as_conversation, read_turns
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.instantiate import build
@@ -88,7 +88,7 @@ def _as_record(made: Any, kind: str) -> tuple[Record | None, str]:
         return (text.read({"text": made}, {"text": "text"}) if isinstance(made, str) else None), "a text"
     if kind in _READERS:
         reader, expected = _READERS[kind]
-        if isinstance(made, Prompted):
+        if isinstance(made, PromptRecord):
             return made, expected
         columns = reader.find_columns(list(made), {}) if isinstance(made, Mapping) else None
         return (reader.read(made, columns) if columns else None), expected

@@ -13,7 +13,7 @@ from llmmod.config.schema.model import HubConf
 from llmmod.data.rows.records import RowError
 from llmmod.data.sources.choose import choose_format
 from llmmod.data.sources.open import open_source
-from llmmod.data.sources.reader import Readings, disagreed, value_types
+from llmmod.data.sources.reader import RecordReader, disagreed, value_types
 from llmmod.data.sources.source import Source, is_streamed, needs_length
 from llmmod.errors import DataError, Problem
 
@@ -25,7 +25,7 @@ SURVEYED = 10_000  # of those on this machine that a rehearsal reads and checks,
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedDataset:
     """A dataset whose rows can be read.
 
     Args:
@@ -36,8 +36,8 @@ class Opened:
     """
 
     conf: DatasetConf
-    training: Readings
-    validating: Readings | None = None
+    training: RecordReader
+    validating: RecordReader | None = None
     kind: str = "conversation"
 
     def ranks(self) -> bool:
@@ -47,7 +47,7 @@ class Opened:
         return self.kind in ("preference", "judgement") and (in_one_column or any(not f.columns for f in formats))
 
 
-def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> Opened:
+def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> OpenedDataset:
     """The rows that a configuration names.
 
     Args:
@@ -64,10 +64,10 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
     limit = min((limit for limit in limits if limit is not None), default=None)
     training = _readings(conf, _open(conf, hub, smoke), kind=kind, limit=limit, smoke=smoke)
     validating = _validating(conf, hub, smoke, kind)
-    return Opened(conf, training, validating, kind)
+    return OpenedDataset(conf, training, validating, kind)
 
 
-def with_values(parts: Sequence[Opened]) -> list[Opened]:
+def with_values(parts: Sequence[OpenedDataset]) -> list[OpenedDataset]:
     """Datasets of prompts that become one, each with all columns that come along, of the types that they have in all of them."""
     kinds = {part.conf.name: part.training.value_kinds(HEAD) for part in parts}
     types = value_types(list(kinds.values()))
@@ -85,7 +85,7 @@ def _open(conf: DatasetConf, hub: HubConf, smoke: bool) -> Source:
     return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=conf.split, hub=hub, streaming=streaming)
 
 
-def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Readings | None:
+def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> RecordReader | None:
     if conf.val_files:
         builder = conf.path if conf.data_files else None
         source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
@@ -96,7 +96,7 @@ def _validating(conf: DatasetConf, hub: HubConf, smoke: bool, kind: str) -> Read
     return _readings(replace(conf, max_samples=None), source, kind=kind, limit=SMOKE_EVAL if smoke else None, smoke=smoke)
 
 
-def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None, smoke: bool) -> Readings:
+def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None, smoke: bool) -> RecordReader:
     head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
     if not head:
         _refuse_headless(source)
@@ -106,7 +106,7 @@ def _readings(conf: DatasetConf, source: Source, *, kind: str, limit: int | None
     # rows than are to be held out.
     enough = max(HEAD if is_streamed(source) else SURVEYED, int(conf.val_size) + 1)
     surveyed = min(enough, conf.max_samples or enough) if smoke else None
-    return Readings(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
+    return RecordReader(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
 
 
 def _refuse_headless(source: Source) -> None:

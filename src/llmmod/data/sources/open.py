@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from llmmod.config.schema.model import HubConf
 from llmmod.data.rows.records import described, first_line
-from llmmod.data.sources.source import BY_BUILDER, BY_SUFFIX, Files, Source, Streamed, Table, read_split, take_split
+from llmmod.data.sources.source import BY_BUILDER, BY_SUFFIX, Files, Source, StreamSource, Table, read_split, take_split
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.files.hub import set_proxies
 from llmmod.files.paths import PACKAGE, find_files, resolve_path, shown
@@ -180,7 +180,7 @@ def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: 
     if not streaming:
         return Table(f"{path} [{split}]", load_table(path, subset=subset, data_files=data_files, split=split, hub=hub))
     streams = load_streams(path, subset=subset, data_files=data_files, hub=hub)
-    return take_split({name: Streamed(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
+    return take_split({name: StreamSource(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
 
 
 def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from llmmod.data.rows.records import Place, Prompted, Record, Row, RowError, described, half_character, texts_of, with_system
+from llmmod.data.rows.records import PromptRecord, Record, Row, RowError, RowLocation, described, half_character, texts_of, with_system
 from llmmod.data.sources.choose import Format
 from llmmod.data.sources.source import Source
 from llmmod.errors import DataError, Problem
@@ -95,7 +95,7 @@ SHOWN = 3
 
 
 @dataclass
-class Faults:
+class BadRows:
     """An account of what is wrong with rows.
 
     Args:
@@ -114,7 +114,7 @@ class Faults:
         self.count += 1
         self.first += [fault] if len(self.first) < SHOWN else []
 
-    def __iadd__(self, other: Faults) -> Faults:
+    def __iadd__(self, other: BadRows) -> BadRows:
         self.count += other.count
         self.first = [*self.first, *other.first][:SHOWN]
         return self
@@ -125,11 +125,11 @@ class Survey(NamedTuple):
 
     used: int  # records that are used
     read: int  # records that could be read; more than are used in a rehearsal
-    bad: Faults  # what is wrong with the rows that are left out
+    bad: BadRows  # what is wrong with the rows that are left out
 
 
 @dataclass(frozen=True)
-class Readings:
+class RecordReader:
     """The records of a source; it can be read again and again.
 
     Args:
@@ -150,10 +150,10 @@ class Readings:
     surveyed: int | None = None
     values: Mapping[str, type] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Place, Any]]:
-        return self.read(Faults())
+    def __iter__(self) -> Iterator[tuple[RowLocation, Any]]:
+        return self.read(BadRows())
 
-    def read(self, bad: Faults) -> Iterator[tuple[Place, Any]]:
+    def read(self, bad: BadRows) -> Iterator[tuple[RowLocation, Any]]:
         """The records; what is wrong with the rows that are left out is added to `bad` on the way.
 
         Raises:
@@ -161,7 +161,7 @@ class Readings:
         """
         return islice(self._all(bad), self.limit)
 
-    def head(self, count: int, bad: Faults) -> tuple[list[tuple[Place, Any]], int]:
+    def head(self, count: int, bad: BadRows) -> tuple[list[tuple[RowLocation, Any]], int]:
         """The first records, at most `count`, and how many could be read: those that a survey reads are looked at too.
 
         What is wrong with rows that are left out is added to `bad`.
@@ -180,7 +180,7 @@ class Readings:
         Raises:
             DataError: a bad row where none may be left out, or no good one.
         """
-        bad = Faults()
+        bad = BadRows()
         count = sum(1 for _ in islice(self._all(bad), self.surveyed or self.limit))
         if not count:
             skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
@@ -190,9 +190,9 @@ class Readings:
     def value_kinds(self, head: int) -> dict[str, set[type]]:
         """The columns that come along, and the types of their values, in the first rows."""
         records = (record for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head))
-        return value_kinds(record.values for record in records if isinstance(record, Prompted))
+        return value_kinds(record.values for record in records if isinstance(record, PromptRecord))
 
-    def _all(self, bad: Faults) -> Iterator[tuple[Place, Record]]:
+    def _all(self, bad: BadRows) -> Iterator[tuple[RowLocation, Record]]:
         for place, row in self.source:
             try:
                 if isinstance(row, RowError):
@@ -207,7 +207,7 @@ class Readings:
             yield place, record if self.system is None else with_system(record, self.system)
 
     def _conforming(self, record: Record) -> Record:
-        if self.values is None or not isinstance(record, Prompted):
+        if self.values is None or not isinstance(record, PromptRecord):
             return record
         return replace(record, values=conform(record.values, self.values))
 

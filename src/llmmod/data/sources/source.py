@@ -12,14 +12,14 @@ from typing import Protocol
 
 from datasets import Dataset, IterableDataset, ReadInstruction
 
-from llmmod.data.rows.records import Place, Row, RowError, first_line
+from llmmod.data.rows.records import Row, RowError, RowLocation, first_line
 from llmmod.data.sources.read_json import read_json
 from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.files.paths import shown
 
 Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]
-Placed = tuple[Place, Row | RowError]
+LocatedRow = tuple[RowLocation, Row | RowError]
 
 BY_SUFFIX: Mapping[str, Reader] = {
     ".json": read_json, ".jsonl": read_json, ".ndjson": read_json, ".csv": read_csv, ".tsv": read_tsv,
@@ -36,7 +36,7 @@ class Source(Protocol):
     def name(self) -> str:
         """What messages call it."""
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[LocatedRow]:
         """The rows from the first on; a row that can't be read comes as a `RowError`."""
 
 
@@ -58,11 +58,11 @@ class Files:
         others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"{shown(self.paths[0])}{others}"
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[LocatedRow]:
         for path in self.paths:
             file, read = shown(path), self.reader or BY_SUFFIX[path.suffix.lower()]
             for number, row in read(path):
-                yield Place(file, number), row
+                yield RowLocation(file, number), row
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Table:
     name: str
     dataset: Dataset
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[LocatedRow]:
         number = 0
         for start in range(0, len(self.dataset), ROWS_A_BATCH):
             for row in self._rows(range(start, min(start + ROWS_A_BATCH, len(self.dataset)))):
                 number += 1
-                yield Place(self.name, number), row
+                yield RowLocation(self.name, number), row
 
     def _rows(self, numbers: range) -> Iterator[Row | RowError]:
         try:
@@ -94,7 +94,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamSource:
     """The rows of a `datasets.IterableDataset`, downloaded each time they are read; nobody knows how many there are.
 
     Args:
@@ -105,11 +105,11 @@ class Streamed:
     name: str
     dataset: IterableDataset
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[LocatedRow]:
         number = 0
         try:
             for number, row in enumerate(self.dataset, start=1):
-                yield Place(self.name, number), row
+                yield RowLocation(self.name, number), row
         except Exception as error:  # the file's reader, the file system and the network each have their own, and all say the same
             do = "Of a file of this machine the row would be told: dataset.path=my_folder"
             raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
@@ -127,7 +127,7 @@ class Ranges:
     name: str
     parts: Sequence[tuple[Source, int, int | None]]
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[LocatedRow]:
         for source, start, stop in self.parts:
             yield from islice(source, start, stop)
 
@@ -184,7 +184,7 @@ def no_such_split(spec: str, splits: Collection[str]) -> Problem:
 
 def is_streamed(source: Source) -> bool:
     """Whether reading the rows downloads them."""
-    return isinstance(source, Streamed) or (isinstance(source, Ranges) and any(is_streamed(part) for part, _, _ in source.parts))
+    return isinstance(source, StreamSource) or (isinstance(source, Ranges) and any(is_streamed(part) for part, _, _ in source.parts))
 
 
 def _count(source: Source) -> int:

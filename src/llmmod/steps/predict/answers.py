@@ -15,7 +15,7 @@ from typing import Any
 from transformers import GenerationConfig, set_seed
 
 from llmmod.config.schema.steps import PredictConf
-from llmmod.data.rows.records import Prompted
+from llmmod.data.rows.records import PromptRecord
 from llmmod.distributed import rank
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build
@@ -153,7 +153,7 @@ class _Speaker:
         if last.role != "assistant":
             return ""
         if last.reasoning or last.tool_calls:
-            (answered,) = Prompted(replace(conversation, messages=conversation.messages[:-1]), [last]).answered()
+            (answered,) = PromptRecord(replace(conversation, messages=conversation.messages[:-1]), [last]).answered()
             ids = encode([self.render.examples(answered)[-1]], self.tokenizer)[0].input_ids
             if ids[: len(prompt)] == list(prompt):
                 return self.reader(ids[len(prompt) :])

@@ -13,8 +13,8 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 
-from llmmod.data.dataset.certify import seen
-from llmmod.data.dataset.packing import Packed
+from llmmod.data.dataset.certify import labelled_sequences
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.distributed import world_size
 from llmmod.render.encode import IGNORED
 from llmmod.trainers.arguments import SMOKE_BATCH, SMOKE_STEPS
@@ -111,7 +111,7 @@ class Packs:
 
 def packs_of(train: Any, shown: int) -> Packs | None:
     """How a dataset is packed, with its first `shown` rows; None where each row is an example."""
-    if not isinstance(train, Packed):
+    if not isinstance(train, PackedDataset):
         return None
     return Packs(len(train), train.capacity, train.fill, [train[row]["seq_lengths"] for row in range(min(shown, len(train)))])
 
@@ -121,9 +121,11 @@ def examples_of(train: Any, *, streamed: int = STREAMED) -> Any:
     if not hasattr(train, "__len__"):
         rows = list(islice(train, streamed))
         if rows and "seq_lengths" in rows[0]:
-            return Dataset.from_list([{"input_ids": one.input_ids, "labels": one.labels} for row in rows for one in seen(row)])
+            return Dataset.from_list(
+                [{"input_ids": one.input_ids, "labels": one.labels} for row in rows for one in labelled_sequences(row)]
+            )
         return Dataset.from_list(rows)
-    return train.examples if isinstance(train, Packed) else train
+    return train.examples if isinstance(train, PackedDataset) else train
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llmmod.config.schema.steps import PreviewConf
-from llmmod.data.dataset.certify import Seen, proof, seen
-from llmmod.data.dataset.load import load_splits, open_makings
+from llmmod.data.dataset.certify import LabelledSequence, certify_data, labelled_sequences
+from llmmod.data.dataset.load import load_splits, open_builders
 from llmmod.distributed import rank
 from llmmod.instantiate import locate
 from llmmod.protocols import StepReport
@@ -60,7 +60,7 @@ class Preview:
         examples = [_examples(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
         directory = session.step_dir(self.name)
         with _written(directory / _LINES) as file:
-            file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in seen(row))
+            file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in labelled_sequences(row))
         with _written(directory / _PAGE) as file:
             file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
         show([example for _, of_row in spread(examples, self.conf.in_terminal) for example in of_row], judged, sys.stdout)
@@ -72,8 +72,8 @@ class Preview:
         conf, root, kind = session.conf(self.name, "dataset"), session.root, session.conf(self.name, "training").data_kind
         if locate(conf._target_) is not load_splits:
             return verdict(certify(render, tokenizer), rows=0, mask_prompt=conf.mask_prompt)
-        makings = open_makings(conf, render=render, tokenizer=tokenizer, seed=root.seed, hub=root.hub, kind=kind, smoke=root.smoke)
-        findings, rows = proof(makings)
+        builders = open_builders(conf, render=render, tokenizer=tokenizer, seed=root.seed, hub=root.hub, kind=kind, smoke=root.smoke)
+        findings, rows = certify_data(builders)
         return verdict(findings, rows=rows, mask_prompt=conf.mask_prompt or kind != "conversation", kind=kind)
 
     def _contents(self, session: Any, report: Any, numbers: Measured, judged: Verdict, examples: Sequence[Sequence[Example]]) -> Contents:
@@ -147,7 +147,7 @@ def _which(shown: int, figures: Figures) -> str:
 def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Example]:
     """What there is to see of a row, under one number."""
     found = []
-    for part, ids, labels in seen(row):
+    for part, ids, labels in labelled_sequences(row):
         shown = texts.shown(ids, labels)
         said = {piece.at: piece.text.replace("\n", "").replace("\t", "") for piece in shown}
         pairs = enumerate(zip(ids, labels, strict=True))
@@ -157,7 +157,7 @@ def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Examp
     return found
 
 
-def _line(one: Seen, texts: TokenTexts) -> str:
+def _line(one: LabelledSequence, texts: TokenTexts) -> str:
     part = {"part": one.part} if one.part else {}
     written = {"input_ids": one.input_ids, "labels": one.labels, "text": texts.text(one.input_ids), **part}
     return json.dumps(written, ensure_ascii=False) + "\n"
