@@ -61,6 +61,9 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "my_run" / "train").mkdir(parents=True)
     (tmp_path / "my_run" / "train" / "adapter_config.json").write_text("{}")
     (tmp_path / "my_run" / "train" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "my_run" / "export").mkdir()
+    (tmp_path / "my_run" / "export" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "my_run" / "export" / "model.safetensors").write_bytes(b"")
     (tmp_path / "my_reward" / "train").mkdir(parents=True)
     (tmp_path / "my_reward" / "train" / "adapter_config.json").write_text("{}")
     for step in ("train", "ppo"):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omegaconf import MISSING
+
 from llmmod.config.register import SCHEMAS, register_schemas, schema_class
 from llmmod.config.schema.root import Root
 from llmmod.config.wording import hints
@@ -140,7 +142,7 @@ def markdown(page: Page) -> str:
     for heading, group in page.groups:
         lines += [f"## {heading}", ""] if heading else []
         level = "###" if heading else "##"
-        for key in (key for key in group if not key.unread):
+        for key in sorted((key for key in group if not key.unread), key=lambda key: key.key.endswith("._target_")):
             lines += [f"{level} `{key.key}`", "", _escaped(key.meaning), "", *_facts(key), ""]
     if set_elsewhere := [key for _, group in page.groups for key in group if key.unread]:
         lines += ["## Keys that no stage reads", "", "llmmod refuses these arguments of the trainers.", ""]
@@ -162,7 +164,8 @@ def _defaults(defaults: Mapping[str, str]) -> str:
     for option, text in defaults.items():
         options.setdefault(text, []).append(option)
     if len(options) == 1:
-        return f"`{next(iter(options))}`"
+        (text,) = options
+        return "the option sets it" if text == MISSING else f"`{text}`"
     return "; ".join(f"`{text}` ({', '.join(names)})" for text, names in sorted(options.items(), key=lambda item: -len(item[1])))
 
 
