@@ -1,6 +1,6 @@
 """The roles that parts of a run play for one another, and the small values that travel between them.
 
-What a training step began with: a checkpoint, how its weights were quantized, and earlier adapters.
+What a training step started from: a checkpoint, how its weights were quantized, and earlier adapters.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Metric(Protocol):
         """Name -> value over all that was taken."""
 
 
-class Beginning(NamedTuple):
-    """What a training step began with.
+class ModelLineage(NamedTuple):
+    """What a training step started from.
 
     Args:
         base: a checkpoint, as it was typed; a directory that a step of the same run left, relative.
@@ -109,13 +109,13 @@ class Beginning(NamedTuple):
     gguf_file: str | None = None
     quantization: Mapping[str, Any] | None = None
 
-    def seen_from(self, directory: Path) -> tuple[str, ...]:
-        """Comparable with what another training began with: each absolute where it is on this disk."""
+    def resolve(self, directory: Path) -> tuple[str, ...]:
+        """Comparable with the lineage of another training: each absolute where it is on this disk."""
         quantization = "" if self.quantization is None else json.dumps(self.quantization, sort_keys=True)
-        return (*(seen_from(name, directory) for name in (self.base or "", *self.merged)), self.gguf_file or "", quantization)
+        return (*(resolve_from(name, directory) for name in (self.base or "", *self.merged)), self.gguf_file or "", quantization)
 
 
-def seen_from(name: str, directory: Path) -> str:
+def resolve_from(name: str, directory: Path) -> str:
     """What a name that is relative to a directory means: absolute where it is on this disk, else as it is."""
     place = Path(os.path.normpath(directory / Path(name).expanduser()))
     return str(place.absolute()) if place.exists() else name

@@ -14,8 +14,8 @@ from llmmod.config.schema.quantization import QuantizationConf, decides_weights
 from llmmod.config.schema.root import Root
 from llmmod.config.schema.steps import PredictConf, TrainConf
 from llmmod.config.schema.training import SftConf
-from llmmod.config.step_parts import Parts
-from llmmod.pipeline.session import doubts
+from llmmod.config.step_parts import StepConfigs
+from llmmod.pipeline.session import compatibility_warnings
 
 
 def run(*, adapters=(), reward=None, **own):
@@ -33,7 +33,7 @@ def run(*, adapters=(), reward=None, **own):
         "ppo": TrainConf(**ppo, **own.get("ppo", {})),
         "predict": PredictConf(**own.get("predict", {})),
     }
-    return doubts(Parts(root))
+    return compatibility_warnings(StepConfigs(root))
 
 
 @pytest.fixture

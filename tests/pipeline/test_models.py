@@ -13,9 +13,9 @@ from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.root import Root
 from llmmod.config.schema.steps import EvaluateConf, TrainConf
 from llmmod.config.schema.training import SftConf
-from llmmod.config.step_parts import Parts
-from llmmod.pipeline.model_pool import Models
-from llmmod.protocols import Beginning, LoadedModel
+from llmmod.config.step_parts import StepConfigs
+from llmmod.pipeline.model_pool import ModelPool
+from llmmod.protocols import LoadedModel, ModelLineage
 
 IDS = torch.arange(1, 9)[None]
 
@@ -38,8 +38,8 @@ def run(tiny_llama, tmp_path):
                 root.steps[name] = TrainConf(model=model, training=SftConf(stage=name, head=head))
             root.steps["evaluate"] = EvaluateConf(model=None if evaluated is None else ModelConf(from_step=evaluated))
             root.pipeline = list(root.steps)
-            self.read, self.let_go = [], 0
-            self.models = Models(Parts(root), load=self._load, let_go=self._count)
+            self.read, self.released = [], 0
+            self.models = ModelPool(StepConfigs(root), load=self._load, on_release=self._count)
 
         def _load(self, step, conf, *, saved):
             from transformers import AutoModelForCausalLM
@@ -48,14 +48,14 @@ def run(tiny_llama, tmp_path):
             return AutoModelForCausalLM.from_pretrained(conf.pretrained_model_name_or_path) if saved else copy.deepcopy(before)
 
         def _count(self):
-            self.let_go += 1
+            self.released += 1
 
         def adapter(self, step, *, intact=True):
             """What training an adapter does: a random one, saved; the logits with it."""
             torch.manual_seed(len(step))
             adapted = get_peft_model(self.models.base(step), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
             adapted.save_pretrained(tmp_path / step, save_embedding_layers=False)
-            self.models.trained(step, LoadedModel(adapted, "adapter", trained=True, path=tmp_path / step), base_intact=intact)
+            self.models.register_trained(step, LoadedModel(adapted, "adapter", trained=True, path=tmp_path / step), base_intact=intact)
             return logits(adapted)
 
         def full(self, step):
@@ -64,7 +64,7 @@ def run(tiny_llama, tmp_path):
             with torch.no_grad():
                 model.lm_head.weight.mul_(1 + len(step))
             model.save_pretrained(tmp_path / step)
-            self.models.trained(step, LoadedModel(model, "full", trained=True, path=tmp_path / step), base_intact=False)
+            self.models.register_trained(step, LoadedModel(model, "full", trained=True, path=tmp_path / step), base_intact=False)
             return logits(model)
 
     return Run
@@ -152,7 +152,7 @@ def test_from_step_of_what_an_earlier_run_left(run, tmp_path):
     before = run(sft=ALONE)
     left = before.adapter("sft")
     made = run(sft=ALONE, ppo=AFTER)
-    made.models.found("sft", LoadedModel(None, "adapter", trained=True, path=tmp_path / "sft"))
+    made.models.register_reused("sft", LoadedModel(None, "adapter", trained=True, path=tmp_path / "sft"))
     torch.testing.assert_close(logits(made.models.base("ppo")), left, rtol=1e-4, atol=1e-5)
     assert made.read == ["tiny"]
 
@@ -161,25 +161,25 @@ def test_what_a_step_begins_with_as_stage_json_has_it(run):
     made = run(sft=ALONE, dpo=AFTER, ppo=("dpo", "language"))
     made.adapter("sft")
     made.adapter("dpo")
-    assert made.models.begins_with("ppo") == Beginning(None, ["../sft", "../dpo"])
+    assert made.models.training_lineage("ppo") == ModelLineage(None, ["../sft", "../dpo"])
     made = run(sft=ALONE, ppo=AFTER)
     made.full("sft")
-    assert made.models.begins_with("ppo") == Beginning("../sft", [])
+    assert made.models.training_lineage("ppo") == ModelLineage("../sft", [])
 
 
 def test_what_is_under_the_adapter_that_is_evaluated(run):
     made = run(sft=ALONE, ppo=AFTER)
     made.adapter("sft")
     made.adapter("ppo")
-    assert made.models.stands_on("evaluate") == Beginning(None, ["../sft"])
+    assert made.models.base_lineage("evaluate") == ModelLineage(None, ["../sft"])
     made = run()
     made.models._parts.of("evaluate", "finetune").adapters.extend(["first", "second"])
-    assert made.models.stands_on("evaluate") == Beginning(None, ["first"])
+    assert made.models.base_lineage("evaluate") == ModelLineage(None, ["first"])
 
 
 def test_others_let_go_before_a_model_leaves(run):
     made = run(sft=ALONE, again=ALONE)
     made.full("sft")
-    assert made.let_go == 0
+    assert made.released == 0
     made.models.base("again")
-    assert made.let_go >= 1
+    assert made.released >= 1

@@ -17,7 +17,7 @@ from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.root import Root
 from llmmod.config.schema.steps import ChatConf, ExportConf
 from llmmod.config.schema.training import SftConf
-from llmmod.config.step_parts import Parts
+from llmmod.config.step_parts import StepConfigs
 from llmmod.protocols import LoadedModel
 from llmmod.render.template import Template
 
@@ -51,7 +51,7 @@ class FakeSession:
 
     @property
     def parts(self):
-        return Parts(self.root)
+        return StepConfigs(self.root)
 
     def conf(self, step, part):
         return getattr(self.root.steps[step], part) or getattr(self.root, part)

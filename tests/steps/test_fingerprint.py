@@ -54,7 +54,7 @@ def of(config, *, step="first", left="left", **changes):
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
     root = to_root(config)
     session = Session(root, Path(config.output_dir))
-    session.found("first", LoadedModel(None, "adapter", path=session.run_dir / "first", identity=left))
+    session.register_reused("first", LoadedModel(None, "adapter", path=session.run_dir / "first", identity=left))
     conf = session.conf(step, "training")
     args = training_arguments(conf, output_dir=session.step_dir(step), seed=root.seed, smoke=False)
     return parts(session, step, args=args, data=session.splits(step).identity)

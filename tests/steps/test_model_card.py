@@ -14,7 +14,7 @@ from llmmod.config.schema.preference_training import RmConf
 from llmmod.config.schema.root import Root
 from llmmod.config.schema.steps import ExportConf, PredictConf, TrainConf
 from llmmod.config.schema.training import SftConf
-from llmmod.config.step_parts import Parts
+from llmmod.config.step_parts import StepConfigs
 from llmmod.steps.model_card import chosen, model_card
 
 
@@ -35,7 +35,7 @@ def root(**changes):
 
 
 def card_of(root, step="export", *, metrics=(), overrides=()):
-    return model_card(root, Parts(root), step, metrics=dict(metrics), overrides=list(overrides))
+    return model_card(root, StepConfigs(root), step, metrics=dict(metrics), overrides=list(overrides))
 
 
 def front_matter(card):

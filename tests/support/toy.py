@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.protocols import Beginning
+from llmmod.protocols import ModelLineage
 
 SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "狐狸": "嗷"}
 WAYS = ("What says the {}?", "The {} says", "Sound of the {}:", "Tell me what the {} says:")
@@ -78,14 +78,14 @@ class ToySession:
             self.current = LoadedModel(self._model, kind="base")
         return self.current
 
-    def trained(self, step, result, *, base_intact=False):
+    def register_trained(self, step, result, *, base_intact=False):
         self.current = self.results[step] = result
 
     def result(self, step):
         return self.results[step]
 
-    def begins_with(self, step):
-        return Beginning("toy", [])
+    def training_lineage(self, step):
+        return ModelLineage("toy", [])
 
     trains_several = False
 

@@ -23,8 +23,8 @@ from llmmod.models.loading.load import load_model
 from llmmod.models.loading.quantization import quantization_config, rebuild_model
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import mark_trained, score, with_reward_head
-from llmmod.protocols import Beginning
-from llmmod.trainers.online.rewards import BEGAN_WITH, Answers, FunctionScorer, ModelScorer, rewards_from
+from llmmod.protocols import ModelLineage
+from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE, Answers, FunctionScorer, ModelScorer, rewards_from
 
 COLUMNS = {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]}
 ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], COLUMNS, ["read so", "and so"])
@@ -183,11 +183,11 @@ class TestModels:
         """Of the same name, but with another adapter merged: stage.json tells them apart."""
         write_stage_file(path, StageFile("rm", "adapter", "reward", base=str(tmp_path / "base"), render="chatml"))
         policy = setup_lora(base, lora())
-        setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), ["../sft"]).seen_from(tmp_path / "ppo"))
+        setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, ModelLineage(str(tmp_path / "base"), ["../sft"]).resolve(tmp_path / "ppo"))
         scorer = self.scorer(path, policy)
         assert not scorer.beside
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
-        setattr(policy.get_base_model(), BEGAN_WITH, Beginning(str(tmp_path / "base"), []).seen_from(tmp_path / "ppo"))
+        setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, ModelLineage(str(tmp_path / "base"), []).resolve(tmp_path / "ppo"))
         assert self.scorer(path, policy).beside
 
     @pytest.mark.parametrize("policy_s", KINDS)
@@ -209,7 +209,7 @@ class TestModels:
     def test_a_quantized_base_is_another_than_its_float_original(self, base, path, scores, bits, tmp_path):
         """Each reward is scored on the weights that it was trained on, whatever the policy's are."""
         conf = QuantizationConf(bits=bits)
-        float_base = Beginning(str(tmp_path / "base"), [])
+        float_base = ModelLineage(str(tmp_path / "base"), [])
         quantized_base = float_base._replace(quantization=decides_weights(conf))
         quantized = rebuild_model(copy.deepcopy(base), quantization_config=quantization_config(conf))
         own = saved(setup_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
@@ -220,7 +220,7 @@ class TestModels:
         found = {}
         for name, model, began in (("float", base, float_base), ("quantized", quantized, quantized_base)):
             policy = setup_lora(model, lora())
-            setattr(policy.get_base_model(), BEGAN_WITH, began.seen_from(tmp_path / "ppo"))
+            setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, began.resolve(tmp_path / "ppo"))
             scorers = {"float": self.scorer(path, policy), "quantized": self.scorer(own, policy)}
             assert {reward: scorer.beside for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
             found[name] = {reward: scorer(ANSWERS) for reward, scorer in scorers.items()}

@@ -72,7 +72,7 @@ class StepParts(ABC):
         return [name for name in before if self.trains(name)]
 
 
-class Parts(StepParts):
+class StepConfigs(StepParts):
     """Those of a validated configuration.
 
     Args:

@@ -16,9 +16,9 @@ from typing import Any
 from llmmod.config.schema.base import Weights
 from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.quantization import decides_weights
-from llmmod.config.step_parts import Parts
+from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import import_own
-from llmmod.protocols import Beginning, LoadedModel
+from llmmod.protocols import LoadedModel, ModelLineage
 
 # What weights are: ("checkpoint", a configuration), or ("step", the name of the step that left them).
 Origin = tuple[str, ...]
@@ -27,35 +27,35 @@ _REWARD = "llmmod.models.adapters.reward_models.load_reward_model"
 
 
 @dataclass
-class _Held:
+class _Current:
     """The model in memory.
 
     Args:
-        model: without what hangs on it.
-        origin: what its weights are; None: they were changed since, and are of no use to others.
-        wearer: who hung an adapter on it, or trained it: a step, or the adapters of a configuration.
-        worn: the model as that one left it.
+        model: without the adapter that is on it.
+        origin: what its weights are; None: they have changed since, and no other step can use them.
+        owner: who put an adapter on it, or trained it: a step, or the adapters of a configuration.
+        owned: the model as its owner left it.
     """
 
     model: Any
     origin: Origin | None
-    wearer: Origin | None = None
-    worn: LoadedModel | None = None
+    owner: Origin | None = None
+    owned: LoadedModel | None = None
 
 
-class Models:
+class ModelPool:
     """The models of a run.
 
     Args:
         parts: which configuration each step goes by.
         load: reads the model of a `model.*`, given the step, the configuration, and whether this run or an earlier one `saved` it.
-        let_go: called before a model leaves memory, for others to let go of it too.
+        on_release: called before a model leaves memory, so that others release it too.
     """
 
-    def __init__(self, parts: Parts, *, load: Callable[..., Any], let_go: Callable[[], None]) -> None:
-        self._parts, self._load, self._on_let_go = parts, load, let_go
+    def __init__(self, parts: StepConfigs, *, load: Callable[..., Any], on_release: Callable[[], None]) -> None:
+        self._parts, self._load, self._on_release = parts, load, on_release
         self._results: dict[str, LoadedModel] = {}
-        self._held: _Held | None = None
+        self._current: _Current | None = None
 
     def result(self, step: str) -> LoadedModel:
         """What a training step left; its `model` may be another step's by now, its `path` stays."""
@@ -63,13 +63,13 @@ class Models:
 
     def base(self, step: str) -> Any:
         """The model that a step begins with, nothing added: its checkpoint's, or what the step of `model.from_step` left."""
-        origin, held = self._origin(step), self._held
-        if held is None or not self._became(held, origin):
-            self._let_go()
-            self._held = held = _Held(self._read(step, origin), origin)
-        return held.model
+        origin, current = self._origin(step), self._current
+        if current is None or not self._become(current, origin):
+            self._release()
+            self._current = current = _Current(self._read(step, origin), origin)
+        return current.model
 
-    def trained(self, step: str, result: LoadedModel, *, base_intact: bool) -> None:
+    def register_trained(self, step: str, result: LoadedModel, *, base_intact: bool) -> None:
         """Take what a step trained, on the base it was given.
 
         Args:
@@ -78,100 +78,100 @@ class Models:
             base_intact: whether the base's weights are under an adapter what they were.
         """
         self._results[step] = result
-        if self._held is None or result.kind == "full":
-            self._held = _Held(result.model, None)
-        self._held.wearer, self._held.worn = ("step", step), result
+        if self._current is None or result.kind == "full":
+            self._current = _Current(result.model, None)
+        self._current.owner, self._current.owned = ("step", step), result
         if not base_intact:
-            self._held.origin = None
+            self._current.origin = None
 
-    def found(self, step: str, result: LoadedModel) -> None:
+    def register_reused(self, step: str, result: LoadedModel) -> None:
         """Take what a step left in an earlier run: it is on the disk alone until somebody asks for it."""
         self._results[step] = result
 
     def model(self, step: str) -> LoadedModel:
         """The model that a step which doesn't train works on: what a training step left, else that of its configuration."""
         followed = self._parts.followed(step)
-        return self._configured(step) if followed is None else self._left_by(followed)
+        return self._configured(step) if followed is None else self._trained_by(followed)
 
-    def begins_with(self, step: str) -> Beginning:
+    def training_lineage(self, step: str) -> ModelLineage:
         """What a training step begins with, seen from its directory."""
         conf, earlier = self._parts.of(step, "model"), self._parts.from_step(step)
-        chain = [_absolute(path) for path in _merged_first(self._parts.of(step, "finetune"))]
+        chain = [_absolute(path) for path in _merged_adapters(self._parts.of(step, "finetune"))]
         if earlier is None:
-            return _beginning(conf, chain)
+            return _checkpoint_lineage(conf, chain)
         if self._results[earlier].kind == "full":
-            return Beginning(f"../{earlier}", chain)
-        before = self.begins_with(earlier)
+            return ModelLineage(f"../{earlier}", chain)
+        before = self.training_lineage(earlier)
         return before._replace(merged=[*before.merged, f"../{earlier}", *chain])
 
-    def stands_on(self, step: str) -> Beginning:
-        """What is under the adapter of the model that a step works on which doesn't train: as `begins_with`."""
+    def base_lineage(self, step: str) -> ModelLineage:
+        """What is under the adapter of the model that a step works on which doesn't train: as `training_lineage`."""
         followed = self._parts.followed(step)
         if followed is not None:
-            return self.begins_with(followed)
+            return self.training_lineage(followed)
         conf, adapters = self._parts.of(step, "model"), self._parts.of(step, "finetune").adapters
-        return _beginning(conf, [_absolute(path) for path in adapters[:-1]])
+        return _checkpoint_lineage(conf, [_absolute(path) for path in adapters[:-1]])
 
     def _configured(self, step: str) -> LoadedModel:
         """The step's checkpoint with the adapters that its configuration names."""
         finetune, head = self._parts.of(step, "finetune"), self._parts.of(step, "training").head
-        wearer = ("configured", *self._origin(step), repr(finetune.adapters), head)
-        if self._held is not None and self._held.wearer == wearer and self._held.worn is not None:
-            return self._held.worn
-        base = _headed(self.base(step), head)
+        owner = ("configured", *self._origin(step), repr(finetune.adapters), head)
+        if self._current is not None and self._current.owner == owner and self._current.owned is not None:
+            return self._current.owned
+        base = _with_head(self.base(step), head)
         adapted = import_own("llmmod.models.adapters.setup.setup_inference")(base, finetune) if finetune.adapters else base
         if head == "reward":
             import_own("llmmod.models.reward.require_head")(adapted)
-        return self._wear(wearer, LoadedModel(adapted, "adapter" if finetune.adapters else "base", head), merged=finetune.adapters[:-1])
+        return self._set_owner(owner, LoadedModel(adapted, "adapter" if finetune.adapters else "base", head), merged=finetune.adapters[:-1])
 
-    def _left_by(self, step: str) -> LoadedModel:
-        result, held, own = self._results[step], self._held, ("step", step)
-        if held is not None and held.wearer == own:
+    def _trained_by(self, step: str) -> LoadedModel:
+        result, current, own = self._results[step], self._current, ("step", step)
+        if current is not None and current.owner == own:
             return result
-        if held is not None and self._became(held, own):
-            return replace(result, model=held.model, kind="full")  # its adapter has been merged for a later step
+        if current is not None and self._become(current, own):
+            return replace(result, model=current.model, kind="full")  # its adapter has been merged for a later step
         if result.kind == "full":
-            self._let_go()
-            self._held = _Held(self._read_result(step), own)
-            return replace(result, model=self._held.model)
-        base, finetune = _headed(self.base(step), result.head), self._parts.of(step, "finetune")
-        chain = _merged_first(finetune)
+            self._release()
+            self._current = _Current(self._read_result(step), own)
+            return replace(result, model=self._current.model)
+        base, finetune = _with_head(self.base(step), result.head), self._parts.of(step, "finetune")
+        chain = _merged_adapters(finetune)
         adapted = import_own("llmmod.models.adapters.setup.setup_inference")(base, replace(finetune, adapters=[*chain, str(result.path)]))
         self._results[step] = replace(result, model=adapted)
-        return self._wear(own, self._results[step], merged=chain)
+        return self._set_owner(own, self._results[step], merged=chain)
 
-    def _wear(self, wearer: Origin, worn: LoadedModel, *, merged: list[str]) -> LoadedModel:
-        held = self._held
-        assert held is not None
-        held.wearer, held.worn = wearer, worn
+    def _set_owner(self, owner: Origin, owned: LoadedModel, *, merged: list[str]) -> LoadedModel:
+        current = self._current
+        assert current is not None
+        current.owner, current.owned = owner, owned
         if merged:
-            held.origin = None
-        return worn
+            current.origin = None
+        return owned
 
     def _origin(self, step: str) -> Origin:
         earlier = self._parts.from_step(step)
         return ("checkpoint", repr(self._checkpoint(step))) if earlier is None else ("step", earlier)
 
-    def _became(self, held: _Held, origin: Origin) -> bool:
+    def _become(self, current: _Current, origin: Origin) -> bool:
         """Whether the model in memory is, or could be made, the one that is asked for."""
-        if held.wearer == origin and held.worn is not None:
-            if held.worn.kind == "adapter":
-                held.model = import_own("llmmod.models.adapters.merge.merge_or_stack")(held.worn.model)
+        if current.owner == origin and current.owned is not None:
+            if current.owned.kind == "adapter":
+                current.model = import_own("llmmod.models.adapters.merge.merge_or_stack")(current.owned.model)
             else:
-                import_own("llmmod.models.loading.quantization.set_name")(held.model, str(held.worn.path))
-            held.origin = origin
-        elif held.origin != origin:
+                import_own("llmmod.models.loading.quantization.set_name")(current.model, str(current.owned.path))
+            current.origin = origin
+        elif current.origin != origin:
             return False
-        elif held.worn is not None and held.worn.kind == "adapter":
-            import_own("llmmod.models.adapters.load.unload_adapter")(held.worn.model)
-        self._forget_worn(held)
+        elif current.owned is not None and current.owned.kind == "adapter":
+            import_own("llmmod.models.adapters.load.unload_adapter")(current.owned.model)
+        self._drop_owned(current)
         return True
 
-    def _forget_worn(self, held: _Held) -> None:
-        if held.worn is not None:
-            self._on_let_go()
-            held.worn.model = None  # nobody is to compute with it by mistake: it isn't what it was
-        held.wearer = held.worn = None
+    def _drop_owned(self, current: _Current) -> None:
+        if current.owned is not None:
+            self._on_release()
+            current.owned.model = None  # nobody is to compute with it by mistake: it isn't what it was
+        current.owner = current.owned = None
 
     def _read(self, step: str, origin: Origin) -> Any:
         if origin[0] == "checkpoint":
@@ -180,7 +180,7 @@ class Models:
         if result.kind == "full":
             return self._read_result(earlier)
         base = self._read(earlier, self._origin(earlier))
-        chain = [*_merged_first(self._parts.of(earlier, "finetune")), str(result.path)]
+        chain = [*_merged_adapters(self._parts.of(earlier, "finetune")), str(result.path)]
         return import_own("llmmod.models.adapters.load.merge_adapters")(base, chain)
 
     def _read_result(self, step: str) -> Any:
@@ -208,20 +208,20 @@ class Models:
         has_head = import_own("llmmod.models.loading.stage_file.head_of")(checkpoint) == "reward"
         return replace(conf, _target_=_REWARD) if scores and has_head else conf
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._forget_worn(self._held)
-            self._on_let_go()
-            self._held = None
+    def _release(self) -> None:
+        if self._current is not None:
+            self._drop_owned(self._current)
+            self._on_release()
+            self._current = None
             gc.collect()  # a trainer and its model hold each other
 
 
-def _beginning(conf: ModelConf, merged: list[str]) -> Beginning:
+def _checkpoint_lineage(conf: ModelConf, merged: list[str]) -> ModelLineage:
     base = conf.sizes.get(conf.size or "", conf.pretrained_model_name_or_path)
-    return Beginning(base, merged, conf.gguf_file, decides_weights(conf.quantization))
+    return ModelLineage(base, merged, conf.gguf_file, decides_weights(conf.quantization))
 
 
-def _merged_first(finetune: Any) -> list[str]:
+def _merged_adapters(finetune: Any) -> list[str]:
     """Of `finetune.adapters`, those that were merged into a training step's base."""
     return list(finetune.adapters[:-1] if finetune.resume_adapter else finetune.adapters)
 
@@ -231,5 +231,5 @@ def _absolute(path: str) -> str:
     return str(place.absolute()) if place.exists() else path
 
 
-def _headed(model: Any, head: str) -> Any:
+def _with_head(model: Any, head: str) -> Any:
     return import_own("llmmod.models.reward.with_reward_head")(model) if head == "reward" else model

@@ -25,12 +25,12 @@ from types import FrameType
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.schema.root import Root
-from llmmod.config.step_parts import Parts
+from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
 from llmmod.instantiate import locate
 from llmmod.pipeline.record import Record
-from llmmod.pipeline.session import Session, doubts
+from llmmod.pipeline.session import Session, compatibility_warnings
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
 
@@ -132,7 +132,7 @@ def _several_of_a_kind(root: Root) -> list[str]:
 
 
 def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -> None:
-    for line in doubts(Parts(root)):
+    for line in compatibility_warnings(StepConfigs(root)):
         log.warning(line)
     for number, name in enumerate(root.pipeline, start=1):
         log.info("[%d/%d] %s", number, len(root.pipeline), name)

@@ -21,10 +21,10 @@ from llmmod.config.schema.quantization import decides_weights
 from llmmod.config.schema.reward import reward_nodes
 from llmmod.config.schema.root import Root
 from llmmod.config.schema.steps import StepConf
-from llmmod.config.step_parts import Parts
+from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import build, import_own, locate
-from llmmod.pipeline.model_pool import Models
-from llmmod.protocols import Beginning, LoadedModel, Render
+from llmmod.pipeline.model_pool import ModelPool
+from llmmod.protocols import LoadedModel, ModelLineage, Render
 
 
 class Session:
@@ -38,8 +38,8 @@ class Session:
     def __init__(self, root: Root, run_dir: Path) -> None:
         self.root = root
         self.run_dir = run_dir
-        self.parts = Parts(root)
-        self._models = Models(self.parts, load=self._load, let_go=lambda: self.put("trainer", None))
+        self.parts = StepConfigs(root)
+        self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None))
         self._made: dict[tuple[str, ...], Any] = {}
         self._left: dict[str, Any] = {}
 
@@ -92,13 +92,13 @@ class Session:
         """The model that a training step begins with, and nothing added: its checkpoint's, or what the step of `model.from_step` left."""
         return self._models.base(step)
 
-    def trained(self, step: str, result: LoadedModel, *, base_intact: bool = False) -> None:
+    def register_trained(self, step: str, result: LoadedModel, *, base_intact: bool = False) -> None:
         """Take what a step trained and saved, for the steps that follow; see `pipeline.models`."""
-        self._models.trained(step, result, base_intact=base_intact)
+        self._models.register_trained(step, result, base_intact=base_intact)
 
-    def found(self, step: str, result: LoadedModel) -> None:
+    def register_reused(self, step: str, result: LoadedModel) -> None:
         """Take what an earlier run trained and saved, as if this one had."""
-        self._models.found(step, result)
+        self._models.register_reused(step, result)
 
     def from_step(self, step: str) -> str | None:
         """The earlier training step whose result a step begins with."""
@@ -109,13 +109,13 @@ class Session:
         """Whether the run has several training steps, and is no rehearsal."""
         return not self.root.smoke and sum(map(self.parts.trains, self.root.pipeline)) > 1
 
-    def begins_with(self, step: str) -> Beginning:
+    def training_lineage(self, step: str) -> ModelLineage:
         """What a training step begins with, as stage.json has it."""
-        return self._models.begins_with(step)
+        return self._models.training_lineage(step)
 
-    def stands_on(self, step: str) -> Beginning:
+    def base_lineage(self, step: str) -> ModelLineage:
         """What is under the adapter of the model that another step works on."""
-        return self._models.stands_on(step)
+        return self._models.base_lineage(step)
 
     def result(self, step: str) -> LoadedModel:
         """What an earlier training step left: its kind, head and directory."""
@@ -144,13 +144,13 @@ class Session:
         return self._made[key]
 
 
-def doubts(parts: Parts) -> list[str]:
+def compatibility_warnings(parts: StepConfigs) -> list[str]:
     """A line for each thing that a step takes and that was made for something else."""
     steps = [step for step in parts.steps if isinstance(parts.get(f"steps.{step}"), StepConf)]
     return list(dict.fromkeys(line for step in steps for line in [*_of_steps(parts, step), *_of_directories(parts, step)]))
 
 
-def _of_steps(parts: Parts, step: str) -> Iterator[str]:
+def _of_steps(parts: StepConfigs, step: str) -> Iterator[str]:
     """Of what earlier steps of the run leave."""
     begins = parts.from_step(step) if parts.trains(step) else parts.followed(step)
     scored = [node["step"] for node in _rewards(parts, step) if "step" in node]
@@ -158,7 +158,7 @@ def _of_steps(parts: Parts, step: str) -> Iterator[str]:
         yield from _another_render(earlier, parts.of(earlier, "render").name, step, parts)
 
 
-def _of_directories(parts: Parts, step: str) -> Iterator[str]:
+def _of_directories(parts: StepConfigs, step: str) -> Iterator[str]:
     """Of what earlier runs left; a step that goes by what a step of this run leaves reads none."""
     if not parts.trains(step) and parts.followed(step) is not None:
         return
@@ -184,12 +184,12 @@ def _bits(quantization: Mapping[str, Any] | None) -> str:
     return f"weights of {quantization['bits']} bits ({rest})"
 
 
-def _another_render(what: str, render: str, step: str, parts: Parts) -> Iterator[str]:
+def _another_render(what: str, render: str, step: str, parts: StepConfigs) -> Iterator[str]:
     own = parts.of(step, "render").name
     if render != own:
         yield f"{what} was trained with render={render}, and {step} writes with render={own}"
 
 
-def _rewards(parts: Parts, step: str) -> list[dict[str, Any]]:
+def _rewards(parts: StepConfigs, step: str) -> list[dict[str, Any]]:
     conf = getattr(parts.of(step, "training"), "reward", None) if parts.trains(step) else None
     return [] if conf is None else list(reward_nodes(conf).values())

@@ -155,7 +155,7 @@ def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, 
         "data": data,
         "render": render_identity(session.render(step)),
         "tokenizer": tokenizer_identity(session.tokenizer(step)),
-        "what it begins with": session.begins_with(step),
+        "what it begins with": session.training_lineage(step),
         "checkpoint" if earlier is None else f"what {earlier} left":
             checkpoint_identity(model, hub) if earlier is None else _left_by(session, earlier),
         "adapters": [directory_identity(path, hub) for path in finetune.adapters],

@@ -17,7 +17,7 @@ from llmmod.steps.predict.step import Predict, held_out
 from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import lent, release, trainer_from
 from llmmod.trainers.measures import after_last_step, only_measures
-from llmmod.trainers.online.rewards import BEGAN_WITH
+from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 
 # Of a stage's metrics, the ones that are told, and how.
 _NAMES = {
@@ -122,8 +122,8 @@ class Evaluate:
         """Have the model say what is under its adapter, by which a reward adapter is known to fit there; whole weights are that no more."""
         model = loaded.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
-        known = None if loaded.kind == "full" else session.stands_on(self.name).seen_from(session.step_dir(self.name))
-        setattr(base, BEGAN_WITH, known)
+        known = None if loaded.kind == "full" else session.base_lineage(self.name).resolve(session.step_dir(self.name))
+        setattr(base, LINEAGE_ATTRIBUTE, known)
 
 
 def _predict_conf(session: Any) -> PredictConf:

@@ -34,7 +34,7 @@ from llmmod.trainers.callbacks.progress import TrainingProgress
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over
 from llmmod.trainers.collation import check_trainer
 from llmmod.trainers.measures import measured
-from llmmod.trainers.online.rewards import BEGAN_WITH
+from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
@@ -107,14 +107,14 @@ class Train:
             write_stage_file(directory, self._left(session, kind))
         reuse.keep(metrics=metrics, kind=kind)
         result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
-        session.trained(self.name, result, base_intact=_leaves_base(session.conf(self.name, "finetune")))
+        session.register_trained(self.name, result, base_intact=_leaves_base(session.conf(self.name, "finetune")))
         session.put("trainer", trainer)
         return self._report(metrics, kind, directory)
 
     def _taken(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:
         """What there is to say where an earlier run has trained the very same."""
         directory, head = session.step_dir(self.name), session.conf(self.name, "training").head
-        session.found(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
+        session.register_reused(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
         told = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
         if rank() == 0:
             log.info(told)
@@ -130,7 +130,7 @@ class Train:
         set_seed(seed)
         if session.conf(self.name, "training").head == "reward":
             base = with_reward_head(base, seed=seed)
-        setattr(base, BEGAN_WITH, session.begins_with(self.name).seen_from(session.step_dir(self.name)))
+        setattr(base, LINEAGE_ATTRIBUTE, session.training_lineage(self.name).resolve(session.step_dir(self.name)))
         return locate(finetune._target_)(base, finetune)
 
     def _resumes(self, session: Any) -> str:
@@ -140,7 +140,7 @@ class Train:
 
     def _left(self, session: Any, kind: str) -> StageFile:
         training, render = session.conf(self.name, "training"), session.conf(self.name, "render").name
-        return StageFile(training.stage, kind, training.head, render=render, **session.begins_with(self.name)._asdict())
+        return StageFile(training.stage, kind, training.head, render=render, **session.training_lineage(self.name)._asdict())
 
     def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
         artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}

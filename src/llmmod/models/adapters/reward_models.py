@@ -29,7 +29,7 @@ from llmmod.models.loading.load import WHERE, explain_loading_errors, is_reward_
 from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, set_name, with_float32_parts
 from llmmod.models.loading.stage_file import read_stage_file
 from llmmod.models.reward import HEAD, head_scores, last_tokens, mark_trained, require_head, reward_class, trunk_inputs, with_reward_head
-from llmmod.protocols import Beginning, seen_from
+from llmmod.protocols import ModelLineage, resolve_from
 
 
 class SharedBaseReward:
@@ -175,13 +175,13 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
 def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> Any:
     """What an adapter was trained on, read anew: quantized where it was, with the earlier adapters that were there."""
     left = read_stage_file(directory)
-    began = Beginning(None, []) if left is None else left.beginning
-    base = began.base or read_adapter(path, key)[0].base_model_name_or_path
+    lineage = ModelLineage(None, []) if left is None else left.lineage
+    base = lineage.base or read_adapter(path, key)[0].base_model_name_or_path
     if not base:
         raise ConfigError(Problem(key, f"the adapter '{path}' doesn't say which model it was trained on", do="Train one: stage=rm"))
-    given: dict[str, Any] = {} if began.gguf_file is None else {"gguf_file": began.gguf_file}
-    if began.quantization is not None:
-        config = quantization_config(QuantizationConf(**began.quantization))
+    given: dict[str, Any] = {} if lineage.gguf_file is None else {"gguf_file": lineage.gguf_file}
+    if lineage.quantization is not None:
+        config = quantization_config(QuantizationConf(**lineage.quantization))
         given |= {"quantization_config": config, "device_map": quantized_device_map(arguments.get("device_map"))}
-    model = load_model(seen_from(base, directory), **{**arguments, **given})
-    return merge_adapters(with_float32_parts(model), [seen_from(name, directory) for name in began.merged])
+    model = load_model(resolve_from(base, directory), **{**arguments, **given})
+    return merge_adapters(with_float32_parts(model), [resolve_from(name, directory) for name in lineage.merged])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.errors import Problem
-from llmmod.protocols import Beginning, seen_from
+from llmmod.protocols import ModelLineage, resolve_from
 from llmmod.upstream import installed
 
 NAME = "stage.json"
@@ -31,7 +31,7 @@ class StageFile:
         stage: `sft`, `rm`, ….
         kind: `adapter` or `full`.
         head: `language` (it writes) or `reward` (it scores).
-        base: see `Beginning`, as `merged`, `gguf_file` and `quantization`.
+        base: see `ModelLineage`, as `merged`, `gguf_file` and `quantization`.
         render: the name of the render it was trained with.
         merged: adapters under what was trained.
         gguf_file: the base's.
@@ -50,9 +50,9 @@ class StageFile:
     llmmod: str = ""
 
     @property
-    def beginning(self) -> Beginning:
-        """What training began with."""
-        return Beginning(self.base, self.merged, self.gguf_file, self.quantization)
+    def lineage(self) -> ModelLineage:
+        """What training started from."""
+        return ModelLineage(self.base, self.merged, self.gguf_file, self.quantization)
 
 
 def write_stage_file(directory: Path, left: StageFile) -> None:
@@ -98,8 +98,8 @@ def wrong_chain(path: str, directory: Path, *, before: Sequence[str], key: str) 
     left = read_stage_file(directory)
     if left is None or left.kind != "adapter":
         return None
-    wanted = [seen_from(name, directory) for name in left.merged]
-    if wanted == [seen_from(name, Path()) for name in before][-len(wanted) :] or not wanted:
+    wanted = [resolve_from(name, directory) for name in left.merged]
+    if wanted == [resolve_from(name, Path()) for name in before][-len(wanted) :] or not wanted:
         return None
     chain = [_shown(name) for name in wanted]
     found = f"'{path}' was trained on a base with {' and '.join(chain)} merged into it, and would not fit without"

@@ -32,11 +32,11 @@ from llmmod.models.generation.settings import answer_text
 from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.loading.stage_file import read_stage_file
 from llmmod.models.reward import require_head, score, with_reward_head
-from llmmod.protocols import Beginning
+from llmmod.protocols import ModelLineage
 from llmmod.trainers.collation import is_spread, ready_to_answer
 
 KEY = "training.reward"
-BEGAN_WITH = "began_with"  # attribute of a model without its adapter: as from `beginning.Beginning.seen_from`
+LINEAGE_ATTRIBUTE = "lineage"  # attribute of a model without its adapter: as from `ModelLineage.resolve`
 
 
 @dataclass
@@ -185,8 +185,8 @@ class FunctionScorer:
 
 
 class ModelScorer:
-    """Asks a reward model. An adapter that was trained on what the policy began with is put beside the policy's own adapter; where that
-    has none, or can't stand beside it, on a copy of what the policy began with. Any other is a model of its own.
+    """Asks a reward model. An adapter that was trained on what the policy started from is put beside the policy's own adapter; where that
+    has none, or can't stand beside it, on a copy of what the policy started from. Any other is a model of its own.
 
     Args:
         path: of a reward adapter or a full reward model.
@@ -201,7 +201,7 @@ class ModelScorer:
 
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
         self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
-        same, adapted = began_alike(Path(path), policy), hasattr(policy, "peft_config")
+        same, adapted = same_lineage(Path(path), policy), hasattr(policy, "peft_config")
         self.beside = same and adapted and can_share_base(path, policy, key=KEY)
         self._model: Any
         if self.beside:
@@ -230,25 +230,25 @@ class ModelScorer:
         self._model = None
 
 
-def began_alike(path: Path, policy: Any) -> bool:
-    """Whether a directory holds an adapter that was trained on the very weights that the policy began with."""
+def same_lineage(path: Path, policy: Any) -> bool:
+    """Whether a directory holds an adapter that was trained on the very weights that the policy started from."""
     if not (path / "adapter_config.json").is_file():
         return False
     base = policy.get_base_model() if hasattr(policy, "peft_config") else policy
-    left, own = read_stage_file(path), getattr(base, BEGAN_WITH, None)
+    left, own = read_stage_file(path), getattr(base, LINEAGE_ATTRIBUTE, None)
     if left is not None and own is not None:
-        return left.beginning.seen_from(path) == own
-    # One of the two doesn't say all that it began with, and a name alone says nothing of earlier adapters and of quantization.
-    began = Beginning(None, []) if left is None else left.beginning
-    plain = Beginning(began.base, [], began.gguf_file)
-    if is_quantized(base) or began != plain or (own is not None and len(own) != len(plain.seen_from(path))):
+        return left.lineage.resolve(path) == own
+    # One of the two doesn't say all that it started from, and a name alone says nothing of earlier adapters and of quantization.
+    lineage = ModelLineage(None, []) if left is None else left.lineage
+    plain = ModelLineage(lineage.base, [], lineage.gguf_file)
+    if is_quantized(base) or lineage != plain or (own is not None and len(own) != len(plain.resolve(path))):
         return False
     config, _ = read_adapter(str(path), KEY)
     return config.base_model_name_or_path in (None, "", base.name_or_path)
 
 
 def _apart(path: str, policy: Any) -> Any:
-    """A reward model of its own; of an adapter, on a copy of what `policy` began with where there is one."""
+    """A reward model of its own; of an adapter, on a copy of what `policy` started from where there is one."""
     if policy is None:
         return load_reward_model(path, key=KEY)
     base = copy.deepcopy(policy)
