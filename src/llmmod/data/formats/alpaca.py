@@ -7,23 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
-from llmmod.data.rows.records import Row, RowError, described, optional_list, optional_text, required_text
+from llmmod.data.rows.columns import USUAL, read_question
+from llmmod.data.rows.records import Row, RowError, described, required_text
 from llmmod.data.rows.turns import as_conversation
 from llmmod.render.conversation import Conversation, Message
 
 KIND = "conversation"
 ROLES = ("prompt", "query", "response", "history", "system")
 REQUIRED = ("prompt", "response")
-# The usual names of each role, in the order in which they are looked for.
-USUAL: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("instruction", "prompt", "question", "query", "input"),
-    "query": ("input", "query", "context"),
-    "response": ("output", "response", "answer", "completion"),
-    "history": ("history",),
-    "system": ("system", "system_prompt"),
-}
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
@@ -49,45 +41,13 @@ def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     """The conversation of a row.
 
     Raises:
-        RowError: question or answer missing, empty or no text, or a history that isn't made of pairs.
+        RowError: question or answer missing, empty or not a text, or a history that isn't made of pairs.
     """
-    return as_conversation([*read_question(row, columns), Message("assistant", _answer(row, columns["response"]))])
-
-
-def read_question(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    """The messages of a row up to its question, of the columns `prompt`, `query`, `history` and `system`.
-
-    Raises:
-        RowError: the question is missing, empty or no text, or a history that isn't made of pairs.
-    """
-    prompt = required_text(row, columns["prompt"]) if "prompt" in columns else ""
-    query = optional_text(row, columns.get("query"))
-    question = "\n".join(part for part in (prompt, query) if part)
-    if not question.strip():
-        raise RowError("empty", column=columns.get("prompt", columns.get("query")))
-    system = optional_text(row, columns.get("system"))
-    messages = [Message("system", system)] if system else []
-    for asked, answered in _pairs(row, columns.get("history")):
-        messages += [Message("user", asked), Message("assistant", answered)]
-    return [*messages, Message("user", question)]
-
-
-def _answer(row: Row, column: str) -> str:
+    messages, column = read_question(row, columns), columns["response"]
     if isinstance(row.get(column), list):
         found = f"{described(row[column])} where a text is expected"
         raise RowError(found, column=column, do="Answers that are compared are for dataset.format=preference")
     answer = required_text(row, column)
     if not answer.strip():
         raise RowError("empty", column=column)
-    return answer
-
-
-def _pairs(row: Row, column: str | None) -> list[Any]:
-    pairs = optional_list(row, column)
-    for number, pair in enumerate(pairs, start=1):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise RowError(f"item {number} is {described(pair)} where a pair of texts, [query, response], is expected", column=column)
-        for name, text in zip(("query", "response"), pair, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise RowError(f"item {number}, {name}: {described(text)} where a text is expected", column=column)
-    return pairs
+    return as_conversation([*messages, Message("assistant", answer)])

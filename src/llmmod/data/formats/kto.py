@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from llmmod.data.rows import prompts as questions
+from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, described, present
 from llmmod.data.rows.turns import as_prompt, read_tools
 
 KIND = "judgement"
-ROLES = (*questions.ROLES, "response", "label")
+ROLES = (*shared.PROMPT_ROLES, "response", "label")
 REQUIRED = ("response", "label")
 USUAL: Mapping[str, tuple[str, ...]] = {
-    **questions.USUAL,
+    **shared.USUAL,
     "response": ("completion", "output", "response", "answer"),
     "label": ("label", "kto_tag"),
 }
@@ -31,13 +31,13 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
         name = next((name for name in USUAL[role] if name in available and name not in answers.values()), None)
         if role not in answers and name is not None:
             answers[role] = name
-    found = questions.find_prompt_columns(available, given, answers)
+    found = shared.find_prompt_columns(available, given, answers)
     return found if found and ("response" in found or ("label" in found and "messages" in found)) else None
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     """Whether the names of the columns say it, or the first answer is a list of them."""
-    return "label" in columns or questions.holds_ranked(head, columns["response"])
+    return "label" in columns or shared.holds_ranked(head, columns["response"])
 
 
 def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
@@ -47,28 +47,19 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
         RowError: prompt, answer or label is missing or something else.
     """
     if "label" not in columns:
-        return _ranked(row, columns)
-    messages = questions.read_prompt(row, columns)
+        if not shared.holds_ranked([row], columns["response"]):
+            do = "Name its column: dataset.columns.label=…; answers in a list, best first, need none"
+            raise RowError("an answer without a label", column=columns["response"], do=do)
+        return shared.read_ranked(row, columns, columns["response"])
+    messages = shared.read_prompt(row, columns)
     name = columns.get("response")
-    place = questions.prompt_column(columns)
     if name is None:
-        messages, answer = messages[:-1], questions.only_answer(messages[-1:], columns["messages"])
+        messages, answer = messages[:-1], shared.only_answer(messages[-1:], columns["messages"])
     else:
-        answer = questions.only_answer(questions.read_answer(row, name), name)
-    prompt = as_prompt(messages, place, tools=read_tools(row, columns))
-    return PromptRecord(prompt, [answer], {"label": _label(row, columns["label"])})
-
-
-def _ranked(row: Row, columns: Mapping[str, str]) -> PromptRecord:
-    if not questions.holds_ranked([row], columns["response"]):
-        do = "Name its column: dataset.columns.label=…; answers in a list, best first, need none"
-        raise RowError("an answer without a label", column=columns["response"], do=do)
-    return questions.read_ranked(row, columns, columns["response"])
-
-
-def _label(row: Row, column: str) -> bool:
-    value = present(row, column)
+        answer = shared.only_answer(shared.read_answer(row, name), name)
+    prompt = as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
+    value = present(row, columns["label"])
     label = value == 1 if value in (0, 1) else _LABELS.get(str(value).strip().lower())  # True == 1, and so does a column of floats
     if label is None:
-        raise RowError(f"{described(value)} where true or false is expected", column=column)
-    return label
+        raise RowError(f"{described(value)} where true or false is expected", column=columns["label"])
+    return PromptRecord(prompt, [answer], {"label": label})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from llmmod.data.rows.columns import find_turn_columns, holds_turns, read_row_of_turns
 from llmmod.data.rows.records import Row
-from llmmod.data.rows.turns import find_turn_columns, holds_turns, read_row_of_turns
+from llmmod.data.rows.turns import OPENAI
 from llmmod.render.conversation import Conversation
 
 KIND = "conversation"
@@ -16,11 +17,6 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt"),
     "tools": ("tools",),
 }
-KEYS = ("role", "content")
-TURNS = {
-    "user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool",
-    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant", "tool_response": "tool",
-}  # fmt: skip
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
@@ -30,13 +26,13 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     """Whether the first turns have the fields `role` and `content`."""
-    return holds_turns(head, columns["messages"], KEYS)
+    return holds_turns(head, columns["messages"], OPENAI)
 
 
 def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     """The conversation of a row.
 
     Raises:
-        RowError: no list of turns, a turn that can't be read, or turns that can't be trained.
+        RowError: not a list of turns, a turn that can't be read, or turns that can't be trained.
     """
-    return read_row_of_turns(row, columns, keys=KEYS, roles=TURNS)
+    return read_row_of_turns(row, columns, OPENAI)

@@ -12,20 +12,18 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data.formats import alpaca
-from llmmod.data.rows import prompts as questions
+from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, present
 from llmmod.data.rows.turns import as_prompt, read_tools
 from llmmod.render.conversation import Message
 
 KIND = "preference"
-ROLES = (*questions.ROLES, "chosen", "rejected", "response")
+ROLES = (*shared.PROMPT_ROLES, "chosen", "rejected", "response")
 REQUIRED = ("chosen", "rejected")
 USUAL: Mapping[str, tuple[str, ...]] = {
-    **questions.USUAL,
+    **shared.USUAL,
     "chosen": ("chosen",),
     "rejected": ("rejected",),
-    "response": alpaca.USUAL["response"],
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")  # of a transcript
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -35,42 +33,43 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
     """Role -> column, None where rows have no two answers; `response` is looked for only where there are no `chosen` and `rejected`."""
     pair = {role: given.get(role, role) for role in REQUIRED if role in given or role in available}
     if len(pair) == len(REQUIRED) and "response" not in given:
-        return questions.find_prompt_columns(available, given, pair) or {**given, **pair}
+        return shared.find_prompt_columns(available, given, pair) or {**given, **pair}
     name = given.get("response", next((name for name in USUAL["response"] if name in available), None))
     if name is None or set(REQUIRED) & set(given):
         return None
-    return questions.find_prompt_columns(available, given, {"response": name})
+    return shared.find_prompt_columns(available, given, {"response": name})
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
     """Whether the names of the columns say it, or the first answer is a list of them."""
-    return "response" not in columns or questions.holds_ranked(head, columns["response"])
+    return "response" not in columns or shared.holds_ranked(head, columns["response"])
 
 
 def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     """The prompt of a row and its answers, best first: two, or more in one column.
 
     Raises:
-        RowError: an answer is missing or no answer, there is but one, two are the same, or the prompt is missing.
+        RowError: an answer is missing or not an answer, there is only one, two are the same, or the prompt is missing.
     """
     if "response" in columns:
-        return questions.read_ranked(row, columns, columns["response"])
+        return shared.read_ranked(row, columns, columns["response"])
     names = [columns[role] for role in REQUIRED]
-    asked = questions.is_asked(columns)
+    asked = shared.has_prompt(columns)
     sides = [_side(row, name, transcript=not asked) for name in names]
     whole = [side[0].role != "assistant" for side in sides]
     if all(whole):
-        shared = _shared(*sides)
-        if not shared:
+        differ = (at for at, (one, other) in enumerate(zip(*sides, strict=False)) if one != other)
+        same = next(differ, min(map(len, sides)))
+        if not same:
             raise RowError(f"it begins otherwise than '{names[0]}', so there is no prompt that both answer", column=names[1])
-        prompt = questions.with_own_system(sides[0][:shared], row, columns)
-        return _compared(prompt, [side[shared:] for side in sides], row, columns, names)
+        prompt = shared.with_own_system(sides[0][:same], row, columns)
+        return _compared(prompt, [side[same:] for side in sides], row, columns, names)
     if any(whole):
         found = f"a conversation, while '{names[whole.index(False)]}' is an answer alone"
         raise RowError(found, column=names[whole.index(True)])
     if not asked:
         raise RowError("an answer without a prompt", do="Name its column: dataset.columns.prompt=…", column=names[0])
-    return _compared(questions.read_prompt(row, columns), sides, row, columns, names)
+    return _compared(shared.read_prompt(row, columns), sides, row, columns, names)
 
 
 def _compared(
@@ -78,8 +77,8 @@ def _compared(
 ) -> PromptRecord:
     if sides[0] == sides[1]:
         raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
-    answers = [questions.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
-    place = questions.prompt_column(columns) or names[0]
+    answers = [shared.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
+    place = shared.prompt_column(columns) or names[0]
     return PromptRecord(as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
 
 
@@ -88,10 +87,4 @@ def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:
     if transcript and isinstance(value, str) and _TURN.match(value):
         parts: list[Any] = _TURN.split(value)[1:]
         return [Message(_SPEAKERS[who], text.strip()) for who, text in zip(parts[::2], parts[1::2], strict=True)]
-    return questions.read_answer(row, column)
-
-
-def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many messages two conversations begin with together."""
-    differ = (at for at, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
-    return next(differ, min(len(chosen), len(rejected)))
+    return shared.read_answer(row, column)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from llmmod.data.rows import prompts as questions
+from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, described
 from llmmod.data.rows.turns import as_prompt, read_tools
 
 KIND = "prompt"
-ROLES = (*questions.ROLES, "response")
+ROLES = (*shared.PROMPT_ROLES, "response")
 REQUIRED = ("prompt",)
 USUAL: Mapping[str, tuple[str, ...]] = {
-    **questions.USUAL,
+    **shared.USUAL,
     "response": ("answer", "output", "response", "completion", "solution", "ground_truth"),
 }
 
@@ -25,7 +25,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
     """Role -> column, None where rows have no prompt; the answer is looked for only where nothing is given."""
     name = next((name for name in USUAL["response"] if name in available), None)
-    return questions.find_prompt_columns(available, given, {"response": name} if name is not None and not given else {})
+    return shared.find_prompt_columns(available, given, {"response": name} if name is not None and not given else {})
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
@@ -39,20 +39,15 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     Raises:
         RowError: the prompt is missing or something else, or the answer is neither a text nor a number.
     """
-    messages = questions.read_prompt(row, columns)
-    given = _answer(row, columns.get("response"))
+    messages = shared.read_prompt(row, columns)
+    column = columns.get("response")
+    value: Any = None if column is None else row.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise RowError(f"{described(value)} where a text or a number is expected", column=column)
+    answer = "" if value is None else str(value)
     if messages[-1].role == "assistant":
-        messages, given = messages[:-1], given or messages[-1].text
-    prompt = as_prompt(messages, questions.prompt_column(columns), tools=read_tools(row, columns))
+        messages, answer = messages[:-1], answer or messages[-1].text
+    prompt = as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
     used = {*columns.values(), "prompt", "answer", "prompt_ids"}
     others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
-    return PromptRecord(prompt, (), {**others, "answer": given})
-
-
-def _answer(row: Row, column: str | None) -> str:
-    value: Any = None if column is None else row.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RowError(f"{described(value)} where a text or a number is expected", column=column)
-    return str(value)
+    return PromptRecord(prompt, (), {**others, "answer": answer})

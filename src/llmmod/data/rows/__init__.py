@@ -1,1 +1,1 @@
-"""What a row can hold: turns, prompts with completions, documents."""
+"""What a row can hold: values, turns, and columns of prompts and answers."""

@@ -1,99 +1,48 @@
-"""A list of turns, as rows hold them, to a conversation that can be rendered and trained.
+"""A list of turns, as rows hold it, to messages that can be rendered and trained.
 
-Formats differ in what they call a turn's fields and roles; what may follow what is the same for all.
+Formats differ in what they call a turn's fields and roles (`TurnStyle`); what may follow what is the same for all.
 
-Calls of tools as rows hold them, to one representation: OpenAI's objects, whose arguments are an object and no text.
-
-Rows have them as OpenAI's objects, as the functions in those, as JSON text of either or of a list of them (ShareGPT's turns of
-`function_call`), and with arguments as JSON text (OpenAI's own interface). Chat templates write `function.arguments` as JSON themselves:
-given a text, they would write that text in quotes. What is null in an object is left out: Parquet and Arrow give every struct the fields
-of all others. In JSON text it stays, for somebody wrote it there.
+Rows have calls of tools as OpenAI's objects, as the functions in those, as JSON text of either or of a list of them (ShareGPT's turns of
+`function_call`), and with arguments as JSON text (OpenAI's own interface). Here they all become OpenAI's objects, whose arguments are an
+object: chat templates write them as JSON, and would quote a text. What is null in an object is left out, because Parquet and Arrow give
+every struct the fields of all others. In JSON text it stays: somebody wrote it there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from llmmod.data.rows.records import Row, RowError, described, optional_list, optional_objects, optional_text, present
+from llmmod.data.rows.records import Row, RowError, described, optional_objects
 from llmmod.render.conversation import Conversation, Message
 
-_EXPECTED = "where a call of a tool, an object with name and arguments, is expected"
 
-
-def read_calls(value: Any) -> list[Mapping[str, Any]]:
-    """The calls in a value: `{"type": "function", "function": {"name": …, "arguments": {…}}}`, and `id` where a call has one.
+class TurnStyle(NamedTuple):
+    """What the fields and roles of a turn are called.
 
     Args:
-        value: a call, a list of calls, JSON text of either, or None.
-
-    Raises:
-        RowError: something else.
+        role: the field with the role.
+        text: the field with the text.
+        roles: the data's names of roles -> system, user, assistant, tool.
     """
-    found = _parsed(value) if isinstance(value, str) and value.strip() else without_nulls(value)
-    if found is None or found == "" or (isinstance(found, str) and found.isspace()):
-        return []
-    if not isinstance(found, list | Mapping):
-        raise RowError(f"{described(value)} {_EXPECTED}")
-    calls = found if isinstance(found, list) else [found]
-    return [_call(call, f"item {number}" if isinstance(found, list) else "it") for number, call in enumerate(calls, start=1)]
+
+    role: str
+    text: str
+    roles: Mapping[str, str]
 
 
-def without_nulls(value: Any) -> Any:
-    """A value without the fields of objects that are null, however deep; items of lists stay."""
-    if isinstance(value, Mapping):
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def joined_text(value: Any) -> str | None:
-    """A turn's text: a text, or a list of parts `{"type": "text", "text": …}` (or `value`), joined; None where it is neither."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        return None
-    texts = [_part(part) for part in value]
-    return None if any(text is None for text in texts) else "".join(text for text in texts if text is not None)
-
-
-def _part(part: Any) -> str | None:
-    """The text of a part that is one."""
-    if not isinstance(part, Mapping) or part.get("type") not in (None, "text"):
-        return None
-    found = [part[name] for name in ("text", "value") if part.get(name) is not None]
-    return found[0] if len(found) == 1 and isinstance(found[0], str) else None
-
-
-def _call(given: Any, name: str) -> Mapping[str, Any]:
-    call = _parsed(given) if isinstance(given, str) else given
-    if not isinstance(call, Mapping):
-        raise RowError(f"{name} is {described(given)} {_EXPECTED}")
-    function = call.get("function") if isinstance(call.get("function"), Mapping) else call
-    assert isinstance(function, Mapping)
-    called = function.get("name")
-    if not isinstance(called, str) or not called.strip():
-        raise RowError(f"{name} is {described(call)} {_EXPECTED}")
-    known = {"type": "function"} | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
-    return known | {"function": {"name": called, "arguments": _arguments(function, called)}}
-
-
-def _arguments(function: Mapping[str, Any], called: str) -> Any:
-    given: Any = next((function[name] for name in ("arguments", "parameters") if function.get(name) is not None), {})
-    arguments = given if not isinstance(given, str) else _parsed(given) if given.strip() else {}
-    if not isinstance(arguments, Mapping):
-        raise RowError(f"the arguments of '{called}' are {described(given)} where an object, or JSON text of one, is expected")
-    return arguments
-
-
-def _parsed(text: str) -> Any:
-    """What a JSON text says; the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
+OPENAI = TurnStyle("role", "content", {
+    "user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant", "tool_response": "tool",
+})  # fmt: skip
+SHAREGPT = TurnStyle("from", "value", {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
+    "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
+})  # fmt: skip
 
 # What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
 _BEFORE: Mapping[str, tuple[str | None, ...]] = {
@@ -105,81 +54,86 @@ _BEFORE: Mapping[str, tuple[str | None, ...]] = {
 # Roles whose text is a call, or a list of them, as JSON.
 _CALLS = ("function_call", "tool_call", "tool_calls")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_EXPECTED = "where a call of a tool, an object with name and arguments, is expected"
 
 
-def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
-    """Role -> column, None where there is no column for the messages. What rows may lack has its usual name only where nothing is given."""
-    found = dict(given)
-    for role in usual if not given else ("messages",):
-        name = next((name for name in usual[role] if name in available), None)
-        if role not in found and name is not None:
-            found[role] = name
-    return found if "messages" in found else None
-
-
-def holds_turns(head: Sequence[Row], column: str, keys: tuple[str, str]) -> bool:
-    """Whether the first list of turns in `head` has turns with these fields."""
-    for row in head:
-        try:
-            turns = optional_list(row, column)
-        except RowError:
-            continue
-        if turns:
-            return isinstance(turns[0], Mapping) and all(key in turns[0] for key in keys)
-    return False
-
-
-def read_row_of_turns(row: Row, columns: Mapping[str, str], *, keys: tuple[str, str], roles: Mapping[str, str]) -> Conversation:
-    """The conversation of a row with a list of turns; a `system` column speaks where the turns have no system turn.
-
-    Raises:
-        RowError: no list, a turn that can't be read, or turns that can't be trained.
-    """
-    column = columns["messages"]
-    present(row, column)
-    turns = optional_list(row, column)
-    if not turns:
-        raise RowError(f"{described(row[column])} where a list of turns is expected", column=column)
-    messages = read_turns(turns, column, keys=keys, roles=roles)
-    system = optional_text(row, columns.get("system"))
-    if system and messages and messages[0].role != "system":
-        messages.insert(0, Message("system", system))
-    return as_conversation(messages, column, tools=read_tools(row, columns))
-
-
-def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """The definitions of tools in a row, without what is null in them.
-
-    Raises:
-        RowError: something else than a list of objects.
-    """
-    column = columns.get("tools")
-    found = optional_objects(row, column)
-    given_as_text = column is not None and isinstance(row.get(column), str)
-    return found if given_as_text else [without_nulls(tool) for tool in found]
-
-
-def read_turns(turns: Sequence[Any], column: str | None, *, keys: tuple[str, str], roles: Mapping[str, str]) -> list[Message]:
+def read_turns(turns: Sequence[Any], column: str | None, style: TurnStyle) -> list[Message]:
     """The messages of a list of objects.
 
     Args:
         turns: objects with a role and a text; `train: false` or `weight: 0` in one keeps an assistant turn out of the loss.
         column: the column they stand in, for the message.
-        keys: the fields with the role's name and with the text.
-        roles: the data's names of roles -> system, user, assistant, tool.
+        style: what their fields and roles are called.
 
     Raises:
-        RowError: a turn is no object, lacks a field, or has a role that isn't known.
+        RowError: a turn is not an object, lacks a field, or has an unknown role.
     """
     found: list[Message] = []
     for number, turn in enumerate(turns, start=1):
-        message = _turn(turn, f"turn {number}", column, keys, roles)
-        is_call = isinstance(turn, Mapping) and turn.get(keys[0]) in _CALLS
+        message = _read_turn(turn, f"turn {number}", column, style)
+        is_call = isinstance(turn, Mapping) and turn.get(style.role) in _CALLS
         if is_call and found and found[-1].role == "assistant" and found[-1].train == message.train:
             found[-1] = replace(found[-1], tool_calls=[*found[-1].tool_calls, *message.tool_calls])  # one answer: a text, then calls
         else:
             found.append(message)
     return found
+
+
+def _read_turn(turn: Any, name: str, column: str | None, style: TurnStyle) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{name} is {described(turn)} where an object with {style.role} and {style.text} is expected", column=column)
+    calls = [call for field in ("tool_calls", "function_call") for call in _calls_in(turn, field, name, column)]
+    missing = [key for key in (style.role, style.text) if turn.get(key) is None and not (calls and key == style.text)]
+    if null := next((key for key in missing if key in turn), None):
+        raise RowError(f"{name}, {null}: null where a text is expected", column=column)
+    if missing:
+        raise RowError(f"{name} has no {' and no '.join(missing)}; it is {described(turn)}", column=column)
+    given_role = turn[style.role]
+    role = style.roles.get(given_role) if isinstance(given_role, str) else None
+    if role is None:
+        raise RowError(f"{name} has the {style.role} {given_role!r}; known are {', '.join(style.roles)}", column=column)
+    is_call = given_role in _CALLS
+    text = "" if is_call or turn.get(style.text) is None else joined_text(turn[style.text])
+    if text is None:
+        raise RowError(f"{name} holds {described(turn[style.text])} where a text is expected", column=column)
+    calls += _calls_in(turn, style.text, name, column) if is_call else []
+    reasoning = _reasoning(turn, name, column)
+    for what, given in (("calls tools", calls), ("has reasoning", reasoning)):
+        if given and role != "assistant":
+            raise RowError(f"{name}, of {role}, {what}, which only an answer can", column=column)
+    weights = [turn[key] for key in ("train", "weight") if turn.get(key) is not None]
+    if any(value not in (0, 1) for value in weights):  # True == 1 and False == 0
+        raise RowError(f"{name} has train or weight {weights[0]!r}; allowed are true, false, 0 and 1", column=column)
+    return Message(role, text, train=all(weights), tool_calls=calls, reasoning=reasoning)
+
+
+def joined_text(value: Any) -> str | None:
+    """A turn's text: a text, or a list of parts `{"type": "text", "text": …}` (or `value`), joined; None where it is neither."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return None
+    texts: list[str] = []
+    for part in value:
+        if not isinstance(part, Mapping) or part.get("type") not in (None, "text"):
+            return None
+        found = [part[name] for name in ("text", "value") if part.get(name) is not None]
+        if len(found) != 1 or not isinstance(found[0], str):
+            return None
+        texts.append(found[0])
+    return "".join(texts)
+
+
+def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
+    """What a turn thinks, under the first of its names that the turn has."""
+    for field in _REASONING:
+        if turn.get(field) is not None:
+            text = joined_text(turn[field])
+            if text is None:
+                raise RowError(f"{name}, {field}: {described(turn[field])} where a text is expected", column=column)
+            if text.strip():
+                return text
+    return ""
 
 
 def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
@@ -191,7 +145,7 @@ def as_conversation(messages: Sequence[Message], column: str | None = None, *, t
         tools: definitions of the tools that the messages call.
 
     Raises:
-        RowError: no answer, none that is trained, an answer or a question that is empty, or an answer that follows no question.
+        RowError: there is no answer, or none that is trained; a turn is empty, or an answer follows no question.
     """
     _check_order(messages, column)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
@@ -206,12 +160,10 @@ def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: 
     """A conversation that asks for an answer: its last turn is the user's, or a tool's.
 
     Args:
-        messages: as the row has them.
-        column: where they come from, for the message.
-        tools: definitions of the tools that the messages call.
+        messages, column, tools: as of `as_conversation`.
 
     Raises:
-        RowError: nothing is asked, a turn is empty, or one follows another that it can't follow.
+        RowError: it asks nothing, a turn is empty, or one follows another that it can't follow.
     """
     _check_order(messages, column)
     if messages[-1].role not in ("user", "tool"):
@@ -232,52 +184,70 @@ def _check_order(messages: Sequence[Message], column: str | None) -> None:
         previous = message.role
 
 
-def _turn(turn: Any, name: str, column: str | None, keys: tuple[str, str], roles: Mapping[str, str]) -> Message:
-    role_key, text_key = keys
-    if not isinstance(turn, Mapping):
-        raise RowError(f"{name} is {described(turn)} where an object with {role_key} and {text_key} is expected", column=column)
-    calls = [call for field in ("tool_calls", "function_call") for call in _calls(turn, field, name, column)]
-    missing = [key for key in (role_key, text_key) if turn.get(key) is None and not (calls and key == text_key)]
-    if null := next((key for key in missing if key in turn), None):
-        raise RowError(f"{name}, {null}: null where a text is expected", column=column)
-    if missing:
-        raise RowError(f"{name} has no {' and no '.join(missing)}; it is {described(turn)}", column=column)
-    role = roles.get(turn[role_key]) if isinstance(turn[role_key], str) else None
-    if role is None:
-        raise RowError(f"{name} has the {role_key} {turn[role_key]!r}; known are {', '.join(roles)}", column=column)
-    is_call = turn[role_key] in _CALLS
-    text = "" if is_call or turn.get(text_key) is None else joined_text(turn[text_key])
-    if text is None:
-        raise RowError(f"{name} holds {described(turn[text_key])} where a text is expected", column=column)
-    calls += _calls(turn, text_key, name, column) if is_call else []
-    reasoning = _reasoning(turn, name, column)
-    for what, given in (("calls tools", calls), ("has reasoning", reasoning)):
-        if given and role != "assistant":
-            raise RowError(f"{name}, of {role}, {what}, which only an answer can", column=column)
-    return Message(role, text, train=_trained(turn, name, column), tool_calls=calls, reasoning=reasoning)
+def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The definitions of tools in a row, without what is null in them.
+
+    Raises:
+        RowError: something else than a list of objects.
+    """
+    column = columns.get("tools")
+    found = optional_objects(row, column)
+    given_as_text = column is not None and isinstance(row.get(column), str)
+    return found if given_as_text else [without_nulls(tool) for tool in found]
 
 
-def _calls(turn: Mapping[str, Any], field: str, name: str, column: str | None) -> list[Mapping[str, Any]]:
+def without_nulls(value: Any) -> Any:
+    """A value without the fields of objects that are null, however deep; items of lists stay."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _calls_in(turn: Mapping[str, Any], field: str, name: str, column: str | None) -> list[Mapping[str, Any]]:
     try:
         return read_calls(turn.get(field))
     except RowError as error:
         raise RowError(f"{name}, {field}: {error.found}", column=column) from None
 
 
-def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
-    """What a turn thinks, under the first of its names that the turn has."""
-    for field in _REASONING:
-        if turn.get(field) is not None:
-            text = joined_text(turn[field])
-            if text is None:
-                raise RowError(f"{name}, {field}: {described(turn[field])} where a text is expected", column=column)
-            if text.strip():
-                return text
-    return ""
+def read_calls(value: Any) -> list[Mapping[str, Any]]:
+    """The calls in a value: `{"type": "function", "function": {"name": …, "arguments": {…}}}`, and `id` where a call has one.
+
+    Args:
+        value: a call, a list of calls, JSON text of either, or None.
+
+    Raises:
+        RowError: something else.
+    """
+    found = _parsed(value) if isinstance(value, str) and value.strip() else without_nulls(value)
+    if found is None or found == "" or (isinstance(found, str) and found.isspace()):
+        return []
+    if not isinstance(found, list | Mapping):
+        raise RowError(f"{described(value)} {_EXPECTED}")
+    calls = found if isinstance(found, list) else [found]
+    return [_call(call, f"item {number}" if isinstance(found, list) else "it") for number, call in enumerate(calls, start=1)]
 
 
-def _trained(turn: Mapping[str, Any], name: str, column: str | None) -> bool:
-    given = [turn[key] for key in ("train", "weight") if turn.get(key) is not None]
-    if any(value not in (0, 1) for value in given):  # True == 1 and False == 0
-        raise RowError(f"{name} has train or weight {given[0]!r}; allowed are true, false, 0 and 1", column=column)
-    return all(given)
+def _call(given: Any, name: str) -> Mapping[str, Any]:
+    call = _parsed(given) if isinstance(given, str) else given
+    if not isinstance(call, Mapping):
+        raise RowError(f"{name} is {described(given)} {_EXPECTED}")
+    function = call.get("function") if isinstance(call.get("function"), Mapping) else call
+    assert isinstance(function, Mapping)
+    called = function.get("name")
+    if not isinstance(called, str) or not called.strip():
+        raise RowError(f"{name} is {described(call)} {_EXPECTED}")
+    arguments: Any = next((function[name] for name in ("arguments", "parameters") if function.get(name) is not None), {})
+    parsed = arguments if not isinstance(arguments, str) else _parsed(arguments) if arguments.strip() else {}
+    if not isinstance(parsed, Mapping):
+        raise RowError(f"the arguments of '{called}' are {described(arguments)} where an object, or JSON text of one, is expected")
+    known = {"type": "function"} | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+    return known | {"function": {"name": called, "arguments": parsed}}
+
+
+def _parsed(text: str) -> Any:
+    """What a JSON text says; the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

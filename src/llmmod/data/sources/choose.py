@@ -18,9 +18,8 @@ from typing import Any
 
 from llmmod.data import formats
 from llmmod.data.formats import kto, preference, prompt, text
-from llmmod.data.formats.messages import KEYS, TURNS
 from llmmod.data.rows.records import PromptRecord, Record, Row, RowError, described, listed, quoted
-from llmmod.data.rows.turns import as_conversation, read_turns
+from llmmod.data.rows.turns import OPENAI, as_conversation, read_turns
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.instantiate import build
 from llmmod.render.conversation import Conversation
@@ -95,7 +94,7 @@ def _as_record(made: Any, kind: str) -> tuple[Record | None, str]:
     expected = "a Conversation or a list of {role, content}"
     if isinstance(made, Conversation):
         return as_conversation(made.messages), expected
-    return (as_conversation(read_turns(made, None, keys=KEYS, roles=TURNS)) if isinstance(made, list) else None), expected
+    return (as_conversation(read_turns(made, None, OPENAI)) if isinstance(made, list) else None), expected
 
 
 def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequence[Row], file: str) -> Format:

@@ -1,4 +1,8 @@
-"""Prompts and answers as rows hold them: a text, an object with a role and a text, or a list of such."""
+"""Which columns of a row hold turns, prompts and answers, and what they say.
+
+A prompt is a text in a column (with the columns beside it that Stanford Alpaca's rows have), one turn, or a list of turns. An answer is a
+text, a turn, or a list of turns. Formats share these; a format adds which of them make one of its records.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,60 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from llmmod.data.formats import alpaca, messages, sharegpt
-from llmmod.data.rows.records import PromptRecord, Row, RowError, described, optional_list, optional_text, present
-from llmmod.data.rows.turns import as_prompt, read_tools, read_turns
-from llmmod.render.conversation import Message
+from llmmod.data.rows.records import PromptRecord, Row, RowError, described, optional_list, optional_text, present, required_text
+from llmmod.data.rows.turns import OPENAI, SHAREGPT, TurnStyle, as_conversation, as_prompt, read_tools, read_turns
+from llmmod.render.conversation import Conversation, Message
 
 # The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
-ROLES = ("prompt", "messages", "query", "history", "system", "tools")
+PROMPT_ROLES = ("prompt", "messages", "query", "history", "system", "tools")
+# The usual names of each role's column, in the order in which they are looked for.
 USUAL: Mapping[str, tuple[str, ...]] = {
-    "prompt": alpaca.USUAL["prompt"],
-    "query": alpaca.USUAL["query"],
-    "history": alpaca.USUAL["history"],
-    "system": alpaca.USUAL["system"],
-    "messages": messages.USUAL["messages"],
-    "tools": messages.USUAL["tools"],
+    "prompt": ("instruction", "prompt", "question", "query", "input"),
+    "query": ("input", "query", "context"),
+    "response": ("output", "response", "answer", "completion"),
+    "history": ("history",),
+    "system": ("system", "system_prompt"),
+    "messages": ("messages", "conversations", "conversation"),
+    "tools": ("tools",),
 }
 _MAIN = {"prompt", "messages"}
+
+
+def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """Role -> column, None where there is no column for the messages. What rows may lack has its usual name only where nothing is given."""
+    found = dict(given)
+    for role in usual if not given else ("messages",):
+        name = next((name for name in usual[role] if name in available), None)
+        if role not in found and name is not None:
+            found[role] = name
+    return found if "messages" in found else None
+
+
+def holds_turns(head: Sequence[Row], column: str, style: TurnStyle) -> bool:
+    """Whether the first list of turns in `head` has turns with these fields."""
+    for row in head:
+        try:
+            turns = optional_list(row, column)
+        except RowError:
+            continue
+        if turns:
+            return isinstance(turns[0], Mapping) and style.role in turns[0] and style.text in turns[0]
+    return False
+
+
+def read_row_of_turns(row: Row, columns: Mapping[str, str], style: TurnStyle) -> Conversation:
+    """The conversation of a row with a list of turns; a `system` column speaks where the turns have no system turn.
+
+    Raises:
+        RowError: not a list, a turn that can't be read, or turns that can't be trained.
+    """
+    column = columns["messages"]
+    present(row, column)
+    turns = optional_list(row, column)
+    if not turns:
+        raise RowError(f"{described(row[column])} where a list of turns is expected", column=column)
+    messages = with_own_system(read_turns(turns, column, style), row, columns)
+    return as_conversation(messages, column, tools=read_tools(row, columns))
 
 
 def find_prompt_columns(available: Collection[str], given: Mapping[str, str], answers: Mapping[str, str]) -> dict[str, str] | None:
@@ -32,17 +74,17 @@ def find_prompt_columns(available: Collection[str], given: Mapping[str, str], an
     Args:
         available: the columns there are.
         given: role -> column, as the user set them.
-        answers: role -> column of what is no part of the prompt.
+        answers: role -> column of what is not part of the prompt.
     """
     found = {**given, **answers}
-    for role in ROLES if not given else ("prompt", "messages"):
+    for role in PROMPT_ROLES if not given else ("prompt", "messages"):
         name = next((name for name in USUAL[role] if name in available and name not in found.values()), None)
         if name is not None and role not in found and not (role in _MAIN and _MAIN & set(found)):
             found[role] = name
-    return found if is_asked(found) else None
+    return found if has_prompt(found) else None
 
 
-def is_asked(columns: Mapping[str, str]) -> bool:
+def has_prompt(columns: Mapping[str, str]) -> bool:
     """Whether there is a column with a prompt."""
     return bool({*_MAIN, "query"} & set(columns))
 
@@ -60,8 +102,31 @@ def read_prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
     """
     column = prompt_column(columns)
     if column is None or ("messages" not in columns and isinstance(present(row, column), str)):
-        return alpaca.read_question(row, columns)
+        return read_question(row, columns)
     return with_own_system(read_any_turns(row, column), row, columns)
+
+
+def read_question(row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The messages of a row up to its question, of the columns `prompt`, `query`, `history` and `system`.
+
+    Raises:
+        RowError: the question is missing, empty or not a text, or the history is not made of pairs.
+    """
+    prompt = required_text(row, columns["prompt"]) if "prompt" in columns else ""
+    query = optional_text(row, columns.get("query"))
+    question = "\n".join(part for part in (prompt, query) if part)
+    if not question.strip():
+        raise RowError("empty", column=columns.get("prompt", columns.get("query")))
+    system, history = optional_text(row, columns.get("system")), columns.get("history")
+    messages = [Message("system", system)] if system else []
+    for number, pair in enumerate(optional_list(row, history), start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise RowError(f"item {number} is {described(pair)} where a pair of texts, [query, response], is expected", column=history)
+        for name, text in zip(("query", "response"), pair, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise RowError(f"item {number}, {name}: {described(text)} where a text is expected", column=history)
+        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return [*messages, Message("user", question)]
 
 
 def with_own_system(found: list[Message], row: Row, columns: Mapping[str, str]) -> list[Message]:
@@ -81,8 +146,7 @@ def read_any_turns(row: Row, column: str) -> list[Message]:
     if not turns:
         raise RowError(f"{described(value)} where a text or a list of turns is expected", column=column)
     first = turns[0]
-    kind = sharegpt if isinstance(first, Mapping) and "from" in first else messages
-    return read_turns(turns, column, keys=kind.KEYS, roles=kind.TURNS)
+    return read_turns(turns, column, SHAREGPT if isinstance(first, Mapping) and SHAREGPT.role in first else OPENAI)
 
 
 def read_answer(row: Row, column: str) -> list[Message]:
@@ -103,7 +167,7 @@ def only_answer(found: Sequence[Message], column: str) -> Message:
     """The one message of an answer.
 
     Raises:
-        RowError: there are more, it is no answer, or it is empty.
+        RowError: there are more, it is not an answer, or it is empty.
     """
     if len(found) != 1 or found[0].role != "assistant":
         turns = ", ".join(message.role for message in found)
@@ -123,7 +187,7 @@ def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> PromptReco
     """The prompt of a row, and the answers that one column ranks, best first.
 
     Raises:
-        RowError: no list of two texts or more (a text is none: its first two letters are not two answers), or two are the same.
+        RowError: not a list of two texts or more (the first two letters of a text are not two answers), or two are the same.
     """
     value = present(row, column)
     answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else []
