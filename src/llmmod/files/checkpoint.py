@@ -6,19 +6,17 @@ Pure Python. A local directory is looked at; a hub id is taken as it is, and `hu
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmmod.errors import ConfigError, Problem, did_you_mean, nearest
-from llmmod.files.paths import PACKAGE, resolve_path
+from llmmod.files.paths import PACKAGE, is_hub_id, resolve_path
 
 PATH_KEY = "model.pretrained_model_name_or_path"
 SIZE_KEY = "model.size"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "model*.bin")
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.tiktoken", "spiece.model", "sentencepiece*", "merges.txt", "tekken.json", "ice_text.model")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def find_checkpoint(path: str, *, gguf_file: str | None = None, install: str | N
     """
     located = _located(path, install, key)
     if isinstance(located, str):
-        if not _HUB_ID.fullmatch(located):
+        if not is_hub_id(located):
             raise ConfigError(_no_such_directory(located, key))
         return Checkpoint(located, gguf_file, local=False)
     if located.is_file():

@@ -1,4 +1,4 @@
-"""Where a path in the configuration points: this disk, a folder of an installed package, or elsewhere (a hub id).
+"""Where a path in the configuration points (this disk, a folder of an installed package, the hub), and how a file is written in one step.
 
 `pkg://package/folder/file` names what travels in an installed package, whatever directory it was installed to and whether or not the
 install is editable. The package is found, never imported: none of its code runs.
@@ -7,9 +7,12 @@ install is editable. The package is found, never imported: none of its code runs
 from __future__ import annotations
 
 import glob
+import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from llmmod.errors import ConfigError, Problem, did_you_mean, nearest
 
 PACKAGE = "pkg://"
 MAGIC = frozenset("*?[")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def resolve_path(text: str, *, key: str = "path") -> Path | str:
@@ -33,6 +37,25 @@ def resolve_path(text: str, *, key: str = "path") -> Path | str:
         return _package_path(text, key)
     path = Path(text).expanduser()
     return path if path.exists() else text
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a name on the hub, `name` or `owner/name`; a path such as `./name` has not."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to; the file there takes the place of `path` when the block ends. An error leaves `path` as it was.
+
+    So a reader never sees half a file, and neither does a later run after a full disk or a kill.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def find_files(patterns: str | Iterable[str], *, key: str, base: Path | None = None) -> list[Path]:

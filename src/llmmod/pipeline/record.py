@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
 from llmmod.upstream import MAIN, installed
 
@@ -102,12 +103,8 @@ class Record:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by `content` as JSON in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def git_revision() -> str | None:

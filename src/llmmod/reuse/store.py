@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -29,7 +28,7 @@ from accelerate.utils import broadcast_object_list
 from llmmod.cache.content import NoIdentityError, digest, file_digest
 from llmmod.cache.store import cache_directory
 from llmmod.distributed import rank, world_size
-from llmmod.files.paths import shown
+from llmmod.files.paths import atomic_write, shown
 from llmmod.reuse.fingerprint import parts, weights_identity
 
 log = logging.getLogger("llmmod.train")
@@ -149,9 +148,8 @@ def write_result(directory: Path, result: Result) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _digests(directory: Path) -> dict[str, str]:

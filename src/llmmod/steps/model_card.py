@@ -18,9 +18,9 @@ from llmmod.config.schema.base import Weights
 from llmmod.config.schema.reward import reward_nodes
 from llmmod.config.schema.root import Root
 from llmmod.config.step_parts import StepParts
+from llmmod.files.paths import is_hub_id
 from llmmod.upstream import MAIN, installed
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of a model's option, what this run had no use for.
 _UNUSED = ("sizes", "install")
 # Never in a file that people publish.
@@ -185,9 +185,9 @@ class _Made:
 def _front_matter(made: _Made) -> dict[str, Any]:
     base, data = made.model.pretrained_model_name_or_path, [str(dataset.path) for dataset in made.datasets()]
     matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification" if made.scores else "text-generation"}
-    if base and _HUB_ID.fullmatch(base):
+    if base and "/" in base and is_hub_id(base):
         matter["base_model"] = base
-    if linked := list(dict.fromkeys(path for path in data if _HUB_ID.fullmatch(path))):
+    if linked := list(dict.fromkeys(path for path in data if "/" in path and is_hub_id(path))):
         matter["datasets"] = linked
     matter["tags"] = ["llmmod", *dict.fromkeys([*made.stages, *made.ways, *(["reward-model"] if made.scores else [])])]
     return matter

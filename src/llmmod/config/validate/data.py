@@ -25,12 +25,11 @@ from llmmod.config.validate.context import Context
 from llmmod.config.validate.values import ABOVE_0, ACCEPTED, BOUNDS, accepts
 from llmmod.config.wording import expected, hints, nearest_or_all, shown
 from llmmod.errors import ConfigError, Problem
-from llmmod.files.paths import find_files, resolve_path
+from llmmod.files.paths import find_files, is_hub_id, resolve_path
 from llmmod.instantiate import import_own
 
 BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # names by which `datasets` reads files, rather than places
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
 
 
@@ -75,7 +74,7 @@ def is_remote(path: str) -> bool:
     """Whether a path that isn't on this disk may be an address, or a dataset's name on the hub."""
     if _ADDRESS.match(path):
         return True
-    return bool(_HUB_ID.fullmatch(path)) and not path.startswith(".") and not path.endswith(_SUFFIXES)
+    return is_hub_id(path) and not path.endswith(_SUFFIXES)
 
 
 def _missing(files: Any, key: str, base: Path | None) -> Iterator[Problem]:

@@ -27,7 +27,7 @@ from llmmod.data.rows.records import described, first_line
 from llmmod.data.sources.source import BY_BUILDER, BY_SUFFIX, Files, Source, StreamSource, Table, read_split, take_split
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.files.hub import set_proxies
-from llmmod.files.paths import PACKAGE, find_files, resolve_path, shown
+from llmmod.files.paths import PACKAGE, find_files, is_hub_id, resolve_path, shown
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,6 @@ def _not_found(path: str, unreachable: str | None, error: Exception, hub: HubCon
     return ConfigError(Problem("dataset.path", found, do=_LOCAL))
 
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
 _ONE_OF_THEM = "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub"
 _KINDS = ", ".join(suffix.removeprefix(".") for suffix in BY_SUFFIX)
@@ -168,7 +167,7 @@ def open_source(
     place = resolve_path(path, key="dataset.path")
     if isinstance(place, Path):
         return take_split(_splits_at(place, data_files, key=key), split)
-    if _is_hub_id(path) and not any(path.endswith(suffix) for suffix in BY_SUFFIX):
+    if is_hub_id(path) and not any(path.endswith(suffix) for suffix in BY_SUFFIX):
         if data_files and PACKAGE in str(data_files):
             found = f"'{path}' is on the hub, and dataset.data_files is not: {data_files}"
             raise ConfigError(Problem("dataset.path", found, do=_ONE_OF_THEM))
@@ -245,10 +244,6 @@ def _splits_saved(folder: Path) -> Mapping[str, Source]:
         raise DataError(Problem(shown(folder), f"a dataset saved to disk that can't be read: {first_line(error)}")) from error
     parts = saved if isinstance(saved, DatasetDict) else {"train": saved}
     return {str(split): Table(f"{shown(folder)} [{split}]", part) for split, part in parts.items()}
-
-
-def _is_hub_id(path: str) -> bool:
-    return _HUB_ID.fullmatch(path) is not None and not path.startswith(".")
 
 
 def _is_remote(data_files: Any) -> bool:

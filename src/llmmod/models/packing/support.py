@@ -9,9 +9,7 @@ versions of the libraries and this code.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -22,12 +20,14 @@ from typing import Any
 import torch
 
 from llmmod.cache.store import cache_directory
+from llmmod.files.paths import atomic_write
 from llmmod.models.attention import varlen as row_attention
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
 from llmmod.models.families.convert import initial_model
 from llmmod.models.families.registry import is_flash
 from llmmod.models.loading.tiny import shrink_config
+from llmmod.upstream import installed
 
 _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
 _WINDOW = 8  # tokens: less than the examples have
@@ -210,7 +210,7 @@ def _name(model: Any) -> str:
 
 def _file(cls: type, config: Any) -> Path:
     """Where what was found of a class is kept."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "llmmod")}
+    versions = {name: installed(name) for name in ("torch", "transformers", "llmmod")}
     code = [Path(str(module)).read_text(encoding="utf-8") for module in (__file__, row_attention.__file__)]
     fields: Mapping[str, Any] = config.to_dict() | {"_attn_implementation": config._attn_implementation}
     known = json.dumps([f"{cls.__module__}.{cls.__qualname__}", fields, versions, code], sort_keys=True, default=str)
@@ -228,7 +228,6 @@ def _kept(file: Path, found: PackingSupport) -> PackingSupport:
     """The same, written whole; where nothing can be written, it is measured again next time."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        partial.replace(file)
+        with atomic_write(file) as partial:
+            partial.write_text(json.dumps(asdict(found)), encoding="utf-8")
     return found

@@ -5,13 +5,13 @@ Lines that are written as they come and end up in order.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from llmmod.config.schema.steps import PredictConf
 from llmmod.errors import ConfigError, Problem
+from llmmod.files.paths import atomic_write
 from llmmod.instantiate import locate
 from llmmod.protocols import Step, StepReport
 
@@ -81,13 +81,8 @@ class OrderedLines:
             self._sort()
 
     def _sort(self) -> None:
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            with self._path.open("rb") as written, partial.open("wb") as ordered:
-                for number in sorted(self._places):
-                    offset, length = self._places[number]
-                    written.seek(offset)
-                    ordered.write(written.read(length))
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(self._path) as partial, self._path.open("rb") as written, partial.open("wb") as ordered:
+            for number in sorted(self._places):
+                offset, length = self._places[number]
+                written.seek(offset)
+                ordered.write(written.read(length))

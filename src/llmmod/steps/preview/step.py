@@ -6,18 +6,17 @@ No model is loaded. The examples are those of the train step: the same splits, r
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from llmmod.config.schema.steps import PreviewConf
 from llmmod.data.dataset.certify import LabelledSequence, certify_data, labelled_sequences
 from llmmod.data.dataset.load import load_splits, open_builders
 from llmmod.distributed import rank
+from llmmod.files.paths import atomic_write
 from llmmod.instantiate import locate
 from llmmod.protocols import StepReport
 from llmmod.render.certificate import certify
@@ -59,9 +58,9 @@ class Preview:
         judged = self._verdict(session, render, tokenizer)
         examples = [_examples(number, row, texts) for number, row in spread(rows, self.conf.on_page)]
         directory = session.step_dir(self.name)
-        with _written(directory / _LINES) as file:
+        with atomic_write(directory / _LINES) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in labelled_sequences(row))
-        with _written(directory / _PAGE) as file:
+        with atomic_write(directory / _PAGE) as partial, partial.open("w", encoding="utf-8") as file:
             file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
         show([example for _, of_row in spread(examples, self.conf.in_terminal) for example in of_row], judged, sys.stdout)
         artifacts = {"page": f"{self.name}/{_PAGE}", "examples": f"{self.name}/{_LINES}"}
@@ -161,15 +160,3 @@ def _line(one: LabelledSequence, texts: TokenTexts) -> str:
     part = {"part": one.part} if one.part else {}
     written = {"input_ids": one.input_ids, "labels": one.labels, "text": texts.text(one.input_ids), **part}
     return json.dumps(written, ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    """A file that takes its name when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

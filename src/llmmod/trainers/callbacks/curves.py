@@ -6,11 +6,12 @@ The course of a run that learns from rewards, as a picture: what answers earn, a
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from llmmod.files.paths import atomic_write
 
 _SMOOTHING = 0.8  # how much of the average so far each new point keeps
 
@@ -81,14 +82,8 @@ def points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, 
 
 def save_png(canvas: Any, path: Path) -> None:
     """Write a picture, whole or not at all."""
-    # In one step, so that a reader, or a full disk, never leaves half a picture.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            canvas.print_png(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        canvas.print_png(file)
 
 
 Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name in the log, what it is called, colour

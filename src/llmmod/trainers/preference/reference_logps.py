@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llmmod.files.paths import atomic_write
+
 log = logging.getLogger("llmmod.train")
 # Of a sum of log-probabilities; another model is off by far more, another device by far less.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-2
@@ -23,10 +25,9 @@ def file_name(split: str) -> str:
 
 def write_known(path: Path, columns: Mapping[str, NDArray[np.float32]], *, digest: str) -> None:
     """Write columns, each [examples], in one step, with what the examples hash to."""
-    partial = path.with_name(f".{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(columns), partial, metadata={"examples": digest})
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        save_file(dict(columns), partial, metadata={"examples": digest})
 
 
 def read_known(path: Path, *, digest: str, first: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:

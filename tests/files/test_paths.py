@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.files.paths import find_files, resolve_path, shown
+from llmmod.files.paths import atomic_write, find_files, is_hub_id, resolve_path, shown
 
 
 def test_a_package_path_is_a_file_of_the_installed_package():
@@ -79,3 +79,24 @@ def test_a_path_is_shown_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shown(tmp_path / "a" / "b.json") == str(Path("a/b.json"))
     assert shown(Path("/elsewhere/b.json")) == "/elsewhere/b.json"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.json"
+    with atomic_write(path) as partial:
+        partial.write_text("first")
+        assert not path.exists()
+    with pytest.raises(UnicodeEncodeError), atomic_write(path) as partial:
+        partial.write_text("second, \ud800", encoding="utf-8")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["gpt2", "HuggingFaceTB/SmolLM2-135M", "_name/x.y-z"])
+def test_names_of_the_hub(text):
+    assert is_hub_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "./model", "../model", "/model", "runs/sft/model", "-name", "owner/", "a name", "pkg://x/y"])
+def test_paths_are_not_names_of_the_hub(text):
+    assert not is_hub_id(text)
