@@ -129,7 +129,7 @@ def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
     from llmmod.errors import ConfigError
     from llmmod.trainers.callbacks import curves as curve
 
-    curve.draw_losses = lambda history, path: False  # drawn from the log, and half of a run's time
+    curve.draw_loss_curve = lambda history, path: False  # drawn from the log, and half of a run's time
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         config = llmmod.compose(overrides)

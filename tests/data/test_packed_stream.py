@@ -100,11 +100,11 @@ def test_a_packed_stream_is_trained_as_segments(load, tiny_llama, tiny_tokenizer
     """The collator of a run gives the model the boundaries of the examples, and their loss is that of the examples alone."""
     import torch
 
-    from llmmod.trainers.collation import collator_from
+    from llmmod.trainers.collation import choose_collator
 
     train = load(QUESTIONS, packing=True, streaming=True, cutoff_len=200).train
     node = {"_target_": "llmmod.data.collators.FlatteningCollator"}
-    collator = collator_from(node, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
+    collator = choose_collator(node, model=tiny_llama, tokenizer=tiny_tokenizer, train=train)
     row = next(iter(train))
     batch = collator([row])
     assert batch["cu_seq_lens_q"].diff().tolist() == row["seq_lengths"]

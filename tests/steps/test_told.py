@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.evaluate import told_of_evaluation, told_of_training
+from llmmod.steps.evaluate import evaluation_summary, training_summary
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ from llmmod.steps.evaluate import told_of_evaluation, told_of_training
     ids=["nothing held out", "nothing trained", "nothing before", "before and after", "ppo", "standard errors", "of answers", "grpo"],
 )
 def test_a_training(metrics, told):
-    assert told_of_training(metrics) == told
+    assert training_summary(metrics) == told
 
 
 def test_an_evaluation():
     metrics = {"eval_loss": 0.5, "eval_rewards/accuracies": 0.5, "eval_runtime": 3, "train_loss": 1}
-    assert told_of_evaluation(metrics) == "loss 0.5000, accuracy 50.0%"
+    assert evaluation_summary(metrics) == "loss 0.5000, accuracy 50.0%"

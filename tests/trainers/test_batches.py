@@ -13,7 +13,7 @@ from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.trainers.collation import collator_from
+from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.sft import by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))
@@ -27,7 +27,7 @@ def model(family, attention, tokenizer):
 
 def collator(tiny_tokenizer, node=FLATTEN, family="llama", train=(), attention="sdpa", multiple=None, trainer=None):
     parts = {"model": model(family, attention, tiny_tokenizer), "tokenizer": tiny_tokenizer, "train": train}
-    return collator_from(node, **parts, pad_to_multiple_of=multiple, trainer=trainer)
+    return choose_collator(node, **parts, pad_to_multiple_of=multiple, trainer=trainer)
 
 
 def test_one_row_where_the_model_keeps_examples_apart(tiny_tokenizer):

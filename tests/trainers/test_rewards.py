@@ -24,10 +24,10 @@ from llmmod.models.loading.quantization import quantization_config, rebuild_mode
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import mark_trained, score, with_reward_head
 from llmmod.protocols import ModelLineage
-from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE, Answers, FunctionScorer, ModelScorer, rewards_from
+from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE, Completions, FunctionScorer, ModelScorer, rewards_from
 
 COLUMNS = {"prompt_ids": [[11, 12], [21, 22, 23]], "answer": ["a", "b"]}
-ANSWERS = Answers([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], COLUMNS, ["read so", "and so"])
+ANSWERS = Completions([[11, 12], [21, 22, 23]], [[31, 32, 33], [41]], COLUMNS, ["read so", "and so"])
 
 MADE = """
 def made(function):
@@ -96,7 +96,7 @@ class TestFunctions:
     def test_named_by_their_path(self, tiny_tokenizer, tmp_path):
         conf = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
         rewards = rewards_from(conf, {"overlap": 2.0}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
-        scores = rewards(Answers([[1]], [[31, 32, 33]], {"answer": ["so it is"]}, ["So it is."]))
+        scores = rewards(Completions([[1]], [[31, 32, 33]], {"answer": ["so it is"]}, ["So it is."]))
         assert scores.tolist() == [2.0]
 
     def test_that_can_not_be_asked(self, tiny_tokenizer, tmp_path, monkeypatch):

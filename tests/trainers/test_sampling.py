@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from llmmod.trainers.base import ByEpoch
+from llmmod.trainers.base import EpochSeededSampler
 
 
 def order(epoch, seed=3):
-    sampler = ByEpoch(LengthGroupedSampler(2, lengths=[4] * 20), seed)
+    sampler = EpochSeededSampler(LengthGroupedSampler(2, lengths=[4] * 20), seed)
     sampler.set_epoch(epoch)
     assert len(sampler) == 20
     return list(sampler)

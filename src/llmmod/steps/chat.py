@@ -22,7 +22,7 @@ from llmmod.models.generation.settings import Reader, context_length, generation
 from llmmod.protocols import StepReport
 from llmmod.render.encode import encode_prompt
 from llmmod.steps.terminal import QuestionTooLongError, Terminal, Turns
-from llmmod.trainers.collation import ready_to_answer
+from llmmod.trainers.collation import prepare_for_inference
 
 # Tokens an answer may have where neither generation.max_new_tokens, generation.max_length nor the architecture sets a limit.
 _LONGEST = 4096
@@ -129,7 +129,7 @@ class _Speaker:
 def _speaker(session: Any, step: str) -> _Speaker:
     """The session's model, ready to answer."""
     tokenizer, render, training = session.tokenizer(step), session.render(step), session.conf(step, "training")
-    model = ready_to_answer(session.model(step).model, use_cpu=bool(getattr(training, "use_cpu", False)))
+    model = prepare_for_inference(session.model(step).model, use_cpu=bool(getattr(training, "use_cpu", False)))
     config = generation_config(
         build(session.root.generation),
         model,

@@ -15,8 +15,8 @@ from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.steps.predict.step import Predict, held_out
 from llmmod.trainers.arguments import training_arguments
-from llmmod.trainers.build import lent, release, trainer_from
-from llmmod.trainers.measures import after_last_step, only_measures
+from llmmod.trainers.build import release, restored_after_training, trainer_from
+from llmmod.trainers.measures import evaluation_metrics, last_evaluation
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 
 # Of a stage's metrics, the ones that are told, and how.
@@ -39,12 +39,12 @@ _NAMES = {
 }
 
 
-def told_of_evaluation(metrics: Mapping[str, float]) -> str:
+def evaluation_summary(metrics: Mapping[str, float]) -> str:
     """`loss 0.5123, accuracy 88.9%`."""
     return ", ".join(f"{text} {_number(metrics, name)}" for name, (text, _) in _NAMES.items() if name in metrics)
 
 
-def told_of_training(metrics: Mapping[str, float]) -> str:
+def training_summary(metrics: Mapping[str, float]) -> str:
     """`training loss 0.2100; loss on held-out examples 0.6931 before, 0.5123 after; accuracy 50.0% before, 88.9% after`."""
     told = [f"training loss {metrics['train_loss']:.4f}"] if "train_loss" in metrics else ["no step was left to train"]
     for name, (text, _) in _NAMES.items():
@@ -88,7 +88,7 @@ class Evaluate:
         """
         examples = held_out(session, self.name)
         metrics = self._metrics(session, examples)
-        report = StepReport(metrics, summary=[f"{self.name}: {told_of_evaluation(metrics)} on {_counted(examples)}"])
+        report = StepReport(metrics, summary=[f"{self.name}: {evaluation_summary(metrics)} on {_counted(examples)}"])
         if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # of the stages that write
             answered = Predict(_predict_conf(session), self.name).run(session)
             report.metrics |= answered.metrics
@@ -100,7 +100,7 @@ class Evaluate:
         loaded, trained_by = session.model(self.name), session.get("trainer")
         model = loaded.model
         current = trained_by is not None and trained_by.model is model and trained_by.eval_dataset is examples
-        if current and (known := after_last_step(trained_by)):
+        if current and (known := last_evaluation(trained_by)):
             return known
         conf = session.conf(self.name, "training")
         args = training_arguments(conf, output_dir=session.step_dir(self.name), seed=session.root.seed, smoke=session.root.smoke)
@@ -110,11 +110,11 @@ class Evaluate:
             reader = Reader.of(session.render(self.name), session.tokenizer(self.name))
             set_stop_tokens(model, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
             self._tell_beginning(loaded, session)
-        with lent(model):
+        with restored_after_training(model):
             trainer = trainer_from(
                 conf, model=model, args=args, train=examples, evaluation=examples, tokenizer=session.tokenizer(self.name), reader=reader
             )
-            metrics = only_measures(trainer.evaluate())
+            metrics = evaluation_metrics(trainer.evaluate())
             release(trainer)
         return metrics
 

@@ -25,9 +25,9 @@ from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
-from llmmod.steps.evaluate import told_of_training
+from llmmod.steps.evaluate import training_summary
 from llmmod.trainers.arguments import training_arguments
-from llmmod.trainers.build import lent, needs_max_steps, release, trainer_from
+from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
 from llmmod.trainers.callbacks.curves import loss_curve
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
 from llmmod.trainers.callbacks.progress import TrainingProgress
@@ -67,7 +67,7 @@ class Train:
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         checkpoint = find_checkpoint(conf.resume_from_checkpoint, train_dir=directory)
         splits = session.splits(self.name)
-        needs_max_steps(conf, splits.train)
+        check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
         args = training_arguments(
             conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
@@ -78,7 +78,7 @@ class Train:
             return self._taken(session, *taken, identity=reuse.identity)
         model = self._model(session, seed=args.seed)
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
-        with lent(model):
+        with restored_after_training(model):
             trainer = trainer_from(
                 conf,
                 model=model,
@@ -144,7 +144,7 @@ class Train:
 
     def _report(self, metrics: dict[str, float], kind: str, directory: Path) -> StepReport:
         artifacts = {kind if kind == "adapter" else "model": self.name, "trainer_state": f"{self.name}/trainer_state.json"}
-        summary = [f"{self.name}: {told_of_training(metrics)}"]
+        summary = [f"{self.name}: {training_summary(metrics)}"]
         if (directory / _CURVE).is_file():
             artifacts["training_loss"] = f"{self.name}/{_CURVE}"
             summary.append(f"{self.name}: the loss curve is {directory / _CURVE}")

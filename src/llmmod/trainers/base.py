@@ -36,10 +36,10 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
 from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
-from llmmod.trainers.efficient.layers import lean_lora
+from llmmod.trainers.efficient.layers import efficient_lora
 
 
-class ByEpoch(Sampler[int]):
+class EpochSeededSampler(Sampler[int]):
     """A sampler's order drawn from the seed and the epoch's number alone.
 
     transformers' LengthGroupedSampler (5.23) draws from the random numbers that training itself uses. A run resumed within an epoch would
@@ -171,7 +171,11 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         Raises:
             RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        with lean_lora(), noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha), packed_attention(self.model, inputs):
+        with (
+            efficient_lora(),
+            noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha),
+            packed_attention(self.model, inputs),
+        ):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
@@ -185,7 +189,7 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         else:
             sampler = super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        return EpochSeededSampler(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In their order, by length or not: transformers 5.23 would group held-out examples too, by `input_ids`, which pairs don't have."""

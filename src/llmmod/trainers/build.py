@@ -19,10 +19,10 @@ from llmmod.trainers.arguments import refusal
 from llmmod.trainers.base import KEY as LORAPLUS_KEY
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite
-from llmmod.trainers.collation import collator_from, is_spread
-from llmmod.trainers.efficient.head import readable_head
+from llmmod.trainers.collation import choose_collator, spans_devices
+from llmmod.trainers.efficient.head import prepare_head_for_trl
 from llmmod.trainers.efficient.layers import compile_layers, drop_compiled
-from llmmod.trainers.online.base import AnsweringTrainer
+from llmmod.trainers.online.base import OnlineTrainer
 
 
 def trainer_from(
@@ -55,7 +55,7 @@ def trainer_from(
             or one process sees several GPUs.
     """
     _refuse_replicas(model, args)
-    readable_head(model)
+    prepare_head_for_trl(model)
     own = [build(node) for node in conf.callbacks.values() if node]
     collator = _collator(conf, model=model, args=args, train=train, tokenizer=tokenizer)
     try:
@@ -77,7 +77,7 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
-    if reader is not None and isinstance(trainer, AnsweringTrainer):
+    if reader is not None and isinstance(trainer, OnlineTrainer):
         trainer.reader = reader
     if _compiles(conf):
         _compile(model, conf, fixed=capacity_of(train) is not None)
@@ -92,7 +92,7 @@ def _refuse_replicas(model: Any, args: Any) -> None:
     Its replicas would each compute a part of the rows with what is hung on the one model: a hook that picks rows of the whole batch (ppo),
     a `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
     """
-    if args.n_gpu > 1 and not is_spread(model):
+    if args.n_gpu > 1 and not spans_devices(model):
         found = f"one process sees {args.n_gpu} GPUs, and would train copies of the model in its threads (nn.DataParallel)"
         start = f"Start a process a GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or show it one: CUDA_VISIBLE_DEVICES=0"
         raise ConfigError(Problem("training", found, do=start))
@@ -113,7 +113,7 @@ def _own_types(model: Any) -> Iterator[None]:
 
 
 def _collator(conf: StageConf, *, model: Any, args: Any, train: Any, tokenizer: Any) -> Any:
-    return collator_from(
+    return choose_collator(
         conf.collator,
         model=model,
         tokenizer=tokenizer,
@@ -141,7 +141,7 @@ def _set_loraplus(trainer: Any, ratio: float | None) -> None:
 
 
 @contextmanager
-def lent(model: Any) -> Iterator[None]:
+def restored_after_training(model: Any) -> Iterator[None]:
     """Lend a model to a trainer: after the block it is as it was but for its weights, ready to answer, and without gradients.
 
     trl takes all dropout out of a model that it compares with a reference, and turns gradient checkpointing on; both would last.
@@ -183,7 +183,7 @@ def release(trainer: Any) -> None:
     trainer.accelerator.free_memory()
 
 
-def needs_max_steps(conf: Any, train: Any) -> None:
+def check_max_steps(conf: Any, train: Any) -> None:
     """Refuse a training without an end.
 
     Raises:

@@ -29,7 +29,7 @@ _ROWS: Mapping[type, type[PaddingCollator | PreferenceCollator | RewardCollator]
 }
 
 
-def collator_from(
+def choose_collator(
     node: Mapping[str, Any],
     *,
     model: Any,
@@ -115,12 +115,12 @@ def _is(node: Mapping[str, Any], collator: type) -> bool:
     return node.get("_target_") == f"{collator.__module__}.{collator.__qualname__}"
 
 
-def is_spread(model: Any) -> bool:
+def spans_devices(model: Any) -> bool:
     """Whether a model's parts lie on several devices (`model.device_map`), or wait on the disk or in memory until they are used."""
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
 
 
-def ready_to_answer(model: Any, *, use_cpu: bool = False) -> Any:
+def prepare_for_inference(model: Any, *, use_cpu: bool = False) -> Any:
     """The same model in evaluation mode, on this process's accelerator where there is one and nothing else has placed it.
 
     Args:

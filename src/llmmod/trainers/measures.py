@@ -126,24 +126,24 @@ def measured(trainer: Any, *, tokens_per_second: float | None = None) -> dict[st
     first: dict[str, Any] = next((entry for entry in history if _is_evaluation(entry) and entry.get("step") == 0), {})
     compared = (*_COMPARED, *getattr(trainer, "compared", ()))
     before = {f"{name}_before": float(first[name]) for name in compared if name in first}
-    return metrics | before | (after_last_step(trainer) or only_measures(trainer.evaluate()))
+    return metrics | before | (last_evaluation(trainer) or evaluation_metrics(trainer.evaluate()))
 
 
-def after_last_step(trainer: Any) -> dict[str, float]:
+def last_evaluation(trainer: Any) -> dict[str, float]:
     """What the trainer logged of the held-out examples after its last step; nothing where it didn't, or the model is another since."""
     state = trainer.state
     logged = [entry for entry in state.log_history if _is_evaluation(entry) and entry.get("step") == state.global_step]
     # The best checkpoint's weights, loaded at the end, are others than the last step's.
     if not logged or not state.global_step or trainer.args.load_best_model_at_end:
         return {}
-    return only_measures(logged[-1])
+    return evaluation_metrics(logged[-1])
 
 
 def _is_evaluation(entry: dict[str, Any]) -> bool:
     return any(name in entry for name in _OF_EVALUATION)
 
 
-def only_measures(metrics: dict[str, Any]) -> dict[str, float]:
+def evaluation_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """Those of an evaluation's metrics that measure the model."""
     return {name: float(value) for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(_TIMES)}
 

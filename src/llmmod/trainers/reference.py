@@ -66,13 +66,13 @@ def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
 
 
 def reference(model: Any, initial: dict[str, torch.Tensor] | None) -> AbstractContextManager[None] | None:
-    """A context in which the model is the reference; None where nobody knows what it was: `base_is_known`."""
+    """A context in which the model is the reference; None where nobody knows what it was: `has_reference`."""
     if initial is not None:
         return _exchanged(model, initial)
-    return as_base(model) if base_is_known(model) else None
+    return as_base(model) if has_reference(model) else None
 
 
-def base_is_known(model: Any) -> bool:
+def has_reference(model: Any) -> bool:
     """Whether what the model was before it got adapters can be had from it: not where it has none, and not with LoftQ's."""
     return hasattr(model, "peft_config") and not has_lost_base(model)
 

@@ -134,7 +134,7 @@ def pair_rewards(
     Args:
         model: a reward model in evaluation mode.
         pairs: a datasets.Dataset with `prompt_ids`, `chosen_ids`, `rejected_ids`.
-        collator: as from `stages.batches.collator_from`.
+        collator: as from `stages.batches.choose_collator`.
         batch_size: pairs scored together.
     """
     tokens = lengths(pairs)

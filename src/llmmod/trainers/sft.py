@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.packing.segments import BOUNDARIES, packed_attention
 from llmmod.trainers.base import StageTrainer
-from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.efficient.head import efficient_head
 
 # exp of more than this is no float; a loss of 700 nats a token is broken anyway.
 _MOST_NATS = 700.0
@@ -38,7 +38,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the labelled positions, over `num_items_in_batch` of them where it is given."""
-        with lean_head():
+        with efficient_head():
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
@@ -47,7 +47,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
             with packed_attention(self.model, inputs):
                 return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), lean_head(), packed_attention(self.model, inputs):
+        with torch.no_grad(), self.compute_loss_context_manager(), efficient_head(), packed_attention(self.model, inputs):
             outputs = model(**inputs, fused_lm_head=True)
         sums = by_example([-outputs.log_probs, outputs.label_mask, outputs.is_top1], inputs.get(BOUNDARIES))
         # Gathered by example, [batch, 3], so that what was added to fill the last batch of several processes is left out again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.trainers.online.completions import log_probs_of, rows_of, told
+from llmmod.trainers.online.completions import rows_of, score_completions, selected_log_probs
 
 PROMPTS = [[11, 12, 13], [21], [31, 32, 33, 34, 35, 36]]
 LENGTHS = [4, 1, 2]
@@ -21,10 +21,10 @@ def test_the_formulas_are_torch_s_own_and_their_gradient_is_numerically_right():
     torch.manual_seed(0)
     logits, tokens = torch.randn(70, 11, dtype=torch.float64, requires_grad=True), torch.randint(0, 11, (70,))
     expected = torch.distributions.Categorical(logits=logits / 0.7)
-    log_probs, entropy = log_probs_of(logits, tokens, temperature=0.7)
+    log_probs, entropy = selected_log_probs(logits, tokens, temperature=0.7)
     torch.testing.assert_close(log_probs, expected.log_prob(tokens), rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda z: log_probs_of(z, tokens, temperature=0.7), (logits,))
+    assert torch.autograd.gradcheck(lambda z: selected_log_probs(z, tokens, temperature=0.7), (logits,))
 
 
 def test_rows_by_hand(answers):
@@ -43,7 +43,7 @@ def test_rows_by_hand(answers):
 def test_what_a_model_says_is_what_it_says_of_each_alone(tiny_llama, answers, left, temperature):
     head = torch.nn.Linear(32, 1)
     ids, mask = answers
-    found = told(tiny_llama, rows_of(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head, temperature=temperature)
+    found = score_completions(tiny_llama, rows_of(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head, temperature=temperature)
     for row, (prompt, count) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
         whole = torch.tensor([[*prompt, *ids[row, :count].tolist()]])
         output = tiny_llama(input_ids=whole, output_hidden_states=True)
@@ -70,5 +70,5 @@ def test_only_answers_reach_the_head(tiny_llama, answers, monkeypatch):
         return real(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    told(tiny_llama, rows_of(PROMPTS, *answers, pad_id=0))
+    score_completions(tiny_llama, rows_of(PROMPTS, *answers, pad_id=0))
     assert rows == [sum(LENGTHS)]

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.adapters.freeze import decoder_layers
-from llmmod.trainers.build import lent
+from llmmod.trainers.build import restored_after_training
 from llmmod.trainers.efficient.layers import is_compiled
 
 # Traces as torch.compile does, and runs the traced graph as it is: what the kernels' compiler adds is torch's affair, and takes minutes.
@@ -39,7 +39,7 @@ def test_the_same_losses_and_nothing_is_compiled_after_the_first_step(toy_traine
     for changes in ({}, COMPILING, {**COMPILING, "max_steps": 1}):
         torch.manual_seed(0)
         model = get_peft_model(copy.deepcopy(tiny_llama), lora_conf())
-        with lent(model):
+        with restored_after_training(model):
             trainer = toy_trainer(model=model, train=packed, **FLAT, eval_strategy="no", eval_on_start=False, **changes)
             layers = decoder_layers(model)[1]
             assert [is_compiled(layer) for layer in layers] == [bool(changes)] * len(layers)

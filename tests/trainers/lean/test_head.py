@@ -8,7 +8,7 @@ import trl.trainer.utils
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from llmmod.trainers.efficient import head
-from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.efficient.head import efficient_head
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -73,7 +73,7 @@ def test_what_is_not_needed_is_not_computed(monkeypatch, most):
 
 def test_the_patch_ends_with_the_block():
     before = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
-    with lean_head():
+    with efficient_head():
         assert trl.trainer.utils._use_triton(torch.device("cpu"))
         assert isinstance(trl.trainer.utils._ChunkedLogProbFunction, head._Head)
     assert (trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction) == before

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from llmmod.trainers.efficient.layers import lean_lora
+from llmmod.trainers.efficient.layers import efficient_lora
 
 
 class Two(nn.Module):
@@ -48,7 +48,7 @@ def run(model):
 def test_as_peft_has_it(changes):
     model = adapted(**changes)
     own = run(model)
-    with lean_lora():
+    with efficient_lora():
         lean = run(model)
     assert len(own) >= 6
     for mine, its in zip(lean, own, strict=True):
@@ -59,7 +59,7 @@ def test_adapters_switched_off_and_merged():
     model = adapted().eval()
     x = torch.randn(3, 8)
     plain = model.get_base_model()
-    with torch.no_grad(), lean_lora():
+    with torch.no_grad(), efficient_lora():
         with_adapter = model(x)
         with model.disable_adapter():
             assert not torch.allclose(model(x), with_adapter)
@@ -69,12 +69,12 @@ def test_adapters_switched_off_and_merged():
 
 def test_other_types_are_left_to_peft():
     model = adapted()
-    with lean_lora(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with efficient_lora(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(torch.randn(3, 8)).dtype == torch.bfloat16
 
 
 def test_the_patch_ends_with_the_block():
     before = Linear.forward
-    with lean_lora():
+    with efficient_lora():
         assert Linear.forward is not before
     assert Linear.forward is before

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmmod.trainers.callbacks.curves import draw_losses, loss_curve, smoothed
+from llmmod.trainers.callbacks.curves import draw_loss_curve, loss_curve, smoothed
 
 HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.2}]
 
@@ -29,7 +29,7 @@ def test_smoothing_leaves_a_constant_alone():
 
 
 def test_a_picture(tmp_path):
-    assert draw_losses(HISTORY, tmp_path / "loss.png")
+    assert draw_loss_curve(HISTORY, tmp_path / "loss.png")
     width, height = png_size(tmp_path / "loss.png")
     assert width >= 600
     assert height >= 400
@@ -38,11 +38,11 @@ def test_a_picture(tmp_path):
 
 @pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[1:3]], ids=["evaluations alone", "training alone"])
 def test_one_of_the_two_is_enough(tmp_path, history):
-    assert draw_losses(history, tmp_path / "loss.png")
+    assert draw_loss_curve(history, tmp_path / "loss.png")
 
 
 def test_nothing_to_draw(tmp_path):
-    assert not draw_losses([{"step": 1, "train_runtime": 1.0}], tmp_path / "loss.png")
+    assert not draw_loss_curve([{"step": 1, "train_runtime": 1.0}], tmp_path / "loss.png")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from llmmod.trainers.ppo.math import (
     KlCoefficient,
     ScoreScale,
     advantages_and_returns,
-    approximate_kl,
+    apply_missing_eos_penalty,
     explained_variance,
     masked_moments,
     policy_losses,
@@ -21,7 +21,6 @@ from llmmod.trainers.ppo.math import (
     token_rewards,
     value_losses,
     whitened,
-    without_end,
 )
 
 TYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["float64", "float32"])
@@ -154,9 +153,9 @@ def test_rewards_of_tokens(seed, dtype, tolerance):
 
 
 def test_an_answer_that_was_cut_off_pays():
-    found = without_end(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), 0.25)
+    found = apply_missing_eos_penalty(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), 0.25)
     assert found.tolist() == [1.0, 0.75]
-    assert without_end(torch.tensor([1.0]), torch.tensor([False]), None).tolist() == [1.0]
+    assert apply_missing_eos_penalty(torch.tensor([1.0]), torch.tensor([False]), None).tolist() == [1.0]
 
 
 def test_scaled_normed_and_clipped_scores_by_hand():
@@ -223,7 +222,7 @@ def test_how_far_an_update_went(seed, dtype, tolerance):
     answers = Answers(seed, dtype)
     (new, n), (old, o) = answers.numbers(), answers.numbers()
     expected = np.exp(new - old) - 1 - (new - old)
-    assert_close(approximate_kl(n, o), expected, tolerance * 100)
+    assert_close(token_kl(o, n, estimator="k3"), expected, tolerance * 100)
     assert (expected >= 0).all()
 
 

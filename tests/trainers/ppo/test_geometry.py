@@ -33,7 +33,7 @@ def gradient(ppo_trainer, rollout, monkeypatch):
     def compute(division, *, left=False, **changes):
         def make(**settings):
             trainer = ppo_trainer(**settings)
-            trainer.experience.make = lambda prompts: rollout
+            trainer.collector.collect = lambda prompts: rollout
             torch.nn.init.normal_(trainer.value_head.weight, generator=torch.Generator().manual_seed(1))  # so that values reach the trunk
             return trainer
 

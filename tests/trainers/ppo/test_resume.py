@@ -55,8 +55,8 @@ def test_the_same_bits(ppo_trainer, with_dropout, tmp_path, way, step):
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
     assert logged(again) == history
     assert (tmp_path / "parts" / "samples.jsonl").read_text() == samples
-    assert again.experience.kl_coef.value == whole.experience.kl_coef.value != 0.01
-    assert again.experience.scale.moments == whole.experience.scale.moments
+    assert again.collector.kl_coef.value == whole.collector.kl_coef.value != 0.01
+    assert again.collector.scale.moments == whole.collector.scale.moments
 
 
 def test_a_checkpoint_holds_policy_and_value_head_apart(ppo_trainer, tmp_path):

@@ -29,15 +29,15 @@ def finite(trainer):
 @pytest.fixture
 def rollouts(monkeypatch):
     """(optimizer steps before it, the prompts) of each rollout that is made."""
-    from llmmod.trainers.ppo.rollout import Experience
+    from llmmod.trainers.ppo.rollout import RolloutCollector
 
-    made, real = [], Experience.make
+    made, real = [], RolloutCollector.collect
 
     def make(self, prompts):
         made.append((self._trainer.state.global_step, [len(ids) for ids in prompts["prompt_ids"]]))
         return real(self, prompts)
 
-    monkeypatch.setattr(Experience, "make", make)
+    monkeypatch.setattr(RolloutCollector, "collect", make)
     return made
 
 

@@ -27,7 +27,7 @@ from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.steps.predict.step import OrderedLines, held_out
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import ready_to_answer
+from llmmod.trainers.collation import prepare_for_inference
 
 log = logging.getLogger("llmmod.predict")
 _SMOKE_TOKENS = 16
@@ -55,7 +55,7 @@ class PredictAnswers:
         if rank() != 0:
             return StepReport()
         loaded, tokenizer = session.model(self.name), session.tokenizer(self.name)
-        model = ready_to_answer(loaded.model, use_cpu=session.conf(self.name, "training").use_cpu)
+        model = prepare_for_inference(loaded.model, use_cpu=session.conf(self.name, "training").use_cpu)
         speaker = _Speaker(model, tokenizer, session, self.name, batch_size=self.conf.batch_size)
         prompts = [example.input_ids for example in encode([speaker.render.prompt(c) for c in conversations], tokenizer)]
         shown = _spread(len(conversations), self.conf.compare_with_base)

@@ -23,7 +23,7 @@ from llmmod.render.segments import own_beginning
 from llmmod.steps.predict.answers import settings
 from llmmod.steps.predict.step import OrderedLines, held_out
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import ready_to_answer
+from llmmod.trainers.collation import prepare_for_inference
 
 _FILE = "generated_predictions.jsonl"
 _BEGINNING = 32  # tokens of a document that are given; of a shorter one, half of it
@@ -50,7 +50,7 @@ class PredictDocuments:
         if rank() != 0:
             return StepReport()
         tokenizer, set_up = session.tokenizer(self.name), session.conf(self.name, "training")
-        model = ready_to_answer(session.model(self.name).model, use_cpu=set_up.use_cpu)
+        model = prepare_for_inference(session.model(self.name).model, use_cpu=set_up.use_cpu)
         config = settings(session, self.name, model)
         config.eos_token_id = tokenizer.eos_token_id  # what documents end with, whatever ends an answer
         first = own_beginning(tokenizer)

@@ -12,7 +12,7 @@ from llmmod.models.generation.settings import Reader
 from llmmod.protocols import StepReport
 from llmmod.steps.predict.step import OrderedLines, held_out
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import collator_from, ready_to_answer
+from llmmod.trainers.collation import choose_collator, prepare_for_inference
 from llmmod.trainers.rm import pair_rewards
 
 _FILE = "scores.jsonl"
@@ -41,8 +41,8 @@ class PredictRewards:
         pairs = pairs.select(range(min(len(pairs), self.conf.max_samples or len(pairs))))
         training, tokenizer = session.conf(self.name, "training"), session.tokenizer(self.name)
         reader = Reader.of(session.render(self.name), tokenizer)
-        model = ready_to_answer(session.model(self.name).model, use_cpu=training.use_cpu)
-        collator = collator_from(training.collator, model=model, tokenizer=tokenizer, train=pairs)
+        model = prepare_for_inference(session.model(self.name).model, use_cpu=training.use_cpu)
+        collator = choose_collator(training.collator, model=model, tokenizer=tokenizer, train=pairs)
         path, right = session.step_dir(self.name) / _FILE, 0
         with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
             for batch in pair_rewards(model, pairs, collator=collator, batch_size=self.conf.batch_size):

@@ -25,9 +25,9 @@ def loss_curve(
     Args:
         state: gives the trainer's state; of another process than the first nothing is drawn.
         path: the PNG.
-        draw: from a trainer's log, a path: writes another picture than the loss; see `draw_losses`.
+        draw: from a trainer's log, a path: writes another picture than the loss; see `draw_loss_curve`.
     """
-    draw = draw or draw_losses
+    draw = draw or draw_loss_curve
     try:
         yield
     except BaseException:
@@ -43,7 +43,7 @@ def _draw(state: Any, path: Path, draw: Callable[[Sequence[dict[str, float]], Pa
         draw(state.log_history, path)
 
 
-def draw_losses(history: Sequence[dict[str, float]], path: Path) -> bool:
+def draw_loss_curve(history: Sequence[dict[str, float]], path: Path) -> bool:
     """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw."""
     train, held_out = points(history, "loss"), points(history, "eval_loss")
     if not train and not held_out:
@@ -91,10 +91,10 @@ Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name
 
 def course(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> AbstractContextManager[None]:
     """Draw a PNG of these panels when the block ends, whichever way."""
-    return loss_curve(state, path, functools.partial(draw_course, panels=panels))
+    return loss_curve(state, path, functools.partial(draw_metric_curves, panels=panels))
 
 
-def draw_course(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel]) -> bool:
+def draw_metric_curves(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel]) -> bool:
     """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw; a panel without anything is left out."""
     told = [panel for panel in panels if any(points(history, name) or points(history, f"eval_{name}") for name, _, _ in panel[1])]
     if not told:

@@ -35,7 +35,7 @@ _NUMBERS = ("entropy", "log_sum_sq_probs", "mean_logits")
 
 
 @contextmanager
-def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
+def efficient_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
     """Within it, trl's LM head takes labelled positions alone on every device, and few enough of them at once on a CPU.
 
     Args:
@@ -52,7 +52,7 @@ def lean_head(*, only: Sequence[str] | None = None) -> Iterator[None]:
         trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction = asked, function
 
 
-def readable_head(model: Any) -> None:
+def prepare_head_for_trl(model: Any) -> None:
     """Give a model what trl (1.16) reads of it around its head, where transformers (5.23) calls it otherwise; it is changed in place.
 
     Of a head with single tokens, peft's wrapper passes on the weight alone; Llama 4's text model names its trunk by another prefix; and

@@ -62,7 +62,7 @@ _OWN = Linear.forward
 
 
 @contextmanager
-def lean_lora() -> Iterator[None]:
+def efficient_lora() -> Iterator[None]:
     """Within it, plain adapters of plain linear layers add to the layer's output in place; all others compute as peft has it.
 
     Patches `peft.tuners.lora.layer.Linear.forward`.

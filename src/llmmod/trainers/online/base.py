@@ -69,7 +69,7 @@ def seed_of(*parts: object) -> int:
 
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
+def isolated_rng(seed: int) -> Iterator[None]:
     """Within it, random numbers come from a seed; afterwards those of training go on as if nothing had been drawn.
 
     So a rollout depends on the policy and its number alone, and a resumed run samples what the uninterrupted one would have.
@@ -125,7 +125,7 @@ def columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [example.get(name) for example in examples] for name in examples[0]}
 
 
-class AnsweringTrainer(StageTrainer):
+class OnlineTrainer(StageTrainer):
     """A mixin; a class that has it makes answers and a loss of them, and adds up what it measures of held-out prompts.
 
     Args:
@@ -175,7 +175,7 @@ class AnsweringTrainer(StageTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the library's, with means over all held-out prompts, and the reward's standard error; the same random numbers each time."""
         self._of_texts = [build(node) for node in self.args.metrics.values() if node]
-        with drawing(seed_of("evaluation", self.args.seed, self.args.process_index)):
+        with isolated_rng(seed_of("evaluation", self.args.seed, self.args.process_index)):
             output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         found, self._earned = self._held_out.take() | {"reward_se": self._earned.standard_error}, RunningMoments()
         of_texts = {name: number for metric in self._of_texts for name, number in metric.compute().items()}

@@ -20,7 +20,7 @@ from torch import nn
 from llmmod.trainers.efficient.head import tiles
 
 
-def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def selected_log_probs(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's log-probability, and the entropy of what it was sampled from, both float32 [rows] (float64 of float64).
 
     Beside the logits themselves only their gradient is ever made.
@@ -60,7 +60,7 @@ class _LogProbs(torch.autograd.Function):
         return gradient, None, None
 
 
-class Told(NamedTuple):
+class PolicyOutputs(NamedTuple):
     """What a model says of the answers' tokens, each [batch, answer], 0 where there is no token."""
 
     log_probs: torch.Tensor
@@ -99,7 +99,9 @@ def rows_of(
     return batch | ({"position_ids": (attention.cumsum(1) - 1).clamp(min=0)} if left else {})
 
 
-def told(model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | None = None, temperature: float = 1.0) -> Told:
+def score_completions(
+    model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | None = None, temperature: float = 1.0
+) -> PolicyOutputs:
     """What a model says of the answers of a batch; only the answers' positions reach its head.
 
     Args:
@@ -113,9 +115,9 @@ def told(model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | 
     row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
     with _only(model, row, batch["before"][mask]) as hidden:
         logits = model(**inputs, use_cache=False).logits[0]  # [tokens, vocabulary]
-    log_probs, entropy = log_probs_of(logits, batch["answers"][mask].to(logits.device), temperature=temperature)
+    log_probs, entropy = selected_log_probs(logits, batch["answers"][mask].to(logits.device), temperature=temperature)
     values = None if value_head is None else _spread(_values(value_head, hidden[0]), mask)
-    return Told(_spread(log_probs, mask), _spread(entropy, mask), values)
+    return PolicyOutputs(_spread(log_probs, mask), _spread(entropy, mask), values)
 
 
 def _values(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -29,10 +29,10 @@ from llmmod.config.schema.reward import reward_nodes
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation.generate import answers_in_order
 from llmmod.models.generation.settings import Ends, answer_text
-from llmmod.trainers.online.base import AnsweringTrainer, RolloutSampler, columns, drawing, sampling_settings, seed_of
-from llmmod.trainers.online.completions import Samples, rows_of, told
-from llmmod.trainers.online.rewards import Answers, rewards_from
-from llmmod.trainers.reference import base_is_known, initial_weights, reference
+from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, sampling_settings, seed_of
+from llmmod.trainers.online.completions import Samples, rows_of, score_completions
+from llmmod.trainers.online.rewards import Completions, rewards_from
+from llmmod.trainers.reference import has_reference, initial_weights, reference
 
 _BEST = "reward"
 
@@ -54,7 +54,7 @@ _BY_ANSWER = ("reward", "completions/mean_length", "completions/clipped_ratio")
 _BY_TOKEN = ("kl", "entropy")
 
 
-class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
+class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
 
     stage = "grpo"
@@ -86,7 +86,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         self.rewards = rewards_from(
             args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
         )
-        self._compare_with_reference(known=base_is_known(model))
+        self._compare_with_reference(known=has_reference(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
 
@@ -118,7 +118,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
         """A micro-batch that is learnt from, its answers sampled and scored if it is the first of those that are made at once."""
         context: AbstractContextManager[None] = nullcontext()
         if self.model.training:
-            context = drawing(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
+            context = isolated_rng(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
         with context:
             found: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
         return found
@@ -151,7 +151,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
         completions[:] = [self.reader(ids) for ids in completion_ids_list]  # in place: trl shows and logs its list of them
-        asked = Answers([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
+        asked = Completions([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
         own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
         earned = (own * self.reward_weights).nansum(1)
         if self.model.training:
@@ -190,7 +190,7 @@ class GrpoTrainer(AnsweringTrainer, GRPOTrainer):  # type: ignore[misc]
             for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):
                 known = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
                 batch = rows_of(known, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._answering.pad_token_id)
-                found.append(told(asked, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
+                found.append(score_completions(asked, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
         log_probs = torch.cat([part.log_probs for part in found])
         return log_probs, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
 

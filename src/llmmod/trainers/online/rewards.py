@@ -33,14 +33,14 @@ from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.loading.stage_file import read_stage_file
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.protocols import ModelLineage
-from llmmod.trainers.collation import is_spread, ready_to_answer
+from llmmod.trainers.collation import prepare_for_inference, spans_devices
 
 KEY = "training.reward"
 LINEAGE_ATTRIBUTE = "lineage"  # attribute of a model without its adapter: as from `ModelLineage.resolve`
 
 
 @dataclass
-class Answers:
+class Completions:
     """Answers that are to be scored.
 
     Args:
@@ -56,7 +56,7 @@ class Answers:
     texts: Sequence[str]
 
 
-Scorer = Callable[[Answers], torch.Tensor]  # float32 [answers]
+Scorer = Callable[[Completions], torch.Tensor]  # float32 [answers]
 
 
 class Rewards:
@@ -70,7 +70,7 @@ class Rewards:
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float] | None = None) -> None:
         self.scorers, self.weights = dict(scorers), dict(weights or {})
 
-    def __call__(self, answers: Answers) -> torch.Tensor:
+    def __call__(self, answers: Completions) -> torch.Tensor:
         """Scores, float32 [answers].
 
         Raises:
@@ -161,7 +161,7 @@ class FunctionScorer:
     def __init__(self, name: str, function: Callable[..., Any], tokenizer: Any, *, left_out: float = 0.0) -> None:
         self._name, self._function, self._tokenizer, self._left_out = name, function, tokenizer, left_out
 
-    def __call__(self, answers: Answers) -> torch.Tensor:
+    def __call__(self, answers: Completions) -> torch.Tensor:
         """Scores, float32 [answers]."""
         texts = list(answers.texts)
         messages = answers.columns.get("prompt")
@@ -208,11 +208,11 @@ class ModelScorer:
             self._model = shared_base_reward(policy, path, name=name, key=KEY)
         else:
             # A copy of a model that is spread would call the modules of the original, and LoftQ's has lost its base.
-            copied = policy if same and not is_spread(policy) and not (adapted and has_lost_base(policy)) else None
-            self._model = ready_to_answer(_apart(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
+            copied = policy if same and not spans_devices(policy) and not (adapted and has_lost_base(policy)) else None
+            self._model = prepare_for_inference(_apart(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
             _same_vocabulary(path, self._model, policy)
 
-    def __call__(self, answers: Answers) -> torch.Tensor:
+    def __call__(self, answers: Completions) -> torch.Tensor:
         """Scores, float32 [answers]; prompts and answers of like length together."""
         texts = [[*prompt, *answer] for prompt, answer in zip(answers.prompts, answers.answers, strict=True)]
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))

@@ -26,11 +26,11 @@ _MOST_ERROR = 0.2  # of a target that is missed by more, the coefficient takes n
 
 
 def token_kl(log_probs: torch.Tensor, reference: torch.Tensor, *, estimator: str = "k1") -> torch.Tensor:
-    """Estimates of the KL divergence of the policy from the reference at each token, of the token that was sampled alone.
+    """Estimates of the KL divergence at each token, from the log-probabilities of the sampled tokens alone.
 
     Args:
         log_probs: of the sampled tokens under the policy that sampled them, [batch, seq].
-        reference: the same under the reference, [batch, seq].
+        reference: of the same tokens under the reference; or under the policy after an update, which shows how far it went.
         estimator: k1: log p - log q, unbiased, of either sign; k3: q/p - 1 - log(q/p), unbiased, never negative
             (Schulman 2020, "Approximating KL divergence").
     """
@@ -97,7 +97,7 @@ class ScoreScale:
 _NO_SPREAD = 1e-8
 
 
-def without_end(scores: torch.Tensor, ended: torch.Tensor, penalty: float | None) -> torch.Tensor:
+def apply_missing_eos_penalty(scores: torch.Tensor, ended: torch.Tensor, penalty: float | None) -> torch.Tensor:
     """The scores, less `penalty` where an answer has no end: it was cut off (`missing_eos_penalty`).
 
     Args:
@@ -218,12 +218,6 @@ def value_losses(
     near = torch.minimum(torch.maximum(values, old - cliprange_value), old + cliprange_value)
     clipped = (near - returns).square()
     return 0.5 * torch.maximum(free, clipped), clipped > free
-
-
-def approximate_kl(log_probs: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """How far an update has gone from the policy that sampled, token by token: k3, never negative (Schulman 2020)."""
-    log_ratio = log_probs - old
-    return torch.exp(log_ratio) - 1 - log_ratio
 
 
 def explained_variance(errors: float, returns: float) -> float:

@@ -19,18 +19,18 @@ from llmmod.models.generation.generate import answers_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.measures import RunningMoments
 from llmmod.trainers.online.base import sampling_settings
-from llmmod.trainers.online.completions import Samples, rows_of, told
-from llmmod.trainers.online.rewards import Answers
+from llmmod.trainers.online.completions import Samples, rows_of, score_completions
+from llmmod.trainers.online.rewards import Completions
 from llmmod.trainers.ppo.math import (
     KlCoefficient,
     ScoreScale,
     advantages_and_returns,
+    apply_missing_eos_penalty,
     explained_variance,
     masked_moments,
     token_kl,
     token_rewards,
     whitened,
-    without_end,
 )
 from llmmod.trainers.ppo.value_head import set_constant
 from llmmod.trainers.reference import reference
@@ -101,7 +101,7 @@ def in_parts(numbers: Sequence[int], size: int, *, by_length: Sequence[int] | No
         yield order[start : start + size]
 
 
-class Experience:
+class RolloutCollector:
     """Makes rollouts for a PpoTrainer, and remembers what lasts beyond one: how scores spread, and what divergence costs.
 
     Args:
@@ -117,7 +117,7 @@ class Experience:
         self.scale = ScoreScale(args.use_score_scaling, args.use_score_norm, args.score_clip)
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if trainer.is_world_process_zero() else 0)
 
-    def make(self, prompts: Mapping[str, Sequence[Any]]) -> Rollout:
+    def collect(self, prompts: Mapping[str, Sequence[Any]]) -> Rollout:
         """Answer, score and judge; what is found is added to the trainer's means.
 
         Args:
@@ -131,7 +131,7 @@ class Experience:
         scores, texts = self._scored(prompts, lists)
         ended = self._ended(prompts["prompt_ids"], lists)
         kl = torch.where(mask, token_kl(own["log_probs"], other["log_probs"], estimator=args.kl_estimator), 0.0)
-        earned = without_end(self.scale(scores, gather(scores.to(args.device)).cpu()), ended, args.missing_eos_penalty)
+        earned = apply_missing_eos_penalty(self.scale(scores, gather(scores.to(args.device)).cpu()), ended, args.missing_eos_penalty)
         rewards = token_rewards(earned, kl, mask, kl_coef=self.kl_coef.value)
         total = rewards.sum(1)
         if args.whiten_rewards:
@@ -167,7 +167,7 @@ class Experience:
         own, other = self._asked(prompts["prompt_ids"], ids, mask, values=False)
         (scores, texts), ended = self._scored(prompts, lists), self._ended(prompts["prompt_ids"], lists)
         self._trainer.measure_texts(texts, prompts.get("answer"))
-        reward = without_end(scores, ended, args.missing_eos_penalty)
+        reward = apply_missing_eos_penalty(scores, ended, args.missing_eos_penalty)
         found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
         if other is not None:
             found["kl"] = torch.where(mask, own["log_probs"] - other["log_probs"], 0.0).sum(1)
@@ -199,13 +199,15 @@ class Experience:
         trainer = self._trainer
         head = trainer.value_head if values else None
         own = self._in_parts(
-            prompts, ids, mask, lambda batch: told(trainer.model, batch, value_head=head, temperature=self._args.temperature)
+            prompts, ids, mask, lambda batch: score_completions(trainer.model, batch, value_head=head, temperature=self._args.temperature)
         )
         context = reference(trainer.model, trainer.initial)
         if context is None:
             return own, None
         with context:
-            return own, self._in_parts(prompts, ids, mask, lambda batch: told(trainer.model, batch, temperature=self._args.temperature))
+            return own, self._in_parts(
+                prompts, ids, mask, lambda batch: score_completions(trainer.model, batch, temperature=self._args.temperature)
+            )
 
     def _in_parts(
         self, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, ask: Callable[[dict[str, torch.Tensor]], Any]
@@ -227,7 +229,7 @@ class Experience:
     def _scored(self, prompts: Mapping[str, Sequence[Any]], lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[str]]:
         """What answers are worth, [answers], and their texts."""
         texts = [self._trainer.reader(answer) for answer in lists]
-        return self._trainer.rewards(Answers(prompts["prompt_ids"], lists, prompts, texts)), texts
+        return self._trainer.rewards(Completions(prompts["prompt_ids"], lists, prompts, texts)), texts
 
     def _ended(self, prompts: Sequence[Sequence[int]], lists: Sequence[Sequence[int]]) -> torch.Tensor:
         """Whether an answer came to its end, bool [answers]."""

@@ -23,12 +23,12 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from llmmod.config.schema.online_training import PpoFields
 from llmmod.trainers.measures import Means
-from llmmod.trainers.online.base import AnsweringTrainer, RolloutSampler, columns, drawing, seed_of
-from llmmod.trainers.online.completions import told
+from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, seed_of
+from llmmod.trainers.online.completions import score_completions
 from llmmod.trainers.online.rewards import rewards_from
-from llmmod.trainers.ppo.math import approximate_kl, policy_losses, value_losses
-from llmmod.trainers.ppo.rollout import Experience, Rollout, in_parts, mini_batch
-from llmmod.trainers.ppo.value_head import attached, detached, load_value_head, new_value_head, save_value_head
+from llmmod.trainers.ppo.math import policy_losses, token_kl, value_losses
+from llmmod.trainers.ppo.rollout import Rollout, RolloutCollector, in_parts, mini_batch
+from llmmod.trainers.ppo.value_head import load_value_head, new_value_head, save_value_head, with_value_head, without_value_head
 from llmmod.trainers.reference import initial_weights
 
 _BEST = "reward"
@@ -52,7 +52,7 @@ _PARTS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", 
 _TOO_FAR = 1.5  # times target_kl, as in OpenAI's Spinning Up and Stable-Baselines3
 
 
-class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
+class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
     """A trainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
 
     stage = "ppo"
@@ -74,7 +74,7 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
         self.rewards = rewards_from(
             self.args.reward, self.args.reward_weights, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows
         )
-        self.experience = Experience(self)
+        self.collector = RolloutCollector(self)
         self.means = Means()
         self.rollout: Rollout | None = None
         self._parts = torch.zeros(len(_PARTS) + 1, dtype=torch.float64)
@@ -92,7 +92,7 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         self.initial = initial_weights(self.model)
-        with attached(self.model, self.value_head):
+        with with_value_head(self.model, self.value_head):
             return super().train(*args, **kwargs)
 
     def release(self) -> None:
@@ -118,13 +118,13 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
         step = self.state.global_step
         number, place = divmod(step, self.steps_a_rollout)
         if place == 0 or self.rollout is None:
-            with drawing(seed_of("rollout", self.args.seed, step, self.args.process_index)):
-                self.rollout = self.experience.make(prompts)
+            with isolated_rng(seed_of("rollout", self.args.seed, step, self.args.process_index)):
+                self.rollout = self.collector.collect(prompts)
         epoch, part = divmod(place, self.args.num_mini_batches)
         order = seed_of("order", self.data_seed, number, self.args.process_index)
         numbers = mini_batch(len(self.rollout.prompts), size=self.rows_a_step, number=part, epoch=epoch, seed=order)
         grouped = self.rollout.lengths() if self.args.train_sampling_strategy == "group_by_length" else None
-        pad_id = self.experience.config.pad_token_id
+        pad_id = self.collector.config.pad_token_id
         batches = [self.rollout.batch(part, pad_id=pad_id) for part in in_parts(numbers, self._train_batch_size, by_length=grouped)]
         tokens = self.accelerator.reduce(torch.tensor(float(self.rollout.tokens(numbers)), device=device))
         return batches, tokens
@@ -134,14 +134,14 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """PPO's loss of a micro-batch: its tokens' sum over the number of tokens of the whole optimizer step."""
         args, mask = self.args, inputs["answer_mask"]
-        now = told(model, inputs, value_head=self.value_head, temperature=args.temperature)
+        now = score_completions(model, inputs, value_head=self.value_head, temperature=args.temperature)
         assert now.values is not None
         policy, clipped = policy_losses(now.log_probs, inputs["old_log_probs"], inputs["advantages"], cliprange=args.cliprange)
         value, near = value_losses(now.values, inputs["old_values"], inputs["returns"], cliprange_value=args.cliprange_value)
         loss = policy + args.vf_coef * value
         if args.entropy_coef:
             loss = loss - args.entropy_coef * now.entropy
-        far = approximate_kl(now.log_probs, inputs["old_log_probs"])
+        far = token_kl(inputs["old_log_probs"], now.log_probs, estimator="k3")
         numbers = torch.stack([number.detach()[mask].double().sum() for number in (policy, value, now.entropy, far, clipped, near)])
         self._parts += torch.cat([numbers, mask.sum()[None].double()]).cpu()
         tokens = mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -169,7 +169,7 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Nothing, an answer's numbers being added up for `evaluation_loop`."""
-        found = self.experience.measure(inputs)
+        found = self.collector.measure(inputs)
         # Gathered by prompt, so that what was added to fill the last batch of several processes is left out again.
         numbers = self.accelerator.gather_for_metrics(torch.stack(list(found.values()), dim=1).to(self.args.device)).cpu()
         self._held_out.add(dict(zip(found, numbers.mean(0).tolist(), strict=True)), len(numbers))
@@ -179,23 +179,23 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
     # Checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with detached(self.model):
+        with without_value_head(self.model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_value_head(self.value_head, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with detached(self.model):
+        with without_value_head(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_value_head(self.value_head, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        with detached(self.model):
+        with without_value_head(self.model):
             super()._load_best_model()
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        state = self.experience.state() | {"means": self.means.state()}
+        state = self.collector.state() | {"means": self.means.state()}
         state["rollout"] = None if self.rollout is None else self.rollout.state()
         torch.save(state, self.state_file(output_dir))
 
@@ -205,4 +205,4 @@ class PpoTrainer(AnsweringTrainer, Trainer):  # type: ignore[misc]
             state = torch.load(self.state_file(checkpoint), weights_only=True)
             self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
             self.means.load(state["means"])
-            self.experience.load(state, step=self.state.global_step)
+            self.collector.load(state, step=self.state.global_step)

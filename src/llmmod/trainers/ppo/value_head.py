@@ -58,7 +58,7 @@ def set_constant(head: nn.Module, value: float) -> None:
 
 
 @contextmanager
-def attached(model: Any, head: nn.Module) -> Iterator[None]:
+def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
     """Within it, the head is a part of the model."""
     base = unwrapped(model)
     base.add_module(NAME, head)
@@ -69,7 +69,7 @@ def attached(model: Any, head: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def detached(model: Any) -> Iterator[None]:
+def without_value_head(model: Any) -> Iterator[None]:
     """Within it, the head is no part of the model, which is written and read as any other."""
     base = unwrapped(model)
     head = base._modules.pop(NAME, None)

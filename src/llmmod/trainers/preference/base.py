@@ -31,10 +31,10 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import is_spread
-from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.collation import spans_devices
+from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import Means, Weights, without_weights
-from llmmod.trainers.preference.reference_logps import file_name, read_known, write_known
+from llmmod.trainers.preference.reference_logps import file_name, load_reference_logps, save_reference_logps
 from llmmod.trainers.reference import NoReferenceModel, adapter_is_noop, frozen_copy
 
 log = logging.getLogger("llmmod.train")
@@ -99,15 +99,15 @@ class ReferenceTrainer(StageTrainer):
     def _thoughts(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The reference's log-probabilities, each [examples]."""
         reference, inputs = self.model if self.ref_model is None else self.ref_model, without_weights(inputs)
-        with lean_head(only=("log_probs",)), packed_attention(reference, inputs):
-            found = self.compute_ref_log_probs(self.as_trl_calls_it(reference, inputs), self.as_trl_reads_it(inputs))
+        with efficient_head(only=("log_probs",)), packed_attention(reference, inputs):
+            found = self.compute_ref_log_probs(self.model_for_trl(reference, inputs), self.batch_for_trl(inputs))
         return {name: values for name, values in zip(self.columns, found, strict=True) if values is not None}
 
-    def as_trl_calls_it(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def model_for_trl(self, model: Any, inputs: dict[str, Any]) -> Any:
         """What stands for the model where trl calls it with a batch that it reads."""
         return model
 
-    def as_trl_reads_it(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def batch_for_trl(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch under the names that trl's loss knows."""
         return inputs
 
@@ -182,14 +182,14 @@ class ReferenceTrainer(StageTrainer):
                 batches = self._batches(dataset)
                 first = self._numbers(next(iter(batches)))
                 for directory in (Path(self.args.output_dir), *before):
-                    if (known := read_known(directory / file_name(name), digest=key, first=first)) is not None:
+                    if (known := load_reference_logps(directory / file_name(name), digest=key, first=first)) is not None:
                         log.info("the reference's log-probabilities are those of %s", directory / file_name(name))
                         return known
                 known = self._computed(batches, name, count=len(dataset))
         finally:
             self.ref_model = kept
         if self.args.should_save:
-            write_known(Path(self.args.output_dir) / file_name(name), known, digest=key)
+            save_reference_logps(Path(self.args.output_dir) / file_name(name), known, digest=key)
         return known
 
     def _batches(self, dataset: Dataset) -> Any:
@@ -234,7 +234,7 @@ def _copied(model: Any, args: Any) -> Any:
     Raises:
         ConfigError: the model is spread over devices, and a copy would go on calling the modules of the original.
     """
-    if is_spread(model):
+    if spans_devices(model):
         found = "false, and a model that is spread over devices can't be copied as the reference"
         raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to true"))
     return frozen_copy(model, apart=getattr(args, "sync_ref_model", False))

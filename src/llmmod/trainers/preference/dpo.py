@@ -18,7 +18,7 @@ import torch
 from trl import DPOTrainer
 
 from llmmod.models.packing.segments import KEYS
-from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer, alone
 
@@ -44,8 +44,8 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         weights = self.weights.of(inputs, training=self.model.training)
         inputs = self.with_reference(without_weights(inputs))
         policy = _Policy(model, inputs)
-        read = self.as_trl_reads_it(inputs)
-        with lean_head():
+        read = self.batch_for_trl(inputs)
+        with efficient_head():
             loss = super().compute_loss(policy, read)
         pairs, chosen, _ = (float(count) for count in _counts(read))
         of_step = (pairs, chosen) if num_items_in_batch is None else (num_items_in_batch, self._tokens_of_step)
@@ -94,11 +94,11 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
             means["loss"] += self._sft_weight * means.pop(_SFT, 0.0)
         return means
 
-    def as_trl_calls_it(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def model_for_trl(self, model: Any, inputs: dict[str, Any]) -> Any:
         """What stands for the model where trl calls it with a batch that it reads."""
         return _Policy(model, inputs)
 
-    def as_trl_reads_it(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def batch_for_trl(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch under the names that trl's loss knows; of a shared row, answers alone."""
         if KEYS not in inputs:
             return inputs

@@ -16,7 +16,7 @@ import torch
 from trl import KTOTrainer
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.trainers.efficient.head import lean_head
+from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import Means, without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer
 
@@ -57,7 +57,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
         inputs = self.with_reference(without_weights(inputs))
         good, examples = inputs["label"].bool(), len(inputs["label"])
         heard = _Heard(model)
-        with lean_head(), nullcontext() if weights is None else self._losses_times(weights, good):
+        with efficient_head(), nullcontext() if weights is None else self._losses_times(weights, good):
             loss = super().compute_loss(heard, inputs)
         if weights is None:
             weights = torch.ones(examples, device=good.device)

@@ -23,14 +23,14 @@ def file_name(split: str) -> str:
     return f"reference_log_probs.{split}.safetensors"
 
 
-def write_known(path: Path, columns: Mapping[str, NDArray[np.float32]], *, digest: str) -> None:
+def save_reference_logps(path: Path, columns: Mapping[str, NDArray[np.float32]], *, digest: str) -> None:
     """Write columns, each [examples], in one step, with what the examples hash to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         save_file(dict(columns), partial, metadata={"examples": digest})
 
 
-def read_known(path: Path, *, digest: str, first: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:
+def load_reference_logps(path: Path, *, digest: str, first: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:
     """The columns that were written, None where there are none, or they are of other examples or of another model.
 
     Args:
