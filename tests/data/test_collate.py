@@ -67,6 +67,7 @@ def test_the_examples_of_a_packed_row_stay_apart():
     packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
     one, apart = FlatteningCollator()([packed, EXAMPLES[1]]), FlatteningCollator()([*EXAMPLES, EXAMPLES[1]])
     assert one.keys() == apart.keys()
+    assert one.pop("segment_lengths") == apart["segment_lengths"]
     assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(apart[name])) for name in one)
 
 

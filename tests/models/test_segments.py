@@ -11,7 +11,10 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from torch.overrides import TorchFunctionMode
 
+from llmmod.data.collators import FlatteningCollator
+from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
 from llmmod.models.families.registry import PACKED_FAMILIES
 from llmmod.models.loading.tiny import tiny_model
 from llmmod.models.packing.segments import BOUNDARIES, packed_attention, segments_attention, why_not_packed
@@ -290,6 +293,52 @@ def test_no_branch_is_paid_for_its_stem_again(monkeypatch, make, examples):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     tree_losses(model, examples)
     assert seen[:4] == [(20, 20), (12, 21), (2, 22), (33, 33)]
+
+
+READING = {"tolist", "item", "nonzero", "masked_select", "__bool__", "__int__", "__index__", "__float__", "cpu", "numpy"}
+
+
+class Reads(TorchFunctionMode):
+    """Names what halts an accelerator: the host reads a number of a tensor, or waits for the size of a result."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (name := getattr(func, "__name__", "")) in READING:
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+PAIRS = [{"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9], "rejected_ids": [10]}] * 2
+COLLATORS = {
+    "flat": (FlatteningCollator(), [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]),
+    "filled": (FlatteningCollator(length=9), [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [3, 1]}]),
+    "pairs": (PrefixSharingCollator(), PAIRS),
+    "scored pairs": (PrefixSharingRewardCollator(), PAIRS),
+}
+
+
+@pytest.mark.parametrize("kind", COLLATORS)
+def test_a_step_on_a_collator_s_row_reads_nothing_back(make, kind):
+    collator, rows = COLLATORS[kind]
+    inputs, model = collator(rows), make(SMALL_WINDOWS["mistral"] | {"sliding_window": 2}).train()
+    own, names = inputs["segment_lengths"], ("input_ids", "position_ids", *(name for name in inputs if "_l" in name))
+    for lengths, boundaries in ((own.lengths, inputs[BOUNDARIES]), (own.keys, inputs["cu_seq_lens_k"])):
+        assert torch.tensor([0, *lengths]).cumsum(0).tolist() == boundaries.tolist()
+    with Reads() as reads, packed_attention(model, inputs):
+        given = {name: inputs[name] for name in names}
+        model(**given, use_cache=False).logits.sum().backward()
+    assert reads.calls == []
+    del given["segment_lengths"]
+    found = gradients(model)
+    model.zero_grad()
+    with Reads() as reads, packed_attention(model, given):  # a collator of the user's own may leave them out
+        model(**given, use_cache=False).logits.sum().backward()
+    assert "tolist" in reads.calls
+    torch.testing.assert_close(gradients(model), found, rtol=0, atol=0)
+    assert any(mask is not None for mask in own.masks.values())  # those of the window, which the layers share
 
 
 def test_a_kernel_of_variable_length_gets_the_boundaries_itself():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ class FlatteningCollator:
 
         Returns:
             `position_ids` begin anew with each example. `cu_seq_lens_q` and `cu_seq_lens_k`: int32 [examples + 1]; `max_length_q` and
-            `max_length_k`: tokens of the longest: what transformers' attention functions call them. No `attention_mask`: one of ones
-            would switch transformers' own detection of such rows off. The first token of an example has no label, as nothing of its
-            own example comes before it.
+            `max_length_k`: tokens of the longest: what transformers' attention functions call them. `segment_lengths`: see `segments`.
+            No `attention_mask`: one of ones would switch transformers' own detection of such rows off. The first token of an example
+            has no label, as nothing of its own example comes before it.
         """
         lengths = [length for example in examples for length in example.get("seq_lengths") or [len(example["input_ids"])]]
         places = [0, *accumulate(lengths)]
@@ -50,16 +51,14 @@ class FlatteningCollator:
 
 def _filled(row: Mapping[str, Any], length: int) -> dict[str, Any]:
     """The row with padding as its last example, up to `length` tokens, and with empty examples, up to a multiple of `_BOUNDARIES`."""
-    boundaries = row["cu_seq_lens_q"]
-    padding = length - row["labels"].shape[1]
-    count = -(-(len(boundaries) + 1) // _BOUNDARIES) * _BOUNDARIES
-    boundaries = torch.cat([boundaries, torch.full((count - len(boundaries),), length, dtype=torch.int32)])
+    padding, lengths = length - row["labels"].shape[1], row["segment_lengths"].lengths
+    count = -(-(len(lengths) + 2) // _BOUNDARIES) * _BOUNDARIES - 1
+    lengths = [*lengths, padding, *[0] * (count - len(lengths) - 1)]
     return {
         "input_ids": pad(row["input_ids"], (0, padding), value=0),
         "labels": pad(row["labels"], (0, padding), value=IGNORED),
         "position_ids": torch.cat([row["position_ids"], torch.arange(padding)[None]], dim=1),
-        "cu_seq_lens_q": boundaries,
-        "cu_seq_lens_k": boundaries,
+        **segments(lengths),
         "max_length_q": length,
         "max_length_k": length,
     }
@@ -69,11 +68,16 @@ _BOUNDARIES = 64
 
 
 def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[str, Any]:
-    """Where the segments of a row begin and where the last one ends, under the names that `models.segments` reads.
+    """Where the segments of a row begin and where the last one ends, under the names that `models.packing.segments` reads.
 
     Args:
         lengths: tokens of each.
         keys: tokens that each sees; None: its own.
+
+    Returns:
+        `cu_seq_lens_q`, `cu_seq_lens_k`, int32 [segments + 1]; `max_length_q`, `max_length_k`, the largest of each. `segment_lengths` has
+        `lengths` and `keys` again, as lists: the tensors go to an accelerator, and to read them there would halt it in each layer. Its
+        `masks` are empty, for the attention to keep what the layers share; they go with the batch.
     """
     boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     return {
@@ -81,6 +85,7 @@ def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[
         "cu_seq_lens_k": boundaries if keys is None else torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
         "max_length_q": max(lengths),
         "max_length_k": max(lengths if keys is None else keys),
+        "segment_lengths": SimpleNamespace(lengths=[*lengths], keys=[*(lengths if keys is None else keys)], masks={}),
     }
 
 

@@ -127,7 +127,7 @@ def sequence_lengths(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     ids = inputs["input_ids"]
     if BOUNDARIES in inputs:
         lengths = inputs.get(KEYS, inputs[BOUNDARIES]).diff().long()
-        return lengths.repeat_interleave(inputs[BOUNDARIES].diff().long())[None].expand(ids.shape)
+        return lengths.repeat_interleave(inputs[BOUNDARIES].diff().long(), output_size=ids.shape[1])[None].expand(ids.shape)
     mask = inputs.get("attention_mask")
     if mask is None:
         return torch.full(ids.shape, ids.shape[1], device=ids.device)

@@ -74,6 +74,7 @@ def by_example(values: Sequence[torch.Tensor], boundaries: torch.Tensor | None) 
     """
     if boundaries is None:
         return torch.stack([value.float().sum(1) for value in values], dim=1)
-    examples = torch.repeat_interleave(torch.arange(len(boundaries) - 1, device=boundaries.device), boundaries.diff().long())
+    numbers, tokens = torch.arange(len(boundaries) - 1, device=boundaries.device), values[0].shape[1] + 1
+    examples = torch.repeat_interleave(numbers, boundaries.diff().long(), output_size=tokens)
     zeros = values[0].new_zeros(len(boundaries) - 1, len(values), dtype=torch.float32)
     return zeros.index_add(0, examples[1:], torch.cat([value.float() for value in values]).T)

@@ -18,17 +18,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import cache, lru_cache
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 NAME = "llmmod_segments"
 BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
 KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
+# The lengths once more, on the host (`data.collators.segments`): an accelerator halts wherever one of its own numbers is read.
+LENGTHS = "segment_lengths"
 
 
 class PackingMethod(StrEnum):
@@ -49,15 +52,18 @@ def isolate_examples(config: Any, inputs: Mapping[str, Any], way: PackingMethod)
     """
     own = config._attn_implementation
     if way is PackingMethod.mask:
-        mask = functools.partial(_within_examples, ALL_MASK_ATTENTION_FUNCTIONS[own], _numbers(inputs[BOUNDARIES]))
+        lengths = inputs[BOUNDARIES].diff().long()
+        examples = torch.arange(len(lengths), device=lengths.device)  # of each token of the row, [row], the number of its example
+        numbers = torch.repeat_interleave(examples, lengths, output_size=inputs["input_ids"].shape[1])
+        mask = functools.partial(_within_examples, ALL_MASK_ATTENTION_FUNCTIONS[own], numbers)
         ALL_MASK_ATTENTION_FUNCTIONS[own] = mask  # of this mapping alone; what is registered stays
         try:
             yield
         finally:
             del ALL_MASK_ATTENTION_FUNCTIONS[own]
         return
+    # Without a mask of its own by this name transformers (5.23) makes none, and doesn't search `position_ids` for packed examples.
     AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else segments_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
     config._attn_implementation = NAME
     try:
         yield
@@ -79,26 +85,28 @@ def segments_attention(
         module: the layer.
         query, key, value: of the row.
         attention_mask: None: the boundaries say all of it.
-        kwargs: `cu_seq_lens_q`, `cu_seq_lens_k`; `sliding_window`, tokens that a token sees, itself included; and what else SDPA takes.
+        kwargs: `cu_seq_lens_q`, `cu_seq_lens_k`, and where the collator gave them, `segment_lengths`, which are then read instead;
+            `sliding_window`, tokens that a token sees, itself included; and what else SDPA takes.
 
     Raises:
         ValueError: there are no boundaries, so that examples would see each other.
     """
     if kwargs.get(BOUNDARIES) is None or attention_mask is not None:
         raise ValueError(f"{type(module).__name__} was to keep the examples of a row apart, but got no {BOUNDARIES}")
-    window = kwargs.get("sliding_window")
-    lengths = kwargs[BOUNDARIES].diff().tolist()
-    before = (kwargs.get(KEYS, kwargs[BOUNDARIES]).diff() - kwargs[BOUNDARIES].diff()).tolist()
+    window, row = kwargs.get("sliding_window"), kwargs.get(LENGTHS) or _read(kwargs[BOUNDARIES], kwargs.get(KEYS))
     outputs, trunk = [], (key, value)
-    parts = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
-    for shared, queries, keys, values in zip(before, *parts, strict=True):
-        if not queries.shape[2]:
+    parts = (torch.split(tensor, row.lengths, dim=2) for tensor in (query, key, value))
+    for length, seen, queries, keys, values in zip(row.lengths, row.keys, *parts, strict=True):
+        shared = seen - length
+        if not length:
             continue  # boundaries may be filled up to a fixed number
         if shared:
             keys, values = (torch.cat([stem[:, :, :shared], own], dim=2) for stem, own in zip(trunk, (keys, values), strict=True))
         else:
             trunk = keys, values
-        mask = _mask(queries.shape[2], shared, window, query.device)
+        if (kind := (length, shared, window, query.device)) not in row.masks:
+            row.masks[kind] = _mask(*kind)
+        mask = row.masks[kind]
         outputs.append(sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
@@ -109,23 +117,18 @@ def _opaque() -> Any:
     return torch.compiler.disable(segments_attention)  # type: ignore[no-untyped-call]
 
 
-@lru_cache(maxsize=32)
+def _read(boundaries: torch.Tensor, keys: torch.Tensor | None) -> SimpleNamespace:
+    """What `segment_lengths` has, of a batch that came without it: from a collator of the user's own."""
+    lengths: list[int] = boundaries.diff().tolist()
+    return SimpleNamespace(lengths=lengths, keys=lengths if keys is None else keys.diff().tolist(), masks={})
+
+
 def _mask(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """True where the query of a row may see the key of a column, [1, 1, length, before + length]; None where all that came before it."""
     if not before and (window is None or length <= window):
         return None
     whole = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
     return (whole if window is None else whole.triu(before + 1 - window))[None, None]
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask over the row."""
-
-
-def _numbers(boundaries: torch.Tensor) -> torch.Tensor:
-    """Of each token of a row the example that it belongs to, int64 [row]."""
-    lengths = boundaries.diff().long()
-    return torch.repeat_interleave(torch.arange(len(lengths), device=boundaries.device), lengths)
 
 
 def _within_examples(own: Any, numbers: torch.Tensor, *args: Any, mask_function: Any, **kwargs: Any) -> torch.Tensor | None:
