@@ -17,7 +17,7 @@ from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.chat_template import ChatTemplate, Span
 from llmmod.render.conversation import Conversation, Message, left_out
 from llmmod.render.segments import Segment, SpecialTokens, segments, token_id
-from llmmod.render.template import inner_text
+from llmmod.render.template import deciding_fields, inner_text
 
 _READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
 
@@ -94,6 +94,10 @@ class AutoTemplate:
     def chat_template(self) -> str:
         """The chat template itself; without `use_history` behind a few words that keep the history from it."""
         return self._chat.text if self.conf.use_history else _WITHOUT_HISTORY + self._chat.text
+
+    def identity(self) -> dict[str, Any]:
+        """Every field that a token depends on, and the text of the chat template."""
+        return {"fields": deciding_fields(self.conf), "template": self.chat_template()}
 
     def _with_history(self, messages: Sequence[Message], trained: Sequence[int], tools: Sequence[Any], mask: bool) -> list[list[Segment]]:
         ends = [index for index, message in enumerate(messages) if message.role == "assistant"]

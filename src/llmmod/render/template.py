@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from llmmod.config.schema.base import Bos, TrainOn
@@ -50,6 +51,11 @@ _SLOTS: Mapping[str, tuple[tuple[str, ...], str]] = {  # part -> placeholders it
     "response": (("response", "idx"), "response"),
     "sep": (("idx",), ""),
 }
+
+
+def deciding_fields(conf: RenderConf) -> dict[str, Any]:
+    """The fields of a render that a token depends on."""
+    return {name: value for name, value in asdict(conf).items() if name not in ("name", "verify")}
 
 
 class Template:
@@ -119,6 +125,10 @@ class Template:
         from llmmod.render.export import write_chat_template
 
         return write_chat_template(self)
+
+    def identity(self) -> dict[str, Any]:
+        """Every field that a token depends on."""
+        return {"fields": deciding_fields(self.conf)}
 
     def _write(self, turns: Sequence[Turn], system: str, mask_prompt: bool) -> list[Segment]:
         found: list[Segment] = []

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmmod.cache.content import NoIdentityError, code_identity, digest, format_identity, render_identity, rows_identity, tokenizer_identity
+from llmmod.cache.content import NoIdentityError, code_identity, digest, format_identity, render_identity, tokenizer_identity
 from llmmod.cache.store import Cache, cache_directory
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
@@ -77,7 +77,7 @@ def _rows(readings: RecordReader | None) -> Any:
         return None
     places = readings.source.name if readings.skip else None
     read_as = [readings.format.name, dict(readings.format.columns)]
-    return {"content": rows_identity(readings.source), "limit": readings.limit, "places": places, "format": read_as}
+    return {"content": readings.source.identity(), "limit": readings.limit, "places": places, "format": read_as}
 
 
 def load_splits(

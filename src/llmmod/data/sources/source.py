@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from datasets import Dataset, IterableDataset, ReadInstruction
 
+from llmmod.cache.content import NoIdentityError, file_digest
 from llmmod.data.rows.records import Row, RowError, RowLocation, first_line
 from llmmod.data.sources.read_json import read_json
 from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
@@ -39,6 +41,9 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[LocatedRow]:
         """The rows from the first on; a row that can't be read comes as a `RowError`."""
 
+    def identity(self) -> Any:
+        """What two sources with the same rows in the same order have in common, as JSON can hold it; raises `NoIdentityError`."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -63,6 +68,10 @@ class Files:
             file, read = shown(path), self.reader or BY_SUFFIX[path.suffix.lower()]
             for number, row in read(path):
                 yield RowLocation(file, number), row
+
+    def identity(self) -> Any:
+        """The content of each file, and what reads it."""
+        return [[file_digest(path), (self.reader or BY_SUFFIX[path.suffix.lower()]).__name__] for path in self.paths]
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,14 @@ class Table:
         else:
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
+    def identity(self) -> Any:
+        """The content of the rows themselves: two tables can share their files and differ in which rows they take."""
+        found = hashlib.blake2b(digest_size=16)
+        for table in self.dataset.with_format("arrow").iter(batch_size=ROWS_A_BATCH):
+            for batch in table.combine_chunks().to_batches():
+                found.update(batch.schema.to_string().encode() + batch.serialize())
+        return found.hexdigest()
+
 
 @dataclass(frozen=True)
 class StreamSource:
@@ -114,6 +131,10 @@ class StreamSource:
             do = "Of a file of this machine the row would be told: dataset.path=my_folder"
             raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
 
+    def identity(self) -> Any:
+        """Nothing: what is downloaded next time may differ."""
+        raise NoIdentityError(f"{self.name} can't be read twice")
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -130,6 +151,10 @@ class Ranges:
     def __iter__(self) -> Iterator[LocatedRow]:
         for source, start, stop in self.parts:
             yield from islice(source, start, stop)
+
+    def identity(self) -> Any:
+        """Those of the parts, and where they begin and end."""
+        return [[part.identity(), start, stop] for part, start, stop in self.parts]
 
 
 def take_split(splits: Mapping[str, Source], spec: str) -> Source:
