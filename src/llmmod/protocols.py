@@ -10,11 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from llmmod.render.conversation import Conversation
-    from llmmod.render.segments import Segment
 
 @dataclass
 class LoadedModel:
@@ -61,26 +58,6 @@ class Step(Protocol):
 
     def run(self, session: Any) -> StepReport:
         """Do the step's work with what the session shares."""
-
-
-class Render(Protocol):
-    """A conversation's written form."""
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """Token ids at which generation stops, eos included."""
-
-    def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
-        """The training examples of a conversation, each a list of segments; the prompt is trained too without `mask_prompt`."""
-
-    def prompt(self, conversation: Conversation) -> list[Segment]:
-        """Everything up to where the next answer begins."""
-
-    def read_answer(self, text: str, *, ended: bool = True) -> str:
-        """The answer in text that was generated after `prompt`; of text that goes on, as much of it as nothing can take back."""
-
-    def chat_template(self) -> str:
-        """A jinja chat template that renders the same."""
 
 
 class Metric(Protocol):

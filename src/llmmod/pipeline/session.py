@@ -24,7 +24,8 @@ from llmmod.config.schema.steps import StepConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import build, import_own, locate
 from llmmod.pipeline.model_pool import ModelPool
-from llmmod.protocols import LoadedModel, ModelLineage, Render
+from llmmod.protocols import LoadedModel, ModelLineage
+from llmmod.render.segments import Render
 
 
 class Session:

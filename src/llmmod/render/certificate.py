@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 from llmmod.config.schema.base import TrainOn
 from llmmod.errors import DataError
-from llmmod.protocols import Render
 from llmmod.render.chat_template import as_dict, reasoning_names
 from llmmod.render.conversation import Conversation, tool_names
 from llmmod.render.encode import IGNORED, Encoded, TextEncoder, encode
 from llmmod.render.export import exported
 from llmmod.render.findings import Finding, neutral, seam, spelling, synthetic_conversations
-from llmmod.render.segments import Piece, Segment, segments
+from llmmod.render.segments import Piece, Render, Segment, segments
 
 
 def certify(render: Render, tokenizer: Any, conversations: Mapping[str, Conversation] | Iterable[Conversation] = ()) -> list[Finding]:

@@ -20,8 +20,7 @@ from string import Template as Text
 from typing import TYPE_CHECKING, Any
 
 from llmmod.config.schema.base import Bos
-from llmmod.protocols import Render
-from llmmod.render.segments import RESPELT, Part, Slot
+from llmmod.render.segments import RESPELT, Part, Render, Slot
 
 if TYPE_CHECKING:
     from llmmod.render.template import Template

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from llmmod.config.schema.data import RenderConf
 from llmmod.errors import Problem, did_you_mean, nearest
+from llmmod.render.conversation import Conversation
 
 Piece = str | int  # a text, or the id of a token
 
@@ -54,6 +55,26 @@ def segments(pieces: Iterable[Piece], *, trained: bool) -> list[Segment]:
     if text := "".join(texts):
         found.append(Segment(text, None, trained))
     return found
+
+
+class Render(Protocol):
+    """A conversation's written form."""
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids at which generation stops, eos included."""
+
+    def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
+        """The training examples of a conversation, each a list of segments; the prompt is trained too without `mask_prompt`."""
+
+    def prompt(self, conversation: Conversation) -> list[Segment]:
+        """Everything up to where the next answer begins."""
+
+    def read_answer(self, text: str, *, ended: bool = True) -> str:
+        """The answer in text that was generated after `prompt`; of text that goes on, as much of it as nothing can take back."""
+
+    def chat_template(self) -> str:
+        """A jinja chat template that renders the same."""
 
 
 # ChatGLM2's names of tokens -> those of GLM-4, which a saved ChatGLM2 has too (`llmmod.render.export`).

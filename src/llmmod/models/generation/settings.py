@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, StopStringCriteria
 
 from llmmod.models.attention.rope import scaled_length
-from llmmod.protocols import Render
+from llmmod.render.segments import Render
 from llmmod.render.template import inner_text
 
 # Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
