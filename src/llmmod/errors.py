@@ -66,6 +66,16 @@ class RunError(LlmmodError):
     """The run failed while running: the loss became NaN, the disk is full."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its class where it says nothing; at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says in one line, its class where it says nothing; at most `most` characters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
     """The `count` choices closest to `name` in spelling, best first; empty where none is close."""
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.6)

@@ -19,7 +19,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from llmmod.code_arguments import check_code_arguments, check_outputs, code_refused, never_ask
-from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, check_targets, refusal, refusal_in_package, within
 
 __all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_own", "locate"]
@@ -144,7 +144,7 @@ def _member(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name, _ABSENT)
     except ImportError as error:
-        raise ConfigError(Problem(f"{getattr(owner, '__name__', owner)}.{name}", f"can't be imported: {_short(error)}")) from error
+        raise ConfigError(Problem(f"{getattr(owner, '__name__', owner)}.{name}", f"can't be imported: {one_line(error)}")) from error
 
 
 def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
@@ -157,7 +157,7 @@ def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
         missing = f"there is no module {name}" if error.name == name else f"importing {name} needs {error.name}, which isn't installed"
         raise ConfigError(Problem(path, missing, do="Is it installed, or beside your working directory?")) from error
     except Exception as error:
-        raise ConfigError(Problem(path, f"importing {name} failed: {_short(error)}")) from error
+        raise ConfigError(Problem(path, f"importing {name} failed: {one_line(error)}")) from error
 
 
 def _look_beside_user(root: str) -> None:
@@ -240,7 +240,3 @@ def _unfit_arguments(
 
 def _public(owner: Any) -> list[str]:
     return [name for name in dir(owner) if not name.startswith("_")]
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -28,7 +28,7 @@ from llmmod.config.wording import (
     typed_nodes,
     union_members,
 )
-from llmmod.errors import Problem
+from llmmod.errors import Problem, first_line, one_line
 
 
 def unparsed(text: str, error: BaseException) -> Problem:
@@ -40,8 +40,8 @@ def unparsed(text: str, error: BaseException) -> Problem:
         return Problem(text, f"can't be read: '{opened}' is not closed", do="Quote the whole override for your shell: 'key=[a,b]'")
     if text.count("'") % 2 or text.count('"') % 2:
         return Problem(text, "can't be read: a quote is not closed")
-    at = re.search(r"(?:input|at:?) '(.*?)'(?: expecting|$)", _first_line(error))
-    reason = f"unexpected {at[1]}" if at else _first_line(error)
+    at = re.search(r"(?:input|at:?) '(.*?)'(?: expecting|$)", first_line(error))
+    reason = f"unexpected {at[1]}" if at else first_line(error)
     return Problem(text, f"can't be read: {reason}", do="Quote the value: 'key=\"value\"'")
 
 
@@ -59,7 +59,7 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
-        return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or _first_line(error)}")
+        return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or first_line(error)}")
     if isinstance(error, UnicodeDecodeError):
         line = error.object[error.object.rfind(b"\n", 0, error.start) + 1 :].split(b"\n")[0].decode("utf-8", "backslashreplace")
         found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
@@ -87,7 +87,7 @@ def _wrong_choice(override: Override, error: BaseException) -> Problem:
         return Problem(typed, "no option of this group is chosen yet", do=f"To add one, write +{group}@{place}={override.value()}")
     if str(error).startswith("Multiple values for") or "appears more than once" in str(error):
         return Problem(typed, "an option of this group is chosen already", do="Leave out the +")
-    return Problem(typed, " ".join(str(error).split()))
+    return Problem(typed, one_line(error))
 
 
 def unapplied(override: Override, error: BaseException, config: DictConfig, choices: Mapping[str, str]) -> Problem:
@@ -108,7 +108,7 @@ def unapplied(override: Override, error: BaseException, config: DictConfig, choi
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         deepest = str(cause.full_key or "")
         return no_such_field(deepest if deepest.startswith(f"{key}.") else key, config, choices)
-    found = f"found {shown(override.value())}: {_first_line(cause or error)}"
+    found = f"found {shown(override.value())}: {first_line(cause or error)}"
     return wrong_value(key, override.value(), typed_nodes(config)) or Problem(key, found)
 
 
@@ -197,14 +197,14 @@ def _unapplied_to_hydra(override: Override, error: BaseException, config: DictCo
         schema = cause.object_type
         names = list(hints(schema)) if isinstance(schema, type) and is_dataclass(schema) else []
         return Problem(key, "no such field", nearest_or_all(split_key(key)[-1], names))
-    return Problem(key, _first_line(cause or error))
+    return Problem(key, first_line(cause or error))
 
 
 def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
     """What to say of a key or a value in an option's file."""
     key = str(cause.full_key or cause.key or "")
     if not key:
-        return Problem(f"{file}.yaml", _first_line(cause))
+        return Problem(f"{file}.yaml", first_line(cause))
     place = f"It stands in {file}.yaml" if file else ""
     schema: Any = cause.object_type
     known = hints(schema) if isinstance(schema, type) and is_dataclass(schema) else {}
@@ -215,7 +215,7 @@ def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
         found = re.search(r"[Vv]alue '(.*?)'", str(cause))
         problem = wrong_type(key, found[1] if found else cause.value, known[name])
         return Problem(key, problem.found, problem.allowed, place)
-    return Problem(key, _first_line(cause), do=place)
+    return Problem(key, first_line(cause), do=place)
 
 
 def _blamed(text: str, choosing: Mapping[int, Override], file: re.Match[str] | None) -> int | None:
@@ -240,8 +240,3 @@ def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

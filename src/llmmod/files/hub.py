@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from llmmod.config.schema.model import HubConf
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.checkpoint import PATH_KEY
 
 _TIMEOUT_S = 8.0
@@ -83,7 +83,7 @@ def hub_problem(error: BaseException, repo: str, *, revision: str | None = None,
         return Problem("model.revision", f"'{repo}' has no revision '{revision}'")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return None
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    reason = f"{type(error).__name__}: {one_line(error)}"[:200]
     return Problem(key, f"'{repo}' is no local directory, and the hub can't be reached ({reason})", do=_local_advice(key))
 
 

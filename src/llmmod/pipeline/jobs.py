@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from llmmod.config.compose import to_root
 from llmmod.distributed import rank
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, one_line
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
 
 
@@ -46,7 +46,7 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(Problem("-m", " ".join(str(error).split()))) from error
+        raise ConfigError(Problem("-m", one_line(error))) from error
     if any(item.key_or_group == "hydra/sweeper" for item in parsed):
         return [[item.input_line or "" for item in parsed if not item.is_sweep_override()]]
     return BasicSweeper.split_arguments(parsed, None)[0]

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.config.schema.root import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError, one_line
 from llmmod.instantiate import locate
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session, compatibility_warnings
@@ -152,10 +152,6 @@ def _is_full_disk(error: Exception) -> bool:
     return f"os error {errno.ENOSPC}" in str(error) or "No space left on device" in str(error)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:600] or "no message"
-
-
 def _log_traceback(run_dir: Path) -> None:
     """Append the traceback to run.log, where it is no noise for the terminal."""
     with suppress(OSError), (run_dir / "run.log").open("a", encoding="utf-8") as file:
@@ -168,11 +164,11 @@ def _explained(error: Exception, where: str) -> Exception:
         return error
     if _is_full_disk(error):
         do = "Free some space; what was written before is intact, and training.resume_from_checkpoint=true goes on from the last checkpoint"
-        explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {_one_line(error)}", do=do)))
+        explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {one_line(error, 600)}", do=do)))
     elif isinstance(error, PermissionError) and where == "output_dir":
         explained = ConfigError(Problem(where, f"{error.filename} can't be written: {error.strerror}", do="Choose another directory"))
     else:
-        found = f"{type(error).__name__}: {_one_line(error)}"
+        found = f"{type(error).__name__}: {one_line(error, 600)}" if str(error) else type(error).__name__
         explained = RunError(str(Problem(where, found, do="HYDRA_FULL_ERROR=1 shows the traceback; run.log has it")))
     explained.__cause__ = error
     return explained

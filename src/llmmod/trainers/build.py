@@ -12,7 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmmod.config.schema.training import StageConf
 from llmmod.data.dataset.packing import capacity_of
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.instantiate import build
 from llmmod.models.generation.settings import Reader
 from llmmod.trainers.arguments import refusal
@@ -75,7 +75,7 @@ def trainer_from(
     except RuntimeError as error:
         if "to be installed" not in str(error):
             raise
-        raise ConfigError(Problem("training.report_to", " ".join(str(error).split()))) from error
+        raise ConfigError(Problem("training.report_to", one_line(error))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
     if reader is not None and isinstance(trainer, OnlineTrainer):
         trainer.reader = reader

@@ -155,11 +155,6 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says, its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
     """A prompt with answers to it.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from llmmod.data.rows.records import Row, RowError, first_line
+from llmmod.data.rows.records import Row, RowError
 from llmmod.data.sources.read_json import not_utf8
-from llmmod.errors import DataError, Problem
+from llmmod.errors import DataError, Problem, first_line
 from llmmod.files.paths import shown
 
 ROWS_A_BATCH = 1024

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from datasets import Dataset, IterableDataset, ReadInstruction
 
 from llmmod.cache.content import NoIdentityError, file_digest
-from llmmod.data.rows.records import Row, RowError, RowLocation, first_line
+from llmmod.data.rows.records import Row, RowError, RowLocation
 from llmmod.data.sources.read_json import read_json
 from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
-from llmmod.errors import ConfigError, DataError, Problem
+from llmmod.errors import ConfigError, DataError, Problem, first_line
 from llmmod.files.paths import shown
 
 Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
 from llmmod.config.validate.adapters import NOT_MERGED
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.init import changes_base, loftq_anywhere, remember_initial, restore_biases, restore_initial_adapter
 from llmmod.models.adapters.lora import quiet_peft
@@ -75,7 +75,7 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _
         use_stacked_norms(adapted, new=False)
         result = set_peft_model_state_dict(adapted, state)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(_misfit(path, model, " ".join(str(error).split()), key)) from error
+        raise ConfigError(_misfit(path, model, one_line(error, 200), key)) from error
     missing = _not_filled(adapted, [name for name in result.missing_keys if ".default" in name])
     if missing or result.unexpected_keys:
         odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
@@ -152,7 +152,7 @@ def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
     try:
         return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:  # LoftQ's needs scipy
-        raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {' '.join(str(error).split())[:200]}")) from error
+        raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {one_line(error, 200)}")) from error
 
 
 def _has_head(state: Mapping[str, Any]) -> bool:

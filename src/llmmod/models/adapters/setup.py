@@ -15,7 +15,7 @@ import peft
 
 from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.models.adapters.freeze import decoder_layers, freeze_layers
 from llmmod.models.adapters.init import loftq_anywhere, remember_initial
 from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
@@ -130,7 +130,7 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
         with quiet_peft(), loftq_anywhere():
             adapted = peft.get_peft_model(model, config)
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        raise ConfigError(Problem("finetune", f"peft can't make these adapters: {' '.join(str(error).split())}")) from error
+        raise ConfigError(Problem("finetune", f"peft can't make these adapters: {one_line(error)}")) from error
     check_made(adapted, conf)
     # Of a reward model peft adds its own names of heads to the list, `score` once more.
     adapted.peft_config["default"].modules_to_save = own

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerFast
 
-from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.convert import config_class, initial_model
 
@@ -236,7 +236,7 @@ def shrunk_model(
     except ConfigError:
         raise
     except Exception as error:  # whatever a class of anybody's raises
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        said = f"{type(error).__name__}: {one_line(error)}"
         do = "Give it sizes that fit together: model.architecture={model_type: …, hidden_size: 64, …}"
         raise ConfigError(Problem("model.architecture", f"no tiny model of {config.model_type} can be made ({said})", do=do)) from error
     setattr(model, STAND_IN, True)
@@ -268,4 +268,4 @@ def _refused(model_type: str, error: Exception) -> Problem:
     if model_type not in CONFIG_MAPPING_NAMES:
         near = did_you_mean(model_type, CONFIG_MAPPING_NAMES)
         return Problem("model.architecture.model_type", f"transformers has no '{model_type}'", near)
-    return Problem("model.architecture", f"{model_type} refuses it: {' '.join(str(error).split())[:300]}")
+    return Problem("model.architecture", f"{model_type} refuses it: {one_line(error)}")

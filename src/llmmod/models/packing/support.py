@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from llmmod.cache.store import cache_directory
+from llmmod.errors import one_line
 from llmmod.files.paths import atomic_write
 from llmmod.models.attention import varlen as row_attention
 from llmmod.models.attention.rope import use_per_sequence_rope
@@ -94,7 +95,7 @@ def _measured(model: Any, config: Any) -> PackingSupport:
         try:
             losses, gradient = _in_row(tiny, examples, way=way)
         except Exception as error:  # it takes no boundaries, or doesn't hand them down
-            tried[way] = " ".join(f"{error}".split())[:160]
+            tried[way] = one_line(error, 160)
             continue
         apart, turned = _distance(alone[0], losses), ((gradient - alone[1]).norm() / alone[1].norm()).item()
         if apart <= MAX_LOSS_DIFFERENCE and turned <= _MOST_GRADIENT:
@@ -200,7 +201,7 @@ def _distance(losses: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def _untold(model: Any, error: Exception) -> str:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    said = f"{type(error).__name__}: {one_line(error, 200)}"
     return f"whether {_name(model)} keeps the examples of a row apart can't be measured on a tiny model of it ({said})"
 
 

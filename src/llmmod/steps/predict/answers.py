@@ -17,7 +17,7 @@ from transformers import GenerationConfig, set_seed
 from llmmod.config.schema.steps import PredictConf
 from llmmod.data.rows.records import PromptRecord
 from llmmod.distributed import rank
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.instantiate import build
 from llmmod.models.adapters.init import as_base, has_lost_base
 from llmmod.models.generation.generate import answers
@@ -190,7 +190,7 @@ def _chosen(given: Any) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(given) if given else None
     except OSError as error:
-        found = f"there is no generation_config.json in {given}: {' '.join(str(error).split())[:200]}"
+        found = f"there is no generation_config.json in {given}: {one_line(error, 200)}"
         raise ConfigError(Problem("training.generation_config", found, do="Name a directory that has one, or give its fields")) from error
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import readable_by_umask
 from llmmod.trainers.online.completions import unwrapped
 
@@ -95,5 +95,5 @@ def load_value_head(head: nn.Module, directory: Path) -> None:
     try:
         head.load_state_dict(load_file(directory / FILE))
     except (OSError, RuntimeError) as error:
-        found = f"{directory} has no value head that fits: {' '.join(str(error).split())[:200]}"
+        found = f"{directory} has no value head that fits: {one_line(error, 200)}"
         raise ConfigError(Problem("training.resume_from_checkpoint", found, do="Name a checkpoint of stage=ppo")) from error
