@@ -10,7 +10,7 @@ import pytest
 
 from llmmod.data.formats import messages, sharegpt
 from llmmod.data.rows.records import RowError, RowLocation
-from llmmod.data.sources.read_tables import read_parquet
+from llmmod.data.sources.read_files import read_parquet
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
 

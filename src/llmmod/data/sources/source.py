@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,20 +15,11 @@ from datasets import Dataset, IterableDataset, ReadInstruction
 
 from llmmod.cache.content import NoIdentityError, file_digest
 from llmmod.data.rows.records import Row, RowError, RowLocation
-from llmmod.data.sources.read_json import read_json
-from llmmod.data.sources.read_tables import ROWS_A_BATCH, read_arrow, read_csv, read_parquet, read_text, read_tsv, rows_of
+from llmmod.data.sources.read_files import BY_SUFFIX, ROWS_A_BATCH, Reader, rows_of
 from llmmod.errors import ConfigError, DataError, Problem, first_line
 from llmmod.files.paths import shown
 
-Reader = Callable[[Path], Iterator[tuple[int, Row | RowError]]]
 LocatedRow = tuple[RowLocation, Row | RowError]
-
-BY_SUFFIX: Mapping[str, Reader] = {
-    ".json": read_json, ".jsonl": read_json, ".ndjson": read_json, ".csv": read_csv, ".tsv": read_tsv,
-    ".parquet": read_parquet, ".arrow": read_arrow, ".txt": read_text,
-}  # fmt: skip
-# The names that `datasets` has for builders, for files whose suffix doesn't tell.
-BY_BUILDER: Mapping[str, Reader] = {"json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow, "text": read_text}
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmmod.data.rows.records import RowLocation
-from llmmod.data.sources.read_tables import read_arrow, read_csv, read_parquet, read_text, read_tsv
+from llmmod.data.sources.read_files import read_arrow, read_csv, read_parquet, read_text, read_tsv
 from llmmod.data.sources.source import Table
 from llmmod.errors import DataError
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmmod.data.rows.records import RowError
-from llmmod.data.sources import read_json as module
-from llmmod.data.sources.read_json import read_json
+from llmmod.data.sources import read_files as module
+from llmmod.data.sources.read_files import read_json
 from llmmod.errors import DataError
 
 ROWS = [{"instruction": "q1", "output": "a\n1"}, {"instruction": "q2 {[,]}", "output": "答案"}, {"instruction": "q3"}]
