@@ -10,7 +10,8 @@ from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
+from llmmod.models.loading.structure import rebuild_model
 from llmmod.models.loading.tiny import tiny_model
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -13,7 +13,7 @@ from llmmod.config.schema.finetune import FullConf, LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.setup import setup_full, setup_inference, setup_lora
-from llmmod.models.loading.quantization import set_name
+from llmmod.models.loading.structure import set_name
 
 
 def random_adapter(model, seed, **fields):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.freeze import decoder_layers, freeze_layers
+from llmmod.models.adapters.setup import freeze_layers
+from llmmod.models.loading.structure import decoder_layers
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

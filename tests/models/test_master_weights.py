@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.master_weights import to_stored_dtype
+from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 from llmmod.models.reward import with_reward_head
 

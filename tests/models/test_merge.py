@@ -12,7 +12,8 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
+from llmmod.models.loading.structure import rebuild_model
 
 
 def adapted(model, **fields):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llmmod.errors import ConfigError
 from llmmod.models.attention.rope import lengths_and_starts
-from llmmod.models.loading.quantization import rebuild_model
+from llmmod.models.loading.structure import rebuild_model
 from llmmod.models.loading.tiny import tiny_model
 from llmmod.models.packing.segments import packed_attention
 

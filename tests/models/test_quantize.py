@@ -14,7 +14,8 @@ from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.loading import quantization as cpu_kernels
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import dequantized_weight, quantization_config, rebuild_model
+from llmmod.models.loading.quantization import dequantized_weight, quantization_config
+from llmmod.models.loading.structure import rebuild_model
 
 # Of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E), and fp4's,
 # 2/3 and 1; a little more where the blocks' own maxima are quantized to 8 bits. In 8 bits: half a

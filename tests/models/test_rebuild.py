@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.models.loading.quantization import rebuild_model
+from llmmod.models.loading.structure import rebuild_model
 
 
 def test_the_same_function_on_the_same_memory(tiny_llama, ids, logits):

@@ -13,13 +13,14 @@ from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import load_adapter, merge_adapters
-from llmmod.models.adapters.master_weights import to_stored_dtype
 from llmmod.models.adapters.merge import merged_copy
+from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.adapters.reward_models import load_reward_model, shared_base_reward
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
+from llmmod.models.loading.structure import rebuild_model
 from llmmod.models.reward import mark_trained, require_head, score, with_reward_head
 
 IDS = torch.arange(5, 23).reshape(2, 9)

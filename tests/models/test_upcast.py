@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.models.adapters.upcast import upcast_head, upcast_norms
+from llmmod.models.adapters.precision import upcast_head, upcast_norms
 
 NORMS = {"model.norm"} | {f"model.layers.{n}.{place}_layernorm" for n in (0, 1) for place in ("input", "post_attention")}
 

@@ -139,7 +139,8 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
 
 def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny_llama):
     from llmmod.config.schema.quantization import QuantizationConf
-    from llmmod.models.loading.quantization import quantization_config, rebuild_model
+    from llmmod.models.loading.quantization import quantization_config
+    from llmmod.models.loading.structure import rebuild_model
 
     session = make_session(rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
     summary = Export(session.root.steps["export"], "export").run(session).summary

@@ -20,8 +20,9 @@ from llmmod.models.adapters.init import save_for_base
 from llmmod.models.adapters.reward_models import load_reward_model
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.load import load_model
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
+from llmmod.models.loading.structure import rebuild_model
 from llmmod.models.reward import mark_trained, score, with_reward_head
 from llmmod.protocols import ModelLineage
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE, Completions, FunctionScorer, ModelScorer, rewards_from

@@ -8,7 +8,8 @@ import torch
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
+from llmmod.models.loading.structure import rebuild_model
 
 
 @pytest.mark.parametrize("bits", [4, 8])

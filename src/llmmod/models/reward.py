@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY
 from llmmod.models.families.alibi import BaichuanConfig, BaichuanForSequenceClassification
+from llmmod.models.loading.structure import base_model
 from llmmod.models.loading.tiny import STAND_IN
 from llmmod.models.packing.segments import BOUNDARIES
 
@@ -171,12 +172,12 @@ def reward_class(config: Any) -> Any:
 
 def is_reward_model(model: Any) -> bool:
     """Whether a model, with adapters or without, scores rather than writes."""
-    return isinstance(model.get_base_model() if hasattr(model, "peft_config") else model, _Scoring)
+    return isinstance(base_model(model), _Scoring)
 
 
 def mark_trained(model: Any) -> None:
     """Say that a reward model's head is no made-up one any more: it was trained, or loaded."""
-    setattr(model.get_base_model() if hasattr(model, "peft_config") else model, _NEW, False)
+    setattr(base_model(model), _NEW, False)
 
 
 def require_head(model: Any) -> None:
@@ -185,7 +186,7 @@ def require_head(model: Any) -> None:
     Raises:
         ConfigError: it is random, since neither the model's directory nor an adapter holds one.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     if getattr(base, _NEW, False) and not getattr(base, STAND_IN, False):
         found = f"'{model.name_or_path}' has no reward head, and a random one would score at random"
         raise ConfigError(Problem(PATH_KEY, found, do="Name the adapter that has one in finetune.adapters, or train: pipeline=[train,…]"))

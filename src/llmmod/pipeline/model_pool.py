@@ -158,7 +158,7 @@ class ModelPool:
             if current.owned.kind == "adapter":
                 current.model = import_own("llmmod.models.adapters.merge.merge_or_stack")(current.owned.model)
             else:
-                import_own("llmmod.models.loading.quantization.set_name")(current.model, str(current.owned.path))
+                import_own("llmmod.models.loading.structure.set_name")(current.model, str(current.owned.path))
             current.origin = origin
         elif current.origin != origin:
             return False

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmmod.config.schema.steps import EvaluateConf, PredictConf
 from llmmod.models.generation.settings import Reader, set_stop_tokens
+from llmmod.models.loading.structure import base_model
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.steps.predict.step import Predict, held_out
 from llmmod.trainers.arguments import training_arguments
@@ -121,7 +122,7 @@ class Evaluate:
     def _tell_beginning(self, loaded: LoadedModel, session: Any) -> None:
         """Have the model say what is under its adapter, by which a reward adapter is known to fit there; whole weights are that no more."""
         model = loaded.model
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = base_model(model)
         known = None if loaded.kind == "full" else session.base_lineage(self.name).resolve(session.step_dir(self.name))
         setattr(base, LINEAGE_ATTRIBUTE, known)
 

@@ -34,6 +34,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from llmmod.data.dataset.packing import lengths
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
+from llmmod.models.loading.structure import base_model
 from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
 from llmmod.trainers.efficient.layers import efficient_lora
@@ -106,7 +107,7 @@ def noisy_embeddings(model: Any, inputs: Mapping[str, torch.Tensor], *, alpha: f
     if alpha is None:
         yield
         return
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     scale = alpha * (sequence_lengths(inputs) * base.get_input_embeddings().weight.shape[-1]).clamp(min=1).rsqrt()
     scale = torch.where(sequence_lengths(inputs) > 0, scale, 0.0)
 

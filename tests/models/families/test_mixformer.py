@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
-from llmmod.models.adapters.setup import count_parameters
 from llmmod.models.families.save import original_names, write_original_config
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config
+from llmmod.models.loading.structure import count_parameters
 
 HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: layers.1 is no part of layers.10
 CONFIG = {

@@ -9,8 +9,8 @@ from peft import LoraConfig
 
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
-from llmmod.models.adapters.setup import count_parameters
-from llmmod.models.loading.quantization import dequantized_weight, quantization_config, rebuild_model
+from llmmod.models.loading.quantization import dequantized_weight, quantization_config
+from llmmod.models.loading.structure import count_parameters, rebuild_model
 
 LAYERS = ("Linear4bit", "Linear8bitLt")
 # KL divergence, nats a token. Merged, weights are the very ones that 4 bit computes with; 8 bit rounds activations too, to 1/127 of a

@@ -15,7 +15,8 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.merge import merge_or_stack, merged_copy
 from llmmod.models.adapters.setup import setup_inference, setup_lora
-from llmmod.models.loading.quantization import quantization_config, rebuild_model
+from llmmod.models.loading.quantization import quantization_config
+from llmmod.models.loading.structure import rebuild_model
 
 # A change of about 1 % of the weights: a 4-bit merge would lose nearly all of it. Logits are around 5.
 CASES = [

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from torch._dynamo.utils import counters
 
 from llmmod.data.dataset.packing import PackedDataset
-from llmmod.models.adapters.freeze import decoder_layers
+from llmmod.models.loading.structure import decoder_layers
 from llmmod.trainers.build import restored_after_training
 from llmmod.trainers.efficient.layers import is_compiled
 

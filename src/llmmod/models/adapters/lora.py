@@ -26,8 +26,8 @@ from torch import nn
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generated.lora import ACCEPTED, LoraConfig
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.adapters.freeze import decoder_layers
 from llmmod.models.adapters.init import changes_base
+from llmmod.models.loading.structure import decoder_layers
 from llmmod.models.loading.tiny import STAND_IN
 
 

@@ -31,7 +31,8 @@ from transformers.pytorch_utils import Conv1D
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters.lora import quiet_peft
-from llmmod.models.loading.quantization import STACKED, dequantized_weight, is_quantized_layer, rebuild_model
+from llmmod.models.loading.quantization import STACKED, dequantized_weight, is_quantized_layer
+from llmmod.models.loading.structure import base_model, rebuild_model
 
 
 def merged_copy(model: Any) -> Any:
@@ -47,7 +48,7 @@ def merged_copy(model: Any) -> Any:
     Returns:
         A PreTrainedModel with nothing of peft or bitsandbytes in it; it is written by `save_pretrained`, and in its config's dtype.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_model(model)
     plain = rebuild_model(base, _plain_state(base), dtype=_dtype(base))
     if not isinstance(model, PeftModel):
         return plain.eval()

@@ -26,8 +26,9 @@ from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.limits import warn_beyond_trained_length
 from llmmod.models.families.names import native_adapter
 from llmmod.models.loading.load import WHERE, explain_loading_errors, is_reward_checkpoint, load_config, load_model, read_config
-from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, set_name, with_float32_parts
+from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, with_float32_parts
 from llmmod.models.loading.stage_file import read_stage_file
+from llmmod.models.loading.structure import set_name
 from llmmod.models.reward import HEAD, head_scores, last_tokens, mark_trained, require_head, reward_class, trunk_inputs, with_reward_head
 from llmmod.protocols import ModelLineage, resolve_from
 

@@ -1,62 +1,35 @@
-"""What of a model is trained: `finetune`'s ways, each a function of model and configuration that gives a model ready to train.
+"""What of a model is trained: each way of `finetune` as a function of model and configuration that gives a model ready to train.
 
-How many parameters a model has, and how many of them are trained.
+`setup_full` trains every weight, `setup_freeze` some layers or modules in them, `setup_lora` adapters beside frozen weights;
+`setup_inference` puts a configuration's adapters on a model that is used and not trained.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import peft
 
 from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
-from llmmod.errors import ConfigError, Problem, one_line
-from llmmod.models.adapters.freeze import decoder_layers, freeze_layers
+from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.adapters.init import loftq_anywhere, remember_initial
 from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
 from llmmod.models.adapters.lora import check_made, check_names, fitted_to_stand_in, lora_config, quiet_peft, without_refused
-from llmmod.models.adapters.master_weights import check_trained_in_16_bits, hold_master_weights
 from llmmod.models.adapters.merge import use_stacked_norms
-from llmmod.models.adapters.upcast import upcast_head, upcast_norms
+from llmmod.models.adapters.precision import check_trained_in_16_bits, hold_master_weights, upcast_head, upcast_norms
 from llmmod.models.families.limits import warn_of_trained_head
 from llmmod.models.families.names import native_targets
 from llmmod.models.loading.quantization import is_quantized, with_float32_parts
+from llmmod.models.loading.structure import base_model, count_parameters, decoder_layers
 from llmmod.models.loading.tiny import STAND_IN
 from llmmod.models.reward import HEAD, is_reward_model
 
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Numbers of parameters, each shared one counted once.
-
-    Args:
-        trained: those that take gradients.
-        total: all.
-    """
-
-    trained: int
-    total: int
-
-    def __str__(self) -> str:
-        share = 100 * self.trained / self.total if self.total else 0.0
-        return f"{self.trained:,} of {self.total:,} parameters are trained ({share:.2f} %)"
-
-
-def count_parameters(model: Any) -> ParameterCount:
-    """The numbers of a model's parameters, quantized ones by what they stand for rather than by the bytes that hold them."""
-    sizes = [(_size(p), p.requires_grad) for p in model.parameters()]
-    return ParameterCount(trained=sum(n for n, trained in sizes if trained), total=sum(n for n, _ in sizes))
-
-
-def _size(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes.nn.Params4bit: two weights a byte
-    return math.prod(state.shape) if state is not None else parameter.numel()
-
+ALL = "all"  # of `finetune.name_module_trainable`: every module of a layer
 
 log = logging.getLogger(__name__)
 
@@ -104,41 +77,18 @@ def setup_lora(model: Any, conf: LoraConf) -> Any:
     model = with_float32_parts(model)
     if conf.resume_adapter and not conf.adapters:
         raise ConfigError(Problem("finetune.resume_adapter", "there is no adapter to go on with", do="Name it in finetune.adapters"))
-    resumed = conf.adapters[-1] if conf.resume_adapter and conf.adapters else None
-    model = merge_adapters(model, conf.adapters[:-1] if resumed else conf.adapters)
-    if resumed is not None:
-        adapted = load_adapter(model, resumed, trainable=True)
+    if conf.resume_adapter:
+        adapted = load_adapter(merge_adapters(model, conf.adapters[:-1]), conf.adapters[-1], trainable=True)
     else:
-        conf = _with_native_names(conf, model)
-        if is_reward_model(model):
-            conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
-        conf = without_refused(model, fitted_to_stand_in(model, conf))
-        check_names(model, conf)
-        adapted = save_adapter_alone(_new_adapter(model, conf))
-        remember_initial(adapted)
-        use_stacked_norms(adapted, new=True)
+        adapted = _new_adapter(merge_adapters(model, conf.adapters), conf)
     if model.is_activation_checkpointing:
         # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
         adapted.enable_input_require_grads()
     return _ready(adapted, conf)
 
 
-def _new_adapter(model: Any, conf: LoraConf) -> Any:
-    own = copy.copy(conf.modules_to_save)
-    config = lora_config(conf)
-    try:
-        with quiet_peft(), loftq_anywhere():
-            adapted = peft.get_peft_model(model, config)
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        raise ConfigError(Problem("finetune", f"peft can't make these adapters: {one_line(error)}")) from error
-    check_made(adapted, conf)
-    # Of a reward model peft adds its own names of heads to the list, `score` once more.
-    adapted.peft_config["default"].modules_to_save = own
-    return adapted
-
-
 def setup_inference(model: Any, conf: FinetuneConf) -> Any:
-    """A model as it is used rather than trained: the adapters of its configuration merged in order, the last one kept apart.
+    """A model as it is used and not trained: the adapters of its configuration merged in order, the last one active beside the weights.
 
     Quantized, it computes as it did while the adapters were trained: with all earlier ones active, and norms and embeddings in float32.
 
@@ -150,14 +100,83 @@ def setup_inference(model: Any, conf: FinetuneConf) -> Any:
     """
     if not conf.adapters:
         return model
-    model = with_float32_parts(model)
-    return load_adapter(merge_adapters(model, conf.adapters[:-1]), conf.adapters[-1], key=f"finetune.adapters[{len(conf.adapters) - 1}]")
+    *earlier, last = conf.adapters
+    return load_adapter(merge_adapters(with_float32_parts(model), earlier), last, key=f"finetune.adapters[{len(earlier)}]")
 
 
-def _with_native_names(conf: LoraConf, model: Any) -> LoraConf:
-    """The configuration with module names of a family's original code replaced by those of the class it is loaded as."""
-    fields = ("target_modules", "exclude_modules", "modules_to_save")
-    return replace(conf, **{name: native_targets(model, getattr(conf, name), key=f"finetune.{name}") for name in fields})
+def freeze_layers(model: Any, count: int, *, modules: Sequence[str] = (ALL,), extra: Sequence[str] = ()) -> list[str]:
+    """Freeze a model except some layers.
+
+    Args:
+        model: changed in place.
+        count: layers to train: the last `count`, or the first `-count` where it is negative.
+        modules: what of each such layer: names of modules or parameters in it, or `all`. A name is a whole part of a dotted name:
+            `mlp` is `layers.0.mlp.up_proj`, and never something that only contains it.
+        extra: names outside of the layers to train as well, e.g. `norm`, `lm_head`, `embed_tokens`.
+
+    Returns:
+        The names of the parameters that are trained.
+
+    Raises:
+        ConfigError: more layers than there are, none, or names that don't exist.
+    """
+    prefix, layers = decoder_layers(model)
+    chosen = _chosen_layers(count, len(layers))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    inside = {name: name.removeprefix(f"{prefix}.").split(".") for name in parameters if name.startswith(f"{prefix}.")}
+    outside = {name: name.split(".") for name in parameters if name not in inside}
+    _check_modules(modules, (parts[1:] for parts in inside.values()), key="finetune.name_module_trainable", also=ALL)
+    _check_modules(extra, outside.values(), key="finetune.extra_trainable")
+    trained = [name for name, (number, *own) in inside.items() if int(number) in chosen and (ALL in modules or set(modules) & set(own))]
+    trained += [name for name, parts in outside.items() if set(extra) & set(parts)]
+    model.requires_grad_(False)
+    for name in trained:
+        parameters[name].requires_grad_(True)
+    return trained
+
+
+def _chosen_layers(count: int, depth: int) -> range:
+    key = "finetune.num_layers_trainable"
+    if count == 0:
+        raise ConfigError(Problem(key, "0 layers would train nothing", "n > 0: the last n; n < 0: the first |n|"))
+    if abs(count) > depth:
+        raise ConfigError(Problem(key, f"{count}, but the model has {depth} layers", f"Allowed: -{depth} to {depth}, not 0"))
+    return range(depth - count, depth) if count > 0 else range(-count)
+
+
+def _check_modules(names: Sequence[str], paths: Iterable[Sequence[str]], *, key: str, also: str = "") -> None:
+    """Refuse names that are not a part of any parameter's dotted name."""
+    known = {part for path in paths for part in path} - {"weight", "bias"} | ({also} if also else set())
+    listed = f"Allowed: {', '.join(sorted(known))}"
+    near = {name: did_you_mean(name, known) for name in names if name not in known}
+    if near:
+        raise ConfigError(
+            Problem(key, f"no module '{name}'", text if text.startswith("Allowed") else f"{text} {listed}".strip())
+            for name, text in near.items()
+        )
+
+
+def _new_adapter(model: Any, conf: LoraConf) -> Any:
+    """A PeftModel around `model` with an untrained adapter."""
+    named = ("target_modules", "exclude_modules", "modules_to_save")  # may have names of a family's original code
+    conf = replace(conf, **{name: native_targets(model, getattr(conf, name), key=f"finetune.{name}") for name in named})
+    if is_reward_model(model):
+        conf = replace(conf, task_type="SEQ_CLS", modules_to_save=[*(conf.modules_to_save or []), HEAD])
+    conf = without_refused(model, fitted_to_stand_in(model, conf))
+    check_names(model, conf)
+    own, config = copy.copy(conf.modules_to_save), lora_config(conf)
+    try:
+        with quiet_peft(), loftq_anywhere():
+            adapted = peft.get_peft_model(model, config)
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise ConfigError(Problem("finetune", f"peft can't make these adapters: {one_line(error)}")) from error
+    check_made(adapted, conf)
+    # Of a reward model peft adds its own names of heads to the list, `score` once more.
+    adapted.peft_config["default"].modules_to_save = own
+    save_adapter_alone(adapted)
+    remember_initial(adapted)
+    use_stacked_norms(adapted, new=True)
+    return adapted
 
 
 def _ready(model: Any, conf: FinetuneConf) -> Any:
@@ -172,7 +191,7 @@ def _ready(model: Any, conf: FinetuneConf) -> Any:
     count = count_parameters(model)
     if count.trained == 0:
         raise ConfigError(Problem("finetune", "nothing of the model would be trained"))
-    warn_of_trained_head(model)
+    warn_of_trained_head(base_model(model))
     log.info("%s", count)
     return model
 

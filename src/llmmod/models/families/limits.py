@@ -37,10 +37,9 @@ def warn_of_trained_head(model: Any) -> None:
     """Say that a head whose rows the original normalises in each training step is trained without that.
 
     Args:
-        model: ready to train: a PreTrainedModel or PeftModel.
+        model: a PreTrainedModel, ready to train.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    family, head = family_of_model(base), base.get_output_embeddings()
+    family, head = family_of_model(model), model.get_output_embeddings()
     if family is not None and family.unit_rows and head is not None and any(parameter.requires_grad for parameter in head.parameters()):
         log.warning(
             "%s: the original code divides each row of the head by its length in every step; here that was done once, on loading, and the "

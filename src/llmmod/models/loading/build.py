@@ -23,7 +23,8 @@ from llmmod.instantiate import locate
 from llmmod.models.attention.rope import check_scaled, scale_rope
 from llmmod.models.attention.shifted import shift_attention
 from llmmod.models.loading.load import load_config, load_model
-from llmmod.models.loading.quantization import check_quantized, quantization_config, quantized_device_map, rebuild_model, set_name
+from llmmod.models.loading.quantization import check_quantized, quantization_config, quantized_device_map
+from llmmod.models.loading.structure import rebuild_model, set_name
 from llmmod.models.loading.tiny import random_model, shrunk_model, tiny_model, tiny_tokenizer
 from llmmod.models.loading.tokenizer import TOKENIZER_KEY, set_pad_token
 

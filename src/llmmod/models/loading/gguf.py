@@ -40,7 +40,7 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
-from llmmod.models.loading.quantization import rebuild_model
+from llmmod.models.loading.structure import rebuild_model
 
 _AT_ONCE = 4 * 2**20  # bytes of weights that may be read before pages are given back
 

@@ -28,7 +28,8 @@ from llmmod.models.families.convert import load_original, native_config
 from llmmod.models.families.limits import check_layout, report_remote_code, warn_beyond_trained_length
 from llmmod.models.families.registry import family_of
 from llmmod.models.loading.gguf import mmap_release
-from llmmod.models.loading.quantization import keep_differentiable, plain_linears, set_name
+from llmmod.models.loading.quantization import keep_differentiable, plain_linears
+from llmmod.models.loading.structure import set_name
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
 WHERE = (

@@ -19,15 +19,14 @@ weights and quantization come out right, and the tensors are taken over, not cop
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
 import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -35,12 +34,10 @@ import torch
 from peft import prepare_model_for_kbit_training
 from torch import nn
 from transformers import BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from llmmod.config.schema.base import Dtype
 from llmmod.config.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.attention.rope import use_per_sequence_rope
 
 _PACK = "bitsandbytes::quantize_4bit"
 _AT_ONCE = 2**16  # weights that are packed together: a multiple of every length that a run can have
@@ -212,54 +209,3 @@ def dequantized_weight(module: Any) -> torch.Tensor:
     for adapter in getattr(module, STACKED, ()):
         whole = adapter.added_to(whole)
     return whole.to(unpacked.dtype)  # type: ignore[no-any-return]
-
-
-def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
-    """A plain or newly quantized model of the same class, which shares its tensors with `state`.
-
-    Args:
-        model: a PreTrainedModel, which gives class, configuration and generation settings; left as it is.
-        state: parameter name -> tensor; None: the model's own.
-        arguments: more of from_pretrained's, e.g. `quantization_config`, `device_map`.
-
-    Raises:
-        ValueError: `state` leaves parameters without a value.
-    """
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    own_linears = plain_linears(config.model_type) if arguments.get("quantization_config") else nullcontext()
-    with quiet_bars(), own_linears:
-        new, info = type(model).from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(model.state_dict() if state is None else state),
-            output_loading_info=True,
-            **{"dtype": model.dtype, "attn_implementation": config._attn_implementation} | arguments,
-        )
-    if info["missing_keys"]:
-        raise ValueError(f"no value for {sorted(info['missing_keys'])}")
-    keep_differentiable(new)
-    use_per_sequence_rope(new)
-    set_name(new, model.config._name_or_path)
-    if model.can_generate():
-        new.generation_config = copy.deepcopy(model.generation_config)
-    return new
-
-
-def set_name(model: Any, name: str) -> None:
-    """Record where a model came from: in its configuration, and where peft takes an adapter's base from."""
-    model.config._name_or_path = name
-    model.name_or_path = name
-
-
-@contextmanager
-def quiet_bars() -> Iterator[None]:
-    """While it lasts, transformers draws no progress bars, which would count what is in memory already."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

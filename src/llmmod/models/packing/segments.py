@@ -12,6 +12,7 @@ from typing import Any
 
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, NAME, PackingMethod, isolate_examples, segments_attention
 from llmmod.models.families.registry import PACKED_FAMILIES, is_flash, why_not_packed_with
+from llmmod.models.loading.structure import base_model
 from llmmod.models.packing.support import PackingSupport, packing_support
 
 __all__ = ["BOUNDARIES", "KEYS", "packed_attention", "segments_attention", "why_not_packed"]
@@ -28,7 +29,7 @@ def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -
     found = _found(model)
     if found.reason is not None:
         return found.reason
-    name = type(_base(model)).__name__
+    name = type(base_model(model)).__name__
     if branches and not found.branches:
         with_it = f"attention '{model.config._attn_implementation}'" if is_flash(model.config._attn_implementation) else name
         return f"{with_it} can't let two answers share their prompt"
@@ -61,7 +62,7 @@ def _found(model: Any) -> PackingSupport:
     attention = "sdpa" if model.config._attn_implementation == NAME else model.config._attn_implementation
     if reason := why_not_packed_with(attention):
         return PackingSupport(reason=reason)
-    base = _base(model)
+    base = base_model(model)
     from_code = type(base).__module__.startswith("transformers_modules.")  # a checkpoint's own, under whatever name
     if model.config.model_type in PACKED_FAMILIES and attention != "eager" and not from_code:
         return PackingSupport(way=PackingMethod.segments, branches=not is_flash(attention))
@@ -69,7 +70,3 @@ def _found(model: Any) -> PackingSupport:
     if is_flash(attention) and found.way is PackingMethod.mask:
         return PackingSupport(reason=f"attention '{attention}' can't keep the examples of a row apart in {type(base).__name__}")
     return PackingSupport(way=found.way, branches=found.branches and not is_flash(attention), reason=found.reason)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

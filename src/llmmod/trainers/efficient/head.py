@@ -21,6 +21,8 @@ import torch
 import trl.trainer.utils
 from torch.nn import functional
 
+from llmmod.models.loading.structure import base_model
+
 _ROWS = 32  # whose exponentials are held at once
 
 
@@ -61,7 +63,7 @@ def prepare_head_for_trl(model: Any) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and not hasattr(head, "bias"):
         head.bias = None
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain: Any = base_model(model)
     trunk: Any = getattr(plain, "base_model", None)
     if trunk is plain and hasattr(plain, "model"):
         plain.base_model_prefix = "model"

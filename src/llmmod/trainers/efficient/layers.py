@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 
-from llmmod.models.adapters.freeze import decoder_layers
+from llmmod.models.loading.structure import decoder_layers
 
 
 def compile_layers(model: Any, *, backend: str | None, mode: str | None, fixed: bool) -> None:

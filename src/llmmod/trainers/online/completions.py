@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from llmmod.models.loading.structure import base_model
 from llmmod.trainers.efficient.head import tiles
 
 
@@ -159,7 +160,7 @@ def unwrapped(model: Any) -> Any:
     """The causal language model within wrappers and adapters."""
     while hasattr(model, "module") and isinstance(model.module, nn.Module):
         model = model.module
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return base_model(model)
 
 
 FILE = "samples.jsonl"

@@ -26,11 +26,12 @@ from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
 from llmmod.models.adapters.init import has_lost_base
 from llmmod.models.adapters.load import load_adapter, read_adapter, restore_base_model
-from llmmod.models.adapters.master_weights import to_stored_dtype
+from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.adapters.reward_models import can_share_base, load_reward_model, shared_base_reward
 from llmmod.models.generation.settings import answer_text
 from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.loading.stage_file import read_stage_file
+from llmmod.models.loading.structure import base_model
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.protocols import ModelLineage
 from llmmod.trainers.collation import prepare_for_inference, spans_devices
@@ -234,7 +235,7 @@ def same_lineage(path: Path, policy: Any) -> bool:
     """Whether a directory holds an adapter that was trained on the very weights that the policy started from."""
     if not (path / "adapter_config.json").is_file():
         return False
-    base = policy.get_base_model() if hasattr(policy, "peft_config") else policy
+    base = base_model(policy)
     left, own = read_stage_file(path), getattr(base, LINEAGE_ATTRIBUTE, None)
     if left is not None and own is not None:
         return left.lineage.resolve(path) == own

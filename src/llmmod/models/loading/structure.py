@@ -1,0 +1,112 @@
+"""What a loaded model consists of: the model under its adapters, its layers, its number of parameters; and the same model rebuilt.
+
+`rebuild_model` makes a plain or newly quantized model from one that is in memory. transformers builds from a state dict as it does from a
+checkpoint, so buffers that no checkpoint holds (rotary frequencies), tied weights and quantization come out right, and the tensors are
+shared with the original, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.models.attention.rope import use_per_sequence_rope
+from llmmod.models.loading.quantization import keep_differentiable, plain_linears
+
+
+def base_model(model: Any) -> Any:
+    """The PreTrainedModel under peft's adapters; a model without adapters is itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The list that holds a model's layers, and its dotted name: `model.layers`, or `transformer.h`.
+
+    Raises:
+        ConfigError: the model has no such list.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not found:
+        raise ConfigError(Problem("finetune", f"{type(model).__name__} has no list of {depth} layers, so none can be chosen"))
+    return min(found, key=lambda item: item[0].count("."))
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters, each shared one counted once.
+
+    Args:
+        trained: those that take gradients.
+        total: all.
+    """
+
+    trained: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trained / self.total if self.total else 0.0
+        return f"{self.trained:,} of {self.total:,} parameters are trained ({share:.2f} %)"
+
+
+def count_parameters(model: Any) -> ParameterCount:
+    """The numbers of a model's parameters; a quantized weight counts the weights it stands for, not the bytes that hold them."""
+    sizes = []
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes.nn.Params4bit: two weights a byte
+        sizes.append((parameter.numel() if state is None else math.prod(state.shape), parameter.requires_grad))
+    return ParameterCount(trained=sum(size for size, trained in sizes if trained), total=sum(size for size, _ in sizes))
+
+
+def set_name(model: Any, name: str) -> None:
+    """Record where a model came from: in its configuration, and where peft takes the name of an adapter's base from."""
+    model.config._name_or_path = name
+    model.name_or_path = name
+
+
+def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, **arguments: Any) -> Any:
+    """A plain or newly quantized model of the same class, which shares its tensors with `state`.
+
+    Args:
+        model: a PreTrainedModel, which gives class, configuration and generation settings; left as it is.
+        state: parameter name -> tensor; None: the model's own.
+        arguments: more of from_pretrained's, e.g. `quantization_config`, `device_map`.
+
+    Raises:
+        ValueError: `state` leaves parameters without a value.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    own_linears = plain_linears(config.model_type) if arguments.get("quantization_config") else nullcontext()
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # it would count tensors that are in memory already
+    try:
+        with own_linears:
+            new, info = type(model).from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(model.state_dict() if state is None else state),
+                output_loading_info=True,
+                **{"dtype": model.dtype, "attn_implementation": config._attn_implementation} | arguments,
+            )
+    finally:
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
+    if info["missing_keys"]:
+        raise ValueError(f"no value for {sorted(info['missing_keys'])}")
+    keep_differentiable(new)
+    use_per_sequence_rope(new)
+    set_name(new, model.config._name_or_path)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
+    return new
