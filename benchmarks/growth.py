@@ -32,7 +32,7 @@ STAGES = {
     "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }
 # What stages that let the model answer are given besides: short answers, rewarded for being short.
-ANSWERING = {"max_completion_length": 2, "reward": {"brevity": {"_target_": "llmmod.rewards.brevity.brevity"}}}
+ANSWERING = {"max_completion_length": 2, "reward": {"brevity": {"_target_": "llmmod.rewards.brevity"}}}
 PREDICTIONS = {"sft, answers": "sft", "rm, scores": "rm"}
 
 

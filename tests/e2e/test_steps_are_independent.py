@@ -32,8 +32,8 @@ QUICK = ["use_cpu=true", "max_steps=1", "save_strategy=no", "eval_strategy=no", 
 QUICK += ["lr_scheduler_type=constant", "warmup_steps=0", "per_device_train_batch_size=2"]
 OWN = {
     "kto": ["loss_type=apo_zero_unpaired"],  # the one that takes biases which are trained
-    "ppo": ["max_completion_length=3", "reward.mine._target_=llmmod.rewards.brevity.brevity"],
-    "grpo": ["max_completion_length=3", "num_generations=2", "reward.mine._target_=llmmod.rewards.brevity.brevity"],
+    "ppo": ["max_completion_length=3", "reward.mine._target_=llmmod.rewards.brevity"],
+    "grpo": ["max_completion_length=3", "num_generations=2", "reward.mine._target_=llmmod.rewards.brevity"],
 }
 
 

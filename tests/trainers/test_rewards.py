@@ -95,7 +95,7 @@ class TestFunctions:
             called([1.0, float("nan")])
 
     def test_named_by_their_path(self, tiny_tokenizer, tmp_path):
-        conf = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
+        conf = {"overlap": {"_target_": "llmmod.rewards.overlap"}}
         rewards = rewards_from(conf, {"overlap": 2.0}, model=None, tokenizer=tiny_tokenizer, run_dir=tmp_path, rows=2)
         scores = rewards(Completions([[1]], [[31, 32, 33]], {"answer": ["so it is"]}, ["So it is."]))
         assert scores.tolist() == [2.0]

@@ -83,7 +83,7 @@ def test_refused(told, overrides, line):
         ["training.num_generations=4", "training.steps_per_generation=8", "training.num_iterations=2", "training.beta=0.1"],
         ["training.loss_type=cispo", "training.epsilon_high=5"],
         ["training.reward.path=org/rm", "training.generation_batch_size=64"],
-        ["+training.reward.short._target_=llmmod.rewards.brevity.brevity", "+training.reward.short.limit=20"],
+        ["+training.reward.short._target_=llmmod.rewards.brevity", "+training.reward.short.limit=20"],
     ],
     ids=str,
 )

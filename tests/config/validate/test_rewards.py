@@ -53,7 +53,7 @@ def test_refused(told, tmp_path, overrides, line):
         ["training.reward.path=org/rm"],
         ["training.reward.path=rm"],
         ["training.reward.path=./nowhere", "smoke=true"],
-        ["+training.reward.overlap._target_=llmmod.rewards.overlap.overlap", "+training.reward_weights.overlap=2"],
+        ["+training.reward.overlap._target_=llmmod.rewards.overlap", "+training.reward_weights.overlap=2"],
     ],
     ids=str,
 )

@@ -34,7 +34,7 @@ def grpo_trainer(answering_trainer, grpo_conf):
     def make(model=None, train=None, evaluation=None, callbacks=(), scorers=None, **changes):
         scorers = {"even": even} if scorers is None else scorers
         places = {name: changes.pop(name) for name in ("output_dir", "seed") if name in changes}
-        conf = grpo_conf(reward={name: {"_target_": "llmmod.rewards.brevity.brevity"} for name in scorers}, **changes)
+        conf = grpo_conf(reward={name: {"_target_": "llmmod.rewards.brevity"} for name in scorers}, **changes)
         trainer = answering_trainer(conf, model=model, train=train, evaluation=evaluation, callbacks=callbacks, **places)
         trainer.rewards.scorers = dict(scorers)
         return trainer

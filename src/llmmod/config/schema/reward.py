@@ -13,7 +13,7 @@ SOURCES = (*FROM_DISK, "_target_")
 # What trl hands to a function besides, of its trainer or its environments.
 _TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
 # Where nothing is named: how much of the row's own answer is in an answer.
-DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap.overlap"}}
+DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap"}}
 
 
 def answer_metrics() -> dict[str, Any]:

@@ -26,7 +26,6 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from llmmod.data.dataset.examples import WithColumns, digest
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.base import StageTrainer
@@ -34,7 +33,13 @@ from llmmod.trainers.callbacks.progress import counting
 from llmmod.trainers.collation import spans_devices
 from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import Means, Weights, without_weights
-from llmmod.trainers.preference.reference_logps import file_name, load_reference_logps, save_reference_logps
+from llmmod.trainers.preference.reference_logps import (
+    DatasetWithColumns,
+    examples_digest,
+    file_name,
+    load_reference_logps,
+    save_reference_logps,
+)
 from llmmod.trainers.reference import NoReferenceModel, adapter_is_noop, frozen_copy
 
 log = logging.getLogger("llmmod.train")
@@ -70,7 +75,7 @@ class ReferenceTrainer(StageTrainer):
             self.ref_model = None
             self.accelerator._models.remove(nobody)
         self.precompute_ref_logps = True  # trl's word for: the batch has the reference's log-probabilities
-        self._known: dict[int, WithColumns] = {}
+        self._known: dict[int, DatasetWithColumns] = {}
         self._means = {"train": Means(), "eval": Means()}
         self.weights = Weights(train_dataset)
 
@@ -80,7 +85,7 @@ class ReferenceTrainer(StageTrainer):
             before = [Path(resume_from_checkpoint).parent] if resume_from_checkpoint else []
             for name, dataset in (("train", self.train_dataset), ("eval", self.eval_dataset)):
                 if dataset is not None:
-                    self._known[id(dataset)] = WithColumns(dataset, self._of_all(dataset, name, before))
+                    self._known[id(dataset)] = DatasetWithColumns(dataset, self._of_all(dataset, name, before))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +179,7 @@ class ReferenceTrainer(StageTrainer):
         if not isinstance(dataset, Dataset):
             found = "true, but a streamed dataset has no end"
             raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to false"))
-        kept, key = self.ref_model, digest(dataset)
+        kept, key = self.ref_model, examples_digest(dataset)
         if self._adapter and not self._off_is_start:
             self.ref_model = self.model  # training has not begun, so it is the reference itself
         try:

@@ -1,10 +1,10 @@
-"""llmmod.rewards.overlap, by hand."""
+"""llmmod.rewards, by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from llmmod.rewards.overlap import overlap
+from llmmod.rewards import brevity, overlap
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,7 @@ from llmmod.rewards.overlap import overlap
 def test_f1_of_words(completion, answer, reward):
     assert overlap([completion], [answer], prompts=None) == [pytest.approx(reward)]
     assert overlap([[{"role": "assistant", "content": completion}]], [answer]) == [pytest.approx(reward)]
+
+
+def test_the_share_of_the_limit_that_is_left():
+    assert brevity([[1, 2], [1] * 8, [1] * 9, []], limit=8, prompts=None) == [0.75, 0.0, 0.0, 1.0]

@@ -1,0 +1,42 @@
+"""Reward functions that need no reward model. Each is called as trl calls one: with columns of a batch, by name.
+
+A function of your own is named in the same way, from a file beside the run: `training.reward.mine._target_=my_module.my_function`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from llmmod.metrics.words import words
+
+
+def overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
+    """F1 of the words of each completion and of the answer its row has, 0 to 1; 0 where the row has none.
+
+    Args:
+        completions: texts, or conversations whose last message has the text.
+        answer: the column of that name.
+        columns: what else a reward function is given.
+    """
+    rewards = []
+    for completion, wanted in zip(completions, answer, strict=True):
+        text = completion if isinstance(completion, str) else str(completion[-1]["content"])
+        found, expected = Counter(words(text)), Counter(words(wanted))
+        total = found.total() + expected.total()
+        rewards.append(2 * (found & expected).total() / total if total else 0.0)
+    return rewards
+
+
+def brevity(completion_ids: Sequence[Sequence[int]], limit: int = 64, **columns: Any) -> list[float]:
+    """The share of `limit` tokens that each completion leaves, 1 of none to 0 of as many or more.
+
+    Beside another reward it keeps that one from being earned by length.
+
+    Args:
+        completion_ids: terminators included.
+        limit: tokens.
+        columns: what else a reward function is given.
+    """
+    return [max(0.0, 1 - len(ids) / limit) for ids in completion_ids]
