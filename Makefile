@@ -14,10 +14,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-inp
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint schemas docs bench build
+.PHONY: help install run test test-gpu lint schemas docs bench build
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## a virtual environment in .venv with the tested versions; does nothing where it is there already
 
@@ -36,6 +36,9 @@ run: install ## the main job: fine-tune a real model and show what it learnt; mo
 
 test: lint ## lint, then the test suite, offline, a process a core; fewer with ARGS='tests/render -k chatml', in one process
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=logical --maxprocesses=8 --dist=worksteal)
+
+test-gpu: install ## the suite on a GPU, in one process, offline; skipped where torch sees none
+	LLMMOD_TEST_GPU=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu -rs $(ARGS) || [ $$? = 5 ]  # 5: all is skipped
 
 lint: install ## style, types, and the direction of imports
 	$(BIN)/ruff check .

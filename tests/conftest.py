@@ -16,6 +16,10 @@ __all__ = ["pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary
 # inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What is expected here was computed on a CPU; tests/gpu is for GPUs.
+if not os.environ.get("LLMMOD_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # A shell starts what runs in its background deaf to Ctrl-C; the tests send some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

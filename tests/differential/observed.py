@@ -20,7 +20,7 @@ class Observer(TrainerCallback):
         self.start = _trained(model)
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        self.gradients.append({_plain(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        self.gradients.append({_plain(name): p.grad.to("cpu", copy=True) for name, p in model.named_parameters() if p.grad is not None})
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "loss" in logs:
@@ -39,7 +39,7 @@ def reward(prompts, completion_ids, **columns):
 
 
 def _trained(model):
-    return {_plain(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {_plain(name): p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _plain(name):

@@ -105,7 +105,7 @@ def model_of(directory, stage, way, drawn):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["lm_head", "score"]
         )
         model = prepare_model_for_kbit_training(
-            checkpoint(directory, stage, quantization_config=four_bit), use_gradient_checkpointing=False
+            checkpoint(directory, stage, quantization_config=four_bit, device_map={"": "cpu"}), use_gradient_checkpointing=False
         )
         model = get_peft_model(model, lora_of(stage, LoraConfig))
     with torch.no_grad():

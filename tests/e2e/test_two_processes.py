@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from by_two import by_two
 from checkpoint import checkpoint, overrides_of, rows
 
 import llmmod
 
 __all__ = ["checkpoint", "rows"]
-
-
-def by_two(runs, cache):
-    """What two processes write to stderr that take these runs together, each a list of overrides."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += [str(Path(__file__).with_name("two_processes.py")), json.dumps(runs)]
-    environment = {**os.environ, "LLMMOD_CACHE": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 def metrics_of(run_dir):

@@ -13,7 +13,7 @@ from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.trainers.collation import choose_collator
+from llmmod.trainers.collation import choose_collator, prepare_for_inference
 from llmmod.trainers.sft import by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))
@@ -168,3 +168,15 @@ def test_lengths_for_grouping_are_not_counted_token_by_token(toy_trainer, toy_sp
     sampler = trainer._get_train_sampler()
     assert sampler._sampler.lengths == expected
     assert sorted(sampler) == list(range(18))
+
+
+@pytest.mark.parametrize(("accelerators", "rank", "number"), [(1, 1, 0), (1, 0, 0), (2, 1, 1)])
+def test_processes_are_placed_as_accelerate_does_also_where_they_share(monkeypatch, tiny_llama, accelerators, rank, number):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: accelerators)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    places = []
+    monkeypatch.setattr(type(tiny_llama), "to", lambda model, device: places.append(device))
+    prepare_for_inference(tiny_llama)
+    assert places == [torch.device("meta", number)]

@@ -131,5 +131,7 @@ def prepare_for_inference(model: Any, *, use_cpu: bool = False) -> Any:
     if torch.accelerator.is_available() and not use_cpu and not placed:
         kind = torch.accelerator.current_accelerator()
         assert kind is not None  # is_available() said so
-        model.to(torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0"))))
+        # As accelerate places processes, several of which may share an accelerator.
+        number = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+        model.to(torch.device(kind.type, number))
     return model.eval()

@@ -1,0 +1,30 @@
+"""Runs by two processes together; as a script, what each of them does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+
+def by_two(runs, cache):
+    """What two processes write to stderr that take these runs together, one after the other, each a list of overrides."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", __file__, json.dumps(runs)]
+    environment = {**os.environ, "LLMMOD_CACHE": str(cache)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+if __name__ == "__main__":
+    import llmmod
+    from llmmod.reuse import fingerprint
+
+    fingerprint._own_code = lambda: "ours"  # a checkout may be written to while tests run
+    for overrides in json.loads(sys.argv[1]):
+        llmmod.run(llmmod.compose(overrides))
