@@ -13,23 +13,29 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from llmmod import distributed as ranks
-from llmmod.config.register import register_schemas
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
+from llmmod.upstream import UpstreamError, report, require_upstream
 
 
 def main() -> None:
     """The entry point of `llmmod`; ends the process with an exit code: 0 done, 1 failed while running, 2 configuration wrong."""
-    sys.exit(run_command(sys.argv))
+    try:
+        code = run_command(sys.argv)
+    except UpstreamError as error:
+        print(error, file=sys.stderr)
+        code = EXIT_FAILED
+    sys.exit(code)
 
 
 def run_command(argv: Sequence[str]) -> int:
     """Do what a command line asks, and return its exit code."""
     if "--version" in argv[1:]:
-        from llmmod.upstream import report
-
         print(report())
         return 0
+    require_upstream(__name__)
     from hydra._internal.utils import get_args_parser
+
+    from llmmod.config.register import register_schemas
 
     register_schemas()
     allow, arguments = _allowed_modules(argv[1:])

@@ -24,6 +24,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.upstream import require_upstream
 
 
 def find_module(name: str, *directories: str) -> ModuleSpec | None:
@@ -114,9 +115,9 @@ def check_outputs(node: Any, where: str) -> list[Problem]:
 
 def never_ask() -> None:
     """Have transformers (5.23) refuse a checkpoint's own code where nobody allowed it, rather than ask on the terminal for 15 seconds."""
+    require_upstream(__name__)
     module: Any = importlib.import_module("transformers.dynamic_module_utils")
-    if hasattr(module, "TIME_OUT_REMOTE_CODE"):
-        module.TIME_OUT_REMOTE_CODE = 0
+    module.TIME_OUT_REMOTE_CODE = 0
 
 
 @contextmanager

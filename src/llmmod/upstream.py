@@ -1,17 +1,254 @@
-"""The versions of llmmod and of the libraries it stands on, read from what is installed; nothing is imported for it."""
+"""What we lean on in other libraries: their versions, and every private name of theirs that we patch, override or read.
+
+A private name may go with any release, so `PRIVATE_NAMES` is the one list of them: where we use it, and why there is no public way.
+A module calls `require_upstream(__name__)` before it uses its names. pyproject.toml caps each of these libraries below its next minor
+version, and a test finds the uses in the source and compares.
+
+Nothing is imported for the versions, and for the names only the modules that the caller uses anyway.
+"""
 
 from __future__ import annotations
 
+import importlib
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from llmmod.errors import LlmmodError, Problem
 
 # What decides how a run goes; run.json, model cards and `llmmod --version` name these.
 MAIN = ("llmmod", "torch", "transformers", "peft", "trl")
 _MORE = ("accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "hydra-core", "omegaconf", "numpy")
 
+# Of each library whose private names we use: the series that the tests pass with.
+KNOWN_TO_WORK = {
+    "hydra-core": "1.3",
+    "omegaconf": "2.3",
+    "torch": "2.13",
+    "transformers": "5.23",
+    "trl": "1.16",
+    "peft": "0.21",
+    "accelerate": "1.15",
+    "datasets": "5.2",
+    "huggingface_hub": "2.4",
+    "bitsandbytes": "0.50",
+    "gguf": "0.19",
+}
+
+
+class Use(NamedTuple):
+    """Names of one owner that one of our modules uses.
+
+    Args:
+        where: our module, without `llmmod.`.
+        package: the library, as pip knows it.
+        owner: `module` or `module:Class`.
+        names: private names of it, or public ones that we replace, with spaces between; those of an instance are a class's too.
+        why: what they are used for.
+    """
+
+    where: str
+    package: str
+    owner: str
+    names: str
+    why: str
+
+
+# Where an instance gets its attributes.
+_MADE_BY = ("__init__", "__post_init__")
+
+# fmt: off
+PRIVATE_NAMES = (
+    Use("app", "hydra-core", "hydra._internal.utils", "get_args_parser", "reads Hydra's own flags before Hydra does"),
+    Use("config.hydra_patches", "hydra-core", "hydra._internal.config_loader_impl",
+        "ConfigLoaderImpl", "composes faster, and sets a mapping where there is null"),
+    Use("config.hydra_patches", "hydra-core", "hydra._internal.config_loader_impl:ConfigLoaderImpl",
+        "_apply_overrides_to_config get_group_options", "composes faster, and sets a mapping where there is null"),
+    Use("config.hydra_patches", "hydra-core", "hydra._internal.defaults_list", "_create_interpolation_map", "composes faster"),
+    Use("config.overrides", "hydra-core", "hydra._internal.config_loader_impl",
+        "ConfigLoaderImpl get_overrides_dirname", "applies overrides one by one, so that every mistake is found"),
+    Use("config.overrides", "hydra-core", "hydra._internal.config_loader_impl:ConfigLoaderImpl",
+        "_apply_overrides_to_config", "applies overrides one by one, so that every mistake is found"),
+    Use("config.overrides", "hydra-core", "hydra._internal.utils", "create_config_search_path", "composes without Hydra's global state"),
+    Use("config.register", "hydra-core", "hydra._internal.config_loader_impl",
+        "ConfigLoaderImpl", "lists the groups that a user can choose from"),
+    Use("config.register", "hydra-core", "hydra._internal.config_loader_impl:ConfigLoaderImpl",
+        "list_groups", "lists the groups that a user can choose from"),
+    Use("pipeline.jobs", "hydra-core", "hydra._internal.core_plugins.basic_sweeper",
+        "BasicSweeper", "runs the jobs of a sweep that are valid"),
+    Use("pipeline.jobs", "hydra-core", "hydra._internal.core_plugins.basic_sweeper:BasicSweeper",
+        "split_arguments", "runs the jobs of a sweep that are valid"),
+    Use("config.hydra_patches", "omegaconf", "omegaconf._utils",
+        "get_structured_config_data is_structured_config", "makes a dataclass's node at half the time"),
+    Use("config.hydra_patches", "omegaconf", "omegaconf.base:Box",
+        "_re_parent _content _parent _flags_cache", "merges without walking the whole tree"),
+    Use("config.hydra_patches", "omegaconf", "omegaconf:DictConfig",
+        "_get_node _is_none _metadata _set_parent", "makes a dataclass's node at half the time"),
+    Use("config.wording", "omegaconf", "omegaconf:DictConfig",
+        "_is_none _is_missing _is_interpolation", "finds each dataclass of a configuration"),
+    Use("config.wording", "omegaconf", "omegaconf:ListConfig", "_iter_ex", "finds each dataclass of a configuration"),
+    Use("models.adapters.precision", "torch", "torch.nn:Module",
+        "_parameters _forward_hooks _forward_hooks_always_called _forward_pre_hooks _forward_pre_hooks_with_kwargs",
+        "holds trained weights in float32, computes in the model's type, and removes its hooks again"),
+    Use("models.attention.shifted", "torch", "torch.nn.functional",
+        "scaled_dot_product_attention", "shifts the attention of Falcon, which computes its own"),
+    Use("models.loading.quantization", "torch", "torch", "_C", "packs matrices into 4 bit a part at a time"),
+    Use("trainers.efficient.layers", "torch", "torch.nn:Module", "_call_impl _compiled_call_impl", "compiles layers for training alone"),
+    Use("trainers.ppo.value_head", "torch", "torch.nn:Module", "_modules", "takes the value head off the model"),
+    Use("code_arguments", "transformers", "transformers.dynamic_module_utils",
+        "TIME_OUT_REMOTE_CODE", "refuses a checkpoint's code without a question on the terminal"),
+    Use("models.adapters.merge", "transformers", "transformers:PreTrainedModel",
+        "_keep_in_fp32_modules_strict", "merges into weights that stay in float32"),
+    Use("models.attention.shifted", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation", "chooses the attention of a model"),
+    Use("models.attention.shifted", "transformers", "transformers:PreTrainedModel",
+        "_supports_attention_backend", "shifts attention where it can be replaced"),
+    Use("models.attention.varlen", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation", "switches a model's attention for one packed batch"),
+    Use("models.families.alibi", "transformers", "transformers:PreTrainedModel",
+        "_supports_flash_attn _supports_flex_attn", "allows only attention that takes ALiBi's biases"),
+    Use("models.families.convert", "transformers", "transformers.conversion_mapping",
+        "_checkpoint_conversion_mapping_cache USER_REGISTERED_MAPPINGS", "reads a family's checkpoints into a native class"),
+    Use("models.families.convert", "transformers", "transformers:PreTrainedModel",
+        "_from_config _keys_to_ignore_on_load_unexpected", "reads a family's checkpoints into a native class"),
+    Use("models.families.convert", "transformers", "transformers.core_model_loading:revert_weight_conversion",
+        "_weight_conversions", "saves a model of a family in the native layout"),
+    Use("models.families.save", "transformers", "transformers.core_model_loading:revert_weight_conversion",
+        "_weight_conversions", "saves a model in its family's layout"),
+    Use("models.families.save", "transformers", "transformers:PreTrainedConfig", "_name_or_path", "finds the files that a model came from"),
+    Use("models.generation.settings", "transformers", "transformers:GenerationConfig",
+        "_from_model_config", "keeps chosen generation settings when a model is saved"),
+    Use("models.loading.build", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation", "chooses the attention of a random model"),
+    Use("models.loading.gguf", "transformers", "transformers.core_model_loading",
+        "_materialize_copy", "gives pages of a weight file back as it is read"),
+    Use("models.loading.load", "transformers", "transformers.modeling_utils",
+        "log_state_dict_report", "names weights that don't fit in one message"),
+    Use("models.loading.structure", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation _name_or_path", "quantizes a model that is loaded already"),
+    Use("models.packing.segments", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation", "chooses how packed sequences are kept apart"),
+    Use("models.packing.support", "transformers", "transformers:PreTrainedConfig",
+        "_attn_implementation", "tests whether a model keeps packed sequences apart"),
+    Use("models.packing.support", "transformers", "transformers:PreTrainedModel",
+        "_from_config", "tests whether a model keeps packed sequences apart"),
+    Use("models.tokenizers.fast", "transformers", "transformers:PythonBackend",
+        "_added_tokens_encoder", "spells special tokens in the text of some tokens"),
+    Use("render.chat_template", "transformers", "transformers.utils.chat_template_utils",
+        "_compile_jinja_template", "compiles a chat template as transformers does"),
+    Use("steps.train", "transformers", "transformers.trainer:Trainer",
+        "_save_checkpoint", "writes a checkpoint when training is interrupted"),
+    Use("trainers.base", "transformers", "transformers.trainer:Trainer",
+        "_get_train_sampler _get_eval_sampler _get_grad_norm _issue_warnings_after_load _save _track_num_input_tokens",
+        "trains in one order for a seed, checks each gradient, and saves what is needed alone"),
+    Use("trainers.online.base", "transformers", "transformers.trainer:Trainer", "_save", "saves the trained adapter without a reward's"),
+    Use("trainers.online.grpo", "transformers", "transformers.trainer:Trainer",
+        "_get_train_sampler _load_optimizer_and_scheduler _save_rng_state _track_num_input_tokens", "resumes within a rollout"),
+    Use("trainers.ppo.rollout", "transformers", "transformers.trainer:Trainer", "_prepare_inputs", "moves a batch to the model's device"),
+    Use("trainers.ppo.trainer", "transformers", "transformers.trainer:Trainer",
+        "_get_dataloader _get_train_sampler _load_best_model _load_from_checkpoint _load_optimizer_and_scheduler _save "
+        "_save_rng_state _train_batch_size",
+        "draws rollouts, and saves and loads the value head with the policy"),
+    Use("trainers.preference.base", "transformers", "transformers.trainer:Trainer",
+        "_get_dataloader _prepare_inputs", "reads the reference's log-probabilities from the data"),
+    Use("trainers.preference.dpo", "transformers", "transformers.trainer:Trainer",
+        "_get_num_items_in_batch", "weighs the pairs of a step alike"),
+    Use("trainers.preference.kto", "transformers", "transformers.trainer:Trainer",
+        "_get_num_items_in_batch", "weighs the examples of a step alike"),
+    Use("trainers.rm", "transformers", "transformers.trainer:Trainer",
+        "_get_num_items_in_batch _prepare_inputs", "weighs the pairs of a step alike"),
+    Use("trainers.sft", "transformers", "transformers.trainer:Trainer", "_prepare_inputs", "evaluates each sequence of a packed row"),
+    Use("trainers.base", "trl", "trl.trainer.base_trainer:_BaseTrainer", "_send_telemetry", "tells nobody about a run"),
+    Use("trainers.efficient.head", "trl", "trl.trainer.utils",
+        "_ChunkedLogProbFunction _use_triton", "computes the head for labelled tokens alone on a CPU"),
+    Use("trainers.online.grpo", "trl", "trl:GRPOTrainer",
+        "_buffered_inputs _calculate_rewards _entropy_window_stats _generate_and_score_completions _generate_single_turn "
+        "_get_per_token_logps_and_entropies _last_world_entropy _metrics _prepare_inputs _step _tokenize_prompts",
+        "generates and scores completions as ppo does"),
+    Use("trainers.preference.base", "trl", "trl:DPOTrainer",
+        "_metrics _precompute_ref_logps _prepare_dataset", "trains on pairs that are tokenized already"),
+    Use("trainers.preference.base", "trl", "trl:KTOTrainer",
+        "_metrics _precompute_ref_logps _prepare_dataset", "trains on pairs that are tokenized already"),
+    Use("trainers.preference.dpo", "trl", "trl:DPOTrainer", "_metrics", "logs the means of all pairs"),
+    Use("trainers.preference.kto", "trl", "trl:KTOTrainer", "_metrics", "logs the means of all examples"),
+    Use("trainers.rm", "trl", "trl:RewardTrainer", "_metrics _prepare_dataset", "trains on pairs that are tokenized already"),
+    Use("models.adapters.init", "peft", "peft.tuners.lora.layer:LoraLayer", "loftq_init", "initializes LoftQ on any device"),
+    Use("trainers.efficient.layers", "peft", "peft.tuners.lora.layer:Linear", "forward", "adds an adapter's output in place"),
+    Use("trainers.preference.base", "accelerate", "accelerate:Accelerator", "_models", "trains without a second model as the reference"),
+    Use("data.sources.open", "datasets", "datasets.config", "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),
+    Use("data.sources.open", "huggingface_hub", "huggingface_hub.constants",
+        "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),
+    Use("models.loading.quantization", "bitsandbytes", "bitsandbytes.backends.cpu.ops",
+        "lib", "unpacks 4-bit weights on a CPU in the runs that they were packed in"),
+    Use("models.loading.gguf", "gguf", "gguf",
+        "GGUFReader get_tensor_name_map dequantize", "reads a GGUF file once: 3 s of CPU instead of 15 s"),
+    Use("models.loading.gguf", "gguf", "gguf:GGUFReader", "_get_field_parts", "reads a GGUF file once: 3 s of CPU instead of 15 s"),
+)
+# fmt: on
+
+
+class UpstreamError(LlmmodError):
+    """An installed library doesn't have a private name that we use; the message says which versions have it."""
+
+
+def require_upstream(module: str, *packages: str) -> None:
+    """Check that the installed libraries have the private names that a module of ours uses, or all modules of a package of ours.
+
+    Args:
+        module: as its `__name__`.
+        packages: only names of these libraries.
+
+    Raises:
+        UpstreamError: with a line for each name that is missing.
+    """
+    user = module.removeprefix("llmmod.")
+    uses = [use for use in PRIVATE_NAMES if f"{use.where}.".startswith(f"{user}.") and (not packages or use.package in packages)]
+    if problems := [problem for use in uses for problem in missing_names(use)]:
+        raise UpstreamError("\n".join(map(str, problems)))
+
+
+def missing_names(use: Use) -> Iterator[Problem]:
+    """A problem for each of the names that the installed library doesn't have."""
+    place, _, of = use.owner.partition(":")
+    names = use.names.split()
+    with suppress(ImportError, AttributeError):
+        owner = importlib.import_module(place)
+        names = [name for name in names if not _has(getattr(owner, of) if of else owner, name)]
+    major, minor = KNOWN_TO_WORK[use.package].split(".")
+    for name in names:
+        found = f"not in {use.package} {installed(use.package)}, which is installed. llmmod {use.why} by it"
+        do = f"Install one of them: pip install '{use.package}>={major}.{minor},<{major}.{int(minor) + 1}'"
+        yield Problem(".".join(filter(None, (place, of, name))), found, f"Known to work: {use.package} {major}.{minor}.*", do)
+
+
+def _has(owner: Any, name: str) -> bool:
+    """Whether a module, class or function has a name: a class also where instances get it, a function where its code names it."""
+    classes = [vars(above) for above in getattr(owner, "__mro__", ())]
+    declared = [part.get("__annotations__", {}) for part in classes]
+    code = [getattr(made, "__code__", None) for made in (owner, *(part.get(name) for part in classes for name in _MADE_BY))]
+    return hasattr(owner, name) or any(name in names for names in declared) or any(name in c.co_names + c.co_consts for c in code if c)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While it lasts, a module or a class of another library has another value by this name; a class gets its own back, or none."""
+    own = vars(owner)
+    before = own.get(name, own)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is own:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
 
 def installed(package: str) -> str | None:
     """The version of an installed package; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -29,6 +28,7 @@ from llmmod.config.compose import to_root
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, one_line
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
+from llmmod.upstream import replaced, require_upstream
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -58,15 +58,11 @@ def only(jobs: list[list[str]]) -> Iterator[None]:
 
     Patches `BasicSweeper.split_arguments` (hydra-core 1.3.8).
     """
+    require_upstream(__name__)
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    sweeper: Any = BasicSweeper
-    own = vars(sweeper)["split_arguments"]
-    sweeper.split_arguments = staticmethod(lambda overrides, max_batch_size: [jobs])
-    try:
+    with replaced(BasicSweeper, "split_arguments", staticmethod(lambda overrides, max_batch_size: [jobs])):
         yield
-    finally:
-        sweeper.split_arguments = own
 
 
 class Jobs:

@@ -6,13 +6,15 @@ answer, with what it makes of them with the answer: the first must be the beginn
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.conversation import Message
 from llmmod.render.segments import SpecialTokens
+from llmmod.upstream import require_upstream
 
 Span = tuple[int, int]
 Said = dict[str, Any]  # a message as chat templates read it
@@ -165,9 +167,8 @@ class ChatTemplate:
         if said and not tools and all(message.keys() == _BARE for message in said):
             # What apply_chat_template does with such messages too, without copying all of them each time: half the time.
             named = {"messages": list(said), "tools": None, "documents": None, "add_generation_prompt": asks, **self._tokens}
-            if (compiled := self._guarded(_compiled, self.text)) is not None:
-                written: str = self._guarded(compiled.render, **named)
-                return written
+            written: str = self._guarded(self._guarded(_compiler(), self.text).render, **named)
+            return written
         text: str = self._guarded(
             self._tokenizer.apply_chat_template,
             list(said),
@@ -207,12 +208,14 @@ def reasoning_names(template: str) -> list[str]:
     return [name for name in ("reasoning_content", "thinking", "reasoning") if re.search(rf"\b{name}\b", template)]
 
 
-def _compiled(template: str) -> Any:
-    """The template as `apply_chat_template` compiles it, and keeps it; None where transformers (5.23) has moved what does."""
+@functools.cache
+def _compiler() -> Callable[[str], Any]:
+    """What `apply_chat_template` compiles a template with, and keeps it."""
     from transformers.utils import chat_template_utils
 
-    compile_template = getattr(chat_template_utils, "_compile_jinja_template", None)
-    return compile_template and compile_template(template)
+    require_upstream(__name__)
+    compiler: Callable[[str], Any] = chat_template_utils._compile_jinja_template
+    return compiler
 
 
 def _plain(tokens: Mapping[str, Any]) -> dict[str, Any]:

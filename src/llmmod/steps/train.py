@@ -35,6 +35,7 @@ from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passe
 from llmmod.trainers.collation import check_trainer
 from llmmod.trainers.measures import measured
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
+from llmmod.upstream import require_upstream
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
@@ -196,6 +197,7 @@ def _keep(trainer: Any, key: str) -> None:
     directory = Path(trainer.args.output_dir)
     wanted = directory / f"checkpoint-{trainer.state.global_step}"
     if trainer.state.global_step and wanted not in checkpoints(directory):
+        require_upstream(__name__)
         trainer._save_checkpoint(trainer.model, trial=None)
     if kept := checkpoints(directory):
         log.warning("interrupted; %s=%s goes on from here", key, kept[-1])

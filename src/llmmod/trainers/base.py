@@ -38,6 +38,9 @@ from llmmod.models.loading.structure import base_model
 from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
 from llmmod.trainers.efficient.layers import efficient_lora
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 class EpochSeededSampler(Sampler[int]):

@@ -18,6 +18,9 @@ from llmmod.data.dataset.packing import lengths
 from llmmod.models.packing.segments import KEYS, packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.measures import Means, Weights, without_weights
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _MARGIN = "margin"
 

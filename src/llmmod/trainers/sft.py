@@ -17,6 +17,9 @@ from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.packing.segments import BOUNDARIES, packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.efficient.head import efficient_head
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 # exp of more than this is no float; a loss of 700 nats a token is broken anyway.
 _MOST_NATS = 700.0

@@ -29,6 +29,9 @@ from llmmod.data.sources.source import Files, Source, StreamSource, Table, read_
 from llmmod.errors import ConfigError, DataError, Problem, first_line
 from llmmod.files.hub import set_proxies
 from llmmod.files.paths import PACKAGE, find_files, is_hub_id, resolve_path, shown
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 

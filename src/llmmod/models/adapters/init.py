@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -35,6 +34,9 @@ from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import save_file
 
 from llmmod.models.loading.quantization import patch_cpu_unpacking
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__)
 
 _BLOCK = 64  # weights of a scale, as bitsandbytes' Params4bit has it
 
@@ -65,7 +67,7 @@ def loftq_anywhere() -> Iterator[None]:
 
     Patches `peft.tuners.lora.layer.LoraLayer.loftq_init`.
     """
-    with mock.patch.object(LoraLayer, "loftq_init", _init):
+    with replaced(LoraLayer, "loftq_init", _init):
         yield
 
 

@@ -33,6 +33,9 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.loading.quantization import STACKED, dequantized_weight, is_quantized_layer
 from llmmod.models.loading.structure import base_model, rebuild_model
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 def merged_copy(model: Any) -> Any:

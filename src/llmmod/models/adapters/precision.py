@@ -26,6 +26,9 @@ from torch import nn
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.loading.structure import base_model
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 

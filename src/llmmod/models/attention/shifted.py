@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn import functional
@@ -24,6 +23,9 @@ from transformers.masking_utils import sdpa_mask
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.attention.rope import has_rope
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__)
 
 _KEY = "model.shift_attn"
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
@@ -181,5 +183,5 @@ def _falcon_forward(module: torch.nn.Module, forward: Callable[..., Any], group_
 
     if not module.training:
         return forward(module, *args, **kwargs)
-    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attend):
+    with replaced(torch.nn.functional, "scaled_dot_product_attention", attend):
         return forward(module, *args, **kwargs)

@@ -27,6 +27,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
+
 NAME = "llmmod_segments"
 BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
 KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same

@@ -21,6 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 ATTENTION = "baichuan_alibi"
 _LIKE = (None, "sdpa", "eager", ATTENTION)  # what may be asked for: computed by SDPA with the bias in its mask

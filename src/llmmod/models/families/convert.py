@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn import functional
@@ -28,6 +27,9 @@ from llmmod.files.checkpoint import PATH_KEY
 from llmmod.models.families.alibi import BaichuanConfig, BaichuanForCausalLM
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family, Raw
 from llmmod.models.families.layouts import HEAD_IS_FINAL
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__)
 
 # Where a configuration keeps the config.json it was made from; a saved native checkpoint has it too, so that it can be written back.
 ORIGINAL = "original_config"
@@ -91,9 +93,9 @@ def converting(model_class: Any, family: Family, *, depth: int, unit_rows: bool 
     known = {*conversion_mapping.USER_REGISTERED_MAPPINGS, name}
     ignored = [*(model_class._keys_to_ignore_on_load_unexpected or []), RECOMPUTED.pattern]
     with (
-        mock.patch.dict(table, {name: rules}),
-        mock.patch.object(conversion_mapping, "USER_REGISTERED_MAPPINGS", known),
-        mock.patch.object(model_class, "_keys_to_ignore_on_load_unexpected", ignored),
+        replaced(conversion_mapping, "_checkpoint_conversion_mapping_cache", {**table, name: rules}),
+        replaced(conversion_mapping, "USER_REGISTERED_MAPPINGS", known),
+        replaced(model_class, "_keys_to_ignore_on_load_unexpected", ignored),
     ):
         yield
 

@@ -17,6 +17,9 @@ from llmmod.files.paths import resolve_path
 from llmmod.models.families.convert import conversions, original_config
 from llmmod.models.families.family import Family
 from llmmod.models.families.registry import family_of
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of a row's length, after rounding to the type
 

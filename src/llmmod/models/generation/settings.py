@@ -23,6 +23,9 @@ from transformers import GenerationConfig, StopStringCriteria
 from llmmod.models.attention.rope import scaled_length
 from llmmod.render.segments import Render
 from llmmod.render.template import inner_text
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 # Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

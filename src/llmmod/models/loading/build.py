@@ -27,6 +27,9 @@ from llmmod.models.loading.quantization import check_quantized, quantization_con
 from llmmod.models.loading.structure import rebuild_model, set_name
 from llmmod.models.loading.tiny import random_model, shrunk_model, tiny_model, tiny_tokenizer
 from llmmod.models.loading.tokenizer import TOKENIZER_KEY, set_pad_token
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _KEY = "model.attn_implementation"
 _NEED = {

@@ -28,7 +28,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import gguf
 import numpy as np
@@ -41,6 +40,9 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
 from llmmod.models.loading.structure import rebuild_model
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__)
 
 _AT_ONCE = 4 * 2**20  # bytes of weights that may be read before pages are given back
 
@@ -87,7 +89,7 @@ def mmap_release() -> Iterator[None]:
 
     _OPEN.append(_Pages())
     try:
-        with mock.patch.object(core_model_loading, "_materialize_copy", materialize):
+        with replaced(core_model_loading, "_materialize_copy", materialize):
             yield
     finally:
         _OPEN.pop().give_back()
@@ -195,7 +197,7 @@ def patched_reader() -> Iterator[None]:
         return unpacked
 
     reader, names = functools.lru_cache(1)(_QuickReader), functools.lru_cache(4)(gguf.get_tensor_name_map)
-    with mock.patch.multiple(gguf, GGUFReader=reader, get_tensor_name_map=names, dequantize=dequantize):
+    with replaced(gguf, "GGUFReader", reader), replaced(gguf, "get_tensor_name_map", names), replaced(gguf, "dequantize", dequantize):
         yield
 
 

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
@@ -30,6 +29,9 @@ from llmmod.models.families.registry import family_of
 from llmmod.models.loading.gguf import mmap_release
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears
 from llmmod.models.loading.structure import set_name
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__)
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
 WHERE = (
@@ -194,7 +196,7 @@ def _sizes_checked(path: str) -> Iterator[None]:
             raise ConfigError(Problem(PATH_KEY, f"{found} {others[0]}"))
         report(*args, loading_info=loading_info, ignore_mismatched_sizes=ignore_mismatched_sizes, **named)
 
-    with mock.patch.object(modeling_utils, "log_state_dict_report", check):
+    with replaced(modeling_utils, "log_state_dict_report", check):
         yield
 
 

@@ -28,7 +28,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from peft import prepare_model_for_kbit_training
@@ -38,6 +37,9 @@ from transformers import BitsAndBytesConfig
 from llmmod.config.schema.base import Dtype
 from llmmod.config.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
 from llmmod.errors import ConfigError, Problem, did_you_mean
+from llmmod.upstream import replaced, require_upstream
+
+require_upstream(__name__, "torch")
 
 _PACK = "bitsandbytes::quantize_4bit"
 _AT_ONCE = 2**16  # weights that are packed together: a multiple of every length that a run can have
@@ -46,6 +48,7 @@ _UNPACK = ("cdequantize_blockwise_cpu_nf4_", "cdequantize_blockwise_cpu_fp4_")  
 
 def patch_cpu_unpacking() -> None:
     """Have 4-bit weights unpacked in the runs that they were packed in, for the rest of the process."""
+    require_upstream(__name__, "bitsandbytes")
     from bitsandbytes.backends.cpu import ops
 
     if not isinstance(ops.lib, _InRuns):
@@ -141,7 +144,7 @@ def plain_linears(model_type: str) -> Iterator[None]:
         yield
         return
     module, _, name = place.rpartition(".")
-    with mock.patch.object(importlib.import_module(module), name, nn.Linear):
+    with replaced(importlib.import_module(module), name, nn.Linear):
         yield
 
 

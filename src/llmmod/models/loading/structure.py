@@ -21,6 +21,9 @@ from transformers.utils import logging as transformers_logging
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 def base_model(model: Any) -> Any:

@@ -14,6 +14,9 @@ from llmmod.models.attention.varlen import BOUNDARIES, KEYS, NAME, PackingMethod
 from llmmod.models.families.registry import PACKED_FAMILIES, is_flash, why_not_packed_with
 from llmmod.models.loading.structure import base_model
 from llmmod.models.packing.support import PackingSupport, packing_support
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 __all__ = ["BOUNDARIES", "KEYS", "packed_attention", "segments_attention", "why_not_packed"]
 

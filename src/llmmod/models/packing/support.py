@@ -28,7 +28,9 @@ from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isol
 from llmmod.models.families.convert import initial_model
 from llmmod.models.families.registry import is_flash
 from llmmod.models.loading.tiny import shrink_config
-from llmmod.upstream import installed
+from llmmod.upstream import installed, require_upstream
+
+require_upstream(__name__)
 
 _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
 _WINDOW = 8  # tokens: less than the examples have

@@ -31,6 +31,9 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llmmod.models.tokenizers.originals import BYTE, MARK, NORMAL, UNKNOWN, USER_DEFINED, Model
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _NUL = "\0"
 

@@ -22,6 +22,9 @@ import trl.trainer.utils
 from torch.nn import functional
 
 from llmmod.models.loading.structure import base_model
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _ROWS = 32  # whose exponentials are held at once
 

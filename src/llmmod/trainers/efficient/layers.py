@@ -21,6 +21,9 @@ import torch
 from peft.tuners.lora.layer import Linear
 
 from llmmod.models.loading.structure import decoder_layers
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 def compile_layers(model: Any, *, backend: str | None, mode: str | None, fixed: bool) -> None:

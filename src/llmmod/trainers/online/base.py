@@ -32,6 +32,9 @@ from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.curves import Panel, course
 from llmmod.trainers.measures import Means, RunningMoments
 from llmmod.trainers.online.rewards import Rewards
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 # What a checkpoint brings along and would have answers sampled from something else than what the model says -> as good as not set.
 _PLAIN = {

@@ -33,6 +33,9 @@ from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, 
 from llmmod.trainers.online.completions import Samples, rows_of, score_completions
 from llmmod.trainers.online.rewards import Completions, rewards_from
 from llmmod.trainers.reference import has_reference, initial_weights, reference
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _BEST = "reward"
 

@@ -34,6 +34,9 @@ from llmmod.trainers.ppo.math import (
 )
 from llmmod.trainers.ppo.value_head import set_constant
 from llmmod.trainers.reference import reference
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 @dataclass

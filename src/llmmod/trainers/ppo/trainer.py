@@ -30,6 +30,9 @@ from llmmod.trainers.ppo.math import policy_losses, token_kl, value_losses
 from llmmod.trainers.ppo.rollout import Rollout, RolloutCollector, in_parts, mini_batch
 from llmmod.trainers.ppo.value_head import load_value_head, new_value_head, save_value_head, with_value_head, without_value_head
 from llmmod.trainers.reference import initial_weights
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _BEST = "reward"
 

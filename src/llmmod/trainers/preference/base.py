@@ -41,6 +41,9 @@ from llmmod.trainers.preference.reference_logps import (
     save_reference_logps,
 )
 from llmmod.trainers.reference import NoReferenceModel, adapter_is_noop, frozen_copy
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 log = logging.getLogger("llmmod.train")
 

@@ -21,6 +21,9 @@ from llmmod.models.packing.segments import KEYS
 from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer, alone
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 _SFT = "sft"
 _BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of what the head gives

@@ -19,6 +19,9 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.trainers.efficient.head import efficient_head
 from llmmod.trainers.measures import Means, without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 
 class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]

@@ -1,0 +1,111 @@
+"""What we lean on in other libraries: their versions, and their private names, which the table and the source must agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import hydra.version
+import pytest
+from upstream_uses import all_uses
+
+from llmmod import upstream
+from llmmod.app import main
+from llmmod.errors import LlmmodError
+from llmmod.upstream import KNOWN_TO_WORK, PRIVATE_NAMES, UpstreamError, Use, installed, missing_names, replaced, require_upstream
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "llmmod"
+
+
+def test_a_package_that_is_not_there_has_no_version():
+    assert installed("hydra-core") == version("hydra-core")
+    assert installed("no-such-package-anywhere") is None
+
+
+def test_the_command_line_names_every_library_and_imports_none():
+    script = "import sys; from llmmod.app import run_command; print(run_command(['llmmod', '--version']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    *lines, last = done.stdout.splitlines()
+    assert {"transformers " + version("transformers"), "torch " + version("torch"), "peft " + version("peft")} <= set(lines)
+    assert last == "0 False"
+
+
+def test_the_table_has_every_private_name_that_the_source_uses_and_no_other():
+    listed = [(use.where, name) for use in PRIVATE_NAMES for name in use.names.split()]
+    found = all_uses(SOURCE)
+    assert len(found) > 80, "the uses are not found"
+    assert {"missing": sorted(found - set(listed)), "stale": sorted(set(listed) - found)} == {"missing": [], "stale": []}
+
+
+def test_the_installed_libraries_have_every_name_of_the_table():
+    assert [str(problem) for use in PRIVATE_NAMES for problem in missing_names(use)] == []
+
+
+@pytest.mark.parametrize("where", sorted({use.where for use in PRIVATE_NAMES}))
+def test_each_module_checks_its_names_before_it_uses_them(where):
+    module = SOURCE.joinpath(*where.split(".")).with_suffix(".py")
+    package = module.parent / "__init__.py"
+    assert any("require_upstream(__name__" in path.read_text(encoding="utf-8") for path in (module, package))
+
+
+def test_libraries_whose_private_names_we_use_are_capped_below_their_next_minor_version():
+    assert KNOWN_TO_WORK.keys() == {use.package for use in PRIVATE_NAMES}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line)
+    for package, series in KNOWN_TO_WORK.items():
+        major, minor = series.split(".")
+        caps = {text.partition(",<")[2] for text in asked if re.match(rf"{package}\W", text)}
+        assert caps == {f"{major}.{int(minor) + 1}"}, package
+        assert tested[package].startswith(f"{series}."), package
+
+
+GONE = Use("app", "hydra-core", "hydra.version", "_gone getLogger", "reads flags")
+
+
+def test_a_name_that_is_gone_is_said_with_the_versions_that_have_it(monkeypatch):
+    monkeypatch.setattr(upstream, "PRIVATE_NAMES", (GONE,))
+    require_upstream("llmmod.config")
+    require_upstream("llmmod.app", "torch")
+    with pytest.raises(UpstreamError) as error:
+        require_upstream("llmmod.app")
+    assert isinstance(error.value, LlmmodError)
+    first, second = str(error.value).splitlines()
+    assert first == (
+        f"hydra.version._gone: not in hydra-core {version('hydra-core')}, which is installed. llmmod reads flags by it."
+        " Known to work: hydra-core 1.3.*. Install one of them: pip install 'hydra-core>=1.3,<1.4'."
+    )
+    assert second.startswith("hydra.version.getLogger: ")
+
+
+@pytest.mark.parametrize("owner", ["hydra.no_such_module", "hydra.version:NoSuchClass"])
+def test_a_name_whose_owner_is_gone_is_missing_too(owner):
+    (problem,) = missing_names(Use("app", "hydra-core", owner, "name", "reads flags"))
+    assert problem.key == owner.replace(":", ".") + ".name"
+
+
+def test_the_command_ends_with_1_and_that_message(monkeypatch, capsys):
+    monkeypatch.setattr(upstream, "PRIVATE_NAMES", (GONE,))
+    monkeypatch.setattr(sys, "argv", ["llmmod", "--cfg", "job"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("hydra.version._gone: not in hydra-core")
+
+
+def test_what_is_replaced_is_put_back():
+    class Below(Use):
+        pass
+
+    own = hydra.version.getbase
+    with contextlib.suppress(KeyError), replaced(hydra.version, "getbase", None), replaced(Below, "names", 1):
+        assert (hydra.version.getbase, Below.names) == (None, 1)
+        raise KeyError
+    assert hydra.version.getbase is own
+    assert "names" not in vars(Below)
