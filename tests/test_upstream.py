@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -109,3 +110,29 @@ def test_what_is_replaced_is_put_back():
         raise KeyError
     assert hydra.version.getbase is own
     assert "names" not in vars(Below)
+
+
+def latest():
+    """The script of `make test-latest`."""
+    spec = importlib.util.spec_from_file_location("latest", ROOT / ".ci" / "latest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_newest_releases_are_asked_for_without_caps():
+    names = latest().names(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    assert {"hydra-core", "torch", "bitsandbytes", "pytest"} <= set(names)
+    assert [name for name in names if not re.fullmatch(r"[\w-]+", name)] == []
+
+
+def test_the_newest_releases_are_compared_with_the_tested_ones():
+    tested = {"trl": "1.16.0", "torch": "2.13.0", "peft": "0.21.2", "sphinx": "9.0.4"}
+    moved = latest().moved(tested, {"trl": "1.17.0", "torch": "2.13.0+cpu", "peft": "0.21.2", "orjson": "4.0"})
+    assert list(moved) == ["orjson 4.0, new", "trl 1.16.0 -> 1.17.0"]
+
+
+def test_the_report_names_the_private_names_that_are_gone(monkeypatch, capsys):
+    monkeypatch.setattr(upstream, "PRIVATE_NAMES", (GONE,))
+    latest().report()
+    assert "app: hydra.version._gone: not in hydra-core" in capsys.readouterr().out.partition("Private names that are gone:")[2]
