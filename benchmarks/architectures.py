@@ -33,7 +33,7 @@ KINDS = {"segments": "each example by itself", "mask": "by a mask"}
 
 def write_checkpoint(model_type: str, directory: Path) -> Path:
     """The directory of a tiny model of an architecture, with a tokenizer that has a chat template."""
-    from llmmod.models.families.convert import config_class
+    from llmmod.models.families.native import config_class
     from llmmod.models.loading.tiny import random_model, shrink_config, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<|im_start|>", "<|im_end|>"])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llmmod.models.attention.varlen import PackingMethod
-from llmmod.models.families.convert import config_class
+from llmmod.models.families.native import config_class
 from llmmod.models.loading.tiny import random_model, shrink_config
 from llmmod.models.packing import support as leaks
 from llmmod.models.packing.segments import why_not_packed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.models.families.convert import config_class
+from llmmod.models.families.native import config_class
 from llmmod.models.loading.tiny import WIDTH, random_model, shrink_config
 
 

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY
-from llmmod.models.families.alibi import BaichuanConfig, BaichuanForSequenceClassification
+from llmmod.models.families.baichuan import BaichuanConfig, BaichuanForSequenceClassification
 from llmmod.models.loading.structure import base_model
 from llmmod.models.loading.tiny import STAND_IN
 from llmmod.models.packing.segments import BOUNDARIES

@@ -24,7 +24,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
 from llmmod.instantiate import build
 from llmmod.models.adapters.merge import divergence, merged_copy
-from llmmod.models.families.save import check_original_layout, copy_original_files, original_names, write_original_config
+from llmmod.models.families.convert import check_original_layout, copy_original_files, original_names, write_original_config
 from llmmod.models.generation.settings import context_length, generation_config
 from llmmod.models.loading.quantization import is_quantized
 from llmmod.models.reward import is_reward_model, set_reward_padding

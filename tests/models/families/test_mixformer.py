@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
-from llmmod.models.families.save import original_names, write_original_config
+from llmmod.models.families.convert import original_names, write_original_config
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config
 from llmmod.models.loading.structure import count_parameters
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmmod.models.families.convert import family_of_model
 from llmmod.models.families.registry import FAMILIES, family_of
-from llmmod.models.families.save import family_of_model
 
 TOLERANCE = 1e-4
 

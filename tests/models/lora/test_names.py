@@ -8,7 +8,7 @@ import torch
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.families.convert import config_class
+from llmmod.models.families.native import config_class
 from llmmod.models.loading.tiny import random_model, shrink_config, tiny_model
 
 LINEAR = ["q_proj", "down_proj"]

@@ -19,7 +19,7 @@ from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.init import changes_base, loftq_anywhere, remember_initial, restore_biases, restore_initial_adapter
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
-from llmmod.models.families.names import native_adapter
+from llmmod.models.families.adapter_names import native_adapter
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained, restore_language_config
 
 log = logging.getLogger(__name__)

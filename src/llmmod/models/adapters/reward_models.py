@@ -23,8 +23,8 @@ from llmmod.models.adapters.init import base_biases, changes_base
 from llmmod.models.adapters.load import load_adapter, merge_adapters, read_adapter
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.attention.rope import use_per_sequence_rope
-from llmmod.models.families.limits import warn_beyond_trained_length
-from llmmod.models.families.names import native_adapter
+from llmmod.models.families.adapter_names import native_adapter
+from llmmod.models.families.native import warn_beyond_trained_length
 from llmmod.models.loading.load import WHERE, explain_loading_errors, is_reward_checkpoint, load_config, load_model, read_config
 from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, with_float32_parts
 from llmmod.models.loading.stage_file import read_stage_file

@@ -1,79 +1,39 @@
-"""A checkpoint's config.json as the configuration of the native class.
-
-A family's table as transformers' rules for converting weights, which hold while a checkpoint is read or written.
+"""A family's table as transformers' rules for converting weights: read once into today's class, and written back in the original layout.
 
 transformers keeps such rules in a table of the whole process. They are put there for one call and taken out again: everything else that
 is loaded in the meantime or afterwards is loaded as if they didn't exist.
 
-Original checkpoints of 2023 as models of today's classes: read once, converted on the way, nothing of their own code run.
+The original layout is what `export.layout=original` writes, and what the 13B Baichuans always have.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, conversion_mapping
+from transformers import conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, Split, WeightConverter, WeightRenaming
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.files.checkpoint import PATH_KEY
-from llmmod.models.families.alibi import BaichuanConfig, BaichuanForCausalLM
-from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family, Raw
-from llmmod.models.families.layouts import HEAD_IS_FINAL
+from llmmod.files.checkpoint import has_tokenizer, tokenizer_files
+from llmmod.files.paths import resolve_path
+from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
+from llmmod.models.families.registry import family_of
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
 
 # Where a configuration keeps the config.json it was made from; a saved native checkpoint has it too, so that it can be written back.
 ORIGINAL = "original_config"
-
-
-def native_config(family: Family, raw: Raw) -> Any:
-    """The native configuration.
-
-    Raises:
-        ConfigError: as `Family.native_fields`.
-    """
-    fields = family.native_fields(raw)
-    dtype = raw.get("dtype", raw.get("torch_dtype"))
-    return config_class(family.native)(**fields, dtype=dtype, **{ORIGINAL: dict(raw)})
-
-
-def config_class(model_type: str) -> Any:
-    """The configuration's class of a model_type, our own among them.
-
-    Raises:
-        KeyError: there is none.
-    """
-    return BaichuanConfig if model_type == BaichuanConfig.model_type else CONFIG_MAPPING[model_type]
-
-
-def model_class(config: Any) -> Any:
-    """The class of causal language model that a native configuration is loaded as."""
-    return BaichuanForCausalLM if isinstance(config, BaichuanConfig) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
-def initial_model(config: Any, *, dtype: torch.dtype) -> Any:
-    """A model of a configuration's initial weights, of any class that transformers has, or our own."""
-    if isinstance(config, BaichuanConfig):
-        return BaichuanForCausalLM._from_config(config, dtype=dtype)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def original_config(config: Any) -> dict[str, Any] | None:
-    """The config.json that a native configuration was made from, None where it was native itself."""
-    raw: dict[str, Any] | None = getattr(config, ORIGINAL, None)
-    return config.to_dict() if raw is None and isinstance(config, BaichuanConfig) else raw
-
-
 _ROWS = 256  # normalised together: a few megabytes of float32 at a time
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of a row's length, after rounding to the type
 
 
 @contextmanager
@@ -109,20 +69,15 @@ def conversions(family: Family, *, depth: int, unit_rows: bool = True) -> list[A
     if not shift and family.layers != NATIVE_LAYERS:
         moved = [_renaming(f"{family.layers}.", f"{NATIVE_LAYERS}.")]
     inside = [_renaming(f".{old}", f".{new[0]}", anchor="") for old, new in family.in_layer.items() if len(new) == 1 and old != new[0]]
-    split = [
-        WeightConverter(re.escape(old), list(new), operations=[_rows_of(family)]) for old, new in family.in_layer.items() if len(new) > 1
-    ]
+    # Thirds where queries, keys and values are of one size, else as many rows as each matrix of the model has.
+    rows = Split if "num_key_value_heads" in family.required else Chunk
+    split = [WeightConverter(re.escape(old), list(new), operations=[rows(dim=0)]) for old, new in family.in_layer.items() if len(new) > 1]
     unit = [WeightConverter(name, name, operations=[UnitRows()]) for name in family.unit_rows if unit_rows]
     return [*outside, *after, *moved, *inside, *split, *unit]
 
 
 def _renaming(old: str, new: str, anchor: str = "^") -> WeightRenaming:
     return WeightRenaming(anchor + re.escape(old), anchor + re.escape(new))
-
-
-def _rows_of(family: Family) -> ConversionOps:
-    """Thirds where queries, keys and values are of one size, else as many rows as each matrix of the model has."""
-    return Split(dim=0) if "num_key_value_heads" in family.required else Chunk(dim=0)
 
 
 class UnitRows(ConversionOps):
@@ -139,11 +94,11 @@ class UnitRows(ConversionOps):
     @property
     def reverse_op(self) -> ConversionOps:
         """The matrix as it is."""
-        return AsItIs()
+        return Unchanged()
 
 
-class AsItIs(ConversionOps):
-    """No change."""
+class Unchanged(ConversionOps):
+    """What is written as it is."""
 
     def convert(self, input_dict: dict[str, Any], **ignored: Any) -> dict[str, Any]:
         """The same."""
@@ -151,7 +106,7 @@ class AsItIs(ConversionOps):
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """No change either."""
+        """Itself."""
         return self
 
 
@@ -163,45 +118,71 @@ def unit_rows(weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-_CODE = ("trust_remote_code", "code_revision")
+def has_unit_rows(weight: torch.Tensor) -> bool:
+    """Whether each row of a matrix [rows, channels] has length 1, as far as its type can say; a row of zeros counts."""
+    lengths = weight.detach().float().norm(dim=-1)
+    return bool((((lengths - 1).abs() < _TOLERANCE.get(weight.dtype, 1e-2)) | (lengths == 0)).all())
 
 
-def load_original(path: str, family: Family, config: Any, **arguments: Any) -> Any:
-    """A family's checkpoint as a model of the native class.
+def original_config(config: Any) -> dict[str, Any] | None:
+    """The config.json that a native configuration was made from; None where it was native itself."""
+    raw: dict[str, Any] | None = getattr(config, ORIGINAL, None)
+    return config.to_dict() if raw is None and getattr(config, "is_original", False) else raw
+
+
+def family_of_model(model: Any) -> Family | None:
+    """The family a model was loaded from; None where it came in the native layout."""
+    raw = original_config(model.config)
+    return None if raw is None else family_of(raw, path=str(model.config._name_or_path))
+
+
+@contextmanager
+def original_names(model: Any) -> Iterator[None]:
+    """While it lasts, `model.save_pretrained` writes the weights under the names they have in the original layout."""
+    family = family_of_model(model)
+    own = model._weight_conversions if hasattr(model, "_weight_conversions") else None
+    model._weight_conversions = [] if family is None else conversions(family, depth=model.config.num_hidden_layers)
+    try:
+        yield
+    finally:
+        model._weight_conversions = own
+
+
+def check_original_layout(model: Any, *, key: str) -> None:
+    """Refuse a model that can't be written in the layout that its checkpoint came in.
 
     Args:
-        path: a directory or hub id.
-        family: as `registry.family_of` finds it.
-        config: as `config.native_config` makes it.
-        arguments: the rest of from_pretrained's.
-
-    Returns:
-        The model, or model and loading info where `output_loading_info` asks for both.
+        model: a PreTrainedModel.
+        key: the configuration key that asks for it.
 
     Raises:
-        ConfigError: the checkpoint has weights that the layout doesn't.
+        ConfigError: it came in the native layout, or its head isn't what the original code takes it for.
     """
-    given = {name: value for name, value in arguments.items() if name not in _CODE}
-    native = model_class(config)
-    final = bool((original_config(config) or {}).get(HEAD_IS_FINAL))
-    with converting(native, family, depth=config.num_hidden_layers, unit_rows=not final):
-        model, info = native.from_pretrained(path, config=config, **given | {"output_loading_info": True})
-    # With the rules kept, what is saved would have the original names, and a trainer that resumes from it would find none of its own:
-    # it warns, and goes on from the base model (transformers 5.23; issues 43701, 48805).
-    model._weight_conversions = []
-    _refuse_strangers(info, path, family, depth=config.num_hidden_layers)
-    return (model, info) if arguments.get("output_loading_info") else model
+    family = family_of_model(model)
+    if family is None:
+        raise ConfigError(Problem(key, f"'{model.config._name_or_path}' came in the native layout; it has no other", "Allowed: native"))
+    if family.unit_rows and not has_unit_rows(model.get_output_embeddings().weight):
+        found = f"{family.name}'s own code divides each row of the head by its length, and this head was trained without that"
+        raise ConfigError(Problem(key, found, "Allowed: native"))
 
 
-def _refuse_strangers(info: dict[str, Any], path: str, family: Family, *, depth: int) -> None:
-    """Refuse weights that have no place: whatever they do in the original, the native model wouldn't."""
-    strangers = sorted(name for name in info["unexpected_keys"] if not RECOMPUTED.search(name) and not _beyond(name, depth))
-    if strangers:
-        found = f"'{path}' is not the layout of {family.name} that its config.json says: no place for {len(strangers)} weights"
-        raise ConfigError(Problem(PATH_KEY, f"{found}, among them {strangers[0]}"))
+def copy_original_files(model: Any, directory: Path) -> bool:
+    """Copy tokenizer and Python code of the original checkpoint, which old programs read, where it is a directory of this machine.
+
+    Returns:
+        Whether there was a tokenizer among them.
+    """
+    source = resolve_path(str(model.config._name_or_path))
+    if not isinstance(source, Path) or not source.is_dir():
+        return False
+    for file in {*source.glob("*.py"), *tokenizer_files(source)}:
+        shutil.copy(file, directory)
+    return has_tokenizer(source)
 
 
-def _beyond(name: str, depth: int) -> bool:
-    """Whether a weight is of a layer that was asked to be left out."""
-    match = re.match(rf"{re.escape(NATIVE_LAYERS)}\.(\d+)\.", name)
-    return match is not None and int(match[1]) >= depth
+def write_original_config(model: Any, directory: Path) -> None:
+    """Put the original config.json in the place of a native one, with the type that the weights are written in."""
+    raw = dict(original_config(model.config) or {})
+    raw.pop("dtype", None)
+    raw["torch_dtype"] = str(model.dtype).removeprefix("torch.")
+    (directory / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,22 +1,15 @@
-"""What layouts made after Llama share with it.
+"""The layouts of 2023 that are converted, a table each: Baichuan and Baichuan2, InternLM, Qwen, ChatGLM2, Phi-1.5.
 
-Baichuan and Baichuan2: four architectures under one model_type, told apart by config.json.
+Baichuan has four architectures under one model_type, told apart by config.json. The 7B models are Llama with one matrix for queries, keys
+and values, `W_pack`; the 13B models attend by ALiBi instead of rotary positions, and have a class of ours (`baichuan`). Baichuan2
+normalises the rows of its head each time it is used: here that is done once, on loading.
 
-The 7B models are Llama with one matrix for queries, keys and values, `W_pack`. The 13B models attend by ALiBi instead of rotary positions,
-and have a class here (`alibi`). Baichuan2 normalises the rows of its head each time it is used: it is normalised once, on loading.
+InternLM, the first generation, is Llama with biases in all four attention projections where config.json says so. Qwen, the first
+generation, is Qwen2. Left out are `use_dynamic_ntk` and `use_logn_attn`, which act in evaluation and beyond `seq_length` alone; `native`
+warns where a text is that long. ChatGLM2 is Glm: the same layers, rotary positions interleaved over half of each head in both.
 
-InternLM, the first generation, as Llama: the same names, with biases in all four attention projections where config.json says so.
-
-Qwen, the first generation, as Qwen2.
-
-Left out: `use_dynamic_ntk` and `use_logn_attn`, which act in evaluation alone and beyond `seq_length` alone; `limits` says so where a text
-is that long. They are off in training in the original code too.
-
-ChatGLM2 as Glm: the same layers, rotary positions interleaved over half of each head in both.
-
-Phi-1.5 before November 2023, model_type `mixformer-sequential`, as Phi.
-
-One list holds everything there: `layers.0` the embeddings, from 1 on the layers, after the last of them norm and head.
+Phi-1.5 before November 2023, model_type `mixformer-sequential`, is Phi. One list holds everything there: `layers.0` the embeddings, from 1
+on the layers, after the last of them norm and head.
 """
 
 from __future__ import annotations
@@ -25,63 +18,68 @@ from typing import Any
 
 from llmmod.models.families.family import Family, Raw
 
-REQUIRED = {
+# What layouts made after Llama share with it.
+_REQUIRED = {
     name: (name,)
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "hidden_act")
 }
 _SAME = "self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj input_layernorm post_attention_layernorm"
-IN_LAYER: dict[str, tuple[str, ...]] = {name: (name,) for name in _SAME.split()}
-OUTSIDE = {name: name for name in ("model.embed_tokens", "model.norm", "lm_head")}
+_IN_LAYER: dict[str, tuple[str, ...]] = {name: (name,) for name in _SAME.split()}
+_OUTSIDE = {name: name for name in ("model.embed_tokens", "model.norm", "lm_head")}
+
+HEAD_IS_FINAL = "head_is_final"  # in Baichuan2's config.json: the head's rows are used as they are, since they were trained so
+_BAICHUAN_VOCABULARIES = {64000: 1, 125696: 2}
+
+# ChatGLM 1 has none of these fields; ChatGLM3 and GLM-4 have the same layout, but tokenizers and prompts of their own.
+_CHATGLM2_FIELDS = ("multi_query_group_num", "padded_vocab_size", "ffn_hidden_size")
+_NOT_CHATGLM2 = ("chatglm3", "glm-4", "glm4", "chatglm-6b", "codegeex")
+_GLM4_VOCABULARY = 151552
 
 
-HEAD_IS_FINAL = "head_is_final"  # in config.json: the head's rows are used as they are, since they were trained so
-_VOCABULARIES = {64000: 1, 125696: 2}
-
-
-def _generation(raw: Raw) -> int:
-    """1 or 2: by the vocabulary, or, where somebody changed that, by a field that only Baichuan2's configurations have."""
-    return _VOCABULARIES.get(raw.get("vocab_size", 0), 2 if "z_loss_weight" in raw else 1)
-
-
-def _is_7b(raw: Raw) -> bool:
-    return "max_position_embeddings" in raw and (raw.get("hidden_size"), raw.get("num_attention_heads")) != (5120, 40)
-
-
-def _is_13b(raw: Raw) -> bool:
-    return "model_max_length" in raw and "max_position_embeddings" not in raw
-
-
-def _rope(raw: Raw) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "attention_bias": False}
-
-
-def _own_fields(raw: Raw) -> dict[str, Any]:
-    return {name: raw[name] for name in ("z_loss_weight", HEAD_IS_FINAL) if name in raw}
-
-
-def _family(name: str, generation: int, *, rope: bool, native: str) -> Family:
-    of_size, length = (_is_7b, "max_position_embeddings") if rope else (_is_13b, "model_max_length")
+def _baichuan(name: str, generation: int, *, rope: bool, native: str) -> Family:
+    is_size, length = (_is_baichuan_7b, "max_position_embeddings") if rope else (_is_baichuan_13b, "model_max_length")
     return Family(
         name=name,
         model_type="baichuan",
         native=native,
-        fits=lambda raw: of_size(raw) and _generation(raw) == generation,
-        required=REQUIRED | {length: (length,)},
-        computed=_rope if rope else _own_fields,
+        fits=lambda raw: is_size(raw) and _baichuan_generation(raw) == generation,
+        required=_REQUIRED | {length: (length,)},
+        computed=_baichuan_7b_fields if rope else _baichuan_13b_fields,
         only={"z_loss_weight": (0, None)},  # its weight is 0 in all that were released
-        in_layer=IN_LAYER | {"self_attn.W_pack": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
-        outside=OUTSIDE,
+        in_layer=_IN_LAYER | {"self_attn.W_pack": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
+        outside=_OUTSIDE,
         unit_rows=("lm_head",) if generation == 2 else (),
     )
 
 
-BAICHUAN_7B = _family("Baichuan-7B", 1, rope=True, native="llama")
-BAICHUAN2_7B = _family("Baichuan2-7B", 2, rope=True, native="llama")
-BAICHUAN_13B = _family("Baichuan-13B", 1, rope=False, native="baichuan")
-BAICHUAN2_13B = _family("Baichuan2-13B", 2, rope=False, native="baichuan")
+def _baichuan_generation(raw: Raw) -> int:
+    """1 or 2: by the vocabulary, or, where somebody changed that, by a field that only Baichuan2's configurations have."""
+    return _BAICHUAN_VOCABULARIES.get(raw.get("vocab_size", 0), 2 if "z_loss_weight" in raw else 1)
 
 
-def _rope_of_internlm(raw: Raw) -> dict[str, Any]:
+def _is_baichuan_7b(raw: Raw) -> bool:
+    return "max_position_embeddings" in raw and (raw.get("hidden_size"), raw.get("num_attention_heads")) != (5120, 40)
+
+
+def _is_baichuan_13b(raw: Raw) -> bool:
+    return "model_max_length" in raw and "max_position_embeddings" not in raw
+
+
+def _baichuan_7b_fields(raw: Raw) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "attention_bias": False}
+
+
+def _baichuan_13b_fields(raw: Raw) -> dict[str, Any]:
+    return {name: raw[name] for name in ("z_loss_weight", HEAD_IS_FINAL) if name in raw}
+
+
+BAICHUAN_7B = _baichuan("Baichuan-7B", 1, rope=True, native="llama")
+BAICHUAN2_7B = _baichuan("Baichuan2-7B", 2, rope=True, native="llama")
+BAICHUAN_13B = _baichuan("Baichuan-13B", 1, rope=False, native="baichuan")
+BAICHUAN2_13B = _baichuan("Baichuan2-13B", 2, rope=False, native="baichuan")
+
+
+def _internlm_rope(raw: Raw) -> dict[str, Any]:
     rotary = raw.get("rotary") or {}
     rope = {"rope_type": "default", "rope_theta": float(rotary.get("base", 10000))}
     if rotary.get("type") == "dynamic":
@@ -89,7 +87,7 @@ def _rope_of_internlm(raw: Raw) -> dict[str, Any]:
     return {"rope_parameters": rope}
 
 
-def _fits(raw: Raw) -> bool:
+def _is_internlm(raw: Raw) -> bool:
     rotary = raw.get("rotary")
     return rotary is None or (isinstance(rotary, dict) and rotary.get("type", "origin") in ("origin", "dynamic"))
 
@@ -98,23 +96,23 @@ INTERNLM = Family(
     name="InternLM",
     model_type="internlm",
     native="llama",
-    fits=_fits,
-    required=REQUIRED | {"attention_bias": ("bias",), "max_position_embeddings": ("max_position_embeddings",)},
+    fits=_is_internlm,
+    required=_REQUIRED | {"attention_bias": ("bias",), "max_position_embeddings": ("max_position_embeddings",)},
     optional={"num_key_value_heads": ("num_key_value_heads",)},
-    computed=_rope_of_internlm,
-    in_layer=IN_LAYER | {f"self_attn.{name}": (f"self_attn.{name}",) for name in ("q_proj", "k_proj", "v_proj")},
-    outside=OUTSIDE,
+    computed=_internlm_rope,
+    in_layer=_IN_LAYER | {f"self_attn.{name}": (f"self_attn.{name}",) for name in ("q_proj", "k_proj", "v_proj")},
+    outside=_OUTSIDE,
 )
 
 
-def _computed(raw: Raw) -> dict[str, Any]:
+def _qwen_fields(raw: Raw) -> dict[str, Any]:
     heads = raw.get("num_attention_heads", raw.get("n_head"))
     width = raw.get("intermediate_size", raw.get("ffn_hidden_size"))
     rope = {"rope_type": "default", "rope_theta": float(raw.get("rotary_emb_base", 10000))}
     return {"num_key_value_heads": heads, "intermediate_size": (width or 0) // 2, "rope_parameters": rope, "use_sliding_window": False}
 
 
-def _fits_of_qwen(raw: Raw) -> bool:
+def _is_qwen(raw: Raw) -> bool:
     """Heads as wide as hidden_size divided by their number, which the native class takes for granted."""
     heads, hidden = raw.get("num_attention_heads", raw.get("n_head")), raw.get("hidden_size", raw.get("n_embd"))
     width = raw.get("kv_channels")
@@ -125,7 +123,7 @@ QWEN = Family(
     name="Qwen, the first generation",
     model_type="qwen",
     native="qwen2",
-    fits=_fits_of_qwen,
+    fits=_is_qwen,
     required={  # the second names are those of August 2023
         "vocab_size": ("vocab_size", "padded_vocab_size"),
         "hidden_size": ("hidden_size", "n_embd"),
@@ -136,7 +134,7 @@ QWEN = Family(
         "max_position_embeddings": ("seq_length",),
     },
     optional={"attention_dropout": ("attn_dropout_prob", "attn_pdrop")},
-    computed=_computed,
+    computed=_qwen_fields,
     only={
         "no_bias": (True,),
         "rotary_pct": (1.0,),
@@ -159,20 +157,14 @@ QWEN = Family(
 )
 
 
-# ChatGLM 1 has none of the first; ChatGLM3 and GLM-4 have the same layout, but tokenizers and prompts of their own.
-_NEEDS = ("multi_query_group_num", "padded_vocab_size", "ffn_hidden_size")
-_OTHERS = ("chatglm3", "glm-4", "glm4", "chatglm-6b", "codegeex")
-_GLM4_VOCABULARY = 151552
-
-
-def _fits_of_chatglm2(raw: Raw) -> bool:
+def _is_chatglm2(raw: Raw) -> bool:
     name = str(raw.get("_name_or_path", "")).lower()
-    if not all(key in raw for key in _NEEDS) or any(other in name for other in _OTHERS):
+    if not all(key in raw for key in _CHATGLM2_FIELDS) or any(other in name for other in _NOT_CHATGLM2):
         return False
     return bool(raw["padded_vocab_size"] != _GLM4_VOCABULARY)
 
 
-def _rope_of_chatglm2(raw: Raw) -> dict[str, Any]:
+def _chatglm2_rope(raw: Raw) -> dict[str, Any]:
     theta = 10000.0 * (raw.get("rope_ratio") or 1)
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}}
 
@@ -181,7 +173,7 @@ CHATGLM2 = Family(
     name="ChatGLM2",
     model_type="chatglm",
     native="glm",
-    fits=_fits_of_chatglm2,
+    fits=_is_chatglm2,
     required={
         "vocab_size": ("padded_vocab_size",),
         "hidden_size": ("hidden_size",),
@@ -196,7 +188,7 @@ CHATGLM2 = Family(
     },
     optional={"attention_dropout": ("attention_dropout",)},
     values={"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False},  # the class's own are GLM-4's
-    computed=_rope_of_chatglm2,
+    computed=_chatglm2_rope,
     only={
         "rmsnorm": (True,),
         "post_layer_norm": (True,),
@@ -226,14 +218,14 @@ CHATGLM2 = Family(
 )
 
 
-def _computed_of_mixformer(raw: Raw) -> dict[str, Any]:
+def _mixformer_fields(raw: Raw) -> dict[str, Any]:
     hidden = raw.get("n_embd", 0)
     rotary = raw.get("rotary_dim", 32) / (hidden // raw["n_head"]) if raw.get("n_head") else 0.5
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary}
     return {"intermediate_size": raw.get("n_inner") or 4 * hidden, "rope_parameters": rope}
 
 
-def _fits_of_mixformer(raw: Raw) -> bool:
+def _is_mixformer(raw: Raw) -> bool:
     architecture = raw.get("architecture") or {}
     parallel = architecture.get("block_cls", "parallel") == "parallel"
     return parallel and not architecture.get("mixer") and (architecture.get("mlp") or {}).get("mlp_cls", "mlp") == "mlp"
@@ -243,7 +235,7 @@ MIXFORMER = Family(
     name="Phi-1.5, before November 2023",
     model_type="mixformer-sequential",
     native="phi",
-    fits=_fits_of_mixformer,
+    fits=_is_mixformer,
     required={
         "vocab_size": ("vocab_size",),
         "hidden_size": ("n_embd",),
@@ -254,7 +246,7 @@ MIXFORMER = Family(
     },
     optional={"hidden_act": ("activation_function",), "resid_pdrop": ("resid_pdrop",), "embd_pdrop": ("embd_pdrop",)},
     values={"bos_token_id": None, "eos_token_id": None},
-    computed=_computed_of_mixformer,
+    computed=_mixformer_fields,
     layers="layers",
     first_layer=1,
     in_layer={

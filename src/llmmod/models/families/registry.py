@@ -1,9 +1,7 @@
-"""The families there are, and which of them a checkpoint's config.json belongs to.
-
-Which models keep several examples of one row apart, as far as names say it: known before torch or a model is loaded. Pure Python.
+"""What a model's names say before torch or a model is loaded: its family of 2023, and whether its rows can hold several examples.
 
 `PACKED_FAMILIES` are those for which a test compares losses and gradients with each example's alone; what any other class does is measured
-when one is loaded (`leaks`). How it is done, `row_attention` says.
+when one is loaded (`models.packing`). Pure Python.
 """
 
 from __future__ import annotations
@@ -17,6 +15,13 @@ from llmmod.models.families.family import Family, Raw
 from llmmod.models.families.layouts import BAICHUAN2_7B, BAICHUAN2_13B, BAICHUAN_7B, BAICHUAN_13B, CHATGLM2, INTERNLM, MIXFORMER, QWEN
 
 FAMILIES = (CHATGLM2, QWEN, INTERNLM, BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B, MIXFORMER)
+
+# model_type of configurations whose classes are exact by segments.
+PACKED_FAMILIES = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "glm", "glm4",
+    "gemma", "gpt2", "granite", "mixtral", "olmo2", "qwen3_moe", "starcoder2",  # without an option of their own
+})  # fmt: skip
+_BY_MASK = ("eager", "baichuan_alibi")  # they add a mask to their scores
 
 
 def family_of(raw: Raw, *, path: str) -> Family | None:
@@ -36,21 +41,13 @@ def family_of(raw: Raw, *, path: str) -> Family | None:
     if len(fitting) != 1:
         names = ", ".join(family.name for family in candidates)
         found = f"'{path}' says model_type {raw['model_type']}, but its config.json is not that of {names}"
-        raise ConfigError(Problem(PATH_KEY, found, do="Loaded as one of them it would compute nonsense"))
+        raise ConfigError(Problem(PATH_KEY, found, do="Use a checkpoint of one of them"))
     return fitting[0]
 
 
 def families_of_class(native: str) -> tuple[Family, ...]:
     """The families that a native class (its model_type) stands for."""
     return tuple(family for family in FAMILIES if family.native == native)
-
-
-# model_type of configurations whose classes are exact by segments.
-PACKED_FAMILIES = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "glm", "glm4",
-    "gemma", "gpt2", "granite", "mixtral", "olmo2", "qwen3_moe", "starcoder2",  # without an option of their own
-})  # fmt: skip
-_BY_MASK = ("eager", "baichuan_alibi")  # they add a mask to their scores
 
 
 def why_not_packed_with(attention: str) -> str | None:

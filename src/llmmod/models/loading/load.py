@@ -8,6 +8,7 @@ converted while they are read.
 from __future__ import annotations
 
 import errno
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,8 +24,7 @@ from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.hub import check_reachable, hub_problem
 from llmmod.models.attention.rope import use_per_sequence_rope
-from llmmod.models.families.convert import load_original, native_config
-from llmmod.models.families.limits import check_layout, report_remote_code, warn_beyond_trained_length
+from llmmod.models.families.native import check_layout, load_original, native_config, warn_beyond_trained_length
 from llmmod.models.families.registry import family_of
 from llmmod.models.loading.gguf import mmap_release
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears
@@ -32,6 +32,8 @@ from llmmod.models.loading.structure import set_name
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
+
+log = logging.getLogger(__name__)
 
 # Those of from_pretrained's arguments that say where files are and who may read them.
 WHERE = (
@@ -75,6 +77,25 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     set_name(model, pretrained_model_name_or_path)
     warn_beyond_trained_length(model)
     return (model, info) if arguments.get("output_loading_info") else model
+
+
+def report_remote_code(loaded: Any, path: str, *, trust_remote_code: bool) -> None:
+    """Say what `model.trust_remote_code` came to: that code of a checkpoint was run, or that none was.
+
+    Args:
+        loaded: a model or tokenizer.
+        path: of its checkpoint.
+        trust_remote_code: as it was set.
+    """
+    kind = type(loaded)
+    if kind.__module__.startswith("transformers_modules."):
+        log.warning(
+            "model.trust_remote_code=true: Python code that came with '%s' was run, with all your rights, and %s is what it defines. What "
+            "that computes was checked by nobody here, and who loads what is saved must run the code too.",
+            path, kind.__name__,
+        )  # fmt: skip
+    elif trust_remote_code:
+        log.info("model.trust_remote_code=true: no code of '%s' was needed; %s does without.", path, kind.__name__)
 
 
 def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) -> Any:

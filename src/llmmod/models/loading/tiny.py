@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.attention.rope import use_per_sequence_rope
-from llmmod.models.families.convert import config_class, initial_model
+from llmmod.models.families.native import config_class, initial_model
 
 WIDTH = 64  # channels of a layer's input
 _HEADS = 4

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, has_tokenizer
 from llmmod.files.hub import check_reachable
-from llmmod.models.families.limits import check_known_layout, report_remote_code
-from llmmod.models.loading.load import WHERE, explain_loading_errors
+from llmmod.models.families.native import check_known_layout
+from llmmod.models.loading.load import WHERE, explain_loading_errors, report_remote_code
 from llmmod.models.tokenizers.load import load_original
 
 TOKENIZER_KEY = "tokenizer.pretrained_model_name_or_path"

@@ -25,7 +25,7 @@ from llmmod.files.paths import atomic_write
 from llmmod.models.attention import varlen as row_attention
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
-from llmmod.models.families.convert import initial_model
+from llmmod.models.families.native import initial_model
 from llmmod.models.families.registry import is_flash
 from llmmod.models.loading.tiny import shrink_config
 from llmmod.upstream import installed, require_upstream

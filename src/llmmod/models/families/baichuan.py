@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.families.convert import family_of_model, has_unit_rows, original_names
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -42,6 +43,7 @@ class BaichuanConfig(LlamaConfig):
 
     model_type = "baichuan"
     alibi = True  # as Falcon's configuration has it: there are no rotary positions to scale
+    is_original = True  # what it writes is the original's config.json
 
     def __init__(self, model_max_length: int = 4096, **fields: Any) -> None:
         super().__init__(**{**fields, "max_position_embeddings": model_max_length})
@@ -92,8 +94,6 @@ class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:
         """As any model's, with `W_pack` in place of the three matrices it stands for."""
-        from llmmod.models.families.save import family_of_model, has_unit_rows, original_names
-
         family = family_of_model(self)
         final = family is not None and bool(family.unit_rows) and not has_unit_rows(self.lm_head.weight)
         if final:
@@ -103,7 +103,12 @@ class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As any module's; a checkpoint of this class's own, which a trainer resumes from, has the original names."""
-        return super().load_state_dict(_unpacked(state_dict), *args, **kwargs)
+        unpacked: dict[str, Any] = {}
+        for name, tensor in state_dict.items():
+            packed = ".self_attn.W_pack." in name
+            parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True) if packed else [("W_pack", tensor)]
+            unpacked |= {name.replace("W_pack", part): rows for part, rows in parts}
+        return super().load_state_dict(unpacked, *args, **kwargs)
 
 
 class BaichuanForSequenceClassification(_WithAlibi):
@@ -146,14 +151,3 @@ def alibi_slopes(heads: int) -> torch.Tensor:
     first = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     more = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
     return torch.tensor((first + more)[:heads])
-
-
-def _unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
-    result = {}
-    for name, tensor in state.items():
-        if ".self_attn.W_pack." not in name:
-            result[name] = tensor
-            continue
-        for part, rows in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
-            result[name.replace("W_pack", part)] = rows
-    return result

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, conversion_mapping
 
 from llmmod.errors import ConfigError
-from llmmod.models.families.save import check_original_layout, has_unit_rows, original_names, write_original_config
+from llmmod.models.families.convert import check_original_layout, has_unit_rows, original_names, write_original_config
 
 CHECKPOINTS = Path(__file__).parents[1] / "legacy_checkpoints"
 IDS = torch.arange(3, 51).reshape(2, 24)
