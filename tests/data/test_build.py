@@ -35,7 +35,7 @@ def test_examples_are_in_the_order_of_the_rows_across_batches(tokenizing, chatml
     rows = placed("a", "bb", "ccc", "dddd", "e")
     built = build_dataset(rows, tokenizing())
     assert built.dataset["input_ids"][:] == ids_of(rows, chatml, tiny_tokenizer)
-    assert built.made == [1] * 5
+    assert built.per_record == [1] * 5
     assert built.dataset.features["labels"].feature.dtype == "int32"
 
 
@@ -45,7 +45,7 @@ def test_several_processes_build_the_same(tokenizing, monkeypatch):
     alone, together = build_dataset(rows, tokenizing()), build_dataset(rows, tokenizing(), num_proc=2)
     assert together.dataset.to_dict() == alone.dataset.to_dict()
     assert together.counts == alone.counts
-    assert together.made == alone.made
+    assert together.per_record == alone.per_record
 
 
 def test_what_was_cut_and_left_out_is_counted(tokenizing, chatml, tiny_tokenizer):
@@ -54,7 +54,7 @@ def test_what_was_cut_and_left_out_is_counted(tokenizing, chatml, tiny_tokenizer
     dropped = build_dataset(rows, tokenizing(50, "drop"))
     # An answer is one letter and <|im_end|>.
     assert dropped.counts == Counts(examples=2, dropped=1, tokens=sum(short), trained_tokens=4, longest=max(short), sources=2)
-    assert dropped.made == [1, 0, 1]
+    assert dropped.per_record == [1, 0, 1]
     right = build_dataset(rows, tokenizing(50, "right"))
     assert (right.counts.examples, right.counts.cut, right.counts.ends_lost, right.counts.longest) == (3, 1, 1, 50)
     assert right.counts.tokens == sum(short) + 50
@@ -66,8 +66,8 @@ def test_a_row_that_cannot_be_trained_ends_it_or_is_left_out(tokenizing, num_pro
     with pytest.raises(DataError, match=r"x\.json, row 1: no answer in it is trained"):
         build_dataset(rows, tokenizing(), num_proc=num_proc)
     built = build_dataset(rows, tokenizing(), num_proc=num_proc, skip=True)
-    assert built.made == [1, 1, 0]
-    assert len(built.faults) == 1
+    assert built.per_record == [1, 1, 0]
+    assert len(built.bad) == 1
     assert built.dataset.num_rows == 2
 
 

@@ -135,7 +135,7 @@ def test_half_a_character_is_a_bad_row(load, name):
 
 
 def test_bad_rows_are_found_before_the_first_is_tokenized(load, monkeypatch):
-    monkeypatch.setattr("llmmod.data.dataset.examples.build_dataset", None)
+    monkeypatch.setattr("llmmod.data.dataset.builder.build_dataset", None)
     write(without("output", 30))
     with pytest.raises(DataError, match="row 30"):
         load()
@@ -249,7 +249,7 @@ def test_no_more_is_held_out_than_there_are_rows(load, conf, found, smoke):
 
 @pytest.mark.parametrize("conf", [{}, {"streaming": True}], ids=["rows", "stream"])
 def test_a_rehearsal_counts_as_many_rows_as_are_held_out(load, conf, monkeypatch):
-    monkeypatch.setattr("llmmod.data.sources.dataset.SURVEYED", 10)
+    monkeypatch.setattr("llmmod.data.sources.reader.SURVEYED", 10)
     write(ROWS)
     assert len(load(smoke=True, val_size=29, **conf).eval) == 4
     with pytest.raises(ConfigError, match="30 of 30 rows"):
@@ -277,7 +277,7 @@ def test_a_rehearsal_finds_a_bad_row_to_validate_with(load):
 def test_a_rehearsal_looks_at_no_more_rows_than_the_run_would_use(load, monkeypatch):
     write(without("output", 17))
     assert len(load(smoke=True, max_samples=16).train) == 8
-    monkeypatch.setattr("llmmod.data.sources.dataset.SURVEYED", 16)
+    monkeypatch.setattr("llmmod.data.sources.reader.SURVEYED", 16)
     assert len(load(smoke=True).train) == 8
 
 

@@ -96,7 +96,7 @@ def test_prompts_carry_answers_and_other_columns_beside_them(load, text):
 
 
 def test_a_value_of_another_type_than_the_first_rows_have_is_a_bad_row(load, monkeypatch, caplog):
-    monkeypatch.setattr("llmmod.data.sources.dataset.HEAD", 3)
+    monkeypatch.setattr("llmmod.data.sources.reader.HEAD", 3)
     rows = [*ASKED, {**ASKED[0], "topic": 7}]
     with pytest.raises(DataError, match=r"x.json, row 13, column 'topic': the number 7 where the first rows have a text\."):
         load("prompt", rows)

@@ -12,7 +12,7 @@ from llmmod.config.schema.base import CutoffPolicy, Ranked
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset.load import load_splits
-from llmmod.data.examples.ranked import ranked_labels, ranked_pairs
+from llmmod.data.examples.answers import ranked_labels, ranked_pairs
 
 
 @pytest.mark.parametrize(

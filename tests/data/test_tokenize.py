@@ -137,8 +137,8 @@ def test_drop_leaves_long_examples_out(tokenizing):
 @pytest.mark.parametrize("policy", ["proportional", "right"])
 def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy):
     fine, bad = tokenizing(40, policy).tokenize(placed(conversation("Hi", "Yes."), conversation("Hi", "Yes.", system="Be kind. " * 20)))
-    assert fine.fault is None
-    text = str(bad.fault)
+    assert fine.error is None
+    text = str(bad.error)
     assert text.startswith("x.json, row 2: dataset.cutoff_len=40 tokens is too short for its prompt and an answer: ")
     assert "or leave such rows out: dataset.cutoff_policy=drop." in text
     assert bad.examples == []
@@ -146,16 +146,16 @@ def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy)
 
 def test_the_limit_that_a_message_asks_for_is_enough(tokenizing):
     rows = placed(conversation(LONG_QUESTION, LONG_ANSWER, system="Be kind. " * 20))
-    needed = int(str(tokenizing(40).tokenize(rows)[0].fault).partition("Set dataset.cutoff_len to ")[2].split()[0])
-    assert tokenizing(needed).tokenize(rows)[0].fault is None
-    assert tokenizing(needed - 1).tokenize(rows)[0].fault is not None
+    needed = int(str(tokenizing(40).tokenize(rows)[0].error).partition("Set dataset.cutoff_len to ")[2].split()[0])
+    assert tokenizing(needed).tokenize(rows)[0].error is None
+    assert tokenizing(needed - 1).tokenize(rows)[0].error is not None
 
 
 def test_a_conversation_whose_answers_are_all_masked_is_told_with_its_row(tokenizing):
     masked = Conversation([Message("user", "Hi"), Message("assistant", "Yes.", train=False)])
     fine, bad = tokenizing(512).tokenize(placed(conversation("Hi", "Yes."), masked))
     assert len(fine.examples) == 1
-    assert str(bad.fault).startswith("x.json, row 2: no answer in it is trained")
+    assert str(bad.error).startswith("x.json, row 2: no answer in it is trained")
 
 
 def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
@@ -164,7 +164,7 @@ def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
             return [[segment._replace(trained=False) for segment in example] for example in chatml.examples(conversation)]
 
     (made,) = ExampleTokenizer(Masking(), tiny_tokenizer, 512).tokenize(placed(conversation("Hi", "Yes.")))
-    assert str(made.fault) == "x.json, row 1: no token of it would be trained: every answer is masked."
+    assert str(made.error) == "x.json, row 1: no token of it would be trained: every answer is masked."
 
 
 def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(tokenizing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmmod.data.examples.documents import join, pieces
+from llmmod.data.examples.types import join, pieces
 from llmmod.steps.predict.documents import whole_documents
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [18, 19, 20, 21]]

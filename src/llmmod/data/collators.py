@@ -14,7 +14,7 @@ from llmmod.render.encode import IGNORED
 
 
 class FlatteningCollator:
-    """Puts all examples of the batch into one row, so that nothing is padding; for models that keep them apart (`models.segments`).
+    """Puts all examples of the batch into one row, so that nothing is padding; for models that keep them apart (`attention.varlen`).
 
     An example may be a packed row: its `seq_lengths` say how many tokens each of the examples in it has.
 

@@ -22,7 +22,7 @@ _OF_PAIR = ("weight", "ref_chosen_logps", "ref_rejected_logps")
 
 
 class PrefixSharingCollator:
-    """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`models.segments`).
+    """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`attention.varlen`).
 
     A pair is two segments: the prompt with the chosen answer, and the prompt's last token with the rejected one, a branch that sees the
     rest of the prompt too. That token is there twice, since either answer's first token is predicted from it. The last token of an answer
@@ -41,7 +41,7 @@ class PrefixSharingCollator:
         Returns:
             `input_ids`, `position_ids` and `shift_labels`, int64 [1, tokens]: the label of a position is the token that comes next, and
             positions begin anew with each pair, and at the prompt's end with each rejected answer. `cu_seq_lens_q`, `cu_seq_lens_k`, int32
-            [2 pairs + 1], and `max_length_q`, `max_length_k`: as of `models.segments`. `completion_mask`, int64 [2 pairs, 1 + tokens of the
+            [2 pairs + 1], and `max_length_q`, `max_length_k`: as in `varlen`. `completion_mask`, int64 [2 pairs, 1 + tokens of the
             longest answer]: 1 for each token of an answer, first of all chosen ones and then of all rejected ones; where the labels are in
             the row, it goes pair by pair. Where they are known, `weight`, `ref_chosen_logps` and `ref_rejected_logps`, float32 [pairs].
         """
@@ -103,7 +103,7 @@ _OF_PAIR_of_scored_pairs = ("margin", "weight")
 
 
 class PrefixSharingRewardCollator:
-    """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`models.segments`).
+    """Puts a batch of pairs into one row, each prompt once; for models whose attention can branch (`attention.varlen`).
 
     A pair is two segments, whose last tokens are scored: the prompt with the chosen answer, and the rejected answer, a branch that sees the
     prompt too.
@@ -120,7 +120,7 @@ class PrefixSharingRewardCollator:
 
         Returns:
             `input_ids`, `position_ids`: int64 [1, tokens]. `cu_seq_lens_q`, `cu_seq_lens_k`, int32 [2 pairs + 1], and `max_length_q`,
-            `max_length_k`: as of `models.segments`. `margin` and `weight`, float32 [pairs], where they are known.
+            `max_length_k`: as in `attention.varlen`. `margin` and `weight`, float32 [pairs], where they are known.
         """
         parts = [tuple(example[name] for name in ("prompt_ids", *_ANSWERS)) for example in examples]
         ids = chain.from_iterable(tokens for part in parts for tokens in part)

@@ -1,7 +1,7 @@
 """Reward models: one number a text, from a linear head on the trunk of any causal language model that llmmod loads.
 
 The class is transformers' own `…ForSequenceClassification` of one label, with another `forward`: it finds the last real token by the
-attention mask, or by the boundaries of a row that holds several texts (`models.segments`). transformers' own takes the last token that
+attention mask, or by the boundaries of a row that holds several texts (`attention.varlen`). transformers' own takes the last token that
 isn't the padding token, which is one too early wherever the terminator also pads. Names and files are transformers' own, so that
 `AutoModelForSequenceClassification` loads what is saved; `set_reward_padding` chooses a padding token with which it scores alike.
 

@@ -6,7 +6,7 @@ What a trainer measured, under the names of metrics.json.
 
 How much examples count that are several of one row, as the pairs of ranked answers are: each row as much as any other.
 
-An example's weight is 1 by the examples of its row (`data.forms.ranked`). In training they are scaled so that their mean over the dataset
+An example's weight is 1 by the examples of its row (`examples.answers`). In training they are scaled so that their mean over the dataset
 is 1: a step's loss is then of the size that it has without weights, and over an epoch each row counts the same, whichever steps its
 examples are in and however few a step has. Of a stream nobody knows that mean, so that it is the step's own.
 """
@@ -22,7 +22,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 
-from llmmod.data.examples.ranked import WEIGHT
+from llmmod.data.examples.answers import WEIGHT
 
 
 class Means:

@@ -246,9 +246,9 @@ def test_what_can_not_be_told_apart_is_not_kept(hits, cache, chatml):
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
-    from llmmod.data.dataset import examples
+    from llmmod.data.dataset import builder
 
-    build = examples.build_dataset
+    build = builder.build_dataset
 
     def meanwhile(*args, **kwargs):
         write(ROWS[:6])
@@ -256,7 +256,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
 
     write(ROWS[:9])
     with monkeypatch.context() as patch:
-        patch.setattr(examples, "build_dataset", meanwhile)
+        patch.setattr(builder, "build_dataset", meanwhile)
         assert not hits()
     write(ROWS[:9])
     assert not hits()

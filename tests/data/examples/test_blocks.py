@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmmod.data.examples.documents import join, pieces
+from llmmod.data.examples.types import join, pieces
 
 
 def lists(found):

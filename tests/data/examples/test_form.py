@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 
 from llmmod.config.schema.base import CutoffPolicy, Ranked
-from llmmod.data.examples import ranked
+from llmmod.data.examples.answers import Judgements, Preferences, Prompts
 from llmmod.data.examples.tokenize import ExampleTokenizer
-from llmmod.data.examples.types import example_type_of
 from llmmod.data.rows.records import PromptRecord, RowLocation
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
@@ -41,18 +40,18 @@ def placed(*records):
     return [(RowLocation("x.json", number), record) for number, record in enumerate(records, start=1)]
 
 
-FORMS = {
-    "preference": ranked.compared(Ranked.all, weighs=False),
-    "judgement": ranked.judged(Ranked.all, weighs=False),
-    "prompt": example_type_of("prompt"),
+TYPES = {
+    "preference": Preferences.of(Ranked.all, weighs=False),
+    "judgement": Judgements.of(Ranked.all, weighs=False),
+    "prompt": Prompts.to_answer({}),
 }
 
 
 def made(record, kind, render, tokenizer, limit=512, policy="proportional"):
     """What a record becomes: its row, or what is wrong with it."""
-    example_type = FORMS[kind]
+    example_type = TYPES[kind]
     (found,) = ExampleTokenizer(render, tokenizer, limit, CutoffPolicy(policy), example_type=example_type).tokenize(placed(record))
-    return str(found.fault) if found.fault else [example_type.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
+    return str(found.error) if found.error else [example_type.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
 
 
 @pytest.fixture(params=["chatml", "llama2", "chatglm2", "vicuna", "baichuan2", "intern", "default", "auto"])
@@ -90,12 +89,12 @@ def test_a_judgement_and_a_prompt_are_asked_the_same_way(written):
 
 def test_the_columns_are_lists_of_int32():
     ids = pa.list_(pa.int32())
-    assert dict(zip(FORMS["preference"].schema.names, FORMS["preference"].schema.types, strict=True)) == {
+    assert dict(zip(TYPES["preference"].schema.names, TYPES["preference"].schema.types, strict=True)) == {
         "prompt_ids": ids,
         "chosen_ids": ids,
         "rejected_ids": ids,
     }
-    assert FORMS["judgement"].schema.field("label").type == pa.bool_()
+    assert TYPES["judgement"].schema.field("label").type == pa.bool_()
 
 
 LONG = "Why so? " * 60

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
@@ -37,18 +37,18 @@ class Batch(NamedTuple):
     """What some records became."""
 
     table: pa.RecordBatch  # the columns of their example type
-    made: list[int]  # examples of each record
+    per_record: list[int]  # examples of each record
     counts: Counts
-    faults: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
+    problems: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
 
 
 class Built(NamedTuple):
     """What all records became."""
 
     dataset: Dataset  # the columns of their example type; ids are lists of int32
-    made: list[int]  # examples of each record
+    per_record: list[int]  # examples of each record
     counts: Counts
-    faults: BadRows  # of records that can't be trained
+    bad: BadRows  # records that can't be trained
 
 
 def build_dataset(
@@ -62,7 +62,7 @@ def build_dataset(
     """The examples of all records, in their order.
 
     Args:
-        rows: records with their places.
+        rows: records with their locations.
         example_tokenizer: how they become examples.
         path: the Arrow file they are written to and mapped from; None: they are held in memory.
         num_proc: processes; None or 1: this one.
@@ -71,43 +71,33 @@ def build_dataset(
     Raises:
         DataError: a record can't be trained.
     """
-    batches = _batches(rows)
-    results = (
-        _in_processes(batches, example_tokenizer, num_proc)
-        if num_proc and num_proc > 1
-        else (to_batch(example_tokenizer, b) for b in batches)
-    )
-    told = _Totals()
+    made: Iterator[Batch] = (to_batch(example_tokenizer, batch) for batch in _batches(rows))
+    if num_proc is not None and num_proc > 1:
+        made = _in_processes(_batches(rows), example_tokenizer, num_proc)
+    per_record: list[int] = []
+    counts, bad = Counts(), BadRows()
+
+    def tables() -> Iterator[pa.RecordBatch]:
+        nonlocal counts
+        for batch in made:
+            if batch.problems and not skip:
+                raise DataError(batch.problems[0])
+            per_record.extend(batch.per_record)
+            counts += batch.counts
+            for problem in batch.problems:
+                bad.add(DataError(problem))
+            yield batch.table
+
     rows_made = longest = 0
-    schema = example_tokenizer.example_type.schema
-    with pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for table in example_tokenizer.example_type.arranged_tables(told.tables(results, skip=skip)):
+    example_type = example_tokenizer.example_type
+    output = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
+    with output as sink, pa.ipc.new_stream(sink, example_type.schema) as writer:
+        for table in example_type.arrange_tables(tables()):
             writer.write_batch(table)
             rows_made += table.num_rows
             longest = max(longest, pc.max(pc.list_value_length(table.column(0))).as_py() or 0)
     dataset = map_dataset(path) if path is not None else _dataset(InMemoryTable.from_buffer(sink.getvalue()))
-    counts = replace(told.counts, examples=rows_made, longest=told.counts.longest or longest)
-    return Built(dataset, told.made, counts, told.faults)
-
-
-@dataclass
-class _Totals:
-    """What batches tell besides their tables."""
-
-    made: list[int] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
-    faults: BadRows = field(default_factory=BadRows)
-
-    def tables(self, batches: Iterable[Batch], *, skip: bool) -> Iterator[Any]:
-        """The tables of batches, whose account is taken on the way."""
-        for batch in batches:
-            if batch.faults and not skip:
-                raise DataError(batch.faults[0])
-            self.made += batch.made
-            self.counts += batch.counts
-            for problem in batch.faults:
-                self.faults.add(DataError(problem))
-            yield batch.table
+    return Built(dataset, per_record, replace(counts, examples=rows_made, longest=counts.longest or longest), bad)
 
 
 def map_dataset(path: Path, *, fingerprint: str | None = None) -> Dataset:
@@ -126,18 +116,18 @@ def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None =
 
 
 def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord]) -> Batch:
-    """What some records become, in the form that travels between processes."""
-    made, example_type = example_tokenizer.tokenize(rows), example_tokenizer.example_type
-    kept = [item.rows(example_type) for item in made]
+    """What some records became, as it travels between processes."""
+    records, example_type = example_tokenizer.tokenize(rows), example_tokenizer.example_type
+    kept = [record.rows(example_type) for record in records]
     columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in example_type.schema]
-    faults = [item.fault.problem for item in made if item.fault is not None]
-    counts = [len(of_record) for of_record in kept]
-    return Batch(pa.RecordBatch.from_arrays(columns, schema=example_type.schema), counts, counted(made, example_type), faults)
+    table = pa.RecordBatch.from_arrays(columns, schema=example_type.schema)
+    problems = [record.error.problem for record in records if record.error is not None]
+    return Batch(table, [len(of_record) for of_record in kept], counted(records, example_type), problems)
 
 
-def counted(made: Sequence[TokenizedRecord], example_type: ExampleType) -> Counts:
-    """What became of records that are made into examples."""
-    examples = [example for item in made for example in item.examples]
+def counted(records: Sequence[TokenizedRecord], example_type: ExampleType) -> Counts:
+    """How many examples and tokens records became."""
+    examples = [example for record in records for example in record.examples]
     kept = [example for example in examples if not example.dropped]
     tokens = [example_type.count(example.encoded) for example in kept]
     return Counts(
@@ -148,7 +138,7 @@ def counted(made: Sequence[TokenizedRecord], example_type: ExampleType) -> Count
         tokens=sum(of_all for of_all, _ in tokens),
         trained_tokens=sum(trained for _, trained in tokens),
         longest=max((example_type.length(example.encoded) for example in kept), default=0),
-        sources=sum(any(not example.dropped for example in item.examples) for item in made),
+        sources=sum(any(not example.dropped for example in record.examples) for record in records),
     )
 
 
@@ -156,9 +146,9 @@ def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:
     """Records that are encoded together; a document may be a book, of which a thousand are too many."""
     batch: list[LocatedRecord] = []
     characters = 0
-    for placed in rows:
-        batch.append(placed)
-        characters += len(placed[1]) if isinstance(placed[1], str) else 0
+    for located in rows:
+        batch.append(located)
+        characters += len(located[1]) if isinstance(located[1], str) else 0
         if len(batch) >= BATCH or characters >= CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
-from llmmod.data.dataset.examples import DatasetBuilder
+from llmmod.data.dataset.builder import DatasetBuilder
 from llmmod.data.rows.records import RowLocation, conversations_of
 from llmmod.render.certificate import certify
 from llmmod.render.encode import IGNORED

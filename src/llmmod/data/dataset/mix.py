@@ -110,7 +110,7 @@ def _report(parts: Sequence[Splits], order: Sequence[int], ranges: Sequence[rang
         eval=sum((part.report.eval for part in parts), Counts()),
         reasons=[reason for part in parts for reason in part.report.reasons][:3],
         unread="; ".join(f"{part.report.unread} in {part.report.name}" for part in parts if part.report.unread),
-        made=parts[0].report.made,
+        plural=parts[0].report.plural,
         ranked=max(part.report.ranked for part in parts),
     )
 

@@ -73,7 +73,7 @@ class DataReport:
         packed_rows: rows that the training examples were packed into; 0: they weren't.
         fill: the part of those rows' positions that holds tokens.
         unread: columns that nothing reads, by dataset in a mix.
-        made: what several examples of one row are called.
+        plural: what several examples of one row are called.
         ranked: `dataset.ranked`, by which they were made of its answers; empty: they weren't.
     """
 
@@ -90,7 +90,7 @@ class DataReport:
     packed_rows: int = 0
     fill: float = 0.0
     unread: str = ""
-    made: str = "examples"
+    plural: str = "examples"
     ranked: str = ""
 
     @property
@@ -130,7 +130,7 @@ class DataReport:
 
     def _ranked(self) -> str:
         held = f", {self.eval.examples} of {self.eval.sources} rows held out" if self.eval.examples else ""
-        made = f"{self.train.examples} {self.made} came of the ranked answers of {self.train.sources} rows{held}"
+        made = f"{self.train.examples} {self.plural} came of the ranked answers of {self.train.sources} rows{held}"
         return f"{made} (dataset.ranked={self.ranked}); each row counts once, however many it made"
 
     def losses(self) -> list[str]:

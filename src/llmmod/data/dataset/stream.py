@@ -23,15 +23,14 @@ from datasets.iterable_dataset import ExamplesIterable
 
 from llmmod.config.schema.data import DatasetConf
 from llmmod.data.dataset.build import counted
-from llmmod.data.dataset.examples import DatasetBuilder
+from llmmod.data.dataset.builder import DatasetBuilder
 from llmmod.data.dataset.mix import take_turns
 from llmmod.data.dataset.packing import packed
 from llmmod.data.dataset.splits import Counts, DataReport, Splits
 from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord
 from llmmod.data.examples.types import IDS
 from llmmod.data.rows.records import listed
-from llmmod.data.sources.dataset import SMOKE_EVAL, OpenedDataset
-from llmmod.data.sources.reader import BadRows
+from llmmod.data.sources.reader import SMOKE_EVAL, BadRows, OpenedDataset
 from llmmod.errors import ConfigError, DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class Stream:
 
     def _epoch(self, epoch: int, bad: BadRows) -> Iterable[dict[str, Any]]:
         """The rows of one pass over the data."""
-        rows = self.example_tokenizer.example_type.arranged(self._examples(epoch, bad))
+        rows = self.example_tokenizer.example_type.arrange(self._examples(epoch, bad))
         return rows if self.capacity is None else packed(rows, self.capacity)
 
     def _examples(self, epoch: int, bad: BadRows) -> Iterator[dict[str, Any]]:
@@ -97,10 +96,10 @@ class Stream:
             all_made = self.example_tokenizer.tokenize(batch)
             counts += counted(all_made, self.example_tokenizer.example_type) if epoch == 0 else Counts()
             for made in all_made:
-                if made.fault is not None:
+                if made.error is not None:
                     if not self.skip:
-                        raise made.fault
-                    bad.add(made.fault)
+                        raise made.error
+                    bad.add(made.error)
                 found = made.rows(self.example_tokenizer.example_type)
                 sources, examples = sources + bool(found), examples + len(found)
                 yield from found
@@ -108,7 +107,7 @@ class Stream:
             log.warning("%s: %s", self.name, line)
         if epoch == 0 and examples > sources and self.ranked:
             log.info(
-                "%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.example_tokenizer.example_type.made, sources
+                "%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.example_tokenizer.example_type.plural, sources
             )
 
 

@@ -63,7 +63,7 @@ class TokenizedRecord:
     """What a record became: examples, or what is wrong with it."""
 
     examples: list[Example] = field(default_factory=list)
-    fault: DataError | None = None
+    error: DataError | None = None
 
     def rows(self, example_type: ExampleType) -> list[dict[str, Any]]:
         """The rows of the examples that are kept."""
@@ -94,29 +94,29 @@ class ExampleTokenizer:
     @gc_paused()
     def tokenize(self, rows: Sequence[LocatedRecord]) -> list[TokenizedRecord]:
         """What each record became. All texts are encoded in one call, those of examples that are too long in a few more."""
-        faults: dict[int, RowError] = {}
-        examples = self._examples(rows, faults)
-        self._shorten([(row, example) for row, example in examples if self.example_type.length(example.encoded) > self.limit], faults)
-        made = [TokenizedRecord(fault=faults[row].at(place) if row in faults else None) for row, (place, _) in enumerate(rows)]
+        errors: dict[int, RowError] = {}
+        examples = self._examples(rows, errors)
+        self._shorten([(row, example) for row, example in examples if self.example_type.length(example.encoded) > self.limit], errors)
+        made = [TokenizedRecord(error=errors[row].at(place) if row in errors else None) for row, (place, _) in enumerate(rows)]
         for row, example in examples:
-            if row not in faults:
+            if row not in errors:
                 made[row].examples.append(example)
         return made
 
-    def _examples(self, rows: Sequence[LocatedRecord], faults: dict[int, RowError]) -> list[tuple[int, Example]]:
+    def _examples(self, rows: Sequence[LocatedRecord], errors: dict[int, RowError]) -> list[tuple[int, Example]]:
         """Each example with the number of its row in the batch."""
         written: list[tuple[int, int | None, Texts]] = []
         for row, (_, record) in enumerate(rows):
             try:
                 found = self.example_type.segments(record, self.render, mask_prompt=self.mask_prompt)
             except DataError as error:
-                faults[row] = RowError(error.problem.found, do=error.problem.do)
+                errors[row] = RowError(error.problem.found, do=error.problem.do)
                 continue
             written += [(row, index if len(found) > 1 else None, texts) for index, texts in enumerate(found)]
         examples = []
         for (row, index, _), tokens in zip(written, self._encoded([texts for _, _, texts in written]), strict=True):
             if isinstance(tokens, RowError):
-                faults[row] = tokens
+                errors[row] = tokens
             else:
                 examples.append((row, Example(rows[row][1], index, tokens)))
         return examples
@@ -132,22 +132,22 @@ class ExampleTokenizer:
         except RowError as error:
             return error
 
-    def _shorten(self, long: Sequence[tuple[int, Example]], faults: dict[int, RowError]) -> None:
+    def _shorten(self, long: Sequence[tuple[int, Example]], errors: dict[int, RowError]) -> None:
         """Make examples that are too long fit, by the policy."""
         if self.policy == CutoffPolicy.drop:
             for _, example in long:
                 example.dropped = True
         elif self.policy == CutoffPolicy.proportional:
-            self._fit(long, faults)
+            self._fit(long, errors)
         else:
             for row, example in long:
                 fitted, example.cut = self.example_type.cut(example.encoded, self.limit, self.policy), True
                 if isinstance(fitted, int):
-                    faults[row] = self._no_room("its prompt takes all of them", fitted)
+                    errors[row] = self._no_room("its prompt takes all of them", fitted)
                 else:
                     example.encoded, example.end_lost = fitted
 
-    def _fit(self, long: Sequence[tuple[int, Example]], faults: dict[int, RowError]) -> None:
+    def _fit(self, long: Sequence[tuple[int, Example]], errors: dict[int, RowError]) -> None:
         lengths = [self.example_type.length(example.encoded) for _, example in long]
         alone = [
             example.record if example.index is None else self.example_type.select(example.record, example.index) for _, example in long
@@ -156,9 +156,9 @@ class ExampleTokenizer:
         for (row, example), length, fitted in zip(long, lengths, found, strict=True):
             example.cut = True
             if isinstance(fitted, int):
-                faults[row] = self._no_room(f"with {LEAST} characters of each text left it takes {fitted}", fitted)
+                errors[row] = self._no_room(f"with {LEAST} characters of each text left it takes {fitted}", fitted)
             elif isinstance(fitted.tokens, RowError):
-                faults[row] = self._no_room("none of its rounds that fit is trained", length)
+                errors[row] = self._no_room("none of its rounds that fit is trained", length)
             else:
                 example.encoded, example.end_lost = fitted.tokens, self._has_lost_end(fitted.record)
 

@@ -1,56 +1,37 @@
-"""What records of each kind become: texts to encode, and a row of columns made of their ids.
+"""Example types: what the records of a kind become, as texts to encode and then as a row of columns made of their ids.
 
-An example type is all that differs between the kinds once a row is read; how texts are encoded together, cut, counted and written is
-the same.
+An example type is all that differs between the kinds once a row is read. How texts are encoded together, cut, counted and written is the
+same for all. Here are those of language modelling; `answers` has those of prompts with answers.
 
-A prompt's ids and those of the answers to it, apart; what gives way where they are too long together.
+A conversation is an example, or several where the render makes each answer one. Of a document every token is trained, and it ends with the
+tokenizer's end token. Documents are joined into blocks of `cutoff_len` tokens, in which a document sees those before it, as GPT-2 and LLaMA
+were trained; with `dataset.packing` each stays by itself. The end token is trained where it is also what batches are padded with: a
+collator's mask says what is padding. A token that stands first in a row is never predicted, so no row is a single token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.examples.cutoff import cut_left, cut_right, ends_at, is_trained, rounds_apart
-from llmmod.data.rows.records import PromptRecord, RowError
+from llmmod.data.rows.records import RowError
+from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import IGNORED, Encoded
-from llmmod.render.segments import Segment
-
-
-class TokenizedPrompt(NamedTuple):
-    """A prompt and its answers in tokens; the prompt with each answer is what supervised fine-tuning would see."""
-
-    prompt: list[int]
-    answers: list[list[int]]  # each with its terminator
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the prompt with the longest of the answers."""
-        return len(self.prompt) + max(map(len, self.answers), default=0)
-
-
-def cut_answered(example: TokenizedPrompt, limit: int, policy: CutoffPolicy) -> TokenizedPrompt | None:
-    """The example in at most `limit` tokens with each answer: of the prompt the beginning goes (left), or of the answers the end (right).
-
-    With `left`, answers that leave the prompt no room lose their ends too. None where no answer, or nothing of the prompt, would be left.
-    """
-    prompt, answers = example
-    if policy == CutoffPolicy.left:
-        kept = max(1, limit - max(map(len, answers), default=0))
-        prompt = prompt[-min(kept, limit) :]
-    room = limit - len(prompt)
-    if room < 0 or (answers and room == 0):
-        return None
-    return TokenizedPrompt(prompt, [answer[:room] for answer in answers])
-
+from llmmod.render.segments import Segment, own_beginning
 
 Texts = Sequence[Sequence[Segment]]  # of one example, each encoded by itself
+Ids = Any  # a numpy array of int32
 IDS = pa.list_(pa.int32())
+_LABELLED = pa.schema({"input_ids": IDS, "labels": IDS})
+_BATCH = 1 << 20  # tokens of the rows that are written together
 
 
 class Fitted(NamedTuple):
@@ -64,7 +45,7 @@ class ExampleType(Protocol):
     """What records of a kind become."""
 
     @property
-    def made(self) -> str:
+    def plural(self) -> str:
         """What several examples of one record are called."""
 
     @property
@@ -92,39 +73,39 @@ class ExampleType(Protocol):
     def row(self, record: Any, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
         """The values of an example's columns; it is the `number`-th that its record could make, and `of` of them are kept."""
 
-    def arranged(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    def arrange(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         """The rows that training takes, made of those of the examples."""
 
-    def arranged_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
+    def arrange_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
         """The same for Arrow's tables of rows."""
 
     def for_validation(self) -> ExampleType:
-        """The form of what is held out, of which nothing is left out to fill rows."""
+        """The type for what is held out, where nothing is left out to fill rows."""
 
 
-class _AsTheyAre:
-    """Rows of an example each."""
+class RowPerExample:
+    """The part of an example type that leaves each example a row of its own."""
 
-    made: str = "examples"
+    plural: str = "examples"
 
     def for_validation(self) -> Any:
-        """The same form."""
+        """The same type."""
         return self
 
-    def arranged(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    def arrange(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         """The rows themselves."""
         return rows
 
-    def arranged_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
+    def arrange_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
         """The tables themselves."""
         return tables
 
 
 @dataclass(frozen=True)
-class Conversations(_AsTheyAre):
+class Conversations(RowPerExample):
     """Conversations: ids and labels."""
 
-    schema: Any = field(default=pa.schema({"input_ids": IDS, "labels": IDS}), repr=False)
+    schema: Any = field(default=_LABELLED, repr=False)
 
     def segments(self, record: Conversation, render: Any, *, mask_prompt: bool) -> list[Texts]:
         """The render's examples: one, or several where each answer is one."""
@@ -161,76 +142,130 @@ class Conversations(_AsTheyAre):
 
 
 @dataclass(frozen=True)
-class Prompts(_AsTheyAre):
-    """Prompts with answers to them, whose ids are columns of their own.
+class Documents:
+    """Documents: ids, which are the labels too.
 
     Args:
-        answers: the columns of the answers.
-        values: other columns -> their Arrow types.
-        messages: whether a column `prompt` holds the messages.
-        made: what several examples of one record are called.
+        size: tokens of a row, at most.
+        eos: the token that ends a document.
+        bos: the token that begins one; None: this tokenizer has none.
+        separate: whether each document has rows of its own, in pieces where it is longer than a row.
+        drop_last: whether the last block is left out where it isn't full.
     """
 
-    answers: Sequence[str] = ()
-    values: Mapping[str, Any] = field(default_factory=dict)
-    messages: bool = False
-    made: str = "examples"
+    size: int
+    eos: int
+    bos: int | None = None
+    separate: bool = False
+    drop_last: bool = False
+    plural: str = "examples"
+    schema: Any = field(default=_LABELLED, repr=False)
 
-    @property
-    def schema(self) -> Any:
-        """`prompt_ids`, the answers' ids, and the values."""
-        ids = dict.fromkeys(("prompt_ids", *self.answers), IDS)
-        return pa.schema(ids | ({"prompt": _MESSAGES} if self.messages else {}) | dict(self.values))
+    @classmethod
+    def of(cls, tokenizer: Any, *, size: int, separate: bool, drop_last: bool) -> Documents:
+        """Documents as a tokenizer begins and ends them.
 
-    def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
-        """What inference asks with, and that with each of the answers as training would see it."""
-        return [[render.prompt(record.prompt), *(render.examples(one)[-1] for one in record.answered())]]
+        Raises:
+            ConfigError: it has no token that ends a text.
+        """
+        if tokenizer.eos_token_id is None:
+            found = "this tokenizer has none, and without it documents would run into one another"
+            raise ConfigError(Problem("tokenizer.kwargs.eos_token", found, do="Set it to the token that ends a text"))
+        return cls(size, int(tokenizer.eos_token_id), own_beginning(tokenizer), separate, drop_last)
 
-    def assemble(self, encoded: Sequence[Encoded]) -> TokenizedPrompt:
-        """The prompt's ids, and what stands behind them with each answer; of one that was cut off, up to there."""
-        prompt, whole = encoded[0].input_ids, [example.input_ids[: ends_at(example)] for example in encoded[1:]]
-        if any(ids[: len(prompt)] != prompt for ids in whole):
-            found = "the render writes another prompt before an answer than it asks with"
-            raise RowError(found, do="Choose another render, or leave such rows out")
-        return TokenizedPrompt(prompt, [ids[len(prompt) :] for ids in whole])
+    def segments(self, record: str, render: Any, *, mask_prompt: bool) -> list[Texts]:
+        """The text as it is; a render writes nothing around it."""
+        return [[[Segment(record, None, True)]]]
 
-    def select(self, record: PromptRecord, index: int) -> PromptRecord:
-        """The record, which makes one example."""
+    def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
+        """The text's ids between the tokens that begin and end a document."""
+        ids = [*([] if self.bos is None else [self.bos]), *encoded[0].input_ids, self.eos]
+        return Encoded(ids, ids)
+
+    def select(self, record: str, index: int) -> str:
+        """The document, which makes one example."""
         return record
 
-    def length(self, tokens: TokenizedPrompt) -> int:
-        """Tokens of the prompt with the longest answer."""
-        return tokens.tokens
+    def length(self, tokens: Encoded) -> int:
+        """0: a document is never too long, since it may take several rows."""
+        return 0
 
-    def cut(self, tokens: TokenizedPrompt, limit: int, policy: CutoffPolicy) -> Fitted | int:
-        """All answers after the same prompt."""
-        kept = cut_answered(tokens, limit, policy)
-        if kept is None:
-            return len(tokens.prompt) + bool(tokens.answers)
-        return Fitted(kept, any(len(one) < len(other) for one, other in zip(kept.answers, tokens.answers, strict=True)))
+    def cut(self, tokens: Encoded, limit: int, policy: CutoffPolicy) -> Fitted | int:
+        """The document as it is."""
+        return Fitted(tokens, end_lost=False)
 
-    def count(self, tokens: TokenizedPrompt) -> tuple[int, int]:
-        """Tokens of the prompt, once, and of the answers; and those of the answers."""
-        trained = sum(map(len, tokens.answers))
-        return len(tokens.prompt) + trained, trained
+    def count(self, tokens: Encoded) -> tuple[int, int]:
+        """All tokens, all of them trained."""
+        return len(tokens.input_ids), len(tokens.input_ids)
 
-    def row(self, record: PromptRecord, tokens: TokenizedPrompt, *, number: int = 0, of: int = 1) -> dict[str, Any]:
-        """`prompt_ids`, the answers' ids, and the values; None where the row has none."""
-        ids = {"prompt_ids": tokens.prompt, **dict(zip(self.answers, tokens.answers, strict=True))}
-        said = {"prompt": [{"role": m.role, "content": m.text} for m in record.prompt.messages]} if self.messages else {}
-        return ids | said | {name: record.values.get(name) for name in self.values}
+    def row(self, record: str, tokens: Encoded, *, number: int = 0, of: int = 1) -> dict[str, Any]:
+        """`input_ids` and `labels`, of a document."""
+        return {"input_ids": tokens.input_ids, "labels": tokens.input_ids}
+
+    def for_validation(self) -> Documents:
+        """The same, with the last block."""
+        return replace(self, drop_last=False)
+
+    def arrange(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows of at most `size` tokens."""
+        for ids in self._rows(np.asarray(row["input_ids"], np.int32) for row in rows):
+            found = ids.tolist()
+            yield {"input_ids": found, "labels": found}
+
+    def arrange_tables(self, tables: Iterable[Any]) -> Iterator[Any]:
+        """The same for Arrow's tables of rows, `_BATCH` tokens or more in each that is written."""
+        batch: list[Ids] = []
+        tokens = 0
+        for ids in self._rows(_documents(tables)):
+            batch.append(ids)
+            tokens += len(ids)
+            if tokens >= _BATCH:
+                yield _table(batch)
+                batch, tokens = [], 0
+        if batch:
+            yield _table(batch)
+
+    def _rows(self, documents: Iterable[Ids]) -> Iterator[Ids]:
+        if self.separate:
+            return (piece for ids in documents for piece in pieces(ids, self.size))
+        return join(documents, self.size, drop_last=self.drop_last)
 
 
-_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+def _documents(tables: Iterable[Any]) -> Iterator[Ids]:
+    for table in tables:
+        column = table.column("input_ids")
+        ids, offsets = column.values.to_numpy(), column.offsets.to_numpy()
+        yield from (ids[start:end] for start, end in pairwise(offsets))
 
 
-def example_type_of(kind: str, values: Mapping[str, Any] | None = None) -> ExampleType:
-    """The form of a kind's records; `data.forms.documents` and `data.forms.ranked` have those of documents and of rated answers.
+def _table(rows: Sequence[Ids]) -> Any:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
+    return pa.RecordBatch.from_arrays([column, column], schema=_LABELLED)
+
+
+def join(documents: Iterable[Ids], size: int, *, drop_last: bool = False) -> Iterator[Ids]:
+    """Blocks of `size` tokens, which are those of the documents one after the other.
 
     Args:
-        kind: as a stage names it.
-        values: of a prompt, columns besides -> their Arrow types.
+        documents: their ids; several in one array are as good as several arrays.
+        size: tokens.
+        drop_last: whether what is left at the end is left out; false: it is a shorter block, from two tokens on.
     """
-    if kind == "prompt":
-        return Prompts((), {"answer": pa.string(), **(values or {})}, messages=True)
-    return Conversations()
+    rest = np.empty(0, np.int32)
+    for ids in documents:
+        rest = np.concatenate([rest, np.asarray(ids, np.int32)])
+        stop = len(rest) // size * size
+        yield from (rest[start : start + size] for start in range(0, stop, size))
+        rest = rest[stop:]
+    if len(rest) > 1 and not drop_last:
+        yield rest
+
+
+def pieces(document: Ids, size: int) -> Iterator[Ids]:
+    """A document in pieces of `size` tokens, the last of which is shorter; where it would be a single token, it takes one more."""
+    ends = [*range(size, len(document), size), len(document)]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1 and size > 2:
+        ends[-2] -= 1
+    starts = [0, *ends[:-1]]
+    yield from (document[start:end] for start, end in zip(starts, ends, strict=True))

@@ -1,106 +1,42 @@
-"""The types of values that rows carry along for reward functions: of each column one, found in the first rows of all datasets.
+"""From `dataset.*` to records: a source is opened, its format is chosen, and its rows are read again and again.
 
-Rows that are left out, of which there may be millions: how many, and what is wrong with the first few.
-
-Records from a source's rows: bad ones end it or are left out, each with its place.
+A bad row ends it with its place, or is left out and counted (`dataset.on_bad_row`). Prompts bring columns along for reward functions; each
+has one type, found in the first rows of all datasets of a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-import pyarrow as pa  # type: ignore[import-untyped]
-
+from llmmod.config.schema.base import OnBadRow
+from llmmod.config.schema.data import DatasetConf
+from llmmod.config.schema.model import HubConf
 from llmmod.data.rows.records import PromptRecord, Record, Row, RowError, RowLocation, described, half_character, texts_of, with_system
-from llmmod.data.sources.choose import Format
-from llmmod.data.sources.source import Source
+from llmmod.data.sources.choose import Format, choose_format
+from llmmod.data.sources.open import open_source
+from llmmod.data.sources.source import Source, is_streamed, needs_length
 from llmmod.errors import DataError, Problem
 
-_ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-_NAMES = {str: "a text", bool: "a truth value", int: "a whole number", float: "a number"}
+log = logging.getLogger(__name__)
 
-
-def value_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[type]]:
-    """Column -> the types of its values."""
-    found: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            found.setdefault(name, set()).add(type(value))
-    return found
-
-
-def value_types(datasets: Sequence[Mapping[str, Collection[type]]]) -> dict[str, type]:
-    """Column -> str, bool, int or float, the same for all datasets that have it.
-
-    What has whole numbers and others is float; what has different kinds is left out.
-
-    Args:
-        datasets: of each, column -> the types of its values.
-    """
-    together: dict[str, set[type]] = {}
-    for kinds in datasets:
-        for name, found in kinds.items():
-            together.setdefault(name, set()).update(found)
-    return {name: kind for name, kinds in together.items() if (kind := _common(kinds)) is not None}
-
-
-def disagreed(datasets: Mapping[str, Mapping[str, Collection[type]]], agreed: Collection[str]) -> list[str]:
-    """Columns that are left out because their values have different kinds, within a dataset or in several, as a clause each.
-
-    Args:
-        datasets: name -> column -> the types of its values.
-        agreed: the columns that aren't left out.
-    """
-    told: dict[str, list[str]] = {}
-    for dataset, kinds in datasets.items():
-        for name, found in kinds.items():
-            if name not in agreed:
-                kind = _common(set(found))
-                told.setdefault(name, []).append(f"{_NAMES[kind] if kind else 'of different kinds'} in {dataset}")
-    return [f"'{name}' is {' and '.join(said)}" for name, said in told.items()]
-
-
-def _common(kinds: set[type]) -> type | None:
-    if kinds == {int, float}:
-        return float
-    return next(iter(kinds)) if len(kinds) == 1 and kinds <= set(_ARROW) else None
-
-
-def arrow_types(types: Mapping[str, type]) -> dict[str, Any]:
-    """The same as Arrow's types."""
-    return {name: _ARROW[kind] for name, kind in types.items()}
-
-
-def conform(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The values of the columns that have a type.
-
-    Raises:
-        RowError: a value of another type.
-    """
-    return {name: _as(value, types[name], name) for name, value in values.items() if name in types}
-
-
-def _as(value: Any, kind: type, column: str) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if value is not None and type(value) is not kind:
-        raise RowError(f"{described(value)} where the first rows have {_NAMES[kind]}", column=column)
-    return value
-
-
-SHOWN = 3
+HEAD = 1000  # rows that are looked at for the columns there are
+SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
+SURVEYED = 10_000  # of those on this machine that a rehearsal reads and checks, in a fifth of a second; of the hub's, HEAD
+SHOWN = 3  # bad rows that an account names
+_TYPES = {str: "a text", bool: "a truth value", int: "a whole number", float: "a number"}
 
 
 @dataclass
 class BadRows:
-    """An account of what is wrong with rows.
+    """An account of rows that are left out; there may be millions.
 
     Args:
         count: rows.
-        first: of the first `SHOWN` of them, in their order.
+        first: what is wrong with the first `SHOWN` of them, in their order.
     """
 
     count: int = 0
@@ -109,10 +45,10 @@ class BadRows:
     def __len__(self) -> int:
         return self.count
 
-    def add(self, fault: DataError) -> None:
+    def add(self, error: DataError) -> None:
         """Count one."""
         self.count += 1
-        self.first += [fault] if len(self.first) < SHOWN else []
+        self.first += [error] if len(self.first) < SHOWN else []
 
     def __iadd__(self, other: BadRows) -> BadRows:
         self.count += other.count
@@ -178,7 +114,7 @@ class RecordReader:
         """How many records there are, and what is wrong with the rows that are left out.
 
         Raises:
-            DataError: a bad row where none may be left out, or no good one.
+            DataError: a bad row where none may be left out, or not a single good one.
         """
         bad = BadRows()
         count = sum(1 for _ in islice(self._all(bad), self.surveyed or self.limit))
@@ -187,17 +123,22 @@ class RecordReader:
             raise DataError(Problem(self.source.name, skipped))
         return Survey(count if self.limit is None else min(count, self.limit), count, bad)
 
-    def value_kinds(self, head: int) -> dict[str, set[type]]:
-        """The columns that come along, and the types of their values, in the first rows."""
-        records = (record for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head))
-        return value_kinds(record.values for record in records if isinstance(record, PromptRecord))
+    def value_types(self, head: int) -> dict[str, set[type]]:
+        """Column that comes along -> the types of its values in the first rows."""
+        found: dict[str, set[type]] = {}
+        for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head):
+            for name, value in (record.values if isinstance(record, PromptRecord) else {}).items():
+                found.setdefault(name, set()).add(type(value))
+        return found
 
     def _all(self, bad: BadRows) -> Iterator[tuple[RowLocation, Record]]:
         for place, row in self.source:
             try:
                 if isinstance(row, RowError):
                     raise row
-                record: Record = self._conforming(self.format.read(row))
+                record: Record = self.format.read(row)
+                if self.values is not None and isinstance(record, PromptRecord):
+                    record = replace(record, values=_of_types(record.values, self.values))
                 _check_texts(record, row)
             except RowError as error:
                 if not self.skip:
@@ -206,10 +147,17 @@ class RecordReader:
                 continue
             yield place, record if self.system is None else with_system(record, self.system)
 
-    def _conforming(self, record: Record) -> Record:
-        if self.values is None or not isinstance(record, PromptRecord):
-            return record
-        return replace(record, values=conform(record.values, self.values))
+
+def _of_types(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
+    """The values of the columns that have a type, a whole number as float where that is the type."""
+    found = {}
+    for name, value in values.items():
+        if name in types:
+            kind = types[name]
+            if value is not None and type(value) is not kind and not (kind is float and type(value) is int):
+                raise RowError(f"{described(value)} where the first rows have {_TYPES[kind]}", column=name)
+            found[name] = value if value is None else kind(value)
+    return found
 
 
 def _check_texts(record: Record, row: Row) -> None:
@@ -218,3 +166,104 @@ def _check_texts(record: Record, row: Row) -> None:
     if half is not None:
         column = next((str(name) for name, value in row.items() if half_character(value) is not None), None)
         raise RowError(f"{half} is half of a character, and no text", column=column)
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """A dataset whose records can be read.
+
+    Args:
+        conf: what it was opened by.
+        training: the records, those that `val_size` holds out among them.
+        validating: held-out records that are rows of their own; None: there are none.
+        kind: what a row becomes.
+    """
+
+    conf: DatasetConf
+    training: RecordReader
+    validating: RecordReader | None = None
+    kind: str = "conversation"
+
+    def ranks(self) -> bool:
+        """Whether a row may hold more than two answers, best first: in one column, or as a function of the user's own makes them."""
+        formats = [reader.format for reader in (self.training, self.validating) if reader]
+        in_one_column = any("response" in f.columns and not {"label", "chosen"} & set(f.columns) for f in formats)
+        return self.kind in ("preference", "judgement") and (in_one_column or any(not f.columns for f in formats))
+
+
+def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "conversation") -> OpenedDataset:
+    """The records that a configuration names.
+
+    Args:
+        conf: `dataset.*`.
+        hub: how downloads are made.
+        smoke: whether a few rows are enough.
+        kind: what a row becomes, see `data.sources.choose`.
+
+    Raises:
+        ConfigError: no such data, columns or format.
+        DataError: a file can't be read, or has no rows.
+    """
+
+    def source_of(split: str) -> Source:
+        # A rehearsal wants a few rows of the hub's dataset, and not all of its files.
+        streaming = conf.streaming or (smoke and not needs_length(split))
+        return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=split, hub=hub, streaming=streaming)
+
+    limits = [conf.max_samples, SMOKE_TRAIN + (SMOKE_EVAL if conf.val_size else 0) if smoke else None]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    training = _reader(conf, source_of(conf.split), kind=kind, limit=limit, smoke=smoke)
+    if conf.val_files:
+        builder = conf.path if conf.data_files else None
+        source = open_source(builder, data_files=conf.val_files, hub=hub, key="dataset.val_files")
+    elif conf.val_split:
+        source = source_of(conf.val_split)
+    else:
+        return OpenedDataset(conf, training, None, kind)
+    limit = SMOKE_EVAL if smoke else None
+    return OpenedDataset(conf, training, _reader(replace(conf, max_samples=None), source, kind=kind, limit=limit, smoke=smoke), kind)
+
+
+def _reader(conf: DatasetConf, source: Source, *, kind: str, limit: int | None, smoke: bool) -> RecordReader:
+    head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
+    if not head:
+        error = next((row.at(place) for place, row in source if isinstance(row, RowError)), None)
+        raise error or DataError(Problem(source.name, "no rows"))
+    given = {role: column for role, column in vars(conf.columns).items() if column is not None}
+    found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
+    # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on; and whether there are more
+    # rows than are to be held out.
+    enough = max(HEAD if is_streamed(source) else SURVEYED, int(conf.val_size) + 1)
+    surveyed = min(enough, conf.max_samples or enough) if smoke else None
+    return RecordReader(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
+
+
+def with_common_types(parts: Sequence[OpenedDataset]) -> list[OpenedDataset]:
+    """Datasets of prompts that become one, each with the columns that come along and that have one type in all of them.
+
+    What has whole numbers and others is float; columns of different types are left out, and a warning names them.
+    """
+    found = {part.conf.name: part.training.value_types(HEAD) for part in parts}
+    together: dict[str, set[type]] = {}
+    for kinds in found.values():
+        for column, types in kinds.items():
+            together.setdefault(column, set()).update(types)
+    common = {column: kind for column, types in together.items() if (kind := _common(types)) is not None}
+    left_out = []
+    for column in [column for column in together if column not in common]:
+        kinds_in = {name: _common(kinds[column]) for name, kinds in found.items() if column in kinds}
+        said = (f"{_TYPES[kind] if kind else 'of different kinds'} in {name}" for name, kind in kinds_in.items())
+        left_out.append(f"'{column}' is {' and '.join(said)}")
+    if left_out:
+        log.warning("reward functions are not given columns whose values have no one type: %s", "; ".join(left_out))
+    agreed = []
+    for part in parts:
+        validating = part.validating and replace(part.validating, values=common)
+        agreed.append(replace(part, training=replace(part.training, values=common), validating=validating))
+    return agreed
+
+
+def _common(types: Collection[type]) -> type | None:
+    if set(types) == {int, float}:
+        return float
+    return next(iter(types)) if len(types) == 1 and set(types) <= set(_TYPES) else None

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import set_seed
 
 from llmmod.config.schema.steps import PredictConf
-from llmmod.data.examples.documents import Ids
+from llmmod.data.examples.types import Ids
 from llmmod.distributed import rank
 from llmmod.models.generation.generate import answers
 from llmmod.models.generation.settings import answer_text
@@ -72,7 +72,7 @@ class PredictDocuments:
 
 
 def whole_documents(rows: Iterable[Sequence[int]], *, eos: int, bos: int | None = None) -> Iterator[Ids]:
-    """The documents that rows were made of (`data.forms.documents`), each without the tokens that begin and end it.
+    """The documents that rows were made of (`data.examples.types.Documents`), each without the tokens that begin and end it.
 
     Args:
         rows: ids, of blocks that go over from one document to the next, or of a document's pieces, in their order.
