@@ -108,4 +108,3 @@ def test_a_length_counts_no_padding(tiny_llama, greedy):
     greedy.max_length = 30
     with pytest.raises(ConfigError, match=r"generation\.max_length: 30 tokens with the prompt, and one of the prompts alone has 30"):
         alone_and_together(tiny_llama, greedy)
-

@@ -14,7 +14,7 @@ from ways import adapted, moved, prepared, quantized
 from llmmod.config.schema.preference_training import LOSSES
 from llmmod.errors import ConfigError
 from llmmod.models.packing.segments import packed_attention
-from llmmod.trainers.efficient import head
+from llmmod.trainers import efficient
 from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 
 COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
@@ -101,7 +101,7 @@ def test_a_frozen_copy_shares_what_isn_t_trained(tiny_llama):
     for (name, mine), its in zip(tiny_llama.named_parameters(), other.parameters(), strict=True):
         assert (mine.data_ptr() == its.data_ptr()) is not name.startswith("model.layers.1.")
         assert not its.requires_grad
-    apart = frozen_copy(tiny_llama, apart=True)
+    apart = frozen_copy(tiny_llama, share=False)
     assert not {p.data_ptr() for p in apart.parameters()} & {p.data_ptr() for p in tiny_llama.parameters()}
 
 
@@ -224,13 +224,13 @@ def test_nothing_is_kept_but_means(dpo_trainer):
 @pytest.mark.parametrize("collator", COLLATORS, ids=["shared", "padded"])
 def test_only_answers_reach_the_head(dpo_trainer, toy_pairs, monkeypatch, collator):
     rows = []
-    real = head._Head.apply
+    real = efficient._LogProbFunction.apply
 
     def counted(self, hidden, *rest):
         rows.append(hidden.shape[0])
         return real(self, hidden, *rest)
 
-    monkeypatch.setattr(head._Head, "apply", counted)
+    monkeypatch.setattr(efficient._LogProbFunction, "apply", counted)
     dpo_trainer(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False, collator=collator).train()
     answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in toy_pairs.train)
     assert sum(rows) == 2 * answers  # of the model, and of its reference

@@ -1,11 +1,11 @@
-"""llmmod.trainers.preference.reference_logps: numbers beside a dataset."""
+"""llmmod.trainers.reference: numbers beside a dataset."""
 
 from __future__ import annotations
 
 import numpy as np
 from datasets import Dataset
 
-from llmmod.trainers.preference.reference_logps import DatasetWithColumns, examples_digest
+from llmmod.trainers.reference import DatasetWithColumns, examples_digest
 
 ROWS = [{"a_ids": [1], "b_ids": [2, 3]}, {"a_ids": [4, 5], "b_ids": []}, {"a_ids": [6], "b_ids": [7]}]
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from llmmod.trainers.efficient import head
+from llmmod.trainers import efficient
 
 
 def naive_sums(model, examples):
@@ -31,13 +31,13 @@ def naive_sums(model, examples):
 def head_rows(monkeypatch):
     """The number of rows of each matrix that is multiplied by the head's."""
     rows = []
-    real = head._Head.apply
+    real = efficient._LogProbFunction.apply
 
     def counted(self, hidden, *rest):
         rows.append(hidden.shape[0])
         return real(self, hidden, *rest)
 
-    monkeypatch.setattr(head._Head, "apply", counted)
+    monkeypatch.setattr(efficient._LogProbFunction, "apply", counted)
     return rows
 
 

@@ -22,7 +22,7 @@ from llmmod.models.generation.settings import Reader, context_length, generation
 from llmmod.protocols import StepReport
 from llmmod.render.encode import encode_prompt
 from llmmod.steps.terminal import QuestionTooLongError, Terminal, Turns
-from llmmod.trainers.collation import prepare_for_inference
+from llmmod.trainers.build import prepare_for_inference
 
 # Tokens an answer may have where neither generation.max_new_tokens, generation.max_length nor the architecture sets a limit.
 _LONGEST = 4096

@@ -1,19 +1,8 @@
-"""What our trainers share, whatever they train: put before the library's class, `class SftTrainer(StageTrainer, trl.SFTTrainer)`.
+"""`StageTrainer`, the mixin of all our trainers, put before the library's class: `class SftTrainer(StageTrainer, trl.SFTTrainer)`.
 
-Each step's loss and gradient are looked at before they are applied; evaluating changes nothing about training; a checkpoint holds what is
-needed to go on and to load the model, and nothing else; nobody is told about the run.
-
-The order of training examples, of an epoch rather than of the moment it begins.
-
-LoRA+ (Hayou et al. 2024): the matrices B of adapters learn `finetune.loraplus_lr_ratio` times as fast as the matrices A.
-
-peft makes the groups of parameters; the optimizer, its arguments and weight decay are those of `training.*`.
-
-NEFTune (Jain et al. 2023): noise on the embeddings in training, uniform within alpha / sqrt(L d).
-
-L is the number of tokens of the sequence itself, as in the paper's own code (github.com/neelsjain/NEFTune). transformers' hook (5.23) takes
-the width of the padded batch, so that an example's noise would hang on what it is batched with, and a row of several examples would have
-the noise of one long one.
+It checks each step's loss and gradient before they are applied, keeps evaluation from changing the course of training, and writes
+checkpoints that hold what is needed to resume and to load the model, and nothing else. It does not send telemetry. Beside it: the order
+of examples in an epoch, LoRA+ and NEFTune.
 """
 
 from __future__ import annotations
@@ -37,125 +26,33 @@ from llmmod.files.paths import readable_by_umask
 from llmmod.models.loading.structure import base_model
 from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
-from llmmod.trainers.efficient.layers import efficient_lora
+from llmmod.trainers.efficient import efficient_lora
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
-
-
-class EpochSeededSampler(Sampler[int]):
-    """A sampler's order drawn from the seed and the epoch's number alone.
-
-    transformers' LengthGroupedSampler (5.23) draws from the random numbers that training itself uses. A run resumed within an epoch would
-    then see that epoch in another order: some of its examples twice, others never. accelerate does the same for a RandomSampler.
-
-    Args:
-        sampler: has a `generator`, and a length.
-        seed: of the order.
-    """
-
-    def __init__(self, sampler: Any, seed: int) -> None:
-        self._sampler, self._seed, self._epoch = sampler, seed, 0
-        sampler.generator = torch.Generator()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next; accelerate's data loaders call it."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        self._sampler.generator.manual_seed(self._seed + self._epoch)
-        return iter(self._sampler)
-
-
-KEY = "finetune.loraplus_lr_ratio"
-# What the Trainer's optimizers that divide the parameters themselves come with.
-_OWN_GROUPS = ("params", "model", "optimizer_dict")
-
-
-def loraplus_optimizer(model: Any, ratio: float, *, cls: Any, arguments: dict[str, Any], args: Any) -> torch.optim.Optimizer:
-    """An optimizer with a learning rate of `training.learning_rate` for the matrices A, and `ratio` times that for B.
-
-    Whatever else is trained (`finetune.modules_to_save`) has the rate of A, vectors (biases, DoRA's magnitudes) that of B.
-
-    Args:
-        model: a PeftModel.
-        ratio: 1 or more.
-        cls, arguments: as from Trainer.get_optimizer_cls_and_kwargs.
-        args: the trainer's arguments.
-
-    Raises:
-        ConfigError: `training.optim` divides the parameters itself.
-    """
-    if is_optimizer_factory(cls) or any(name in arguments for name in _OWN_GROUPS):
-        found = f"{ratio:g}, but training.optim={args.optim} divides the parameters in a way of its own"
-        raise ConfigError(Problem(KEY, found, do="Use training.optim=adamw_torch"))
-    given = {name: value for name, value in arguments.items() if name != "lr"}
-    return create_loraplus_optimizer(  # type: ignore[no-any-return]
-        model, cls, lr=args.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=args.weight_decay, **given
-    )
-
-
-@contextmanager
-def noisy_embeddings(model: Any, inputs: Mapping[str, torch.Tensor], *, alpha: float | None) -> Iterator[None]:
-    """Within it, a model in training mode adds noise to the embeddings of `inputs`, where a gradient is taken.
-
-    Args:
-        model: a PreTrainedModel or PeftModel.
-        inputs: a batch; what of it is padding, `attention_mask` says, and where examples end within a row, `cu_seq_lens_q`.
-        alpha: `training.neftune_noise_alpha`; None: nothing is added, and the model isn't touched.
-    """
-    if alpha is None:
-        yield
-        return
-    base = base_model(model)
-    scale = alpha * (sequence_lengths(inputs) * base.get_input_embeddings().weight.shape[-1]).clamp(min=1).rsqrt()
-    scale = torch.where(sequence_lengths(inputs) > 0, scale, 0.0)
-
-    def add_noise(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        if not module.training or not torch.is_grad_enabled():
-            return output  # a reference's, or of kto's mismatched pairs: they are told, not learnt
-        return output + torch.empty_like(output).uniform_(-1, 1) * scale.to(output)[..., None]
-
-    hook = base.get_input_embeddings().register_forward_hook(add_noise)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def sequence_lengths(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """How many tokens the sequence has that a token belongs to, 0 where it is padding; int64 [batch, seq]."""
-    ids = inputs["input_ids"]
-    if BOUNDARIES in inputs:
-        lengths = inputs.get(KEYS, inputs[BOUNDARIES]).diff().long()
-        return lengths.repeat_interleave(inputs[BOUNDARIES].diff().long(), output_size=ids.shape[1])[None].expand(ids.shape)
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return torch.full(ids.shape, ids.shape[1], device=ids.device)
-    return mask.sum(1, keepdim=True) * mask
-
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
 
-# PEFT writes an empty model card beside an adapter; transformers pickles the arguments, which .hydra/config.yaml has as text.
-_LITTER = ("README.md", "training_args.bin")
+LORAPLUS_KEY = "finetune.loraplus_lr_ratio"
+_OWN_GROUPS = ("params", "model", "optimizer_dict")  # arguments of optimizers that group the parameters themselves
+# peft writes an empty model card beside an adapter; transformers pickles the arguments, which .hydra/config.yaml has as text.
+_UNWANTED_FILES = ("README.md", "training_args.bin")
 
 
 class StageTrainer(_Trainer):  # type: ignore[misc]
     """A mixin for trainers that derive from transformers.Trainer."""
 
     optimizer: Any
-    # How much faster an adapter's matrices B learn than its matrices A; None: all alike.
+    # How much faster an adapter's matrices B learn than its matrices A; None: all alike. Set by `trainers.build`.
     loraplus_lr_ratio: float | None = None
+    # Decodes the completions that the model writes while it trains. Set by `trainers.build`.
+    reader: Any = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer that `training.optim` names, with LoRA+'s learning rates where they are asked for."""
+        """The optimizer that `training.optim` names, with LoRA+'s learning rates if they are configured."""
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
             cls, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = loraplus_optimizer(self.model, self.loraplus_lr_ratio, cls=cls, arguments=arguments, args=self.args)
@@ -163,23 +60,20 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
-        self.neftune_noise_alpha = None  # the library's own hook; ours is in `training_step`
+        self.neftune_noise_alpha = None  # switches the library's hook off; ours is in `training_step`
         return super().train(*args, **kwargs)
 
     def release(self) -> None:
-        """Let go of what only training needs; nothing here."""
+        """Free what only training needs; nothing here."""
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The loss of one batch, its gradient accumulated.
+        """The loss of one batch; its gradient is accumulated.
 
         Raises:
-            RunError: if the loss is NaN or infinite; the weights are then still those of the step before.
+            RunError: the loss is NaN or infinite; the weights are then still those of the step before.
         """
-        with (
-            efficient_lora(),
-            noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha),
-            packed_attention(self.model, inputs),
-        ):
+        noise = noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha)
+        with efficient_lora(), noise, packed_attention(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
@@ -196,29 +90,29 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         return EpochSeededSampler(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In their order, by length or not: transformers 5.23 would group held-out examples too, by `input_ids`, which pairs don't have."""
+        """In order. transformers 5.23 would group held-out examples by the length of `input_ids` too, and pairs don't have that column."""
         if self.args.train_sampling_strategy == "group_by_length":
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        # Without an attention mask, transformers 5.23 takes every pad token for padding; here that may be the eos that ends an answer.
+        # Without an attention mask, transformers 5.23 counts every pad token as padding; here it may be the eos that ends an answer.
         if BOUNDARIES in inputs:
             inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
         super()._track_num_input_tokens(inputs)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # A finite loss can have a gradient that is not. With fp16 that is normal: the scaler leaves the step out and tries a smaller scale.
+        # A finite loss can have an infinite gradient. With fp16 that is normal: the scaler skips the step and tries a smaller scale.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             raise not_finite("the gradient's norm", float(norm), step=self.state.global_step + 1, args=self.args)
         return norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The metrics of an evaluation, which leaves the random numbers of training as they were.
+        """The metrics of an evaluation. The random state of training stays as it was.
 
-        The data loader draws one (torch 2.13, `_BaseDataLoaderIter`), so that how often is evaluated would change what dropout drops; and
-        a run resumed from a checkpoint written just before an evaluation would not give the bits of the uninterrupted one.
+        The data loader draws a random number (torch 2.13, `_BaseDataLoaderIter`). Otherwise the number of evaluations would change what
+        dropout drops, and a run resumed from a checkpoint written before an evaluation would differ from the uninterrupted run.
         """
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
@@ -226,23 +120,118 @@ class StageTrainer(_Trainer):  # type: ignore[misc]
         return metrics
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # A checkpoint holds weights that are tied once, and loading the one loads the other.
+        # A checkpoint holds tied weights once, and loading one of them loads the other.
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with warnings.catch_warnings():
-            # peft asks the base model's own directory whether the vocabulary grew, and a model read from GGUF has none.
+            # peft looks in the base model's directory whether the vocabulary grew, and a model read from GGUF doesn't have one.
             warnings.filterwarnings("ignore", message="Could not find a config file in")
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            for name in _LITTER:
+            for name in _UNWANTED_FILES:
                 (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
             readable_by_umask(Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: trl would write a card of its own into the output directory with each checkpoint; the export step writes ours."""
+        """Nothing: trl would write its own card with each checkpoint; the export step writes ours."""
 
     def _send_telemetry(self) -> None:
         """Nothing: trl 1.16 would report model, device and data source to its makers."""
+
+
+class EpochSeededSampler(Sampler[int]):
+    """The order of another sampler, which depends on the seed and the epoch's number only.
+
+    transformers' LengthGroupedSampler (5.23) draws from the random numbers that training uses. A run resumed within an epoch would see
+    that epoch in another order: some examples twice, others never. accelerate does the same for a RandomSampler.
+
+    Args:
+        sampler: has a `generator` and a length.
+        seed: of the order.
+    """
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self._sampler, self._seed, self._epoch = sampler, seed, 0
+        sampler.generator = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the number of the next epoch; accelerate's data loaders call it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(self._seed + self._epoch)
+        return iter(self._sampler)
+
+
+def loraplus_optimizer(model: Any, ratio: float, *, cls: Any, arguments: dict[str, Any], args: Any) -> torch.optim.Optimizer:
+    """LoRA+ (Hayou et al. 2024): the learning rate is `training.learning_rate` for the matrices A, and `ratio` times that for B.
+
+    peft groups the parameters: `finetune.modules_to_save` gets the rate of A, vectors (biases, DoRA's magnitudes) that of B.
+
+    Args:
+        model: a PeftModel.
+        ratio: 1 or more.
+        cls, arguments: from `Trainer.get_optimizer_cls_and_kwargs`.
+        args: the trainer's arguments.
+
+    Raises:
+        ConfigError: the optimizer of `training.optim` groups the parameters itself.
+    """
+    if is_optimizer_factory(cls) or any(name in arguments for name in _OWN_GROUPS):
+        found = f"{ratio:g}, but training.optim={args.optim} divides the parameters in a way of its own"
+        raise ConfigError(Problem(LORAPLUS_KEY, found, do="Use training.optim=adamw_torch"))
+    given = {name: value for name, value in arguments.items() if name != "lr"}
+    return create_loraplus_optimizer(  # type: ignore[no-any-return]
+        model, cls, lr=args.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=args.weight_decay, **given
+    )
+
+
+@contextmanager
+def noisy_embeddings(model: Any, inputs: Mapping[str, torch.Tensor], *, alpha: float | None) -> Iterator[None]:
+    """NEFTune (Jain et al. 2023): within it, embeddings get uniform noise within alpha / sqrt(L d) where a gradient is computed.
+
+    L is the number of tokens of the example, as in the paper's code (github.com/neelsjain/NEFTune). transformers' hook (5.23) takes the
+    width of the padded batch: an example's noise would depend on the other examples of its batch, and a row of several examples would
+    have the noise of one long example.
+
+    Args:
+        model: a PreTrainedModel or PeftModel.
+        inputs: a batch; `attention_mask` marks its padding, `cu_seq_lens_q` the examples within a row.
+        alpha: `training.neftune_noise_alpha`; None: the model is not changed.
+    """
+    if alpha is None:
+        yield
+        return
+    base = base_model(model)
+    tokens = sequence_lengths(inputs)
+    scale = alpha * (tokens * base.get_input_embeddings().weight.shape[-1]).clamp(min=1).rsqrt()
+    scale = torch.where(tokens > 0, scale, 0.0)
+
+    def add_noise(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training or not torch.is_grad_enabled():
+            return output  # a forward pass of the reference, or of kto's mismatched pairs
+        return output + torch.empty_like(output).uniform_(-1, 1) * scale.to(output)[..., None]
+
+    hook = base.get_input_embeddings().register_forward_hook(add_noise)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def sequence_lengths(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """For each token of a batch, the number of tokens of its example, 0 for padding; int64 [batch, seq]."""
+    ids = inputs["input_ids"]
+    if BOUNDARIES in inputs:
+        counts = inputs.get(KEYS, inputs[BOUNDARIES]).diff().long()
+        return counts.repeat_interleave(inputs[BOUNDARIES].diff().long(), output_size=ids.shape[1])[None].expand(ids.shape)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return torch.full(ids.shape, ids.shape[1], device=ids.device)
+    return mask.sum(1, keepdim=True) * mask

@@ -1,7 +1,8 @@
-"""A stage's trainer, from configuration and the parts that a run has loaded; and the model given back afterwards."""
+"""Build the trainer of a stage from its configuration, and restore the model after the trainer has changed it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +17,12 @@ from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.instantiate import build
 from llmmod.models.generation.settings import Reader
 from llmmod.trainers.arguments import refusal
-from llmmod.trainers.base import KEY as LORAPLUS_KEY
-from llmmod.trainers.base import StageTrainer
+from llmmod.trainers.base import LORAPLUS_KEY, StageTrainer
 from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite
-from llmmod.trainers.collation import choose_collator, spans_devices
-from llmmod.trainers.efficient.head import prepare_head_for_trl
-from llmmod.trainers.efficient.layers import compile_layers, drop_compiled
-from llmmod.trainers.online.base import OnlineTrainer
+from llmmod.trainers.collation import choose_collator
+from llmmod.trainers.efficient import compile_layers, drop_compiled, prepare_head_for_trl
+
+_PATCHED = ("forward", "_original_forward")  # what trl and accelerate set on a model
 
 
 def trainer_from(
@@ -37,39 +37,35 @@ def trainer_from(
     loraplus_lr_ratio: float | None = None,
     reader: Reader | None = None,
 ) -> Any:
-    """The trainer that `conf.trainer` names, with its collator, the user's callbacks and ours, and the library's own output taken away.
+    """The trainer that `conf.trainer` names, with its collator, the user's callbacks and ours; the library's own output is off.
 
     Args:
         conf: `training.*` as plain Python.
         model: a PreTrainedModel or PeftModel.
-        args: as from `training_arguments`.
+        args: from `training_arguments`.
         train: a datasets.Dataset or IterableDataset of training examples, or a PackedDataset.
         evaluation: held-out examples, or None.
         tokenizer: saved with each checkpoint.
         callbacks: ours.
         loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
-        reader: of the completions that a model makes while it trains; None: their texts have what the render writes around them.
+        reader: decodes the completions that the model writes while it trains; None: they keep what the render writes around them.
 
     Raises:
-        ConfigError: if the trainer refuses an argument or a combination of them, packed examples can't be kept apart, LoRA+ isn't known,
-            or one process sees several GPUs.
+        ConfigError: the trainer refuses an argument or a combination of arguments, packed examples can't be kept apart, the trainer can't
+            do LoRA+, or one process sees several GPUs.
     """
-    _refuse_replicas(model, args)
+    _refuse_data_parallel(model, args)
     prepare_head_for_trl(model)
-    own = [build(node) for node in conf.callbacks.values() if node]
-    collator = _collator(conf, model=model, args=args, train=train, tokenizer=tokenizer)
+    compiles = bool(getattr(conf, "torch_compile", False))
+    multiple, rows = getattr(args, "pad_to_multiple_of", None), args.train_batch_size if compiles else None
+    batches = {"pad_to_multiple_of": multiple, "fixed_rows": rows, "trainer": conf.trainer.get("_target_")}
+    collator = choose_collator(conf.collator, model=model, tokenizer=tokenizer, train=train, **batches)
+    users = [build(node) for node in conf.callbacks.values() if node]
+    parts = {"model": model, "args": args, "train_dataset": train, "eval_dataset": evaluation, "processing_class": tokenizer}
+    parts |= {"data_collator": collator, "callbacks": [StopWhenNotFinite(), *callbacks, *users]}
     try:
-        with _own_types(model):
-            trainer = build(
-                conf.trainer,
-                model=model,
-                args=args,
-                train_dataset=train,
-                eval_dataset=evaluation,
-                processing_class=tokenizer,
-                data_collator=collator,
-                callbacks=[StopWhenNotFinite(), *callbacks, *own],
-            )
+        with _trained_dtypes_kept(model):
+            trainer = build(conf.trainer, **parts)
     except (ValueError, ImportError) as error:
         raise ConfigError(refusal(error, vars(args))) from error
     except RuntimeError as error:
@@ -77,59 +73,14 @@ def trainer_from(
             raise
         raise ConfigError(Problem("training.report_to", one_line(error))) from error
     _set_loraplus(trainer, loraplus_lr_ratio)
-    if reader is not None and isinstance(trainer, OnlineTrainer):
+    if reader is not None and isinstance(trainer, StageTrainer):
         trainer.reader = reader
-    if _compiles(conf):
-        _compile(model, conf, fixed=capacity_of(train) is not None)
+    if compiles:
+        fixed = capacity_of(train) is not None
+        compile_layers(model, backend=conf.torch_compile_backend, mode=conf.torch_compile_mode, fixed=fixed)  # type: ignore[attr-defined]
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
-
-
-def _refuse_replicas(model: Any, args: Any) -> None:
-    """Refuse what the Trainer would make an `nn.DataParallel` of: a model that isn't spread over the several GPUs one process sees.
-
-    Its replicas would each compute a part of the rows with what is hung on the one model: a hook that picks rows of the whole batch (ppo),
-    a `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
-    """
-    if args.n_gpu > 1 and not spans_devices(model):
-        found = f"one process sees {args.n_gpu} GPUs, and would train copies of the model in its threads (nn.DataParallel)"
-        start = f"Start a process a GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or show it one: CUDA_VISIBLE_DEVICES=0"
-        raise ConfigError(Problem("training", found, do=start))
-
-
-@contextmanager
-def _own_types(model: Any) -> Iterator[None]:
-    """Within it, what is trained keeps its type and its bits.
-
-    trl 1.16 rounds adapters on quantized weights to bfloat16. An update of less than a 256th of a weight is lost in it: at a rate of 2e-4,
-    nearly all of those that Adam makes.
-    """
-    own = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
-    yield
-    for parameter, data in own.items():
-        if parameter.dtype != data.dtype:
-            parameter.data = data.to(parameter.device)
-
-
-def _collator(conf: StageConf, *, model: Any, args: Any, train: Any, tokenizer: Any) -> Any:
-    return choose_collator(
-        conf.collator,
-        model=model,
-        tokenizer=tokenizer,
-        train=train,
-        pad_to_multiple_of=getattr(args, "pad_to_multiple_of", None),
-        fixed_rows=args.train_batch_size if _compiles(conf) else None,
-        trainer=conf.trainer.get("_target_"),
-    )
-
-
-def _compiles(conf: Any) -> bool:
-    return bool(getattr(conf, "torch_compile", False))
-
-
-def _compile(model: Any, conf: Any, *, fixed: bool) -> None:
-    compile_layers(model, backend=conf.torch_compile_backend, mode=conf.torch_compile_mode, fixed=fixed)
 
 
 def _set_loraplus(trainer: Any, ratio: float | None) -> None:
@@ -140,25 +91,49 @@ def _set_loraplus(trainer: Any, ratio: float | None) -> None:
         raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.trainers.base.StageTrainer"))
 
 
+def _refuse_data_parallel(model: Any, args: Any) -> None:
+    """Refuse several GPUs in one process, unless the model spans them: the Trainer would wrap it in `nn.DataParallel`.
+
+    Its replicas compute parts of the batch with what is attached to the one model: a hook that picks rows of the whole batch (ppo), a
+    `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
+    """
+    if args.n_gpu > 1 and not spans_devices(model):
+        found = f"one process sees {args.n_gpu} GPUs, and would train copies of the model in its threads (nn.DataParallel)"
+        start = f"Start a process a GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or show it one: CUDA_VISIBLE_DEVICES=0"
+        raise ConfigError(Problem("training", found, do=start))
+
+
+@contextmanager
+def _trained_dtypes_kept(model: Any) -> Iterator[None]:
+    """Within it, trained parameters keep their dtype and their bits.
+
+    trl 1.16 rounds adapters on quantized weights to bfloat16. An update of less than a 256th of a weight is lost in it: at a rate of 2e-4,
+    nearly all of Adam's updates.
+    """
+    before = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter, data in before.items():
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
+
+
 @contextmanager
 def restored_after_training(model: Any) -> Iterator[None]:
-    """Lend a model to a trainer: after the block it is as it was but for its weights, ready to answer, and without gradients.
+    """Within it, a trainer may change the model; afterwards only its weights differ, and it is in evaluation mode, without gradients.
 
-    trl takes all dropout out of a model that it compares with a reference, and turns gradient checkpointing on; both would last.
-
-    trl and accelerate put a `forward` of their own on the model. A deep copy of such a model would go on computing with the weights of
-    the original (trl 1.16: the copy's `forward` holds the original's), and autocast would wrap it once more with every trainer. The
-    Trainer also turns `use_cache` off in the model's config: saved so, it would answer slowly ever after.
+    trl sets all dropout to 0 in a model that it compares with a reference, and turns gradient checkpointing on. trl and accelerate replace
+    `forward`: a deep copy of such a model would compute with the weights of the original (trl 1.16), and each trainer would wrap autocast
+    around it once more. The Trainer turns `use_cache` off in the model's config; saved like that, the model would generate slowly.
     """
     holders = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
-    hung = [{name: vars(holder)[name] for name in _HUNG if name in vars(holder)} for holder in holders]
+    patched = [{name: vars(holder)[name] for name in _PATCHED if name in vars(holder)} for holder in holders]
     use_cache, checkpointing = model.config.use_cache, model.is_activation_checkpointing
     dropout = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     try:
         yield
     finally:
-        for holder, before in zip(holders, hung, strict=True):
-            for name in _HUNG:
+        for holder, before in zip(holders, patched, strict=True):
+            for name in _PATCHED:
                 vars(holder).pop(name, None)
             vars(holder).update(before)
         drop_compiled(model)
@@ -171,11 +146,8 @@ def restored_after_training(model: Any) -> Iterator[None]:
         model.eval()
 
 
-_HUNG = ("forward", "_original_forward")
-
-
 def release(trainer: Any) -> None:
-    """Let go of what only training needs: the optimizer's state, the schedule, accelerate's hold on the model, and what a stage holds."""
+    """Free what only training needs: the optimizer's state, the schedule, accelerate's references to the model, the stage's own parts."""
     if isinstance(trainer, StageTrainer):
         trainer.release()
     for holder in (trainer, trainer.callback_handler):
@@ -187,8 +159,30 @@ def check_max_steps(conf: Any, train: Any) -> None:
     """Refuse a training without an end.
 
     Raises:
-        ConfigError: if the examples are streamed, so that nobody knows their number, and `training.max_steps` isn't set.
+        ConfigError: the examples are streamed, so that their number is unknown, and `training.max_steps` isn't set.
     """
     if not hasattr(train, "__len__") and conf.max_steps <= 0:
         found = "a streamed dataset has no known length, so a number of epochs says nothing"
         raise ConfigError(Problem("training.max_steps", found, do="Set training.max_steps"))
+
+
+def spans_devices(model: Any) -> bool:
+    """Whether the parts of a model are on several devices (`model.device_map`), or offloaded to memory or the disk."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
+def prepare_for_inference(model: Any, *, use_cpu: bool = False) -> Any:
+    """The same model in evaluation mode; on this process's accelerator, if there is one and the model has not been placed yet.
+
+    Args:
+        model: a PreTrainedModel or PeftModel.
+        use_cpu: don't use an accelerator, as `training.use_cpu` asks.
+    """
+    placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False) or model.device.type != "cpu"
+    if torch.accelerator.is_available() and not use_cpu and not placed:
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None  # is_available() said so
+        # accelerate places processes like this; several may share an accelerator.
+        number = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+        model.to(torch.device(kind.type, number))
+    return model.eval()

@@ -1,91 +1,186 @@
-"""The model as it was before training, which preferences are compared with: how it is had without a second one where possible.
+"""The reference: the model as it was before training, mostly without a second model in memory.
 
-The reference: the policy as it was before training, without a second model.
-
-With a new adapter it is the same model with the adapter off. Otherwise the weights that are trained are kept as they were, and take the
-places of the trained ones while the reference is asked: what is frozen is shared.
+A new adapter adds nothing, so the reference is the same model with the adapter off. Otherwise the initial values of the trained weights
+are kept, and swapped in while the reference runs; frozen weights are shared. Its log-probabilities of a whole dataset can be stored in
+the run's directory, so that a resumed training does not compute them again.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import Dataset as TorchDataset
 
+from llmmod.data.dataset.packing import lengths
+from llmmod.files.paths import atomic_write
 from llmmod.models.adapters.init import as_base, has_lost_base
 
-_FROM_ZERO = ("lora_B", "lora_embedding_A")  # as peft 0.21 has it
+log = logging.getLogger("llmmod.train")
+_ROWS = 1000  # rows that are hashed at a time
+_ZERO_AT_START = ("lora_B", "lora_embedding_A")  # parameter names of peft 0.21
+# Of an example's summed log-probability: another model differs by far more, another device by far less.
+_RELATIVE_TOLERANCE, _ABSOLUTE_TOLERANCE = 1e-3, 1e-2
 
 
 def adapter_is_noop(adapted: Any) -> bool:
-    """Whether the model with its adapter off is what it is with it: so it is with a new adapter of almost every kind, before training.
+    """Whether a model computes the same with its adapter on and off. A new adapter of almost every kind does so before training.
 
     Args:
-        adapted: a PeftModel. One that goes on from an earlier training, or was made of the model's own weights (PiSSA, OLoRA, LoftQ), is
-            something from the start; and biases that are trained with an adapter aren't switched off with it.
+        adapted: a PeftModel. False for an adapter that continues an earlier training or was initialised from the model's weights (PiSSA,
+            OLoRA, LoftQ), and where biases are trained along, since switching the adapter off does not restore them.
     """
-    from_zero = (tensor for name, tensor in adapted.named_parameters() if any(part in name for part in _FROM_ZERO))
-    return adapted.active_peft_config.bias == "none" and not any(tensor.any() for tensor in from_zero)
+    zero_at_start = (tensor for name, tensor in adapted.named_parameters() if any(part in name for part in _ZERO_AT_START))
+    return adapted.active_peft_config.bias == "none" and not any(tensor.any() for tensor in zero_at_start)
 
 
-def frozen_copy(model: Any, *, apart: bool = False) -> Any:
-    """A copy of a model that isn't trained, with tensors of its own only for those that are trained in the model.
-
-    Args:
-        model: a PreTrainedModel, before a trainer has put a `forward` of its own on it.
-        apart: with all tensors its own.
-    """
-    frozen = [*(tensor for tensor in model.parameters() if not tensor.requires_grad), *model.buffers()]
-    shared = {} if apart else {id(tensor): tensor for tensor in frozen}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
-
-
-class NoReferenceModel(torch.nn.Module):
-    """Stands where trl (1.16) would make a reference model or adapter of its own.
-
-    Args:
-        config: of the model that is trained.
-    """
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self) -> None:
-        """Nothing, and nobody calls it."""
+def can_disable_adapter(model: Any) -> bool:
+    """Whether the model without its adapters can still be computed: not if it has none, and not with LoftQ, which changed the base."""
+    return hasattr(model, "peft_config") and not has_lost_base(model)
 
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor] | None:
-    """Copies of what will be trained; None where adapters that add nothing yet are, since the reference then is the model without them."""
+    """Copies of the weights that will be trained; None if the adapter adds nothing yet, since switching it off gives the reference."""
     if hasattr(model, "peft_config") and adapter_is_noop(model):
         return None
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def reference(model: Any, initial: dict[str, torch.Tensor] | None) -> AbstractContextManager[None] | None:
-    """A context in which the model is the reference; None where nobody knows what it was: `has_reference`."""
+    """A context in which the model is the reference; None where the reference is unknown.
+
+    Args:
+        model: the model that is trained.
+        initial: from `initial_weights`, before the training.
+    """
     if initial is not None:
-        return _exchanged(model, initial)
-    return as_base(model) if has_reference(model) else None
-
-
-def has_reference(model: Any) -> bool:
-    """Whether what the model was before it got adapters can be had from it: not where it has none, and not with LoftQ's."""
-    return hasattr(model, "peft_config") and not has_lost_base(model)
+        return _swapped_weights(model, initial)
+    return as_base(model) if can_disable_adapter(model) else None
 
 
 @contextmanager
-def _exchanged(model: Any, initial: dict[str, torch.Tensor]) -> Iterator[None]:
-    """The weights change places, and back again; nothing is copied, unless the model was rounded to its checkpoint's type since."""
-    places = [(parameter, initial[name]) for name, parameter in model.named_parameters() if name in initial]
-    trained = [parameter.data for parameter, _ in places]
-    for parameter, weights in places:
+def _swapped_weights(model: Any, initial: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Swaps tensors instead of copying them, unless the model was rounded to its checkpoint's dtype in the meantime."""
+    swapped = [(parameter, initial[name]) for name, parameter in model.named_parameters() if name in initial]
+    trained = [parameter.data for parameter, _ in swapped]
+    for parameter, weights in swapped:
         parameter.data = weights.to(parameter.dtype)
     try:
         yield
     finally:
-        for (parameter, _), weights in zip(places, trained, strict=True):
+        for (parameter, _), weights in zip(swapped, trained, strict=True):
             parameter.data = weights
+
+
+def frozen_copy(model: Any, *, share: bool = True) -> Any:
+    """A frozen copy of a model, in evaluation mode.
+
+    Args:
+        model: a PreTrainedModel, before a trainer has replaced its `forward`.
+        share: whether the copy shares the tensors that the model does not train.
+    """
+    frozen = [*(tensor for tensor in model.parameters() if not tensor.requires_grad), *model.buffers()]
+    shared = {id(tensor): tensor for tensor in frozen} if share else {}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+class NoReferenceModel(torch.nn.Module):
+    """Passed to trl (1.16) as the reference model, so that it does not create a model or an adapter; it is never called.
+
+    Args:
+        config: of the model that is trained; trl reads it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+
+def reference_logps_file(split: str) -> str:
+    """The name of the file that holds the reference's log-probabilities of a split."""
+    return f"reference_log_probs.{split}.safetensors"
+
+
+def save_reference_logps(path: Path, columns: Mapping[str, NDArray[np.float32]], *, digest: str) -> None:
+    """Write columns, each [examples], together with the digest of the examples."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        save_file(dict(columns), partial, metadata={"examples": digest})
+
+
+def load_reference_logps(path: Path, *, digest: str, first: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:
+    """The stored columns; None if there are none, or if they belong to other examples or to another model.
+
+    Args:
+        path: the file.
+        digest: of the examples.
+        first: the columns of the first examples as the model computes them now.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            same_examples = (file.metadata() or {}).get("examples") == digest
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError):
+        return None
+    if same_examples and all(name in found and _close(found[name][: len(values)], values) for name, values in first.items()):
+        return found
+    log.info("%s belongs to other examples or to another model: computing it again", path)
+    return None
+
+
+def _close(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=_RELATIVE_TOLERANCE, atol=_ABSOLUTE_TOLERANCE)
+
+
+def examples_digest(dataset: Dataset) -> str:
+    """The SHA-256 of all token ids of a dataset, in order."""
+    found = hashlib.sha256()
+    names = sorted(name for name in dataset.column_names if name.endswith("_ids"))
+    for batch in dataset.select_columns(names).with_format("arrow").iter(batch_size=_ROWS):
+        for name in names:
+            found.update(pc.list_value_length(batch[name]).to_numpy().tobytes())
+            found.update(pc.list_flatten(batch[name]).to_numpy().tobytes())
+    return found.hexdigest()
+
+
+class DatasetWithColumns(TorchDataset):  # type: ignore[misc, type-arg]
+    """The examples of a dataset with further columns of numbers; `Dataset.add_column` would copy a dataset that was split.
+
+    Args:
+        dataset: a datasets.Dataset.
+        columns: name -> numbers, one for each example.
+    """
+
+    def __init__(self, dataset: Dataset, columns: Mapping[str, NDArray[np.float32]]) -> None:
+        self._dataset, self._columns = dataset, columns
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples at once; a DataLoader calls it."""
+        examples = self._dataset.__getitems__(list(places))
+        numbers = ({name: float(column[place]) for name, column in self._columns.items()} for place in places)
+        return [example | more for example, more in zip(examples, numbers, strict=True)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return lengths(self._dataset)

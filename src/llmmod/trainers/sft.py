@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.packing.segments import BOUNDARIES, packed_attention
 from llmmod.trainers.base import StageTrainer
-from llmmod.trainers.efficient.head import efficient_head
+from llmmod.trainers.efficient import efficient_head
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)

@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient.layers: layers compiled for training give what they give without, and are compiled once for packed rows."""
+"""llmmod.trainers.efficient: layers compiled for training give what they give without, and are compiled once for packed rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.loading.structure import decoder_layers
 from llmmod.trainers.build import restored_after_training
-from llmmod.trainers.efficient.layers import is_compiled
+from llmmod.trainers.efficient import is_compiled
 
 # Traces as torch.compile does, and runs the traced graph as it is: what the kernels' compiler adds is torch's affair, and takes minutes.
 FLAT = {"per_device_train_batch_size": 1, "collator": {"_target_": "llmmod.data.collators.FlatteningCollator"}}

@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient.layers against peft's own forward: the same outputs and gradients within 1e-5, float32."""
+"""llmmod.trainers.efficient against peft's own forward: the same outputs and gradients within 1e-5, float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from llmmod.trainers.efficient.layers import efficient_lora
+from llmmod.trainers.efficient import efficient_lora
 
 
 class Two(nn.Module):

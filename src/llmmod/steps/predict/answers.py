@@ -26,8 +26,8 @@ from llmmod.protocols import Metric, StepReport
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.steps.predict.step import OrderedLines, held_out
+from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import prepare_for_inference
 
 log = logging.getLogger("llmmod.predict")
 _SMOKE_TOKENS = 16

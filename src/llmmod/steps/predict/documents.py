@@ -22,8 +22,8 @@ from llmmod.protocols import StepReport
 from llmmod.render.segments import own_beginning
 from llmmod.steps.predict.answers import settings
 from llmmod.steps.predict.step import OrderedLines, held_out
+from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import prepare_for_inference
 
 _FILE = "generated_predictions.jsonl"
 _BEGINNING = 32  # tokens of a document that are given; of a shorter one, half of it

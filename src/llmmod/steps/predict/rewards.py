@@ -11,8 +11,9 @@ from llmmod.distributed import rank
 from llmmod.models.generation.settings import Reader
 from llmmod.protocols import StepReport
 from llmmod.steps.predict.step import OrderedLines, held_out
+from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import choose_collator, prepare_for_inference
+from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.rm import pair_rewards
 
 _FILE = "scores.jsonl"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llmmod.models.loading.structure import base_model
-from llmmod.trainers.efficient.head import tiles
+from llmmod.trainers.efficient import tiles
 
 
 def selected_log_probs(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,7 @@ from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, sampling_settings, seed_of
 from llmmod.trainers.online.completions import Samples, rows_of, score_completions
 from llmmod.trainers.online.rewards import Completions, rewards_from
-from llmmod.trainers.reference import has_reference, initial_weights, reference
+from llmmod.trainers.reference import can_disable_adapter, initial_weights, reference
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -89,7 +89,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         self.rewards = rewards_from(
             args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
         )
-        self._compare_with_reference(known=has_reference(model))
+        self._compare_with_reference(known=can_disable_adapter(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
 

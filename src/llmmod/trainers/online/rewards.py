@@ -34,7 +34,7 @@ from llmmod.models.loading.stage_file import read_stage_file
 from llmmod.models.loading.structure import base_model
 from llmmod.models.reward import require_head, score, with_reward_head
 from llmmod.protocols import ModelLineage
-from llmmod.trainers.collation import prepare_for_inference, spans_devices
+from llmmod.trainers.build import prepare_for_inference, spans_devices
 
 KEY = "training.reward"
 LINEAGE_ATTRIBUTE = "lineage"  # attribute of a model without its adapter: as from `ModelLineage.resolve`

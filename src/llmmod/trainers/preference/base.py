@@ -29,18 +29,20 @@ from torch.utils.data import DataLoader
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.packing.segments import packed_attention
 from llmmod.trainers.base import StageTrainer
+from llmmod.trainers.build import spans_devices
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import spans_devices
-from llmmod.trainers.efficient.head import efficient_head
+from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.measures import Means, Weights, without_weights
-from llmmod.trainers.preference.reference_logps import (
+from llmmod.trainers.reference import (
     DatasetWithColumns,
+    NoReferenceModel,
+    adapter_is_noop,
     examples_digest,
-    file_name,
+    frozen_copy,
     load_reference_logps,
+    reference_logps_file,
     save_reference_logps,
 )
-from llmmod.trainers.reference import NoReferenceModel, adapter_is_noop, frozen_copy
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -190,14 +192,14 @@ class ReferenceTrainer(StageTrainer):
                 batches = self._batches(dataset)
                 first = self._numbers(next(iter(batches)))
                 for directory in (Path(self.args.output_dir), *before):
-                    if (known := load_reference_logps(directory / file_name(name), digest=key, first=first)) is not None:
-                        log.info("the reference's log-probabilities are those of %s", directory / file_name(name))
+                    if (known := load_reference_logps(directory / reference_logps_file(name), digest=key, first=first)) is not None:
+                        log.info("the reference's log-probabilities are those of %s", directory / reference_logps_file(name))
                         return known
                 known = self._computed(batches, name, count=len(dataset))
         finally:
             self.ref_model = kept
         if self.args.should_save:
-            save_reference_logps(Path(self.args.output_dir) / file_name(name), known, digest=key)
+            save_reference_logps(Path(self.args.output_dir) / reference_logps_file(name), known, digest=key)
         return known
 
     def _batches(self, dataset: Dataset) -> Any:
@@ -245,4 +247,4 @@ def _copied(model: Any, args: Any) -> Any:
     if spans_devices(model):
         found = "false, and a model that is spread over devices can't be copied as the reference"
         raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to true"))
-    return frozen_copy(model, apart=getattr(args, "sync_ref_model", False))
+    return frozen_copy(model, share=not getattr(args, "sync_ref_model", False))

@@ -1,1 +1,0 @@
-"""What makes a training cheaper and computes the same: the head, LoRA layers, compiled layers."""
