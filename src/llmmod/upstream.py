@@ -135,7 +135,7 @@ PRIVATE_NAMES = (
         "_attn_implementation", "tests whether a model keeps packed sequences apart"),
     Use("models.packing.support", "transformers", "transformers:PreTrainedModel",
         "_from_config", "tests whether a model keeps packed sequences apart"),
-    Use("models.tokenizers.fast", "transformers", "transformers:PythonBackend",
+    Use("models.tokenizers.originals", "transformers", "transformers:PythonBackend",
         "_added_tokens_encoder", "spells special tokens in the text of some tokens"),
     Use("render.chat_template", "transformers", "transformers.utils.chat_template_utils",
         "_compile_jinja_template", "compiles a chat template as transformers does"),

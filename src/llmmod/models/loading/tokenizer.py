@@ -1,21 +1,39 @@
-"""Tokenizers from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file."""
+"""Tokenizers from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file.
+
+A checkpoint of 2023 has a vocabulary file and code of its own. Its tokenizer is built from the file and the original's rules, with the same
+ids and without running that code: a fast one where it is exact, else SentencePiece itself. What transformers reads right stays with it.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from sentencepiece import SentencePieceProcessor, SetMinLogLevel
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, has_tokenizer
+from llmmod.files.checkpoint import PATH_KEY, check_model_directory, find_checkpoint, has_tokenizer
 from llmmod.files.hub import check_reachable
 from llmmod.models.families.native import check_known_layout
+from llmmod.models.loading.gguf import tokenizer_from_gguf
 from llmmod.models.loading.load import WHERE, explain_loading_errors, report_remote_code
-from llmmod.models.tokenizers.load import load_original
+from llmmod.models.tokenizers import originals
+from llmmod.models.tokenizers.originals import LLAMA, MARK, QWEN, Original, SentencePieceTokenizer
+from llmmod.models.tokenizers.sentencepiece_bpe import BPE, is_exact, read_model, rust_tokenizer
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_KEY = "tokenizer.pretrained_model_name_or_path"
+_OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Of tokenizer_config.json; the rest are the original class's own, or name code.
+_KEPT = (*_OWN, "add_bos_token", "add_eos_token", "model_max_length", "padding_side", "truncation_side", "chat_template")
+_CODE = ("trust_remote_code", "code_revision")
 
 
 def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
@@ -35,42 +53,171 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     if not checkpoint.local:
         where = {name: arguments[name] for name in WHERE if name in arguments}
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "tokenizer_config.json", **where)
-    elif checkpoint.gguf_file is None:
-        _check_directory(checkpoint)
-    with explain_loading_errors(checkpoint, arguments):
-        if checkpoint.gguf_file is None:
-            tokenizer = _from_files(checkpoint, arguments)
-            report_remote_code(tokenizer, pretrained_model_name_or_path, trust_remote_code=bool(arguments.get("trust_remote_code")))
-            return tokenizer
-        from llmmod.models.loading.gguf import tokenizer_from_gguf
-
-        return tokenizer_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
-
-
-def _from_files(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Any:
-    tokenizer = load_original(checkpoint.path, **arguments)
-    if tokenizer is not None:
-        return tokenizer
-    directory = Path(checkpoint.path)
-    config = directory / "config.json"
-    if config.is_file() and not (directory / "tokenizer.json").is_file():
-        check_known_layout(json.loads(config.read_text()), path=checkpoint.path)
-    return AutoTokenizer.from_pretrained(checkpoint.path, **arguments)
-
-
-def _check_directory(checkpoint: Checkpoint) -> None:
-    directory = Path(checkpoint.path)
-    if not has_tokenizer(directory):
+    elif checkpoint.gguf_file is None and not has_tokenizer(Path(checkpoint.path)):
         # transformers would make up an empty one for some classes (qwen2): every text encodes to nothing.
         check_model_directory(checkpoint, weights=False)
         do = f"To take another model's: {TOKENIZER_KEY}=/path/to/directory"
         raise ConfigError(Problem(PATH_KEY, f"'{checkpoint.path}' holds no tokenizer", do=do))
+    with explain_loading_errors(checkpoint, arguments):
+        if checkpoint.gguf_file is not None:
+            return tokenizer_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
+        tokenizer = load_original(checkpoint.path, **arguments)
+        if tokenizer is None:
+            config = Path(checkpoint.path) / "config.json"
+            if config.is_file() and not (config.parent / "tokenizer.json").is_file():
+                check_known_layout(json.loads(config.read_text(encoding="utf-8")), path=checkpoint.path)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **arguments)
+        report_remote_code(tokenizer, pretrained_model_name_or_path, trust_remote_code=bool(arguments.get("trust_remote_code")))
+        return tokenizer
 
 
 def set_pad_token(tokenizer: Any) -> None:
     """Give a tokenizer without a padding token one that it has already, so that no embedding is added: unk, else eos.
 
-    Padding is told from text by the collator's own account of lengths, never by this id, so an eos that is text stays trained.
+    The collator knows the lengths of texts and does not go by this id, so an eos that is text stays trained.
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def load_original(path: str, **arguments: Any) -> Any:
+    """The tokenizer of a checkpoint of 2023, with the ids that the code it came with gives.
+
+    Args:
+        path: a directory or hub id.
+        arguments: those of from_pretrained; fields of the tokenizer take the place of the checkpoint's. Code is never run.
+
+    Returns:
+        A PreTrainedTokenizerFast, which stock transformers saves and reloads; a SentencePieceTokenizer where no fast one is exact;
+        None where the checkpoint is none of 2023's, or has a tokenizer.json that transformers reads right.
+
+    Raises:
+        ValueError: a vocabulary that can't be read, or added tokens that don't follow it.
+    """
+    files = _Files(path, {name: arguments.pop(name) for name in WHERE if name in arguments and name not in _CODE})
+    tokenizer_config = files.read("tokenizer_config.json")
+    original = originals.original_of(tokenizer_config, files.read("config.json"))
+    if original is None:
+        return None
+    if original is LLAMA and files.find("tokenizer.json"):
+        return _as_written(files, arguments)
+    file = files.find(original.file)
+    if file is None:
+        return None
+    given = {name: value for name, value in arguments.items() if name not in _CODE}
+    kept = {name: _text(tokenizer_config[name]) for name in _KEPT if tokenizer_config.get(name) is not None}
+    if template := files.find("chat_template.jinja"):
+        kept["chat_template"] = template.read_text(encoding="utf-8")
+    fields = {"model_input_names": ["input_ids", "attention_mask"], "add_bos_token": original.adds_bos}
+    tokenizer = tokenizer_of(original, file, {**fields, **original.own, **original.arguments, **kept, **given})
+    _add(tokenizer, _added(tokenizer_config, files.read("added_tokens.json")))
+    tokenizer.name_or_path = path
+    return tokenizer
+
+
+def tokenizer_of(original: Original, file: Path, fields: Mapping[str, Any]) -> Any:
+    """The tokenizer of a vocabulary.
+
+    Args:
+        original: whose rules it has.
+        file: `original.file` of a checkpoint.
+        fields: of the transformers class, special tokens and `add_bos_token` among them.
+
+    Raises:
+        ValueError: the file can't be read.
+    """
+    if original.prefix or original is QWEN:  # given, these would make transformers write a post-processor of its own
+        fields = {name: value for name, value in fields.items() if name not in ("add_bos_token", "add_eos_token")}
+    if original is QWEN:
+        extra = [token for token in originals.QWEN_SPECIAL if token not in {fields.get(name) for name in _OWN}]
+        return PreTrainedTokenizerFast(tokenizer_object=originals.tiktoken_tokenizer(file), extra_special_tokens=extra, **fields)
+    model = read_model(file)
+    if model.type == BPE and model.byte_fallback:
+        rust = rust_tokenizer(model)
+        SetMinLogLevel(2)  # errors; it would warn of InternLM's piece for NUL, on standard error
+        if is_exact(rust, SentencePieceProcessor(model_file=str(file)), model):
+            return _fast(original, rust, dict(fields))
+    log.warning("%s: the fast tokenizer can't follow its rules exactly, so SentencePiece itself is used, which is slower.", file)
+    return _slow(original, file, dict(fields))
+
+
+def _fast(original: Original, rust: Tokenizer, fields: dict[str, Any]) -> PreTrainedTokenizerFast:
+    rust.add_special_tokens([*_special(original, fields).values(), *_appended(original)])
+    if not original.prefix:
+        return PreTrainedTokenizerFast(tokenizer_object=rust, **fields)
+    prefix, eos = " ".join(original.prefix), fields["eos_token"]
+    ids = [(name, rust.token_to_id(name)) for name in (*original.prefix, eos)]
+    rust.post_processor = processors.TemplateProcessing(single=f"{prefix} $A", pair=f"{prefix} $A $B {eos}", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=rust, extra_special_tokens=list(original.appended), **fields)
+
+
+def _slow(original: Original, file: Path, fields: dict[str, Any]) -> SentencePieceTokenizer:
+    prefix = (fields["bos_token"],) if fields.pop("add_bos_token", False) else original.prefix
+    suffix = (fields["eos_token"],) if fields.pop("add_eos_token", False) else ()
+    special = _special(original, fields)
+    own = {name: special[fields[name]] for name in _OWN if fields.get(name)}
+    appended = {"extra_special_tokens": _appended(original)}
+    return SentencePieceTokenizer(vocab_file=str(file), prefix=prefix, suffix=suffix, **{**fields, **own, **appended, MARK: original.name})
+
+
+def _special(original: Original, fields: Mapping[str, Any]) -> dict[str, AddedToken]:
+    strips = original.strips_spaces
+    names = dict.fromkeys(fields[name] for name in _OWN if fields.get(name))
+    return {name: AddedToken(name, lstrip=strips, rstrip=strips, normalized=False, special=True) for name in names}
+
+
+def _appended(original: Original) -> list[AddedToken]:
+    return [AddedToken(name, normalized=False, special=True) for name in original.appended]
+
+
+class _Files:
+    """The files of a checkpoint, local or on the hub."""
+
+    def __init__(self, path: str, where: Mapping[str, Any]) -> None:
+        self.path, self.where = path, dict(where)
+
+    def find(self, name: str) -> Path | None:
+        """Where a file is, None where there is none or it can't be had: what comes next says why."""
+        asked = ("missing_entries", "connection_errors", "gated_repo")
+        found = cached_file(self.path, name, **self.where, **{f"_raise_exceptions_for_{what}": False for what in asked})
+        return Path(found) if found else None
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file's object, empty where there is none."""
+        file = self.find(name)
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file else {}
+
+
+def _as_written(files: _Files, arguments: Mapping[str, Any]) -> Any:
+    """A tokenizer.json of transformers 4 taken at its word; None for one of transformers 5, which is read right.
+
+    LlamaTokenizer of transformers 5.23 makes up a pre-tokenizer in place of the normalizer that stands in such a file: LLaMA-2's texts
+    that begin with white space or have runs of it get other ids.
+    """
+    made = files.read("tokenizer.json")
+    if made.get("pre_tokenizer") is not None or made.get("normalizer") is None:
+        return None
+    return PreTrainedTokenizerFast.from_pretrained(files.path, **files.where, **arguments)
+
+
+def _added(tokenizer_config: Mapping[str, Any], added_tokens: Mapping[str, int]) -> dict[int, AddedToken]:
+    """Tokens that a fine-tuned checkpoint has besides its vocabulary, by id."""
+    found = {index: AddedToken(token, normalized=False) for token, index in added_tokens.items()}
+    for index, fields in (tokenizer_config.get("added_tokens_decoder") or {}).items():
+        found[int(index)] = AddedToken(**{name: value for name, value in fields.items() if not name.startswith("_")})
+    return dict(sorted(found.items()))
+
+
+def _add(tokenizer: Any, added: Mapping[int, AddedToken]) -> None:
+    known = tokenizer.get_vocab() if added else {}
+    for index, token in added.items():
+        if known.get(token.content) == index:
+            continue
+        tokenizer.add_tokens([token])
+        if tokenizer.convert_tokens_to_ids(token.content) != index:
+            raise ValueError(f"its added token '{token.content}' has the id {index}, which doesn't follow its vocabulary")
+
+
+def _text(value: Any) -> Any:
+    """A special token, which tokenizer_config.json writes as a string or as the fields of an AddedToken, as a string."""
+    return value["content"] if isinstance(value, Mapping) and "content" in value else value

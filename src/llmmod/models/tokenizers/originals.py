@@ -1,28 +1,43 @@
 """What the tokenizer code did that came with 2023's checkpoints, as data, and how a checkpoint of each is recognised.
 
+Two need code: Qwen's vocabulary is a file of tiktoken's, and a SentencePiece model whose rules the Rust library hasn't got is run by
+SentencePiece itself, some twenty times slower. Stock transformers doesn't know that class: from a directory that it saved, it takes the
+nearest that it has, which splits texts alike but leaves out what begins them, or worse.
+
 Sources: tokenization_chatglm.py (THUDM/chatglm2-6b), tokenization_baichuan.py (baichuan-inc), tokenization_internlm.py (internlm),
 tokenization_qwen.py (Qwen), tokenization_llama.py (transformers 4.33), all as they worked under transformers 4.33.
-
-A tokenizer.model as it is written: SentencePiece's ModelProto, read without protobuf.
-
-protobuf takes one definition of a message in a process, and sentencepiece and transformers each bring their own: whichever is imported
-second fails. What is needed here is few fields of a simple format (protobuf.dev, "Encoding").
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
+
+log = logging.getLogger(__name__)
 
 MARK = "original_tokenizer"  # in tokenizer_config.json of a directory that llmmod saved and stock transformers can't read exactly
+# PAT_STR and SPECIAL_TOKENS of tokenization_qwen.py.
+_QWEN_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_QWEN_EXTRA = [f"<|extra_{number}|>" for number in range(205)]
+QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_QWEN_EXTRA]
 
 
 @dataclass(frozen=True)
 class Original:
-    """A tokenizer's ways.
+    """A tokenizer's rules.
 
     Args:
         name: for messages, and under `MARK`.
@@ -31,7 +46,7 @@ class Original:
         file: its vocabulary.
         own: its special tokens, unless tokenizer_config.json has others.
         adds_bos: whether a text begins with bos, unless tokenizer_config.json says otherwise.
-        swallows_spaces: whether special tokens in a text swallow the white space beside them.
+        strips_spaces: whether special tokens in a text swallow the white space beside them.
         appended: special tokens that follow the vocabulary's pieces.
         prefix: those of them that a text begins with. A pair of texts then ends with eos.
         arguments: fields of the transformers class.
@@ -43,7 +58,7 @@ class Original:
     file: str = "tokenizer.model"
     own: Mapping[str, str] = field(default_factory=lambda: {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
     adds_bos: bool = False
-    swallows_spaces: bool = False
+    strips_spaces: bool = False
     appended: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +75,7 @@ CHATGLM2 = Original(
     arguments={"padding_side": "left", "split_special_tokens": True},
 )
 BAICHUAN = Original("Baichuan", classes=("BaichuanTokenizer", "BaiChuanTokenizer"), model_types=("baichuan",))
-INTERNLM = Original("InternLM", classes=("InternLMTokenizer",), model_types=("internlm",), adds_bos=True, swallows_spaces=True)
+INTERNLM = Original("InternLM", classes=("InternLMTokenizer",), model_types=("internlm",), adds_bos=True, strips_spaces=True)
 QWEN = Original(
     "Qwen",
     classes=("QWenTokenizer",),
@@ -89,91 +104,52 @@ def original_of(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]) 
     return None
 
 
-BPE = 2  # TrainerSpec.ModelType
-NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6  # ModelProto.SentencePiece.Type
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types
-
-
-class Piece(NamedTuple):
-    """An entry of the vocabulary."""
-
-    text: str
-    score: float
-    type: int
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a tokenizer.model says.
-
-    Args:
-        pieces: by id.
-        type: `BPE`, or another.
-        byte_fallback: whether a character without a piece becomes its bytes.
-        dummy_prefix: whether a text gets a space in front.
-    """
-
-    pieces: tuple[Piece, ...]
-    type: int
-    byte_fallback: bool
-    dummy_prefix: bool
-
-    def texts(self, type_: int) -> list[str]:
-        """Pieces of one type."""
-        return [piece.text for piece in self.pieces if piece.type == type_]
-
-
-def read_model(file: Path) -> Model:
-    """The model in a file.
+def tiktoken_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of qwen.tiktoken; its special tokens follow the vocabulary in the order of `QWEN_SPECIAL`.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: the file is none of tiktoken's.
     """
-    try:
-        fields = list(_fields(file.read_bytes()))
-        pieces = tuple(_piece(value) for number, value in fields if number == 1)
-        trainer, normalizer = (dict(_fields(b"".join(value for n, value in fields if n == number))) for number in (2, 3))
-    except (IndexError, TypeError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"{file.name} is no SentencePiece model") from error
-    if not pieces:
-        raise ValueError(f"{file.name} is no SentencePiece model: it has no pieces")
-    return Model(pieces, type=trainer.get(3, 1), byte_fallback=bool(trainer.get(35, 0)), dummy_prefix=bool(normalizer.get(3, 1)))
+    tokenizer = TikTokenConverter(vocab_file=str(file), pattern=_QWEN_PATTERN, extra_special_tokens=QWEN_SPECIAL).converted()
+    tokenizer.normalizer = normalizers.NFC()  # as _tokenize of tokenization_qwen.py does before anything else
+    return tokenizer
 
 
-def _piece(data: bytes) -> Piece:
-    fields = dict(_fields(data))
-    (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
-    return Piece(fields.get(1, b"").decode("utf-8"), score, fields.get(3, NORMAL))
+class SentencePieceTokenizer(SentencePieceBackend):  # type: ignore[misc]
+    """A tokenizer.model with the original's special tokens.
 
+    Args:
+        prefix: tokens that a text begins with.
+        suffix: tokens that it ends with.
+        arguments: SentencePieceBackend's, and `original_tokenizer`, which is saved.
+    """
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message: an int, or the bytes of anything else."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind == _LENGTH:
-            length, at = _varint(data, at)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            length = 8 if kind == _EIGHT_BYTES else 4
-        else:
-            raise TypeError(f"no wire type {kind}")
-        if at + length > len(data):
-            raise IndexError(f"a field of {length} bytes goes beyond the end")
-        yield number, data[at : at + length]
-        at += length
+    def __init__(self, *, prefix: Sequence[str] = (), suffix: Sequence[str] = (), **arguments: Any) -> None:
+        self.prefix, self.suffix = tuple(prefix), tuple(suffix)
+        super().__init__(**arguments, legacy=True)
 
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+        """A text's ids between prefix and suffix. Of a pair, LLaMA wraps both; ChatGLM2 has its prefix before the first, eos at the end."""
+        prefix, suffix = (list(self.convert_tokens_to_ids(tokens)) for tokens in (self.prefix, self.suffix))
+        first = [*prefix, *token_ids_0, *suffix]
+        if token_ids_1 is None:
+            return first
+        if len(prefix) > 1:
+            return [*first, *token_ids_1, self.eos_token_id]
+        return [*first, *prefix, *token_ids_1, *suffix]
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next field begins."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of some tokens; special ones stand in it as they are spelt."""
+        added = self._added_tokens_encoder
+        runs = itertools.groupby(tokens, key=lambda token: token in added)
+        return "".join("".join(run) if spelt else self.sp_model.decode_pieces(list(run)) for spelt, run in runs)
+
+    def save_pretrained(self, save_directory: Any, **arguments: Any) -> tuple[str, ...]:
+        """What PreTrainedTokenizer saves, under the name of the class of transformers that comes nearest."""
+        saved: tuple[str, ...] = super().save_pretrained(save_directory, **arguments)
+        config = Path(save_directory) / "tokenizer_config.json"
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields["tokenizer_class"] = SentencePieceBackend.__name__
+        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        log.warning("%s: llmmod reads this tokenizer as it was (%s); stock transformers has no class for it.", save_directory, fields[MARK])
+        return saved

@@ -7,8 +7,7 @@ import random
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llmmod.models.tokenizers.fast import rust_tokenizer
-from llmmod.models.tokenizers.originals import read_model
+from llmmod.models.tokenizers.sentencepiece_bpe import read_model, rust_tokenizer
 
 MODELS = ["chatglm2_tiny", "baichuan2_tiny", "internlm", "llama2"]
 _ALPHABET = [

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmmod.models.tokenizers.originals import BPE, USER_DEFINED, read_model
+from llmmod.models.tokenizers.sentencepiece_bpe import BPE, USER_DEFINED, read_model
 
 MODELS = ["chatglm2_tiny", "baichuan2_tiny", "internlm", "llama2"]
 
@@ -49,7 +49,7 @@ def test_what_is_no_model(tmp_path, content):
 
 @pytest.mark.parametrize("module", ["sentencepiece.sentencepiece_model_pb2", "transformers.utils.sentencepiece_model_pb2_new"])
 def test_whose_protobuf_came_first_does_not_matter(vocabulary, module):
-    code = f"import {module}, sys, pathlib; from llmmod.models.tokenizers.originals import read_model as read; "
+    code = f"import {module}, sys, pathlib; from llmmod.models.tokenizers.sentencepiece_bpe import read_model as read; "
     code += "print(len(read(pathlib.Path(sys.argv[1])).pieces))"
     done = subprocess.run([sys.executable, "-c", code, str(vocabulary("chatglm2_tiny"))], capture_output=True, text=True, timeout=60)
     assert done.stdout == "3000\n", done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from llmmod import load_tokenizer
 from llmmod.errors import ConfigError
-from llmmod.models.tokenizers.fast import SentencePieceTokenizer
+from llmmod.models.tokenizers.originals import SentencePieceTokenizer
 from llmmod.render.encode import TextEncoder
 from llmmod.render.segments import own_beginning
 
@@ -205,7 +205,7 @@ def test_rules_that_the_fast_tokenizer_has_not_got(vocabulary, oracle, tmp_path,
     (path / "config.json").write_text(json.dumps({"model_type": model_type}))
     tokenizer, processor = load_tokenizer(str(path)), SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    assert "SentencePiece itself is taken" in caplog.text
+    assert "SentencePiece itself is used" in caplog.text
     texts = [row["text"] for row in oracle(name)]
     assert TextEncoder(tokenizer).encode(texts) == processor.encode(texts)
     assert tokenizer("你好\n").input_ids == prefix + processor.encode("你好\n")

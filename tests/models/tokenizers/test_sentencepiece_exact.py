@@ -8,8 +8,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, normalizers
 
-from llmmod.models.tokenizers.fast import is_exact, rust_tokenizer
-from llmmod.models.tokenizers.originals import read_model
+from llmmod.models.tokenizers.sentencepiece_bpe import is_exact, read_model, rust_tokenizer
 
 
 def proven(path, change=lambda tokenizer: tokenizer):
