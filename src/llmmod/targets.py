@@ -47,8 +47,8 @@ PACKAGES: dict[str, Package] = {
             "llmmod.trainers.preference.kto.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
             "llmmod.trainers.ppo.trainer.PpoTrainer", "llmmod.trainers.rm.RmTrainer",
             "llmmod.trainers.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
-            "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.answers.PredictAnswers",
-            "llmmod.steps.predict.documents.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
+            "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.completions.PredictAnswers",
+            "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
             "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(

@@ -15,8 +15,7 @@ from llmmod.errors import ConfigError
 from llmmod.protocols import LoadedModel
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
-from llmmod.steps.predict.answers import settings
-from llmmod.steps.predict.step import Predict
+from llmmod.steps.predict.step import Predict, generation_settings
 from llmmod.steps.train import Train
 
 
@@ -163,22 +162,22 @@ def test_nothing_held_out(session, toy_splits):
 
 
 def test_settings_are_those_of_generation(session, tiny_llama, tiny_tokenizer):
-    config = settings(session(), "predict", tiny_llama)
+    config = generation_settings(session(), "predict", tiny_llama)
     assert (config.max_new_tokens, config.do_sample, config.use_cache) == (8, False, True)
     assert (config.eos_token_id, config.pad_token_id) == ([tiny_tokenizer.eos_token_id], tiny_tokenizer.pad_token_id)
 
 
 def test_seq2seq_s_settings_win(session, tiny_llama):
-    config = settings(session(generation_max_length=30, generation_num_beams=3), "predict", tiny_llama)
+    config = generation_settings(session(generation_max_length=30, generation_num_beams=3), "predict", tiny_llama)
     assert (config.max_length, config.max_new_tokens, config.num_beams) == (30, None, 3)
-    config = settings(session(generation_config={"max_new_tokens": 3}), "predict", tiny_llama)
+    config = generation_settings(session(generation_config={"max_new_tokens": 3}), "predict", tiny_llama)
     assert config.max_new_tokens == 3
 
 
 def test_smoke_answers_are_short(session, tiny_llama):
     made = session(smoke=True)
     made.root.generation.max_new_tokens = 500
-    assert settings(made, "predict", tiny_llama).max_new_tokens == 16
+    assert generation_settings(made, "predict", tiny_llama).max_new_tokens == 16
 
 
 def test_sampled_answers_are_the_same_each_time(session, tiny_llama, lora_conf):

@@ -1,4 +1,4 @@
-"""llmmod.steps.predict.documents: which documents rows hold, whichever way they were made."""
+"""llmmod.steps.predict.completions: which documents rows hold, whichever way they were made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmmod.data.examples.types import join, pieces
-from llmmod.steps.predict.documents import whole_documents
+from llmmod.steps.predict.completions import whole_documents
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [18, 19, 20, 21]]
 

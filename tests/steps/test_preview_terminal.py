@@ -7,9 +7,7 @@ import io
 import pytest
 
 from llmmod.render.findings import Finding
-from llmmod.steps.preview.page import Example, IdRow, Verdict
-from llmmod.steps.preview.terminal import elided, plain, show
-from llmmod.steps.preview.tokens import Shown
+from llmmod.steps.preview.examples import Example, IdRow, Shown, Verdict, elided, plain, show
 
 PIECES = [
     Shown("<s>", 0, (1,), ("<s>",), trained=False, special=True),

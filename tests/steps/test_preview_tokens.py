@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from llmmod.steps.preview.tokens import TokenTexts, visible
+from llmmod.steps.preview.examples import TokenTexts, visible
 
 
 def encoded(tokenizer, text):

@@ -14,7 +14,7 @@ from llmmod.config.schema.steps import EvaluateConf, PredictConf
 from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.models.loading.structure import base_model
 from llmmod.protocols import LoadedModel, StepReport
-from llmmod.steps.predict.step import Predict, held_out
+from llmmod.steps.predict.step import Predict, held_out_examples
 from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import release, restored_after_training, trainer_from
 from llmmod.trainers.measures import evaluation_metrics, last_evaluation
@@ -87,7 +87,7 @@ class Evaluate:
         Raises:
             ConfigError: there are no held-out examples.
         """
-        examples = held_out(session, self.name)
+        examples = held_out_examples(session, self.name)
         metrics = self._metrics(session, examples)
         report = StepReport(metrics, summary=[f"{self.name}: {evaluation_summary(metrics)} on {_counted(examples)}"])
         if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # of the stages that write

@@ -43,8 +43,8 @@ SAID_ELSEWHERE: dict[str, str] = {
     "assistant_only_loss": "dataset.mask_prompt",
 }
 
-ANSWERS = "llmmod.steps.predict.answers.PredictAnswers"
-CONTINUES = "llmmod.steps.predict.documents.PredictDocuments"
+ANSWERS = "llmmod.steps.predict.completions.PredictAnswers"
+CONTINUES = "llmmod.steps.predict.completions.PredictDocuments"
 SCORES = "llmmod.steps.predict.rewards.PredictRewards"
 
 

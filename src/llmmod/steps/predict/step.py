@@ -1,6 +1,7 @@
-"""What a model makes of the held-out examples; what that is, its stage says: answers to prompts, scores of pairs, ….
+"""The step `predict`, and what its kinds share: held-out examples, generation settings, a file of ordered lines.
 
-Lines that are written as they come and end up in order.
+`training.predict` names the class that does the work, since the stage decides what there is to predict: answers to prompts,
+continuations of documents, scores of pairs.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from transformers import GenerationConfig
+
 from llmmod.config.schema.steps import PredictConf
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import atomic_write
-from llmmod.instantiate import locate
+from llmmod.instantiate import build, locate
+from llmmod.models.generation.settings import generation_config
 from llmmod.protocols import Step, StepReport
+
+PREDICTIONS = "generated_predictions.jsonl"
+_SMOKE_TOKENS = 16
 
 
 class Predict:
@@ -21,14 +28,14 @@ class Predict:
 
     Args:
         conf: `steps.<name>`.
-        name: the step's name, and that of the directory in the run's.
+        name: the step's name, and that of its directory.
     """
 
     def __init__(self, conf: PredictConf, name: str) -> None:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Do what `training.predict` names.
+        """Run the class that `training.predict` names.
 
         Raises:
             ConfigError: there are no held-out examples.
@@ -38,8 +45,8 @@ class Predict:
         return step.run(session)
 
 
-def held_out(session: Any, step: str, *, of: str = "eval") -> Any:
-    """A step's held-out examples, or `of="eval_conversations"`, what they were before they became tokens.
+def held_out_examples(session: Any, step: str, *, of: str = "eval") -> Any:
+    """A step's held-out examples; with `of="eval_conversations"`, the conversations that they were made from.
 
     Raises:
         ConfigError: there are none.
@@ -51,38 +58,67 @@ def held_out(session: Any, step: str, *, of: str = "eval") -> Any:
     return found
 
 
-class OrderedLines:
-    """A file of numbered lines, each on the disk as soon as it is written; sorted by number when the block ends without an error.
+def generation_settings(session: Any, name: str, model: Any) -> GenerationConfig:
+    """`generation.*`, overridden by `training.generation_*`, as transformers' Seq2SeqTrainer has these arguments.
 
-    Only the lines' places are held in memory, not the lines. After an error the file has what was written, in the order of writing.
+    Raises:
+        ConfigError: `training.generation_config` names a directory without generation_config.json.
+    """
+    training = session.conf(name, "training")
+    given = getattr(training, "generation_config", None)  # stages whose trainer is not a Seq2SeqTrainer don't have these fields
+    length, beams = (getattr(training, field, None) for field in ("generation_max_length", "generation_num_beams"))
+    if isinstance(given, dict):
+        chosen = GenerationConfig(**given)
+    elif given:
+        try:
+            chosen = GenerationConfig.from_pretrained(given)
+        except OSError as error:
+            found = f"there is no generation_config.json in {given}: {one_line(error, 200)}"
+            raise ConfigError(
+                Problem("training.generation_config", found, do="Name a directory that has one, or give its fields")
+            ) from error
+    else:
+        chosen = build(session.root.generation)
+    if length is not None:
+        chosen.max_length, chosen.max_new_tokens = length, None
+    if beams is not None:
+        chosen.num_beams = beams
+    chosen.num_return_sequences = None  # one completion for each prompt
+    if session.root.smoke:
+        chosen.max_new_tokens = min(chosen.max_new_tokens or _SMOKE_TOKENS, _SMOKE_TOKENS)
+    return generation_config(chosen, model, stop_ids=session.render(name).stop_ids, pad_id=session.tokenizer(name).pad_token_id)
+
+
+class OrderedLines:
+    """A file of numbered lines. Each is on the disk as soon as it is written; they are sorted when the block ends without an error.
+
+    Only the lines' positions are in memory. After an error the file has the lines in the order of writing.
 
     Args:
-        path: replaced where it exists.
+        path: replaced if it exists.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._places: dict[int, tuple[int, int]] = {}  # number -> offset and length, in bytes
+        self._positions: dict[int, tuple[int, int]] = {}  # number -> offset and length, in bytes
 
     def __enter__(self) -> OrderedLines:
         self._file = self._path.open("wb")
         return self
 
     def write(self, number: int, line: str) -> None:
-        """Write a line, without its line break."""
+        """Write a line, given without its line break."""
         content = line.encode() + b"\n"
-        self._places[number] = (self._file.tell(), len(content))
+        self._positions[number] = (self._file.tell(), len(content))
         self._file.write(content)
         self._file.flush()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
-        if kind is None:
-            self._sort()
-
-    def _sort(self) -> None:
+        if kind is not None:
+            return
         with atomic_write(self._path) as partial, self._path.open("rb") as written, partial.open("wb") as ordered:
-            for number in sorted(self._places):
-                offset, length = self._places[number]
+            for number in sorted(self._positions):
+                offset, length = self._positions[number]
                 written.seek(offset)
                 ordered.write(written.read(length))

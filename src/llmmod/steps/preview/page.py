@@ -1,6 +1,6 @@
-"""The page that shows what training sees: one HTML file with all it needs in it, written by a template that escapes every value.
+"""The page that shows what training sees: one self-contained HTML file, from a template that escapes every value.
 
-A histogram as shares of its width and height, for whoever draws it.
+Its figures are tiles with a value and a few notes, and a histogram of lengths whose bars are in percent of the drawing.
 """
 
 from __future__ import annotations
@@ -10,19 +10,75 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
 from statistics import median
 from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
+from llmmod.data.dataset.splits import DataReport
 from llmmod.render.encode import IGNORED
-from llmmod.render.findings import Finding
-from llmmod.steps.preview.figures import Packs
-from llmmod.steps.preview.tokens import Shown
+from llmmod.steps.preview.examples import Example, Verdict
+from llmmod.steps.preview.figures import Figures, Measured, Packs, Plan
 
-_MOST = 40  # bars
-_TICKS = 5  # at most, besides 0
+_TEMPLATE = "page.html"  # beside this module
+_MOST_BARS = 40
+_MOST_TICKS = 5  # besides 0
+
+
+class Tile(NamedTuple):
+    """A figure with what there is to say about it.
+
+    Args:
+        name: of what.
+        value: the figure.
+        notes: a line each.
+        share: a bar below it, 0 to 1; None: no bar.
+        warns: whether it is one that nobody hopes for.
+    """
+
+    name: str
+    value: str
+    notes: Sequence[str] = ()
+    share: float | None = None
+    warns: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that the page says.
+
+    Args:
+        title: the dataset's name.
+        lines: where the data comes from and how it was read.
+        choices: (part, option).
+        verdict: the certificate's.
+        tiles: figures.
+        lengths: tokens, one an example.
+        cutoff_len: tokens.
+        packs: how examples share rows; None: they don't.
+        examples: the shown ones.
+        examples_title: which they are.
+        footer: a line.
+    """
+
+    title: str
+    lines: Sequence[str]
+    choices: Sequence[tuple[str, str]]
+    verdict: Verdict
+    tiles: Sequence[Tile]
+    lengths: Sequence[int]
+    cutoff_len: int
+    packs: Packs | None
+    examples: Sequence[Example]
+    examples_title: str
+    footer: str
+
+
+def page(contents: Contents) -> str:
+    """The page as HTML."""
+    text = files("llmmod.steps.preview").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+    return template.render(vars(contents), histogram=histogram(contents.lengths, contents.cutoff_len), ignored=IGNORED)
 
 
 class Bar(NamedTuple):
@@ -64,7 +120,7 @@ def histogram(lengths: Sequence[int], cutoff_len: int) -> Histogram:
     longest = max(lengths)
     far = longest < 0.4 * cutoff_len
     right = longest if far else max(longest, cutoff_len)
-    width = _round_step(right / _MOST)
+    width = _round_step(right / _MOST_BARS)
     end = -(-right // width) * width
     counts = Counter(max(0, length - 1) // width for length in lengths)
     most = max(counts.values())
@@ -73,7 +129,7 @@ def histogram(lengths: Sequence[int], cutoff_len: int) -> Histogram:
         Bar(number * width * share, width * share, 100 * count / most, number * width + 1, (number + 1) * width, count)
         for number, count in sorted(counts.items())
     ]
-    step = _round_step(end / _TICKS)
+    step = _round_step(end / _MOST_TICKS)
     ticks = [(tokens * share, tokens) for tokens in range(0, end + 1, step)]
     return Histogram(bars, most, ticks, median(lengths) * share, None if far else cutoff_len * share)
 
@@ -84,111 +140,84 @@ def _round_step(least: float) -> int:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
-_TEMPLATE = "page.html"  # beside this module
-
-
-class Tile(NamedTuple):
-    """A figure with what there is to say about it.
+def tiles(report: DataReport, measured: Measured) -> list[Tile]:
+    """What there is to know of the data and of the training it makes.
 
     Args:
-        name: of what.
-        value: the figure.
-        notes: a line each.
-        share: a bar below it, 0 to 1; None: no bar.
-        warns: whether it is one that nobody hopes for.
+        report: the data's account.
+        measured: the data's numbers.
     """
-
-    name: str
-    value: str
-    notes: Sequence[str] = ()
-    share: float | None = None
-    warns: bool = False
-
-
-class Verdict(NamedTuple):
-    """What the certificate says."""
-
-    refused: bool
-    headline: str
-    explanation: str
-    findings: Sequence[Finding]
+    figures, packs, plan = measured
+    of_data = [_examples(report, figures), _tokens(figures), _lengths(report, figures)]
+    return [
+        *of_data,
+        *([_fitting(report)] if figures.complete else []),
+        *([_packs(packs, figures)] if packs else []),
+        _steps(plan),
+        _run(figures, plan),
+    ]
 
 
-class IdRow(NamedTuple):
-    """A line of the table of ids; `text` is what its token says, with those below it where only several make a character."""
-
-    at: int
-    id: int
-    name: str
-    text: str
-    label: int
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural where it isn't 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-@dataclass(frozen=True)
-class Example:
-    """An example as the page shows it.
-
-    Args:
-        number: from 1 on.
-        name: what it is called.
-        shown: its tokens.
-        rows: of its table of ids.
-    """
-
-    number: int
-    name: str
-    shown: Sequence[Shown]
-    rows: Sequence[IdRow]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens there are."""
-        return len(self.rows)
-
-    @property
-    def trained(self) -> int:
-        """Positions with a label."""
-        return sum(row.label != IGNORED for row in self.rows)
-
-    @property
-    def runs(self) -> list[tuple[bool, list[Shown]]]:
-        """Its tokens in runs of trained and masked ones."""
-        return [(trained, list(run)) for trained, run in groupby(self.shown, lambda piece: piece.trained)]
+def _examples(report: DataReport, figures: Figures) -> Tile:
+    held = f"{report.eval.examples:,} held out to validate with"
+    value, note = (f"{figures.examples:,}", f"from {counted(report.rows, 'row')}; {held}") if figures.complete else ("a stream", held)
+    bad = [f"{counted(report.skipped, 'bad row')} left out; the first: {report.reasons[0]}"] if report.skipped else []
+    return Tile("Examples to train on", value, [note, *bad], warns=bool(bad))
 
 
-@dataclass(frozen=True)
-class Contents:
-    """All that the page says.
-
-    Args:
-        title: the dataset's name.
-        lines: where the data comes from and how it was read.
-        choices: (part, option).
-        verdict: the certificate's.
-        tiles: figures.
-        lengths: tokens, one an example.
-        cutoff_len: tokens.
-        packs: how examples share rows; None: they don't.
-        examples: the shown ones.
-        examples_title: which they are.
-        footer: a line.
-    """
-
-    title: str
-    lines: Sequence[str]
-    choices: Sequence[tuple[str, str]]
-    verdict: Verdict
-    tiles: Sequence[Tile]
-    lengths: Sequence[int]
-    cutoff_len: int
-    packs: Packs | None
-    examples: Sequence[Example]
-    examples_title: str
-    footer: str
+def _tokens(figures: Figures) -> Tile:
+    of = "" if figures.complete else f" of the first {counted(figures.examples, 'example')}"
+    if not figures.trained_tokens:
+        return Tile("Tokens" + of, f"{figures.tokens:,}", ["of prompts, whose answers are made while training"])
+    trained = f"{figures.trained_share:.0%} of them trained: {figures.trained_tokens:,}"
+    return Tile("Tokens" + of, f"{figures.tokens:,}", [trained], share=figures.trained_share)
 
 
-def page(contents: Contents) -> str:
-    """The page as HTML."""
-    text = files("llmmod.steps.preview").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
-    return template.render(vars(contents), histogram=histogram(contents.lengths, contents.cutoff_len), ignored=IGNORED)
+def _lengths(report: DataReport, figures: Figures) -> Tile:
+    shortest, longest = min(figures.lengths), max(figures.lengths)
+    note = f"from {shortest:,} to {longest:,} tokens; cutoff_len is {report.cutoff_len:,}"
+    return Tile("Median length", f"{figures.median:,}", [note])
+
+
+def _fitting(report: DataReport) -> Tile:
+    cut, dropped, ends = report.train.cut, report.train.dropped, report.train.ends_lost
+    notes = [f"longer than cutoff_len={report.cutoff_len:,}"] if cut else []
+    if dropped:
+        notes.append(f"{dropped:,} left out as longer than cutoff_len={report.cutoff_len:,}")
+    if ends:
+        notes.append(f"{ends:,} of them lost the end of their answer")
+    if report.eval.cut or report.eval.dropped:
+        notes.append(f"of those to validate with, {report.eval.cut:,} cut and {report.eval.dropped:,} left out")
+    if not cut and not dropped:
+        notes.append("every example fits into cutoff_len")
+    return Tile("Examples cut", f"{cut:,}", notes, warns=bool(cut or dropped))
+
+
+def _steps(plan: Plan) -> Tile:
+    parts = [counted(plan.per_device, "row")]
+    parts += [f"{plan.accumulation} accumulated"] if plan.accumulation > 1 else []
+    parts += [f"{plan.devices} devices"] if plan.devices > 1 else []
+    batch = f" = {plan.batch:,} rows a step" if len(parts) > 1 else " a step"
+    epochs = [] if plan.epochs is None else [f"{plan.epochs:.3g} {'epoch' if plan.epochs == 1 else 'epochs'}"]
+    return Tile("Optimizer steps", "unknown" if plan.steps is None else f"{plan.steps:,}", [*epochs, " × ".join(parts) + batch])
+
+
+def _run(figures: Figures, plan: Plan) -> Tile:
+    if plan.rows is None:  # the first examples of a stream, which nobody has packed
+        a_step = figures.tokens / max(1, figures.examples) * plan.batch
+    else:
+        a_step = figures.tokens / max(1, plan.rows) * min(plan.batch, plan.rows)
+    total = figures.tokens * plan.epochs if plan.epochs is not None else None if plan.steps is None else a_step * plan.steps
+    shown = "unknown" if total is None else f"{total:,.0f}"
+    return Tile("Tokens in the whole run", shown, [f"about {a_step:,.0f} a step, padding not counted"])
+
+
+def _packs(packs: Packs, figures: Figures) -> Tile:
+    each = figures.examples / packs.rows
+    notes = [f"of {counted(packs.rows, 'row')} of {packs.capacity:,} tokens; {each:.1f} examples a row, apart from each other"]
+    return Tile("Packs are full to", f"{packs.fill:.1%}", notes, share=packs.fill)

@@ -21,10 +21,9 @@ from llmmod.instantiate import locate
 from llmmod.protocols import StepReport
 from llmmod.render.certificate import certify
 from llmmod.render.findings import Finding
+from llmmod.steps.preview.examples import Example, IdRow, TokenTexts, Verdict, show
 from llmmod.steps.preview.figures import STREAMED, Figures, Measured, examples_of, measured
-from llmmod.steps.preview.page import Contents, Example, IdRow, Verdict, page
-from llmmod.steps.preview.terminal import counted, show, tiles
-from llmmod.steps.preview.tokens import TokenTexts
+from llmmod.steps.preview.page import Contents, counted, page, tiles
 from llmmod.upstream import installed
 
 _LINES, _PAGE = "preview.jsonl", "preview.html"

@@ -1,18 +1,25 @@
-"""An example's tokens as a person reads them: text, with special tokens, line breaks and halves of characters made visible.
+"""Examples as a person reads them: tokens as text in which nothing is invisible, and examples in the terminal.
 
-A token of a byte-level or byte-fallback tokenizer may be a part of a character. Neighbours that make whole characters together are shown
-as one; where nothing makes them whole (an example that was cut), their bytes are shown.
+A token of a byte-level or byte-fallback tokenizer may be part of a character. Neighbours that make up whole characters are shown as one;
+where none do (an example that was cut), their bytes are shown. The terminal gets colours if it has them, else brackets around what is
+trained.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple, TextIO
 
+from rich.console import Console
+from rich.text import Text
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmmod.render.encode import IGNORED
+from llmmod.render.findings import Finding
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are no character
 _LONGEST = 8  # tokens tried together; a character has at most 4 bytes, and a token at least one
@@ -24,6 +31,12 @@ _CONTROLS = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\N{SYMB
 _NO_INK = (*range(0x80, 0xA0), 0xAD, 0x200B, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)  # joiners have their use
 _INVISIBLE = {code: f"⟨U+{code:04X}⟩" for code in _NO_INK}
 _VISIBLE = {**_CONTROLS, **_INVISIBLE, ord("\n"): "↵\n", ord("\t"): "⇥\t"}
+
+_EACH_SIDE = 150  # pieces of an example that are shown at its beginning and at its end; the page has all of it
+_STYLES = {(False, False): "bright_black", (False, True): "bold magenta", (True, False): "green", (True, True): "bold green reverse"}
+# Around what is trained, around special tokens, and for the verdict; where a terminal has none of these, what it has.
+_SIGNS = ("⟦", "⟧", "‹", "›", "✓", "✗")
+_ASCII_SIGNS = ("[[", "]]", "<", ">", "+", "x")
 
 
 class Shown(NamedTuple):
@@ -136,3 +149,117 @@ def visible(text: str) -> str:
 
 def _hex(content: bytes) -> str:
     return f"⟨{content.hex(' ').upper()}⟩"
+
+
+class IdRow(NamedTuple):
+    """A line of the table of ids; `text` is what its token says, with those below it where only several make a character."""
+
+    at: int
+    id: int
+    name: str
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example as the page shows it.
+
+    Args:
+        number: from 1 on.
+        name: what it is called.
+        shown: its tokens.
+        rows: of its table of ids.
+    """
+
+    number: int
+    name: str
+    shown: Sequence[Shown]
+    rows: Sequence[IdRow]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens there are."""
+        return len(self.rows)
+
+    @property
+    def trained(self) -> int:
+        """Positions with a label."""
+        return sum(row.label != IGNORED for row in self.rows)
+
+    @property
+    def runs(self) -> list[tuple[bool, list[Shown]]]:
+        """Its tokens in runs of trained and masked ones."""
+        return [(trained, list(run)) for trained, run in groupby(self.shown, lambda piece: piece.trained)]
+
+
+class Verdict(NamedTuple):
+    """What the certificate says."""
+
+    refused: bool
+    headline: str
+    explanation: str
+    findings: Sequence[Finding]
+
+
+def show(examples: Sequence[Example], verdict: Verdict, out: TextIO) -> None:
+    """Write examples and the certificate's verdict."""
+    if out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
+        _show_coloured(examples, verdict, Console(file=out, highlight=False, soft_wrap=True))
+    else:
+        out.write(plain(examples, verdict, ascii_only=not _can_write("".join(_SIGNS), out)))
+        out.flush()
+
+
+def plain(examples: Sequence[Example], verdict: Verdict, *, ascii_only: bool = False) -> str:
+    """The same as text without colours."""
+    opens, closes, left, right, good, bad = _ASCII_SIGNS if ascii_only else _SIGNS
+    lines = [f"{opens}trained{closes} masked {left}special token{right}"]
+    for example in examples:
+        runs = groupby(elided(example.shown), lambda piece: piece.trained)
+        written = (
+            (opens if trained else "")
+            + "".join(f"{left}{piece.text}{right}" if piece.special else piece.text for piece in run)
+            + (closes if trained else "")
+            for trained, run in runs
+        )
+        lines += ["", heading(example), "".join(written)]
+    lines += ["", f"{bad if verdict.refused else good} {verdict.headline}", *map(str, verdict.findings), ""]
+    text = "\n".join(lines)
+    return text.encode("ascii", "backslashreplace").decode() if ascii_only else text
+
+
+def heading(example: Example) -> str:
+    """The line above an example."""
+    return f"{example.name}: {example.tokens} tokens, {example.trained} trained"
+
+
+def elided(shown: Sequence[Shown]) -> Iterator[Shown]:
+    """The pieces, without the middle of many."""
+    left_out = len(shown) - 2 * _EACH_SIDE
+    if left_out <= 0:
+        yield from shown
+        return
+    yield from shown[:_EACH_SIDE]
+    yield Shown(f" … {left_out} tokens that the page shows … ", 0, (), (), trained=False)
+    yield from shown[-_EACH_SIDE:]
+
+
+def _show_coloured(examples: Sequence[Example], verdict: Verdict, console: Console) -> None:
+    legend = [("trained", True, False), ("masked", False, False), ("special token", False, True)]
+    console.print(Text(" ").join(Text(name, _STYLES[trained, special]) for name, trained, special in legend))
+    for example in examples:
+        console.print(Text(f"\n{heading(example)}", style="bold"))
+        console.print(Text.assemble(*((piece.text, _STYLES[piece.trained, piece.special]) for piece in elided(example.shown))))
+    sign, colour = ("✗", "bold red") if verdict.refused else ("✓", "bold green")
+    console.print(Text(f"\n{sign} {verdict.headline}", style=colour))
+    for finding in verdict.findings:
+        console.print(Text(str(finding), style="red" if finding.fatal else "yellow"))
+
+
+def _can_write(text: str, out: TextIO) -> bool:
+    try:
+        text.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,229 @@
+"""`training.predict` of stages whose model writes: answers to the held-out prompts, or continuations of the held-out documents.
+
+Answers are measured against the data's and compared with the base model's. Continuations are not measured, since a text may go on in
+many ways; the step evaluate reports their perplexity. Each line is written as soon as it is there, and the file is sorted at the end, so
+an interruption loses nothing that was generated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from llmmod.config.schema.steps import PredictConf
+from llmmod.data.examples.types import Ids
+from llmmod.data.rows.records import PromptRecord
+from llmmod.distributed import rank
+from llmmod.instantiate import build
+from llmmod.models.adapters.init import as_base, has_lost_base
+from llmmod.models.generation.generate import answers
+from llmmod.models.generation.settings import Reader, answer_text
+from llmmod.protocols import Metric, StepReport
+from llmmod.render.conversation import Conversation
+from llmmod.render.encode import encode
+from llmmod.render.segments import own_beginning
+from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, generation_settings, held_out_examples
+from llmmod.trainers.build import prepare_for_inference
+from llmmod.trainers.callbacks.progress import counting
+
+log = logging.getLogger("llmmod.predict")
+_SHOWN_CHARACTERS = 160  # of an answer in the run's summary
+_GIVEN_TOKENS = 32  # tokens of a document that the model continues; of a shorter document, half of it
+
+
+class PredictAnswers:
+    """`training.predict` of stages that learn from conversations.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of its directory.
+    """
+
+    def __init__(self, conf: PredictConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/generated_predictions.jsonl`, a line for each prompt: `prompt`, `label`, `predict`.
+
+        Raises:
+            ConfigError: there are no held-out examples.
+        """
+        conversations = held_out_examples(session, self.name, of="eval_conversations")[: self.conf.max_samples]
+        if rank() != 0:
+            return StepReport()
+        loaded, tokenizer = session.model(self.name), session.tokenizer(self.name)
+        model = prepare_for_inference(loaded.model, use_cpu=session.conf(self.name, "training").use_cpu)
+        generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=self.conf.batch_size)
+        prompts = [example.input_ids for example in encode([generator.render.prompt(c) for c in conversations], tokenizer)]
+        compared = evenly_spread(len(conversations), self.conf.compare_with_base)
+        directory = session.step_dir(self.name)
+        set_seed(session.root.seed)  # for sampled answers
+        metrics, tuned = self._predict(generator, prompts, conversations, directory / PREDICTIONS, keep=compared)
+        report = StepReport({f"predict_{name}": value for name, value in metrics.items()})
+        report.artifacts["predictions"] = f"{self.name}/{PREDICTIONS}"
+        numbers = [f"{len(prompts)} answers", *(f"{name} {value:.1f}" for name, value in metrics.items())]
+        report.summary.append(f"{self.name}: {', '.join(numbers)}; they are in {directory / PREDICTIONS}")
+        if compared and loaded.kind != "base" and self._can_compare(model):
+            items = self._compare(generator, prompts, conversations, tuned)
+            (directory / "comparison.json").write_text(json.dumps(items, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            report.artifacts["comparison"] = f"{self.name}/comparison.json"
+            labels = {"question": "Q:     ", "base": "  base:  ", "tuned": "  tuned: "}
+            report.summary += [label + _one_line(item[name]) for item in items for name, label in labels.items()]
+        return report
+
+    def _predict(
+        self, generator: _AnswerGenerator, prompts: list[list[int]], conversations: Sequence[Conversation], path: Path, *, keep: list[int]
+    ) -> tuple[dict[str, float], dict[int, str]]:
+        """Write all answers; the metrics, and the answers to the prompts numbered in `keep`."""
+        metrics: list[Metric] = [build(node) for node in self.conf.metrics.values() if node]
+        kept: dict[int, str] = {}
+        with OrderedLines(path) as lines:
+            for number, answer in generator.answers(prompts):
+                label = generator.label(conversations[number], prompts[number])
+                written = {"prompt": generator.text(prompts[number]), "label": label, "predict": answer}
+                lines.write(number, json.dumps(written, ensure_ascii=False))
+                if label:
+                    for metric in metrics:
+                        metric.update(predict=answer, label=label)
+                if number in keep:
+                    kept[number] = answer
+        return {name: value for metric in metrics for name, value in metric.compute().items()}, kept
+
+    def _can_compare(self, model: Any) -> bool:
+        key = f"steps.{self.name}.compare_with_base"
+        if not hasattr(model, "disable_adapter"):
+            log.info("%s: this model has no adapter that could be switched off", key)
+            return False
+        if lost := has_lost_base(model):
+            log.info("%s: LoftQ has quantized the model's own weights, so there is none to compare with", key)
+        return not lost
+
+    def _compare(
+        self, generator: _AnswerGenerator, prompts: list[list[int]], conversations: Sequence[Conversation], tuned: dict[int, str]
+    ) -> list[dict[str, str]]:
+        """The answers of the model with and without its adapter to the same prompts."""
+        numbers = sorted(tuned)
+        with as_base(generator.model):
+            base = {numbers[place]: answer for place, answer in generator.answers([prompts[n] for n in numbers])}
+        questions = {n: next((m.content for m in reversed(conversations[n].messages) if m.role == "user"), "") for n in numbers}
+        labels = {n: generator.label(conversations[n], prompts[n]) for n in numbers}
+        return [{"question": questions[n], "label": labels[n], "base": base[n], "tuned": tuned[n]} for n in numbers]
+
+
+class _AnswerGenerator:
+    """A model with its tokenizer, render and settings."""
+
+    def __init__(self, model: Any, tokenizer: Any, session: Any, name: str, *, batch_size: int) -> None:
+        self.model, self.tokenizer, self.render = model, tokenizer, session.render(name)
+        self.reader = Reader.of(self.render, tokenizer)
+        self._name, self._batch_size = name, batch_size
+        self._config = generation_settings(session, name, model)
+
+    def answers(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, str]]:
+        """(number of the prompt, its answer), in the order in which they are finished."""
+        with counting(self._name, len(prompts)) as count:
+            batches = answers(self.model, prompts, config=self._config, batch_size=self._batch_size, tokenizer=self.tokenizer)
+            for batch in batches:
+                for number, ids in batch:
+                    yield number, self.reader(ids)
+                count(len(batch))
+
+    def label(self, conversation: Conversation, prompt: Sequence[int]) -> str:
+        """The data's answer, read in the same way as the model's: thoughts and tool calls as the render writes them."""
+        last = conversation.messages[-1]
+        if last.role != "assistant":
+            return ""
+        if last.reasoning or last.tool_calls:
+            (answered,) = PromptRecord(replace(conversation, messages=conversation.messages[:-1]), [last]).answered()
+            ids = encode([self.render.examples(answered)[-1]], self.tokenizer)[0].input_ids
+            if ids[: len(prompt)] == list(prompt):
+                return self.reader(ids[len(prompt) :])
+        return self.render.read_answer(last.text)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A prompt as the model sees it, special tokens included."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def evenly_spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` numbers below `count`, evenly spread: neighbours in a dataset are often alike."""
+    wanted = min(wanted, count)
+    return [place * count // wanted for place in range(wanted)]
+
+
+def _one_line(text: str) -> str:
+    joined = " ".join(text.split()) or "(nothing)"
+    return joined if len(joined) <= _SHOWN_CHARACTERS else joined[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+class PredictDocuments:
+    """`training.predict` of stages that learn from documents: the model continues the beginning of each held-out document.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of its directory.
+    """
+
+    def __init__(self, conf: PredictConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/generated_predictions.jsonl`, a line for each document: `prompt` (its beginning), `label`, `predict`.
+
+        Raises:
+            ConfigError: there are no held-out documents.
+        """
+        rows = held_out_examples(session, self.name)
+        if rank() != 0:
+            return StepReport()
+        tokenizer = session.tokenizer(self.name)
+        model = prepare_for_inference(session.model(self.name).model, use_cpu=session.conf(self.name, "training").use_cpu)
+        config = generation_settings(session, self.name, model)
+        config.eos_token_id = tokenizer.eos_token_id  # it ends documents, whatever ends an answer
+        first = own_beginning(tokenizer)
+        read = (row["input_ids"] for row in rows)
+        documents = islice(whole_documents(read, eos=tokenizer.eos_token_id, bos=first), self.conf.max_samples)
+        parts = [np.split(document, [max(1, min(_GIVEN_TOKENS, len(document) // 2))]) for document in documents]
+        set_seed(session.root.seed)
+        path = session.step_dir(self.name) / PREDICTIONS
+        with OrderedLines(path) as lines, counting(self.name, len(parts)) as count:
+            prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
+            for batch in answers(model, prompts, config=config, batch_size=self.conf.batch_size, tokenizer=tokenizer):
+                for number, ids in batch:
+                    prompt, label = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts[number])
+                    written = {"prompt": prompt, "label": label, "predict": answer_text(ids, tokenizer, stop_ids=[config.eos_token_id])}
+                    lines.write(number, json.dumps(written, ensure_ascii=False))
+                count(len(batch))
+        summary = f"{self.name}: {len(parts)} documents continued; they are in {path}"
+        return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
+
+
+def whole_documents(rows: Iterable[Sequence[int]], *, eos: int, bos: int | None = None) -> Iterator[Ids]:
+    """The documents that rows were made from, without the tokens that begin and end each of them.
+
+    Args:
+        rows: ids; blocks that run from one document into the next, or the pieces of a document, in order.
+        eos: ends a document.
+        bos: begins a document; None: nothing does.
+    """
+    kept: list[Ids] = []
+    for row in rows:
+        *ended, rest = np.split(np.asarray(row, np.int32), np.flatnonzero(np.asarray(row) == eos) + 1)
+        for part in ended:
+            document = np.concatenate([*kept, part])[bos is not None : -1]
+            kept = []
+            if len(document):
+                yield document
+        kept.append(rest)
+    last = np.concatenate([*kept, np.empty(0, np.int32)])[bos is not None :]
+    if len(last):  # its eos would have been a row of one token, and such rows are left out
+        yield last
