@@ -6,8 +6,7 @@ import pytest
 from llmmod.config.schema.base import CutoffPolicy
 from llmmod.data.dataset import build as module
 from llmmod.data.dataset.build import build_dataset
-from llmmod.data.dataset.splits import Counts
-from llmmod.data.examples.tokenize import ExampleTokenizer
+from llmmod.data.examples.tokenize import Counts, ExampleTokenizer
 from llmmod.data.rows.records import RowLocation
 from llmmod.errors import DataError
 from llmmod.render.conversation import Conversation, Message

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from llmmod.data.dataset.packing import PackedDataset, lengths, pack_splits
-from llmmod.data.dataset.splits import Counts, DataReport, Splits
+from llmmod.data.dataset.splits import DataReport, Splits
+from llmmod.data.examples.tokenize import Counts
 
 EXAMPLES = [{"input_ids": [n] * size, "labels": [-100] * (size - 1) + [n]} for n, size in enumerate([3, 7, 5, 5, 2], start=1)]
 

@@ -13,7 +13,7 @@ import pytest
 from llmmod.config.compose import compose_config, to_root
 from llmmod.config.validate import validated
 from llmmod.data.dataset.packing import pack_splits
-from llmmod.data.dataset.splits import Counts
+from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError
 from llmmod.pipeline.session import Session
 from llmmod.render.findings import Finding

@@ -1,7 +1,6 @@
 """Segments to ids and labels: every text of many examples in one call of the tokenizer, each distinct text once.
 
-Ids of text in which nothing is read as a special token, as that text stands: at the beginning, after a token, or after other text.
-
+Nothing in a text is read as a special token, and a text is encoded as it stands: at the beginning, after a token, or after other text.
 Tokenizers with a dummy prefix (SentencePiece's `▁` in front of a text: LLaMA, ChatGLM2) would write a space into the middle of a
 sentence wherever two texts meet. A text that continues another is therefore encoded behind a short text that it can't merge with,
 whose ids are then cut off; ChatGLM2's own `stream_chat` does the same with a line break.
@@ -15,7 +14,77 @@ from typing import Any, NamedTuple
 
 from llmmod.render.segments import Segment
 
+IGNORED = -100  # the label of a position where nothing is trained (torch's cross-entropy ignores it)
 _FORERUNNERS = ("\n", "a", "0", ".")  # one of them doesn't merge with what follows
+
+
+class Encoded(NamedTuple):
+    """An example as training sees it; the two lists have the same length."""
+
+    input_ids: list[int]
+    labels: list[int]  # the id where it is trained, else IGNORED
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether anything is learnt from it: the first label is never predicted, since nothing stands before it."""
+        later = self.labels[1:]
+        return later.count(IGNORED) < len(later)
+
+    @property
+    def end(self) -> int:
+        """The position after the last label, 0 where there is none."""
+        return next((at for at in range(len(self.labels), 0, -1) if self.labels[at - 1] != IGNORED), 0)
+
+    def cut_right(self, limit: int) -> Encoded:
+        """The first `limit` tokens."""
+        return Encoded(self.input_ids[:limit], self.labels[:limit])
+
+    def cut_left(self, limit: int) -> Encoded:
+        """The last `limit` tokens up to the last label; what follows it has nothing to train."""
+        stop = self.end
+        start = max(0, stop - limit)
+        return Encoded(self.input_ids[start:stop], self.labels[start:stop])
+
+
+def encode(examples: Sequence[Sequence[Segment]], tokenizer: Any) -> list[Encoded]:
+    """Ids and labels of each example."""
+    encoder = TextEncoder(tokenizer)
+    texts: dict[bool, dict[str, None]] = {False: {}, True: {}}  # by whether they continue a text
+    for example in examples:
+        previous: str | int | None = None
+        for text, token, *_ in example:
+            if text is not None:
+                texts[encoder.continues(previous)][text] = None
+            previous = token if text is None else text
+    ids = {
+        continuing: dict(zip(distinct, encoder.encode(list(distinct), continuing=continuing), strict=True))
+        for continuing, distinct in texts.items()
+        if distinct
+    }
+    return [_labelled(example, ids, encoder) for example in examples]
+
+
+def _labelled(example: Sequence[Segment], ids: dict[bool, dict[str, list[int]]], encoder: TextEncoder) -> Encoded:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    previous: str | int | None = None
+    for text, token, trained, first_label in example:
+        if text is None:
+            assert token is not None
+            found, previous = [token], token
+        else:
+            found, previous = ids[encoder.continues(previous)][text], text
+        at = len(labels)
+        input_ids += found
+        labels += found if trained else [IGNORED] * len(found)
+        if first_label is not None and found:
+            labels[at] = first_label
+    return Encoded(input_ids, labels)
+
+
+def encode_prompt(prompt: Sequence[Segment], tokenizer: Any) -> list[int]:
+    """Ids of a prompt."""
+    return encode([prompt], tokenizer)[0].input_ids
 
 
 class TextEncoder:
@@ -101,16 +170,15 @@ def break_up(text: str, names: Collection[str]) -> list[str]:
     """The text in pieces, broken after the first character of each occurrence of a name."""
     pieces = [text]
     for name in names:
-        pieces = [piece for whole in pieces for piece in _broken(whole, name)]
+        broken: list[str] = []
+        for piece in pieces:
+            start = 0
+            while (at := piece.find(name, start)) >= 0:
+                broken.append(piece[start : at + 1])
+                start = at + 1
+            broken.append(piece[start:])
+        pieces = broken
     return pieces
-
-
-def _broken(text: str, name: str) -> Iterator[str]:
-    start = 0
-    while (at := text.find(name, start)) >= 0:
-        yield text[start : at + 1]
-        start = at + 1
-    yield text[start:]
 
 
 @contextmanager
@@ -128,64 +196,3 @@ def _plain(backend: Any) -> Iterator[None]:
             backend.enable_truncation(**truncation)
         if padding is not None:
             backend.enable_padding(**padding)
-
-
-IGNORED = -100  # the label of a position where nothing is trained (torch's cross-entropy ignores it)
-
-
-class Encoded(NamedTuple):
-    """An example as training sees it; the two lists have the same length."""
-
-    input_ids: list[int]
-    labels: list[int]  # the id where it is trained, else IGNORED
-
-
-def encode(examples: Sequence[Sequence[Segment]], tokenizer: Any) -> list[Encoded]:
-    """Ids and labels of each example."""
-    ids = _TextIds(examples, tokenizer)
-    return [_encoded(example, ids) for example in examples]
-
-
-def encode_prompt(prompt: Sequence[Segment], tokenizer: Any) -> list[int]:
-    """Ids of a prompt."""
-    return encode([prompt], tokenizer)[0].input_ids
-
-
-class _TextIds:
-    """Ids of every text in some examples, by the text and what it stands behind."""
-
-    def __init__(self, examples: Sequence[Sequence[Segment]], tokenizer: Any) -> None:
-        self._encoder = TextEncoder(tokenizer)
-        texts: dict[bool, dict[str, None]] = {False: {}, True: {}}
-        for example in examples:
-            previous: str | int | None = None
-            for text, token, *_ in example:
-                if text is not None:
-                    texts[self._encoder.continues(previous)][text] = None
-                previous = token if text is None else text
-        self._ids = {
-            continuing: dict(zip(distinct, self._encoder.encode(list(distinct), continuing=continuing), strict=True))
-            for continuing, distinct in texts.items()
-            if distinct
-        }
-
-    def of(self, text: str, previous: str | int | None) -> list[int]:
-        return self._ids[self._encoder.continues(previous)][text]
-
-
-def _encoded(example: Sequence[Segment], ids: _TextIds) -> Encoded:
-    input_ids: list[int] = []
-    labels: list[int] = []
-    previous: str | int | None = None
-    for text, token, trained, first_label in example:
-        if text is None:
-            assert token is not None
-            found, previous = [token], token
-        else:
-            found, previous = ids.of(text, previous), text
-        at = len(labels)
-        input_ids += found
-        labels += found if trained else [IGNORED] * len(found)
-        if first_label is not None and found:
-            labels[at] = first_label
-    return Encoded(input_ids, labels)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmmod.data.examples.cutoff import LEAST, fit, rounds_apart, shortened, without_oldest
+from llmmod.data.examples.cutoff import LEAST, fit, separate_rounds, shortened, without_oldest
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import Encoded
 
@@ -93,12 +93,12 @@ def test_without_the_oldest_rounds_the_system_text_stays():
     assert texts(without_oldest(made, 1)) == ["s", "c", "d"]
 
 
-def test_rounds_apart_are_those_that_are_trained():
+def test_separate_rounds_are_those_that_are_trained():
     made = conversation("a", "b", "c", "d", system="s")
     messages = list(made.messages)
     messages[2] = replace(messages[2], train=False)
-    assert [texts(part) for part in rounds_apart(made)] == [["s", "a", "b"], ["s", "c", "d"]]
-    assert [texts(part) for part in rounds_apart(Conversation(messages))] == [["s", "c", "d"]]
+    assert [texts(part) for part in separate_rounds(made)] == [["s", "a", "b"], ["s", "c", "d"]]
+    assert [texts(part) for part in separate_rounds(Conversation(messages))] == [["s", "c", "d"]]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.77])

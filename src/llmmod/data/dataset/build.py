@@ -23,9 +23,7 @@ from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from llmmod.data.dataset.splits import Counts
-from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord, TokenizedRecord
-from llmmod.data.examples.types import ExampleType
+from llmmod.data.examples.tokenize import Counts, ExampleTokenizer, LocatedRecord
 from llmmod.data.sources.reader import BadRows
 from llmmod.errors import DataError, Problem
 
@@ -122,24 +120,7 @@ def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord])
     columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in example_type.schema]
     table = pa.RecordBatch.from_arrays(columns, schema=example_type.schema)
     problems = [record.error.problem for record in records if record.error is not None]
-    return Batch(table, [len(of_record) for of_record in kept], counted(records, example_type), problems)
-
-
-def counted(records: Sequence[TokenizedRecord], example_type: ExampleType) -> Counts:
-    """How many examples and tokens records became."""
-    examples = [example for record in records for example in record.examples]
-    kept = [example for example in examples if not example.dropped]
-    tokens = [example_type.count(example.encoded) for example in kept]
-    return Counts(
-        examples=len(kept),
-        cut=sum(example.cut for example in kept),
-        ends_lost=sum(example.end_lost for example in kept),
-        dropped=len(examples) - len(kept),
-        tokens=sum(of_all for of_all, _ in tokens),
-        trained_tokens=sum(trained for _, trained in tokens),
-        longest=max((example_type.length(example.encoded) for example in kept), default=0),
-        sources=sum(any(not example.dropped for example in record.examples) for record in records),
-    )
+    return Batch(table, [len(of_record) for of_record in kept], Counts.of(records, example_type), problems)
 
 
 def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:

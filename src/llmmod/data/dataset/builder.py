@@ -22,9 +22,9 @@ from typing import Any
 from llmmod.cache.content import NoIdentityError, code_identity, digest, format_identity, render_identity, tokenizer_identity
 from llmmod.cache.store import Cache
 from llmmod.data.dataset.build import Built, build_dataset, map_dataset
-from llmmod.data.dataset.splits import Counts, DataReport, Splits, validation_indices
+from llmmod.data.dataset.splits import DataReport, Splits, validation_indices
 from llmmod.data.examples.answers import Judgements, Preferences
-from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord
+from llmmod.data.examples.tokenize import Counts, ExampleTokenizer, LocatedRecord
 from llmmod.data.rows.records import asked_of, listed
 from llmmod.data.sources.reader import BadRows, OpenedDataset, RecordReader
 from llmmod.errors import DataError, Problem

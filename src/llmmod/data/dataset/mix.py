@@ -12,7 +12,8 @@ from datasets import Dataset, concatenate_datasets
 
 from llmmod.config.schema.base import MixStopping
 from llmmod.config.schema.data import ColumnsConf, DatasetConf, MixedConf
-from llmmod.data.dataset.splits import Counts, DataReport, Splits
+from llmmod.data.dataset.splits import DataReport, Splits
+from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.encode import IGNORED
 

@@ -13,46 +13,12 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset, IterableDataset
 
+from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
 
 if TYPE_CHECKING:
     from llmmod.data.dataset.packing import PackedDataset
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of conversations when they were tokenized.
-
-    Args:
-        examples: made of them.
-        cut: examples that were longer than `cutoff_len` and were shortened.
-        ends_lost: of those, the ones in which the end of an answer was cut off, and isn't trained.
-        dropped: examples left out because of their length (policy drop).
-        tokens: in the examples.
-        trained_tokens: of those, the ones with a label.
-        longest: tokens of the longest example.
-        sources: records that made them; fewer than examples where one made several.
-    """
-
-    examples: int = 0
-    cut: int = 0
-    ends_lost: int = 0
-    dropped: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    longest: int = 0
-    sources: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "longest"}
-        return Counts(**sums, longest=max(self.longest, other.longest))
-
-    def losses(self, cutoff_len: int) -> list[str]:
-        """What was cut, and what was left out, for its length, in a line each."""
-        longer = f"examples were longer than dataset.cutoff_len={cutoff_len} and were"
-        lost = f", {self.ends_lost} of them lost the end of their answer, which isn't trained" if self.ends_lost else ""
-        return [*([f"{self.cut} {longer} cut{lost}"] if self.cut else []), *([f"{self.dropped} {longer} left out"] if self.dropped else [])]
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,11 @@ from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from llmmod.config.schema.data import DatasetConf
-from llmmod.data.dataset.build import counted
 from llmmod.data.dataset.builder import DatasetBuilder
 from llmmod.data.dataset.mix import take_turns
 from llmmod.data.dataset.packing import packed
-from llmmod.data.dataset.splits import Counts, DataReport, Splits
-from llmmod.data.examples.tokenize import ExampleTokenizer, LocatedRecord
+from llmmod.data.dataset.splits import DataReport, Splits
+from llmmod.data.examples.tokenize import Counts, ExampleTokenizer, LocatedRecord
 from llmmod.data.examples.types import IDS
 from llmmod.data.rows.records import listed
 from llmmod.data.sources.reader import SMOKE_EVAL, BadRows, OpenedDataset
@@ -94,7 +93,7 @@ class Stream:
         rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(rows, BATCH)):
             all_made = self.example_tokenizer.tokenize(batch)
-            counts += counted(all_made, self.example_tokenizer.example_type) if epoch == 0 else Counts()
+            counts += Counts.of(all_made, self.example_tokenizer.example_type) if epoch == 0 else Counts()
             for made in all_made:
                 if made.error is not None:
                     if not self.skip:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from llmmod.config.schema.base import CutoffPolicy, Ranked
-from llmmod.data.examples.cutoff import ends_at
 from llmmod.data.examples.types import IDS, Fitted, RowPerExample, Texts
 from llmmod.data.rows.records import PromptRecord, RowError
 from llmmod.render.encode import Encoded
@@ -85,7 +84,7 @@ class Prompts(RowPerExample):
 
     def assemble(self, encoded: Sequence[Encoded]) -> TokenizedPrompt:
         """The prompt's ids, and what stands behind them with each answer; of one that was cut off, up to there."""
-        prompt, whole = encoded[0].input_ids, [example.input_ids[: ends_at(example)] for example in encoded[1:]]
+        prompt, whole = encoded[0].input_ids, [example.input_ids[: example.end] for example in encoded[1:]]
         if any(ids[: len(prompt)] != prompt for ids in whole):
             found = "the render writes another prompt before an answer than it asks with"
             raise RowError(found, do="Choose another render, or leave such rows out")

@@ -4,8 +4,6 @@ Cutting ids takes away whatever stands at their end: the marker where the answer
 shortened instead, and written and encoded again: every marker and terminator is where the render puts it. Questions and answers give up the
 same share of what they have above `LEAST`; of a question the middle goes, of an answer the end, which then isn't trained (`Message.cut`).
 Where even that is too long, the oldest rounds go. The system text and definitions of tools are left as they are.
-
-Examples that are too long, cut at an end: `dataset.cutoff_policy` right and left. `shorten` does it for proportional.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from typing import Any
 
 from llmmod.data.rows.records import PromptRecord, Record, changed
 from llmmod.render.conversation import Conversation, Message
-from llmmod.render.encode import IGNORED, Encoded
 
 LEAST = 16  # characters of each message that are kept
 TRIES = 4  # encodings of one example; each comes closer to the limit
@@ -140,7 +137,7 @@ def _rounds(record: Record) -> int:
     return sum(message.role == "assistant" for message in conversation.messages) + isinstance(record, PromptRecord)
 
 
-def rounds_apart(conversation: Conversation) -> list[Conversation]:
+def separate_rounds(conversation: Conversation) -> list[Conversation]:
     """A conversation for each answer that may be trained: the system text, the question and the answer."""
     system = list(conversation.messages[:1]) if conversation.system is not None else []
     rounds: list[Conversation] = []
@@ -151,26 +148,3 @@ def rounds_apart(conversation: Conversation) -> list[Conversation]:
             rounds += [replace(conversation, messages=[*system, *asked])] if message.train else []
             asked = []
     return rounds
-
-
-def is_trained(labels: Sequence[int]) -> bool:
-    """Whether anything is learnt from these labels: the first is never predicted, since nothing stands before it."""
-    later = labels[1:]
-    return later.count(IGNORED) < len(later)
-
-
-def cut_right(example: Encoded, limit: int) -> Encoded:
-    """The first `limit` tokens."""
-    return Encoded(example.input_ids[:limit], example.labels[:limit])
-
-
-def cut_left(example: Encoded, limit: int) -> Encoded:
-    """The last `limit` tokens up to the last label; what follows it has nothing to train."""
-    stop = ends_at(example)
-    start = max(0, stop - limit)
-    return Encoded(example.input_ids[start:stop], example.labels[start:stop])
-
-
-def ends_at(example: Encoded) -> int:
-    """The position after the last label, 0 where there is none."""
-    return next((at for at in range(len(example.labels), 0, -1) if example.labels[at - 1] != IGNORED), 0)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from llmmod.config.schema.base import CutoffPolicy
-from llmmod.data.examples.cutoff import cut_left, cut_right, ends_at, is_trained, rounds_apart
+from llmmod.data.examples.cutoff import separate_rounds
 from llmmod.data.rows.records import RowError
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
@@ -114,13 +114,13 @@ class Conversations(RowPerExample):
     def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
         """Ids and labels."""
         (example,) = encoded
-        if not is_trained(example.labels):
+        if not example.is_trained:
             raise RowError("no token of it would be trained: every answer is masked")
         return example
 
     def select(self, record: Conversation, index: int) -> Conversation:
         """One round, where each round is an example."""
-        return rounds_apart(record)[index]
+        return separate_rounds(record)[index]
 
     def length(self, tokens: Encoded) -> int:
         """All tokens."""
@@ -129,8 +129,8 @@ class Conversations(RowPerExample):
     def cut(self, tokens: Encoded, limit: int, policy: CutoffPolicy) -> Fitted | int:
         """The first or the last tokens; they must have a label."""
         right = policy == CutoffPolicy.right
-        kept = (cut_right if right else cut_left)(tokens, limit)
-        return Fitted(kept, right and ends_at(tokens) > limit) if is_trained(kept.labels) else ends_at(tokens)
+        kept = tokens.cut_right(limit) if right else tokens.cut_left(limit)
+        return Fitted(kept, right and tokens.end > limit) if kept.is_trained else tokens.end
 
     def count(self, tokens: Encoded) -> tuple[int, int]:
         """All tokens, and those with a label."""

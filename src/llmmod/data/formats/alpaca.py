@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from llmmod.data.rows.columns import USUAL, read_question
+from llmmod.data.rows.columns import USUAL, as_conversation, read_question
 from llmmod.data.rows.records import Row, RowError, described, required_text
-from llmmod.data.rows.turns import as_conversation
 from llmmod.render.conversation import Conversation, Message
 
 KIND = "conversation"

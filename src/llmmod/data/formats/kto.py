@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, described, present
-from llmmod.data.rows.turns import as_prompt, read_tools
+from llmmod.data.rows.turns import read_tools
 
 KIND = "judgement"
 ROLES = (*shared.PROMPT_ROLES, "response", "label")
@@ -57,7 +57,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
         messages, answer = messages[:-1], shared.only_answer(messages[-1:], columns["messages"])
     else:
         answer = shared.only_answer(shared.read_answer(row, name), name)
-    prompt = as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
+    prompt = shared.as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
     value = present(row, columns["label"])
     label = value == 1 if value in (0, 1) else _LABELS.get(str(value).strip().lower())  # True == 1, and so does a column of floats
     if label is None:

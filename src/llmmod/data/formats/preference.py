@@ -14,7 +14,7 @@ from typing import Any
 
 from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, present
-from llmmod.data.rows.turns import as_prompt, read_tools
+from llmmod.data.rows.turns import read_tools
 from llmmod.render.conversation import Message
 
 KIND = "preference"
@@ -79,7 +79,7 @@ def _compared(
         raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
     answers = [shared.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = shared.prompt_column(columns) or names[0]
-    return PromptRecord(as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
+    return PromptRecord(shared.as_prompt(prompt, place, tools=read_tools(row, columns)), answers)
 
 
 def _side(row: Row, column: str, *, transcript: bool) -> list[Message]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmmod.data.rows import columns as shared
 from llmmod.data.rows.records import PromptRecord, Row, RowError, described
-from llmmod.data.rows.turns import as_prompt, read_tools
+from llmmod.data.rows.turns import read_tools
 
 KIND = "prompt"
 ROLES = (*shared.PROMPT_ROLES, "response")
@@ -47,7 +47,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     answer = "" if value is None else str(value)
     if messages[-1].role == "assistant":
         messages, answer = messages[:-1], answer or messages[-1].text
-    prompt = as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
+    prompt = shared.as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
     used = {*columns.values(), "prompt", "answer", "prompt_ids"}
     others = {str(name): value for name, value in row.items() if name not in used and isinstance(value, str | int | float)}
     return PromptRecord(prompt, (), {**others, "answer": answer})

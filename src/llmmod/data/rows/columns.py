@@ -1,4 +1,4 @@
-"""Which columns of a row hold turns, prompts and answers, and what they say.
+"""From a row's columns to a conversation: which of them hold turns, prompts and answers, what they say, and in what order.
 
 A prompt is a text in a column (with the columns beside it that Stanford Alpaca's rows have), one turn, or a list of turns. An answer is a
 text, a turn, or a list of turns. Formats share these; a format adds which of them make one of its records.
@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from llmmod.data.rows.records import PromptRecord, Row, RowError, described, optional_list, optional_text, present, required_text
-from llmmod.data.rows.turns import OPENAI, SHAREGPT, TurnStyle, as_conversation, as_prompt, read_tools, read_turns
+from llmmod.data.rows.turns import OPENAI, SHAREGPT, TurnStyle, read_tools, read_turns
 from llmmod.render.conversation import Conversation, Message
 
 # The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
@@ -27,6 +27,13 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "tools": ("tools",),
 }
 _MAIN = {"prompt", "messages"}
+# What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
+_BEFORE: Mapping[str, tuple[str | None, ...]] = {
+    "system": (None,),
+    "user": (None, "system", "user", "assistant", "tool"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
 
 
 def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
@@ -200,3 +207,51 @@ def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> PromptReco
         raise RowError(f"answers {same[0] + 1} and {same[1] + 1} are the same, so neither is the better one", column=column)
     prompt = as_prompt(read_prompt(row, columns), prompt_column(columns) or column, tools=read_tools(row, columns))
     return PromptRecord(prompt, [Message("assistant", answer) for answer in answers])
+
+
+def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
+    """A conversation in which each answer follows a question, up to its last answer: what follows that has nothing to train.
+
+    Args:
+        messages: as the row has them.
+        column: where they come from, for the message.
+        tools: definitions of the tools that the messages call.
+
+    Raises:
+        RowError: there is no answer, or none that is trained; a turn is empty, or an answer follows no question.
+    """
+    _check_order(messages, column)
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
+    if not any(messages[index].train for index in answers):
+        raise RowError("every turn of the assistant has train: false or weight: 0, so there is nothing to train", column=column)
+    return Conversation(list(messages[: answers[-1] + 1]), list(tools))
+
+
+def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
+    """A conversation that asks for an answer: its last turn is the user's, or a tool's.
+
+    Args:
+        messages, column, tools: as of `as_conversation`.
+
+    Raises:
+        RowError: it asks nothing, a turn is empty, or one follows another that it can't follow.
+    """
+    _check_order(messages, column)
+    if messages[-1].role not in ("user", "tool"):
+        raise RowError(f"it ends with a turn of {messages[-1].role}, where a question is expected", column=column)
+    return Conversation(list(messages), list(tools))
+
+
+def _check_order(messages: Sequence[Message], column: str | None) -> None:
+    if not messages:
+        raise RowError("no turns", column=column)
+    previous: str | None = None
+    for number, message in enumerate(messages, start=1):
+        if previous not in _BEFORE[message.role]:
+            after = f"after a turn of {previous}" if previous else "at the beginning"
+            raise RowError(f"turn {number} is a turn of {message.role} {after}", column=column)
+        if message.role in ("user", "assistant") and not message.text.strip():
+            raise RowError(f"turn {number}, of {message.role}, is empty", column=column)
+        previous = message.role

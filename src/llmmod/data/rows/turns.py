@@ -1,6 +1,6 @@
-"""A list of turns, as rows hold it, to messages that can be rendered and trained.
+"""A list of turns, as rows hold it, to messages.
 
-Formats differ in what they call a turn's fields and roles (`TurnStyle`); what may follow what is the same for all.
+Formats differ in what they call a turn's fields and roles (`TurnStyle`).
 
 Rows have calls of tools as OpenAI's objects, as the functions in those, as JSON text of either or of a list of them (ShareGPT's turns of
 `function_call`), and with arguments as JSON text (OpenAI's own interface). Here they all become OpenAI's objects, whose arguments are an
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llmmod.data.rows.records import Row, RowError, described, optional_objects
-from llmmod.render.conversation import Conversation, Message
+from llmmod.render.conversation import Message
 
 
 class TurnStyle(NamedTuple):
@@ -44,13 +44,6 @@ SHAREGPT = TurnStyle("from", "value", {
     "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
 })  # fmt: skip
 
-# What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
-_BEFORE: Mapping[str, tuple[str | None, ...]] = {
-    "system": (None,),
-    "user": (None, "system", "user", "assistant", "tool"),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
 # Roles whose text is a call, or a list of them, as JSON.
 _CALLS = ("function_call", "tool_call", "tool_calls")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -134,54 +127,6 @@ def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
             if text.strip():
                 return text
     return ""
-
-
-def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
-    """A conversation in which each answer follows a question, up to its last answer: what follows that has nothing to train.
-
-    Args:
-        messages: as the row has them.
-        column: where they come from, for the message.
-        tools: definitions of the tools that the messages call.
-
-    Raises:
-        RowError: there is no answer, or none that is trained; a turn is empty, or an answer follows no question.
-    """
-    _check_order(messages, column)
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
-    if not any(messages[index].train for index in answers):
-        raise RowError("every turn of the assistant has train: false or weight: 0, so there is nothing to train", column=column)
-    return Conversation(list(messages[: answers[-1] + 1]), list(tools))
-
-
-def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
-    """A conversation that asks for an answer: its last turn is the user's, or a tool's.
-
-    Args:
-        messages, column, tools: as of `as_conversation`.
-
-    Raises:
-        RowError: it asks nothing, a turn is empty, or one follows another that it can't follow.
-    """
-    _check_order(messages, column)
-    if messages[-1].role not in ("user", "tool"):
-        raise RowError(f"it ends with a turn of {messages[-1].role}, where a question is expected", column=column)
-    return Conversation(list(messages), list(tools))
-
-
-def _check_order(messages: Sequence[Message], column: str | None) -> None:
-    if not messages:
-        raise RowError("no turns", column=column)
-    previous: str | None = None
-    for number, message in enumerate(messages, start=1):
-        if previous not in _BEFORE[message.role]:
-            after = f"after a turn of {previous}" if previous else "at the beginning"
-            raise RowError(f"turn {number} is a turn of {message.role} {after}", column=column)
-        if message.role in ("user", "assistant") and not message.text.strip():
-            raise RowError(f"turn {number}, of {message.role}, is empty", column=column)
-        previous = message.role
 
 
 def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:

@@ -18,8 +18,9 @@ from typing import Any
 
 from llmmod.data import formats
 from llmmod.data.formats import kto, preference, prompt, text
+from llmmod.data.rows.columns import as_conversation
 from llmmod.data.rows.records import PromptRecord, Record, Row, RowError, described, listed, quoted
-from llmmod.data.rows.turns import OPENAI, as_conversation, read_turns
+from llmmod.data.rows.turns import OPENAI, read_turns
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.instantiate import build
 from llmmod.render.conversation import Conversation
