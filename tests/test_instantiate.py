@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -139,6 +140,15 @@ def test_what_an_allowed_module_borrows_stays_refused(beside, monkeypatch, name)
     monkeypatch.setenv("LLMMOD_ALLOW", "beside_user")
     with pytest.raises(ConfigError):
         locate(f"beside_user.{name}")
+
+
+def test_no_garbage_is_looked_for_while_a_module_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "looks_for_garbage.py").write_text("import gc\nENABLED = gc.isenabled()\ndef enabled():\n    return ENABLED\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("LLMMOD_ALLOW", "looks_for_garbage")
+    assert locate("looks_for_garbage.enabled")() is False
+    assert gc.isenabled()
 
 
 def test_an_allowed_module_that_fails_to_import_is_the_users_error(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from written_gguf import write_gguf
 
 from llmmod.errors import ConfigError
@@ -75,6 +76,29 @@ def test_the_quick_reader_reads_what_gguf_reads(gguf_directory):
             assert ours.dtype == theirs.dtype
             assert np.array_equal(ours, theirs)
     assert [(t.name, t.data_offset) for t in quick.tensors] == [(t.name, t.data_offset) for t in plain.tensors]
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q4_1", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (33, 64), (80, 96)], ids=str)
+def test_weights_are_unpacked_as_gguf_unpacks_them(kind, shape):
+    kind = gguf.GGMLQuantizationType[kind]
+    packed = gguf.quantize(np.random.default_rng(0).normal(size=shape).astype(np.float32), kind)
+    plain = gguf.dequantize(packed.view(np.uint8), kind)
+    with patched_reader():
+        ours = gguf.dequantize(packed.view(np.uint8), kind)
+    assert (ours.dtype, ours.shape) == (plain.dtype, plain.shape)
+    assert np.array_equal(ours, plain)
+
+
+def test_a_model_is_told_how_many_tokens_there_are_and_nothing_else_of_its_tokenizer(gguf_directory):
+    path = str(gguf_directory / "tiny.gguf")
+    plain = load_gguf_checkpoint(path)
+    with patched_reader():
+        ours = load_gguf_checkpoint(path)
+    assert ours["config"] == plain["config"]
+    assert ours["tokenizer_config"] == plain["tokenizer_config"]
+    assert len(ours["tokenizer"]["tokens"]) == len(plain["tokenizer"]["tokens"]) == ours["config"]["vocab_size"]
+    assert set(ours["tokenizer"]["tokens"]) == {0}
 
 
 def test_the_patch_ends_with_its_context():
