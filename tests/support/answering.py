@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from llmmod.metrics.length import Length
 from llmmod.metrics.rouge import Rouge
 from llmmod.models.generation.settings import Reader
-from llmmod.trainers.measures import measured
+from llmmod.steps.evaluate import training_metrics
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +207,6 @@ def check_told_of_before_and_after(trainer_of):
     only_length = {"n": {"_target_": "llmmod.metrics.length.Length"}}
     trainer = trainer_of(max_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True, metrics=only_length)
     trainer.train()
-    metrics = measured(trainer)
+    metrics = training_metrics(trainer)
     assert {"eval_words_before", "eval_words", "eval_reward_before", "eval_reward"} <= metrics.keys()
     assert "eval_rouge-l" not in metrics

@@ -1,8 +1,8 @@
-"""llmmod.trainers.measures by hand."""
+"""llmmod.trainers.means by hand."""
 
 from __future__ import annotations
 
-from llmmod.trainers.measures import Means
+from llmmod.trainers.means import Means
 
 
 def test_each_part_counts_as_much_as_it_is():

@@ -1,7 +1,7 @@
-"""Train what the configuration names, and leave the model in memory for the steps that follow, and on the disk.
+"""The step `train`: train as configured, save the model, and hand it on to the steps that follow.
 
-The order matters: what can be wrong with a path, the data or the arguments is found before the model is loaded, and the seed is set
-before an adapter draws its first weights.
+The order matters: errors in a path, the data or the arguments are found before the model is loaded, and the seed is set before an adapter
+draws its initial weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.protocols import LoadedModel, StepReport
 from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
-from llmmod.steps.evaluate import training_summary
+from llmmod.steps.evaluate import training_metrics, training_summary
 from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
 from llmmod.trainers.callbacks.curves import loss_curve
@@ -33,17 +33,16 @@ from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSte
 from llmmod.trainers.callbacks.progress import TrainingProgress
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over
 from llmmod.trainers.collation import check_trainer
-from llmmod.trainers.measures import measured
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
 
 log = logging.getLogger("llmmod.train")
 _CURVE = "training_loss.png"
-# What stages that let the model answer leave besides (stages.ppo, stages.grpo).
-_OF_ANSWERS = {
-    "the course of reward and KL is": "ppo.png",
-    "the course of reward and length is": "grpo.png",
-    "answers with their scores are in": "samples.jsonl",
+# Further files of the stages that train on the model's own completions.
+_ONLINE_FILES = {
+    "the curves of reward and KL are in": "ppo.png",
+    "the curves of reward and length are in": "grpo.png",
+    "completions with their scores are in": "samples.jsonl",
 }
 
 
@@ -52,7 +51,7 @@ class Train:
 
     Args:
         conf: `steps.<name>`.
-        name: the step's name, and that of the directory in the run's.
+        name: the step's name, and that of its directory.
     """
 
     def __init__(self, conf: TrainConf, name: str) -> None:
@@ -66,18 +65,19 @@ class Train:
             RunError: the loss became NaN.
         """
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
-        checkpoint = find_checkpoint(conf.resume_from_checkpoint, train_dir=directory)
+        resume = conf.resume_from_checkpoint
+        checkpoint = None if resume is None else find_checkpoint(resume, train_dir=directory)
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
         args = training_arguments(
             conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
         )
-        args.eval_on_start &= checkpoint is None  # the checkpoint's log has it
+        args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
-            return self._taken(session, *taken, identity=reuse.identity)
-        model = self._model(session, seed=args.seed)
+            return self._reused(session, *taken, identity=reuse.identity)
+        model = self._initial_model(session, seed=args.seed)
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
         with restored_after_training(model):
             trainer = trainer_from(
@@ -94,38 +94,38 @@ class Train:
             if conf.head == "reward":
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
-                _train(trainer, checkpoint, stop, progress, key=self._resumes(session))
+                _train(trainer, checkpoint, stop, progress, key=self._resume_key(session))
             if to_stored_dtype(trainer.model) and trainer.eval_dataset is not None:
-                trainer.evaluate()  # the last numbers are those of what is saved, which rounding has changed
-            metrics = measured(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
+                trainer.evaluate()  # of the model that is saved, which rounding has changed
+            metrics = training_metrics(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
         trainer.save_model(str(directory))
         trainer.save_state()
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
         if trainer.args.should_save:
             save_for_base(trainer.model, directory)
-            readable_by_umask(directory)  # value heads and an adapter's base, too
-            write_stage_file(directory, self._left(session, kind))
+            readable_by_umask(directory)  # also value heads and an adapter's base
+            write_stage_file(directory, self._stage_file(session, kind))
         reuse.keep(metrics=metrics, kind=kind)
         result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
-        session.register_trained(self.name, result, base_intact=_leaves_base(session.conf(self.name, "finetune")))
+        session.register_trained(self.name, result, base_intact=_keeps_base(session.conf(self.name, "finetune")))
         session.put("trainer", trainer)
         return self._report(metrics, kind, directory)
 
-    def _taken(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:
-        """What there is to say where an earlier run has trained the very same."""
+    def _reused(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:
+        """Register and report what an earlier run trained from the same inputs."""
         directory, head = session.step_dir(self.name), session.conf(self.name, "training").head
         session.register_reused(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
-        told = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
+        reused = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
         if rank() == 0:
-            log.info(told)
+            log.info(reused)
         report = self._report(dict(result.metrics), result.kind, directory)
-        report.summary.insert(0, told)
+        report.summary.insert(0, reused)
         report.reused_from = str(place)
         return report
 
-    def _model(self, session: Any, *, seed: int) -> Any:
-        """The model that training begins with, with what is to be trained added or set free."""
+    def _initial_model(self, session: Any, *, seed: int) -> Any:
+        """The model at the start of the training, with its adapter or with the trained layers unfrozen."""
         base, finetune = session.base_model(self.name), session.conf(self.name, "finetune")
         set_stop_tokens(base, stop_ids=session.render(self.name).stop_ids, pad_id=session.tokenizer(self.name).pad_token_id)
         set_seed(seed)
@@ -134,12 +134,12 @@ class Train:
         setattr(base, LINEAGE_ATTRIBUTE, session.training_lineage(self.name).resolve(session.step_dir(self.name)))
         return locate(finetune._target_)(base, finetune)
 
-    def _resumes(self, session: Any) -> str:
-        """The key that goes on with an interrupted training."""
+    def _resume_key(self, session: Any) -> str:
+        """The key that resumes an interrupted training."""
         own = getattr(session.root.steps.get(self.name), "training", None) is not None
         return f"steps.{self.name}.training.resume_from_checkpoint" if own else "training.resume_from_checkpoint"
 
-    def _left(self, session: Any, kind: str) -> StageFile:
+    def _stage_file(self, session: Any, kind: str) -> StageFile:
         training, render = session.conf(self.name, "training"), session.conf(self.name, "render").name
         return StageFile(training.stage, kind, training.head, render=render, **session.training_lineage(self.name)._asdict())
 
@@ -149,15 +149,15 @@ class Train:
         if (directory / _CURVE).is_file():
             artifacts["training_loss"] = f"{self.name}/{_CURVE}"
             summary.append(f"{self.name}: the loss curve is {directory / _CURVE}")
-        for what, file in _OF_ANSWERS.items():
+        for what, file in _ONLINE_FILES.items():
             if (directory / file).is_file():
                 artifacts[Path(file).stem] = f"{self.name}/{file}"
                 summary.append(f"{self.name}: {what} {directory / file}")
         return StepReport(metrics, artifacts, summary)
 
 
-def _leaves_base(finetune: Any) -> bool:
-    """Whether a way to fine-tune leaves the model's own weights under its adapter what they were."""
+def _keeps_base(finetune: Any) -> bool:
+    """Whether the model's own weights under the adapter stay as they were loaded."""
     adapters = getattr(finetune, "adapters", [])
     merged = adapters[:-1] if getattr(finetune, "resume_adapter", False) else adapters
     upcast = any(getattr(finetune, name, False) for name in ("upcast_layernorm", "upcast_head"))
@@ -165,7 +165,7 @@ def _leaves_base(finetune: Any) -> bool:
 
 
 def _with_template(session: Any, name: str) -> Any:
-    """The tokenizer as it is saved: with a chat template that writes what training wrote. The session's own stays as it is."""
+    """A copy of the tokenizer, with a chat template that writes what the render wrote in training."""
     tokenizer, template = exported(session.render(name), session.tokenizer(name))
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
@@ -173,11 +173,11 @@ def _with_template(session: Any, name: str) -> Any:
 
 
 def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress, *, key: str) -> None:
-    """Train to the end, or to the end of the step in which a signal comes; what handled signals before then gets it."""
+    """Train to the end, or to the end of the step in which a signal comes; then the previous handler gets the signal."""
     if checkpoint is not None:
         for later, damage in passed_over(checkpoint).items():
             log.warning("%s is passed over: %s", later, damage)
-        log.info("going on from %s", checkpoint)
+        log.info("resuming from %s", checkpoint)
     try:
         with stop:
             try:
@@ -185,19 +185,19 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
             except StoppedBetweenSteps:
                 progress.close()
                 if stop.caught is None:
-                    log.warning("no step is left to train: %s is of the last", checkpoint)
+                    log.warning("no step is left to train: %s is that of the last step", checkpoint)
             if stop.caught is not None:
-                _keep(trainer, key)
+                _save_interrupted(trainer, key)
     finally:
         progress.close()
 
 
-def _keep(trainer: Any, key: str) -> None:
-    """Write a checkpoint of an interrupted training, unless there is one of this very step."""
+def _save_interrupted(trainer: Any, key: str) -> None:
+    """Write a checkpoint of an interrupted training, unless there is one of this step."""
     directory = Path(trainer.args.output_dir)
     wanted = directory / f"checkpoint-{trainer.state.global_step}"
     if trainer.state.global_step and wanted not in checkpoints(directory):
         require_upstream(__name__)
         trainer._save_checkpoint(trainer.model, trial=None)
     if kept := checkpoints(directory):
-        log.warning("interrupted; %s=%s goes on from here", key, kept[-1])
+        log.warning("interrupted; %s=%s resumes from here", key, kept[-1])

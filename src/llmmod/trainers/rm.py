@@ -17,7 +17,7 @@ from trl import RewardTrainer
 from llmmod.data.dataset.packing import lengths
 from llmmod.models.packing.segments import KEYS, packed_attention
 from llmmod.trainers.base import StageTrainer
-from llmmod.trainers.measures import Means, Weights, without_weights
+from llmmod.trainers.means import Means, RowWeights, without_weights
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -33,7 +33,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self._means = Means()
-        self._weights = Weights(self.train_dataset)
+        self._weights = RowWeights(self.train_dataset)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean loss of the batch's pairs, or their part of the mean over `num_items_in_batch` of them."""

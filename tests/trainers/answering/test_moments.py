@@ -1,4 +1,4 @@
-"""llmmod.trainers.measures against numpy on all numbers at once. Tolerance: 1e-10."""
+"""llmmod.trainers.means against numpy on all numbers at once. Tolerance: 1e-10."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmmod.trainers.measures import RunningMoments
+from llmmod.trainers.means import RunningMoments
 
 
 @pytest.mark.parametrize("seed", range(6))

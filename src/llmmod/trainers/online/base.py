@@ -30,7 +30,7 @@ from llmmod.models.generation.settings import Reader, generation_config
 from llmmod.protocols import Metric
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.curves import Panel, course
-from llmmod.trainers.measures import Means, RunningMoments
+from llmmod.trainers.means import Means, RunningMoments
 from llmmod.trainers.online.rewards import Rewards
 from llmmod.upstream import require_upstream
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llmmod.trainers.measures import RunningMoments
+from llmmod.trainers.means import RunningMoments
 
 _MOST_ERROR = 0.2  # of a target that is missed by more, the coefficient takes no further notice (Ziegler et al. 2019, eq. 3)
 

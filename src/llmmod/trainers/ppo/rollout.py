@@ -17,7 +17,7 @@ import torch
 from llmmod.data.collators import padded
 from llmmod.models.generation.generate import answers_in_order
 from llmmod.models.generation.settings import Ends, answer_text
-from llmmod.trainers.measures import RunningMoments
+from llmmod.trainers.means import RunningMoments
 from llmmod.trainers.online.base import sampling_settings
 from llmmod.trainers.online.completions import Samples, rows_of, score_completions
 from llmmod.trainers.online.rewards import Completions

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import disable_dropout_in_model
 
 from llmmod.config.schema.online_training import PpoFields
-from llmmod.trainers.measures import Means
+from llmmod.trainers.means import Means
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, seed_of
 from llmmod.trainers.online.completions import score_completions
 from llmmod.trainers.online.rewards import rewards_from

@@ -32,7 +32,7 @@ from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.build import spans_devices
 from llmmod.trainers.callbacks.progress import counting
 from llmmod.trainers.efficient import efficient_head
-from llmmod.trainers.measures import Means, Weights, without_weights
+from llmmod.trainers.means import Means, RowWeights, without_weights
 from llmmod.trainers.reference import (
     DatasetWithColumns,
     NoReferenceModel,
@@ -82,7 +82,7 @@ class ReferenceTrainer(StageTrainer):
         self.precompute_ref_logps = True  # trl's word for: the batch has the reference's log-probabilities
         self._known: dict[int, DatasetWithColumns] = {}
         self._means = {"train": Means(), "eval": Means()}
-        self.weights = Weights(train_dataset)
+        self.weights = RowWeights(train_dataset)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; what the reference thinks is worked out before, where it can't be on the way."""

@@ -19,7 +19,7 @@ from trl import DPOTrainer
 
 from llmmod.models.packing.segments import KEYS
 from llmmod.trainers.efficient import efficient_head
-from llmmod.trainers.measures import without_weights
+from llmmod.trainers.means import without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer, alone
 from llmmod.upstream import require_upstream
 

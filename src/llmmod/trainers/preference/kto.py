@@ -17,7 +17,7 @@ from trl import KTOTrainer
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.trainers.efficient import efficient_head
-from llmmod.trainers.measures import Means, without_weights
+from llmmod.trainers.means import Means, without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer
 from llmmod.upstream import require_upstream
 
