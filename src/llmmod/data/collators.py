@@ -1,4 +1,8 @@
-"""Examples of different lengths to one batch: one after the other in one row, or padded to one length."""
+"""Examples of different lengths to one batch: flattened into one row, or padded to one length.
+
+What is padding, the mask says and not the token: where pad and eos are the same token, as in many base models, the real eos keeps its label
+and its attention (TRL issues 1623 and 2059 are about collators that mask it).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,18 @@ from torch.nn.functional import pad
 
 from llmmod.render.encode import IGNORED
 
+_BOUNDARIES = 64  # their number in a row of fixed length is a multiple of this
+
 
 class FlatteningCollator:
-    """Puts all examples of the batch into one row, so that nothing is padding; for models that keep them apart (`attention.varlen`).
+    """Puts all examples of a batch into one row, so that nothing is padding; for models that keep them apart (`attention.varlen`).
 
     An example may be a packed row: its `seq_lengths` say how many tokens each of the examples in it has.
 
     Args:
         tokenizer: not needed; every collator is given it.
-        length: tokens of a batch of packed rows, filled up with an example of padding, and as many boundaries in each, for torch.compile,
-            which compiles anew for every shape; None: as many as the examples have.
+        length: tokens of a batch of packed rows. torch.compile compiles anew for every shape, so each row is filled up with an example of
+            padding, and with empty examples to a fixed number of boundaries. None: as many tokens as the examples have.
     """
 
     def __init__(self, tokenizer: Any = None, length: int | None = None) -> None:
@@ -31,44 +37,29 @@ class FlatteningCollator:
         """`input_ids`, `labels` and `position_ids`, int64 [1, tokens], and where each example begins and the last one ends.
 
         Returns:
-            `position_ids` begin anew with each example. `cu_seq_lens_q` and `cu_seq_lens_k`: int32 [examples + 1]; `max_length_q` and
-            `max_length_k`: tokens of the longest: what transformers' attention functions call them. `segment_lengths`: see `segments`.
-            No `attention_mask`: one of ones would switch transformers' own detection of such rows off. The first token of an example
-            has no label, as nothing of its own example comes before it.
+            `position_ids` begin anew with each example. The boundaries are those of `segment_boundaries`, one more than examples. No
+            `attention_mask`: one of ones would switch transformers' own detection of such rows off. The first token of an example has no
+            label, as nothing of its own example comes before it.
         """
         lengths = [length for example in examples for length in example.get("seq_lengths") or [len(example["input_ids"])]]
-        places = [0, *accumulate(lengths)]
-        labels = torch.tensor(list(chain.from_iterable(example["labels"] for example in examples)), dtype=torch.int64)
-        labels[places[:-1]] = IGNORED
-        row = {
-            "input_ids": torch.tensor([list(chain.from_iterable(example["input_ids"] for example in examples))], dtype=torch.int64),
-            "labels": labels[None],
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            **segments(lengths),
-        }
-        return row if self.length is None or "seq_lengths" not in examples[0] else _filled(row, self.length)
+        ids, labels = (
+            torch.tensor(list(chain.from_iterable(example[name] for example in examples)), dtype=torch.int64)
+            for name in ("input_ids", "labels")
+        )
+        labels[[0, *accumulate(lengths)][:-1]] = IGNORED
+        extra: dict[str, Any] = {}
+        if self.length is not None and "seq_lengths" in examples[0]:
+            padding = self.length - len(ids)
+            ids, labels = pad(ids, (0, padding), value=0), pad(labels, (0, padding), value=IGNORED)
+            count = -(-(len(lengths) + 2) // _BOUNDARIES) * _BOUNDARIES - 1
+            lengths = [*lengths, padding, *[0] * (count - len(lengths) - 1)]
+            extra = {"max_length_q": self.length, "max_length_k": self.length}
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        return {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None], **segment_boundaries(lengths), **extra}
 
 
-def _filled(row: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """The row with padding as its last example, up to `length` tokens, and with empty examples, up to a multiple of `_BOUNDARIES`."""
-    padding, lengths = length - row["labels"].shape[1], row["segment_lengths"].lengths
-    count = -(-(len(lengths) + 2) // _BOUNDARIES) * _BOUNDARIES - 1
-    lengths = [*lengths, padding, *[0] * (count - len(lengths) - 1)]
-    return {
-        "input_ids": pad(row["input_ids"], (0, padding), value=0),
-        "labels": pad(row["labels"], (0, padding), value=IGNORED),
-        "position_ids": torch.cat([row["position_ids"], torch.arange(padding)[None]], dim=1),
-        **segments(lengths),
-        "max_length_q": length,
-        "max_length_k": length,
-    }
-
-
-_BOUNDARIES = 64
-
-
-def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[str, Any]:
-    """Where the segments of a row begin and where the last one ends, under the names that `models.packing.segments` reads.
+def segment_boundaries(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[str, Any]:
+    """Where the segments of a row begin and where the last one ends, under the names that transformers' attention functions have for it.
 
     Args:
         lengths: tokens of each.
@@ -90,10 +81,7 @@ def segments(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[
 
 
 class PaddingCollator:
-    """Pads to the longest example of the batch, on the right.
-
-    What is padding, the place says and not the token: where pad and eos are the same token, as in many base models, the real eos keeps
-    its label and its attention (TRL issues 1623 and 2059 are about collators that mask it).
+    """Pads to the longest example of a batch, on the right.
 
     Args:
         tokenizer: whose pad token fills up; eos, or else 0, where it has none.
@@ -113,22 +101,20 @@ class PaddingCollator:
         labels, _ = padded([example["labels"] for example in examples], fill=IGNORED, width=width)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
+    def with_prompts(self, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Answers, each behind its prompt.
 
-def padded_answers(pad: PaddingCollator, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Prompts with an answer each, padded.
+        Args:
+            prompts: ids, one for each answer.
+            answers: ids.
 
-    Args:
-        pad: fills up.
-        prompts: ids, one for each answer.
-        answers: ids.
-
-    Returns:
-        `input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), int64 [answers, longest].
-    """
-    both = zip(prompts, answers, strict=True)
-    batch = pad([{"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]} for prompt, answer in both])
-    labels = batch.pop("labels")
-    return {**batch, "completion_mask": (labels != IGNORED).long()}
+        Returns:
+            `input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), int64 [answers, longest].
+        """
+        both = zip(prompts, answers, strict=True)
+        batch = self([{"input_ids": [*prompt, *answer], "labels": [*[IGNORED] * len(prompt), *answer]} for prompt, answer in both])
+        labels = batch.pop("labels")
+        return {**batch, "completion_mask": (labels != IGNORED).long()}
 
 
 def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,7 @@ require_upstream(__name__)
 NAME = "llmmod_segments"
 BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
 KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
-# The lengths once more, on the host (`data.collators.segments`): an accelerator halts wherever one of its own numbers is read.
+# The lengths once more, on the host (`data.collators.segment_boundaries`): an accelerator halts wherever one of its own numbers is read.
 LENGTHS = "segment_lengths"
 
 
