@@ -81,6 +81,7 @@ PRIVATE_NAMES = (
         "split_arguments", "runs the jobs of a sweep that are valid"),
     Use("config.hydra_patches", "omegaconf", "omegaconf._utils",
         "get_structured_config_data is_structured_config", "makes a dataclass's node at half the time"),
+    Use("config.hydra_patches", "omegaconf", "omegaconf._utils", "get_yaml_loader", "reads YAML by libyaml"),
     Use("config.hydra_patches", "omegaconf", "omegaconf.base:Box",
         "_re_parent _content _parent _flags_cache", "merges without walking the whole tree"),
     Use("config.hydra_patches", "omegaconf", "omegaconf:DictConfig",

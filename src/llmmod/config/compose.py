@@ -150,14 +150,14 @@ def compose_accepted(
     """What the overrides that can be applied compose to; `refused` has a problem for each other. Arguments as of `compose_config`.
 
     Raises:
-        ConfigError: if nothing can be composed.
+        ConfigError: if nothing can be composed, or no override that sets a key can be applied.
     """
     register_schemas()
     parsed, unread = parse(overrides)
     composition = Composition(parsed, config_dir=config_dir, config_name=config_name)
     refused = composition.compose(unread)
-    full = composition.config
-    if full is None:
+    full, user_keys = composition.config, composition.user_keys()
+    if full is None or (refused and not user_keys):
         raise ConfigError(refused)
     trust_typed(composition.typed_true())
     with open_dict(full.hydra):
@@ -174,7 +174,7 @@ def compose_accepted(
         hydra=hydra,
         overrides=list(overrides),
         choices=choices,
-        user_keys=composition.user_keys(),
+        user_keys=user_keys,
         in_sweep=job_num is not None,
         refused=refused,
         failed_groups=composition.failed_groups,

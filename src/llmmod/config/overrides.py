@@ -71,7 +71,7 @@ class Composition:
         self._applied: list[Override] = []
         version.setbase("1.3")
         setup_globals()
-        search_path = create_config_search_path("pkg://llmmod.conf")
+        search_path = create_config_search_path(str(conf_directory()))
         self._directories = directories(config_dir, overrides.values())
         if config_dir is not None and self._directories[0].is_dir():
             before = SearchPathQuery(provider="schema", path=None)

@@ -32,13 +32,11 @@ Written by `python -m llmmod.devtools.generate`, not by hand. {exact} of {total}
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.{besides}
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any{imports}
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # only extended, never made: without them it is defined four times as fast
 class {name}{bases}:
     """Every argument of `{target}`."""
 

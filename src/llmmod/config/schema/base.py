@@ -1,9 +1,8 @@
 """What every schema shares: the enums whose members are the allowed values, and the shape of a replaceable component.
 
 Field comments give the meaning and the unit. `None` means "not set: decide from the rest", and each comment says how.
+Schemas leave out `from __future__ import annotations`: OmegaConf asks for each field's type, and a text would be compiled for it first.
 """
-
-from __future__ import annotations
 
 from enum import StrEnum
 

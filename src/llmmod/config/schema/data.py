@@ -1,7 +1,5 @@
 """`dataset.*` and `render.*`: where rows come from and how a conversation becomes tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

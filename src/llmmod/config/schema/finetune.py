@@ -1,7 +1,5 @@
 """`finetune.*`: what of the model is trained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -5,8 +5,6 @@ That class has no annotations, so this table is kept by hand, in the class's own
 `_from_model_config` and `transformers_version`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

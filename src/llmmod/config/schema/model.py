@@ -1,7 +1,5 @@
 """`model.*` and `tokenizer.*`: which checkpoint is loaded, and how."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

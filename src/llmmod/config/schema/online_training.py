@@ -3,8 +3,6 @@
 `stage=ppo`: proximal policy optimisation against a reward.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

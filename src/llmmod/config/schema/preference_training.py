@@ -5,8 +5,6 @@
 `stage=kto`: learning from answers that are each judged good or bad.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,8 +4,6 @@ That class has no annotations, so this table is kept by hand. It has a default t
 again) from before the paper; the defaults here are the paper's (Dettmers et al. 2023, QLoRA).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`training.reward`: what answers are worth to the stages that let a model answer."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The root of the composed configuration."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

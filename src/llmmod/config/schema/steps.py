@@ -15,8 +15,6 @@ Each module here is a step, found by its name: `train.py` has the dataclass `Tra
 `train`: train, and save what was trained.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 

@@ -7,8 +7,6 @@ Each module here is a stage, found by its name: `sft.py` has the dataclass `SftC
 `stage=pt`: pre-training on documents.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -45,8 +45,6 @@ def compose_validated(
     if not composed.refused:
         validated(composed)
         return composed
-    if not composed.user_keys:
-        raise ConfigError(composed.refused)
     from llmmod.config.validate.checks import validate
 
     known = {problem.key for problem in composed.refused}

@@ -40,7 +40,7 @@ def lora_config(conf: LoraConf) -> peft.LoraConfig:
     Raises:
         ConfigError: a nested configuration has no such field, or peft refuses the values or their combination.
     """
-    default = LoraConfig()
+    default = dataclasses.make_dataclass("Defaults", [], bases=(LoraConfig,))()  # a generated class has no __init__
     names = [f.name for f in dataclasses.fields(LoraConfig) if f.name != "_target_"]
     chosen = {name: getattr(conf, name) for name in names if getattr(conf, name) != getattr(default, name)}
     if conf.init_lora_weights == "loftq":

@@ -4,13 +4,11 @@ Written by `python -m llmmod.devtools.generate`, not by hand. 26 of 42 fields ta
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # only extended, never made: without them it is defined four times as fast
 class LoraConfig:
     """Every argument of `peft.LoraConfig`."""
 

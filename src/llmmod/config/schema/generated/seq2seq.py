@@ -5,15 +5,13 @@ annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the 
 What isn't here is as in `training_arguments`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmmod.config.schema.generated.training_arguments import TrainingArguments
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # only extended, never made: without them it is defined four times as fast
 class Seq2SeqTrainingArguments(TrainingArguments):
     """Every argument of `transformers.Seq2SeqTrainingArguments`."""
 

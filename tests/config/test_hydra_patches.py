@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import hydra
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -13,9 +15,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
-from omegaconf.base import Box
+from omegaconf import _utils as omegaconf_internals
+from omegaconf.base import Box, Metadata
 
-from llmmod.config import hydra_patches as fast_hydra
+from llmmod.config import hydra_patches
 from llmmod.config.register import register_schemas
 from llmmod.config.schema.finetune import LoraConf
 
@@ -25,9 +28,11 @@ def unpatched(monkeypatch):
     """A function that takes the patches away for the rest of the test."""
 
     def restore() -> None:
-        monkeypatch.setattr(defaults_list, "_create_interpolation_map", fast_hydra._interpolation_map)
-        monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", fast_hydra._group_options)
-        monkeypatch.setattr(Box, "_re_parent", fast_hydra._re_parent)
+        monkeypatch.setattr(defaults_list, "_create_interpolation_map", hydra_patches._interpolation_map)
+        monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", hydra_patches._group_options)
+        monkeypatch.setattr(Box, "_re_parent", hydra_patches._re_parent)
+        monkeypatch.setattr(omegaconf_internals, "get_yaml_loader", hydra_patches._pure_yaml_loader)
+        monkeypatch.delattr(Metadata, "__deepcopy__")
         monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
 
     register_schemas()
@@ -36,7 +41,7 @@ def unpatched(monkeypatch):
 
 def test_this_is_the_version_that_is_patched(unpatched):
     assert hydra.__version__ == "1.3.8"
-    assert defaults_list._create_interpolation_map is fast_hydra._interpolation_map_if_needed
+    assert defaults_list._create_interpolation_map is hydra_patches._interpolation_map_if_needed
     unpatched()
     assert copy.deepcopy(ConfigStore.instance()) is not ConfigStore.instance()
 
@@ -91,6 +96,34 @@ def test_the_store_hands_out_copies_of_hydra_s_own_nodes_too(unpatched):
     assert ConfigStore.instance().load("hydra/config.yaml").node.verbose is False
 
 
+TEXT = "a: [1_000, 1e-4, 2024-01-01, 0x10, yes, 'é', \"\\u00e9\"]\nb: {c: ~, d: 1:30, e: .5}\nf: |\n  x\ng: ${a}\n"
+
+
+@pytest.mark.parametrize("text", [TEXT, "a: 1\na: 2\n", "a: [1\n", "", "a: !!python/object/apply:os.getcwd []\n"])
+def test_libyaml_reads_what_omegaconf_reads(text, unpatched):
+    def read():
+        try:
+            return OmegaConf.create(text) if text else OmegaConf.load(io.StringIO(text))
+        except yaml.YAMLError as error:
+            return type(error)
+
+    ours = read()
+    unpatched()
+    assert ours == read()
+
+
+def test_a_copy_of_a_node_shares_neither_flags_nor_resolved_values(unpatched):
+    tree = OmegaConf.create({"a": {"b": 1}})
+    tree._metadata.resolver_cache["f"]["x"] = [1]
+    copied = copy.deepcopy(tree)
+    assert copied._metadata == tree._metadata
+    OmegaConf.set_readonly(copied.a, True)
+    copied._metadata.resolver_cache["f"]["x"].append(2)
+    copied._metadata.resolver_cache["g"]["y"] = 3
+    assert tree.a._get_flag("readonly") is None
+    assert tree._metadata.resolver_cache == {"f": {"x": [1]}}
+
+
 def family(node):
     """Each node below with its parent and what it has remembered of inherited flags."""
     content = node.__dict__.get("_content")
@@ -106,10 +139,10 @@ def test_children_get_the_parent_that_omegaconf_would_give_them(unpatched):
     other = OmegaConf.create({})
     tree.a.b._set_parent(other)
     tree.u._get_node("init_lora_weights")._set_parent(other)
-    fast_hydra._children_know_parent(tree)
+    hydra_patches._children_know_parent(tree)
     ours = list(family(tree))
     tree.a.b._set_parent(other)
-    fast_hydra._re_parent(tree)
+    hydra_patches._re_parent(tree)
     assert ours == list(family(tree))
     union = tree.u._get_node("init_lora_weights")
     assert union._get_parent() is tree.u
@@ -129,6 +162,6 @@ def test_flags_set_on_a_parent_are_seen_below_after_a_merge():
 def test_another_version_runs_as_it_is(unpatched, monkeypatch):
     unpatched()
     monkeypatch.setattr(hydra, "__version__", "1.3.9")
-    fast_hydra.patch_hydra()
-    assert defaults_list._create_interpolation_map is fast_hydra._interpolation_map
+    hydra_patches.patch_hydra()
+    assert defaults_list._create_interpolation_map is hydra_patches._interpolation_map
     assert "__deepcopy__" not in vars(ConfigStore.instance())
