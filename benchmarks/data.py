@@ -59,10 +59,10 @@ def parts(render: str = "chatml") -> tuple[Any, Any]:
 
     import llmmod
     from llmmod.instantiate import build
-    from llmmod.models.loading.build import tokenizer_from
+    from llmmod.models.loading.build import build_tokenizer
 
     root = OmegaConf.to_object(llmmod.compose(["model=smollm2", f"render={render}"]))
-    tokenizer = tokenizer_from(root.tokenizer, root.model, hub=root.hub, smoke=False)
+    tokenizer = build_tokenizer(root.tokenizer, root.model, hub=root.hub, smoke=False)
     return build(root.render, tokenizer=tokenizer), tokenizer
 
 

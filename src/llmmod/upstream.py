@@ -124,7 +124,7 @@ PRIVATE_NAMES = (
         "_from_model_config", "keeps chosen generation settings when a model is saved"),
     Use("models.loading.build", "transformers", "transformers:PreTrainedConfig",
         "_attn_implementation", "chooses the attention of a random model"),
-    Use("models.loading.gguf", "transformers", "transformers.core_model_loading",
+    Use("models.loading.weight_files", "transformers", "transformers.core_model_loading",
         "_materialize_copy", "gives pages of a weight file back as it is read"),
     Use("models.loading.load", "transformers", "transformers.modeling_utils",
         "log_state_dict_report", "names weights that don't fit in one message"),
@@ -184,9 +184,9 @@ PRIVATE_NAMES = (
         "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),
     Use("models.loading.quantization", "bitsandbytes", "bitsandbytes.backends.cpu.ops",
         "lib", "unpacks 4-bit weights on a CPU in the runs that they were packed in"),
-    Use("models.loading.gguf", "gguf", "gguf",
+    Use("models.loading.weight_files", "gguf", "gguf",
         "GGUFReader get_tensor_name_map dequantize", "reads a GGUF file once: 3 s of CPU instead of 15 s"),
-    Use("models.loading.gguf", "gguf", "gguf:GGUFReader", "_get_field_parts", "reads a GGUF file once: 3 s of CPU instead of 15 s"),
+    Use("models.loading.weight_files", "gguf", "gguf:GGUFReader", "_get_field_parts", "reads a GGUF file once: 3 s of CPU instead of 15 s"),
 )
 # fmt: on
 

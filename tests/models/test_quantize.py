@@ -85,7 +85,7 @@ def test_packed_in_parts_to_the_same_bits(monkeypatch):
     quantization_config(QuantizationConf(bits=4))
     weights = torch.randn(300, 70, generator=torch.Generator().manual_seed(0))  # 328 runs and 8 weights
     expected, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
-    monkeypatch.setattr(cpu_kernels, "_AT_ONCE", 4096)
+    monkeypatch.setattr(cpu_kernels, "_PACKED_AT_ONCE", 4096)
     found, in_parts = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
     assert torch.equal(found, expected)
     assert torch.equal(dequantize_4bit(found, in_parts), dequantize_4bit(expected, state))

@@ -17,7 +17,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.attention.rope import scale_rope
 from llmmod.models.generation.settings import context_length
-from llmmod.models.loading.build import model_from
+from llmmod.models.loading.build import build_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TRAINED = 512  # max_position_embeddings of tests/conftest.py's llama
@@ -34,7 +34,7 @@ BY_HAND = {
 
 def built(directory, tokenizer, *, smoke=False, **fields):
     conf = ModelConf(name="tiny", pretrained_model_name_or_path=str(directory), architecture={"model_type": "llama", **SIZES})
-    return model_from(replace(conf, **fields), hub=HubConf(), smoke=smoke, tokenizer=tokenizer)
+    return build_model(replace(conf, **fields), hub=HubConf(), smoke=smoke, tokenizer=tokenizer)
 
 
 def scaled(kind, factor=None):
@@ -117,9 +117,9 @@ HAS_ROPE = ["llama", "falcon", "chatglm2", "qwen", "phi1_5", "qwen3", "gemma3", 
 @pytest.mark.parametrize("option", HAS_ROPE)
 def test_every_family_with_rotary_positions(option, tiny_tokenizer, ids, logits):
     root = to_root(compose_config([f"model={option}"]).config)
-    plain = model_from(root.model, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
+    plain = build_model(root.model, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
     conf = replace(root.model, rope_scaling=scaled("linear", 2.0))
-    model = model_from(conf, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
+    model = build_model(conf, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
     assert context_length(model) == 2 * context_length(plain)
     assert not torch.equal(logits(model, ids), logits(plain, ids))
 
@@ -136,7 +136,7 @@ def test_every_family_with_rotary_positions(option, tiny_tokenizer, ids, logits)
 def test_without_rotary_positions_it_is_refused(tiny_tokenizer, architecture, message):
     conf = ModelConf(name="x", architecture=architecture, rope_scaling=scaled("linear", 2.0))
     with pytest.raises(ConfigError, match=rf"model.rope_scaling.type: 'linear', but .*{message}.* Leave it null."):
-        model_from(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+        build_model(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
 
 
 @pytest.mark.parametrize("option", ["llama3", "phi4_mini"])
@@ -144,7 +144,7 @@ def test_positions_trained_scaled_are_not_replaced(option, tiny_tokenizer):
     root = to_root(compose_config([f"model={option}"]).config)
     conf = replace(root.model, rope_scaling=scaled("yarn", 2.0))
     with pytest.raises(ConfigError, match=r"model.rope_scaling.type: 'yarn', but this model was trained with positions scaled another way"):
-        model_from(conf, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
+        build_model(conf, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.attention.shifted import group_tokens, shift_attention, shifted_attention
-from llmmod.models.loading.build import model_from
+from llmmod.models.loading.build import build_model
 from llmmod.models.packing.segments import why_not_packed
 
 
@@ -110,7 +110,7 @@ FAMILIES = ["llama2", "falcon", "chatglm2", "qwen", "phi1_5", "qwen3", "gemma3",
 
 def tiny(option, tokenizer, **fields):
     root = to_root(compose_config([f"model={option}"]).config)
-    return model_from(replace(root.model, **fields), hub=root.hub, smoke=True, tokenizer=tokenizer)
+    return build_model(replace(root.model, **fields), hub=root.hub, smoke=True, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("option", FAMILIES)
@@ -203,7 +203,7 @@ def test_rows_of_several_examples_are_not_for_it(tiny_llama):
 def test_other_models_are_refused(tiny_tokenizer, architecture, message):
     conf = ModelConf(name="x", architecture=architecture, shift_attn=True)
     with pytest.raises(ConfigError, match=rf"model.shift_attn: .*{message}\w+ has none. Leave it false"):
-        model_from(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
+        build_model(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
 
 
 def test_another_attention_is_refused(tiny_llama):

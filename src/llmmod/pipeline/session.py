@@ -60,7 +60,7 @@ class Session:
         extra = import_own("llmmod.render.segments.named_tokens")(render) if self.root.smoke else []
         return self._once(
             ("tokenizer", repr(self.root.tokenizer), repr(model), repr(extra)),
-            lambda: import_own("llmmod.models.loading.build.tokenizer_from")(
+            lambda: import_own("llmmod.models.loading.build.build_tokenizer")(
                 self.root.tokenizer, model, hub=self.root.hub, smoke=self.root.smoke, extra_tokens=extra
             ),
         )
@@ -136,7 +136,7 @@ class Session:
 
     def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
         smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
-        load = import_own("llmmod.models.loading.build.model_from")
+        load = import_own("llmmod.models.loading.build.build_model")
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:

@@ -1,7 +1,4 @@
-"""From configuration to model and tokenizer: works out from_pretrained's arguments and calls what the configuration names.
-
-Which implementations of attention this machine can compute: known before a model is loaded.
-"""
+"""From configuration to model and tokenizer: works out from_pretrained's arguments and calls what the configuration names."""
 
 from __future__ import annotations
 
@@ -31,32 +28,17 @@ from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-_KEY = "model.attn_implementation"
-_NEED = {
+log = logging.getLogger(__name__)
+
+_ATTENTION_KEY = "model.attn_implementation"
+_NEEDS_ACCELERATOR = {
     "flash_attention_2": "its kernels are for GPUs",
     "flash_attention_3": "its kernels are for GPUs",
     "flex_attention": "on a CPU it has no gradient, and compiles for minutes (torch 2.13)",
 }
 
 
-def check_attention(name: str | None) -> None:
-    """Nothing, where an implementation can be computed here.
-
-    Args:
-        name: as `attn_implementation` has it; None: transformers' own choice.
-
-    Raises:
-        ConfigError: it needs an accelerator, and there is none.
-    """
-    if name in _NEED and not torch.accelerator.is_available():
-        found = f"{name} needs an accelerator: {_NEED[name]}"
-        raise ConfigError(Problem(_KEY, found, "Allowed here: sdpa, eager, null"))
-
-
-log = logging.getLogger(__name__)
-
-
-def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, seed: int = 42) -> Any:
+def build_model(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, seed: int = 42) -> Any:
     """The model that a configuration describes, with the weights of its checkpoint, or random ones.
 
     Args:
@@ -71,7 +53,7 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     """
     check_attention(conf.attn_implementation)
     quantized = quantization_config(conf.quantization)
-    dtype = _dtype(conf.dtype)
+    dtype = None if conf.dtype is Dtype.auto else getattr(torch, conf.dtype.value)
     if smoke or conf.weights is Weights.random:
         model = _random_model(conf, hub, smoke=smoke, tokenizer=tokenizer, seed=seed, dtype=dtype)
         model = rebuild_model(model, quantization_config=quantized) if quantized else model
@@ -80,7 +62,11 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
         model = _pretrained_model(conf, hub, dtype=dtype or "auto", quantization_config=quantized, device_map=device_map)
     if quantized:
         check_quantized(model)
-    _check_vocabulary(model, tokenizer)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        found = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
+        do = "Take the model's own, or set model.config.vocab_size with model.weights=random"
+        raise ConfigError(Problem(TOKENIZER_KEY, found, do=do))
     if conf.rope_scaling.type is not None:
         check_scaled(model, conf.rope_scaling.type)
     elif conf.model_max_length is not None:
@@ -95,14 +81,28 @@ def model_from(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, se
     return model
 
 
-def tokenizer_from(conf: TokenizerConf, model: ModelConf, *, hub: HubConf, smoke: bool, extra_tokens: Sequence[str] = ()) -> Any:
+def check_attention(name: str | None) -> None:
+    """Refuse an implementation of attention that can't be computed here, before a model is loaded.
+
+    Args:
+        name: as `attn_implementation` has it; None: transformers' own choice.
+
+    Raises:
+        ConfigError: it needs an accelerator, and there is none.
+    """
+    if name in _NEEDS_ACCELERATOR and not torch.accelerator.is_available():
+        found = f"{name} needs an accelerator: {_NEEDS_ACCELERATOR[name]}"
+        raise ConfigError(Problem(_ATTENTION_KEY, found, "Allowed here: sdpa, eager, null"))
+
+
+def build_tokenizer(conf: TokenizerConf, model: ModelConf, *, hub: HubConf, smoke: bool, extra_tokens: Sequence[str] = ()) -> Any:
     """The tokenizer that a configuration describes: the model's own, unless it names another.
 
     Args:
         conf: `tokenizer.*`.
         model: `model.*`.
         hub: `hub.*`.
-        smoke: nothing is downloaded: where the tokenizer isn't on this machine, the tiny one that travels with the project.
+        smoke: nothing is downloaded; where the tokenizer isn't on this machine, the tiny one that comes with the project is used.
         extra_tokens: special tokens that the tiny one gets, so that a render finds those it names.
 
     Returns:
@@ -238,19 +238,6 @@ def _where(conf: ModelConf, hub: HubConf) -> dict[str, Any]:
     set_proxies(hub.proxies)
     given = {"revision": conf.revision, "trust_remote_code": conf.trust_remote_code or None}
     return {name: value for name, value in given.items() if value is not None} | hub_arguments(hub)
-
-
-def _dtype(chosen: Dtype) -> torch.dtype | None:
-    """The torch type of a name, None for `auto`."""
-    return None if chosen is Dtype.auto else getattr(torch, chosen.value)
-
-
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        found = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
-        do = "Take the model's own, or set model.config.vocab_size with model.weights=random"
-        raise ConfigError(Problem(TOKENIZER_KEY, found, do=do))
 
 
 def _set_context(config: Any, length: int) -> None:

@@ -11,7 +11,7 @@ import errno
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from llmmod.files.hub import check_reachable, hub_problem
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.native import check_layout, load_original, native_config, warn_beyond_trained_length
 from llmmod.models.families.registry import family_of
-from llmmod.models.loading.gguf import mmap_release
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears
 from llmmod.models.loading.structure import set_name
+from llmmod.models.loading.weight_files import mmap_release, model_from_gguf, quick_gguf_reader
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
@@ -60,17 +60,21 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
-    with mmap_release(), _gguf_reader(checkpoint), _sizes_checked(pretrained_model_name_or_path):
+    with mmap_release(), quick_gguf_reader(), _sizes_checked(pretrained_model_name_or_path):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
-        _refuse_reward_model(raw, pretrained_model_name_or_path)
+        if is_reward_checkpoint(raw):  # with tied weights its trunk would pass for a language model, without a word
+            found = f"'{pretrained_model_name_or_path}' is a reward model, which scores and doesn't write"
+            raise ConfigError(Problem(PATH_KEY, found, do="Give a language model, or use this one as a reward: stage=rm"))
         if config is None:
             config = _config(checkpoint, raw, {}, where)
         for name in [name for name in arguments if name not in _NOT_FIELDS and _is_field(config, name)]:
             setattr(config, name, arguments.pop(name))
         with explain_loading_errors(checkpoint, arguments):
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
-    _check_filled(model, info, pretrained_model_name_or_path)
+    if missing := sorted(info["missing_keys"]):  # transformers makes them up, with a warning
+        found = f"the weights of '{pretrained_model_name_or_path}' don't fill {type(model).__name__}: {len(missing)} are missing"
+        raise ConfigError(Problem(PATH_KEY, f"{found}, among them {missing[0]}"))
     keep_differentiable(model)
     use_per_sequence_rope(model)
     report_remote_code(model, pretrained_model_name_or_path, trust_remote_code=bool(where.get("trust_remote_code")))
@@ -121,15 +125,16 @@ def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
     if not checkpoint.local:
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "config.json", **where)
     source = {"gguf_file": checkpoint.gguf_file} if checkpoint.gguf_file else {}
-    with explain_loading_errors(checkpoint, where), _gguf_reader(checkpoint):
-        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **_files(where))[0]
+    files = {name: value for name, value in where.items() if name not in ("trust_remote_code", "code_revision")}
+    with explain_loading_errors(checkpoint, where), quick_gguf_reader():
+        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(checkpoint.path, **source, **files)[0]
         check_layout(raw, path=checkpoint.path, trust_remote_code=bool(where.get("trust_remote_code")))
         return raw
 
 
 def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any], where: dict[str, Any]) -> Any:
     family = family_of(raw, path=checkpoint.path)
-    with explain_loading_errors(checkpoint, where), _gguf_reader(checkpoint):
+    with explain_loading_errors(checkpoint, where), quick_gguf_reader():
         if family is not None:
             config = native_config(family, raw)
             raw = config.to_dict()
@@ -164,18 +169,6 @@ def explain_loading_errors(checkpoint: Checkpoint, arguments: dict[str, Any], ke
         raise ConfigError(problem) from error
 
 
-def _gguf_reader(checkpoint: Checkpoint) -> AbstractContextManager[None]:
-    if checkpoint.gguf_file is None:
-        return nullcontext()
-    from llmmod.models.loading.gguf import patched_reader
-
-    return patched_reader()
-
-
-def _files(where: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in where.items() if name not in ("trust_remote_code", "code_revision")}
-
-
 def _from_pretrained(checkpoint: Checkpoint, raw: dict[str, Any], **arguments: Any) -> Any:
     family = family_of(raw, path=checkpoint.path)
     if checkpoint.gguf_file is None:
@@ -184,8 +177,6 @@ def _from_pretrained(checkpoint: Checkpoint, raw: dict[str, Any], **arguments: A
             if family is not None:
                 return load_original(checkpoint.path, family, **arguments)
             return AutoModelForCausalLM.from_pretrained(checkpoint.path, **arguments)
-    from llmmod.models.loading.gguf import model_from_gguf
-
     return model_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
 
 
@@ -196,13 +187,6 @@ def _is_field(config: Any, name: str) -> bool:
 def is_reward_checkpoint(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model that scores texts rather than writes them."""
     return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
-
-
-def _refuse_reward_model(raw: Mapping[str, Any], path: str) -> None:
-    # With tied weights its trunk would pass for a language model, without a word.
-    if is_reward_checkpoint(raw):
-        do = "Give a language model, or use this one as a reward: stage=rm"
-        raise ConfigError(Problem(PATH_KEY, f"'{path}' is a reward model, which scores and doesn't write", do=do))
 
 
 @contextmanager
@@ -219,14 +203,6 @@ def _sizes_checked(path: str) -> Iterator[None]:
 
     with replaced(modeling_utils, "log_state_dict_report", check):
         yield
-
-
-def _check_filled(model: Any, info: dict[str, Any], path: str) -> None:
-    """Refuse weights that were made up, as transformers does with a warning where a checkpoint hasn't got them."""
-    missing = sorted(info["missing_keys"])
-    if missing:
-        found = f"the weights of '{path}' don't fill {type(model).__name__}: {len(missing)} are missing, among them {missing[0]}"
-        raise ConfigError(Problem(PATH_KEY, found))
 
 
 def _problem(error: Exception, checkpoint: Checkpoint, arguments: dict[str, Any], key: str) -> Problem | None:

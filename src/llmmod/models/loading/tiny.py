@@ -1,9 +1,8 @@
-"""The tiny stand-ins of `smoke=true`: a random model of the same architecture, and the tokenizer that travels with the project.
+"""The tiny models of `smoke=true`: random weights, the real architecture in small sizes, and a tokenizer that comes with the project.
 
-A configuration of any architecture with small sizes: what a model of it is tried with before the real one, in a second.
-
-What sets the architecture apart stays: which kinds of layers follow each other, several queries to a key, experts, positions, activation.
-Widths keep their relation to `hidden_size`, so that what one size is made of by another still is.
+What sets an architecture apart stays: which kinds of layers follow each other, several queries to a key, experts, positions, activation.
+Widths keep their relation to `hidden_size`, so that what one size is made of by another still is. `shrink_config` makes a configuration of
+any architecture so small; a test run with it takes a second.
 """
 
 from __future__ import annotations
@@ -20,6 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.native import config_class, initial_model
+
+STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 WIDTH = 64  # channels of a layer's input
 _HEADS = 4
@@ -59,118 +62,6 @@ _EXACT: Mapping[str, int] = {
     "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
     "laurel_rank": 8, "ngram_vocab_size_base": 64, "split_ngram_parts": 1,
 }  # fmt: skip
-
-
-def shrink_config(config: Any, *, vocab_size: int, special: Mapping[str, int | None] | None = None, **fields: Any) -> Any:
-    """A configuration of the same class for a model of some ten thousand weights.
-
-    Args:
-        config: a PreTrainedConfig; it stays as it is.
-        vocab_size: tokens.
-        special: `bos_token_id` and its like; those that are not given and beyond the vocabulary are left out.
-        fields: further fields to set, of those that the configuration has.
-    """
-    given = _shrunk(config.to_dict(), vocab_size=vocab_size, special=special or {}, fields=fields)
-    for name in getattr(config, "sub_configs", None) or {}:
-        part = getattr(config, name, None)
-        if part is not None:
-            given[name] = _shrunk(part.to_dict(), vocab_size=vocab_size, special=special or {}, fields=fields)
-    return type(config).from_dict({name: value for name, value in given.items() if name not in ("transformers_version", "_name_or_path")})
-
-
-def _shrunk(given: dict[str, Any], *, vocab_size: int, special: Mapping[str, int | None], fields: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(given)
-    wide = next((given[name] for name in _HIDDEN if _is_size(given.get(name))), WIDTH)
-    for name, value in given.items():
-        if name in _HIDDEN and _is_size(value):
-            result[name] = WIDTH
-        elif name in _EXACT and _is_size(value):
-            result[name] = min(value, _EXACT[name])
-        elif _IN_PROPORTION.fullmatch(name) and _is_size(value):
-            result[name] = min(value, _in_proportion(value, wide))
-        elif name in _OTHER_HEADS and _is_size(value):
-            result[name] = _HEADS
-    result |= _heads(given, wide) | _layers(given)
-    for name in ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"):
-        if given.get(name) is not None:
-            result[name] = vocab_size
-    if _is_size(given.get("unpadded_vocab_size")):
-        result["unpadded_vocab_size"] = vocab_size
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        own = given.get(name)
-        if name in special:
-            result[name] = special[name]
-        elif any(number >= vocab_size for number in (own if isinstance(own, list) else [own]) if isinstance(number, int)):
-            result[name] = None
-    return result | {name: value for name, value in fields.items() if given.get(name) is not None}
-
-
-def _heads(given: Mapping[str, Any], wide: int) -> dict[str, Any]:
-    """Numbers of heads and their channels; all heads together stay as wide in relation to a layer's input."""
-    result: dict[str, Any] = {}
-    for numbers, channels in _HEAD_SIZES:
-        number = next((given[name] for name in numbers if _is_size(given.get(name))), None)
-        result |= {name: _HEADS for name in numbers if _is_size(given.get(name))}
-        for name in channels if number is not None else ():
-            if _is_size(given.get(name)):
-                result[name] = max(8, round(number * given[name] / wide * WIDTH / _HEADS / 8) * 8)
-    attention = next((given[name] for name in _HEAD_SIZES[0][0] if _is_size(given.get(name))), None)
-    for name in _KEY_HEADS:
-        if _is_size(given.get(name)):
-            result[name] = 1 if given[name] == 1 else _HEADS if given[name] == attention else 2
-    if _is_size(given.get("head_dim")) and given["head_dim"] == given.get("qk_rope_head_dim"):
-        result["head_dim"] = _EXACT["qk_rope_head_dim"]
-    if _is_size(given.get("mamba_d_ssm")):
-        result["mamba_d_ssm"] = result["mamba_n_heads"] * result["mamba_d_head"]
-    if _is_size(given.get("query_pre_attn_scalar")):
-        result["query_pre_attn_scalar"] = result.get("head_dim", WIDTH // _HEADS)
-    return result
-
-
-def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
-    """As many layers as there are kinds of them, two at least; lists with an entry a layer keep those of the layers that stay."""
-    depth = next((given[name] for name in _DEPTHS if _is_size(given.get(name))), None)
-    if depth is None:
-        return {}
-    lists = {name: value for name, value in given.items() if isinstance(value, list) and len(value) == depth and depth > 1}
-    numbers = {name: value for name, value in given.items() if _LAYER_NUMBERS.fullmatch(name) and isinstance(value, list)}
-    per_layer = {int(number): fields for number, fields in (given.get("per_layer_config") or {}).items()}
-    first: dict[str, int] = {}
-    for number in range(depth):
-        kind = [value[number] for value in lists.values()], [number in value for value in numbers.values()]
-        first.setdefault(repr((kind, per_layer.get(number))), number)
-    chosen = sorted(first.values())[:_KINDS]
-    chosen = sorted(chosen + [number for number in range(depth) if number not in chosen][: max(0, 2 - len(chosen))])
-    if isinstance(given.get("block_types"), list):  # RecurrentGemma's, which go round
-        chosen = list(range(len(given["block_types"])))
-    result: dict[str, Any] = {name: [value[number] for number in chosen] for name, value in lists.items()}
-    result |= {name: [new for new, number in enumerate(chosen) if number in value] for name, value in numbers.items()}
-    if per_layer:
-        result["per_layer_config"] = {new: _own(given, per_layer[number]) for new, number in enumerate(chosen) if number in per_layer}
-    result |= {name: min(given[name], len(chosen)) for name in _DEPTHS if _is_size(given.get(name))}
-    if isinstance(given.get("attention_types"), list):  # GPT-Neo's: [[kinds, how many times]]
-        kinds: Sequence[Any] = given["attention_types"][0][0]
-        result |= {"attention_types": [[kinds, 1]], "num_layers": len(kinds), "attention_layers": list(kinds)}
-    return result
-
-
-def _own(given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer has of its own, small."""
-    small = _heads({**given, **fields}, next((given[name] for name in _HIDDEN if _is_size(given.get(name))), WIDTH))
-    return {name: small.get(name, value) for name, value in fields.items()}
-
-
-def _in_proportion(value: int, wide: int) -> int:
-    return max(8, round(value / wide * WIDTH / 8) * 8)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
-TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 
 def tiny_model(
@@ -269,3 +160,107 @@ def _refused(model_type: str, error: Exception) -> Problem:
         near = did_you_mean(model_type, CONFIG_MAPPING_NAMES)
         return Problem("model.architecture.model_type", f"transformers has no '{model_type}'", near)
     return Problem("model.architecture", f"{model_type} refuses it: {one_line(error)}")
+
+
+def shrink_config(config: Any, *, vocab_size: int, special: Mapping[str, int | None] | None = None, **fields: Any) -> Any:
+    """A configuration of the same class for a model of some ten thousand weights.
+
+    Args:
+        config: a PreTrainedConfig; it stays as it is.
+        vocab_size: tokens.
+        special: `bos_token_id` and its like; those that are not given and beyond the vocabulary are left out.
+        fields: further fields to set, of those that the configuration has.
+    """
+    given = _shrunk_fields(config.to_dict(), vocab_size=vocab_size, special=special or {}, fields=fields)
+    for name in getattr(config, "sub_configs", None) or {}:
+        part = getattr(config, name, None)
+        if part is not None:
+            given[name] = _shrunk_fields(part.to_dict(), vocab_size=vocab_size, special=special or {}, fields=fields)
+    return type(config).from_dict({name: value for name, value in given.items() if name not in ("transformers_version", "_name_or_path")})
+
+
+def _shrunk_fields(
+    given: dict[str, Any], *, vocab_size: int, special: Mapping[str, int | None], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    result = dict(given)
+    wide = next((given[name] for name in _HIDDEN if _is_size(given.get(name))), WIDTH)
+    for name, value in given.items():
+        if name in _HIDDEN and _is_size(value):
+            result[name] = WIDTH
+        elif name in _EXACT and _is_size(value):
+            result[name] = min(value, _EXACT[name])
+        elif _IN_PROPORTION.fullmatch(name) and _is_size(value):
+            result[name] = min(value, max(8, round(value / wide * WIDTH / 8) * 8))
+        elif name in _OTHER_HEADS and _is_size(value):
+            result[name] = _HEADS
+    result |= _heads(given, wide) | _layers(given)
+    for name in ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"):
+        if given.get(name) is not None:
+            result[name] = vocab_size
+    for name in _SPECIAL:
+        own = given.get(name)
+        if name in special:
+            result[name] = special[name]
+        elif any(number >= vocab_size for number in (own if isinstance(own, list) else [own]) if isinstance(number, int)):
+            result[name] = None
+    return result | {name: value for name, value in fields.items() if given.get(name) is not None}
+
+
+def _heads(given: Mapping[str, Any], wide: int) -> dict[str, Any]:
+    """Numbers of heads and their channels; all heads together stay as wide in relation to a layer's input."""
+    result: dict[str, Any] = {}
+    for numbers, channels in _HEAD_SIZES:
+        number = next((given[name] for name in numbers if _is_size(given.get(name))), None)
+        result |= {name: _HEADS for name in numbers if _is_size(given.get(name))}
+        for name in channels if number is not None else ():
+            if _is_size(given.get(name)):
+                result[name] = max(8, round(number * given[name] / wide * WIDTH / _HEADS / 8) * 8)
+    attention = next((given[name] for name in _HEAD_SIZES[0][0] if _is_size(given.get(name))), None)
+    for name in _KEY_HEADS:
+        if _is_size(given.get(name)):
+            result[name] = 1 if given[name] == 1 else _HEADS if given[name] == attention else 2
+    if _is_size(given.get("head_dim")) and given["head_dim"] == given.get("qk_rope_head_dim"):
+        result["head_dim"] = _EXACT["qk_rope_head_dim"]
+    if _is_size(given.get("mamba_d_ssm")):
+        result["mamba_d_ssm"] = result["mamba_n_heads"] * result["mamba_d_head"]
+    if _is_size(given.get("query_pre_attn_scalar")):
+        result["query_pre_attn_scalar"] = result.get("head_dim", WIDTH // _HEADS)
+    return result
+
+
+def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """As many layers as there are kinds of them, two at least; lists with an entry a layer keep those of the layers that stay."""
+    depth = next((given[name] for name in _DEPTHS if _is_size(given.get(name))), None)
+    if depth is None:
+        return {}
+    lists = {name: value for name, value in given.items() if isinstance(value, list) and len(value) == depth and depth > 1}
+    numbers = {name: value for name, value in given.items() if _LAYER_NUMBERS.fullmatch(name) and isinstance(value, list)}
+    per_layer = {int(number): fields for number, fields in (given.get("per_layer_config") or {}).items()}
+    first: dict[str, int] = {}
+    for number in range(depth):
+        kind = [value[number] for value in lists.values()], [number in value for value in numbers.values()]
+        first.setdefault(repr((kind, per_layer.get(number))), number)
+    chosen = sorted(first.values())[:_KINDS]
+    chosen = sorted(chosen + [number for number in range(depth) if number not in chosen][: max(0, 2 - len(chosen))])
+    if isinstance(given.get("block_types"), list):  # RecurrentGemma's, which go round
+        chosen = list(range(len(given["block_types"])))
+    result: dict[str, Any] = {name: [value[number] for number in chosen] for name, value in lists.items()}
+    result |= {name: [new for new, number in enumerate(chosen) if number in value] for name, value in numbers.items()}
+    if per_layer:
+        own = {new: per_layer[number] for new, number in enumerate(chosen) if number in per_layer}
+        result["per_layer_config"] = {new: _shrunk_layer(given, fields) for new, fields in own.items()}
+    result |= {name: min(given[name], len(chosen)) for name in _DEPTHS if _is_size(given.get(name))}
+    if isinstance(given.get("attention_types"), list):  # GPT-Neo's: [[kinds, how many times]]
+        kinds: Sequence[Any] = given["attention_types"][0][0]
+        result |= {"attention_types": [[kinds, 1]], "num_layers": len(kinds), "attention_layers": list(kinds)}
+    return result
+
+
+def _shrunk_layer(given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer has of its own, small."""
+    small = _heads({**given, **fields}, next((given[name] for name in _HIDDEN if _is_size(given.get(name))), WIDTH))
+    return {name: small.get(name, value) for name, value in fields.items()}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -21,8 +21,8 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, check_model_directory, find_checkpoint, has_tokenizer
 from llmmod.files.hub import check_reachable
 from llmmod.models.families.native import check_known_layout
-from llmmod.models.loading.gguf import tokenizer_from_gguf
 from llmmod.models.loading.load import WHERE, explain_loading_errors, report_remote_code
+from llmmod.models.loading.weight_files import tokenizer_from_gguf
 from llmmod.models.tokenizers import originals
 from llmmod.models.tokenizers.originals import LLAMA, MARK, QWEN, Original, SentencePieceTokenizer
 from llmmod.models.tokenizers.sentencepiece_bpe import BPE, is_exact, read_model, rust_tokenizer

@@ -1,18 +1,13 @@
-"""GGUF files, llama.cpp's format, as plain transformers models and tokenizers.
+"""How weight files are read: GGUF files as plain models and tokenizers, and any file without keeping it in memory beside the model.
 
-transformers reads them, with three shortcomings that are made good here: it parses the file's hundred thousand strings anew for each
-part of the work, it leaves the model marked as quantized, so that nothing can save it, and it doesn't know how every tokenizer splits
-text before merging.
-
-Left out on purpose: weights that stay packed in GGUF blocks. They can't be trained.
-
-Weights read from files without keeping the files in memory beside them.
+GGUF is llama.cpp's format. transformers reads it, with three shortcomings that are made good here: it parses the file's hundred thousand
+strings anew for each part of the work, it leaves the model marked as quantized, so that nothing can save it, and it doesn't know how every
+tokenizer splits text before merging. Left out on purpose: weights that stay packed in GGUF blocks. They can't be trained.
 
 Weight files are mapped, and a mapped page counts as the process's own from when it is read. Where weights are converted on the way, to
-another type or to 4 bit, both would be there at the end: 1.5 times the model from float16 to float32, 4 times in 4 bit. What has been read
-is therefore given back to the system as loading goes on; a page that is needed again is read again.
-
-Linux alone; elsewhere nothing is done. May go when transformers does it (5.23 doesn't).
+another type or to 4 bit, both would be there at the end: 1.5 times the model from float16 to float32, 4 times in 4 bit. `mmap_release`
+gives back to the system what has been read as loading goes on; a page that is needed again is read again. Linux alone; elsewhere nothing is
+done. May go when transformers does it (5.23 doesn't).
 """
 
 from __future__ import annotations
@@ -45,91 +40,16 @@ from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
 
-_AT_ONCE = 4 * 2**20  # bytes of weights that may be read before pages are given back
-
-
-class _Pages:
-    """Pages of files that were mapped whole since this was made: weight files, and no libraries, of which parts are mapped."""
-
-    def __init__(self) -> None:
-        self._before = _mapped_files()
-        self._read, self._lock = 0, threading.Lock()
-
-    def count(self, size: int) -> None:
-        """Give pages back once enough bytes were read."""
-        with self._lock:
-            self._read += size
-            if self._read < _AT_ONCE:
-                return
-            self._read = 0
-        self.give_back()
-
-    def give_back(self) -> None:
-        """Drop every page, since none of them was written to and the file has what they held; and what the allocator holds back."""
-        for start, length in _mapped_files() - self._before:
-            _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-        if hasattr(_LIBC, "malloc_trim"):  # glibc: packed weights between converted ones keep it from doing so by itself
-            _LIBC.malloc_trim(0)
-
-
-_OPEN: list[_Pages] = []
-
-
-@contextmanager
-def mmap_release() -> Iterator[None]:
-    """While it lasts, transformers' loading gives back pages of weight files that it has read; files mapped before are left alone."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    copy = core_model_loading._materialize_copy
-
-    def materialize(tensor: Any, device: Any = None, dtype: Any = None) -> torch.Tensor:
-        result: torch.Tensor = copy(tensor, device, dtype)
-        count_mapped_read(result.numel() * result.element_size())
-        return result
-
-    _OPEN.append(_Pages())
-    try:
-        with replaced(core_model_loading, "_materialize_copy", materialize):
-            yield
-    finally:
-        _OPEN.pop().give_back()
-
-
-def count_mapped_read(size: int) -> None:
-    """Tell the innermost `mmap_release` of bytes that were read from a mapped file in another way; outside of one nothing is done."""
-    if _OPEN:
-        _OPEN[-1].count(size)
-
-
-def _mapped_files() -> set[tuple[int, int]]:
-    """Address and length of each mapping of a whole file that isn't executable."""
-    with open("/proc/self/maps", encoding="utf-8") as lines:
-        return {place for line in lines if (place := _whole_file(line))}
-
-
-def _whole_file(line: str) -> tuple[int, int] | None:
-    """What a line of /proc/self/maps says of a file that is mapped from its beginning to its end; None for anything else."""
-    addresses, rights, offset, _, inode, *path = line.split(maxsplit=5)
-    if inode == "0" or int(offset, 16) or "x" in rights or not path:
-        return None
-    start, end = (int(address, 16) for address in addresses.split("-"))
-    try:
-        size = os.stat(path[0].rstrip("\n")).st_size
-    except OSError:
-        return None
-    return (start, end - start) if end - start == -(-size // mmap.PAGESIZE) * mmap.PAGESIZE else None
-
-
-_LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-
-
 log = logging.getLogger(__name__)
 
 # llama.cpp's names (src/llama-vocab.cpp) of the tokenizers that take each digit by itself and then split as GPT-2 does.
 _DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 # And of those that split as GPT-2 alone, which is what transformers does with every name it doesn't know.
 _GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais", "mpt", "trillion", "gigachat", "mellum"})
+_READER = gguf.GGUFReader
+_ROWS_AT_ONCE = 32  # joined to one: gguf then unpacks 512 rows at a time, a megabyte of a model of 576 channels
+_RELEASE_AFTER = 4 * 2**20  # bytes of weights that may be read before pages are given back
+_LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = None, device_map: Any = None, **arguments: Any) -> Any:
@@ -146,7 +66,7 @@ def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = Non
         The model, or model and loading info where `output_loading_info` asks for both.
     """
     unpacked = GgufConfig(gguf_file=gguf_file, dequantize=True)
-    with patched_reader():
+    with quick_gguf_reader():
         model, info = AutoModelForCausalLM.from_pretrained(
             path, gguf_file=gguf_file, quantization_config=unpacked, **arguments | {"output_loading_info": True}
         )
@@ -162,11 +82,11 @@ def tokenizer_from_gguf(path: str, gguf_file: str, **arguments: Any) -> PreTrain
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, gguf_file=gguf_file, **arguments)
     metadata, _ = read_gguf_metadata(cached_file(path, gguf_file, **arguments))
     if metadata.get("tokenizer.ggml.model") == "gpt2":
-        _set_splitting(tokenizer, str(metadata.get("tokenizer.ggml.pre", "none")))
+        _set_pre_tokenizer(tokenizer, str(metadata.get("tokenizer.ggml.pre", "none")))
     return tokenizer
 
 
-def _set_splitting(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def _set_pre_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     """Set the pre-tokenizer that a byte-level vocabulary was learnt with, where transformers doesn't know its name.
 
     With GPT-2's splitting alone, "1." after an empty line becomes two tokens for two newlines, where SmolLM2's own tokenizer has one.
@@ -180,7 +100,7 @@ def _set_splitting(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
 
 
 @contextmanager
-def patched_reader() -> Iterator[None]:
+def quick_gguf_reader() -> Iterator[None]:
     """While it lasts, transformers reads a GGUF file once and quickly: 3 s of CPU instead of 15 s for SmolLM2-135M.
 
     transformers 5.23 parses every string of the file through numpy views of a memory map, for the configuration and again for the
@@ -204,10 +124,6 @@ def patched_reader() -> Iterator[None]:
     reader, names = functools.lru_cache(1)(_model_reader), functools.lru_cache(4)(gguf.get_tensor_name_map)
     with replaced(gguf, "GGUFReader", reader), replaced(gguf, "get_tensor_name_map", names), replaced(gguf, "dequantize", dequantize):
         yield
-
-
-_READER = gguf.GGUFReader
-_ROWS_AT_ONCE = 32  # joined to one: gguf then unpacks 512 rows at a time, a megabyte of a model of 576 channels
 
 
 class _QuickReader(_READER):  # type: ignore[misc,valid-type]
@@ -251,3 +167,76 @@ def _strings(data: Any, start: int, count: int) -> tuple[list[Any], int]:
         parts += [data[offset : offset + 8].view(np.uint64), data[offset + 8 : offset + 8 + length]]
         offset += 8 + length
     return parts, offset - start
+
+
+class _MappedPages:
+    """Pages of files that were mapped whole since this was made: weight files, and no libraries, of which parts are mapped."""
+
+    def __init__(self) -> None:
+        self._before = _mapped_files()
+        self._read, self._lock = 0, threading.Lock()
+
+    def count(self, size: int) -> None:
+        """Give pages back once enough bytes were read."""
+        with self._lock:
+            self._read += size
+            if self._read < _RELEASE_AFTER:
+                return
+            self._read = 0
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Drop every page, since none of them was written to and the file has what they held; and what the allocator holds back."""
+        for start, length in _mapped_files() - self._before:
+            _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+        if hasattr(_LIBC, "malloc_trim"):  # glibc: packed weights between converted ones keep it from doing so by itself
+            _LIBC.malloc_trim(0)
+
+
+_open_blocks: list[_MappedPages] = []  # of the blocks of `mmap_release` that are open
+
+
+@contextmanager
+def mmap_release() -> Iterator[None]:
+    """While it lasts, transformers' loading gives back pages of weight files that it has read; files mapped before are left alone."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    copy = core_model_loading._materialize_copy
+
+    def materialize(tensor: Any, device: Any = None, dtype: Any = None) -> torch.Tensor:
+        result: torch.Tensor = copy(tensor, device, dtype)
+        count_mapped_read(result.numel() * result.element_size())
+        return result
+
+    _open_blocks.append(_MappedPages())
+    try:
+        with replaced(core_model_loading, "_materialize_copy", materialize):
+            yield
+    finally:
+        _open_blocks.pop().give_back()
+
+
+def count_mapped_read(size: int) -> None:
+    """Tell the innermost `mmap_release` of bytes that were read from a mapped file in another way; outside of one nothing is done."""
+    if _open_blocks:
+        _open_blocks[-1].count(size)
+
+
+def _mapped_files() -> set[tuple[int, int]]:
+    """Address and length of each mapping of a whole file that isn't executable."""
+    with open("/proc/self/maps", encoding="utf-8") as lines:
+        return {place for line in lines if (place := _whole_file(line))}
+
+
+def _whole_file(line: str) -> tuple[int, int] | None:
+    """What a line of /proc/self/maps says of a file that is mapped from its beginning to its end; None for anything else."""
+    addresses, rights, offset, _, inode, *path = line.split(maxsplit=5)
+    if inode == "0" or int(offset, 16) or "x" in rights or not path:
+        return None
+    start, end = (int(address, 16) for address in addresses.split("-"))
+    try:
+        size = os.stat(path[0].rstrip("\n")).st_size
+    except OSError:
+        return None
+    return (start, end - start) if end - start == -(-size // mmap.PAGESIZE) * mmap.PAGESIZE else None
