@@ -13,7 +13,8 @@ from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.trainers.collation import choose_collator, prepare_for_inference
+from llmmod.trainers.build import prepare_for_inference
+from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.sft import by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))
