@@ -43,6 +43,7 @@ def report() -> None:
 
     pinned = (line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line)
     found = {normal(part.metadata["Name"]): part.version for part in distributions()}
+    found = {name: version for name, version in found.items() if name not in ("llmmod", "pip")}
     lines = list(moved({normal(name): version for name, version in pinned}, found))
     print("\nWhat moved:", *(lines or ["nothing"]), sep="\n  ")
     gone = {str(problem): use.where for use in PRIVATE_NAMES for problem in missing_names(use)}

@@ -48,7 +48,7 @@ def run_command(argv: Sequence[str]) -> int:
         sys.argv = [argv[0], *arguments, *_quiet_rank()]
         if _asks_for_text(args):
             return _hydra(lambda config: None, args)
-        good, refused = _check(args)
+        good, refused = _compose_jobs(args)
     except ConfigError as error:
         return _refused(error)
     finally:
@@ -94,7 +94,7 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     return 0
 
 
-def _check(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], ConfigError]]]:
+def _compose_jobs(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], ConfigError]]]:
     """Compose and validate every job.
 
     Returns:

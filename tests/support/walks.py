@@ -1,0 +1,90 @@
+"""Which files of ours a command enters up to the first optimizer step, in order: `python tests/support/walks.py smoke=true stage=ppo …`.
+
+Function calls count; what runs when a module is imported doesn't. Checks are left out, with all that they call. Prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import datasets  # noqa: F401  # before anything is traced, which would take twice as long
+import trl.trainer.grpo_trainer  # noqa: F401
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import llmmod.app
+
+SOURCE = Path(llmmod.__file__).parent
+# What only refuses or warns: these modules, and functions of these names with what they call.
+CHECK_MODULES = re.compile(
+    r"(config/validate/(?!__init__)|config/explain|render/(certificate|findings)|data/dataset/certify|(upstream|targets|code_arguments|errors)\.py)"
+)
+CHECK_NAMES = re.compile(r"_?(check|validate|certify|refuse|warn)(_|d\b|$)")
+# Beneath these a row of data is under way: rows become examples, examples a batch, a batch its loss.
+ROW = re.compile(r"data/dataset/build\.py:build_dataset|data/.*collators\.py:__call__|trainers/.*:compute_loss")
+
+
+class Walk:
+    """Notes the files as they are entered.
+
+    Args:
+        command: file -> the lines that were run, outside of checks.
+        row: the same, while a row is under way.
+    """
+
+    def __init__(self) -> None:
+        self.command: dict[str, set[int]] = {}
+        self.row: dict[str, set[int]] = {}
+        self._roles: dict[tuple[str, str], tuple[str, bool, bool] | None] = {}
+
+    def role(self, code):
+        """(file, whether it is a check, whether a row is under way beneath it) of a function of ours, None of others."""
+        key = (code.co_filename, code.co_name)
+        if key not in self._roles:
+            ours = code.co_filename.startswith(f"{SOURCE}/")
+            file = Path(code.co_filename).relative_to(SOURCE).as_posix() if ours else ""
+            check = code.co_name == "<module>" or bool(CHECK_MODULES.match(file) or CHECK_NAMES.match(code.co_name))
+            self._roles[key] = (file, check, bool(ROW.fullmatch(f"{file}:{code.co_name}"))) if ours else None
+        return self._roles[key]
+
+    def __call__(self, frame, event, arg):
+        """What `sys.settrace` calls for each call: it returns what is called for each line."""
+        own = self.role(frame.f_code)
+        if own is None or (frame.f_code.co_name[0] != "<" and not frame.f_code.co_flags & 2):  # not ours, or the body of a class
+            return None
+        above, row = frame, False
+        while above is not None:
+            role = self.role(above.f_code)
+            if role is not None:
+                if role[1]:
+                    return None
+                row = row or role[2]
+            above = above.f_back
+        places = [walk.setdefault(own[0], set()) for walk in [self.command] + [self.row] * row]
+
+        def line(frame, event, arg):
+            for place in places:
+                place.add(frame.f_lineno)
+            return line
+
+        return line
+
+
+def main() -> None:
+    """Run the command, and print the files with the number of their lines that ran."""
+    walk = Walk()
+
+    def stop(*args):
+        sys.settrace(None)
+        print(json.dumps([{file: len(lines) for file, lines in files.items()} for files in (walk.command, walk.row)]), flush=True)
+        raise KeyboardInterrupt
+
+    register_optimizer_step_pre_hook(stop)
+    sys.settrace(walk)
+    llmmod.app.run_command(["llmmod", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
