@@ -182,7 +182,7 @@ class TestConfigDir:
     def test_a_file_that_is_no_utf_8_is_told(self, tmp_path):
         (tmp_path / "render").mkdir()
         (tmp_path / "render" / "mine.yaml").write_bytes(b"# @package render\nname: x\nsystem: be \xff\n")
-        with pytest.raises(ConfigError, match=r"--config-dir: no UTF-8 text: byte 0xff can't be read, in 'system: be .xff'"):
+        with pytest.raises(ConfigError, match=r"--config-dir: not UTF-8 text: byte 0xff can't be read, in 'system: be .xff'"):
             compose_config(["render=mine"], config_dir=str(tmp_path))
 
     def test_a_default_that_does_not_exist(self, tmp_path):

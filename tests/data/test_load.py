@@ -82,7 +82,7 @@ def without(column, number):
 @pytest.mark.parametrize(
     ("text", "conf", "message"),
     [
-        ("Dear reader,", {}, "x.json, row 1: no JSON: Expecting value (line 1, character 1)."),
+        ("Dear reader,", {}, "x.json, row 1: not JSON: Expecting value (line 1, character 1)."),
         ("", {}, "x.json: the file is empty."),
         ("[]", {}, "x.json: no rows."),
         (json.dumps(without("output", 17), indent=2), {}, "x.json, row 17, column 'output': missing; the row has instruction."),
@@ -91,7 +91,7 @@ def without(column, number):
         (
             "\n".join([*map(json.dumps, ROWS[:16]), '{"instruction": "x"']),
             {},
-            "x.json, row 17: no JSON: Expecting ',' delimiter at character 20 of the line.",
+            "x.json, row 17: not JSON: Expecting ',' delimiter at character 20 of the line.",
         ),
         (json.dumps([1, 2]), {}, "x.json, row 1: the number 1 where an object with columns is expected."),
         (
@@ -149,7 +149,7 @@ def test_bad_rows_are_skipped_where_asked_for_and_counted(load, caplog):
     splits = load("x.jsonl", on_bad_row=OnBadRow.skip)
     assert len(splits.train) == 28
     assert splits.report.skipped == 2
-    first = "x.jsonl, row 5: no JSON: "
+    first = "x.jsonl, row 5: not JSON: "
     assert splits.report.reasons[0].startswith(first)
     assert f"2 bad rows were left out (dataset.on_bad_row=skip), the first: {first}" in caplog.text
 

@@ -136,7 +136,7 @@ def test_a_failing_job_does_not_end_the_sweep(work):
 def test_a_model_that_only_a_hub_has_is_answered_with_what_to_do(work):
     done = llmmod("stage=sft", "model=chatglm2", "finetune=lora", "output_dir=nohub", cwd=work)
     assert done.returncode == 2
-    said = "model.pretrained_model_name_or_path: 'zai-org/chatglm2-6b' is no local directory"
+    said = "model.pretrained_model_name_or_path: 'zai-org/chatglm2-6b' is not a local directory"
     assert said in done.stderr
     assert "To use files that you have: model.pretrained_model_name_or_path=/path/to/directory." in done.stderr
     assert "Traceback" not in done.stderr

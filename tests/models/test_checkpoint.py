@@ -76,7 +76,7 @@ def test_a_missing_gguf_file_names_those_that_are_there(tmp_path):
 @pytest.mark.parametrize(
     ("files", "found", "do"),
     [
-        pytest.param([], "is no model directory: it has no config.json", "", id="empty"),
+        pytest.param([], "is not a model directory: it has no config.json", "", id="empty"),
         pytest.param(["config.json"], "holds no weights", "beside its config.json", id="no weights"),
         pytest.param(["config.json", "adapter_model.safetensors"], "holds no weights", "", id="an adapter's weights are none"),
         pytest.param(["adapter_config.json"], "is an adapter, not a model", "finetune.adapters=[", id="adapter"),

@@ -35,7 +35,7 @@ def test_without_a_network_the_answer_comes_at_once_and_says_what_to_do(no_netwo
         check_reachable("zai-org/chatglm2-6b")
     assert time.monotonic() - started < 2
     assert str(error.value) == (
-        "model.pretrained_model_name_or_path: 'zai-org/chatglm2-6b' is no local directory, and the hub can't be reached "
+        "model.pretrained_model_name_or_path: 'zai-org/chatglm2-6b' is not a local directory, and the hub can't be reached "
         "(ConnectionError: Name or service not known). "
         "To use files that you have: model.pretrained_model_name_or_path=/path/to/directory."
     )

@@ -28,7 +28,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path, model_type):
 
 
 def test_an_empty_directory_is_no_model(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no model directory"):
+    with pytest.raises(ConfigError, match=r"is not a model directory"):
         load_tokenizer(str(tmp_path))
 
 

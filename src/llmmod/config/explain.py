@@ -62,7 +62,7 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
         return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or first_line(error)}")
     if isinstance(error, UnicodeDecodeError):
         line = error.object[error.object.rfind(b"\n", 0, error.start) + 1 :].split(b"\n")[0].decode("utf-8", "backslashreplace")
-        found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
+        found = f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
         return None, Problem("a YAML file of --config-dir", found, do="Save it as UTF-8")
     blamed = _blamed(text, choosing, file)
     if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):

@@ -147,7 +147,7 @@ def _no_model(directory: Path, key: str) -> Problem:
     if (directory / "adapter_config.json").is_file():
         do = f"Leave the base model in {key}, and give finetune.adapters=[{directory}]"
         return Problem(key, f"'{directory}' is an adapter, not a model", do=do)
-    return Problem(key, f"'{directory}' is no model directory: it has no config.json", do=_gguf_hint(directory))
+    return Problem(key, f"'{directory}' is not a model directory: it has no config.json", do=_gguf_hint(directory))
 
 
 def _gguf_hint(directory: Path) -> str:

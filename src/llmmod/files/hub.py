@@ -56,7 +56,8 @@ def check_reachable(
         return
     if local_files_only or constants.is_offline_mode():
         offline = "hub.offline=true" if local_files_only else "HF_HUB_OFFLINE=1"
-        raise ConfigError(Problem(key, f"'{repo}' is no local directory, and the cache hasn't got it ({offline})", do=_local_advice(key)))
+        found = f"'{repo}' is not a local directory, and the cache hasn't got it ({offline})"
+        raise ConfigError(Problem(key, found, do=_local_advice(key)))
     try:
         get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token, timeout=_TIMEOUT_S)
     except Exception as error:
@@ -78,13 +79,13 @@ def hub_problem(error: BaseException, repo: str, *, revision: str | None = None,
         return Problem(key, f"'{repo}' is on the hub, but needs permission", do=do)
     if isinstance(error, errors.RepositoryNotFoundError):
         do = "If it is private, set hub.token or HF_TOKEN. " + _local_advice(key)
-        return Problem(key, f"'{repo}' is no local directory, and the hub has no model of that name", do=do)
+        return Problem(key, f"'{repo}' is not a local directory, and the hub has no model of that name", do=do)
     if isinstance(error, errors.RevisionNotFoundError):
         return Problem("model.revision", f"'{repo}' has no revision '{revision}'")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return None
     reason = f"{type(error).__name__}: {one_line(error)}"[:200]
-    return Problem(key, f"'{repo}' is no local directory, and the hub can't be reached ({reason})", do=_local_advice(key))
+    return Problem(key, f"'{repo}' is not a local directory, and the hub can't be reached ({reason})", do=_local_advice(key))
 
 
 def _local_advice(key: str) -> str:

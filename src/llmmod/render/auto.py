@@ -194,7 +194,7 @@ def _template_text(tokenizer: Any, given: str | None) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            found = f"{given} is no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
+            found = f"{given} is not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
             raise ConfigError(Problem("render.template", found, do="Save it as UTF-8")) from error
     if given is not None:
         return given

@@ -74,7 +74,7 @@ class TestModel:
 
     def test_a_directory_without_weights(self, told, tmp_path):
         (tmp_path / "mine").mkdir()
-        assert told(f"{MODEL}=mine") == [f"{MODEL}: 'mine' is no model directory: it has no config.json."]
+        assert told(f"{MODEL}=mine") == [f"{MODEL}: 'mine' is not a model directory: it has no config.json."]
         (tmp_path / "mine" / "config.json").write_text("{}")
         assert told(f"{MODEL}=mine") == [
             f"{MODEL}: 'mine' holds no weights. A model directory has *.safetensors or pytorch_model*.bin beside its config.json."

@@ -27,7 +27,7 @@ def asked(monkeypatch):
         return Dataset.from_list([{"n": 1}, {"n": 2}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(module, "_asked", lambda repository, hub: None)
+    monkeypatch.setattr(module, "_why_unreachable", lambda repository, hub: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HTTPS_PROXY", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -54,7 +54,7 @@ def test_every_setting_of_the_hub_reaches_load_dataset(asked, tmp_path, monkeypa
 
 
 def test_where_the_hub_does_not_answer_the_cache_is_read_and_that_is_said(asked, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_asked", lambda repository, hub: "no network")
+    monkeypatch.setattr(module, "_why_unreachable", lambda repository, hub: "no network")
     assert len(list(open_source("someone/data", hub=HubConf()))) == 2
     assert [offline for _, _, offline in asked] == [True]
     assert "someone/data: the hub can't be reached (no network); reading the copy in the cache" in caplog.text
@@ -76,7 +76,7 @@ def test_an_unreachable_hub_is_told_within_seconds(name, tmp_path, monkeypatch):
         open_source(name, hub=HubConf(cache_dir=str(tmp_path)))
     assert time.monotonic() - began < 5
     text = str(error.value)
-    assert text.startswith(f"dataset.path: '{name}' is no path here, and the hub can't be asked for it (")
+    assert text.startswith(f"dataset.path: '{name}' is not a path here, and the hub can't be asked for it (")
     assert text.endswith("the cache doesn't hold it. Give a file or directory of this machine: dataset.path=/path/to/data.jsonl.")
     assert error.value.exit_code == 2
 
@@ -85,7 +85,7 @@ def test_offline_means_that_nobody_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HfApi", None)
     with pytest.raises(ConfigError) as error:
         open_source("someone/data", hub=HubConf(cache_dir=str(tmp_path), offline=True))
-    assert "'someone/data' is no path here, and hub.offline=true allows no other look; the cache doesn't hold it" in str(error.value)
+    assert "'someone/data' is not a path here, and hub.offline=true allows no other look; the cache doesn't hold it" in str(error.value)
 
 
 def test_a_dataset_that_the_hub_does_not_have(monkeypatch):

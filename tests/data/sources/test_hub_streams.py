@@ -129,7 +129,7 @@ def test_files_that_cannot_be_read_are_told_with_their_place(load):
         ({"subset": "nix"}, "dataset.subset: 'someone/data' can't be loaded: BuilderConfig 'nix' not found."),
         ({"split": "train[:10%]"}, "dataset.split: 'train[:10%]', but a streamed dataset has no known length to take a part of."),
         ({"split": "train[-3:]"}, "dataset.split: 'train[-3:]', but a streamed dataset has no known length to take a part of."),
-        ({"split": "train[:x]", "streaming": False}, "dataset.split: 'train[:x]' is no split."),
+        ({"split": "train[:x]", "streaming": False}, "dataset.split: 'train[:x]' is not a split."),
     ],
     ids=["dataset", "split", "split of a table", "subset", "percent", "from the end", "no split"],
 )

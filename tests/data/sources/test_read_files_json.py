@@ -72,14 +72,14 @@ def test_an_array_reads_as_json_load_does_wherever_the_window_ends(one_file, row
     [
         ("", "x.json: the file is empty."),
         (" \n\n", "x.json: the file is empty."),
-        ("Dear reader,\n", "x.json, row 1: no JSON: Expecting value (line 1, character 1)."),
-        ('[\n {"a": 1},\n {"a": 2}\n', "x.json, row 2: no JSON: the array does not end: expecting ',' or ']' (line 4, character 1)."),
-        ('[\n {"a": 1}\n {"a": 2}\n]', "x.json, row 1: no JSON: expecting ',' or ']' between rows (line 3, character 2)."),
-        ('[{"a": 1},\n {"a": }]', "x.json, row 2: no JSON: Expecting value (line 2, character 8)."),
-        ('[{"a": 1},\n {"a": "x}]', "x.json, row 2: no JSON: Unterminated string starting at (line 2, character 8)."),
-        ('[{"a": 1},]', "x.json, row 2: no JSON: Expecting value (line 1, character 11)."),
-        ('[{"a": 1}]\n[{"a": 2}]', "x.json, row 1: no JSON: something follows the array (line 2, character 1)."),
-        (b'[{"a": "cafe"},\n{"a": "caf\xe9"}]', "x.json, line 2: no UTF-8 text: byte 0xe9 can't be read."),
+        ("Dear reader,\n", "x.json, row 1: not JSON: Expecting value (line 1, character 1)."),
+        ('[\n {"a": 1},\n {"a": 2}\n', "x.json, row 2: not JSON: the array does not end: expecting ',' or ']' (line 4, character 1)."),
+        ('[\n {"a": 1}\n {"a": 2}\n]', "x.json, row 1: not JSON: expecting ',' or ']' between rows (line 3, character 2)."),
+        ('[{"a": 1},\n {"a": }]', "x.json, row 2: not JSON: Expecting value (line 2, character 8)."),
+        ('[{"a": 1},\n {"a": "x}]', "x.json, row 2: not JSON: Unterminated string starting at (line 2, character 8)."),
+        ('[{"a": 1},]', "x.json, row 2: not JSON: Expecting value (line 1, character 11)."),
+        ('[{"a": 1}]\n[{"a": 2}]', "x.json, row 1: not JSON: something follows the array (line 2, character 1)."),
+        (b'[{"a": "cafe"},\n{"a": "caf\xe9"}]', "x.json, line 2: not UTF-8 text: byte 0xe9 can't be read."),
     ],
     ids=["empty", "blank", "prose", "no-end", "no-comma", "no-value", "no-quote", "comma-at-end", "two-arrays", "latin-1"],
 )
@@ -95,7 +95,7 @@ def test_the_line_of_an_error_is_counted_across_windows(tmp_path, monkeypatch):
     rows = ",\n".join('{"a": "' + "x" * 30 + '"}' for _ in range(40))
     with pytest.raises(DataError) as error:
         list(read_json(write(tmp_path, f"[{rows},\n{{a: 1}}]")))
-    assert str(error.value) == ("x.json, row 41: no JSON: Expecting property name enclosed in double quotes (line 41, character 2).")
+    assert str(error.value) == ("x.json, row 41: not JSON: Expecting property name enclosed in double quotes (line 41, character 2).")
 
 
 def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):
@@ -104,7 +104,7 @@ def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):
     assert [number for number, _ in found] == [1, 2, 3, 4]
     assert [row for _, row in found if not isinstance(row, RowError)] == [{"a": 1}, {"a": 4}]
     assert [str(row) for _, row in found if isinstance(row, RowError)] == [
-        "no JSON: Expecting value at character 8 of the line",
+        "not JSON: Expecting value at character 8 of the line",
         "a list of 2 where an object with columns is expected",
     ]
 
@@ -114,7 +114,7 @@ def test_a_line_that_is_no_utf8_leaves_the_others_readable(tmp_path):
     (first, one), (second, bad), (third, other) = read_json(path)
     assert (first, second, third) == (1, 3, 4)
     assert (one, other) == ({"a": 1}, {"a": "café"})
-    assert str(bad) == "no UTF-8 text: byte 0xe9 can't be read"
+    assert str(bad) == "not UTF-8 text: byte 0xe9 can't be read"
 
 
 def test_an_array_on_one_line_is_not_read_whole_to_find_out_what_it_is(tmp_path, monkeypatch):

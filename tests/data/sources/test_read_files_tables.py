@@ -52,7 +52,7 @@ def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
     [
         ("", "x.csv: the file is empty."),
         ("q,a,q\n1,2,3\n", "x.csv, header: the column 'q' stands there 2 times."),
-        ('q,a\n1,2\n3,"4\n', "x.csv, row 2: no CSV: unexpected end of data."),
+        ('q,a\n1,2\n3,"4\n', "x.csv, row 2: not CSV: unexpected end of data."),
     ],
     ids=["empty", "twice", "quote"],
 )
@@ -76,13 +76,13 @@ def test_parquet_and_both_kinds_of_arrow_files_read_the_same(tmp_path):
     assert list(read_arrow(stream)) == expected
 
 
-@pytest.mark.parametrize(("read", "kind"), [(read_parquet, "parquet"), (read_arrow, "arrow")])
+@pytest.mark.parametrize(("read", "kind"), [(read_parquet, "a parquet"), (read_arrow, "an arrow")])
 @pytest.mark.parametrize("content", [b"", b"no table at all"], ids=["empty", "prose"])
 def test_a_file_of_another_kind_is_told(tmp_path, read, kind, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError) as error:
         list(read(tmp_path / "x"))
-    assert str(error.value).startswith(f"x: no {kind} file: ")
+    assert str(error.value).startswith(f"x: not {kind} file: ")
 
 
 def test_each_line_of_a_text_file_is_a_row(tmp_path):
@@ -105,4 +105,4 @@ def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(kind):
         found = [(place.number, row) for place, row in Table("saved", datasets.Dataset(datasets.table.InMemoryTable(table)))]
     assert [number for number, _ in found] == [1, 2, 3]
     assert [found[0][1], found[2][1]] == [{"a": "x", "q": "one"}, {"a": "z", "q": "three"}]
-    assert str(found[1][1].at(RowLocation("x", 2))) == "x, row 2, column 'q': no UTF-8 text: byte 0xff can't be read."
+    assert str(found[1][1].at(RowLocation("x", 2))) == "x, row 2, column 'q': not UTF-8 text: byte 0xff can't be read."

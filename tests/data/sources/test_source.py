@@ -59,7 +59,8 @@ def test_a_row_of_a_slice_keeps_its_number_in_the_file(tmp_path):
         ("test", "dataset.split: no such split: 'test'. There is train."),
         (
             "train[:x]",
-            "dataset.split: 'train[:x]' is no split. Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +.",
+            "dataset.split: 'train[:x]' is not a split. Allowed: a split, a slice of one as train[:10%] or train[10:20], several "
+            "joined by +.",
         ),
     ],
 )

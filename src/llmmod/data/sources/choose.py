@@ -2,9 +2,8 @@
 
 Each module in `data/formats/` is a format, found by its name. It has
 `KIND` (what a row becomes: a conversation, document, preference, judgement or prompt), `ROLES` (the keys of `dataset.columns` it reads),
-`USUAL` (names that a role's column usually has), `find_columns`, `recognises` and `read`.
-
-A way to read rows, and one made of a user's own function of a row.
+`REQUIRED` (those of them that it needs), `USUAL` (names that a role's column usually has), `find_columns`, `recognises` and `read`.
+A user's own function of a row is a format too.
 """
 
 from __future__ import annotations
@@ -57,13 +56,43 @@ _READERS: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def own_format(asked: Any, *, kind: str = "conversation") -> Format:
-    """The format that a function of the user's own is.
+def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequence[Row], file: str) -> Format:
+    """The format that `dataset.format` asks for, with the columns it reads.
 
     Args:
-        asked: the function, or a mapping with its `_target_`.
-        kind: what it makes of a row.
+        asked: a name, `auto`, a function, or a mapping with the `_target_` of a function.
+        kind: what the stage needs of a row, e.g. `conversation`.
+        given: role -> column, as the user set `dataset.columns`.
+        head: the first rows, whose columns are those that exist.
+        file: where they come from, for the message.
+
+    Raises:
+        ConfigError: no such format, one of another kind, columns that don't exist, or rows that no format recognises.
     """
+    if callable(asked) or isinstance(asked, Mapping):
+        return _own_format(asked, kind=kind)
+    available = list(dict.fromkeys(column for row in head for column in row))
+    names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
+    if asked != "auto" and asked not in names:
+        allowed = did_you_mean(str(asked), ["auto", *names])
+        raise ConfigError(Problem("dataset.format", f"no format '{asked}'", allowed, "A function of your own: {_target_: my.function}"))
+    _check_given(given, asked if asked != "auto" else None, available, file)
+    if asked == "auto":
+        return _recognised(names, kind=kind, given=given, available=available, head=head, file=file)
+    module = _module(asked)
+    if kind != module.KIND:
+        of_kind = ", ".join(name for name in names if kind == _module(name).KIND)
+        raise ConfigError(Problem("dataset.format", f"'{asked}' makes a {module.KIND} of a row, not a {kind}", f"Allowed: auto, {of_kind}"))
+    columns = module.find_columns(available, given)
+    if columns is None:
+        found = f"the format {asked} needs {_needs(module)}; the columns of {file} are {listed(available) or 'none'}"
+        do = f"Name the data's own, e.g. dataset.columns.{module.REQUIRED[0]}=…"
+        raise ConfigError(Problem("dataset.columns", found, do=do))
+    return Format(asked, partial(module.read, columns=columns), columns, unread=_unread(available, columns, kind, head))
+
+
+def _own_format(asked: Any, *, kind: str) -> Format:
+    """The format that a function of the user's own is, or a mapping with its `_target_`."""
     function = asked if callable(asked) else build({**asked, "_partial_": True})
     name = str(asked["_target_"] if isinstance(asked, Mapping) else getattr(asked, "__qualname__", type(asked).__name__))
     return Format(name, partial(_read, function=function, name=name, kind=kind), {})
@@ -96,39 +125,6 @@ def _as_record(made: Any, kind: str) -> tuple[Record | None, str]:
     if isinstance(made, Conversation):
         return as_conversation(made.messages), expected
     return (as_conversation(read_turns(made, None, OPENAI)) if isinstance(made, list) else None), expected
-
-
-def choose_format(asked: Any, *, kind: str, given: Mapping[str, str], head: Sequence[Row], file: str) -> Format:
-    """The format that `dataset.format` asks for, with the columns it reads.
-
-    Args:
-        asked: a name, `auto`, a function, or a mapping with the `_target_` of a function.
-        kind: what the stage needs of a row, e.g. `conversation`.
-        given: role -> column, as the user set `dataset.columns`.
-        head: the first rows, whose columns are those that exist.
-        file: where they come from, for the message.
-
-    Raises:
-        ConfigError: no such format, one of another kind, columns that don't exist, or rows that no format recognises.
-    """
-    if callable(asked) or isinstance(asked, Mapping):
-        return own_format(asked, kind=kind)
-    available = list(dict.fromkeys(column for row in head for column in row))
-    names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
-    if asked != "auto" and asked not in names:
-        allowed = did_you_mean(str(asked), ["auto", *names])
-        raise ConfigError(Problem("dataset.format", f"no format '{asked}'", allowed, "A function of your own: {_target_: my.function}"))
-    _check_given(given, asked if asked != "auto" else None, available, file)
-    if asked == "auto":
-        return _recognised(names, kind=kind, given=given, available=available, head=head, file=file)
-    module = _module(asked)
-    if kind != module.KIND:
-        of_kind = ", ".join(name for name in names if kind == _module(name).KIND)
-        raise ConfigError(Problem("dataset.format", f"'{asked}' makes a {module.KIND} of a row, not a {kind}", f"Allowed: auto, {of_kind}"))
-    columns = module.find_columns(available, given)
-    if columns is None:
-        raise ConfigError(_not_found(asked, module, available, file))
-    return Format(asked, partial(module.read, columns=columns), columns, unread=_unread(available, columns, kind, head))
 
 
 def _recognised(
@@ -175,11 +171,6 @@ def _check_given(given: Mapping[str, str], asked: str | None, available: Collect
             problems.append(Problem(f"dataset.columns.{role}", f"no column {quoted(column)} in {file}", columns))
     if problems:
         raise ConfigError(problems)
-
-
-def _not_found(name: str, module: Any, available: Collection[str], file: str) -> Problem:
-    found = f"the format {name} needs {_needs(module)}; the columns of {file} are {listed(available) or 'none'}"
-    return Problem("dataset.columns", found, do=f"Name the data's own, e.g. dataset.columns.{module.REQUIRED[0]}=…")
 
 
 def _needs(module: Any) -> str:

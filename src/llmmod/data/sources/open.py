@@ -1,22 +1,21 @@
 """From `dataset.path` and `dataset.data_files` to a source: this disk first, then the hub.
 
-Tables from the hub, or a short message where it can't be reached.
-
-`datasets` asks again for 23 seconds where there is no network (5.2, huggingface_hub 2.4), and then says nothing about what to do.
-So the hub is asked once, with a time limit, before `load_dataset`; where it doesn't answer, what the cache holds is used, and said so.
+`datasets` asks the hub again for 23 seconds where there is no network (5.2, huggingface_hub 2.4), and then says nothing about what to do.
+Here the hub is asked once, with a time limit, before `load_dataset`; where it doesn't answer, the copy in the cache is used, and a warning
+says so.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, DownloadConfig, IterableDatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, DownloadConfig, load_from_disk
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, constants
@@ -35,102 +34,9 @@ require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 
-BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # read addresses, and are no repositories
 TIMEOUT_S = 5.0
-_LOCAL = "Give a file or directory of this machine: dataset.path=/path/to/data.jsonl"
-
-
-def load_table(path: str, *, subset: str | None, data_files: Any, split: str, hub: HubConf) -> Dataset:
-    """A split of a dataset on the hub, downloaded.
-
-    Args:
-        path: the hub id, or the name of a builder for addresses.
-        subset: the dataset's configuration name.
-        data_files: files of that repository, or addresses.
-        split: which rows.
-        hub: how downloads are made.
-
-    Raises:
-        ConfigError: no such dataset, no such split, or no network and nothing in the cache; within seconds.
-        DataError: its files can't be read.
-    """
-    read_split(split)
-    return _load(path, subset, hub, data_files=data_files, split=split)
-
-
-def load_streams(path: str, *, subset: str | None, data_files: Any, hub: HubConf) -> IterableDatasetDict:
-    """The splits of a dataset on the hub, whose rows are downloaded while they are read; arguments and errors as of `load_table`."""
-    return _load(path, subset, hub, data_files=data_files, streaming=True)
-
-
-def _load(path: str, subset: str | None, hub: HubConf, **asked: Any) -> Any:
-    set_proxies(hub.proxies)
-    unreachable = None if hub.offline or path in BUILDERS else _asked(path, hub)
-    asked |= {"cache_dir": hub.cache_dir, "token": hub.token, "download_config": _download_config(hub)}
-    with _offline(hub.offline or unreachable is not None):
-        try:
-            found = datasets.load_dataset(path, subset, **asked)
-        except (ConnectionError, FileNotFoundError, DatasetNotFoundError) as error:
-            raise _not_found(path, unreachable, error, hub) from error
-        except (ValueError, ImportError, HfHubHTTPError) as error:  # an unknown subset or split, a package that an address needs
-            raise ConfigError(Problem(_key_of(error), f"'{path}' can't be loaded: {first_line(error)}")) from error
-        except DatasetGenerationError as error:
-            raise DataError(Problem(path, f"its files can't be read: {first_line(error.__cause__ or error)}")) from error
-    if unreachable is not None:
-        log.warning("%s: the hub can't be reached (%s); reading the copy in the cache", path, unreachable)
-    return found
-
-
-def _key_of(error: Exception) -> str:
-    """The key that `datasets` (5.2) complains of in its own words."""
-    text = str(error)
-    return "dataset.split" if text.startswith("Unknown split") else "dataset.subset" if text.startswith("BuilderConfig") else "dataset.path"
-
-
-def _download_config(hub: HubConf) -> DownloadConfig:
-    config = DownloadConfig(token=hub.token, proxies=hub.proxies, local_files_only=hub.offline, max_retries=1)
-    if hub.cache_dir is not None:
-        config.cache_dir = f"{hub.cache_dir}/downloads"
-    return config
-
-
-def _asked(repository: str, hub: HubConf) -> str | None:
-    """Why the hub doesn't answer for a repository, None where it does."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        HfApi(token=hub.token).dataset_info(repository, timeout=TIMEOUT_S)
-    except RepositoryNotFoundError as error:
-        do = f"Is it spelt right? A private one needs hub.token. {_LOCAL}"
-        raise ConfigError(Problem("dataset.path", f"the hub has no dataset '{repository}', nor is it a path here", do=do)) from error
-    except Exception as error:  # HTTP errors, and the transport's own, which differ with the version of huggingface_hub
-        return first_line(error)
-    return None
-
-
-@contextmanager
-def _offline(wanted: bool) -> Iterator[None]:
-    """Make `datasets` and huggingface_hub, which read the environment when they are imported, ask nobody for a while."""
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    if wanted:
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-
-
-def _not_found(path: str, unreachable: str | None, error: Exception, hub: HubConf) -> ConfigError:
-    if hub.offline:
-        found = f"'{path}' is no path here, and hub.offline=true allows no other look; the cache doesn't hold it"
-    elif unreachable is not None:
-        found = f"'{path}' is no path here, and the hub can't be asked for it ({unreachable}); the cache doesn't hold it"
-    else:
-        found = f"'{path}' can't be loaded: {first_line(error)}"
-    return ConfigError(Problem("dataset.path", found, do=_LOCAL))
-
-
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
+_LOCAL = "Give a file or directory of this machine: dataset.path=/path/to/data.jsonl"
 _ONE_OF_THEM = "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub"
 _KINDS = ", ".join(suffix.removeprefix(".") for suffix in BY_SUFFIX)
 
@@ -157,13 +63,16 @@ def open_source(
         streaming: whether what is on the hub is downloaded while it is read.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: nothing is there: no such path, dataset or split, or neither a network nor a copy in the cache; within seconds.
         DataError: a file can't be read.
     """
     if path is None and not data_files:
         raise ConfigError(Problem("dataset.path", "there is no data to read", do="Set dataset.path or dataset.data_files"))
     if data_files and _is_remote(data_files):
-        return _on_hub(path or _builder_of(data_files), data_files, subset=subset, split=split, hub=hub, streaming=streaming)
+        if path is None:
+            suffix = str(data_files).rstrip("'\"]}").rpartition(".")[2]
+            path = {"tsv": "csv", "txt": "text"}.get(suffix, suffix if suffix in BY_BUILDER else "json")
+        return _on_hub(path, data_files, subset=subset, split=split, hub=hub, streaming=streaming)
     if path is None or (path in BY_BUILDER and data_files):
         return take_split(_splits_of_files(data_files, BY_BUILDER.get(path or ""), key=key), split)
     if path in BY_BUILDER and not Path(path).exists():
@@ -179,11 +88,10 @@ def open_source(
     return take_split({"train": _files(path, None, key="dataset.path")}, split)
 
 
-def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf, streaming: bool) -> Source:
-    if not streaming:
-        return Table(f"{path} [{split}]", load_table(path, subset=subset, data_files=data_files, split=split, hub=hub))
-    streams = load_streams(path, subset=subset, data_files=data_files, hub=hub)
-    return take_split({name: StreamSource(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
+def _is_remote(data_files: Any) -> bool:
+    values = data_files.values() if isinstance(data_files, Mapping) else [data_files]
+    texts = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
+    return any(isinstance(text, str) and _ADDRESS.match(text) for text in texts)
 
 
 def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source]:
@@ -194,9 +102,14 @@ def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source
         return _splits_of_files(data_files, None, key=key, base=place)
     if place.is_file():
         return {"train": _files(str(place), None, key="dataset.path")}
-    if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-        return _splits_saved(place)
-    return _splits_in_folder(place, key="dataset.path")
+    if not (place / "dataset_dict.json").exists() and not (place / "state.json").exists():
+        return _splits_in_folder(place, key="dataset.path")
+    try:
+        saved: Dataset | DatasetDict = load_from_disk(str(place))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(Problem(shown(place), f"a dataset saved to disk that can't be read: {first_line(error)}")) from error
+    parts = saved if isinstance(saved, DatasetDict) else {"train": saved}
+    return {str(split): Table(f"{shown(place)} [{split}]", part) for split, part in parts.items()}
 
 
 def _splits_of_files(data_files: Any, reader: Any, *, key: str, base: Path | None = None) -> Mapping[str, Source]:
@@ -225,7 +138,12 @@ def _splits_in_folder(folder: Path, *, key: str) -> dict[str, Files]:
         patterns = {}
     splits: dict[str, Files] = {}
     for split, globs in patterns.items():
-        named = {Path(found): None for glob in globs for found in _resolved(glob, folder)}
+        named: dict[Path, None] = {}
+        for glob in globs:
+            try:
+                named.update(dict.fromkeys(map(Path, resolve_pattern(glob, str(folder)))))
+            except FileNotFoundError:  # one of a split's several patterns
+                continue
         known = sorted(path for path in named if path.suffix.lower() in BY_SUFFIX)
         if known:
             splits[str(split)] = Files(known)
@@ -234,29 +152,69 @@ def _splits_in_folder(folder: Path, *, key: str) -> dict[str, Files]:
     return splits
 
 
-def _resolved(glob: str, folder: Path) -> Iterable[str]:
+def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf, streaming: bool) -> Source:
+    """A split of a dataset on the hub, or of files at addresses, for which `path` names the builder."""
+    if streaming:
+        streams = _load(path, subset, hub, data_files=data_files, streaming=True)
+        return take_split({name: StreamSource(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
+    read_split(split)
+    return Table(f"{path} [{split}]", _load(path, subset, hub, data_files=data_files, split=split))
+
+
+def _load(path: str, subset: str | None, hub: HubConf, **asked: Any) -> Any:
+    set_proxies(hub.proxies)
+    unreachable = None if hub.offline or path in BY_BUILDER else _why_unreachable(path, hub)
+    config = DownloadConfig(token=hub.token, proxies=hub.proxies, local_files_only=hub.offline, max_retries=1)
+    if hub.cache_dir is not None:
+        config.cache_dir = f"{hub.cache_dir}/downloads"
+    asked |= {"cache_dir": hub.cache_dir, "token": hub.token, "download_config": config}
+    with _offline(hub.offline or unreachable is not None):
+        try:
+            found = datasets.load_dataset(path, subset, **asked)
+        except (ConnectionError, FileNotFoundError, DatasetNotFoundError) as error:
+            raise _not_found(path, unreachable, error, hub) from error
+        except (ValueError, ImportError, HfHubHTTPError) as error:  # an unknown subset or split, a package that an address needs
+            text = str(error)  # `datasets` (5.2) complains in its own words
+            part = "split" if text.startswith("Unknown split") else "subset" if text.startswith("BuilderConfig") else "path"
+            raise ConfigError(Problem(f"dataset.{part}", f"'{path}' can't be loaded: {first_line(error)}")) from error
+        except DatasetGenerationError as error:
+            raise DataError(Problem(path, f"its files can't be read: {first_line(error.__cause__ or error)}")) from error
+    if unreachable is not None:
+        log.warning("%s: the hub can't be reached (%s); reading the copy in the cache", path, unreachable)
+    return found
+
+
+def _why_unreachable(repository: str, hub: HubConf) -> str | None:
+    """Why the hub doesn't answer for a repository, None where it does."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
     try:
-        return resolve_pattern(glob, str(folder))
-    except FileNotFoundError:  # one of a split's several patterns
-        return []
+        HfApi(token=hub.token).dataset_info(repository, timeout=TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        do = f"Is it spelt right? A private one needs hub.token. {_LOCAL}"
+        raise ConfigError(Problem("dataset.path", f"the hub has no dataset '{repository}', nor is it a path here", do=do)) from error
+    except Exception as error:  # HTTP errors, and the transport's own, which differ with the version of huggingface_hub
+        return first_line(error)
+    return None
 
 
-def _splits_saved(folder: Path) -> Mapping[str, Source]:
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Make `datasets` and huggingface_hub, which read the environment when they are imported, ask nobody for a while."""
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if wanted:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
-        saved: Dataset | DatasetDict = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(Problem(shown(folder), f"a dataset saved to disk that can't be read: {first_line(error)}")) from error
-    parts = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    return {str(split): Table(f"{shown(folder)} [{split}]", part) for split, part in parts.items()}
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _is_remote(data_files: Any) -> bool:
-    values = data_files.values() if isinstance(data_files, Mapping) else [data_files]
-    texts = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
-    return any(isinstance(text, str) and _ADDRESS.match(text) for text in texts)
-
-
-def _builder_of(data_files: Any) -> str:
-    """The builder that an address's suffix asks for; json where it tells nothing."""
-    suffix = str(data_files).rstrip("'\"]}").rpartition(".")[2]
-    return {"tsv": "csv", "txt": "text"}.get(suffix, suffix if suffix in BY_BUILDER else "json")
+def _not_found(path: str, unreachable: str | None, error: Exception, hub: HubConf) -> ConfigError:
+    if hub.offline:
+        found = f"'{path}' is not a path here, and hub.offline=true allows no other look; the cache doesn't hold it"
+    elif unreachable is not None:
+        found = f"'{path}' is not a path here, and the hub can't be asked for it ({unreachable}); the cache doesn't hold it"
+    else:
+        found = f"'{path}' can't be loaded: {first_line(error)}"
+    return ConfigError(Problem("dataset.path", found, do=_LOCAL))

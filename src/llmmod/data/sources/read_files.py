@@ -75,11 +75,11 @@ def _read_line(line: bytes) -> Row | RowError:
     try:
         return _object(json.loads(line.decode()))
     except UnicodeDecodeError as error:
-        return RowError(f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read")
+        return RowError(f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read")
     except json.JSONDecodeError as error:
-        return RowError(f"no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1} of the line")
+        return RowError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1} of the line")
     except (ValueError, RecursionError) as error:  # a number of too many digits, a thousand brackets
-        return RowError(f"no JSON that can be read: {error}")
+        return RowError(f"not JSON that can be read: {error}")
 
 
 def _object(value: Any) -> Row | RowError:
@@ -150,7 +150,7 @@ class _Window:
         line = self._lines + self._text.count("\n", 0, self._at) + 1
         column = self._at - self._text.rfind("\n", 0, self._at)
         where = f"{shown(self._path)}, row {number}" if number else shown(self._path)
-        return DataError(Problem(where, f"no JSON: {found} (line {line}, character {column})"))
+        return DataError(Problem(where, f"not JSON: {found} (line {line}, character {column})"))
 
     def _read(self, count: int) -> bool:
         """Let go of what is decoded and take in `count` more characters; False at the end of the file."""
@@ -184,7 +184,7 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[NumberedRow]:
                 else:
                     yield number, dict(zip(header, cells, strict=False))
     except csv.Error as error:
-        raise DataError(Problem(f"{shown(path)}, row {number + 1}", f"no CSV: {error}")) from error
+        raise DataError(Problem(f"{shown(path)}, row {number + 1}", f"not CSV: {error}")) from error
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from error
 
@@ -219,7 +219,7 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
         with pq.ParquetFile(path) as file:
             yield from enumerate((row for batch in file.iter_batches(batch_size=ROWS_A_BATCH) for row in rows_of(batch)), start=1)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(Problem(shown(path), f"no parquet file: {first_line(error)}")) from error
+        raise DataError(Problem(shown(path), f"not a parquet file: {first_line(error)}")) from error
 
 
 def read_arrow(path: Path) -> Iterator[NumberedRow]:
@@ -237,7 +237,7 @@ def read_arrow(path: Path) -> Iterator[NumberedRow]:
                 parts = (batch.slice(at, ROWS_A_BATCH) for batch in batches for at in range(0, batch.num_rows, ROWS_A_BATCH))
                 yield from enumerate((row for part in parts for row in rows_of(part)), start=1)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(Problem(shown(path), f"no arrow file: {first_line(error)}")) from error
+        raise DataError(Problem(shown(path), f"not an arrow file: {first_line(error)}")) from error
 
 
 def rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | RowError]:
@@ -254,7 +254,7 @@ def rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | RowError]:
             try:
                 (row[name],) = column.to_pylist()
             except UnicodeDecodeError as error:
-                bad = bad or RowError(f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read", column=name)
+                bad = bad or RowError(f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read", column=name)
         yield bad or row
 
 
@@ -262,7 +262,7 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     """The error for a file that isn't UTF-8 text, with the first line that can't be read."""
     with path.open("rb") as file:
         number = next((number for number, line in enumerate(file, start=1) if line.decode(errors="replace").encode() != line), 1)
-    found = f"no UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
+    found = f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read"
     do = "Save it as UTF-8, or give its real kind: dataset.path=parquet dataset.data_files=…"
     return DataError(Problem(f"{shown(path)}, line {number}", found, do=do))
 

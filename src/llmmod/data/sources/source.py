@@ -155,7 +155,7 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
         splits: name -> source. They are counted where a slice is asked for, which takes a reading; of a stream only from its beginning.
 
     Raises:
-        ConfigError: the text is no split, there is no such split, or a slice needs a length that isn't known.
+        ConfigError: the text is not a split, there is no such split, or a slice needs a length that isn't known.
     """
     asked = read_split(spec)
     sliced = "[" in spec
@@ -179,13 +179,13 @@ def read_split(spec: str) -> ReadInstruction:
     """What a text such as `train[:10%]` asks for.
 
     Raises:
-        ConfigError: the text is no split.
+        ConfigError: the text is not a split.
     """
     try:
         return ReadInstruction.from_spec(spec)
     except (ValueError, AssertionError) as error:
         allowed = "Allowed: a split, a slice of one as train[:10%] or train[10:20], several joined by +"
-        raise ConfigError(Problem("dataset.split", f"'{spec}' is no split", allowed)) from error
+        raise ConfigError(Problem("dataset.split", f"'{spec}' is not a split", allowed)) from error
 
 
 def needs_length(spec: str) -> bool:
