@@ -15,7 +15,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.collation import choose_collator
-from llmmod.trainers.sft import by_example
+from llmmod.trainers.sft import sums_by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))
 
@@ -153,9 +153,9 @@ def test_a_user_s_own_metric_gets_logits_of_a_row(toy_trainer, tiny_tokenizer):
 def test_sums_by_example_by_hand():
     """Two examples of 3 and 2 tokens in a row of 5; values of tokens 2 to 5, where the second example's first has none."""
     values = [torch.tensor([[1.0, 2.0, 0.0, 8.0]]), torch.tensor([[True, True, False, True]])]
-    assert by_example(values, torch.tensor([0, 3, 5])).tolist() == [[3.0, 2.0], [8.0, 1.0]]
-    assert by_example(values, None).tolist() == [[11.0, 3.0]]
-    assert by_example(values, torch.tensor([0, 3, 4, 5])).tolist() == [[3.0, 2.0], [0.0, 0.0], [8.0, 1.0]]
+    assert sums_by_example(values, torch.tensor([0, 3, 5])).tolist() == [[3.0, 2.0], [8.0, 1.0]]
+    assert sums_by_example(values, None).tolist() == [[11.0, 3.0]]
+    assert sums_by_example(values, torch.tensor([0, 3, 4, 5])).tolist() == [[3.0, 2.0], [0.0, 0.0], [8.0, 1.0]]
 
 
 def test_lengths_for_grouping_are_not_counted_token_by_token(toy_trainer, toy_splits, monkeypatch):

@@ -100,7 +100,7 @@ def test_the_kl_of_an_evaluation_is_that_of_its_batches(kto_trainer, tiny_llama,
 def test_what_cannot_be_known_beforehand_is_refused(kto_trainer, tiny_llama):
     with pytest.raises(ConfigError, match=r"precompute_ref_log_probs: true, and the mismatched pairs"):
         kto_trainer(copy.deepcopy(tiny_llama), precompute_ref_log_probs=True)
-    with pytest.raises(ConfigError, match="an adapter that is something from the start"):
+    with pytest.raises(ConfigError, match="an adapter that changes the model from the start"):
         kto_trainer(adapted(copy.deepcopy(tiny_llama), init_lora_weights=False))
 
 

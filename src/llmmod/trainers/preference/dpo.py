@@ -1,11 +1,10 @@
-"""Direct preference optimization (Rafailov et al. 2023) and its kin: trl's trainer and losses, on pairs that share their prompt.
+"""`stage=dpo`: Direct Preference Optimization (Rafailov et al. 2023) with trl's trainer and its losses, on pairs that share their prompt.
 
-A pair's prompt goes through the model once where its attention can branch (`data.preference_collators.PrefixSharingCollator`), and only
-answers reach the head.
-trl's loss gets the log-probabilities laid out as those of its own batches, and so is what it is there. What differs: the mean is over the
-pairs of an optimizer step, however they are divided into batches, where trl's is over the batches' means; of the loss `sft`, which is one
-of trl's too, over the tokens. `aot` and `aot_unpaired` sort the pairs of a batch, and so go by the batch by their nature.
-Pairs of ranked answers have weights, so that each row counts once: trl's loss and measures are then taken of the pairs of each weight.
+The prompt of a pair passes through the model once where its attention can branch (`PrefixSharingCollator`), and only completions reach
+the head. trl's loss gets the log-probabilities in the layout of its own batches, so its value is the same. The mean differs: it is over
+the pairs of an optimizer step, however they are divided into batches, where trl takes the mean of the batches' means; for the loss `sft`
+it is over tokens. `aot` and `aot_unpaired` sort the pairs of a batch, so they depend on the batches. Pairs of ranked answers are weighted
+so that each row counts once: trl's loss and metrics are then computed for the pairs of each weight.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from trl import DPOTrainer
 from llmmod.models.packing.segments import KEYS
 from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.means import without_weights
-from llmmod.trainers.preference.base import ReferenceTrainer, alone
+from llmmod.trainers.preference.base import ReferenceTrainer, without_gathering
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
 _SFT = "sft"
-_BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # of what the head gives
+_BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # outputs of the head
 
 
 class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
-    """trl.DPOTrainer for examples that come with `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    """trl.DPOTrainer for examples with `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     columns = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -43,10 +42,10 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         self._tokens_of_step: torch.Tensor | float = 1.0
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The mean loss of the batch's pairs, or their part of the mean over `num_items_in_batch` of them."""
+        """The sum of the losses of the batch's pairs, divided by `num_items_in_batch`, or else by their number."""
         weights = self.weights.of(inputs, training=self.model.training)
         inputs = self.with_reference(without_weights(inputs))
-        policy = _Policy(model, inputs)
+        policy = _RecordedModel(model, inputs)
         read = self.batch_for_trl(inputs)
         with efficient_head():
             loss = super().compute_loss(policy, read)
@@ -55,33 +54,35 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         if weights is None:
             loss, sft = self._sums(loss, policy.log_probs, read)
         else:
-            self._metrics["train" if self.model.training else "eval"].clear()  # those of all pairs alike
-            parts = [self._sums_of(weight, weights == weight, policy, read) for weight in torch.unique(weights)]
+            self._metrics["train" if self.model.training else "eval"].clear()  # drop the metrics of unweighted pairs
+            parts = [self._weighted_sums(weight, weights == weight, policy, read) for weight in torch.unique(weights)]
             loss, sft = (torch.stack(sums).sum() for sums in zip(*parts, strict=True))
         loss = loss / of_step[0]
         return loss + self._sft_weight * sft / of_step[1] if self._sft_weight else loss
 
-    def _sums_of(
-        self, weight: torch.Tensor, which: torch.Tensor, policy: _Policy, read: dict[str, Any]
+    def _weighted_sums(
+        self, weight: torch.Tensor, which: torch.Tensor, policy: _RecordedModel, read: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `_sums`, of the pairs of a batch that have this weight; `which` says of each pair whether it has."""
-        answers = which.repeat(2)
-        part = {name: values[which if name.startswith("ref_") else answers] for name, values in read.items() if name != "attention_mask"}
-        part["attention_mask"] = read["attention_mask"][:0]  # its tokens were counted with the whole batch
-        with alone(self.accelerator):
-            loss = super().compute_loss(policy.of(answers), part)
-        return self._sums(loss, policy.log_probs[answers], part, weight=float(weight))
+        """`_sums` of the pairs of a batch that have this weight; `which`: bool [pairs]."""
+        completions = which.repeat(2)
+        part = {
+            name: values[which if name.startswith("ref_") else completions] for name, values in read.items() if name != "attention_mask"
+        }
+        part["attention_mask"] = read["attention_mask"][:0]  # trl has counted the tokens of the whole batch
+        with without_gathering(self.accelerator):
+            loss = super().compute_loss(policy.select(completions), part)
+        return self._sums(loss, policy.log_probs[completions], part, weight=float(weight))
 
     def _sums(
         self, loss: torch.Tensor, log_probs: torch.Tensor, read: dict[str, Any], *, weight: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sums of the loss over pairs, and of the loss `sft` over their tokens, times their weight; trl's measures are noted.
+        """The weighted sums of the loss over pairs, and of the loss `sft` over tokens; trl's metrics are added to the means.
 
         Args:
             loss: trl's mean over the pairs.
-            log_probs: of their answers, [2 pairs, tokens].
-            read: the pairs as trl reads them.
-            weight: of each.
+            log_probs: of the completions, [2 pairs, tokens].
+            read: the batch in the form that trl reads.
+            weight: of each pair.
         """
         pairs, chosen, rejected = (weight * float(count) for count in _counts(read))
         sft = -log_probs[: len(log_probs) // 2].sum() * weight
@@ -91,18 +92,18 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         return loss * pairs, sft
 
     def take_means(self) -> dict[str, float]:
-        """The means over an evaluation; of the loss `sft`, which is a part of the loss, over its tokens."""
+        """The means over an evaluation; the part of the loss `sft` is a mean over tokens."""
         means = super().take_means()
         if "loss" in means:
             means["loss"] += self._sft_weight * means.pop(_SFT, 0.0)
         return means
 
     def model_for_trl(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """What stands for the model where trl calls it with a batch that it reads."""
-        return _Policy(model, inputs)
+        """What trl calls as the model: it records the log-probabilities."""
+        return _RecordedModel(model, inputs)
 
     def batch_for_trl(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch under the names that trl's loss knows; of a shared row, answers alone."""
+        """The batch in the form that trl's loss reads; of a shared row, the completions only."""
         if KEYS not in inputs:
             return inputs
         mask = inputs["completion_mask"]
@@ -110,7 +111,7 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         return known | {"input_ids": mask, "attention_mask": torch.ones_like(inputs["input_ids"]), "completion_mask": mask}
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        """Pairs of an optimizer step, of all processes, as a share of each; and how many tokens their chosen answers have."""
+        """The pairs of an optimizer step over all processes, as a share of each; also notes the tokens of chosen completions."""
         if not batch_samples:
             return None
         self.weights.see_step(batch_samples, self.accelerator)
@@ -119,12 +120,12 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         return pairs
 
 
-class _Policy:
-    """Stands for a model where trl calls it; it keeps the log-probabilities, [2 pairs, tokens], 0 where there is no answer.
+class _RecordedModel:
+    """Calls a model for trl and records its log-probabilities, [2 pairs, tokens], 0 outside the completions.
 
     Args:
-        model: is called.
-        inputs: the batch; of a shared row, the model gets that instead of what trl read, and trl gets its outputs by answer.
+        model: the model.
+        inputs: the batch. If it is a shared row, the model gets the row, and trl gets the outputs by completion.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
@@ -132,10 +133,10 @@ class _Policy:
         self._outputs: Any = None
         self.log_probs = torch.zeros(0)
 
-    def of(self, answers: torch.Tensor) -> Callable[..., Any]:
-        """Stands for a model that is called with some of the answers: it gives what the whole batch gave. `answers`: bool [2 pairs]."""
+    def select(self, completions: torch.Tensor) -> Callable[..., Any]:
+        """A callable that returns the recorded outputs of some completions, without calling the model; `completions`: bool [2 pairs]."""
         found = {name: getattr(self._outputs, name, None) for name in (*_BY_TOKEN, "aux_loss")}
-        kept = {name: values if values is None or name == "aux_loss" else values[answers] for name, values in found.items()}
+        kept = {name: values if values is None or name == "aux_loss" else values[completions] for name, values in found.items()}
         return lambda **given: SimpleNamespace(**kept)
 
     def __call__(self, *, labels: torch.Tensor, **given: Any) -> Any:
@@ -145,20 +146,20 @@ class _Policy:
             outputs = self._model(**row, **asked)
             for name in _BY_TOKEN:
                 if (values := getattr(outputs, name)) is not None:
-                    outputs[name] = by_answer(values, self._inputs["shift_labels"], self._inputs["completion_mask"])
+                    outputs[name] = by_completion(values, self._inputs["shift_labels"], self._inputs["completion_mask"])
         else:
             outputs = self._model(labels=labels, **given)
         self._outputs, self.log_probs = outputs, outputs.log_probs
         return outputs
 
 
-def by_answer(values: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What a row has for each of its labels, answer by answer, [2 pairs, tokens of the longest answer]; 0 where an answer is over.
+def by_completion(values: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The values of a row's labels by completion, [2 pairs, tokens of the longest completion]; 0 behind the end of a completion.
 
     Args:
         values: of the row, [1, tokens].
         labels: `shift_labels`, [1, tokens].
-        mask: `completion_mask`, [2 pairs, 1 + tokens of the longest answer].
+        mask: `completion_mask`, [2 pairs, 1 + tokens of the longest completion].
     """
     by_pair = torch.stack(mask[:, 1:].bool().chunk(2), dim=1)  # [pairs, 2, tokens]
     found = values.new_zeros(by_pair.shape).masked_scatter(by_pair, values[labels >= 0])
@@ -166,6 +167,6 @@ def by_answer(values: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) ->
 
 
 def _counts(inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """Pairs of a batch, tokens of their chosen answers, and of the rejected ones."""
+    """The numbers of pairs, of tokens of chosen completions, and of tokens of rejected ones."""
     chosen, rejected = inputs["completion_mask"][:, 1:].float().chunk(2)
     return chosen.new_tensor(len(chosen)), chosen.sum(), rejected.sum()
