@@ -111,10 +111,10 @@ def predict(stage, made, data):
     else:
         from transformers import GenerationConfig
 
-        from llmmod.models.generation.generate import answers
+        from llmmod.models.generation.generate import generate
 
         config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=1)
-        batches = answers(made.model.eval(), data["input_ids"], config=config, batch_size=8)
+        batches = generate(made.model.eval(), data["input_ids"], config=config, batch_size=8)
     for _ in batches:
         pass
 

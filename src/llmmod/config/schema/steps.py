@@ -77,6 +77,9 @@ class ExportConf(StepConf):
     model_card: bool = True  # write a README.md that says what the model is and how it was made
 
 
+CHOICES: dict[str, tuple[str, ...]] = {"batch_size": ("auto",)}
+
+
 @dataclass
 class PredictConf(StepConf):
     """Answers to the validation split's prompts, and how close they come to the data's."""
@@ -85,7 +88,7 @@ class PredictConf(StepConf):
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.predict.step.Predict"
-    batch_size: int = 8  # prompts that are answered together
+    batch_size: int | str = "auto"  # how many prompts are answered together; auto: as many as a quarter of the free memory holds
     max_samples: int | None = None  # how many prompts are answered; None: the whole validation split
     compare_with_base: int = 0  # how many prompts the model without its adapter answers too, spread evenly over the split
     # the metrics of answers: name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -132,10 +132,21 @@ _BY_LENGTH = frozenset({"longrope", "dynamic"})
 
 def use_per_sequence_rope(model: Any) -> None:
     """Have a model's positions go by each text's own length; it is changed in place, unless its positions never change."""
+    for module in _by_length(model):
+        module.forward = functools.partial(_forward, module, type(module).forward)
+
+
+def depends_on_length(model: Any) -> bool:
+    """Whether a model's rotary positions change with how long a text is."""
+    return next(_by_length(model), None) is not None
+
+
+def _by_length(model: Any) -> Iterator[Any]:
+    """The modules of a model whose rotary positions change with a text's length."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if _BY_LENGTH.intersection(kinds.values() if isinstance(kinds, dict) else (kinds,)):
-            module.forward = functools.partial(_forward, module, type(module).forward)
+            yield module
 
 
 def lengths_and_starts(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,47 +1,125 @@
-"""Answers to many prompts: batches of like length, padded on the left, with a cache.
+"""Completions of prompts: of many at once, and of one while it is written.
 
-Prompts of like length together waste least on padding, and the longest come first, so that a batch too large for the memory is known
-at the start. Each batch is handed on as it is done and then forgotten: what is held doesn't grow with the number of prompts.
+`Decoder` generates them wherever it knows the model's attention and all settings. transformers' own loop does the rest (beams, penalties,
+models that compute attention themselves), in batches of like length, padded on the left; the log says so and why. Greedy completions are
+the same either way. Each is handed on as it is done and then forgotten: what is held doesn't grow with the number of prompts.
 
-An answer handed on while it is generated, in whole characters.
-
-A character can take several tokens, a Chinese one up to three bytes, an emoji up to four and more. What the tokens so far decode to is
-therefore handed on up to its first unfinished character. transformers' own TextStreamer holds text back until a space or a line's end
-besides, and prints the token that ends the answer.
+A character can take several tokens, a Chinese one up to three bytes, an emoji up to four and more. A stream therefore hands on what the
+tokens so far decode to up to its first unfinished character; transformers' own TextStreamer holds text back until a space or a line's end
+besides, and prints the token that ends the completion.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import psutil
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.models.attention.rope import depends_on_length
+from llmmod.models.attention.varlen import PackingMethod
+from llmmod.models.generation.decoder import Decoder
+from llmmod.models.generation.sampling import unread
 from llmmod.models.generation.settings import Ends, Reader
+from llmmod.models.packing.segments import support_for
+
+log = logging.getLogger("llmmod")
+_MOST_SLOTS = {"cpu": 64}  # beyond it a step takes as much longer as it has more rows
+_MOST_SLOTS_ELSEWHERE = 256
+_MEMORY_SHARE = 0.25  # of what is free
 
 
-def answers(
-    model: Any, prompts: Sequence[Sequence[int]], *, config: GenerationConfig, batch_size: int, tokenizer: Any = None
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Batches of (number of the prompt, ids of its answer); an answer ends with what ended it, or where it became too long.
+def generate(
+    model: Any, prompts: Sequence[Sequence[int]], *, config: GenerationConfig, batch_size: int | None = None, tokenizer: Any = None
+) -> Iterator[tuple[int, list[int]]]:
+    """(number of the prompt, ids of its completion), in the order in which they are done.
 
-    An answer is the same in any batch: neither the prompts beside its own nor what pads them have a part in it.
+    A completion ends with what ended it, or where it became too long. It is the same in any batch: neither the prompts beside its own nor
+    what pads them have a part in it. Sampled by the decoder it has random numbers of its own, made of torch's seed and of its number.
 
     Args:
         model: in evaluation mode.
-        prompts: ids, from the beginning of the conversation to where the answer begins.
-        config: as from `llmmod.models.generation.settings.generation_config`; its `pad_token_id` pads.
-        batch_size: prompts generated together.
+        prompts: ids, from the beginning of the conversation to where the completion begins.
+        config: as from `settings.generation_config`; its `pad_token_id` pads.
+        batch_size: completions generated together; None: as many as a quarter of the free memory holds, at most 64 on a CPU.
         tokenizer: needed where `config.stop_strings` is set.
 
     Raises:
         ConfigError: a prompt leaves no room within `config.max_length`.
     """
+    if not prompts:
+        return
+    longest = max(map(len, prompts))
+    if config.max_new_tokens is None and config.max_length is not None and longest >= config.max_length:
+        found = f"{config.max_length} tokens with the prompt, and one of the prompts alone has {longest}"
+        raise ConfigError(Problem("generation.max_length", found, do="Set generation.max_new_tokens instead"))
+    size = batch_size or _slots(model, config.max_length or longest + (config.max_new_tokens or 0))
+    if reason := why_not_decoded(model, config):
+        _say_once(reason)
+        yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
+        return
+    seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
+    branches = support_for(model).branches
+    yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, branches=branches).run(prompts)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    """Say why the decoder doesn't generate, at the first of many calls."""
+    log.info("transformers' own loop generates: %s", reason)
+
+
+def generate_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[int]]:
+    """The completion of each prompt, in the order of the prompts; the arguments are those of `generate`."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for number, completion in generate(model, prompts, **given):
+        found[number] = completion
+    return found
+
+
+def why_not_decoded(model: Any, config: GenerationConfig) -> str | None:
+    """Why `Decoder` can't generate by this model with these settings; None where it can.
+
+    Args:
+        model: a PreTrainedModel or PeftModel.
+        config: as from `settings.generation_config`.
+    """
+    if names := unread(config):
+        return f"generation.{names[0]} is set"
+    if config.max_new_tokens is None and config.max_length is None:
+        return "neither generation.max_new_tokens nor generation.max_length is set"
+    attention = model.config._attn_implementation
+    if attention != "sdpa" or support_for(model).way is not PackingMethod.segments:
+        return f"{type(model).__name__} computes attention in a way of its own ({attention})"
+    if depends_on_length(model):
+        return "the model's positions depend on how long a text is"
+    return None
+
+
+def _slots(model: Any, tokens: int) -> int:
+    """How many completions of so many tokens, their prompts included, a share of the free memory holds."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    channels = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = torch.finfo(model.dtype).bits // 8
+    each = 2 * text.num_hidden_layers * heads * channels * size * tokens + 12 * text.vocab_size  # keys and values; logits in float32
+    device = model.device.type
+    free = torch.cuda.mem_get_info(model.device)[0] if device == "cuda" else psutil.virtual_memory().available
+    return max(1, min(_MOST_SLOTS.get(device, _MOST_SLOTS_ELSEWHERE), int(free * _MEMORY_SHARE / each)))
+
+
+def _by_transformers(
+    model: Any, prompts: Sequence[Sequence[int]], *, config: GenerationConfig, batch_size: int, tokenizer: Any
+) -> Iterator[tuple[int, list[int]]]:
+    """As `generate`, by `GenerationMixin.generate`; the longest prompts come first: a batch too large for the memory fails first."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     ends = Ends(config, tokenizer)
     for start in range(0, len(order), batch_size):
@@ -52,18 +130,9 @@ def answers(
         with torch.no_grad():
             output = model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=settings, tokenizer=tokenizer if config.stop_strings else None
-            )  # [batch, prompt + answer]
+            )  # [batch, prompt + completion]
         found = ends.answers(output, ids.shape[1])
-        yield [(number, answer[:most]) for number, answer, most in zip(numbers, found, room, strict=True)]
-
-
-def answers_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[int]]:
-    """The answer of each prompt, in the order of the prompts; the arguments are those of `answers`."""
-    found: list[list[int]] = [[] for _ in prompts]
-    for batch in answers(model, prompts, **given):
-        for number, answer in batch:
-            found[number] = answer
-    return found
+        yield from ((number, ids[:most]) for number, ids, most in zip(numbers, found, room, strict=True))
 
 
 def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,13 +147,10 @@ def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = 
 
 
 def _room(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> tuple[GenerationConfig, Sequence[int | None]]:
-    """Settings for a batch, and how many tokens each answer may have: `max_length` counts what pads a prompt as part of it."""
+    """Settings for a batch, and how many tokens each completion may have: `max_length` counts what pads a prompt as part of it."""
     if config.max_new_tokens is not None or config.max_length is None:
         return config, [None] * len(prompts)
     room = [config.max_length - len(prompt) for prompt in prompts]
-    if min(room) < 1:
-        found = f"{config.max_length} tokens with the prompt, and one of the prompts alone has {config.max_length - min(room)}"
-        raise ConfigError(Problem("generation.max_length", found, do="Set generation.max_new_tokens instead"))
     config = copy.deepcopy(config)
     config.max_length, config.max_new_tokens = None, max(room)
     return config, room
@@ -155,7 +221,15 @@ def stream_answer(
     pieces = Pieces(reader, write)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     beams = (config.num_beams or 1) > 1
+    room = config.max_new_tokens is not None or config.max_length is None or len(prompt_ids) < config.max_length
     try:
+        if room and why_not_decoded(model, config) is None:
+            seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
+            decoder = Decoder(model, config, slots=1, tokenizer=reader.tokenizer, seed=seed)
+            pieces.put(ids)
+            for _ in decoder.run([prompt_ids], each=lambda token: pieces.put(torch.tensor([token]))):
+                pieces.end()
+            return Answer(pieces.text, len(pieces.ids))
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

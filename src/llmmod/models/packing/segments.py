@@ -29,7 +29,7 @@ def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -
         branches: whether they are to share their beginnings.
         packed: whether they stand in one row anyway, so that nothing is won by padding.
     """
-    found = _found(model)
+    found = support_for(model)
     if found.reason is not None:
         return found.reason
     name = type(base_model(model)).__name__
@@ -54,14 +54,15 @@ def packed_attention(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     if BOUNDARIES not in inputs or is_flash(model.config._attn_implementation):
         yield
         return
-    found = _found(model)
+    found = support_for(model)
     if found.way is None:
         raise ValueError(found.reason)
     with isolate_examples(model.config, inputs, found.way):
         yield
 
 
-def _found(model: Any) -> PackingSupport:
+def support_for(model: Any) -> PackingSupport:
+    """How the examples of a row are kept apart in this model, or why they can't be."""
     attention = "sdpa" if model.config._attn_implementation == NAME else model.config._attn_implementation
     if reason := why_not_packed_with(attention):
         return PackingSupport(reason=reason)

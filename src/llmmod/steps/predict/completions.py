@@ -24,13 +24,13 @@ from llmmod.data.rows.records import PromptRecord
 from llmmod.distributed import rank
 from llmmod.instantiate import build
 from llmmod.models.adapters.init import as_base, has_lost_base
-from llmmod.models.generation.generate import answers
+from llmmod.models.generation.generate import generate
 from llmmod.models.generation.settings import Reader, answer_text
 from llmmod.protocols import Metric, StepReport
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.render.segments import own_beginning
-from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, generation_settings, held_out_examples
+from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, generation_settings, held_out_examples, together
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
 
@@ -61,7 +61,7 @@ class PredictAnswers:
             return StepReport()
         loaded, tokenizer = session.model(self.name), session.tokenizer(self.name)
         model = prepare_for_inference(loaded.model, use_cpu=session.conf(self.name, "training").use_cpu)
-        generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=self.conf.batch_size)
+        generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=together(self.conf))
         prompts = [example.input_ids for example in encode([generator.render.prompt(c) for c in conversations], tokenizer)]
         compared = evenly_spread(len(conversations), self.conf.compare_with_base)
         directory = session.step_dir(self.name)
@@ -121,7 +121,7 @@ class PredictAnswers:
 class _AnswerGenerator:
     """A model with its tokenizer, render and settings."""
 
-    def __init__(self, model: Any, tokenizer: Any, session: Any, name: str, *, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, session: Any, name: str, *, batch_size: int | None) -> None:
         self.model, self.tokenizer, self.render = model, tokenizer, session.render(name)
         self.reader = Reader.of(self.render, tokenizer)
         self._name, self._batch_size = name, batch_size
@@ -130,11 +130,10 @@ class _AnswerGenerator:
     def answers(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, str]]:
         """(number of the prompt, its answer), in the order in which they are finished."""
         with counting(self._name, len(prompts)) as count:
-            batches = answers(self.model, prompts, config=self._config, batch_size=self._batch_size, tokenizer=self.tokenizer)
-            for batch in batches:
-                for number, ids in batch:
-                    yield number, self.reader(ids)
-                count(len(batch))
+            found = generate(self.model, prompts, config=self._config, batch_size=self._batch_size, tokenizer=self.tokenizer)
+            for number, ids in found:
+                yield number, self.reader(ids)
+                count(1)
 
     def label(self, conversation: Conversation, prompt: Sequence[int]) -> str:
         """The data's answer, read in the same way as the model's: thoughts and tool calls as the render writes them."""
@@ -197,12 +196,12 @@ class PredictDocuments:
         path = session.step_dir(self.name) / PREDICTIONS
         with OrderedLines(path) as lines, counting(self.name, len(parts)) as count:
             prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
-            for batch in answers(model, prompts, config=config, batch_size=self.conf.batch_size, tokenizer=tokenizer):
-                for number, ids in batch:
-                    prompt, label = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts[number])
-                    written = {"prompt": prompt, "label": label, "predict": answer_text(ids, tokenizer, stop_ids=[config.eos_token_id])}
-                    lines.write(number, json.dumps(written, ensure_ascii=False))
-                count(len(batch))
+            batch_size = together(self.conf)
+            for number, ids in generate(model, prompts, config=config, batch_size=batch_size, tokenizer=tokenizer):
+                prompt, label = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts[number])
+                written = {"prompt": prompt, "label": label, "predict": answer_text(ids, tokenizer, stop_ids=[config.eos_token_id])}
+                lines.write(number, json.dumps(written, ensure_ascii=False))
+                count(1)
         summary = f"{self.name}: {len(parts)} documents continued; they are in {path}"
         return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
 

@@ -9,13 +9,14 @@ from llmmod.config.schema.steps import PredictConf
 from llmmod.distributed import rank
 from llmmod.models.generation.settings import Reader
 from llmmod.protocols import StepReport
-from llmmod.steps.predict.step import OrderedLines, held_out_examples
+from llmmod.steps.predict.step import OrderedLines, held_out_examples, together
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
 from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.rm import pair_rewards
 
 _SCORES = "scores.jsonl"
+_PAIRS = 8  # scored at once by `batch_size: auto`
 
 
 class PredictRewards:
@@ -45,7 +46,7 @@ class PredictRewards:
         collator = choose_collator(training.collator, model=model, tokenizer=tokenizer, train=pairs)
         path, right = session.step_dir(self.name) / _SCORES, 0
         with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
-            for batch in pair_rewards(model, pairs, collator=collator, batch_size=self.conf.batch_size):
+            for batch in pair_rewards(model, pairs, collator=collator, batch_size=together(self.conf) or _PAIRS):
                 for number, chosen, rejected in batch:
                     pair = pairs[number]
                     prompt = tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -45,6 +45,11 @@ class Predict:
         return step.run(session)
 
 
+def together(conf: PredictConf) -> int | None:
+    """How many prompts are answered at once; None: as many as memory allows."""
+    return None if conf.batch_size == "auto" else int(conf.batch_size)
+
+
 def held_out_examples(session: Any, step: str, *, of: str = "eval") -> Any:
     """A step's held-out examples; with `of="eval_conversations"`, the conversations that they were made from.
 

@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from llmmod.config.schema.online_training import GrpoFields
 from llmmod.config.schema.reward import reward_nodes
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.generation.generate import answers_in_order
+from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, sampling_settings, seed_of
 from llmmod.trainers.online.completions import Samples, rows_of, score_completions
@@ -143,9 +143,8 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         """An answer to each; without dropout, and each batch of them at once."""
-        settings = {"config": self._answering, "batch_size": len(prompt_ids), "tokenizer": self.processing_class}
         with _evaluating(self.model), self.accelerator.autocast():  # around all tokens: weights are cast once
-            found = answers_in_order(self.model, prompt_ids, **settings)
+            found = generate_in_order(self.model, prompt_ids, config=self._answering, tokenizer=self.processing_class)
         self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
         return found, None
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llmmod.data.collators import padded
-from llmmod.models.generation.generate import answers_in_order
+from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.means import RunningMoments
 from llmmod.trainers.online.base import sampling_settings
@@ -188,10 +188,10 @@ class RolloutCollector:
 
     def _answered(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
         """Sampled answers as ids and mask, [prompts, longest], and as lists."""
-        model, tokenizer, size = self._trainer.model, self._trainer.processing_class, self._args.generation_batch_size or len(prompts)
+        model, tokenizer, size = self._trainer.model, self._trainer.processing_class, self._args.generation_batch_size
         model.eval()
         with self._trainer.accelerator.autocast():  # around all tokens: weights of float32 are cast once
-            lists = answers_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
+            lists = generate_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
         ids, mask = padded(lists, fill=0)
         return ids, mask.bool(), lists
 

@@ -1,4 +1,4 @@
-"""Batched generation gives the answers of one prompt at a time."""
+"""Completions of many prompts at once are those of one prompt at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from llmmod.errors import ConfigError
-from llmmod.models.generation.generate import answers, answers_in_order, padded_left
+from llmmod.models.generation.generate import generate, generate_in_order, padded_left
 from llmmod.models.generation.settings import Ends
 
 
@@ -41,7 +41,7 @@ def naive_greedy(model, prompt, stops, longest):
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
 def test_greedy_answers_whatever_the_batch(tiny_llama, greedy, batch_size):
     expected = {number: naive_greedy(tiny_llama, prompt, [17, 43], 12) for number, prompt in enumerate(PROMPTS)}
-    got = dict(pair for batch in answers(tiny_llama, PROMPTS, config=greedy, batch_size=batch_size) for pair in batch)
+    got = dict(generate(tiny_llama, PROMPTS, config=greedy, batch_size=batch_size))
     assert got == expected
 
 
@@ -49,7 +49,7 @@ def test_answers_end_at_different_places(tiny_llama, greedy):
     """Otherwise the test above would say nothing of what stands behind an end."""
     ends = naive_greedy(tiny_llama, PROMPTS[0], [], 12)
     greedy.eos_token_id = [ends[4]]
-    got = dict(answers(tiny_llama, PROMPTS, config=greedy, batch_size=6).__next__())
+    got = dict(generate(tiny_llama, PROMPTS, config=greedy, batch_size=6))
     assert got[0] == ends[: ends.index(ends[4]) + 1]
     assert len({len(answer) for answer in got.values()}) > 1
 
@@ -59,27 +59,28 @@ def test_a_pad_token_that_ends_answers(tiny_llama, greedy):
     first = naive_greedy(tiny_llama, PROMPTS[0], [], 12)
     greedy.eos_token_id, greedy.pad_token_id = [first[3]], first[3]
     expected = naive_greedy(tiny_llama, PROMPTS[0], [first[3]], 12)
-    got = dict(next(answers(tiny_llama, PROMPTS, config=greedy, batch_size=6)))
+    got = dict(generate(tiny_llama, PROMPTS, config=greedy, batch_size=6))
     assert got[0] == expected
 
 
 def test_the_longest_prompts_come_first(tiny_llama, greedy):
-    batches = answers(tiny_llama, PROMPTS, config=greedy, batch_size=2)
-    assert [[number for number, _ in batch] for batch in batches] == [[2, 3], [4, 0], [5, 1]]
+    greedy.num_beams = 2
+    done = [number for number, _ in generate(tiny_llama, PROMPTS, config=greedy, batch_size=2)]
+    assert done == [2, 3, 4, 0, 5, 1]
 
 
 def test_nothing_is_generated_ahead(tiny_llama, greedy, monkeypatch):
     calls = []
     real = tiny_llama.generate
     monkeypatch.setattr(tiny_llama, "generate", lambda **kwargs: calls.append(len(kwargs["input_ids"])) or real(**kwargs))
-    batches = answers(tiny_llama, PROMPTS, config=greedy, batch_size=4)
-    next(batches)
+    greedy.repetition_penalty = 1.5
+    next(generate(tiny_llama, PROMPTS, config=greedy, batch_size=4))
     assert calls == [4]
 
 
 def alone_and_together(model, config, tokenizer=None):
     """The answers one prompt at a time, and all at once."""
-    return [answers_in_order(model, PROMPTS, config=config, batch_size=size, tokenizer=tokenizer) for size in (1, len(PROMPTS))]
+    return [generate_in_order(model, PROMPTS, config=config, batch_size=size, tokenizer=tokenizer) for size in (1, len(PROMPTS))]
 
 
 @pytest.mark.parametrize("pads_with_its_end", [False, True])

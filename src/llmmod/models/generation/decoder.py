@@ -1,0 +1,279 @@
+"""Completions of many prompts, generated together: continuous batching with a cache in slots.
+
+As many prompts as there are slots are answered at once; a row that has ended gives its slot to a waiting prompt, so that no forward is
+spent on what pads it. Prompts are read without padding, several in one row; what they begin with alike is read once. Each step runs the
+model's own layers (adapters, 4 bit and all) on one new token a slot.
+
+On a CPU each step asks which rows have ended; on a GPU only every sixteenth, since an answer waits for the device: what a row generates
+behind its end is thrown away.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StopStringCriteria
+
+from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
+from llmmod.models.generation.sampling import TokenChooser
+from llmmod.models.generation.slots import Prefilled, SlotCache
+
+_SYNC_EVERY = 16  # steps, on devices that compute ahead
+_PREFILL_TOKENS = 4096  # of prompts, read in one row
+_NO_TOKEN = 2**31 - 1  # transformers' StopStringCriteria takes an id beyond its vocabulary for one that says nothing
+_LEAST_SHARED = 8  # tokens: shorter beginnings are cheaper read again
+
+
+@dataclass
+class _Row:
+    """A completion on its way: the number of its prompt, tokens in its slot, tokens it may have and has."""
+
+    number: int
+    length: int
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+
+
+class Decoder:
+    """Generates completions by a model; see the module.
+
+    Args:
+        model: a PreTrainedModel or PeftModel in evaluation mode, whose class keeps the examples of a row apart by segments.
+        config: settings without anything that `sampling.unread` names; `max_new_tokens` is set.
+        slots: completions that are generated at once.
+        tokenizer: needed where `config.stop_strings` is set.
+        seed: of sampled completions; each prompt's own seed is made of it and of the prompt's number.
+        branches: whether prompts may share their beginnings when they are read.
+    """
+
+    def __init__(
+        self, model: Any, config: GenerationConfig, *, slots: int, tokenizer: Any = None, seed: int = 0, branches: bool = True
+    ) -> None:
+        self._model, self._config, self._seed, self._branches = model, config, seed, branches
+        self._slots = slots
+        self.device: torch.device = model.device
+        self._chooser = TokenChooser(config, self.device)
+        eos = config.eos_token_id
+        self._ends = torch.tensor(eos if isinstance(eos, list) else [] if eos is None else [eos], device=self.device)
+        self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
+        self.has_least = bool(config.min_new_tokens or config.min_length) and len(self._ends) > 0
+        self._tail = self._strings.maximum_token_len if self._strings is not None else 0
+        self._every = 1 if self.device.type == "cpu" else _SYNC_EVERY
+        self._keeps = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+
+    def run(self, prompts: Sequence[Sequence[int]], *, each: Callable[[int], object] | None = None) -> Iterator[tuple[int, list[int]]]:
+        """(number of the prompt, ids of its completion) as each is done; a completion includes the token that ends it.
+
+        Args:
+            prompts: ids.
+            each: for one prompt alone: called with each token as it comes.
+        """
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        waiting = deque(order)
+        slots = min(self._slots, len(prompts))
+        most = len(prompts[order[0]]) if order else 0
+        state = _State(self, slots, capacity=most + min(self._limit(most), 128) + self._every)
+        every = 1 if each is not None else self._every
+        while waiting or state.rows:
+            free = slots - len(state.rows)
+            if waiting and (not state.rows or free >= min(len(waiting), max(1, slots // 4))):
+                taken = self._next(waiting, prompts, free)
+                state.add(taken, [prompts[number] for number in taken])
+            else:
+                # No row may outrun its limit between two looks.
+                state.step(min(every, min(row.limit - state.made(row) for row in state.rows)))
+            if each is not None:
+                each(state.latest())
+            yield from state.ended()
+
+    def _next(self, waiting: deque[int], prompts: Sequence[Sequence[int]], free: int) -> list[int]:
+        """The prompts that are read next: as many as there are slots, and no more tokens than one row takes."""
+        taken = [waiting.popleft()]
+        tokens = len(prompts[taken[0]])
+        while waiting and len(taken) < free and tokens + len(prompts[waiting[0]]) <= _PREFILL_TOKENS:
+            tokens += len(prompts[waiting[0]])
+            taken.append(waiting.popleft())
+        return taken
+
+    def _limit(self, prompt: int) -> int:
+        """How many tokens the completion of a prompt of this many tokens may have."""
+        if self._config.max_new_tokens is not None:
+            return int(self._config.max_new_tokens)
+        return int(self._config.max_length) - prompt
+
+    def _least(self, prompt: int) -> int:
+        """How many tokens it must have before it may end."""
+        return max(self._config.min_new_tokens or 0, (self._config.min_length or 0) - prompt)
+
+
+class _State:
+    """What is being generated. Tensors on the model's device have a row a slot; the first `len(rows)` slots are at work."""
+
+    def __init__(self, decoder: Decoder, slots: int, *, capacity: int) -> None:
+        self._of, self._model = decoder, decoder._model
+        self.rows: list[_Row] = []
+        self._cache = SlotCache(slots, capacity)
+        on: dict[str, Any] = {"dtype": torch.int64, "device": decoder.device}
+        self._last = torch.zeros(slots, **on)
+        self._lengths = torch.zeros(slots, **on)
+        self._ended_at = torch.zeros(slots, **on)  # tokens up to the one that ended the completion; 0: none did yet
+        self._tails = torch.full((slots, decoder._tail), _NO_TOKEN, **on)
+        self._uniform = torch.zeros(slots, 0, dtype=torch.float64, device=decoder.device)
+        self._since: list[torch.Tensor] = []  # tokens chosen since the last look, each [rows]
+
+    def made(self, row: _Row) -> int:
+        """Tokens of a row's completion so far."""
+        return len(row.tokens) + len(self._since)
+
+    def latest(self) -> int:
+        """The token chosen last, of the one row there is."""
+        return int(self._since[-1][0]) if self._since else self.rows[0].tokens[-1]
+
+    @torch.no_grad()
+    def add(self, numbers: list[int], prompts: list[Sequence[int]]) -> None:
+        """Read prompts into free slots and choose the first token of each."""
+        first = len(self.rows)
+        slots_of: dict[tuple[int, ...], list[int]] = {}
+        for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
+            slots_of.setdefault(tuple(prompt), []).append(first + place)
+            self.rows.append(_Row(number, len(prompt), self._of._limit(len(prompt))))
+        rows = range(first, len(self.rows))
+        logits = self._read(slots_of)
+        self._lengths[first : rows.stop] = torch.tensor([row.length for row in self.rows[first:]], device=self._of.device)
+        self._ended_at[first : rows.stop] = 0
+        if self._of._tail:
+            for slot, prompt in zip(rows, prompts, strict=True):
+                tail = torch.tensor(list(prompt)[-self._of._tail :], device=self._of.device)
+                self._tails[slot] = _NO_TOKEN
+                self._tails[slot, self._of._tail - len(tail) :] = tail
+        self._draw(rows)
+        for slot, token in zip(rows, self._choose(logits, rows).tolist(), strict=True):
+            self.rows[slot].tokens.append(token)
+
+    def _read(self, slots_of: dict[tuple[int, ...], list[int]]) -> torch.Tensor:
+        """The prompts' keys and values into their slots; the logits behind each prompt, [slots that get one, vocabulary]."""
+        prompts = list(slots_of)
+        shared = _shared(prompts) if self._of._branches else 0
+        ids: list[int] = []
+        positions: list[int] = []
+        queries, keys, laid, ends = [0], [0], [], []
+        for place, prompt in enumerate(prompts):
+            before = shared if place else 0
+            start = len(ids)
+            ids += prompt[before:]
+            positions += range(before, len(prompt))
+            queries.append(len(ids))
+            keys.append(keys[-1] + len(prompt))
+            laid.append(Prefilled(start, len(prompt) - before, shared=before, trunk=0, slots=slots_of[prompt]))
+            ends.append(len(ids) - 1)
+        device = self._of.device
+        inputs = {
+            "input_ids": torch.tensor([ids], device=device),
+            "position_ids": torch.tensor([positions], device=device),
+            BOUNDARIES: torch.tensor(queries, dtype=torch.int32, device=device),
+            KEYS: torch.tensor(keys, dtype=torch.int32, device=device),
+        }
+        wanted = torch.tensor(ends, device=device)
+        keep = {"logits_to_keep": wanted} if self._of._keeps else {}
+        with isolate_examples(self._model.config, inputs, PackingMethod.segments), self._cache.prefilling(laid):
+            logits = self._model(**inputs, past_key_values=self._cache, use_cache=True, **keep).logits[0]
+        if not self._of._keeps:
+            logits = logits[wanted.to(logits.device)]
+        order = sorted((slot, place) for place, prompt in enumerate(prompts) for slot in slots_of[prompt])
+        return logits[torch.tensor([place for _, place in order], device=logits.device)]
+
+    def _draw(self, rows: range) -> None:
+        """Random numbers for the completions of new rows."""
+        if not self._of._chooser.samples:
+            return
+        width = max(row.limit for row in self.rows) + 1
+        if width > self._uniform.shape[1]:
+            self._uniform = torch.nn.functional.pad(self._uniform, (0, width - self._uniform.shape[1]))
+        for slot in rows:
+            row = self.rows[slot]
+            numbers = self._of._chooser.uniforms(_seed(self._of._seed, row.number), row.limit + 1)
+            self._uniform[slot, : len(numbers)] = numbers.to(self._uniform)
+
+    @torch.no_grad()
+    def step(self, times: int) -> None:
+        """Generate tokens, `times` a row."""
+        count = len(self.rows)
+        rows = range(count)
+        for _ in range(times):
+            lengths = self._lengths[:count]
+            longest = max(row.length + self.made(row) - 1 for row in self.rows)
+            with self._cache.decoding(lengths, longest, self._model.config):
+                logits = self._model(
+                    input_ids=self._last[:count, None], position_ids=lengths[:, None], past_key_values=self._cache, use_cache=True
+                ).logits
+            lengths += 1
+            self._since.append(self._choose(logits[:, -1], rows))
+
+    def _choose(self, logits: torch.Tensor, rows: range) -> torch.Tensor:
+        """The next token of some slots, int64 [slots]; which of them it ends is noted."""
+        part = slice(rows.start, rows.stop)
+        logits = logits.to(device=self._of.device, dtype=torch.float32, copy=True)
+        made = torch.tensor([self.made(self.rows[slot]) for slot in rows], device=self._of.device)
+        if self._of.has_least:
+            least = torch.tensor([self._of._least(self.rows[slot].length) for slot in rows], device=self._of.device)
+            logits[:, self._of._ends] = logits[:, self._of._ends].masked_fill((made < least)[:, None], -torch.inf)
+        uniform = self._uniform[part].gather(1, made[:, None])[:, 0] if self._of._chooser.samples else None
+        tokens = self._of._chooser(logits, uniform)
+        self._last[part] = tokens
+        ended = torch.isin(tokens, self._of._ends)
+        if self._of._strings is not None:
+            self._tails[part] = torch.cat([self._tails[part, 1:], tokens[:, None]], dim=1)
+            ended |= self._of._strings(self._tails[part], None)
+        self._ended_at[part] = torch.where(ended & (self._ended_at[part] == 0), made + 1, self._ended_at[part])
+        return tokens
+
+    def ended(self) -> Iterator[tuple[int, list[int]]]:
+        """Look which rows are done; hand these on, and put the rows behind them into their slots."""
+        if self._since:
+            steps = torch.stack(self._since, dim=1).tolist()
+            for row, tokens in zip(self.rows, steps, strict=False):
+                row.tokens += tokens
+            self._since.clear()
+        ended_at = self._ended_at[: len(self.rows)].tolist()
+        found = []
+        for slot in reversed(range(len(self.rows))):
+            row = self.rows[slot]
+            if not ended_at[slot] and len(row.tokens) < row.limit:
+                continue
+            found.append((row.number, row.tokens[: ended_at[slot] or row.limit]))
+            last = self.rows.pop()
+            if slot < len(self.rows):
+                self._take_over(slot, len(self.rows), last)
+        yield from reversed(found)
+
+    def _take_over(self, slot: int, source: int, row: _Row) -> None:
+        """Put the last slot's row into a slot that became free."""
+        self.rows[slot] = row
+        self._cache.move(source, slot, row.length + len(row.tokens) - 1)
+        for tensor in (self._last, self._lengths, self._ended_at, self._tails, self._uniform):
+            tensor[slot] = tensor[source]
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens several prompts all begin with, at least one of each left; 0 where reading them once isn't worth it."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # in alphabetical order: what these share, all share
+    count = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(map(len, (first, last))))
+    count = min(count, min(map(len, prompts)) - 1)
+    return count if count >= _LEAST_SHARED else 0
+
+
+def _seed(seed: int, number: int) -> int:
+    """The seed of a prompt's completion."""
+    return random.Random(f"{seed} {number}").getrandbits(62)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,175 @@
+"""A cache of keys and values in slots, a completion in each, and the attention of one new token a slot.
+
+Unlike transformers' DynamicCache it is allocated once and written in place, its rows end at different places without padding, and a row
+that has ended makes room for the next prompt. Prompts are read in one row without padding, by segments (`attention.varlen`), and their
+keys and values are then laid into the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+
+NAME = "llmmod_slots"
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Keys and values of several sequences, [slots, key heads, capacity, channels] a layer; a model's `past_key_values`.
+
+    Args:
+        slots: how many sequences.
+        capacity: tokens of each at first; it grows as needed.
+    """
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        super().__init__(layers=[])
+        self.slots, self.capacity = slots, capacity
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+        self._prefill: list[Prefilled] | None = None
+        self._places = torch.empty(0, dtype=torch.int64)
+        self._longest = 0
+        self._masks: dict[tuple[torch.device, int | None], torch.Tensor] = {}
+
+    # What transformers asks of a cache
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Store a layer's new keys and values; what its attention shall see of it: the prompts' own, or each slot's so far."""
+        if torch.is_autocast_enabled(key_states.device.type):  # as attention would cast all of them at every step
+            kind = torch.get_autocast_dtype(key_states.device.type)
+            key_states, value_states = key_states.to(kind), value_states.to(kind)
+        if layer_idx not in self._keys:
+            # Zeros: what a mask hides has no weight, but no weight of something that is no number is none either.
+            for kept, new in ((self._keys, key_states), (self._values, value_states)):
+                kept[layer_idx] = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if self._prefill is not None:
+            for prompt in self._prefill:
+                prompt.lay(keys, key_states)
+                prompt.lay(values, value_states)
+            return key_states, value_states
+        count = len(self._places)
+        rows = torch.arange(count, device=keys.device)
+        places = self._places.to(keys.device)
+        keys[rows, :, places] = key_states[:, :, 0]
+        values[rows, :, places] = value_states[:, :, 0]
+        return keys[:count, :, : self._longest], values[:count, :, : self._longest]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing that a model needs to know: positions are given to it."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As long as the query: the attention functions used with this cache make their own masks."""
+        return query_length, 0
+
+    # What the decoder does
+
+    @contextmanager
+    def prefilling(self, prompts: list[Prefilled]) -> Iterator[None]:
+        """Within it, what the model computes are the keys and values of these prompts."""
+        self._prefill = prompts
+        try:
+            yield
+        finally:
+            self._prefill = None
+
+    @contextmanager
+    def decoding(self, lengths: torch.Tensor, longest: int, config: Any) -> Iterator[None]:
+        """Within it, a model that is given one token a slot attends to all that is in the slot, the new token included.
+
+        Args:
+            lengths: tokens in each slot before the new one, int64 [active slots].
+            longest: the greatest of them.
+            config: the model's.
+        """
+        self._reserve(longest + 1)
+        self._places, self._longest = lengths, longest + 1
+        self._masks.clear()
+        AttentionInterface.register(NAME, self._attention)
+        AttentionMaskInterface.register(NAME, _no_mask)
+        own = config._attn_implementation
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Put one slot's first tokens into another slot."""
+        for kept in (*self._keys.values(), *self._values.values()):
+            kept[target, :, :length] = kept[source, :, :length]
+
+    def _reserve(self, capacity: int) -> None:
+        if capacity <= self.capacity:
+            return
+        self.capacity = max(capacity, self.capacity + self.capacity // 2)
+        for kept in (self._keys, self._values):
+            for layer, old in kept.items():
+                kept[layer] = old.new_zeros(old.shape[0], old.shape[1], self.capacity, old.shape[3])
+                kept[layer][:, :, : old.shape[2]] = old
+
+    def _attention(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,  # [slots, heads, 1, channels]
+        key: torch.Tensor,  # [slots, key heads, longest, channels]
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of one new token a slot, [slots, 1, heads, channels]; the heads that share a key are its queries together."""
+        if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
+            raise ValueError(f"{type(module).__name__} asks for attention that the decoder doesn't compute")
+        count, heads, _, channels = query.shape
+        shared = key.shape[1]
+        packed = query.reshape(count, shared, heads // shared, channels)
+        mask = self._mask(query.device, sliding_window)
+        found = functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+        return found.reshape(count, heads, 1, value.shape[-1]).transpose(1, 2), None
+
+    def _mask(self, device: torch.device, window: int | None) -> torch.Tensor:
+        """True where a slot's new token may see a place, bool [slots, 1, 1, longest]; made once a step."""
+        if (device, window) not in self._masks:
+            places = torch.arange(self._longest, device=device)
+            last = self._places.to(device)[:, None]
+            seen = places <= last
+            if window is not None:
+                seen &= places > last - window
+            self._masks[device, window] = seen[:, None, None]
+        return self._masks[device, window]
+
+
+class Prefilled:
+    """A prompt that stands in the row which is computed, and the slots that get it.
+
+    Args:
+        start, length: where in the row its own tokens stand.
+        shared: tokens before its own that are the first of another prompt.
+        trunk: where in the row that other prompt starts.
+        slots: that get it.
+    """
+
+    def __init__(self, start: int, length: int, *, shared: int, trunk: int, slots: Sequence[int]) -> None:
+        self.start, self.length, self.shared, self.trunk, self.slots = start, length, shared, trunk, slots
+
+    def lay(self, kept: torch.Tensor, row: torch.Tensor) -> None:
+        """Copy its keys or values from the row, [1, heads, row, channels], into its slots."""
+        for slot in self.slots:
+            if self.shared:
+                kept[slot, :, : self.shared] = row[0, :, self.trunk : self.trunk + self.shared]
+            kept[slot, :, self.shared : self.shared + self.length] = row[0, :, self.start : self.start + self.length]
+
+
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """No mask: the attention functions make their own."""
