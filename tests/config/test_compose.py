@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmmod.config.compose import compose_config, to_root
-from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import Root
 from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.errors import ConfigError

@@ -15,9 +15,8 @@ from llmmod.config.validate import validated
 from llmmod.config.validate.adapters import FIXED
 from llmmod.config.validate.values import tables
 from llmmod.config.wording import hints, union_members
-from llmmod.devtools.field_comments import field_comments
 from llmmod.devtools.key_pages import main, markdown, merged, pages
-from llmmod.devtools.key_reference import STAGES, Key, keys, yaml_text
+from llmmod.devtools.key_reference import STAGES, Key, field_comments, keys, yaml_text
 from llmmod.errors import ConfigError
 
 

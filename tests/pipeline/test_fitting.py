@@ -11,8 +11,7 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.online_training import PpoConf
 from llmmod.config.schema.quantization import QuantizationConf, decides_weights
-from llmmod.config.schema.root import Root
-from llmmod.config.schema.steps import PredictConf, TrainConf
+from llmmod.config.schema.steps import PredictConf, Root, TrainConf
 from llmmod.config.schema.training import SftConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.pipeline.session import compatibility_warnings

@@ -10,8 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.model import ModelConf
-from llmmod.config.schema.root import Root
-from llmmod.config.schema.steps import EvaluateConf, TrainConf
+from llmmod.config.schema.steps import EvaluateConf, Root, TrainConf
 from llmmod.config.schema.training import SftConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.pipeline.model_pool import ModelPool

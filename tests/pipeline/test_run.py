@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import Root
 from llmmod.errors import ConfigError, Problem
 from llmmod.pipeline.run import run_pipeline
 from llmmod.protocols import StepReport

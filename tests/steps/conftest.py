@@ -14,8 +14,7 @@ from llmmod.config.schema.data import DatasetConf, RenderConf
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generation import GenerationConf
 from llmmod.config.schema.model import ModelConf
-from llmmod.config.schema.root import Root
-from llmmod.config.schema.steps import ChatConf, ExportConf
+from llmmod.config.schema.steps import ChatConf, ExportConf, Root
 from llmmod.config.schema.training import SftConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.protocols import LoadedModel

@@ -26,7 +26,7 @@ from omegaconf.errors import (
 from llmmod.code_arguments import check_code_arguments, trust_typed
 from llmmod.config.overrides import Composition, in_groups, parse
 from llmmod.config.register import register_schemas
-from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import Root
 from llmmod.errors import ConfigError, Problem
 
 _HYDRA_S = re.compile(r"\$\{hydra:")  # known only once Hydra runs the job

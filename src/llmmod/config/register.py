@@ -18,7 +18,7 @@ from llmmod.distributed import started
 
 # group/name -> the dataclass
 SCHEMAS: dict[str, str] = {
-    "schema/root": "llmmod.config.schema.root.Root",
+    "schema/root": "llmmod.config.schema.steps.Root",
     "schema/model": "llmmod.config.schema.model.ModelConf",
     "schema/dataset": "llmmod.config.schema.data.DatasetConf",
     "schema/render": "llmmod.config.schema.data.RenderConf",

@@ -11,8 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from llmmod.config.schema.root import Root
-from llmmod.config.schema.steps import TrainConf
+from llmmod.config.schema.steps import Root, TrainConf
 from llmmod.config.wording import PARTS
 
 

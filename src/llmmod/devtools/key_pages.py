@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from llmmod.config.register import SCHEMAS, register_schemas, schema_class
-from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import Root
 from llmmod.config.wording import hints
 from llmmod.devtools.key_reference import STAGES, Key, keys
 

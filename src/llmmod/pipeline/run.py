@@ -24,7 +24,7 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmmod.config.schema.root import Root
+from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError, one_line

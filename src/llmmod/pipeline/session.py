@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.quantization import decides_weights
-from llmmod.config.schema.reward import reward_nodes
-from llmmod.config.schema.root import Root
-from llmmod.config.schema.steps import StepConf
+from llmmod.config.schema.steps import Root, StepConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import build, import_own, locate
 from llmmod.pipeline.model_pool import ModelPool

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmmod.cache.content import NoIdentityError, digest, file_digest, render_identity, source_identity, tokenizer_identity
 from llmmod.config.schema.model import HubConf, ModelConf
-from llmmod.config.schema.reward import reward_nodes
+from llmmod.config.schema.online_training import reward_nodes
 from llmmod.distributed import world_size
 from llmmod.files.hub import hub_arguments, set_proxies
 from llmmod.files.paths import resolve_path

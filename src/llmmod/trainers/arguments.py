@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
-from llmmod.config.schema.reward import rehearsed
+from llmmod.config.schema.online_training import rehearsed
 from llmmod.config.schema.training import SAID_ELSEWHERE, StageConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate

@@ -1,4 +1,4 @@
-"""llmmod.config.validate.preferences: what dpo's, kto's and rm's arguments can't be together, told before anything is loaded."""
+"""llmmod.config.validate.training: what dpo's, kto's and rm's arguments can't be together, told before anything is loaded."""
 
 from __future__ import annotations
 

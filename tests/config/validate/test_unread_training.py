@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmmod.config.schema.generated.training_arguments import CHOICES
-from llmmod.config.validate import training as packages
-from llmmod.config.validate import unread_training
+from llmmod.config.validate import arguments, unread_training
 
 SMOOTH = "training.label_smoothing_factor=0.1"
 ONLY_WORDS = "training.label_smoothing_factor: only the losses of pt and sft have a word to smooth. Leave it out"
@@ -90,12 +89,16 @@ def test_right(told, name):
     assert [line for line in told(*RIGHT[name]) if not line.startswith(("training.trainer", "training.resume"))] == []
 
 
-@pytest.mark.parametrize(("field", "package"), [("use_liger_kernel=true", "liger-kernel"), ("optim=stable_adamw", "torch-optimi")])
-def test_a_package_that_is_not_there(told, monkeypatch, field, package):
-    monkeypatch.setattr(packages, "find_module", lambda name: None)
+@pytest.mark.parametrize(
+    ("field", "module", "package"),
+    [("use_liger_kernel=true", "liger_kernel", "liger-kernel"), ("optim=stable_adamw", "optimi", "torch-optimi")],
+)
+def test_a_package_that_is_not_there(told, monkeypatch, field, module, package):
+    find = arguments.find_module
+    monkeypatch.setattr(arguments, "find_module", lambda name, *more: None if name == module else find(name, *more))
     name, _, value = field.partition("=")
     assert told(f"training.{field}") == [f"training.{name}: {value}, and {package} isn't installed. Install it: pip install {package}."]
-    monkeypatch.setattr(packages, "find_module", lambda name: object())
+    monkeypatch.setattr(arguments, "find_module", lambda name, *more: object() if name == module else find(name, *more))
     assert told(f"training.{field}") == []
 
 

@@ -1,14 +1,13 @@
-"""Arguments beside a `_target_` that the target doesn't take, and targets that aren't there; judged from the source alone.
+"""Arguments that a target does not take, that would run code, or that need a package which isn't installed.
 
-Arguments that run what they point at or write where they are told to, and a checkpoint's own code that nobody allowed.
-
-What a configuration names and may not: by the text of the paths, and in Hydra's own node by the objects too.
+Everything is read from the text of the configuration and from sources; nothing that a configuration names is imported. Only in Hydra's own
+node are the objects themselves looked at, since Hydra builds them without asking `instantiate`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmmod.code_arguments import check_code_arguments, check_outputs, find_module
@@ -19,6 +18,32 @@ from llmmod.instantiate import locate
 from llmmod.targets import allowed_prefixes, check_prefixes, check_targets, refusal, within
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
+# field -> the module that it needs, and the package that has it
+_FIELDS: Mapping[str, tuple[str, str]] = {
+    "use_liger_kernel": ("liger_kernel", "liger-kernel"),
+    "deepspeed": ("deepspeed", "deepspeed"),
+}
+# optimizers -> likewise
+_OPTIMIZERS: Mapping[tuple[str, ...], tuple[str, str]] = {
+    ("adamw_torch_xla",): ("torch_xla", "torch-xla"),
+    ("adamw_torch_npu_fused",): ("torch_npu", "torch-npu"),
+    ("adamw_anyprecision",): ("torchdistx", "torchdistx"),
+    ("adamw_torch_4bit", "adamw_torch_8bit"): ("torchao", "torchao"),
+    (
+        "ademamix", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit", "paged_adamw_8bit",
+        "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit",
+        "rmsprop_bnb_32bit",
+    ): ("bitsandbytes", "bitsandbytes"),
+    (
+        "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise",
+        "galore_adafactor_layerwise",
+    ): ("galore_torch", "galore-torch"),
+    ("apollo_adamw", "apollo_adamw_layerwise"): ("apollo_torch", "apollo-torch"),
+    ("lomo", "adalomo"): ("lomo_optim", "lomo-optim"),
+    ("grokadamw",): ("grokadamw", "grokadamw"),
+    ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"): ("schedulefree", "schedulefree"),
+    ("stable_adamw",): ("optimi", "torch-optimi"),
+}  # fmt: skip
 
 
 def check_arguments(context: Context) -> Iterator[Problem]:
@@ -107,3 +132,16 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
             yield f"{key}.{name}", item
         else:
             yield from _targets(item, f"{key}.{name}")
+
+
+def check_packages(context: Context) -> Iterator[Problem]:
+    """A problem for each argument of a training step whose package isn't there."""
+    for place in dict.fromkeys(context.part(step, "training") for step in context.steps if context.trains(step)):
+        training = context.get(place) or {}
+        needed = [(name, package) for name, package in _FIELDS.items() if training.get(name)]
+        of_optimizer = [("optim", package) for names, package in _OPTIMIZERS.items() if training.get("optim") in names]
+        for name, (module, package) in [*needed, *of_optimizer]:
+            if find_module(module) is None:
+                value = "true" if training[name] is True else training[name]
+                found = f"{value if isinstance(value, str) else 'set'}, and {package} isn't installed"
+                yield Problem(f"{place}.{name}", found, do=f"Install it: pip install {package}")

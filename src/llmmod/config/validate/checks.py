@@ -12,15 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.compose import Composed, resolved
 from llmmod.config.validate.adapters import check_low_rank
-from llmmod.config.validate.arguments import check_arguments, check_code, check_named
+from llmmod.config.validate.arguments import check_arguments, check_code, check_named, check_packages
 from llmmod.config.validate.context import Context
 from llmmod.config.validate.data import check_data_files, check_data_kinds, check_mix, check_packing
 from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
 from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype
 from llmmod.config.validate.online import check_groups, check_rewards, check_rollouts
 from llmmod.config.validate.pipeline import check_from_step, check_output, check_pipeline
-from llmmod.config.validate.preferences import check_preferences
-from llmmod.config.validate.training import check_contradictions, check_packages
+from llmmod.config.validate.training import check_contradictions, check_preferences
 from llmmod.config.validate.values import check_bounds, check_choices, check_types
 from llmmod.config.wording import typed_nodes
 from llmmod.errors import Problem

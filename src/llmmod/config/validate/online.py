@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmmod.config.schema.reward import SOURCES, reward_nodes, unfit
+from llmmod.config.schema.online_training import SOURCES, reward_nodes, unfit
 from llmmod.config.schema.steps import EvaluateConf, TrainConf
 from llmmod.config.signature import called, required
 from llmmod.config.validate.context import Context

@@ -12,8 +12,7 @@ from typing import Any
 from llmmod.config.schema.online_training import CLIPPED
 from llmmod.config.schema.training import SAID_ELSEWHERE, SCORES
 from llmmod.config.validate.context import Context
-from llmmod.config.validate.preferences import losses, reads_smoothing
-from llmmod.config.validate.training import evaluates_nothing
+from llmmod.config.validate.training import evaluates_nothing, losses, reads_smoothing
 from llmmod.distributed import world_size
 
 Node = dict[str, Any]

@@ -24,8 +24,7 @@ from accelerate.utils import gather
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-from llmmod.config.schema.online_training import GrpoFields
-from llmmod.config.schema.reward import reward_nodes
+from llmmod.config.schema.online_training import GrpoFields, reward_nodes
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from llmmod.config.schema.reward import reward_nodes, unfit
+from llmmod.config.schema.online_training import reward_nodes, unfit
 from llmmod.data.collators import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
@@ -109,7 +109,7 @@ def rewards_from(
     """What `training.reward` names.
 
     Args:
-        conf: see `schema.reward.reward_nodes`.
+        conf: see `config.schema.online_training.reward_nodes`.
         weights: `training.reward_weights`.
         model: that is trained; a reward adapter on its base is put beside its own.
         tokenizer: of prompts' texts.
