@@ -7,7 +7,7 @@ import pickle
 import pytest
 from datasets import Dataset
 
-from llmmod.data.dataset.packing import PackedDataset, lengths, pack_splits
+from llmmod.data.dataset.packing import PackedDataset, lengths
 from llmmod.data.dataset.splits import DataReport, Splits
 from llmmod.data.examples.tokenize import Counts
 
@@ -58,7 +58,7 @@ def test_lengths_don_t_read_the_tokens(monkeypatch, examples):
 
 def test_the_report_says_rows_and_fill(examples):
     report = DataReport("toy", "toy.json", "alpaca", rows=5, skipped=0, cutoff_len=10, train=Counts(examples=5, tokens=22))
-    splits = pack_splits(Splits(examples, None, [], report), 10)
+    splits = Splits(examples, None, [], report).packed(10)
     assert len(splits.train) == 3
     assert "packed into 3 rows of 10 tokens, 73.3% of them filled" in "\n".join(splits.report.lines())
 

@@ -10,7 +10,7 @@ from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset import packing as packed_stream
 from llmmod.data.dataset.load import load_splits
-from llmmod.data.dataset.packing import capacity_of, packed
+from llmmod.data.dataset.packing import capacity_of, pack_stream
 
 
 def examples(lengths):
@@ -35,7 +35,7 @@ def test_every_example_is_in_a_row_once_and_whole(monkeypatch, window):
     monkeypatch.setattr(packed_stream, "WINDOW", window)
     draw = random.Random(0)
     given = examples([draw.randint(2, 60) for _ in range(300)])
-    rows = list(packed(given, 64))
+    rows = list(pack_stream(given, 64))
     assert apart(rows) == given
     assert max(len(row["input_ids"]) for row in rows) <= 64
 
@@ -43,12 +43,12 @@ def test_every_example_is_in_a_row_once_and_whole(monkeypatch, window):
 def test_rows_are_full_to_98_percent_on_examples_of_mixed_length():
     draw = random.Random(0)
     lengths = [min(512, max(8, round(draw.lognormvariate(5.2, 0.7)))) for _ in range(10_000)]  # alpaca's: a median of 180
-    rows = list(packed(examples(lengths), 1024))
+    rows = list(pack_stream(examples(lengths), 1024))
     assert sum(lengths) / (1024 * len(rows)) >= 0.98
 
 
 def test_examples_that_go_with_no_other_do_not_wait_for_ever():
-    rows = packed(examples([6] * 5000), 10)
+    rows = pack_stream(examples([6] * 5000), 10)
     assert len(list(islice(rows, packed_stream.WINDOW))) == packed_stream.WINDOW
 
 

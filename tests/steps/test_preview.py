@@ -12,7 +12,6 @@ import pytest
 
 from llmmod.config.compose import compose_config, to_root
 from llmmod.config.validate import validated
-from llmmod.data.dataset.packing import pack_splits
 from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError
 from llmmod.pipeline.session import Session
@@ -103,7 +102,7 @@ def previewed(session):
 
 
 def with_packs(session, monkeypatch, capacity):
-    splits = pack_splits(session.splits("preview"), capacity)
+    splits = session.splits("preview").packed(capacity)
     monkeypatch.setattr(session, "splits", lambda step: splits)
     return session
 

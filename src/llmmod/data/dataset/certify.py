@@ -1,8 +1,7 @@
-"""The certificate of a run's data: on made-up conversations or texts, and on the first rows of each of its datasets.
+"""The certificate of a run's data: of made-up conversations or documents, and of the first rows of each of its datasets.
 
-The certificate of documents: a proof by example that pre-training sees a text as the tokenizer writes it, and where it ends.
-
-What a model sees of a row: sequences of ids with their labels, one of an example, two of a pair.
+For conversations it is the render's certificate. For documents it shows by example that pre-training sees a text as the tokenizer writes
+it, and where it ends.
 """
 
 from __future__ import annotations
@@ -20,13 +19,62 @@ from llmmod.render.encode import IGNORED
 from llmmod.render.findings import Finding, refuse, seam, spelling, synthetic_texts
 from llmmod.render.segments import own_beginning
 
-LONGEST = 10_000  # characters of a row that are looked at
+log = logging.getLogger(__name__)
+
+CERTIFIED = 8  # rows of each dataset that are looked at
+LONGEST = 10_000  # characters of a document that are looked at
+
+
+class DataCertificate(NamedTuple):
+    """What the certificate found, and how many rows of the data it looked at."""
+
+    findings: list[Finding]
+    rows: int
+
+
+def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> None:
+    """Refuse a render or a tokenizer that isn't certified; a finding that is not fatal is logged.
+
+    Args:
+        builders: of the datasets of a run, at least one.
+        name: the render's.
+
+    Raises:
+        ConfigError: something would be trained wrong.
+    """
+    key = "tokenizer" if builders[0].opened.kind == "document" else f"render={name}"
+    findings = certify_data(builders).findings
+    refuse(findings, key)
+    for finding in findings:
+        log.info("%s: %s", key, finding)
+
+
+def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:
+    """The certificate of the data of a run.
+
+    Args:
+        builders: of its datasets, all with the same render and tokenizer.
+    """
+    tokenizer = builders[0].example_tokenizer
+    records = {str(place): record for builder in builders for place, record in islice(builder.opened.training, CERTIFIED)}
+    if builders[0].opened.kind == "document":
+
+        def examples(texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+            made = tokenizer.tokenize([(RowLocation("", number), text) for number, text in enumerate(texts)])
+            return [(one.examples[0].encoded.input_ids, one.examples[0].encoded.labels) for one in made]
+
+        return DataCertificate(certify_documents(tokenizer.tokenizer, examples, records), len(records))
+    conversations = {}
+    for place, record in records.items():
+        for number, conversation in enumerate(conversations_of(record), start=1):
+            conversations[f"{place}, answer {number}" if number > 1 else place] = conversation
+    return DataCertificate(certify(tokenizer.render, tokenizer.tokenizer, conversations), len(records))
 
 
 def certify_documents(
     tokenizer: Any, examples: Callable[[Sequence[str]], list[tuple[list[int], list[int]]]], documents: Mapping[str, str]
 ) -> list[Finding]:
-    """What can't be vouched for, the first finding of each check; empty where all holds.
+    """What is wrong with how documents are trained, the first finding of each check; empty where nothing is.
 
     Args:
         tokenizer: what encodes them.
@@ -57,64 +105,12 @@ def _findings(tokenizer: Any, text: str, ids: list[int], labels: list[int]) -> I
     if not any(name in text for name in tokenizer.get_added_vocab()):
         plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if list(plain) != inner:
-            yield Finding(
-                "text", "a document isn't encoded as the tokenizer encodes a text", seam=seam(tokenizer, found=inner, whole=plain)
-            )
-
-
-log = logging.getLogger(__name__)
-
-PROVED = 8  # rows of each dataset that the certificate looks at
-
-
-class DataCertificate(NamedTuple):
-    """What the certificate found, and how many rows of the data it looked at."""
-
-    findings: list[Finding]
-    rows: int
-
-
-def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> None:
-    """Refuse a render or a tokenizer that can't be vouched for; what is only worth knowing is told.
-
-    Args:
-        makings: of the datasets of a run, at least one.
-        name: the render's.
-
-    Raises:
-        ConfigError: something would be trained wrong.
-    """
-    key = "tokenizer" if builders[0].opened.kind == "document" else f"render={name}"
-    findings = certify_data(builders).findings
-    refuse(findings, key)
-    for finding in findings:
-        log.info("%s: %s", key, finding)
-
-
-def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:
-    """What can't be vouched for of the data of a run.
-
-    Args:
-        makings: of its datasets, all with the same render and tokenizer.
-    """
-    example_tokenizer = builders[0].example_tokenizer
-    records = {str(place): record for builder in builders for place, record in islice(builder.opened.training, PROVED)}
-    if builders[0].opened.kind == "document":
-
-        def examples(texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-            made = example_tokenizer.tokenize([(RowLocation("", number), text) for number, text in enumerate(texts)])
-            return [(one.examples[0].encoded.input_ids, one.examples[0].encoded.labels) for one in made]
-
-        return DataCertificate(certify_documents(example_tokenizer.tokenizer, examples, records), len(records))
-    conversations = {}
-    for place, record in records.items():
-        for number, conversation in enumerate(conversations_of(record), start=1):
-            conversations[f"{place}, answer {number}" if number > 1 else place] = conversation
-    return DataCertificate(certify(example_tokenizer.render, example_tokenizer.tokenizer, conversations), len(records))
+            where = seam(tokenizer, found=inner, whole=plain)
+            yield Finding("text", "a document isn't encoded as the tokenizer encodes a text", seam=where)
 
 
 class LabelledSequence(NamedTuple):
-    """A sequence of ids.
+    """A sequence of ids as a model sees it.
 
     Args:
         part: what of the row it is: `chosen`, `rejected`, `wanted`, `unwanted`, `prompt`; empty where it is all of it.
@@ -128,17 +124,16 @@ class LabelledSequence(NamedTuple):
 
 
 def labelled_sequences(row: Mapping[str, Any]) -> list[LabelledSequence]:
-    """The sequences of a row of any kind; of a packed row, each example."""
+    """The sequences of a row of any kind: one of an example, two of a pair, one of each example in a packed row."""
     if "prompt_ids" not in row:
         ends = pairwise([0, *accumulate(row.get("seq_lengths") or [len(row["input_ids"])])])
         return [LabelledSequence("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]
+    prompt = row["prompt_ids"]
+    masked = [IGNORED] * len(prompt)
     if "chosen_ids" in row:
-        return [_answered(name, row, f"{name}_ids") for name in ("chosen", "rejected")]
-    if "completion_ids" in row:
-        return [_answered("wanted" if row["label"] else "unwanted", row, "completion_ids")]
-    return [LabelledSequence("prompt", row["prompt_ids"], [IGNORED] * len(row["prompt_ids"]))]
-
-
-def _answered(part: str, row: Mapping[str, Any], name: str) -> LabelledSequence:
-    prompt, answer = row["prompt_ids"], row[name]
-    return LabelledSequence(part, [*prompt, *answer], [IGNORED] * len(prompt) + list(answer))
+        answers = {name: row[f"{name}_ids"] for name in ("chosen", "rejected")}
+    elif "completion_ids" in row:
+        answers = {"wanted" if row["label"] else "unwanted": row["completion_ids"]}
+    else:
+        return [LabelledSequence("prompt", prompt, masked)]
+    return [LabelledSequence(part, [*prompt, *answer], masked + list(answer)) for part, answer in answers.items()]

@@ -13,7 +13,6 @@ from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset.builder import DatasetBuilder, process_directory
 from llmmod.data.dataset.certify import require_certificate
 from llmmod.data.dataset.mix import check_mix, mix_splits, shares, within_mix
-from llmmod.data.dataset.packing import pack_splits
 from llmmod.data.dataset.splits import Splits
 from llmmod.data.dataset.stream import stream_splits
 from llmmod.data.examples.answers import Judgements, Preferences, Prompts
@@ -63,7 +62,7 @@ def load_splits(
         cache = Cache(cache_directory(hub.cache_dir) / "examples", max_bytes=limit)
         parts = [builder.build(cache) for builder in builders]
         splits = mix_splits(parts, weights, conf.mix_stopping, name=conf.name) if conf.mix else parts[0]
-        splits = pack_splits(splits, max(builder.example_tokenizer.limit for builder in builders)) if conf.packing else splits
+        splits = splits.packed(max(builder.example_tokenizer.limit for builder in builders)) if conf.packing else splits
         known = [part.identity for part in parts]
         identity = None if None in known else digest([known, weights, conf.mix_stopping, conf.packing, conf.cutoff_len])
         splits = replace(splits, identity=identity)

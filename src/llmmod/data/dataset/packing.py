@@ -1,19 +1,13 @@
-"""How many tokens each example has, without reading the tokens.
+"""Several examples a row: which of them share one, and the dataset whose rows they are.
 
-Which examples share a row: best fit, longest first, in time linear in their number.
-
-Each example goes where the least room is left beside it (best-fit decreasing; Johnson et al. 1974: at most 11/9 of the fewest rows, and
-with as many examples as a training set has, next to none of the room is lost). Rows with the same room are one bucket, and the bits of
-one integer say which buckets have a row, so that the best is found without looking at the rows: 10,000 examples in 10 ms.
-
-A dataset whose rows are several examples each; it holds which, and takes their tokens from the examples when a row is asked for.
-
-Several examples a row, from a stream of examples: best fit among those that are held at a time.
+Best fit, longest first, in time linear in their number: each example goes where the least room is left beside it (best-fit decreasing;
+Johnson et al. 1974: at most 11/9 of the fewest rows, and with as many examples as a training set has, next to none of the room is lost).
+Rows with the same room are one bucket, and the bits of one integer say which buckets have a row, so that the best is found without looking
+at the rows: 10,000 examples in 10 ms. Examples of a stream are packed among those that are held at a time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +18,11 @@ import numpy as np
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from llmmod.data.dataset.splits import Splits
+WINDOW = 1000  # examples of a stream that are held: with as many, alpaca's fill 99 % of rows of 1,024
+FULL = 0.97  # the part of a row from which on it isn't held back for better company
+_ROWS = 10_000  # counted together
 
-_ROWS = 10_000
+Example = dict[str, Any]
 
 
 def lengths(dataset: Any) -> list[int]:
@@ -40,6 +36,12 @@ def lengths(dataset: Any) -> list[int]:
     batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS)
     counts = (zip(*(pc.list_value_length(batch[name]).to_pylist() for name in columns), strict=True) for batch in batches)
     return [sum(found) for batch in counts for found in batch]
+
+
+def capacity_of(train: Any) -> int | None:
+    """Tokens of a row that several examples share, streamed or not; None where each example has a row of its own."""
+    capacity: int | None = getattr(train, "capacity", None)
+    return capacity
 
 
 def pack(lengths: Sequence[int], capacity: int) -> array[int]:
@@ -75,12 +77,7 @@ def pack(lengths: Sequence[int], capacity: int) -> array[int]:
         if room > length:
             with_room[room - length].append(row)
             rooms |= 1 << (room - length)
-    return _in_order(rows, opened)
-
-
-def _in_order(rows: array[int], count: int) -> array[int]:
-    """The same rows, numbered by their first examples."""
-    names = array("q", [-1]) * count
+    names = array("q", [-1]) * opened  # of each row by its first example
     next_name = 0
     for place, row in enumerate(rows):
         if names[row] < 0:
@@ -92,7 +89,7 @@ def _in_order(rows: array[int], count: int) -> array[int]:
 class PackedDataset:
     """Rows of at most `capacity` tokens: columns `input_ids`, `labels`, and `seq_lengths`, the tokens of each example in the row.
 
-    It holds a dozen bytes an example: the examples stay where they are, on the disk or in memory.
+    It holds a dozen bytes an example: the examples stay where they are, on the disk or in memory, until a row is asked for.
 
     Args:
         examples: columns `input_ids` and `labels`.
@@ -126,18 +123,18 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, row: int) -> dict[str, list[int]]:
+    def __getitem__(self, row: int) -> Example:
         return self.__getitems__([row])[0]
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+    def __iter__(self) -> Iterator[Example]:
         return map(self.__getitem__, range(len(self)))
 
-    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, list[int]]]:
+    def __getitems__(self, rows: Sequence[int]) -> list[Example]:
         """Several rows at once, as torch's data loader asks for them."""
         numbers = [self.numbers(row) for row in rows]
         read: dict[str, list[list[int]]] = self.examples[list(chain.from_iterable(numbers))]
         places = [0, *accumulate(len(of_row) for of_row in numbers)]
-        return [_joined(read, slice(*place)) for place in pairwise(places)]
+        return [_joined(read["input_ids"][start:end], read["labels"][start:end]) for start, end in pairwise(places)]
 
     def numbers(self, row: int) -> list[int]:
         """The examples that a row is made of, in their order.
@@ -152,32 +149,17 @@ class PackedDataset:
         return [int(number) for number in self._order[start : self._ends[row]]]
 
 
-def _joined(examples: dict[str, Any], place: slice) -> dict[str, list[int]]:
-    row = {name: list(chain.from_iterable(examples[name][place])) for name in ("input_ids", "labels")}
-    return row | {"seq_lengths": [len(ids) for ids in examples["input_ids"][place]]}
+def _joined(ids: Sequence[list[int]], labels: Sequence[list[int]]) -> Example:
+    """The row of some examples."""
+    return {
+        "input_ids": list(chain.from_iterable(ids)),
+        "labels": list(chain.from_iterable(labels)),
+        "seq_lengths": [len(of_example) for of_example in ids],
+    }
 
 
-def capacity_of(train: Any) -> int | None:
-    """Tokens of a row that several examples share, streamed or not; None where each example has a row of its own."""
-    capacity: int | None = getattr(train, "capacity", None)
-    return capacity
-
-
-def pack_splits(splits: Splits, cutoff_len: int) -> Splits:
-    """The same data with the training examples packed into rows of `cutoff_len` tokens; those to validate with stay as they are."""
-    packed = PackedDataset(splits.train, cutoff_len)
-    report = dataclasses.replace(splits.report, packed_rows=len(packed), fill=packed.fill)
-    return dataclasses.replace(splits, train=packed, report=report)
-
-
-WINDOW = 1000  # examples held: with as many, alpaca's fill 99 % of rows of 1,024
-FULL = 0.97  # the part of a row from which on it isn't held back for better company
-
-Example = dict[str, Any]
-
-
-def packed(examples: Iterable[Example], capacity: int) -> Iterator[Example]:
-    """Rows of at most `capacity` tokens: `input_ids`, `labels`, and `seq_lengths`, the tokens of each example in the row.
+def pack_stream(examples: Iterable[Example], capacity: int) -> Iterator[Example]:
+    """Rows as of `PackedDataset`, of a stream of examples.
 
     Every example is in a row; those of a row that isn't full are tried again with the next ones, until there are none.
     """
@@ -186,11 +168,11 @@ def packed(examples: Iterable[Example], capacity: int) -> Iterator[Example]:
         held.append(example)
         if len(held) >= WINDOW:
             rows = _rows(held, capacity)
-            full = [row for row in rows if _tokens(row) >= FULL * capacity]
-            ready = full or rows  # where no examples go well together, waiting helps nobody
-            yield from map(_joined_of_packed_stream, ready)
-            held = [] if not full else [one for row in rows if _tokens(row) < FULL * capacity for one in row]
-    yield from map(_joined_of_packed_stream, _rows(held, capacity))
+            full = [sum(len(one["input_ids"]) for one in row) >= FULL * capacity for row in rows]
+            ready = full if any(full) else [True] * len(rows)  # where no examples go well together, waiting helps nobody
+            yield from (_row(row) for row, is_ready in zip(rows, ready, strict=True) if is_ready)
+            held = [one for row, is_ready in zip(rows, ready, strict=True) if not is_ready for one in row]
+    yield from map(_row, _rows(held, capacity))
 
 
 def _rows(examples: Sequence[Example], capacity: int) -> list[list[Example]]:
@@ -200,10 +182,5 @@ def _rows(examples: Sequence[Example], capacity: int) -> list[list[Example]]:
     return list(rows.values())
 
 
-def _tokens(row: Sequence[Example]) -> int:
-    return sum(len(example["input_ids"]) for example in row)
-
-
-def _joined_of_packed_stream(row: Sequence[Example]) -> Example:
-    joined = {name: list(chain.from_iterable(example[name] for example in row)) for name in ("input_ids", "labels")}
-    return {**joined, "seq_lengths": [len(example["input_ids"]) for example in row]}
+def _row(examples: Sequence[Example]) -> Example:
+    return _joined([example["input_ids"] for example in examples], [example["labels"] for example in examples])

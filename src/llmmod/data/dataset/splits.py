@@ -1,6 +1,6 @@
-"""What the data became: examples to train on, examples and conversations to validate with, and an account of both.
+"""What the data of a run became: examples to train on, examples and conversations to validate with, and an account of both.
 
-Which rows are held out for validation.
+Which rows are held out for validation is drawn here too.
 """
 
 from __future__ import annotations
@@ -8,17 +8,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 from datasets import Dataset, IterableDataset
 
+from llmmod.data.dataset.packing import PackedDataset
 from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
-
-if TYPE_CHECKING:
-    from llmmod.data.dataset.packing import PackedDataset
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,11 @@ class Splits:
     eval_conversations: Sequence[Conversation]
     report: DataReport
     identity: str | None = None
+
+    def packed(self, capacity: int) -> Splits:
+        """The same data with the training examples packed into rows of `capacity` tokens; those to validate with stay as they are."""
+        train = PackedDataset(self.train, capacity)
+        return replace(self, train=train, report=replace(self.report, packed_rows=len(train), fill=train.fill))
 
 
 def validation_indices(count: int, val_size: float, *, seed: int) -> frozenset[int]:

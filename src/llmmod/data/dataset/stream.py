@@ -1,16 +1,15 @@
 """Examples made while training asks for them: rows are read, shuffled through a buffer, rendered and encoded, and start anew at their end.
 
 The stream has no end, so that a training resumed after n batches is where it was: transformers (5.23) skips the batches it has taken, and
-would skip too few if they were more than one pass over the data. Each pass is drawn from the seed and its number.
-
-The data of a run whose training examples are made while it trains: what is held out is made at once, from rows of the beginning.
+would skip too few if they were more than one pass over the data. Each pass is drawn from the seed and its number. What is held out is made
+at once, from rows of the beginning.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -24,7 +23,7 @@ from datasets.iterable_dataset import ExamplesIterable
 from llmmod.config.schema.data import DatasetConf
 from llmmod.data.dataset.builder import DatasetBuilder
 from llmmod.data.dataset.mix import take_turns
-from llmmod.data.dataset.packing import packed
+from llmmod.data.dataset.packing import pack_stream
 from llmmod.data.dataset.splits import DataReport, Splits
 from llmmod.data.examples.tokenize import Counts, ExampleTokenizer, LocatedRecord
 from llmmod.data.examples.types import IDS
@@ -34,7 +33,8 @@ from llmmod.errors import ConfigError, DataError, Problem
 
 log = logging.getLogger(__name__)
 
-BATCH = 256  # records rendered and encoded together: enough for the tokenizer, and no long wait for the first of them
+BATCH = 256  # records rendered and encoded together: enough for the tokenizer, without a long wait for the first of them
+CHECKED = 1000  # rows after those held out that are read before a model is loaded, so that most mistakes are found at once
 
 Item = TypeVar("Item")
 
@@ -72,42 +72,35 @@ class Stream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
             bad = BadRows()
-            made = 0
-            for example in self._epoch(epoch, bad):
-                made += 1
-                yield example
-            if not made:
-                told = f"; {len(bad)} rows can't be used, the first: {bad.first[0]}" if bad else ""
-                raise DataError(Problem(self.name, f"no example is left to train on{told}"))
+            rows = self.example_tokenizer.example_type.arrange(self._examples(epoch, bad))
+            is_empty = True
+            for row in rows if self.capacity is None else pack_stream(rows, self.capacity):
+                is_empty = False
+                yield row
+            if is_empty:
+                why = f"; {len(bad)} rows can't be used, the first: {bad.first[0]}" if bad else ""
+                raise DataError(Problem(self.name, f"no example is left to train on{why}"))
             if epoch == 0 and bad:
                 log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
 
-    def _epoch(self, epoch: int, bad: BadRows) -> Iterable[dict[str, Any]]:
-        """The rows of one pass over the data."""
-        rows = self.example_tokenizer.example_type.arrange(self._examples(epoch, bad))
-        return rows if self.capacity is None else packed(rows, self.capacity)
-
     def _examples(self, epoch: int, bad: BadRows) -> Iterator[dict[str, Any]]:
-        sources = examples = 0
-        counts = Counts()
-        rows = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
-        while batch := list(islice(rows, BATCH)):
-            all_made = self.example_tokenizer.tokenize(batch)
-            counts += Counts.of(all_made, self.example_tokenizer.example_type) if epoch == 0 else Counts()
-            for made in all_made:
-                if made.error is not None:
+        """The rows of the examples of one pass over the data."""
+        example_type, counts, first_pass = self.example_tokenizer.example_type, Counts(), epoch == 0
+        records = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
+        while batch := list(islice(records, BATCH)):
+            tokenized = self.example_tokenizer.tokenize(batch)
+            counts += Counts.of(tokenized, example_type) if first_pass else Counts()
+            for record in tokenized:
+                if record.error is not None:
                     if not self.skip:
-                        raise made.error
-                    bad.add(made.error)
-                found = made.rows(self.example_tokenizer.example_type)
-                sources, examples = sources + bool(found), examples + len(found)
-                yield from found
+                        raise record.error
+                    bad.add(record.error)
+                yield from record.rows(example_type)
         for line in counts.losses(self.example_tokenizer.limit):
             log.warning("%s: %s", self.name, line)
-        if epoch == 0 and examples > sources and self.ranked:
-            log.info(
-                "%s: %d %s came of the ranked answers of %d rows", self.name, examples, self.example_tokenizer.example_type.plural, sources
-            )
+        if self.ranked and counts.examples > counts.sources:
+            made = f"{counts.examples} {example_type.plural} came of the ranked answers of {counts.sources} rows"
+            log.info("%s: %s", self.name, made)
 
 
 def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
@@ -144,9 +137,6 @@ def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(stream)
 
 
-CHECKED = 1000  # rows after those held out that are read before a model is loaded, so that most mistakes are told at once
-
-
 @dataclass(frozen=True)
 class _Part:
     """A dataset of which the first rows are held out.
@@ -161,17 +151,18 @@ class _Part:
     held: int
     asked: int
 
-    def rows(self, bad: BadRows) -> Iterator[LocatedRecord]:
-        """Those to train on."""
+    @classmethod
+    def of(cls, builder: DatasetBuilder) -> _Part:
+        size = builder.opened.conf.val_size
+        if size < 0 or size != int(size):
+            found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
+            raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
+        return cls(builder.opened, min(int(size), SMOKE_EVAL) if builder.smoke else int(size), int(size))
+
+    def training_rows(self, bad: BadRows) -> Iterator[LocatedRecord]:
         return islice(self.opened.training.read(bad), self.held, None)
 
     def validation_rows(self, bad: BadRows) -> list[LocatedRecord]:
-        """Those to validate with.
-
-        Raises:
-            DataError: a row is wrong, or there are none.
-            ConfigError: none would be left to train on.
-        """
         if self.opened.validating is not None:
             bad += self.opened.validating.survey().bad
         head, read = self.opened.training.head(self.held + CHECKED, bad)
@@ -188,7 +179,7 @@ def stream_splits(conf: DatasetConf, builders: Sequence[DatasetBuilder], weights
 
     Args:
         conf: `dataset.*`.
-        makings: of the dataset, or of each of several that are mixed.
+        builders: of the dataset, or of each of several that are mixed.
         weights: of each.
         directory: where the examples to validate with are written.
 
@@ -197,45 +188,31 @@ def stream_splits(conf: DatasetConf, builders: Sequence[DatasetBuilder], weights
         ConfigError: `val_size` takes all rows.
     """
     first = builders[0]
-    parts = [_part(builder) for builder in builders]
+    parts = [_Part.of(builder) for builder in builders]
     bad = BadRows()
-    aside = [row for part in parts for row in part.validation_rows(bad)]
-    evaluation, conversations = first.validation(aside, directory / "eval.arrow", bad)
+    held_rows = [row for part in parts for row in part.validation_rows(bad)]
+    evaluation, conversations = first.validation(held_rows, directory / "eval.arrow", bad)
 
     def rows(bad: BadRows) -> Iterator[LocatedRecord]:
-        readers = [partial(part.rows, bad) for part in parts]
+        readers = [partial(part.training_rows, bad) for part in parts]
         return readers[0]() if len(readers) == 1 else take_turns(readers, weights, conf.mix_stopping)
 
-    skip, ranked = parts[0].opened.training.skip, any(part.opened.ranks() for part in parts)
-    stream = Stream(conf.name, rows, first.example_tokenizer, conf.buffer_size, first.seed, skip, _capacity(conf, builders), ranked)
+    opened = [part.opened for part in parts]
+    capacity = max(builder.example_tokenizer.limit for builder in builders) if conf.packing else None
+    skip, ranked = opened[0].training.skip, any(one.ranks() for one in opened)
+    stream = Stream(conf.name, rows, first.example_tokenizer, conf.buffer_size, first.seed, skip, capacity, ranked)
+    unread = {one.conf.name: columns for one in opened if (columns := listed(one.training.format.unread))}
     report = DataReport(
         name=conf.name,
-        source=", ".join(part.opened.training.source.name for part in parts),
-        format="; ".join(dict.fromkeys(str(part.opened.training.format) for part in parts)),
-        rows=len(aside),
+        source=", ".join(one.training.source.name for one in opened),
+        format="; ".join(dict.fromkeys(str(one.training.format) for one in opened)),
+        rows=len(held_rows),
         skipped=len(bad),
         cutoff_len=conf.cutoff_len,
         train=Counts(),
         eval=evaluation.counts if evaluation else Counts(),
-        reasons=[str(fault) for fault in bad.first],
+        reasons=[str(error) for error in bad.first],
         streamed=True,
-        unread="; ".join(text for part in parts if (text := _unread(part.opened, named=len(parts) > 1))),
+        unread="; ".join(f"{columns} in {name}" if len(opened) > 1 else columns for name, columns in unread.items()),
     )
     return Splits(as_dataset(stream), evaluation.dataset if evaluation else None, conversations, report)
-
-
-def _unread(opened: OpenedDataset, *, named: bool) -> str:
-    columns = listed(opened.training.format.unread)
-    return f"{columns} in {opened.conf.name}" if columns and named else columns
-
-
-def _capacity(conf: DatasetConf, builders: Sequence[DatasetBuilder]) -> int | None:
-    return max(builder.example_tokenizer.limit for builder in builders) if conf.packing else None
-
-
-def _part(builder: DatasetBuilder) -> _Part:
-    size = builder.opened.conf.val_size
-    if size < 0 or size != int(size):
-        found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
-        raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
-    return _Part(builder.opened, min(int(size), SMOKE_EVAL) if builder.smoke else int(size), int(size))
