@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import hydra.version
 import pytest
-from upstream_uses import all_uses
+from upstream_uses import all_uses, our_classes, overriding, parsed
 
 from llmmod import upstream
 from llmmod.app import main
@@ -37,11 +38,42 @@ def test_the_command_line_names_every_library_and_imports_none():
     assert last == "0 False"
 
 
-def test_the_table_has_every_private_name_that_the_source_uses_and_no_other():
+@pytest.fixture(scope="module")
+def source():
+    """Our modules' syntax trees, and our classes."""
+    trees = parsed(SOURCE)
+    return trees, our_classes(trees)
+
+
+def test_the_table_has_every_private_name_that_the_source_uses_and_no_other(source):
     listed = [(use.where, name) for use in PRIVATE_NAMES for name in use.names.split()]
-    found = all_uses(SOURCE)
+    found = all_uses(*source)
     assert len(found) > 80, "the uses are not found"
     assert {"missing": sorted(found - set(listed)), "stale": sorted(set(listed) - found)} == {"missing": [], "stale": []}
+
+
+def takes(function, *args, **named):
+    """Whether a function can be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*args, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def test_a_method_of_ours_takes_what_the_library_gives_the_one_that_it_overrides(source):
+    wrong, methods = [], 0
+    for owner, name, theirs in overriding(source[1]):
+        ours = vars(owner).get(name)
+        if inspect.isfunction(ours) and inspect.isfunction(theirs):
+            methods += 1
+            given = [part for part in inspect.signature(theirs).parameters.values() if part.kind is not part.VAR_KEYWORD]
+            by_name = {part.name: part for part in given if part.default is not part.empty}
+            in_order = given[: len(given) - len(by_name)]
+            if not takes(ours, *given) and not takes(ours, *in_order, **by_name):
+                wrong.append(f"{owner.__name__}.{name}: {inspect.signature(ours)}, theirs {inspect.signature(theirs)}")
+    assert methods > 30
+    assert wrong == []
 
 
 def test_the_installed_libraries_have_every_name_of_the_table():

@@ -45,18 +45,19 @@ def defined(node: ast.ClassDef) -> set[str]:
     )
 
 
-def overrides(classes: dict[type, set[str]]) -> set[tuple[str, str]]:
-    """(our module, name) of what a class of ours defines, and a class of another library below it has by the same private name.
+def overriding(classes: dict[type, set[str]]) -> Iterator[tuple[type, str, object]]:
+    """(our class, name, theirs) of what a class of ours defines, and a class of another library below it has by the same private name.
 
     For a class that is put before the library's, `class SftTrainer(StageTrainer, trl.SFTTrainer)`, the order of such a class counts.
+    `theirs` is None where only an instance has the name.
     """
-    found = set()
     for complete in classes:
         order = complete.__mro__
         for number, owner in enumerate(order):
-            theirs = {name for other in order[number:] if foreign(other.__module__) for name in attributes(other)}
-            found |= {(owner.__module__, name) for name in classes.get(owner, ()) if private(name) and name in theirs}
-    return found
+            below = [other for other in order[number:] if foreign(other.__module__)]
+            for name in filter(private, classes.get(owner, ())):
+                if any(name in attributes(other) for other in below):
+                    yield owner, name, next((vars(other)[name] for other in below if name in vars(other)), None)
 
 
 def is_module(name: str) -> bool:
@@ -97,19 +98,23 @@ def uses_in(tree: ast.Module, own: set[str]) -> Iterator[str]:
                 yield name
 
 
-def all_uses(source: Path) -> set[tuple[str, str]]:
-    """(our module without `llmmod.`, their name) of every use in the source."""
+def parsed(source: Path) -> dict[str, ast.Module]:
+    """Our modules, without the generated ones."""
     paths = {
         ".".join(path.relative_to(source.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in source.rglob("*.py")
     }
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items() if "generated" not in path.parts}
-    classes = {
-        getattr(importlib.import_module(name), node.name): defined(node)
-        for name, tree in trees.items()
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
-    found = overridden = overrides(classes)
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items() if "generated" not in path.parts}
+
+
+def our_classes(trees: dict[str, ast.Module]) -> dict[type, set[str]]:
+    """Every class that our modules define on top, with the names that it defines."""
+    nodes = [(name, node) for name, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {getattr(importlib.import_module(name), node.name): defined(node) for name, node in nodes}
+
+
+def all_uses(trees: dict[str, ast.Module], classes: dict[type, set[str]]) -> set[tuple[str, str]]:
+    """(our module without `llmmod.`, their name) of every use in the source."""
+    found = overridden = {(owner.__module__, name) for owner, name, _ in overriding(classes)}
     for name, tree in trees.items():
         here = [owner for owner in classes if owner.__module__ == name]
         nested = [defined(node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
