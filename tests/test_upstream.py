@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import inspect
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import hydra.version
 import pytest
-from upstream_uses import all_uses, our_classes, overriding, parsed
+from upstream_uses import all_uses, our_classes, overriding, parsed, uses_in
 
 from llmmod import upstream
 from llmmod.app import main
@@ -74,6 +75,25 @@ def test_a_method_of_ours_takes_what_the_library_gives_the_one_that_it_overrides
                 wrong.append(f"{owner.__name__}.{name}: {inspect.signature(ours)}, theirs {inspect.signature(theirs)}")
     assert methods > 30
     assert wrong == []
+
+
+FOUND = {
+    "a private name imported": ("from trl.trainer.utils import _tiles, pad", {"_tiles"}),
+    "a name of a private module": ("from hydra._internal.utils import get_args_parser", {"get_args_parser"}),
+    "an attribute read": ("model._attn = model.config._attn_implementation", {"_attn", "_attn_implementation"}),
+    "a class patched": ("from peft.tuners.lora.layer import Linear\nLinear.forward = None", {"forward"}),
+    "a module patched": ("import datasets\ndatasets.config.HF_HUB_OFFLINE = True", {"HF_HUB_OFFLINE"}),
+    "a module patched that was imported by name": ("m = importlib.import_module('trl')\nm.LIMIT = 0", {"LIMIT"}),
+    "a name replaced": ("with replaced(F, 'softmax', f): ...", {"softmax"}),
+    "a name as text": ("getattr(model, '_cache', None)", {"_cache"}),
+    "what is kept in __dict__": ("node.__dict__['_parent'] = None", {"_parent"}),
+    "our own and Python's": ("from os import _exit\nself._own = other._replace(x=1)", set()),
+}
+
+
+@pytest.mark.parametrize(("text", "names"), FOUND.values(), ids=FOUND)
+def test_a_use_of_a_private_name_is_found(text, names):
+    assert set(uses_in(ast.parse(text), own={"_own"})) == names
 
 
 def test_the_installed_libraries_have_every_name_of_the_table():
