@@ -100,13 +100,6 @@ def test_the_installed_libraries_have_every_name_of_the_table():
     assert [str(problem) for use in PRIVATE_NAMES for problem in missing_names(use)] == []
 
 
-@pytest.mark.parametrize("where", sorted({use.where for use in PRIVATE_NAMES}))
-def test_each_module_checks_its_names_before_it_uses_them(where):
-    module = SOURCE.joinpath(*where.split(".")).with_suffix(".py")
-    package = module.parent / "__init__.py"
-    assert any("require_upstream(__name__" in path.read_text(encoding="utf-8") for path in (module, package))
-
-
 def test_libraries_whose_private_names_we_use_are_capped_below_their_next_minor_version():
     assert KNOWN_TO_WORK.keys() == {use.package for use in PRIVATE_NAMES}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -30,6 +30,9 @@ from llmmod.models.generation.decoder import Decoder
 from llmmod.models.generation.sampling import unread
 from llmmod.models.generation.settings import Ends, Reader
 from llmmod.models.packing.segments import support_for
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
 
 log = logging.getLogger("llmmod")
 _MOST_SLOTS = {"cpu": 64}  # beyond it a step takes as much longer as it has more rows

@@ -16,6 +16,10 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
+
 NAME = "llmmod_slots"
 
 
