@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,9 +129,12 @@ def restored_after_training(model: Any) -> Iterator[None]:
     patched = [{name: vars(holder)[name] for name in _PATCHED if name in vars(holder)} for holder in holders]
     use_cache, checkpointing = model.config.use_cache, model.is_activation_checkpointing
     dropout = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    hooks = [model.register_forward_hook(_return_outputs, with_kwargs=True)] if spans_devices(model) else []
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for holder, before in zip(holders, patched, strict=True):
             for name in _PATCHED:
                 vars(holder).pop(name, None)
@@ -144,6 +147,19 @@ def restored_after_training(model: Any) -> Iterator[None]:
             module.p = probability
         model.zero_grad(set_to_none=True)
         model.eval()
+
+
+def _return_outputs(model: Any, args: Any, inputs: Mapping[str, Any], outputs: Any) -> None:
+    """Move what a model that spans devices gives to the device of its input, where labels and losses are.
+
+    accelerate's own hook does it, but trl 1.16 replaces the `forward` that has it.
+    """
+    given = next((value for value in (*args, *inputs.values()) if isinstance(value, torch.Tensor)), None)
+    if given is None or not isinstance(outputs, MutableMapping):
+        return
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.device != given.device:
+            outputs[name] = value.to(given.device)
 
 
 def release(trainer: Any) -> None:

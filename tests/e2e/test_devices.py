@@ -1,0 +1,123 @@
+"""Each stage on a device that isn't there (tests/support/stand_in.py): what it gives is the CPU's, and operations never mix devices."""
+
+from __future__ import annotations
+
+import observed
+import plain_loop as plain
+import pytest
+import torch
+from accelerate import dispatch_model
+from comparison import STAGES, of_way, overrides, relative, work
+from stand_in import NAME, WAITS, standing_in
+
+import llmmod
+from llmmod.data.collators import FlatteningCollator
+from llmmod.data.preference_collators import PrefixSharingRewardCollator
+from llmmod.models.loading import build
+from llmmod.models.packing.segments import packed_attention
+
+__all__ = ["work"]
+
+# On a CPU the head keeps its logits, elsewhere trl's tiles compute them twice: the same sums in another order.
+NEAR = 1e-4
+FIRST, SECOND = f"{NAME}:0", f"{NAME}:1"
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    """What was found of a stage and way on the CPU."""
+    return {}
+
+
+@pytest.fixture
+def run(work, tmp_path, monkeypatch, on_cpu):
+    """Losses, gradients and evaluation of three steps of a stage."""
+    monkeypatch.setenv("LLMMOD_ALLOW", "observed")
+    monkeypatch.setattr("llmmod.trainers.callbacks.curves.draw_loss_curve", lambda history, path: False)
+
+    def found(stage, way, where, *more):
+        chosen = [*overrides(work, stage, "float32", *of_way(way), *more), "pipeline=[train,evaluate]", "training.bf16=false"]
+        metrics = llmmod.run(llmmod.compose([*chosen, f"output_dir={tmp_path / where}"]))
+        training, timed = observed.TRAININGS[-1], ("_runtime", "_per_second")
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(timed)}
+        return training.losses, training.gradients, evaluation
+
+    def both(stage, way, *more):
+        if (stage, way, more) not in on_cpu:
+            on_cpu[stage, way, more] = found(stage, way, "cpu", *more)
+        with standing_in():
+            return found(stage, way, "elsewhere", *more), on_cpu[stage, way, more]
+
+    return both
+
+
+def assert_same(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=NEAR, abs=NEAR)
+    assert len(found[1]) == plain.STEPS
+    assert max(relative(*both) for both in zip(found[1], expected[1], strict=True)) < NEAR
+    assert found[2] == pytest.approx(expected[2], rel=NEAR, abs=NEAR)
+
+
+@pytest.mark.parametrize("way", ["full", "lora"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_on_one_device(run, stage, way):
+    assert_same(*run(stage, way))
+    assert WAITS["to the CPU"] > 0  # the weights, when they are saved: it was there
+
+
+@pytest.mark.parametrize("head", [FIRST, SECOND], ids=["head on the first", "head on the second"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_on_two_devices(run, monkeypatch, stage, head):
+    """As `model.device_map` spreads a model; the head is untied."""
+    way = "full" if head == FIRST and stage != "kto" else "lora"  # kto would copy whole weights as its reference
+    more = ["training.precompute_ref_log_probs=true"] if (stage, way) == ("dpo", "full") else []
+    real = build._pretrained_model
+
+    def spread(*args, **kwargs):
+        model = real(*args, **kwargs)
+        if not torch.accelerator.is_available():
+            return model
+        places = {"model.embed_tokens": FIRST, "model.rotary_emb": FIRST, "model.layers.0": FIRST, "model.layers.1": SECOND}
+        places |= {"model.norm": SECOND, "lm_head": head}
+        return dispatch_model(model, places, main_device=FIRST, force_hooks=True)
+
+    monkeypatch.setattr(build, "_pretrained_model", spread)
+    assert_same(*run(stage, way, *more))
+
+
+def test_devices_do_not_mix():
+    """That the stand-in sees what a GPU would refuse."""
+    with standing_in():
+        on_cpu, first, second = torch.ones(3), torch.ones(3, device=FIRST), torch.ones(3, device=SECOND)
+        for other in (on_cpu, second):
+            with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+                first + other
+        with pytest.raises(RuntimeError, match="indices should be either on cpu or on the same device"):
+            on_cpu[torch.zeros(1, dtype=torch.int64, device=FIRST)]
+        with pytest.raises(TypeError, match="can't convert"):
+            first.numpy()
+        assert (first + torch.tensor(1.0)).device == first[torch.tensor([0])].device == torch.device(FIRST)
+        moved = (first.requires_grad_() * 2).to(SECOND)
+        (moved * second).sum().backward()
+        assert [str(moved.device), str(first.grad.device), first.grad.tolist()] == [SECOND, FIRST, [2.0, 2.0, 2.0]]
+        WAITS.clear()
+        assert float(first.detach().sum()) == 3.0
+        assert first.detach().cpu()[first.detach().cpu() > 0].tolist() == [1.0, 1.0, 1.0]
+        assert (WAITS["aten._local_scalar_dense"], WAITS["to the CPU"]) == (1, 2)
+
+
+PAIRS = [{"prompt_ids": [5, 6, 7, 8], "chosen_ids": [9, 10], "rejected_ids": [11, 12, 13]}] * 3
+EXAMPLES = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+
+
+@pytest.mark.parametrize(("collator", "rows"), [(FlatteningCollator, EXAMPLES), (PrefixSharingRewardCollator, PAIRS)], ids=["row", "pairs"])
+def test_a_packed_row_halts_nothing(tiny_llama, collator, rows):
+    batch = collator()(rows)
+    batch.pop("labels", None)
+    with standing_in():
+        model = tiny_llama.to(FIRST).train()
+        inputs = {name: value.to(FIRST) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        WAITS.clear()
+        with packed_attention(model, inputs):
+            model(**inputs, use_cache=False).logits.square().mean().backward()
+        assert +WAITS == {}

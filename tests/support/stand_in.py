@@ -1,0 +1,278 @@
+"""A stand-in for an accelerator: tensors that hold real numbers in the CPU's memory and report another device.
+
+Whatever mixes devices fails as on a GPU, and whatever makes the host wait for one is counted. Numbers, random ones too, are the CPU's.
+
+A tensor that stands there is a wrapper (`torch.Tensor._make_wrapper_subclass`) around one of the CPU. As on a GPU, a CPU tensor
+without dimensions may take part, and indices may; all else has to be moved first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+aten = torch.ops.aten
+NAME = "standin"
+CPU = torch.device("cpu")
+# Where the host waits for what the card has still to do.
+_WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero}
+_MOVES = {aten.copy_, aten._to_copy}
+_INDEXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_SIZED_BY_VALUES = {aten.repeat_interleave}  # unless it is told how many there will be
+
+
+class Placed(torch.Tensor):
+    """A tensor of a device that isn't there. For what is compiled of torch, autograd above all, it is one of the CPU's."""
+
+    @staticmethod
+    def __new__(cls, inner, place):
+        given = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, device="cpu", requires_grad=inner.requires_grad, **given)
+        self.inner, self.place, self.anywhere = inner, place, False
+        return self
+
+    def __tensor_flatten__(self):
+        return ["inner"], self.place
+
+    @staticmethod
+    def __tensor_unflatten__(tensors, place, size, stride):
+        return Placed(tensors["inner"], place)
+
+    def __repr__(self):
+        return f"Placed({self.inner!r}, device='{self.place}')"
+
+    @property
+    def device(self):
+        return self.place
+
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, value):
+        if not isinstance(value, Placed):
+            raise RuntimeError(f"a parameter of {self.place} can't get data of {value.device}")
+        torch.Tensor.data.__set__(self, value)
+        self.inner, self.place = value.inner, value.place
+
+    def to(self, *args, **kwargs):
+        if args and isinstance(args[0], torch.Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        place, dtype, _, form = torch._C._nn._parse_to(*args, **{name: value for name, value in kwargs.items() if name != "copy"})
+        found = self if place is None or _numbered(place) == self.place else _Move.apply(self, _numbered(place))
+        given = {"dtype": self.dtype if dtype is None else dtype, "copy": kwargs.get("copy", False)}
+        return torch.Tensor.to(found, **given, **({} if form is None else {"memory_format": form}))
+
+    def cpu(self, *args):
+        return self.to("cpu")
+
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
+    def storage(self):
+        return self.inner.storage()
+
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    def tolist(self):
+        WAITS["tolist"] += 1
+        return self.inner.tolist()
+
+    def numpy(self, **kwargs):
+        raise TypeError(
+            f"can't convert {self.place} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __deepcopy__(self, memo):
+        copied = Placed(self.inner.detach().clone(), self.place)
+        copied = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
+        memo[id(self)] = copied
+        return copied
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return dispatched(func, args, kwargs or {})
+
+
+def _numbered(place):
+    place = torch.device(place)
+    return place if place.type == "cpu" or place.index is not None else torch.device(place.type, 0)
+
+
+class _Move(torch.autograd.Function):
+    """To another device and, for the gradient, back."""
+
+    @staticmethod
+    def forward(ctx, tensor, place):
+        ctx.place = tensor.device
+        return moved(tensor.detach(), place)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return moved(gradient, ctx.place), None
+
+
+def moved(tensor, place):
+    """A copy on another device."""
+    inner = (tensor.inner if isinstance(tensor, Placed) else tensor).clone()
+    if place.type == "cpu":
+        WAITS["to the CPU"] += 1
+        return inner
+    return Placed(inner, place)
+
+
+WAITS: Counter[str] = Counter()
+
+
+class _Mode(TorchDispatchMode):
+    """Sees what makes tensors, too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return dispatched(func, args, kwargs or {})
+
+
+def dispatched(func, args, kwargs):
+    """What an operation gives, on the device that it would be on."""
+    packet, asked = func.overloadpacket, kwargs.get("device")
+    if packet.__name__.startswith(("_foreach", "_fused")):
+        return _one_by_one(func, args, kwargs)
+    flat = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    placed = [tensor for tensor in flat if isinstance(tensor, Placed)]
+    here = next((tensor.place for tensor in sorted(placed, key=lambda tensor: tensor.anywhere)), None)
+    if here is None and (asked is None or torch.device(asked).type == "cpu"):
+        found = func(*args, **kwargs)
+        if flat or torch._C._current_graph_task_id() == -1 or not isinstance(found, torch.Tensor):
+            return found
+        # Autograd, for which all is the CPU's, makes zeros where there is no gradient: they may go with any.
+        zeros = Placed(found, torch.device(NAME, 0))
+        zeros.anywhere = True
+        return zeros
+    flat = [tensor for tensor in flat if not getattr(tensor, "anywhere", False)]
+    if packet in _INDEXES:
+        indices = [tensor for tensor in args[1] if tensor is not None]
+        if any(tensor.device not in (CPU, args[0].device) for tensor in indices):
+            raise RuntimeError(f"indices should be either on cpu or on the same device as the indexed tensor ({args[0].device})")
+        WAITS["index by a mask"] += any(tensor.dtype in (torch.bool, torch.uint8) for tensor in indices)
+        flat = [tensor for tensor in flat if not any(tensor is index for index in indices)]
+    if packet not in _MOVES and (wrong := [t for t in flat if t.device != here and (t.device != CPU or t.dim())]):
+        where = f"{here} and {wrong[0].device}"
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {where}! ({func})")
+    if packet in _WAITS or (packet in _SIZED_BY_VALUES and kwargs.get("output_size") is None):
+        WAITS[str(packet)] += 1
+    in_autograd = here is not None and torch._C._current_graph_task_id() != -1 and packet not in _MOVES
+    there = here if asked is None or in_autograd else _numbered(asked)
+    if packet is aten.copy_:
+        there = args[0].device
+        WAITS["to the CPU"] += there == CPU and args[1].device != CPU
+    inputs = {id(tensor.inner): tensor for tensor in placed}
+    plain_args, plain = tree_map_only(Placed, lambda tensor: tensor.inner, (args, kwargs))
+    if "device" in plain:
+        plain["device"] = CPU
+    with torch._C._DisableTorchDispatch():
+        found = func(*plain_args, **plain)
+    if there == CPU:
+        return args[0] if packet is aten.copy_ else found
+    return tree_map_only(torch.Tensor, lambda tensor: inputs[id(tensor)] if id(tensor) in inputs else Placed(tensor, there), found)
+
+
+def _one_by_one(func, args, kwargs):
+    """Of an operation on lists of tensors, each result where the first list's tensor is; torch groups what it gives to such by device."""
+    plain_args, plain = tree_map_only(Placed, lambda tensor: tensor.inner, (args, kwargs))
+    with torch._C._DisableTorchDispatch():
+        found = func(*plain_args, **plain)
+    if func.overloadpacket.__name__.endswith("_"):
+        return None
+    places = [tensor.device for tensor in args[0]]
+    return [tensor if place == CPU else Placed(tensor, place) for tensor, place in zip(found, places, strict=True)]
+
+
+class _Module:
+    """`torch.standin`, as torch and accelerate ask it."""
+
+    present = False
+    count = 2
+
+    def is_available(self):
+        return self.present
+
+    is_initialized = is_available
+
+    def device_count(self):
+        return self.count if self.present else 0
+
+    def current_device(self):
+        return 0
+
+    def _is_in_bad_fork(self):
+        return False
+
+    def manual_seed_all(self, seed):
+        """Its numbers are the CPU's."""
+
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16, torch.float16]
+
+
+class _Hook(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self):
+        return _MODULE.present
+
+    def has_primary_context(self, number):
+        return _MODULE.present
+
+    def is_built(self):
+        return True
+
+
+class _Guard(torch._C._acc.DeviceGuard):
+    def type_(self):
+        return torch._C._autograd.DeviceType.PrivateUse1
+
+
+_MODULE, _HOOK, _GUARD = _Module(), _Hook(), _Guard()
+
+
+@cache
+def _register():
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, _MODULE)
+    torch._C._acc.register_python_privateuseone_hook(_HOOK)
+    torch._C._acc.register_python_privateuseone_device_guard(_GUARD)
+
+
+@contextmanager
+def standing_in():
+    """Within it, there are two accelerators that aren't there; trainers place models and batches on the first.
+
+    Gives the counts of what makes the host wait.
+    """
+    import accelerate
+    import transformers
+
+    _register()
+    place, own = torch.device(NAME, 0), transformers.TrainingArguments.device.fget
+    swapped, lifted = torch.__future__.get_swap_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
+    WAITS.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_MODULE, "present", True)
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor, *args: tensor)
+        patch.setattr(transformers.TrainingArguments, "device", property(lambda self: (own(self), place)[1]))
+        patch.setattr(accelerate.Accelerator, "device", property(lambda self: place))
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            with _Mode():
+                yield WAITS
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifted)
+            torch.__future__.set_swap_module_params_on_conversion(swapped)
