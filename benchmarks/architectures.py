@@ -48,10 +48,10 @@ def write_checkpoint(model_type: str, directory: Path) -> Path:
 def packing(directory: Path) -> str:
     """How the examples of a row are kept apart in a checkpoint's model, or why they aren't."""
     import llmmod
-    from llmmod.models.packing.support import packing_support
+    from llmmod.models.packing import measured_support
 
-    found = packing_support(llmmod.load_model(str(directory)))
-    return KINDS[found.way] if found.way else str(found.reason).rpartition("Measured on a tiny random one: ")[2]
+    found = measured_support(llmmod.load_model(str(directory)))
+    return KINDS[found.method] if found.method else str(found.reason).rpartition("Measured on a tiny random one: ")[2]
 
 
 def main(architectures: list[str]) -> int:

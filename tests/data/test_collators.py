@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmmod.data.collators import FlatteningCollator, PaddingCollator
-from llmmod.models.packing.segments import packed_attention
+from llmmod.models.packing import packed_attention
 
 NO = -100
 EXAMPLES = [{"input_ids": [5, 6, 7, 2], "labels": [NO, NO, 7, 2]}, {"input_ids": [8, 2], "labels": [NO, 2]}]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from comparison import STAGES, of_way, overrides, relative, work
+from llmmod.models.packing.segments import packed_attention
 from stand_in import NAME, WAITS, standing_in
 
 import llmmod
 from llmmod.data.collators import FlatteningCollator
 from llmmod.data.preference_collators import PrefixSharingRewardCollator
 from llmmod.models.loading import build
-from llmmod.models.packing.segments import packed_attention
 
 __all__ = ["work"]
 

@@ -14,7 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from llmmod.data.collators import FlatteningCollator
 from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
-from llmmod.models.packing.segments import packed_attention
+from llmmod.models.packing import packed_attention
 
 LENGTHS = (20, 1, 33, 2, 12)
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # nats a token

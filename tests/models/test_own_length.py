@@ -14,7 +14,7 @@ from llmmod.errors import ConfigError
 from llmmod.models.attention.rope import lengths_and_starts
 from llmmod.models.loading.structure import rebuild_model
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.models.packing.segments import packed_attention
+from llmmod.models.packing import packed_attention
 
 BORDER = 16  # tokens, beyond which positions change
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}

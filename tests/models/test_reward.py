@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model, tiny_tokenizer
-from llmmod.models.packing.segments import why_not_packed
+from llmmod.models.packing import why_not_packed
 from llmmod.models.reward import is_reward_model, require_head, score, set_reward_padding, with_reward_head
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -65,7 +65,7 @@ def test_scores_are_those_of_each_text_alone_however_it_is_batched(tiny, option)
 
 def _flat(model, texts):
     from llmmod.data.collators import FlatteningCollator
-    from llmmod.models.packing.segments import packed_attention
+    from llmmod.models.packing import packed_attention
 
     batch = FlatteningCollator()([{"input_ids": text, "labels": text} for text in texts])
     del batch["labels"]

@@ -18,7 +18,7 @@ from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.attention.shifted import group_tokens, shift_attention, shifted_attention
 from llmmod.models.loading.build import build_model
-from llmmod.models.packing.segments import why_not_packed
+from llmmod.models.packing import why_not_packed
 
 
 def naive(query, key, value, group, allowed=None):

@@ -13,7 +13,7 @@ from ways import adapted, moved, prepared, quantized
 
 from llmmod.config.schema.preference_training import LOSSES
 from llmmod.errors import ConfigError
-from llmmod.models.packing.segments import packed_attention
+from llmmod.models.packing import packed_attention
 from llmmod.trainers import efficient
 from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 

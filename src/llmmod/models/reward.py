@@ -25,10 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY
+from llmmod.models.attention.varlen import BOUNDARIES
 from llmmod.models.families.baichuan import BaichuanConfig, BaichuanForSequenceClassification
 from llmmod.models.loading.structure import base_model
 from llmmod.models.loading.tiny import STAND_IN
-from llmmod.models.packing.segments import BOUNDARIES
 
 HEAD = "score"  # transformers' name of the head in all families
 _LANGUAGE_CONFIG = "llmmod_language_config"  # attribute of a reward model: what the configuration that it shares had for the language model

@@ -23,8 +23,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from llmmod.data.dataset.packing import lengths
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask
+from llmmod.models.attention.varlen import BOUNDARIES, KEYS
 from llmmod.models.loading.structure import base_model
-from llmmod.models.packing.segments import BOUNDARIES, KEYS, packed_attention
+from llmmod.models.packing import packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
 from llmmod.trainers.efficient import efficient_lora
 from llmmod.upstream import require_upstream

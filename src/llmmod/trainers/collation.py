@@ -11,7 +11,7 @@ from llmmod.data.dataset.packing import capacity_of
 from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator, PrefixSharingRewardCollator, RewardCollator
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build, locate
-from llmmod.models.packing.segments import why_not_packed
+from llmmod.models.packing import why_not_packed
 from llmmod.trainers.base import StageTrainer
 
 log = logging.getLogger("llmmod.train")

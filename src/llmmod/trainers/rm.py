@@ -15,7 +15,8 @@ from torch.nn import functional
 from trl import RewardTrainer
 
 from llmmod.data.dataset.packing import lengths
-from llmmod.models.packing.segments import KEYS, packed_attention
+from llmmod.models.attention.varlen import KEYS
+from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.means import Means, RowWeights, without_weights
 from llmmod.upstream import require_upstream

@@ -15,7 +15,8 @@ import torch
 from trl import SFTTrainer
 
 from llmmod.data.dataset.packing import PackedDataset
-from llmmod.models.packing.segments import BOUNDARIES, packed_attention
+from llmmod.models.attention.varlen import BOUNDARIES
+from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.efficient import efficient_head
 from llmmod.upstream import require_upstream

@@ -1,4 +1,4 @@
-"""Attention that stays within examples where several stand in one row: the two ways there are.
+"""Attention that stays within examples where several stand in one row, by one of two methods.
 
 By segments: a row is told apart by `cu_seq_lens_q`, the places where its examples begin and where the last ends, which transformers (5.23)
 hands down to the attention function. Flash attention's kernels of variable length read it themselves. Here SDPA gets the same: it runs
@@ -46,16 +46,16 @@ class PackingMethod(StrEnum):
 
 
 @contextmanager
-def isolate_examples(config: Any, inputs: Mapping[str, Any], way: PackingMethod) -> Iterator[None]:
+def isolate_examples(config: Any, inputs: Mapping[str, Any], method: PackingMethod) -> Iterator[None]:
     """Within it, the attention of a model stays within the examples of `inputs`; forward and backward.
 
     Args:
         config: the model's.
         inputs: a row with boundaries.
-        way: one that the model's class is known to be exact by.
+        method: one that the model's class is known to be exact by.
     """
     own = config._attn_implementation
-    if way is PackingMethod.mask:
+    if method is PackingMethod.mask:
         lengths = inputs[BOUNDARIES].diff().long()
         examples = torch.arange(len(lengths), device=lengths.device)  # of each token of the row, [row], the number of its example
         numbers = torch.repeat_interleave(examples, lengths, output_size=inputs["input_ids"].shape[1])
@@ -67,7 +67,7 @@ def isolate_examples(config: Any, inputs: Mapping[str, Any], way: PackingMethod)
             del ALL_MASK_ATTENTION_FUNCTIONS[own]
         return
     # Without a mask of its own by this name transformers (5.23) makes none, and doesn't search `position_ids` for packed examples.
-    AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else segments_attention)
+    AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else varlen_attention)
     config._attn_implementation = NAME
     try:
         yield
@@ -75,7 +75,7 @@ def isolate_examples(config: Any, inputs: Mapping[str, Any], way: PackingMethod)
         config._attn_implementation = own
 
 
-def segments_attention(
+def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,  # [1, heads, row, channels]
     key: torch.Tensor,  # [1, key heads, row, channels]
@@ -117,8 +117,8 @@ def segments_attention(
 
 @cache
 def _opaque() -> Any:
-    """`segments_attention` as torch.compile leaves it alone: the shapes in it are other ones in every batch."""
-    return torch.compiler.disable(segments_attention)  # type: ignore[no-untyped-call]
+    """`varlen_attention` as torch.compile leaves it alone: the shapes in it are other ones in every batch."""
+    return torch.compiler.disable(varlen_attention)  # type: ignore[no-untyped-call]
 
 
 def _read(boundaries: torch.Tensor, keys: torch.Tensor | None) -> SimpleNamespace:

@@ -29,7 +29,7 @@ from llmmod.models.attention.varlen import PackingMethod
 from llmmod.models.generation.decoder import Decoder
 from llmmod.models.generation.sampling import unread
 from llmmod.models.generation.settings import Ends, Reader
-from llmmod.models.packing.segments import support_for
+from llmmod.models.packing import packing_support
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -70,7 +70,7 @@ def generate(
         yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
         return
     seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
-    branches = support_for(model).branches
+    branches = packing_support(model).branches
     yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, branches=branches).run(prompts)
 
 
@@ -100,7 +100,7 @@ def why_not_decoded(model: Any, config: GenerationConfig) -> str | None:
     if config.max_new_tokens is None and config.max_length is None:
         return "neither generation.max_new_tokens nor generation.max_length is set"
     attention = model.config._attn_implementation
-    if attention != "sdpa" or support_for(model).way is not PackingMethod.segments:
+    if attention != "sdpa" or packing_support(model).method is not PackingMethod.segments:
         return f"{type(model).__name__} computes attention in a way of its own ({attention})"
     if depends_on_length(model):
         return "the model's positions depend on how long a text is"

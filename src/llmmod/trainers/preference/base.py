@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.models.packing.segments import packed_attention
+from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.build import spans_devices
 from llmmod.trainers.callbacks.progress import counting

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
-from llmmod.models.packing.segments import KEYS
+from llmmod.models.attention.varlen import KEYS
 from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.means import without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer, without_gathering

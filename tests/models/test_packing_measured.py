@@ -1,4 +1,4 @@
-"""llmmod.models.packing.support: what a tiny random model of a class says of rows that several examples share."""
+"""llmmod.models.packing: what a tiny random model of a class says of rows that several examples share."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 
 import pytest
 
+from llmmod.models import packing
 from llmmod.models.attention.varlen import PackingMethod
 from llmmod.models.families.native import config_class
 from llmmod.models.loading.tiny import random_model, shrink_config
-from llmmod.models.packing import support as leaks
-from llmmod.models.packing.segments import why_not_packed
-from llmmod.models.packing.support import MAX_LOSS_DIFFERENCE, packing_support
+from llmmod.models.packing import MAX_LOSS_DIFFERENCE, measured_support, why_not_packed
 
 
 @pytest.fixture
 def make(monkeypatch, tmp_path):
     """A model_type -> a small model of transformers' own default configuration of it; nothing measured before."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path))
-    monkeypatch.setattr(leaks, "_known", [])
+    monkeypatch.setattr(packing, "_known", [])
 
     def build(model_type, **fields):
         small = shrink_config(config_class(model_type)(**fields), vocab_size=400, special={"pad_token_id": 0})
@@ -29,23 +28,23 @@ def make(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["opt", "gpt_neox", "persimmon", "cohere", "qwen2_moe", "olmo", "gemma4_text"])
 def test_what_hands_boundaries_down_to_its_attention(make, model_type):
-    found = packing_support(make(model_type))
-    assert (found.way, found.branches, found.reason) == (PackingMethod.segments, True, None)
-    assert found.apart <= MAX_LOSS_DIFFERENCE / 100
+    found = measured_support(make(model_type))
+    assert (found.method, found.branches, found.reason) == (PackingMethod.segments, True, None)
+    assert found.difference <= MAX_LOSS_DIFFERENCE / 100
 
 
 @pytest.mark.parametrize("model_type", ["gptj", "mpt", "stablelm", "gemma2", "llama4_text"])
 def test_what_adds_a_mask_to_its_scores(make, model_type):
-    found = packing_support(make(model_type))
-    assert (found.way, found.branches, found.reason) == (PackingMethod.mask, False, None)
-    assert found.apart <= MAX_LOSS_DIFFERENCE / 100
+    found = measured_support(make(model_type))
+    assert (found.method, found.branches, found.reason) == (PackingMethod.mask, False, None)
+    assert found.difference <= MAX_LOSS_DIFFERENCE / 100
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "jamba", "recurrent_gemma"])
 def test_what_carries_a_state_from_one_example_into_the_next(make, model_type):
     model = make(model_type)
-    found = packing_support(model)
-    assert found.way is None
+    found = measured_support(model)
+    assert found.method is None
     said = f"{type(model).__name__} can't keep the examples of a row apart. Measured on a tiny random one: losses differ by up to "
     assert found.reason.startswith(said)
     assert float(found.reason.removeprefix(said).split()[0]) > 100 * MAX_LOSS_DIFFERENCE
@@ -53,27 +52,27 @@ def test_what_carries_a_state_from_one_example_into_the_next(make, model_type):
 
 
 def test_what_was_found_is_found_again_by_class_and_versions(make, tmp_path, monkeypatch):
-    first = packing_support(make("gpt_neox"))
+    first = measured_support(make("gpt_neox"))
     (file,) = (tmp_path / "packing").iterdir()
-    assert json.loads(file.read_text())["way"] == "segments"
-    monkeypatch.setattr(leaks, "_measured", lambda *_: pytest.fail("measured again"))
-    assert packing_support(make("gpt_neox", hidden_size=3072, intermediate_size=12288, num_attention_heads=24)) == first  # of another size
-    monkeypatch.setattr(leaks, "_measured", lambda *_: leaks.PackingSupport(reason="another"))
-    assert packing_support(make("gpt_neox", use_parallel_residual=False)).reason == "another"
-    monkeypatch.setattr(leaks, "installed", lambda name: "99")
-    assert packing_support(make("gpt_neox")).reason == "another"
+    assert json.loads(file.read_text())["method"] == "segments"
+    monkeypatch.setattr(packing, "_measure", lambda *_: pytest.fail("measured again"))
+    assert measured_support(make("gpt_neox", hidden_size=3072, intermediate_size=12288, num_attention_heads=24)) == first  # of another size
+    monkeypatch.setattr(packing, "_measure", lambda *_: packing.PackingSupport(reason="another"))
+    assert measured_support(make("gpt_neox", use_parallel_residual=False)).reason == "another"
+    monkeypatch.setattr(packing, "installed", lambda name: "99")
+    assert measured_support(make("gpt_neox")).reason == "another"
 
 
 def test_a_damaged_file_is_measured_again(make, tmp_path):
-    packing_support(make("gpt_neox"))
+    measured_support(make("gpt_neox"))
     (file,) = (tmp_path / "packing").iterdir()
     file.write_text("{")
-    assert packing_support(make("gpt_neox")).way is PackingMethod.segments
-    assert json.loads(file.read_text())["way"] == "segments"
+    assert measured_support(make("gpt_neox")).method is PackingMethod.segments
+    assert json.loads(file.read_text())["method"] == "segments"
 
 
 def test_a_class_that_can_t_be_made_small_is_refused_with_the_reason(make, monkeypatch):
     model = make("gpt_neox")
-    monkeypatch.setattr(leaks, "shrink_config", lambda *_, **__: (_ for _ in ()).throw(ValueError("no such size")))
+    monkeypatch.setattr(packing, "shrink_config", lambda *_, **__: (_ for _ in ()).throw(ValueError("no such size")))
     said = "whether GPTNeoXForCausalLM keeps the examples of a row apart can't be measured on a tiny model of it (ValueError: no such size)"
     assert why_not_packed(model) == said

@@ -1,4 +1,4 @@
-"""llmmod.models.packing.segments: each example in a row against itself alone, for every family."""
+"""llmmod.models.packing: each example in a row against itself alone, for every family."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from llmmod.data.collators import FlatteningCollator
 from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
+from llmmod.models.attention.varlen import BOUNDARIES, varlen_attention
 from llmmod.models.families.registry import PACKED_FAMILIES
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.models.packing.segments import BOUNDARIES, packed_attention, segments_attention, why_not_packed
+from llmmod.models.packing import packed_attention, why_not_packed
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
@@ -352,5 +353,5 @@ def test_the_window_holds_the_token_itself_and_those_before_it():
     module = torch.nn.Module()
     query = torch.zeros(1, 1, 4, 1)  # all scores equal: the output is the mean of the values seen
     value = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]
-    output, _ = segments_attention(module, query, query, value, None, sliding_window=2, cu_seq_lens_q=torch.tensor([0, 4]))
+    output, _ = varlen_attention(module, query, query, value, None, sliding_window=2, cu_seq_lens_q=torch.tensor([0, 4]))
     assert output.flatten().tolist() == [1.0, 2.0, 4.0, 7.0]
