@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from llmmod import distributed as ranks
+from llmmod import distributed
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
 from llmmod.upstream import UpstreamError, report, require_upstream
 
@@ -45,7 +45,7 @@ def run_command(argv: Sequence[str]) -> int:
         if allow:
             os.environ["LLMMOD_ALLOW"] = ",".join(filter(None, [os.environ.get("LLMMOD_ALLOW"), *allow]))
         args = get_args_parser().parse_args(arguments)
-        sys.argv = [argv[0], *arguments, *_quiet_rank()]
+        sys.argv = [argv[0], *arguments, *_overrides_of_rank()]
         if _asks_for_text(args):
             return _hydra(lambda config: None, args)
         good, refused = _compose_jobs(args)
@@ -53,10 +53,10 @@ def run_command(argv: Sequence[str]) -> int:
         return _refused(error)
     finally:
         gc.enable()
-    from llmmod.pipeline.jobs import Jobs, only
+    from llmmod.pipeline.jobs import Jobs, run_only
 
     jobs = Jobs(multirun=args.multirun, refused=refused)
-    with only(good) if refused else nullcontext():
+    with run_only(good) if refused else nullcontext():
         code = _hydra(jobs.run, args)
     return max(code, jobs.finish())
 
@@ -105,7 +105,7 @@ def _compose_jobs(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str
     """
     from llmmod.config.validate import compose_validated
 
-    if args.multirun and ranks.world_size() > 1:
+    if args.multirun and distributed.world_size() > 1:
         raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
     if args.experimental_rerun:
         raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
@@ -157,6 +157,6 @@ def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return known.allow, rest
 
 
-def _quiet_rank() -> list[str]:
+def _overrides_of_rank() -> list[str]:
     """Overrides by which ranks other than 0 write neither `.hydra/` nor a log."""
-    return [] if ranks.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    return [] if distributed.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]

@@ -1,15 +1,12 @@
-"""Where a module is on the disk, without importing it or what it lies in.
+"""Arguments that run, unpickle or load what they point at, wherever they stand in a configuration.
 
-Arguments that run or unpickle what they point at, wherever they stand in a configuration, and who may set the one that is allowed.
+A checkpoint's own code runs with `model.trust_remote_code=true` alone, and only whoever starts the run can set it: on the command line or
+by `LLMMOD_TRUST_REMOTE_CODE=1`, never in a file, which may be somebody else's. Every other argument of the table `HARMLESS` is allowed the
+values with which nothing runs.
 
-A checkpoint's own code runs with `model.trust_remote_code=true` alone, and that comes from whoever starts the run: from the command line
-or from `LLMMOD_TRUST_REMOTE_CODE=1`, never from a file, which may be somebody else's. Every other argument of the table has the values
-by which nothing runs, and no others, however deep it stands and whatever takes it.
-
-What may stand in Hydra's own node: variables that a run may set, what its logging may name, and where that writes.
-
-A variable can change which code is loaded (`LD_PRELOAD`, `CC`, `NCCL_NET_PLUGIN`, `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`) or where downloads
-come from, and a log file of any name, in any format, can be one that a shell runs. So these are lists of what is allowed.
+Hydra's own node is checked here too: which variables a run may set, what its logging may name, and where that writes. A variable can
+change which code is loaded (`LD_PRELOAD`, `CC`, `NCCL_NET_PLUGIN`) or where downloads come from, and a log file of any name can be one
+that a shell runs. So these are lists of what is allowed.
 """
 
 from __future__ import annotations
@@ -26,33 +23,8 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.upstream import require_upstream
 
-
-def find_module(name: str, *directories: str) -> ModuleSpec | None:
-    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
-
-    Args:
-        name: dotted.
-        directories: where to look for a top-level module besides.
-    """
-    found: ModuleSpec | None = None
-    parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        if found is not None and found.submodule_search_locations is None:
-            return None
-        search = None if found is None else list(found.submodule_search_locations or [])
-        part = ".".join(parts[:depth])
-        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None and depth == 1 and directories:
-            found = PathFinder.find_spec(part, list(directories))
-        if found is None:
-            return None
-    return found
-
-
 ENVIRONMENT = "LLMMOD_TRUST_REMOTE_CODE"
 _TYPED = "LLMMOD_TRUSTED_KEYS"  # so that processes which are started for the run know what was typed
-
 # Argument -> the values by which nothing that it points at runs.
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "trust_remote_code": (False, None),
@@ -76,6 +48,42 @@ WRITES = frozenset({"cache_dir", "logging_dir", "output_dir", "output_trace_dir"
 _ATTENTION = re.compile(r"_?(attn|experts|sp_attn)_implementation(_internal)?")  # a name with a / is code on the hub
 _OF_MODEL = re.compile(r"(steps\.[^.]+\.)?model\.trust_remote_code")
 _TRUST = f"If you trust whoever made it, add {{key}}=true to the command line, or set {ENVIRONMENT}=1"
+# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
+LOGGING = frozenset({
+    "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
+    "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
+})  # fmt: skip
+VARIABLES = frozenset({
+    "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES", "DATASETS_VERBOSITY", "HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE",
+    "HIP_VISIBLE_DEVICES", "MKL_NUM_THREADS", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "ROCR_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM",
+    "TORCH_NCCL_BLOCKING_WAIT", "TQDM_DISABLE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_VERBOSITY", "WANDB_ENTITY", "WANDB_MODE",
+    "WANDB_NAME", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_TAGS",
+})  # fmt: skip
+_OWN_DIRECTORY = ("${hydra.runtime.output_dir}/", "${hydra:runtime.output_dir}/")
+
+
+def find_module(name: str, *directories: str) -> ModuleSpec | None:
+    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
+
+    Args:
+        name: dotted.
+        directories: where to look for a top-level module besides.
+    """
+    found: ModuleSpec | None = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        if found is not None and found.submodule_search_locations is None:
+            return None
+        search = None if found is None else list(found.submodule_search_locations or [])
+        part = ".".join(parts[:depth])
+        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None and depth == 1 and directories:
+            found = PathFinder.find_spec(part, list(directories))
+        if found is None:
+            return None
+    return found
 
 
 def trusted_by_environment() -> bool:
@@ -180,23 +188,6 @@ def _runs(name: str, value: Any) -> bool:
 
 def _typed() -> set[str]:
     return set(filter(None, os.environ.get(_TYPED, "").split(",")))
-
-
-# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
-LOGGING = frozenset({
-    "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
-    "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
-})  # fmt: skip
-
-VARIABLES = frozenset({
-    "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES", "DATASETS_VERBOSITY", "HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE",
-    "HIP_VISIBLE_DEVICES", "MKL_NUM_THREADS", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "ROCR_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM",
-    "TORCH_NCCL_BLOCKING_WAIT", "TQDM_DISABLE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_VERBOSITY", "WANDB_ENTITY", "WANDB_MODE",
-    "WANDB_NAME", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_TAGS",
-})  # fmt: skip
-
-_OWN_DIRECTORY = ("${hydra.runtime.output_dir}/", "${hydra:runtime.output_dir}/")
 
 
 def check_hydra(node: Any) -> list[Problem]:

@@ -27,6 +27,10 @@ from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, c
 __all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_own", "locate"]
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
+_ASK = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
+_ABSENT = object()
+# A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
+_RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
 
 
 def locate(path: str) -> Any:
@@ -49,9 +53,6 @@ def import_own(path: str) -> Any:
     """A function of llmmod's own, imported when it is needed; for our own code, which may name what a configuration may not."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-_ASK = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
 
 
 def build(node: Any, /, **runtime: Any) -> Any:
@@ -136,9 +137,6 @@ def _walk(path: str) -> tuple[Any, Any]:
         if found is _ABSENT:
             raise ConfigError(Problem(path, f"{'.'.join(parts[:depth])} has no '{name}'", did_you_mean(name, _public(parent))))
     return parent, found
-
-
-_ABSENT = object()
 
 
 def _member(owner: Any, name: str) -> Any:
@@ -234,10 +232,6 @@ def _refused_origin(full: str, kind: str, cls: type | None = None) -> str:
         return reason
     bases = [base for base in (cls.__mro__ if cls and _is_fixed(full) else ()) if base.__module__.split(".")[0] in _RUNNERS]
     return f"is a {bases[0].__module__}.{bases[0].__qualname__}, which runs code" if bases else ""
-
-
-# A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
-_RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
 
 
 def _unfit_arguments(

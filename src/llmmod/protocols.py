@@ -1,6 +1,6 @@
-"""The roles that parts of a run play for one another, and the small values that travel between them.
+"""The roles of a run's parts as protocols, and the small values that travel between steps.
 
-What a training step started from: a checkpoint, how its weights were quantized, and earlier adapters.
+`ModelLineage` says what a training step started from. Two models with the same lineage have the same weights under their adapters.
 """
 
 from __future__ import annotations

@@ -21,6 +21,17 @@ from llmmod.code_arguments import LOGGING, check_hydra, find_module
 from llmmod.errors import Problem
 
 ENVIRONMENT = "LLMMOD_ALLOW"
+# They make or run code from data, whoever allows them: Python's own modules, and the picklers that come with the packages below.
+NEVER = frozenset(sys.stdlib_module_names) | {"builtins", "cloudpickle", "dill", "joblib", "multiprocess"}
+_FRAMEWORK = frozenset({"hydra", "hydra_plugins", "omegaconf"})
+# Modules made to be run, not built, wherever they stand in a package of the table.
+_RUN = frozenset({"__main__", "cli", "commands", "launch", "launchers", "run", "scripts", "test_utils", "testing_utils"})
+_HYDRA_PARTS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.experimental.callbacks.LogJobReturnCallback",
+)
+_HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
 
 
 @dataclass(frozen=True)
@@ -127,21 +138,6 @@ PACKAGES: dict[str, Package] = {
         ),
     ),
 }
-
-# They make or run code from data, whoever allows them: Python's own modules, and the picklers that travel with the packages above.
-NEVER = frozenset(sys.stdlib_module_names) | {"builtins", "cloudpickle", "dill", "joblib", "multiprocess"}
-
-_FRAMEWORK = frozenset({"hydra", "hydra_plugins", "omegaconf"})
-
-# Modules made to be run, not built, wherever they stand in a package of the table.
-_RUN = frozenset({"__main__", "cli", "commands", "launch", "launchers", "run", "scripts", "test_utils", "testing_utils"})
-
-_HYDRA_PARTS = (
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-    "hydra.experimental.callbacks.LogJobReturnCallback",
-)
-_HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
 
 
 def within(path: str, prefixes: tuple[str, ...]) -> bool:

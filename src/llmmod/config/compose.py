@@ -1,10 +1,9 @@
-"""A command line becomes a configuration: Hydra composes it, and what Hydra refuses is said in our words, all of it at once.
+"""From a command line to a composed configuration, with every override that can't be applied named at once.
 
-Hydra stops at the first override that it can't apply. So only the choices of options are given to it to compose with; then every other
-override is applied by Hydra's own code, one by one, and each that fails is kept. This costs no second composing, which takes most of the
-time that a refusal takes.
+Hydra stops at the first override that it can't apply. So it composes with the choices of options alone; then Hydra's own code applies
+every other override, one by one, and each that fails is kept. This costs no second composing, which takes most of the time of a refusal.
 
-A composed configuration as plain Python containers, interpolations resolved.
+`resolved` gives a composed configuration as plain Python containers, `to_root` as the dataclasses of the schemas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's refusals in our words: the key as typed, what was found, what is allowed, what to do."""
+"""Refusals of Hydra and OmegaConf in our words: the key as typed, what was found, what is allowed, what to do."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from llmmod.config.wording import (
 )
 from llmmod.errors import Problem, first_line, one_line
 
+_PLACES = {"quantization": "model.quantization"}  # groups that aren't in the main defaults list, and where they go
+
 
 def unparsed(text: str, error: BaseException) -> Problem:
     """What to say of an override that Hydra's grammar doesn't read."""
@@ -55,7 +57,7 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
         near = nearest_or_all(option, [str(o) for o in error.options or []])
-        return _blamed(missing, choosing, file), Problem(f"{group}={option}", "no such option", near, _in(file))
+        return _blamed(missing, choosing, file), Problem(f"{group}={option}", "no such option", near, _named_in(file))
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
@@ -72,9 +74,6 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
     if blamed is None:
         return None, Problem("defaults", " ".join(text.split()))
     return blamed, _wrong_choice(choosing[blamed], error)
-
-
-_PLACES = {"quantization": "model.quantization"}  # groups that aren't in the main defaults list, and where they go
 
 
 def _wrong_choice(override: Override, error: BaseException) -> Problem:
@@ -229,7 +228,7 @@ def _blamed(text: str, choosing: Mapping[int, Override], file: re.Match[str] | N
     return None
 
 
-def _in(file: re.Match[str] | None) -> str:
+def _named_in(file: re.Match[str] | None) -> str:
     return f"It is named in {file[1]}.yaml" if file and file[1] != "config" else ""
 
 

@@ -46,6 +46,7 @@ _interpolation_map = defaults_list._create_interpolation_map
 _group_options = ConfigLoaderImpl.get_group_options
 _re_parent = Box._re_parent
 _pure_yaml_loader = omegaconf_internals.get_yaml_loader
+_apply = ConfigLoaderImpl._apply_overrides_to_config
 
 
 def patch_hydra() -> None:
@@ -127,9 +128,6 @@ def structured_node(schema: type) -> DictConfig:
         node.__dict__["_content"][name] = child
     node._metadata.object_type = schema
     return node
-
-
-_apply = ConfigLoaderImpl._apply_overrides_to_config
 
 
 def patch_null_mappings() -> None:

@@ -1,7 +1,7 @@
-"""Overrides, parsed and applied one by one, each refusal kept as a `Problem`.
+"""Overrides, parsed and applied one by one, with each refusal kept as a `Problem`.
 
-What an override means is Hydra's to say: its parser, its rule for what is a group, its code that applies one. `hydra._internal` is used
-for that, which pyproject.toml's `hydra-core<1.4` makes safe; the public compose API stops at the first error.
+Hydra decides what an override means: its parser reads it, its rule tells what is a group, its code applies it. That needs
+`hydra._internal`, since the public compose API stops at the first error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Every schema in Hydra's ConfigStore, under the group `schema`, which each YAML option starts from.
+"""Every schema in Hydra's ConfigStore, in the group `schema`, from which each YAML option starts.
 
-Stored as names of classes: a schema's module is imported, and its node made, when a configuration asks for it.
+The store holds names of classes: a schema's module is imported, and its node made, when a configuration asks for it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SCHEMAS: dict[str, str] = {
     "schema/step/preview": "llmmod.config.schema.steps.PreviewConf",
     "schema/step/train": "llmmod.config.schema.steps.TrainConf",
 }
+_list_groups = ConfigLoaderImpl.list_groups
 
 
 def register_schemas() -> None:
@@ -56,9 +57,6 @@ def register_schemas() -> None:
             place = place.setdefault(group, {})
         node: Any = _Schema(path)
         place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
-
-
-_list_groups = ConfigLoaderImpl.list_groups
 
 
 def _groups_to_choose_from(loader: ConfigLoaderImpl, parent_name: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The arguments that a class or function takes, read from its source, since importing it would load what it needs.
 
-Found are modules on the disk, names that a package's `__init__` imports, transformers' and trl's tables of lazy imports, bases, and the
-fields of dataclasses. Where any of it can't be decided so, the answer is None, and building the object decides.
+It follows modules on the disk, names that a package's `__init__` imports, transformers' and trl's tables of lazy imports, bases, and the
+fields of dataclasses. Where that decides nothing, the answer is None, and building the object decides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Which `model`, `finetune`, `training`, `dataset` and `render` a step goes by: its own, those of the step it follows, or the root's.
+"""Which `model`, `finetune`, `training`, `dataset` and `render` a step uses: its own, those of the step it follows, or the root's.
 
-One answer for the checks, which see a composed configuration as plain containers, and for the run, which has it as objects.
-
-The parts of a run's configuration, step by step.
+One answer for the checks, which see a composed configuration as plain containers (`validate.context.Context`), and for the run, which has
+it as objects (`StepConfigs`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""How values, types and choices are named in messages.
-
-Which keys a composed configuration can have, and what to say of one that it can't.
+"""Words and look-ups that messages share: how values, types and choices are named, and which keys a configuration can have.
 
 A key is a dotted path. Below a dataclass it must be a field; below a free mapping (`model.kwargs`, `steps`) it can be anything.
 """
@@ -25,6 +23,9 @@ from llmmod.errors import Problem, did_you_mean, nearest
 
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _LISTED = 12  # a longer list of choices is shown by its nearest members alone
+PARTS = ("model", "finetune", "training", "dataset", "render")  # what a step may have of its own
+_GROUP_OF = {"training": "stage"}  # where a part's group has another name
+_SCHEMA_LINE = re.compile(r"^\s*-\s*/(schema/[\w/]+)@_here_", re.MULTILINE)
 
 
 def shown(value: Any) -> str:
@@ -86,11 +87,6 @@ def _named(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Enum):
         return f"one of {', '.join(member.name for member in origin)}"
     return _EXPECTED.get(origin, "another value")
-
-
-PARTS = ("model", "finetune", "training", "dataset", "render")  # what a step may have of its own
-_GROUP_OF = {"training": "stage"}  # where a part's group has another name
-_SCHEMA_LINE = re.compile(r"^\s*-\s*/(schema/[\w/]+)@_here_", re.MULTILINE)
 
 
 def split_key(key: str) -> list[str]:

@@ -1,12 +1,10 @@
-"""The text of a generated module.
-
-Writes `config/schema/generated/`: a dataclass for each argument class of transformers, trl and peft that the configuration exposes.
+"""Writes `config/schema/generated/`: a dataclass for each argument class of transformers, trl and peft that the configuration exposes.
 
     python -m llmmod.devtools.generate            write
     python -m llmmod.devtools.generate --check    compare, and exit with 1 where the committed files differ
 
-The files are committed so that composing and validating a configuration imports none of those libraries. Run it when one of them is
-upgraded: the difference shows what the upgrade changes for a user.
+The files are committed so that composing and validating a configuration imports none of those libraries. Run it after an upgrade of one of
+them: the difference shows what the upgrade changes for a user.
 """
 
 from __future__ import annotations
@@ -45,6 +43,7 @@ class {name}{bases}:
 _CHOICES = "# field -> the strings it allows, each item of a list too; a part in [brackets] stands for any text"
 _ACCEPTED = "# field -> the types that the class takes; a dotted path: a dict of that class's fields"
 _WIDTH = 140
+FOLDER = Path(__file__).resolve().parents[1] / "config" / "schema" / "generated"
 
 
 def module_text(
@@ -115,9 +114,6 @@ def _wrapped(values: tuple[str, ...]) -> list[str]:
     return textwrap.wrap(
         ", ".join(map(_literal, values)) + ",", _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
-
-
-FOLDER = Path(__file__).resolve().parents[1] / "config" / "schema" / "generated"
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,9 @@
-"""A line on what a field means, taken from the class that has it: its `help`, or the class's docstring.
+"""The fields of a third-party dataclass as a schema writes them: with its own defaults, a sentence each, and types that OmegaConf knows.
 
-A third-party class's annotations in the types that OmegaConf 2.3 knows.
-
-OmegaConf takes bool, int, float, str, unions of those, `X | None`, and lists and dicts of them. It has no `Literal`, no union with a
-container, and matches an enum by member name where transformers goes by value. So a string enum becomes `str` and its values go to a
-table of choices; what has no counterpart becomes `Any` (or a dict, for a configuration class) and its own types go to a table of
-accepted ones. The validation reads both tables.
-
-The fields of a third-party dataclass as the schema writes them: flattened over its bases, with that class's own defaults.
+OmegaConf 2.3 takes bool, int, float, str, unions of those, `X | None`, and lists and dicts of them. It has neither `Literal` nor a union
+with a container, and matches an enum by member name where transformers goes by value. So a string enum becomes `str`, and its values go to
+a table of choices. A type without a counterpart becomes `Any` (a dict for a configuration class), and its own types go to a table of
+accepted ones. The validation reads both tables. The sentence is the `help` of the field, or what the class's docstring says of it.
 """
 
 from __future__ import annotations
@@ -27,6 +23,9 @@ ENOUGH_WORDS = 4  # a text or sentence shorter than this ("Lora alpha", "Depreca
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "Eq.")
 _ASCII = str.maketrans("‘’“”–—×≈\xa0", "''\"\"--x~ ") | str.maketrans({"→": "->", "←": "<-", "≥": ">=", "≤": "<=", "…": "..."})
 _VAGUE = ("It ", "This setting ")  # how a sentence begins that says something of the field, but not what it is
+PRIMITIVES = ("bool", "int", "float", "str")  # the order in which a union of them is written
+# Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
+WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
 
 
 def describe(name: str, *, help_text: str, docstring: str) -> str:
@@ -76,9 +75,6 @@ def _from_docstring(name: str, docstring: str) -> str:
     """What the `Args` part of a docstring says of `name`, which is indented below a line `name (type):`."""
     entry = re.search(rf"^(?P<indent>[ ]+){re.escape(name)} \(.*\):\n(?P<text>(?:(?P=indent)[ ]+.*\n|\s*\n)+)", docstring, re.MULTILINE)
     return entry["text"].strip() if entry else ""
-
-
-PRIMITIVES = ("bool", "int", "float", "str")  # the order in which a union of them is written
 
 
 @dataclass(frozen=True)
@@ -186,10 +182,6 @@ def _sequence(part: Any, args: tuple[Any, ...]) -> _Member:
     is_list = part is list or typing.get_origin(part) is list
     name = f"{'list' if is_list else 'tuple'}[{', '.join(i.name for i in items)}]"
     return _Member(f"list[{item}]", name, exact=is_list and all(i.exact and not i.choices for i in items))
-
-
-# Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
-WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
 
 
 @dataclass(frozen=True)

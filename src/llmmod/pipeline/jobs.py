@@ -1,10 +1,7 @@
-"""The jobs that a sweep's overrides stand for.
+"""The jobs of one command: which they are, how each ended, and the table of a sweep.
 
-Run the job or jobs that Hydra starts, and tell at the end what became of them.
-
-The table of a sweep: what varied, how each job ended, and its metrics.
-
-Read from the jobs' own directories, so that it is the same with every launcher.
+Hydra starts the jobs; `Jobs.run` is the function that it calls for each. An error of one job is kept and shown at the end, so that the
+next job starts. The table of a sweep is read from the jobs' own directories, so that it is the same with every launcher.
 """
 
 from __future__ import annotations
@@ -30,6 +27,8 @@ from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, one_li
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
 from llmmod.upstream import replaced, require_upstream
 
+_NO_NUMBER = "-"
+
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     """Every job's overrides, in the order in which Hydra's basic sweeper runs them.
@@ -53,7 +52,7 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 
 @contextmanager
-def only(jobs: list[list[str]]) -> Iterator[None]:
+def run_only(jobs: list[list[str]]) -> Iterator[None]:
     """Within it, Hydra's basic sweeper runs these jobs, whatever the overrides stand for.
 
     Patches `BasicSweeper.split_arguments` (hydra-core 1.3.8).
@@ -97,7 +96,7 @@ class Jobs:
         outcome = run_pipeline(root, run_dir)
         self._outcomes.append(outcome)
         if outcome.error is not None and self._multirun:
-            _tell(outcome)
+            _print_outcome(outcome)
         if outcome.status == "interrupted":
             raise KeyboardInterrupt
 
@@ -109,7 +108,7 @@ class Jobs:
         if self._multirun:
             self._finish_sweep()
         elif self._outcomes:
-            _tell(self._outcomes[0])
+            _print_outcome(self._outcomes[0])
         return self._exit_code()
 
     def _exit_code(self) -> int:
@@ -128,7 +127,7 @@ class Jobs:
                 print(f"Job {job.name} {job.status}: {job.error}", file=sys.stderr)
 
 
-def _tell(outcome: Outcome) -> None:
+def _print_outcome(outcome: Outcome) -> None:
     """The end of a run, as the user reads it: what came out on stdout, what went wrong on stderr."""
     error = outcome.error
     # Behind a conversation, stdout is the answers' alone: it may be a pipe.
@@ -157,10 +156,7 @@ class Job:
     @property
     def name(self) -> str:
         """Its number, or its overrides where it got none."""
-        return self.number if self.number != _NONE else " ".join(f"{key}={value}" for key, value in self.overrides.items())
-
-
-_NONE = "-"
+        return self.number if self.number != _NO_NUMBER else " ".join(f"{key}={value}" for key, value in self.overrides.items())
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
@@ -171,7 +167,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 def refused_job(overrides: Sequence[str], error: str) -> Job:
     """A job that wasn't run, so that it has neither number nor directory."""
-    return Job(_NONE, _pairs(overrides), "refused", {}, error)
+    return Job(_NO_NUMBER, _split_overrides(overrides), "refused", {}, error)
 
 
 def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
@@ -179,7 +175,10 @@ def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
     varied = [k for k in _keys(j.overrides for j in jobs) if len({j.overrides.get(k) for j in jobs}) > 1]
     measured = _keys(j.metrics for j in jobs)
     header = ["job", *varied, "status", *measured]
-    rows = [[j.number, *(j.overrides.get(k, "") for k in varied), j.status, *(_number(j.metrics.get(k)) for k in measured)] for j in jobs]
+    rows = [
+        [job.number, *(job.overrides.get(k, "") for k in varied), job.status, *(_metric_text(job.metrics.get(k)) for k in measured)]
+        for job in jobs
+    ]
     return header, rows
 
 
@@ -202,9 +201,9 @@ def printed(jobs: list[Job], most_metrics: int = 6) -> str:
     header, rows = table(jobs)
     first = header.index("status") + 1
     named = {name.partition("/")[2] for name in header}
-    told = [i for i in range(first, len(header)) if header[i] not in named and not header[i].endswith("_before")]
-    alike = {i: len({row[i] for row in rows}) == 1 for i in told}
-    order = sorted(told, key=lambda i: (not _of_held_out(header[i]), alike[i], i))[:most_metrics]
+    shown = [i for i in range(first, len(header)) if header[i] not in named and not header[i].endswith("_before")]
+    alike = {i: len({row[i] for row in rows}) == 1 for i in shown}
+    order = sorted(shown, key=lambda i: (not _is_measured_on_validation(header[i]), alike[i], i))[:most_metrics]
     keep = [*range(first), *sorted(order)]
     lines = [[header[i] for i in keep], *([row[i] for i in keep] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
@@ -218,14 +217,14 @@ def _read_job(directory: Path) -> Job:
         metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         run, metrics = {"status": "failed", "error": "it left no run.json"}, {}
-    return Job(directory.name, _pairs(overrides), run["status"], metrics, run.get("error"))
+    return Job(directory.name, _split_overrides(overrides), run["status"], metrics, run.get("error"))
 
 
-def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+def _split_overrides(overrides: Sequence[str]) -> dict[str, str]:
     return dict(item.split("=", 1) for item in overrides if "=" in item)
 
 
-def _of_held_out(metric: str) -> bool:
+def _is_measured_on_validation(metric: str) -> bool:
     return any(name.startswith(("eval_", "predict_")) for name in (metric, metric.partition("/")[2]))
 
 
@@ -233,5 +232,5 @@ def _keys(dicts: object) -> list[str]:
     return list(dict.fromkeys(key for d in dicts for key in d))  # type: ignore[attr-defined]
 
 
-def _number(value: float | None) -> str:
+def _metric_text(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

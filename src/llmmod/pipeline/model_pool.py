@@ -1,8 +1,8 @@
-"""The models of a run: one in memory at a time, which the steps hand on wherever the next one asks for what there is.
+"""The models of a run: one is in memory at a time, and the next step gets it wherever it can.
 
-An adapter hangs on a base model. The next training step gets that base with the adapter taken off, or merged into it where it begins with
-what the earlier step left (`model.from_step`); nothing is loaded again for it. What isn't in memory any more is read again: from the
-checkpoint, or from what a step saved.
+An adapter is put on a base model. The next training step gets the same base with that adapter unloaded, or merged where the step starts
+from the earlier step's result (`model.from_step`); nothing is read again for it. A model that is no longer in memory is read again: from
+its checkpoint, or from what a step saved.
 """
 
 from __future__ import annotations

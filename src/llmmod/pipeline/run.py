@@ -1,10 +1,7 @@
 """Run a pipeline: its steps in order, in one process, sharing what they load.
 
-However it ends, run.json says so: completed, failed or interrupted, and what a step had written stays.
-
-Keep the libraries' own noise out of the terminal, where it hides what the user should read.
-
-Deprecations among transformers, trl and peft are none of the user's business, and progress bars are lines without end in a log file.
+However a run ends, run.json says so: completed, failed or interrupted. What a step has written stays. Warnings and progress bars of the
+libraries stay out of the terminal, where they hide what the user should read.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)
 
 # bitsandbytes 0.50 advises every run on a CPU, quantized or not, to install a library of kernels.
 _KERNELS = "bitsandbytes.backends.cpu.ops"
+log = logging.getLogger("llmmod")
 
 
 def quiet_libraries() -> None:
@@ -46,9 +44,6 @@ def quiet_libraries() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger(_KERNELS).setLevel(logging.ERROR)
-
-
-log = logging.getLogger("llmmod")
 
 
 class Interrupted(BaseException):
@@ -89,16 +84,16 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
         run_dir.mkdir(parents=True, exist_ok=True)
         record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, several=_several_of_a_kind(root), enabled=rank() == 0)
     except OSError as error:
-        return Outcome("failed", run_dir, {}, error=_explained(error, "output_dir"))
+        return Outcome("failed", run_dir, {}, error=_as_llmmod_error(error, "output_dir"))
     outcome = Outcome("completed", run_dir, record.metrics)
     try:
-        with _signals():
+        with _sigterm_as_interrupt():
             _run_steps(root, Session(root, run_dir), record, outcome)
     except (Interrupted, KeyboardInterrupt) as error:
         outcome.status, outcome.error = "interrupted", error
     except Exception as error:
         _log_traceback(run_dir)
-        outcome.status, outcome.error = "failed", _explained(error, record.running or "run")
+        outcome.status, outcome.error = "failed", _as_llmmod_error(error, record.running or "run")
     with suppress(OSError):
         record.close(outcome.status, None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__)
     return outcome
@@ -158,7 +153,7 @@ def _log_traceback(run_dir: Path) -> None:
         file.write(traceback.format_exc())
 
 
-def _explained(error: Exception, where: str) -> Exception:
+def _as_llmmod_error(error: Exception, where: str) -> Exception:
     """The error itself if it is one of ours, else one of ours that says in a line what happened and where to read more."""
     if isinstance(error, LlmmodError):
         return error
@@ -175,7 +170,7 @@ def _explained(error: Exception, where: str) -> Exception:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay."""
 
     def stop(number: int, frame: FrameType | None) -> None:

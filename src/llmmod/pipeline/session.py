@@ -1,14 +1,12 @@
-"""What a run has loaded, each thing once, for every step to share.
+"""What the steps of a run share: each tokenizer, render, dataset and model is loaded once.
 
-Tokenizer, render and data are made when a step first asks for them and kept under the configuration they were made from, so that two
-steps with the same configuration get the same object, and a step with a configuration of its own gets one of its own. Models are handed
-on from step to step (`pipeline.models`).
-Nothing here imports torch: what does is named by its dotted path and comes through `instantiate`.
+Tokenizer, render and data are built when a step first asks for them, and kept by their configuration: two steps with the same
+configuration get the same object. `model_pool` hands models on from step to step. Nothing here imports torch: what does is named by its
+dotted path and comes through `instantiate`.
 
-Whether what a step takes from an earlier step, or from a directory that one wrote, was made for what the step does with it.
-
-What can't be right is refused when the configuration is checked (`schema.validate`). Here is what may be meant, and mostly isn't: another
-render than it was trained with, another base than an adapter was trained on. It is told before anything is loaded.
+`compatibility_warnings` names what a step takes from an earlier step, or from a directory, and that was trained for something else: with
+another render, or on another base. That can be intended, so it is a warning before anything is loaded; what can't work is an error of
+`config.validate`.
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ class Session:
         self.run_dir = run_dir
         self.parts = StepConfigs(root)
         self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None))
-        self._made: dict[tuple[str, ...], Any] = {}
-        self._left: dict[str, Any] = {}
+        self._loaded: dict[tuple[str, ...], Any] = {}
+        self._shared: dict[str, Any] = {}
 
     def step_dir(self, step: str) -> Path:
         """The directory a step writes to, created."""
@@ -127,11 +125,11 @@ class Session:
 
     def put(self, name: str, value: Any) -> None:
         """Leave something for later steps."""
-        self._left[name] = value
+        self._shared[name] = value
 
     def get(self, name: str) -> Any:
         """What an earlier step left under `name`, or None."""
-        return self._left.get(name)
+        return self._shared.get(name)
 
     def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
         smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
@@ -139,26 +137,26 @@ class Session:
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._loaded:
+            self._loaded[key] = make()
+        return self._loaded[key]
 
 
 def compatibility_warnings(parts: StepConfigs) -> list[str]:
     """A line for each thing that a step takes and that was made for something else."""
     steps = [step for step in parts.steps if isinstance(parts.get(f"steps.{step}"), StepConf)]
-    return list(dict.fromkeys(line for step in steps for line in [*_of_steps(parts, step), *_of_directories(parts, step)]))
+    return list(dict.fromkeys(line for step in steps for line in [*_between_steps(parts, step), *_with_directories(parts, step)]))
 
 
-def _of_steps(parts: StepConfigs, step: str) -> Iterator[str]:
+def _between_steps(parts: StepConfigs, step: str) -> Iterator[str]:
     """Of what earlier steps of the run leave."""
     begins = parts.from_step(step) if parts.trains(step) else parts.followed(step)
     scored = [node["step"] for node in _rewards(parts, step) if "step" in node]
     for earlier in filter(None, [begins, *scored]):
-        yield from _another_render(earlier, parts.of(earlier, "render").name, step, parts)
+        yield from _other_render(earlier, parts.of(earlier, "render").name, step, parts)
 
 
-def _of_directories(parts: StepConfigs, step: str) -> Iterator[str]:
+def _with_directories(parts: StepConfigs, step: str) -> Iterator[str]:
     """Of what earlier runs left; a step that goes by what a step of this run leaves reads none."""
     if not parts.trains(step) and parts.followed(step) is not None:
         return
@@ -169,22 +167,22 @@ def _of_directories(parts: StepConfigs, step: str) -> Iterator[str]:
         left = import_own("llmmod.models.loading.stage_file.read_stage_file")(Path(path).expanduser())
         if left is None:
             continue
-        yield from _another_render(f"'{path}'", left.render, step, parts)
+        yield from _other_render(f"'{path}'", left.render, step, parts)
         if path in adapters and base and left.base and not left.base.startswith("..") and Path(left.base).name != Path(base).name:
             yield f"'{path}' was trained on {left.base}, and {step} puts it on {base}"
         own = decides_weights(model.quantization)
         if path in adapters and left.quantization != own and parts.from_step(step) is None:
-            yield f"'{path}' was trained on {_bits(left.quantization)}, and {step} puts it on {_bits(own)}"
+            yield f"'{path}' was trained on {_weights_text(left.quantization)}, and {step} puts it on {_weights_text(own)}"
 
 
-def _bits(quantization: Mapping[str, Any] | None) -> str:
+def _weights_text(quantization: Mapping[str, Any] | None) -> str:
     if quantization is None:
         return "weights that aren't quantized"
     rest = ", ".join(f"{name}={value}" for name, value in quantization.items() if name != "bits" and value is not None)
     return f"weights of {quantization['bits']} bits ({rest})"
 
 
-def _another_render(what: str, render: str, step: str, parts: StepConfigs) -> Iterator[str]:
+def _other_render(what: str, render: str, step: str, parts: StepConfigs) -> Iterator[str]:
     own = parts.of(step, "render").name
     if render != own:
         yield f"{what} was trained with render={render}, and {step} writes with render={own}"

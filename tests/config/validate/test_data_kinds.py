@@ -17,7 +17,7 @@ import pytest
         ),
         (
             ["stage=dpo", "dataset.mask_prompt=false"],
-            "dataset.mask_prompt: not read: of this stage's rows it is known what is trained.",
+            "dataset.mask_prompt: not read: this stage fixes which tokens are trained.",
         ),
         (
             ["dataset.drop_last_block=true"],

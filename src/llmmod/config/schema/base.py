@@ -1,7 +1,7 @@
-"""What every schema shares: the enums whose members are the allowed values, and the shape of a replaceable component.
+"""What every schema shares: the enums whose members are the allowed values.
 
-Field comments give the meaning and the unit. `None` means "not set: decide from the rest", and each comment says how.
-Schemas leave out `from __future__ import annotations`: OmegaConf asks for each field's type, and a text would be compiled for it first.
+The comment of a field gives its meaning and its unit. `None` means "not set: decide from the rest", and the comment says how. Schemas
+leave out `from __future__ import annotations`: OmegaConf asks for the type of each field, and would have to compile a text first.
 """
 
 from enum import StrEnum

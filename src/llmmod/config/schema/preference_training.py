@@ -1,9 +1,4 @@
-"""`stage=rm`: reward models.
-
-`stage=dpo`: direct preference optimization.
-
-`stage=kto`: learning from answers that are each judged good or bad.
-"""
+"""The stages that train on preferences: rm (reward models), dpo, and kto (answers that are each judged good or bad)."""
 
 from dataclasses import dataclass, field
 from typing import Any

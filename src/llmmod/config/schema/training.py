@@ -1,10 +1,7 @@
 """`training.*`: the stage, its trainer, and every argument of that trainer's own argument class.
 
-Each module here is a stage, found by its name: `sft.py` has the dataclass `SftConf`, which `conf/stage/sft.yaml` starts from.
-
-`stage=sft`: supervised fine-tuning.
-
-`stage=pt`: pre-training on documents.
+The stages sft (supervised fine-tuning) and pt (pre-training on documents) are here, those of preferences in `preference_training`, those
+that train on the model's own completions in `online_training`. Each has its dataclass, from which `conf/stage/<name>.yaml` starts.
 """
 
 from dataclasses import dataclass, field

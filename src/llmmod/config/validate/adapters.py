@@ -1,4 +1,4 @@
-"""Low-rank adapters that can't be made as they are asked for: what peft refuses once a model is loaded, or passes over without a word."""
+"""Low-rank adapters that can't be made as they are asked for: what peft refuses only once a model is loaded, or ignores silently."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llmmod.config.wording import shown
 from llmmod.errors import Problem
 
 # First values that are worked out of the weights, and change them.
-_CHANGE_BASE = ("pissa", "olora", "loftq")
+_BASE_CHANGING = ("pissa", "olora", "loftq")
 # First values that peft works out of examples, in a pass over the data that a run doesn't make.
-_OF_EXAMPLES = ("eva", "corda", "lora_ga")
+_DATA_DRIVEN = ("eva", "corda", "lora_ga")
 # Fields of adapters that no plain model can hold once they are merged -> why; such an adapter can't be exported, nor be one of a chain.
 NOT_MERGED = {
     "alora_invocation_tokens": "such an adapter is off until these tokens come, which weights that it is merged into can't be",
@@ -21,7 +21,7 @@ NOT_MERGED = {
     "arrow_config": "it chooses among several adapters for each token, and there is one here",
 }
 _PEFT_WRITES = "peft writes it itself"
-_ONLY_WITH = "its first values come from a pass over examples, which isn't made here"
+_NEEDS_DATA = "its first values come from a pass over examples, which isn't made here"
 # field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/lora/test_fields.py
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     **{name: ((None,), why) for name, why in NOT_MERGED.items()},
@@ -36,7 +36,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "megatron_core": (("megatron.core",), "Megatron's parallel layers aren't made here"),
     "revision": ((None,), "peft writes it itself, from model.revision"),
     **dict.fromkeys(("auto_mapping", "peft_version", "base_model_name_or_path"), ((None,), _PEFT_WRITES)),
-    **dict.fromkeys(("eva_config", "corda_config", "lora_ga_config"), ((None,), _ONLY_WITH)),
+    **dict.fromkeys(("eva_config", "corda_config", "lora_ga_config"), ((None,), _NEEDS_DATA)),
 }
 _PACKAGES = {"scipy": "peft asks for it", "bitsandbytes": "it rounds the weights"}
 # Names of heads that `model.lora_targets` or a user may give, and the stages whose loss multiplies by the head's weight itself (trl 1.16).
@@ -46,31 +46,31 @@ _FUSED = ("pt", "sft", "dpo", "kto", "grpo")
 
 def check_low_rank(context: Context) -> Iterator[Problem]:
     """A problem for each contradiction within the `finetune.*` of a training step, and between it and the model's or the stage's."""
-    told = set()
+    seen = set()
     for step in (step for step in context.steps if context.trains(step)):
         place, model, training = (context.part(step, part) for part in ("finetune", "model", "training"))
         conf = context.get(place) or {}
-        if "init_lora_weights" not in conf or (place, model, training) in told:
+        if "init_lora_weights" not in conf or (place, model, training) in seen:
             continue
-        told.add((place, model, training))
-        yield from _fixed(place, conf)
-        yield from _first_values(place, conf)
-        yield from _layers(place, conf)
-        yield from _variants(place, conf)
-        yield from _on_quantized(place, conf, f"{model}.quantization.bits", context.get(f"{model}.quantization.bits"))
+        seen.add((place, model, training))
+        yield from _check_fixed(place, conf)
+        yield from _check_init(place, conf)
+        yield from _check_layers(place, conf)
+        yield from _check_dora(place, conf)
+        yield from _check_quantized(place, conf, f"{model}.quantization.bits", context.get(f"{model}.quantization.bits"))
         if context.get(f"{training}.stage") in _FUSED:
-            yield from _on_head(place, conf)
+            yield from _check_head(place, conf)
 
 
-def _fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+def _check_fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     for name, (values, why) in FIXED.items():
         if name in conf and conf[name] not in values:
             yield Problem(f"{place}.{name}", f"{shown(conf[name])}, and {why}", do=f"Leave it {shown(values[0])}")
 
 
-def _first_values(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+def _check_init(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     init, key = conf["init_lora_weights"], f"{place}.init_lora_weights"
-    if init in _OF_EXAMPLES:
+    if init in _DATA_DRIVEN:
         yield Problem(key, f"'{init}' takes its first values from a pass over examples, which isn't made here", do="Use pissa or olora")
     if init == "loftq":
         for package, why in _PACKAGES.items():
@@ -86,7 +86,7 @@ def _first_values(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
         yield from (Problem(k, f"{rank}, and init_lora_weights=orthogonal makes pairs", "Allowed: even numbers") for k, rank in odd.items())
 
 
-def _layers(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+def _check_layers(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     targets, layers = conf.get("target_modules"), conf.get("layers_to_transform")
     for name in ("layers_to_transform", "layers_pattern"):
         if conf.get(name) is not None and isinstance(targets, str):
@@ -99,16 +99,16 @@ def _layers(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.layers_to_transform", f"found {number}", "Allowed: numbers of layers, the first is 0")
 
 
-def _variants(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+def _check_dora(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     init, dora = conf["init_lora_weights"], conf.get("use_dora")
-    if dora and isinstance(init, str) and init.startswith(_CHANGE_BASE):
+    if dora and isinstance(init, str) and init.startswith(_BASE_CHANGING):
         found = f"true with {place}.init_lora_weights={init}, which changes the weights whose norms DoRA keeps"
         yield Problem(f"{place}.use_dora", found, do="Set one of them to its default")
 
 
-def _on_quantized(place: str, conf: dict[str, Any], bits_key: str, bits: Any) -> Iterator[Problem]:
+def _check_quantized(place: str, conf: dict[str, Any], bits_key: str, bits: Any) -> Iterator[Problem]:
     init = conf["init_lora_weights"]
-    if bits is not None and isinstance(init, str) and init.startswith(_CHANGE_BASE):
+    if bits is not None and isinstance(init, str) and init.startswith(_BASE_CHANGING):
         found = f"'{init}' with {bits_key}={bits}: it changes the weights, which would be rounded anew"
         yield Problem(f"{place}.init_lora_weights", found, do=f"Use finetune=lora with {bits_key}=null, or leave it true")
     if bits == 8 and conf.get("use_dora"):
@@ -116,7 +116,7 @@ def _on_quantized(place: str, conf: dict[str, Any], bits_key: str, bits: Any) ->
         yield Problem(f"{place}.use_dora", found, do="Use 4 bits, or leave use_dora false")
 
 
-def _on_head(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
+def _check_head(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     targets = conf.get("target_modules")
     for name in (name for name in _HEADS if name in (targets if isinstance(targets, list) else [targets])):
         found = f"names {name}, but the loss is computed from the head's own weight, so an adapter on it would never be trained"

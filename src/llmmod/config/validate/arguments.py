@@ -51,10 +51,10 @@ def check_arguments(context: Context) -> Iterator[Problem]:
     for key, node in nodes_of(context.plain, ""):
         target = node["_target_"]
         if not isinstance(target, str) or refusal(target):
-            continue  # told by `check_named`
+            continue  # `check_named` refuses it
         typed = key in context.nodes
         if (absent := _absent_module(target)) and (not typed or context.user_set(f"{key}._target_")):
-            yield Problem(f"{key}._target_", f"there is no module {absent}", _near(absent))
+            yield Problem(f"{key}._target_", f"there is no module {absent}", _nearest_module(absent))
         elif not typed and (names := [name for name in node if name not in _SPECIAL]) and (known := parameters(target)) is not None:
             wrong = [name for name in names if name not in known]
             yield from (Problem(f"{key}.{name}", f"{target} has no such argument", did_you_mean(str(name), known)) for name in wrong)
@@ -88,7 +88,7 @@ def _absent_module(target: str) -> str:
     return ""
 
 
-def _near(module: str) -> str:
+def _nearest_module(module: str) -> str:
     above, _, name = module.rpartition(".")
     spec = find_module(above, os.getcwd()) if above else None
     folders = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else []
@@ -114,10 +114,10 @@ def check_named(context: Context) -> Iterator[Problem]:
         # Hydra builds these itself: what an allowed module borrows from another must be found here.
         for key, path in _targets(context.hydra, "hydra"):
             if within(path, allowed_prefixes()) and key not in {problem.key for problem in refused}:
-                yield from _not_what_it_seems(key, path)
+                yield from _refused_object(key, path)
 
 
-def _not_what_it_seems(key: str, path: str) -> list[Problem]:
+def _refused_object(key: str, path: str) -> list[Problem]:
     try:
         locate(path)
     except ConfigError as error:

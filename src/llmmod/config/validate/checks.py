@@ -1,7 +1,7 @@
-"""Everything that can be known to be wrong with a composed configuration, at once, before anything heavy is imported.
+"""The list of all checks, and what they are given.
 
-Each check is a function of a `Context` that gives problems; what it looks for stands in a table beside it. A new check goes into
-`CHECKS`, a new limit, choice or rule into its table.
+A check is a function of a `Context` that yields problems; what it looks for stands in a table beside it. A new check goes into `CHECKS`, a
+new limit, choice or rule into its table.
 """
 
 from __future__ import annotations

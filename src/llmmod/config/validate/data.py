@@ -1,13 +1,7 @@
-"""Data that is to be read from this disk and isn't there.
+"""Datasets: files that are not there, options that a stage's rows don't have, mixes, and packing.
 
-What the stage makes of a row, and options of a dataset that other kinds of rows have.
-
-`dataset.mix.<name>.*`: its entries have names of the user's own, so that no node of the configuration is typed for them.
-
-Packed rows that an implementation of attention, a trainer or a collator can't keep apart: told from names alone.
-
-What only a loaded model or class can say (whether the model's examples see each other, a trainer of the user's own),
-`llmmod.trainers.collation` says later.
+The entries of `dataset.mix` have names of the user's own, so that OmegaConf has no type for them and each field is checked here. Packing is
+judged from names alone; `llmmod.trainers.collation` judges what only a loaded model or class can say.
 """
 
 from __future__ import annotations
@@ -31,34 +25,40 @@ from llmmod.instantiate import import_own
 BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # names by which `datasets` reads files, rather than places
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
+_NOT_IN_A_MIX = ("path", "data_files", "val_files", "val_split")  # of a dataset that is no mix
+_BOUNDS = {"weight": ABOVE_0, **{name: bound for name, bound in BOUNDS["dataset"].items() if name in hints(MixedConf)}}
+_EXPECTED = "Expected a text, or keys with values, written {a: 1}, or a list, written [a,b]"
+# Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
+_LIBRARIES = ("trl", "transformers")
+_PAD_RIGHT = "llmmod.data.collators.PaddingCollator"
 
 
 def check_data_files(context: Context) -> list[Problem]:
     """A problem for each place of a dataset in use that is neither on this disk nor a name on the hub."""
     datasets = {place: context.get(place) or {} for place in context.places("dataset")}
     # The datasets of a mix are looked at where the mix is.
-    return [problem for place, dataset in datasets.items() if not dataset.get("mix") for problem in of_dataset(place, dataset)]
+    return [problem for place, dataset in datasets.items() if not dataset.get("mix") for problem in check_dataset(place, dataset)]
 
 
-def of_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
+def check_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
     """A problem for each place of one dataset."""
-    path, files, held_out = dataset.get("path"), dataset.get("data_files"), dataset.get("val_files")
+    path, files, val_files = dataset.get("path"), dataset.get("data_files"), dataset.get("val_files")
     if path is None and not files:
         if dataset.get("_target_") == "llmmod.data.dataset.load.load_splits":
             yield Problem(f"{place}.path", "there is no data to read", do=f"Set {place}.path or {place}.data_files")
         return
     base = None
     if path is not None and not (path in BUILDERS and (files or not Path(path).exists())):
-        located = yield from _located(path, f"{place}.path")
+        located = yield from _locate(path, f"{place}.path")
         base = located if files and isinstance(located, Path) and located.is_dir() else None
     if path in BUILDERS and not files and not Path(path).exists():
         yield Problem(f"{place}.path", f"'{path}' reads files, and none are given", do=f"Set {place}.data_files")
     if base is not None or path is None or path in BUILDERS:
-        yield from _missing(files, f"{place}.data_files", base)
-    yield from _missing(held_out, f"{place}.val_files", None)
+        yield from _missing_files(files, f"{place}.data_files", base)
+    yield from _missing_files(val_files, f"{place}.val_files", None)
 
 
-def _located(path: str, key: str) -> Any:
+def _locate(path: str, key: str) -> Any:
     """The path on this disk, else None; the problem is yielded where it is no name on the hub either."""
     try:
         located = resolve_path(path, key=key)
@@ -77,8 +77,8 @@ def is_remote(path: str) -> bool:
     return is_hub_id(path) and not path.endswith(_SUFFIXES)
 
 
-def _missing(files: Any, key: str, base: Path | None) -> Iterator[Problem]:
-    named = [file for value in files.values() for file in _listed(value)] if isinstance(files, dict) else _listed(files)
+def _missing_files(files: Any, key: str, base: Path | None) -> Iterator[Problem]:
+    named = [file for value in files.values() for file in _as_list(value)] if isinstance(files, dict) else _as_list(files)
     local = [file for file in named if isinstance(file, str) and not _ADDRESS.match(file)]
     try:
         find_files(local, key=key, base=base)
@@ -86,20 +86,20 @@ def _missing(files: Any, key: str, base: Path | None) -> Iterator[Problem]:
         yield from error.problems
 
 
-def _listed(files: Any) -> list[Any]:
+def _as_list(files: Any) -> list[Any]:
     return files if isinstance(files, list) else [] if files is None else [files]
 
 
-def kinds(context: Context, dataset: str) -> set[str]:
+def row_kinds(context: Context, dataset: str) -> set[str]:
     """What rows of a dataset become in the steps that read it; empty where nobody says."""
     readers = [step for step in context.steps if context.part(step, "dataset") == dataset]
     found = {context.get(f"{context.part(step, 'training')}.data_kind") for step in readers}
     return {str(kind) for kind in found if kind is not None}
 
 
-def only(context: Context, dataset: str, *others: str) -> bool:
+def has_kind(context: Context, dataset: str, *others: str) -> bool:
     """Whether all rows of a dataset become one of these kinds."""
-    found = kinds(context, dataset)
+    found = row_kinds(context, dataset)
     return bool(found) and found <= set(others)
 
 
@@ -107,15 +107,11 @@ def check_data_kinds(context: Context) -> Iterator[Problem]:
     """A problem where rows of a kind that can't share a row are to be packed."""
     for place in context.places("dataset"):
         dataset: dict[str, Any] = context.get(place) or {}
-        found = kinds(context, place) - {"conversation", "document"}
+        found = row_kinds(context, place) - {"conversation", "document"}
         if dataset.get("packing") and found:
             kind = sorted(found)[0]
             said = f"true, but each row of this stage is a {kind}, and only conversations and documents share rows"
             yield Problem(f"{place}.packing", said, do="Set it to false")
-
-
-_BESIDE = ("path", "data_files", "val_files", "val_split")  # of a dataset that is no mix
-_BOUNDS = {"weight": ABOVE_0, **{name: bound for name, bound in BOUNDS["dataset"].items() if name in hints(MixedConf)}}
 
 
 def check_mix(context: Context) -> Iterator[Problem]:
@@ -124,35 +120,35 @@ def check_mix(context: Context) -> Iterator[Problem]:
         dataset = context.get(place) or {}
         if not dataset.get("mix"):
             continue
-        for name in _BESIDE:
+        for name in _NOT_IN_A_MIX:
             if dataset.get(name):
                 do = "Begin with dataset=json" if not context.user_set(f"{place}.{name}") else f"Set {place}.mix.<name>.{name}"
                 yield Problem(f"{place}.{name}", "not read with dataset.mix, whose datasets have their own", do=do)
         for name, entry in dataset["mix"].items():
-            yield from _entry(f"{place}.mix.{name}", entry, dataset)
+            yield from _check_entry(f"{place}.mix.{name}", entry, dataset)
 
 
-def _entry(key: str, entry: Any, dataset: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_entry(key: str, entry: Any, dataset: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(entry, Mapping):
         yield Problem(key, f"found {shown(entry)}", f"Expected a dataset, e.g. {key}.path=…")
         return
-    problems = [*_fields(key, entry, MixedConf)]
+    problems = [*_check_fields(key, entry, MixedConf)]
     if isinstance(columns := entry.get("columns"), Mapping):
-        problems += _fields(f"{key}.columns", columns, ColumnsConf)
+        problems += _check_fields(f"{key}.columns", columns, ColumnsConf)
     yield from problems
     wrong = {problem.key for problem in problems}
     for name, bound in _BOUNDS.items():
         value = entry.get(name)
         if f"{key}.{name}" not in wrong and isinstance(value, int | float) and not bound.holds(value):
             yield Problem(f"{key}.{name}", f"found {shown(value)}", f"Allowed: {bound.text}")
-    if not wrong & {f"{key}.{name}" for name in _BESIDE}:
-        yield from of_dataset(key, {"_target_": dataset.get("_target_"), **entry})
+    if not wrong & {f"{key}.{name}" for name in _NOT_IN_A_MIX}:
+        yield from check_dataset(key, {"_target_": dataset.get("_target_"), **entry})
     ways = [name for name in ("val_size", "val_files", "val_split") if entry.get(name)]
     if len(ways) > 1:
         yield Problem(f"{key}.{ways[1]}", f"set, and {key}.{ways[0]} holds examples out as well", do="Keep one of them")
 
 
-def _fields(key: str, given: Mapping[Any, Any], schema: type) -> Iterator[Problem]:
+def _check_fields(key: str, given: Mapping[Any, Any], schema: type) -> Iterator[Problem]:
     """A problem for each key that a dataclass doesn't have, and for each value that its field doesn't take."""
     known = hints(schema)
     for name, value in given.items():
@@ -162,9 +158,6 @@ def _fields(key: str, given: Mapping[Any, Any], schema: type) -> Iterator[Proble
         types = ACCEPTED.get(("dataset", str(name))) if schema is MixedConf else None
         if not (_accepted(types, value) if types else _takes(schema, str(name), value)):
             yield Problem(f"{key}.{name}", f"found {shown(value)}", f"Expected {expected(known[name])}" if not types else _EXPECTED)
-
-
-_EXPECTED = "Expected a text, or keys with values, written {a: 1}, or a list, written [a,b]"
 
 
 def _accepted(types: tuple[str, ...], value: Any) -> bool:
@@ -187,11 +180,6 @@ def _takes(schema: type, name: str, value: Any) -> bool:
     return True
 
 
-# Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
-_LIBRARIES = ("trl", "transformers")
-_PAD_RIGHT = "llmmod.data.collators.PaddingCollator"
-
-
 def check_packing(context: Context) -> Iterator[Problem]:
     """A problem for each packed dataset that would be trained on without its examples being kept apart."""
     for step in context.steps:
@@ -201,7 +189,7 @@ def check_packing(context: Context) -> Iterator[Problem]:
         training = context.part(step, "training")
         if (trainer := _trainer(context, training)) is not None:
             yield trainer
-        elif reason := _reason(context, step, training):
+        elif reason := _why_not_packed(context, step, training):
             yield Problem(f"{place}.packing", f"true, and {reason}", do="Set it to false")
 
 
@@ -214,7 +202,7 @@ def _trainer(context: Context, training: str) -> Problem | None:
     return Problem(f"{training}.trainer._target_", found, do=do)
 
 
-def _reason(context: Context, step: str, training: str) -> str | None:
+def _why_not_packed(context: Context, step: str, training: str) -> str | None:
     if context.get(f"{training}.collator._target_") == _PAD_RIGHT:
         return f"{training}.collator._target_={_PAD_RIGHT} takes a row for one example"
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):

@@ -1,13 +1,11 @@
-"""Keys that no schema has: they came by `+` or `++`, or from a file that doesn't start from its schema.
+"""Keys that nothing reads: a schema does not have them, or the chosen options never use them.
 
-Keys that the user set and the chosen options never read: they would change nothing, and the user expects something of them.
+A key outside every schema came by `+` or from a file that does not start from its schema. A key that the user set and no chosen option
+reads would change nothing, although the user expects something of it; `RULES` says which and when.
 
-Values that a training step's arguments take over from the root's `model` or `finetune` while the step has one of its own.
-
-`learning_rate: ${finetune.learning_rate}` in a stage's file means the root's wherever the stage stands, so that a step which trains all
-weights would do so at an adapter's rate; and so does what is worked out from it, `${product:0.1,${finetune.learning_rate}}`.
-
-Texts of a configuration that are no text: bytes of a command line that are no UTF-8, and halves of characters.
+Two more checks look at where a value comes from. `learning_rate: ${finetune.learning_rate}` in a stage's file means the root's, so that a
+step with its own `finetune`, which trains all weights, would train them at an adapter's rate. And a text of the command line can hold bytes
+that are not UTF-8, which neither a tokenizer nor a file of a run takes.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from omegaconf import OmegaConf
 from llmmod.config.schema.steps import ANYTHING, PredictConf
 from llmmod.config.schema.training import CONTINUES, SCORES
 from llmmod.config.validate.context import Context, label
-from llmmod.config.validate.data import only
+from llmmod.config.validate.data import has_kind
 from llmmod.config.validate.training import without_dropout
 from llmmod.config.validate.unread_training import OF_TRAINING, Condition, has
 from llmmod.config.wording import PARTS, hints, no_such_field, shown, split_key
@@ -30,6 +28,17 @@ from llmmod.errors import Problem
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_"})
 _SCHEMA_LINES = {"finetune": "/schema/finetune/lora@_here_", "training": "/schema/training/sft@_here_"}
+Rule = tuple[str, tuple[str, ...], Condition, str]
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups")
+_QUANTIZATION = (
+    "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
+)  # fmt: skip
+_NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage|Leave it out"
+_AUTO_RENDER = (
+    "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
+)  # fmt: skip
+_FROM_ROOT = re.compile(r"\$\{((model|finetune)\.[\w.]+)\}")
 
 
 def check_keys(context: Context) -> Iterator[Problem]:
@@ -63,19 +72,6 @@ def _is_the_users_own(node: dict[str, object], schema: type) -> bool:
     return node.get("_target_") not in (None, default) and not str(node["_target_"]).startswith("llmmod.")
 
 
-Rule = tuple[str, tuple[str, ...], Condition, str]
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups")
-_QUANTIZATION = (
-    "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
-)  # fmt: skip
-_NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage|Leave it out"
-_AUTO_RENDER = (
-    "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
-)  # fmt: skip
-
-
 def _without_answers(context: Context, key: str, node: dict[str, Any]) -> bool:
     """Whether all that goes by a step `predict` writes documents on or gives scores; a class of the user's own may read anything."""
     step = key.split(".")[1]
@@ -94,13 +90,14 @@ RULES: tuple[Rule, ...] = (
     ("dataset", ("cache_max_gb",), has("cache", False), "not read with cache=false"),
     ("dataset", ("seed",), lambda c, k, n: not n.get("val_size") and not n.get("streaming"),
      "only the split by val_size reads it|Set val_size, or seed at the root"),
-    ("dataset", ("mask_prompt",), lambda c, k, n: only(c, k, "document", "preference", "judgement", "prompt"),
-     "not read: of this stage's rows it is known what is trained"),
-    ("dataset", ("ranked",), lambda c, k, n: only(c, k, "conversation", "document", "prompt"),
+    ("dataset", ("mask_prompt",), lambda c, k, n: has_kind(c, k, "document", "preference", "judgement", "prompt"),
+     "not read: this stage fixes which tokens are trained"),
+    ("dataset", ("ranked",), lambda c, k, n: has_kind(c, k, "conversation", "document", "prompt"),
      "only answers that are compared or judged can be ranked|Leave it out, or use stage=rm, dpo or kto"),
-    ("dataset", ("cutoff_policy", "system"), lambda c, k, n: only(c, k, "document"), "a document is a text, and goes on in the next row"),
+    ("dataset", ("cutoff_policy", "system"), lambda c, k, n: has_kind(c, k, "document"),
+     "a document is a text, and goes on in the next row"),
     ("dataset", ("drop_last_block",),
-     lambda c, k, n: bool(n.get("packing")) or only(c, k, "conversation", "preference", "judgement", "prompt"),
+     lambda c, k, n: bool(n.get("packing")) or has_kind(c, k, "conversation", "preference", "judgement", "prompt"),
      "only documents that are joined into blocks have a last one|Use stage=pt with dataset.packing=false"),
     ("dataset", ("mix_stopping",), lambda c, k, n: not n.get("mix"), "only read with dataset.mix"),
     ("model", ("architecture",), lambda c, k, n: not c.smoke, "only a rehearsal reads it|Set smoke=true, or model.config"),
@@ -170,9 +167,6 @@ def _by_rule(context: Context, key: str, parts: list[str]) -> Problem | None:
     return None
 
 
-_FROM_ROOT = re.compile(r"\$\{((model|finetune)\.[\w.]+)\}")
-
-
 def check_taken_over(context: Context) -> Iterator[Problem]:
     """A problem for each value of a training step that is the root's where the step's own part says another."""
     for step in context.steps:
@@ -180,14 +174,14 @@ def check_taken_over(context: Context) -> Iterator[Problem]:
             continue
         for part in ("training", "finetune"):
             key = context.part(step, part)
-            for name, (source, referred) in _taken_over(context, key).items():
+            for name, (source, referred) in _root_references(context, key).items():
                 own = context.part(step, referred) + source.removeprefix(referred)
                 if own != source and context.get(own) != context.get(source):
                     found = f"comes from {source}={shown(context.get(source))} of the root, and {own} is {shown(context.get(own))}"
                     yield Problem(f"{key}.{name}", found, do="Set it")
 
 
-def _taken_over(context: Context, key: str) -> dict[str, tuple[str, str]]:
+def _root_references(context: Context, key: str) -> dict[str, tuple[str, str]]:
     """Field -> the key at the root that it refers to, and that key's part."""
     node: Any = OmegaConf.select(context.config, key)
     raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_dict(node) else {}

@@ -1,13 +1,8 @@
-"""Models, tokenizers, adapters and checkpoints that are to be read from this disk and aren't there, or aren't what they should be.
+"""Models, tokenizers, adapters and checkpoints: files that are missing or of the wrong kind, and settings that a model can't have.
 
-What a directory must hold, `llmmod.files.checkpoint` and `llmmod.trainers.callbacks.resume` say, pure Python both;
-they are reached by name, since what a run is made of stands below them.
-
-Implementations of attention that aren't installed, or don't take the type of the weights; known before torch is imported.
-
-What is for rotary positions asked of a model that has none: told from names and from config.json, before its weights are read.
-
-`finetune.trainable_dtype=checkpoint` where it would destroy the weights, or change nothing; known from names and from config.json.
+Everything is known from names, from config.json and from the files' headers, before torch is imported. `llmmod.files.checkpoint`,
+`llmmod.models` and `llmmod.trainers.callbacks.resume` know the formats; the layers of imports put them above this module, so that it
+reaches their functions, pure Python all, by name.
 """
 
 from __future__ import annotations
@@ -22,29 +17,33 @@ from llmmod.config.validate.context import Context
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import import_own
 
+# Implementation -> the package that brings it. transformers takes either from the hub instead where `kernels` is installed.
+_PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
+_WITHOUT_ROTARY = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
+
 
 def check_model_files(context: Context) -> Iterator[Problem]:
     """A problem for each of them. A rehearsal reads no weights, and a config.json only where nothing else says what to rehearse."""
     for place in context.places("model"):
         model = context.get(place) or {}
-        path, problems = _told(_path_of_size, model)
+        path, problems = _problems_of(_path_of_size, model)
         needed = _needs_weights(context, place)
         if isinstance(path, str) and (not context.smoke or (needed and not model.get("architecture"))):
             gguf_file = model.get("gguf_file") if _names_gguf(context, place) else None
-            problems += _told(_model, model | {"gguf_file": gguf_file}, path, loaded=needed, weights=not context.smoke)[1]
-            problems += _revision(model, path)
-        yield from _under(place, problems)
+            problems += _problems_of(_check_checkpoint, model | {"gguf_file": gguf_file}, path, loaded=needed, weights=not context.smoke)[1]
+            problems += _check_revision(model, path)
+        yield from _with_place(place, problems)
     if not context.smoke:
-        yield from _heads(context)
-        yield from _tokenizer(context)
+        yield from _check_heads(context)
+        yield from _check_tokenizer(context)
         for place in context.places("finetune"):
-            yield from _adapters(place, context.get(f"{place}.adapters") or [])
+            yield from _check_adapters(place, context.get(f"{place}.adapters") or [])
     for step in context.steps:
         if context.trains(step):
-            yield from _checkpoint(context, step)
+            yield from _check_resumed(context, step)
 
 
-def _told(look: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, list[Problem]]:
+def _problems_of(look: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, list[Problem]]:
     """What looking gives, or the problems that it raises."""
     try:
         return look(*args, **named), []
@@ -52,7 +51,7 @@ def _told(look: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, list
         return None, error.problems
 
 
-def _under(place: str, problems: list[Problem]) -> list[Problem]:
+def _with_place(place: str, problems: list[Problem]) -> list[Problem]:
     """Problems of a root's model as those of a step's own."""
     return [Problem(p.key.replace("model.", f"{place}.", 1), p.found, p.allowed, p.do) for p in problems]
 
@@ -72,7 +71,7 @@ def _needs_weights(context: Context, place: str) -> bool:
     return any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
 
 
-def _model(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
+def _check_checkpoint(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
     find = import_own("llmmod.files.checkpoint.find_checkpoint")
     checkpoint = find(path, gguf_file=model.get("gguf_file"), install=model.get("install"))
     if loaded:
@@ -80,22 +79,22 @@ def _model(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> 
         import_own("llmmod.files.checkpoint.check_model_directory")(checkpoint, weights=weights)
 
 
-def _revision(model: dict[str, Any], path: str) -> list[Problem]:
+def _check_revision(model: dict[str, Any], path: str) -> list[Problem]:
     if model.get("revision") is None or not Path(path).expanduser().exists():
         return []
     return [Problem("model.revision", f"not read, since '{path}' is a directory of this machine", do="Leave it out")]
 
 
-def _tokenizer(context: Context) -> Iterator[Problem]:
+def _check_tokenizer(context: Context) -> Iterator[Problem]:
     path, key = context.get("tokenizer.pretrained_model_name_or_path"), "tokenizer.pretrained_model_name_or_path"
     if isinstance(path, str) and context.places("tokenizer"):
-        yield from _told(import_own("llmmod.files.checkpoint.find_checkpoint"), path, key=key)[1]
+        yield from _problems_of(import_own("llmmod.files.checkpoint.find_checkpoint"), path, key=key)[1]
 
 
-def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
+def _check_adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
     for number, path in enumerate(adapters):
         key = f"{place}.adapters[{number}]"
-        found, problems = _told(import_own("llmmod.files.checkpoint.find_checkpoint"), str(path), key=key)
+        found, problems = _problems_of(import_own("llmmod.files.checkpoint.find_checkpoint"), str(path), key=key)
         yield from problems
         if found is not None and found.local and not (Path(found.path) / "adapter_config.json").is_file():
             model = (Path(found.path) / "config.json").is_file()
@@ -103,7 +102,7 @@ def _adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
             yield Problem(key, f"'{path}' is no adapter: it has no adapter_config.json", do=do)
 
 
-def _heads(context: Context) -> Iterator[Problem]:
+def _check_heads(context: Context) -> Iterator[Problem]:
     """A model or an adapter of another kind than a step needs, and an adapter that was trained on others merged."""
     wrong_head, wrong_chain = (import_own(f"llmmod.models.loading.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
     found: dict[str, Problem | None] = {}
@@ -125,19 +124,15 @@ def _heads(context: Context) -> Iterator[Problem]:
     yield from (problem for problem in found.values() if problem is not None)
 
 
-def _checkpoint(context: Context, step: str) -> Iterator[Problem]:
+def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
     key = f"{context.part(step, 'training')}.resume_from_checkpoint"
     wanted, output = context.get(key), context.get("output_dir")
     newest_of_this_run = str(wanted).lower() == "true"
     if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
         return
     directory = Path(output).expanduser() / step
-    for problem in _told(import_own("llmmod.trainers.callbacks.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
+    for problem in _problems_of(import_own("llmmod.trainers.callbacks.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
         yield Problem(key, problem.found, problem.allowed, problem.do)
-
-
-# Implementation -> the package that brings it. transformers takes either from the hub instead where `kernels` is installed.
-_PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
 
 
 def check_attention(context: Context) -> Iterator[Problem]:
@@ -155,25 +150,22 @@ def check_attention(context: Context) -> Iterator[Problem]:
             yield Problem(f"{place}.attn_implementation", found, do=f"Use {place}.dtype=bfloat16, or sdpa")
 
 
-_WITHOUT = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
-
-
 def check_positions(context: Context) -> Iterator[Problem]:
     """A problem for each `rope_scaling` and `shift_attn` of a model of such a family; a loaded model's own are looked at again later."""
     for place in context.places("model"):
         kind, shifted = context.get(f"{place}.rope_scaling.type"), context.get(f"{place}.shift_attn")
         if not (kind or shifted is True):
             continue
-        family = _family(context, context.get(place) or {})
-        if family in _WITHOUT and kind:
+        family = _model_type(context, context.get(place) or {})
+        if family in _WITHOUT_ROTARY and kind:
             found = f"'{kind}', but a model of type {family} has no rotary positions to scale"
             yield Problem(f"{place}.rope_scaling.type", found, do="Leave it null")
-        if family in _WITHOUT and shifted is True:
+        if family in _WITHOUT_ROTARY and shifted is True:
             found = f"true, but LongLoRA is for rotary positions, and a model of type {family} has none"
             yield Problem(f"{place}.shift_attn", found, do="Leave it false")
 
 
-def _family(context: Context, model: Any) -> str | None:
+def _model_type(context: Context, model: Any) -> str | None:
     """The model_type of the class that a model option is loaded as, as far as it can be known."""
     path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
     on_disk = None
@@ -189,7 +181,7 @@ def check_trainable_dtype(context: Context) -> Iterator[Problem]:
         conf, key = context.get(place) or {}, f"{place}.trainable_dtype"
         if conf.get("trainable_dtype") != "checkpoint":
             continue
-        dtype = _dtype(context, context.get(model) or {})
+        dtype = _loaded_dtype(context, context.get(model) or {})
         if context.get(f"{model}.quantization.bits") is not None:
             yield _without_effect(key, "what isn't quantized is of float32")
         elif "r" in conf and not conf.get("modules_to_save") and conf.get("bias") in (None, "none"):
@@ -208,7 +200,7 @@ def _without_effect(key: str, why: str) -> Problem:
     return Problem(key, f"checkpoint, and {why}", do="Leave it out")
 
 
-def _dtype(context: Context, model: dict[str, Any]) -> str | None:
+def _loaded_dtype(context: Context, model: dict[str, Any]) -> str | None:
     """The type that a model's weights are loaded in, None where nothing says it yet."""
     chosen, path = str(model.get("dtype")), model.get("pretrained_model_name_or_path")
     if chosen != "auto" or context.smoke or not isinstance(path, str):

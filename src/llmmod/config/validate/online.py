@@ -1,8 +1,7 @@
-"""Rewards that say too little or too much, or name a step or a directory that can't score.
+"""Training on a model's own completions (stage=ppo, stage=grpo): rewards, rollouts, and groups of completions.
 
-What training on a model's own answers (stage=ppo, stage=grpo) can't go with: answers sampled otherwise, and prompts that come once.
-
-Arguments of training on groups of answers (stage=grpo) that don't go together, or that trl has and llmmod doesn't follow.
+A reward must name one source that can score. A rollout samples from the model as it is trained, and comes back to its prompts. Arguments
+of groups must fit together, and some arguments of trl's GRPO are refused, since llmmod computes their part itself.
 """
 
 from __future__ import annotations
@@ -23,6 +22,22 @@ from llmmod.files.paths import resolve_path
 from llmmod.instantiate import import_own
 
 _HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
+_OWN = "llmmod's own sampling answers, with the model that is trained"
+# field -> why it can't be true, or anything
+REFUSED: Mapping[str, str] = {
+    "use_vllm": _OWN,
+    "use_transformers_continuous_batching": _OWN,
+    "use_transformers_paged": _OWN,
+    "sync_ref_model": "the reference shares what it can with the model that is trained, and stays where that began",
+    "cast_lm_head_to_fp32": "finetune.upcast_head does that",
+    "use_liger_kernel": "its kernels take the place of the head that log-probabilities are taken from",
+    "neftune_noise_alpha": "an answer's probability would differ from when it was sampled",
+    "auto_find_batch_size": "a smaller batch would tear a prompt's answers apart",
+    "router_aux_loss_coef": "grpo doesn't learn from that loss",
+    "log_completions_hub_repo": "a run uploads nothing",
+}
+_NEEDED = ("num_generations", "max_completion_length")
+_GROUPED = ("group_by_length", "batch_rebalance")
 
 
 def check_rewards(context: Context) -> Iterator[Problem]:
@@ -32,11 +47,11 @@ def check_rewards(context: Context) -> Iterator[Problem]:
         training = context.get(place)
         conf = training.get("reward") if isinstance(training, dict) else None
         if context.trains(step) and isinstance(conf, Mapping):
-            yield from _of(context, step, f"{place}.reward", conf)
-            yield from _weights(f"{place}.reward_weights", training.get("reward_weights") or {}, conf)
+            yield from _check_reward(context, step, f"{place}.reward", conf)
+            yield from _check_weights(f"{place}.reward_weights", training.get("reward_weights") or {}, conf)
 
 
-def _of(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_reward(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Iterator[Problem]:
     given = {name: node for name, node in conf.items() if node is not None}
     alone = any(source in given for source in SOURCES)
     if not alone and not all(isinstance(node, Mapping) for node in given.values()):
@@ -52,14 +67,14 @@ def _of(context: Context, step: str, key: str, conf: Mapping[str, Any]) -> Itera
         if len(sources) != 1 or (others and sources != ["_target_"]):
             yield Problem(own, f"found {node}", _HOW)
         elif sources == ["step"]:
-            yield from _step(context, step, f"{own}.step", str(node["step"]))
+            yield from _check_step(context, step, f"{own}.step", str(node["step"]))
         elif sources == ["path"] and not context.smoke:
-            yield from _path(f"{own}.path", str(node["path"]))
+            yield from _check_path(f"{own}.path", str(node["path"]))
         elif sources == ["_target_"]:
-            yield from _function(f"{own}._target_", node)
+            yield from _check_function(f"{own}._target_", node)
 
 
-def _step(context: Context, step: str, key: str, named: str) -> Iterator[Problem]:
+def _check_step(context: Context, step: str, key: str, named: str) -> Iterator[Problem]:
     heads = {name: context.head(name) for name in context.training_steps_before(step)}
     rewards = [name for name, head in heads.items() if head == "reward"]
     if named in heads and named not in rewards:
@@ -70,7 +85,7 @@ def _step(context: Context, step: str, key: str, named: str) -> Iterator[Problem
         yield Problem(key, f"no step '{named}' trains before {step}", allowed, do)
 
 
-def _path(key: str, path: str) -> Iterator[Problem]:
+def _check_path(key: str, path: str) -> Iterator[Problem]:
     try:
         found = resolve_path(path, key=key)
     except ConfigError as error:
@@ -85,7 +100,7 @@ def _path(key: str, path: str) -> Iterator[Problem]:
         yield Problem(key, f"there is no directory {path}", do="Give what stage=rm wrote: <run>/train")
 
 
-def _function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
     """Told from its source alone; of what can't be read there, `llmmod.trainers.online.rewards` says it once the function is found."""
     function = called(str(node["_target_"]))
     if function is not None:
@@ -94,7 +109,7 @@ def _function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
         yield from [problem] if problem is not None else []
 
 
-def _weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]) -> Iterator[Problem]:
     if all(node is None or isinstance(node, Mapping) or name in SOURCES for name, node in conf.items()):
         names = reward_nodes(conf)
         yield from (Problem(f"{key}.{name}", "there is no such reward", did_you_mean(name, names)) for name in weights if name not in names)
@@ -118,40 +133,22 @@ def check_rollouts(context: Context) -> Iterator[Problem]:
             yield Problem(f"{conf}.mask_truncated_completions", found, do="Set it to false")
 
 
-_OWN = "llmmod's own sampling answers, with the model that is trained"
-# field -> why it can't be true, or anything
-REFUSED: Mapping[str, str] = {
-    "use_vllm": _OWN,
-    "use_transformers_continuous_batching": _OWN,
-    "use_transformers_paged": _OWN,
-    "sync_ref_model": "the reference shares what it can with the model that is trained, and stays where that began",
-    "cast_lm_head_to_fp32": "finetune.upcast_head does that",
-    "use_liger_kernel": "its kernels take the place of the head that log-probabilities are taken from",
-    "neftune_noise_alpha": "an answer's probability would differ from when it was sampled",
-    "auto_find_batch_size": "a smaller batch would tear a prompt's answers apart",
-    "router_aux_loss_coef": "grpo doesn't learn from that loss",
-    "log_completions_hub_repo": "a run uploads nothing",
-}
-_NEEDED = ("num_generations", "max_completion_length")
-_GROUPED = ("group_by_length", "batch_rebalance")
-
-
 def check_groups(context: Context) -> Iterator[Problem]:
     """A problem for each contradiction, once for all steps that go by the same arguments."""
-    yield from {problem.key: problem for problem in _of_all(context)}.values()
+    yield from {problem.key: problem for problem in _contradictions(context)}.values()
 
 
-def _of_all(context: Context) -> Iterator[Problem]:
+def _contradictions(context: Context) -> Iterator[Problem]:
     for step in context.steps:
         place = context.part(step, "training")
         training = context.get(place) or {}
         if "num_generations" not in training or context.step_type(step) not in (TrainConf, EvaluateConf):
             continue
-        yield from _refused(place, training)
-        yield from _sizes(context, step, place, training)
+        yield from _check_refused(place, training)
+        yield from _check_sizes(context, step, place, training)
 
 
-def _refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     for name, why in REFUSED.items():
         if training.get(name):
             neutral = "false" if training[name] is True else "null"
@@ -162,7 +159,7 @@ def _refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.train_sampling_strategy", found, "Allowed: random, sequential")
 
 
-def _sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     """Each batch of answers holds whole groups; a rehearsal has sizes of its own, and is to tell whether those of the run will do."""
     answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * world_size()
     whole, times = training.get("generation_batch_size"), training.get("steps_per_generation")

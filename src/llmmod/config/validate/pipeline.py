@@ -1,8 +1,7 @@
-"""The pipeline: steps that there are, each once, and what each needs to have something to work on.
+"""The pipeline: its steps, what each of them works on, and the directory that the run writes to.
 
-`model.from_step`: a training step that stands earlier, and left what the step can begin with.
-
-The run's directory: one that can be made and written to, and that holds no other run.
+Each name must be a step and stand once, a step that needs a model or held-out examples must have them, and `model.from_step` must name an
+earlier training step whose result fits. `output_dir` must be writable and must not hold another run.
 """
 
 from __future__ import annotations
@@ -23,6 +22,11 @@ from llmmod.config.wording import shown
 from llmmod.distributed import rank
 from llmmod.errors import Problem, nearest
 
+_OWN = ("from_step", "name")
+KEY = "output_dir"
+_OTHER = "Choose another directory"
+_LEAST_FREE_BYTES = 2**20  # a run's own account and log; how much its weights take, nobody knows yet
+
 
 def check_pipeline(context: Context) -> Iterator[Problem]:
     """A problem for each name that is no step or stands twice, and for each step that has nothing to work on."""
@@ -41,7 +45,7 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
             do = f"Give the second a name of its own: +step@steps.{name}_2={context.choices.get(f'step@steps.{name}', name)}"
             yield Problem("pipeline", f"'{name}' stands in it {count} times", do=do)
     yield from _without_model(context)
-    yield from _without_held_out(context)
+    yield from _without_validation(context)
     if context.user_set("reuse") and context.get("reuse") is True and sum(map(context.trains, context.steps)) < 2:
         yield Problem("reuse", "true, and only a run of several training steps takes what earlier runs left", do="Leave it out")
 
@@ -61,17 +65,17 @@ def _without_model(context: Context) -> Iterator[Problem]:
             seen.add(key)
             found = f"is not set, and {step} needs a model"
             yield Problem(f"{key}.pretrained_model_name_or_path", found, do="Give a hub id or a directory")
-        elif random and context.step_type(step) is ChatConf and not _has_learnt(context, step):
+        elif random and context.step_type(step) is ChatConf and not _is_trained(context, step):
             seen.add(key)
             found = f"random, and no step before {step} trains, so there is nothing to chat with"
             yield Problem(f"{key}.weights", found, do="Put train before it, or set weights=pretrained")
 
 
-def _has_learnt(context: Context, step: str) -> bool:
+def _is_trained(context: Context, step: str) -> bool:
     return bool(context.training_steps_before(step) or context.get("finetune.adapters"))
 
 
-def _without_held_out(context: Context) -> Iterator[Problem]:
+def _without_validation(context: Context) -> Iterator[Problem]:
     seen = set()
     for step in context.steps:
         key = context.part(step, "dataset")
@@ -88,9 +92,6 @@ def holds_out(context: Context, dataset: str) -> bool:
     return any(context.get(f"{part}.{name}") for part in parts for name in ("val_size", "val_files", "val_split"))
 
 
-_OWN = ("from_step", "name")
-
-
 def check_from_step(context: Context) -> Iterator[Problem]:
     """A problem for each step that would begin with what no step before it leaves."""
     if context.get("model.from_step") is not None:
@@ -101,10 +102,10 @@ def check_from_step(context: Context) -> Iterator[Problem]:
         if named is None:
             continue
         if named in context.training_steps_before(step):
-            yield from _wrong_head(context, step, str(named), key)
+            yield from _other_head(context, step, str(named), key)
         else:
             yield _not_before(context, step, str(named), key)
-        yield from _beside(context, step)
+        yield from _not_read(context, step)
 
 
 def _not_before(context: Context, step: str, named: str, key: str) -> Problem:
@@ -120,7 +121,7 @@ def _not_before(context: Context, step: str, named: str, key: str) -> Problem:
     return Problem(key, f"there is no training step {shown(named)} before {step}", f"Did you mean '{close[0]}'?" if close else allowed, do)
 
 
-def _wrong_head(context: Context, step: str, named: str, key: str) -> Iterator[Problem]:
+def _other_head(context: Context, step: str, named: str, key: str) -> Iterator[Problem]:
     """What was left is no language model, where one is needed, or another kind of model than the step's arguments are for."""
     left = context.head(named)
     stage = context.get(f"{context.part(named, 'training')}.stage")
@@ -135,7 +136,7 @@ def _wrong_head(context: Context, step: str, named: str, key: str) -> Iterator[P
         yield Problem(key, f"{found}, and {own} is for one with a {context.head(step)} head", do=f"Leave {own} out")
 
 
-def _beside(context: Context, step: str) -> Iterator[Problem]:
+def _not_read(context: Context, step: str) -> Iterator[Problem]:
     """What else the step says of its model: that is said where the earlier step says it."""
     node = context.get(f"steps.{step}.model")
     for field in fields(ModelConf):
@@ -156,11 +157,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return str(value) if isinstance(value, str) else value
-
-
-KEY = "output_dir"
-_OTHER = "Choose another directory"
-_LEAST_FREE_BYTES = 2**20  # a run's own account and log; how much its weights take, nobody knows yet
 
 
 def check_output(context: Context) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ OWN_KEYS: Mapping[str, Mapping[str, str]] = {
     "tokenizer": _HUB | _CODE | {"gguf_file": "model.gguf_file"},
 }  # fmt: skip
 _SORTED = ("aot", "aot_unpaired")  # these sort the pairs of a batch
-_SMOOTHED = ("exo_pair", "robust", *_SORTED)
+_READ_SMOOTHING = ("exo_pair", "robust", *_SORTED)
 
 
 
@@ -38,9 +38,9 @@ def check_contradictions(context: Context) -> Iterator[Problem]:
     for step in context.steps:
         if context.trains(step):
             yield from _quantized(context, step)
-            yield from _shifted(context, step)
+            yield from _shifted_attention(context, step)
         elif context.step_type(step) is ChatConf:
-            yield from _speechless(context, step)
+            yield from _scores_only(context, step)
     for part, own in OWN_KEYS.items():
         for place in context.places(part):
             given = context.get(f"{place}.kwargs") or {}
@@ -67,14 +67,14 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
 
 
-def _speechless(context: Context, step: str) -> Iterator[Problem]:
+def _scores_only(context: Context, step: str) -> Iterator[Problem]:
     training = context.part(step, "training")
     if context.get(f"{training}.head") == "reward":
         found = f"{step}, and {training}.stage={context.get(f'{training}.stage')} has a model that scores and doesn't write"
         yield Problem("pipeline", found, do="Leave it out; predict writes the scores")
 
 
-def _shifted(context: Context, step: str) -> Iterator[Problem]:
+def _shifted_attention(context: Context, step: str) -> Iterator[Problem]:
     model, dataset = context.part(step, "model"), context.part(step, "dataset")
     attention = context.get(f"{model}.attn_implementation")
     if not context.get(f"{model}.shift_attn"):
@@ -127,10 +127,10 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
         found = f"{dataset['val_size']:g}, but a streamed dataset has no known length to take a fraction of"
         yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
     if dataset.get("streaming"):
-        yield from _endless(context, place)
+        yield from _unknown_length(context, place)
 
 
-def _endless(context: Context, place: str) -> Iterator[Problem]:
+def _unknown_length(context: Context, place: str) -> Iterator[Problem]:
     for step in context.steps:
         training = context.part(step, "training")
         trains = context.trains(step) and context.part(step, "dataset") == place
@@ -168,9 +168,9 @@ def check_preferences(context: Context) -> Iterator[Problem]:
         if context.step_type(step) is not TrainConf:
             continue
         if isinstance(training.get("loss_type"), list) and "discopop_tau" in training:
-            yield from _losses(place, training)
+            yield from _dpo_losses(place, training)
         if "desirable_weight" in training:
-            yield from _judged(place, training)
+            yield from _kto(place, training)
         if "precompute_ref_log_probs" in training:
             yield from _reference(context, step, place, training)
 
@@ -183,10 +183,10 @@ def losses(training: Mapping[str, Any]) -> list[str]:
 
 def reads_smoothing(training: Mapping[str, Any]) -> bool:
     """Whether a loss of a training goes by `label_smoothing`."""
-    return any(name in _SMOOTHED for name in losses(training))
+    return any(name in _READ_SMOOTHING for name in losses(training))
 
 
-def _losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+def _dpo_losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     chosen, weights, smoothing = losses(training), training.get("loss_weights"), training.get("label_smoothing") or 0
     if not chosen:
         yield Problem(f"{place}.loss_type", "none", f"Allowed: {', '.join(LOSSES)}")
@@ -208,7 +208,7 @@ def _losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.f_divergence_type", found, do=f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}")
 
 
-def _judged(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+def _kto(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     """What kto's arguments can't be together; its loss `kto` takes mismatched pairs that are made of each batch."""
     if training.get("beta") == 0:
         yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")

@@ -1,7 +1,7 @@
-"""Which arguments of a stage's trainer are not read, and when: the rules of `unread` for `training`, as data.
+"""Which arguments of a stage's trainer are not read, and when: the rules for `training` of `keys.check_unread`, as data.
 
-benchmarks/effects.py tries every argument of every stage; one that changes nothing there stands here, or does something. Where a trainer
-is a class of the user's own, only what llmmod itself decides is known of it.
+benchmarks/effects.py tries every argument of every stage: an argument that changes nothing there has a rule here. Of a user's own
+trainer, only what llmmod itself decides is known.
 """
 
 from __future__ import annotations

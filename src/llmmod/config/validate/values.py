@@ -1,8 +1,6 @@
-"""Types that OmegaConf can't express: fields typed `Any` whose class takes only some, by the tables beside the schemas.
+"""Values that are wrong on their own: of a type that the field does not take, out of bounds, or not one of the choices.
 
-Numbers outside their bounds.
-
-Values outside their choices, where the choices are no enum: the tables beside the schemas, and our own.
+OmegaConf checks what its types can say. The tables `ACCEPTED` and `CHOICES` beside the generated schemas, and those here, say the rest.
 """
 
 from __future__ import annotations
@@ -35,6 +33,15 @@ ACCEPTED: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
 _NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "None": "null", "False": "false"}
+# (what the node is called, field) -> the values it allows besides null.
+CHOICES: Mapping[tuple[str, str], tuple[str | int, ...]] = {
+    ("model.quantization", "bits"): (4, 8),
+    ("model.rope_scaling", "type"): ("linear", "dynamic", "yarn"),
+    ("model", "attn_implementation"): ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
+    ("step", "layout"): ("native", "original"),
+    ("training", "kl_estimator"): ("k1", "k3"),
+}
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
 def check_types(context: Context) -> Iterator[Problem]:
@@ -187,17 +194,6 @@ def check_bounds(context: Context) -> Iterator[Problem]:
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not bound.holds(value):
                 number = f"{value:g}" if isinstance(value, float) else shown(value)
                 yield Problem(f"{key}.{name}" if key else name, f"found {number}", f"Allowed: {bound.text}")
-
-
-# (what the node is called, field) -> the values it allows besides null.
-CHOICES: Mapping[tuple[str, str], tuple[str | int, ...]] = {
-    ("model.quantization", "bits"): (4, 8),
-    ("model.rope_scaling", "type"): ("linear", "dynamic", "yarn"),
-    ("model", "attn_implementation"): ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
-    ("step", "layout"): ("native", "original"),
-    ("training", "kl_estimator"): ("k1", "k3"),
-}
-_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
 def check_choices(context: Context) -> Iterator[Problem]:
