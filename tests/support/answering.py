@@ -33,7 +33,7 @@ def toy_prompts(tiny_tokenizer):
 
 def even(answers):
     """The share of tokens with an even id."""
-    return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])
+    return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.ids])
 
 
 def share_of(remainder):
@@ -42,7 +42,7 @@ def share_of(remainder):
     More than half can only be of one class of four, and which one is rewarded has nothing to do with the model: a policy that drifts,
     however far and however its tokens depend on each other, gets there for at most one of them.
     """
-    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.answers])
+    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.ids])
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def scored_texts():
     seen = []
 
     def scored(answers):
-        seen.extend(zip(answers.answers, answers.texts, strict=True))
+        seen.extend(zip(answers.ids, answers.texts, strict=True))
         return even(answers)
 
     return seen, scored

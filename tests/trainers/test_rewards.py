@@ -76,7 +76,7 @@ class TestFunctions:
         assert seen.keys() == {"prompts", "completions", "completion_ids", "answer"}
         assert seen["prompts"] == [tiny_tokenizer.decode(ids).strip() for ids in ANSWERS.prompts]
         assert seen["completions"] == ["read so", "and so"]
-        assert seen["completion_ids"] == ANSWERS.answers
+        assert seen["completion_ids"] == ANSWERS.ids
 
     def test_messages(self, called):
         asked = [[{"role": "user", "content": "A?"}], [{"role": "user", "content": "B?"}]]
@@ -89,9 +89,9 @@ class TestFunctions:
         torch.testing.assert_close(called([None, 2], left_out=torch.nan)[0], torch.tensor([torch.nan, 2.0]), equal_nan=True)
 
     def test_what_is_no_score(self, called):
-        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave 1 numbers for 2 answers"):
+        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave 1 numbers for 2 completions"):
             called([1.0])
-        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave nan, which is no score"):
+        with pytest.raises(RunError, match=r"training\.reward\.mine: the function gave nan, which is not a score"):
             called([1.0, float("nan")])
 
     def test_named_by_their_path(self, tiny_tokenizer, tmp_path):
@@ -146,7 +146,7 @@ class TestModels:
     @pytest.fixture
     def scores(self, path):
         """What the reward model itself says of each text alone."""
-        model, texts = load_reward_model(str(path)), [p + a for p, a in zip(ANSWERS.prompts, ANSWERS.answers, strict=True)]
+        model, texts = load_reward_model(str(path)), [p + a for p, a in zip(ANSWERS.prompts, ANSWERS.ids, strict=True)]
         with torch.no_grad():
             return torch.stack([model(input_ids=torch.tensor([text])).logits[0, 0] for text in texts])
 
@@ -157,7 +157,7 @@ class TestModels:
         policy = setup_lora(base, lora())
         flags = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
         scorer = self.scorer(path, policy)
-        assert scorer.beside
+        assert scorer.shares_base
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
         assert {name: p.requires_grad for name, p in policy.named_parameters() if "reward_rm" not in name} == flags
         scorer.release()
@@ -186,16 +186,16 @@ class TestModels:
         policy = setup_lora(base, lora())
         setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, ModelLineage(str(tmp_path / "base"), ["../sft"]).resolve(tmp_path / "ppo"))
         scorer = self.scorer(path, policy)
-        assert not scorer.beside
+        assert not scorer.shares_base
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
         setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, ModelLineage(str(tmp_path / "base"), []).resolve(tmp_path / "ppo"))
-        assert self.scorer(path, policy).beside
+        assert self.scorer(path, policy).shares_base
 
     @pytest.mark.parametrize("policy_s", KINDS)
     @pytest.mark.parametrize("reward_s", KINDS)
     def test_what_the_policy_trains_of_the_base_is_not_scored_with(self, biased, tmp_path, policy_s, reward_s):
         path = saved(setup_lora(with_reward_head(copy.deepcopy(biased)), lora(**reward_s)), tmp_path / "rm")
-        texts = [torch.tensor([prompt + answer]) for prompt, answer in zip(ANSWERS.prompts, ANSWERS.answers, strict=True)]
+        texts = [torch.tensor([prompt + answer]) for prompt, answer in zip(ANSWERS.prompts, ANSWERS.ids, strict=True)]
         expected = torch.cat([score(load_reward_model(str(path)), text) for text in texts])
         policy = setup_lora(biased, lora(**policy_s))
         scorer = self.scorer(path, policy)
@@ -215,7 +215,7 @@ class TestModels:
         quantized = rebuild_model(copy.deepcopy(base), quantization_config=quantization_config(conf))
         own = saved(setup_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
         left = {"stage": "rm", "kind": "adapter", "head": "reward", "render": "chatml"}
-        assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).beside  # nobody said what it was trained on
+        assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).shares_base  # nobody said what it was trained on
         write_stage_file(path, StageFile(**left, **float_base._asdict()))
         write_stage_file(own, StageFile(**left, **quantized_base._asdict()))
         found = {}
@@ -223,7 +223,7 @@ class TestModels:
             policy = setup_lora(model, lora())
             setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, began.resolve(tmp_path / "ppo"))
             scorers = {"float": self.scorer(path, policy), "quantized": self.scorer(own, policy)}
-            assert {reward: scorer.beside for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
+            assert {reward: scorer.shares_base for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
             found[name] = {reward: scorer(ANSWERS) for reward, scorer in scorers.items()}
         torch.testing.assert_close(found["quantized"]["float"], scores, rtol=1e-5, atol=1e-5)
         # 8 bits round activations by the largest of a batch, which holds padding where answers are scored together; here each is alone.

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.trainers.online.completions import rows_of, score_completions
+from llmmod.trainers.online.completions import completion_rows, score_completions
 from llmmod.trainers.reference import initial_weights, reference
 
 BATCH = ([[11, 12, 13], [21]], torch.tensor([[100, 101, 102], [103, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]]))
@@ -18,7 +18,7 @@ BATCH = ([[11, 12, 13], [21]], torch.tensor([[100, 101, 102], [103, 0, 0]]), tor
 
 def log_probs(model):
     with torch.no_grad():
-        return score_completions(model, rows_of(*BATCH, pad_id=0)).log_probs
+        return score_completions(model, completion_rows(*BATCH, pad_id=0)).logps
 
 
 def adapted(model, *, new):

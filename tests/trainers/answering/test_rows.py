@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.trainers.online.completions import rows_of, score_completions, selected_log_probs
+from llmmod.trainers.online.completions import completion_rows, score_completions, token_logps
 
 PROMPTS = [[11, 12, 13], [21], [31, 32, 33, 34, 35, 36]]
 LENGTHS = [4, 1, 2]
@@ -21,21 +21,21 @@ def test_the_formulas_are_torch_s_own_and_their_gradient_is_numerically_right():
     torch.manual_seed(0)
     logits, tokens = torch.randn(70, 11, dtype=torch.float64, requires_grad=True), torch.randint(0, 11, (70,))
     expected = torch.distributions.Categorical(logits=logits / 0.7)
-    log_probs, entropy = selected_log_probs(logits, tokens, temperature=0.7)
+    log_probs, entropy = token_logps(logits, tokens, temperature=0.7)
     torch.testing.assert_close(log_probs, expected.log_prob(tokens), rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda z: selected_log_probs(z, tokens, temperature=0.7), (logits,))
+    assert torch.autograd.gradcheck(lambda z: token_logps(z, tokens, temperature=0.7), (logits,))
 
 
 def test_rows_by_hand(answers):
-    batch = rows_of(PROMPTS[:2], answers[0][:2], answers[1][:2], pad_id=9)
+    batch = completion_rows(PROMPTS[:2], answers[0][:2], answers[1][:2], pad_id=9)
     assert batch["input_ids"].tolist() == [[11, 12, 13, 100, 101, 102, 103], [21, 104, 9, 9, 9, 9, 9]]
     assert batch["attention_mask"].sum(1).tolist() == [7, 2]
-    assert batch["before"].tolist() == [[2, 3, 4, 5], [0, 0, 0, 0]]
-    left = rows_of(PROMPTS[:2], answers[0][:2], answers[1][:2], pad_id=9, left=True)
+    assert batch["predicted_from"].tolist() == [[2, 3, 4, 5], [0, 0, 0, 0]]
+    left = completion_rows(PROMPTS[:2], answers[0][:2], answers[1][:2], pad_id=9, left=True)
     assert left["input_ids"].tolist() == [[11, 12, 13, 100, 101, 102, 103], [9, 9, 9, 9, 9, 21, 104]]
     assert left["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0, 1]]
-    assert left["before"].tolist() == [[2, 3, 4, 5], [5, 0, 0, 0]]
+    assert left["predicted_from"].tolist() == [[2, 3, 4, 5], [5, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -43,14 +43,16 @@ def test_rows_by_hand(answers):
 def test_what_a_model_says_is_what_it_says_of_each_alone(tiny_llama, answers, left, temperature):
     head = torch.nn.Linear(32, 1)
     ids, mask = answers
-    found = score_completions(tiny_llama, rows_of(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head, temperature=temperature)
+    found = score_completions(
+        tiny_llama, completion_rows(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head, temperature=temperature
+    )
     for row, (prompt, count) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
         whole = torch.tensor([[*prompt, *ids[row, :count].tolist()]])
         output = tiny_llama(input_ids=whole, output_hidden_states=True)
         before = slice(len(prompt) - 1, len(prompt) + count - 1)
         log_p = torch.log_softmax(output.logits[0, before].double() / temperature, -1)
         expected = {
-            "log_probs": log_p.gather(1, ids[row, :count, None])[:, 0],
+            "logps": log_p.gather(1, ids[row, :count, None])[:, 0],
             "entropy": -(log_p.exp() * log_p).sum(-1),
             "values": head(output.hidden_states[-1][0, before])[:, 0],
         }
@@ -70,5 +72,5 @@ def test_only_answers_reach_the_head(tiny_llama, answers, monkeypatch):
         return real(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    score_completions(tiny_llama, rows_of(PROMPTS, *answers, pad_id=0))
+    score_completions(tiny_llama, completion_rows(PROMPTS, *answers, pad_id=0))
     assert rows == [sum(LENGTHS)]

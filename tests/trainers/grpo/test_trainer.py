@@ -130,7 +130,7 @@ def test_answers_that_are_all_cut_off_and_left_out(grpo_trainer, tiny_llama):
 @pytest.mark.parametrize("changes", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}], ids=str)
 def test_scores_that_do_not_vary_teach_nothing_wrong(grpo_trainer, tiny_llama, changes):
     before = tiny_llama.lm_head.weight.clone()
-    trainer = grpo_trainer(scorers={"even": lambda answers: torch.ones(len(answers.answers))}, max_steps=2, **changes)
+    trainer = grpo_trainer(scorers={"even": lambda completions: torch.ones(len(completions.ids))}, max_steps=2, **changes)
     trainer.train()
     assert finite(trainer)
     assert torch.equal(tiny_llama.lm_head.weight, before)
@@ -178,7 +178,7 @@ def test_what_is_left(grpo_trainer, tmp_path):
 
 
 def test_samples_have_each_reward_and_their_weighted_sum(grpo_trainer, tmp_path):
-    scorers = {"one": lambda a: torch.ones(len(a.answers)), "none": lambda a: torch.full((len(a.answers),), torch.nan)}
+    scorers = {"one": lambda a: torch.ones(len(a.ids)), "none": lambda a: torch.full((len(a.ids),), torch.nan)}
     grpo_trainer(scorers=scorers, reward_weights={"one": 3.0}, max_steps=1).train()
     line = json.loads((tmp_path / "train" / "samples.jsonl").read_text().splitlines()[0])
     assert (line["reward"], line["rewards/one"], line["rewards/none"]) == (3.0, 1.0, None)

@@ -71,13 +71,13 @@ def test_the_gradient_is_that_of_the_formula(gradient, rollout, tiny_llama):
     total, count = torch.zeros(()), int(rollout.mask.sum())
     for row, prompt in enumerate(rollout.prompts):
         n = int(rollout.mask[row].sum())
-        ids = torch.tensor([[*prompt, *rollout.answers[row, :n].tolist()]])
+        ids = torch.tensor([[*prompt, *rollout.completions[row, :n].tolist()]])
         output = tiny_llama(input_ids=ids, output_hidden_states=True)
         before = slice(len(prompt) - 1, len(prompt) + n - 1)
         log_p = torch.log_softmax(output.logits[0, before], -1)
         new = log_p.gather(1, ids[0, len(prompt) :, None])[:, 0]
         values, entropy = head(output.hidden_states[-1][0, before] / 32**0.5)[:, 0], -(log_p.exp() * log_p).sum(-1)
-        ratio = torch.exp(new - rollout.log_probs[row, :n])
+        ratio = torch.exp(new - rollout.logps[row, :n])
         gain = rollout.advantages[row, :n]
         policy = -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
         old, goal = rollout.values[row, :n], rollout.returns[row, :n]

@@ -110,7 +110,7 @@ def test_an_answer_ends_with_a_string_too_and_nothing_behind_it_counts(ppo_train
     seen = []
 
     def scored(answers):
-        seen.extend(answers.answers)
+        seen.extend(answers.ids)
         return even(answers)
 
     letters = set("abcdefghijklmnopqrstuvwxyz")
@@ -127,7 +127,7 @@ def test_an_answer_ends_with_a_string_too_and_nothing_behind_it_counts(ppo_train
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_scores_that_do_not_vary_teach_nothing_wrong(ppo_trainer, scaled):
-    trainer = ppo_trainer(scorer=lambda answers: torch.ones(len(answers.answers)), use_score_scaling=scaled, use_score_norm=scaled)
+    trainer = ppo_trainer(scorer=lambda completions: torch.ones(len(completions.ids)), use_score_scaling=scaled, use_score_norm=scaled)
     trainer.train()
     assert finite(trainer)
 

@@ -1,6 +1,6 @@
-"""The loss curve of a training, as a picture: each logged loss, their smoothed course, and the evaluations.
+"""The plots of a training: the loss curve, and the curves of metrics such as reward and KL.
 
-The course of a run that learns from rewards, as a picture: what answers earn, and how far the policy has gone for it.
+They are drawn when the training ends, also when it was interrupted.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from typing import Any
 
 from llmmod.files.paths import atomic_write
 
-_SMOOTHING = 0.8  # how much of the average so far each new point keeps
+Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # axis label; for each line: name in the log, label, colour
+_SMOOTHING = 0.8  # weight of the average so far at each new point
 
 
 @contextmanager
 def loss_curve(
     state: Callable[[], Any], path: Path, draw: Callable[[Sequence[dict[str, float]], Path], bool] | None = None
 ) -> Iterator[None]:
-    """Draw the curve to `path` when the block ends, whichever way: an interrupted training has one too.
+    """Draw the curve to `path` when the block ends, also after an interruption or an error.
 
     Args:
-        state: gives the trainer's state; of another process than the first nothing is drawn.
+        state: returns the trainer's state; only the first process draws.
         path: the PNG.
-        draw: from a trainer's log, a path: writes another picture than the loss; see `draw_loss_curve`.
+        draw: writes another plot from the trainer's log; None: `draw_loss_curve`.
     """
     draw = draw or draw_loss_curve
     try:
         yield
     except BaseException:
-        # What goes wrong here, a full disk say, must not hide the error that is on its way up.
+        # An error here, such as a full disk, must not hide the one that is raised.
         with suppress(Exception):
             _draw(state(), path, draw)
         raise
@@ -48,7 +49,7 @@ def draw_loss_curve(history: Sequence[dict[str, float]], path: Path) -> bool:
     train, held_out = points(history, "loss"), points(history, "eval_loss")
     if not train and not held_out:
         return False
-    # Imported here, since it takes half a second, and without pyplot, whose state is global and whose backend may want a screen.
+    # Imported here, since it takes half a second. pyplot has global state, and its backend may need a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,16 +68,16 @@ def draw_loss_curve(history: Sequence[dict[str, float]], path: Path) -> bool:
 
 
 def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
-    """The exponential moving average, without bias towards its start (Kingma & Ba 2015, section 3: divided by the weights so far)."""
-    average, weight, course = 0.0, 0.0, []
+    """The exponential moving average with bias correction (Kingma & Ba 2015, section 3)."""
+    average, weight, averages = 0.0, 0.0, []
     for value in values:
         average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
-        course.append(average / weight)
-    return course
+        averages.append(average / weight)
+    return averages
 
 
 def points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
-    """(optimizer step, value) of each entry of a log that has it."""
+    """(optimizer step, value) of each entry of a log that has this name."""
     return [(entry["step"], entry[name]) for entry in history if name in entry]
 
 
@@ -86,29 +87,26 @@ def save_png(canvas: Any, path: Path) -> None:
         canvas.print_png(file)
 
 
-Panel = tuple[str, tuple[tuple[str, str, str], ...]]  # what its axis says; name in the log, what it is called, colour
-
-
-def course(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> AbstractContextManager[None]:
-    """Draw a PNG of these panels when the block ends, whichever way."""
+def metric_curves(state: Callable[[], Any], path: Path, panels: Sequence[Panel]) -> AbstractContextManager[None]:
+    """Draw a PNG of these panels when the block ends, also after an interruption or an error."""
     return loss_curve(state, path, functools.partial(draw_metric_curves, panels=panels))
 
 
 def draw_metric_curves(history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel]) -> bool:
-    """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw; a panel without anything is left out."""
-    told = [panel for panel in panels if any(points(history, name) or points(history, f"eval_{name}") for name, _, _ in panel[1])]
-    if not told:
+    """Write `history`, a trainer's log, as a PNG, and return whether there was anything to draw; empty panels are left out."""
+    drawn = [panel for panel in panels if any(points(history, name) or points(history, f"eval_{name}") for name, _, _ in panel[1])]
+    if not drawn:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.5 * len(told)), layout="constrained")
-    column = figure.subplots(len(told), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (label, lines) in zip(column, told, strict=True):
+    figure = Figure(figsize=(8, 3.5 * len(drawn)), layout="constrained")
+    column = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, lines) in zip(column, drawn, strict=True):
         axes.set_ylabel(label)
-        for name, said, colour in lines:
-            _line(axes, points(history, name), label=said, color=colour)
-            _line(axes, points(history, f"eval_{name}"), label=f"{said.split(':')[0]}, held out", color=colour, marker="o", linestyle="--")
+        for name, text, colour in lines:
+            _line(axes, points(history, name), label=text, color=colour)
+            _line(axes, points(history, f"eval_{name}"), label=f"{text.split(':')[0]}, held out", color=colour, marker="o", linestyle="--")
         axes.legend()
         axes.grid(alpha=0.3)
     column[-1].set_xlabel("optimizer step")
@@ -117,6 +115,6 @@ def draw_metric_curves(history: Sequence[dict[str, float]], path: Path, panels: 
     return True
 
 
-def _line(axes: Any, course: Sequence[tuple[float, float]], **style: Any) -> None:
-    if course:
-        axes.plot(*zip(*course, strict=True), **style)
+def _line(axes: Any, values: Sequence[tuple[float, float]], **style: Any) -> None:
+    if values:
+        axes.plot(*zip(*values, strict=True), **style)

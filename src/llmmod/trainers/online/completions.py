@@ -1,8 +1,7 @@
-"""Prompts with their answers as rows of a batch, and the model's account of the answers' tokens: one forward, no more.
+"""Completions as rows of a batch, the model's log-probabilities of their tokens, and `samples.jsonl`.
 
-Log-probability and entropy of sampled tokens from their logits, which are the largest array that PPO makes.
-
-`samples.jsonl`: some answers of each rollout with their scores, so that a reader sees what was rewarded, and when.
+A batch passes through the model once, and only the positions that predict completion tokens reach its head. The logits of those are the
+largest array of an optimizer step: beside them, only their gradient is ever built.
 """
 
 from __future__ import annotations
@@ -20,21 +19,119 @@ from torch import nn
 from llmmod.models.loading.structure import base_model
 from llmmod.trainers.efficient import tiles
 
+FILE = "samples.jsonl"
 
-def selected_log_probs(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token's log-probability, and the entropy of what it was sampled from, both float32 [rows] (float64 of float64).
 
-    Beside the logits themselves only their gradient is ever made.
+class PolicyOutputs(NamedTuple):
+    """A model's outputs for completion tokens, each [batch, completion], 0 where there is no token."""
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor | None  # expected before each token is written; None without a value head
+
+
+def completion_rows(
+    prompts: Sequence[Sequence[int]], completions: torch.Tensor, mask: torch.Tensor, *, pad_id: int, left: bool = False
+) -> dict[str, torch.Tensor]:
+    """A batch of prompts with their completions.
+
+    Args:
+        prompts: ids.
+        completions: ids, padded on the right, [batch, completion].
+        mask: which of them are tokens, bool [batch, completion].
+        pad_id: the padding.
+        left: pad on the left, with positions that start at the first real token.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 [batch, seq]; `completions` and `completion_mask` as given; `predicted_from`, int64 [batch,
+        completion]: the position of its row from which a token is predicted; with padding on the left also `position_ids`.
+    """
+    count = mask.sum(1).tolist()
+    lengths = [len(prompt) + more for prompt, more in zip(prompts, count, strict=True)]
+    width = max(lengths)
+    ids, attention = torch.full((len(lengths), width), pad_id), torch.zeros(len(lengths), width, dtype=torch.int64)
+    predicted_from = torch.zeros_like(completions)
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        start = width - length if left else 0
+        ids[row, start : start + len(prompt)] = torch.as_tensor(prompt)
+        ids[row, start + len(prompt) : start + length] = completions[row, : count[row]]
+        attention[row, start : start + length] = 1
+        predicted_from[row, : count[row]] = torch.arange(start + len(prompt) - 1, start + length - 1)
+    batch = {"input_ids": ids, "attention_mask": attention, "completions": completions, "completion_mask": mask}
+    batch |= {"predicted_from": predicted_from}
+    return batch | ({"position_ids": (attention.cumsum(1) - 1).clamp(min=0)} if left else {})
+
+
+def score_completions(
+    model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | None = None, temperature: float = 1.0
+) -> PolicyOutputs:
+    """Log-probabilities, entropies and values of the completion tokens of a batch.
+
+    Args:
+        model: a PreTrainedModel or PeftModel, or what a trainer wrapped it in.
+        batch: from `completion_rows`, on the model's device.
+        value_head: from a hidden state to a value.
+        temperature: of the sampling.
+    """
+    mask = batch["completion_mask"]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
+    with _head_on_positions(model, row, batch["predicted_from"][mask]) as hidden:
+        logits = model(**inputs, use_cache=False).logits[0]  # [tokens, vocabulary]
+    logps, entropy = token_logps(logits, batch["completions"][mask].to(logits.device), temperature=temperature)
+    values = None
+    if value_head is not None:
+        weight = next(value_head.parameters())
+        with torch.autocast(weight.device.type, enabled=False):  # float32, since advantages are small differences of returns
+            values = _spread(value_head(hidden[0].to(weight))[:, 0], mask)
+    return PolicyOutputs(_spread(logps, mask), _spread(entropy, mask), values)
+
+
+def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The values of the tokens in `mask`, as [batch, completion]."""
+    spread = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
+    return spread.masked_scatter(mask, values.to(mask.device))
+
+
+@contextmanager
+def _head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Within it, the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
+
+    It is a hook, since the families differ in what they do between trunk and head, and behind the head: scales, soft caps, norms.
+    """
+    kept: list[torch.Tensor] = []
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        chosen = args[0][row.to(args[0].device), position.to(args[0].device)]
+        kept.append(chosen)
+        return (chosen[None], *args[1:])
+
+    handle = unwrapped(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def unwrapped(model: Any) -> Any:
+    """The PreTrainedModel within the wrappers of accelerate and the adapters of peft."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    return base_model(model)
+
+
+def token_logps(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each token, and the entropy of its distribution, both float32 [rows] (float64 for float64).
 
     Args:
         logits: [rows, vocabulary].
         tokens: int64 [rows].
-        temperature: that was sampled with.
+        temperature: of the sampling.
     """
-    return _LogProbs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call,no-any-return]
+    return _TokenLogps.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call,no-any-return]
 
 
-class _LogProbs(torch.autograd.Function):
+class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -48,156 +145,50 @@ class _LogProbs(torch.autograd.Function):
         return logits.gather(1, tokens[:, None])[:, 0].to(dtype) / temperature - sums, entropy
 
     @staticmethod
-    def backward(ctx: Any, of_log_probs: torch.Tensor, of_entropy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, of_logps: torch.Tensor, of_entropy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, tokens, sums, entropy = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for rows in tiles(len(logits)):
             log_p = logits[rows].to(sums.dtype) / ctx.temperature - sums[rows, None]
             p = log_p.exp()
             # d log p(token) / d z = 1[token] - p;  d H / d z = -p (log p + H)
-            found = p * (-of_log_probs[rows, None] - of_entropy[rows, None] * (log_p + entropy[rows, None]))
-            found.scatter_add_(1, tokens[rows, None], of_log_probs[rows, None])
+            found = p * (-of_logps[rows, None] - of_entropy[rows, None] * (log_p + entropy[rows, None]))
+            found.scatter_add_(1, tokens[rows, None], of_logps[rows, None])
             gradient[rows] = found / ctx.temperature
         return gradient, None, None
 
 
-class PolicyOutputs(NamedTuple):
-    """What a model says of the answers' tokens, each [batch, answer], 0 where there is no token."""
-
-    log_probs: torch.Tensor
-    entropy: torch.Tensor
-    values: torch.Tensor | None  # expected before each token is written; None without a value head
-
-
-def rows_of(
-    prompts: Sequence[Sequence[int]], answers: torch.Tensor, mask: torch.Tensor, *, pad_id: int, left: bool = False
-) -> dict[str, torch.Tensor]:
-    """A batch of prompts with their answers.
-
-    Args:
-        prompts: ids.
-        answers: ids, padded on the right, [batch, answer].
-        mask: which of them are tokens, bool [batch, answer].
-        pad_id: fills up.
-        left: pad on the left, with positions that start at the first real token.
-
-    Returns:
-        `input_ids` and `attention_mask`, int64 [batch, seq]; `answers` and `answer_mask` as given, and `before`, int64 [batch, answer]:
-        where in its row each token is told from; for padding on the left also `position_ids`.
-    """
-    count = mask.sum(1).tolist()
-    lengths = [len(prompt) + more for prompt, more in zip(prompts, count, strict=True)]
-    width = max(lengths)
-    ids, attention = torch.full((len(lengths), width), pad_id), torch.zeros(len(lengths), width, dtype=torch.int64)
-    before = torch.zeros_like(answers)
-    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        start = width - length if left else 0
-        ids[row, start : start + len(prompt)] = torch.as_tensor(prompt)
-        ids[row, start + len(prompt) : start + length] = answers[row, : count[row]]
-        attention[row, start : start + length] = 1
-        before[row, : count[row]] = torch.arange(start + len(prompt) - 1, start + length - 1)
-    batch = {"input_ids": ids, "attention_mask": attention, "answers": answers, "answer_mask": mask, "before": before}
-    return batch | ({"position_ids": (attention.cumsum(1) - 1).clamp(min=0)} if left else {})
-
-
-def score_completions(
-    model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | None = None, temperature: float = 1.0
-) -> PolicyOutputs:
-    """What a model says of the answers of a batch; only the answers' positions reach its head.
-
-    Args:
-        model: a PreTrainedModel or PeftModel, or what a trainer wrapped it in.
-        batch: as from `rows_of`, on the model's device.
-        value_head: from a hidden state to a value.
-        temperature: that was sampled with.
-    """
-    mask = batch["answer_mask"]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
-    with _only(model, row, batch["before"][mask]) as hidden:
-        logits = model(**inputs, use_cache=False).logits[0]  # [tokens, vocabulary]
-    log_probs, entropy = selected_log_probs(logits, batch["answers"][mask].to(logits.device), temperature=temperature)
-    values = None if value_head is None else _spread(_values(value_head, hidden[0]), mask)
-    return PolicyOutputs(_spread(log_probs, mask), _spread(entropy, mask), values)
-
-
-def _values(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """[tokens] in float32, mixed precision or not: a return's few digits are what advantages are made of."""
-    weight = next(head.parameters())
-    with torch.autocast(weight.device.type, enabled=False):
-        values: torch.Tensor = head(hidden.to(weight))[:, 0]
-    return values
-
-
-def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Values of the tokens that are, [batch, answer]."""
-    spread = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
-    return spread.masked_scatter(mask, values.to(mask.device))
-
-
-@contextmanager
-def _only(model: Any, row: torch.Tensor, place: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Within it, the model's head gets the hidden states of these places alone, [1, places, channels]; the list holds them afterwards.
-
-    A hook, since each family does things of its own between trunk and head, and behind it: scales, soft caps, norms.
-    """
-    kept: list[torch.Tensor] = []
-
-    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        chosen = args[0][row.to(args[0].device), place.to(args[0].device)]
-        kept.append(chosen)
-        return (chosen[None], *args[1:])
-
-    inner = unwrapped(model)
-    handle = inner.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield kept
-    finally:
-        handle.remove()
-
-
-def unwrapped(model: Any) -> Any:
-    """The causal language model within wrappers and adapters."""
-    while hasattr(model, "module") and isinstance(model.module, nn.Module):
-        model = model.module
-    return base_model(model)
-
-
-FILE = "samples.jsonl"
-
-
 class Samples:
-    """The file of a training that lets the model answer.
+    """The file `samples.jsonl`: some completions of each rollout with their scores, which shows what was rewarded, and when.
 
     Args:
         directory: of the step.
-        wanted: answers of each rollout; 0: there is no file.
+        count: completions of each rollout; 0: there is no file.
     """
 
-    def __init__(self, directory: Path, wanted: int) -> None:
-        self._path, self._wanted = directory / FILE, wanted
+    def __init__(self, directory: Path, count: int) -> None:
+        self._path, self._count = directory / FILE, count
 
     def forget_after(self, step: int) -> None:
-        """Take out what was written after an optimizer step: a resumed run makes those answers anew."""
+        """Remove the lines of an optimizer step and those after it; a resumed run writes them again."""
         if self._path.is_file():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
             self._path.write_text("".join(kept), encoding="utf-8")
 
-    def write(self, step: int, *, prompts: Sequence[str], answers: Sequence[str], **numbers: Sequence[float]) -> None:
-        """Add the first answers of a rollout.
+    def write(self, step: int, *, prompts: Sequence[str], completions: Sequence[str], **numbers: Sequence[float]) -> None:
+        """Add the first completions of a rollout.
 
         Args:
             step: optimizer steps before it.
-            prompts: texts.
-            answers: texts.
-            numbers: name -> one for each answer, NaN where there is none.
+            prompts, completions: texts.
+            numbers: name -> one number for each completion, NaN where there is none.
         """
-        if not self._wanted:
+        if not self._count:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            for place in range(min(self._wanted, len(prompts))):
-                told = {"step": step, "prompt": prompts[place], "answer": answers[place]}
-                told |= {name: None if math.isnan(values[place]) else round(values[place], 6) for name, values in numbers.items()}
-                file.write(json.dumps(told, ensure_ascii=False) + "\n")
+            for place in range(min(self._count, len(prompts))):
+                line = {"step": step, "prompt": prompts[place], "answer": completions[place]}
+                line |= {name: None if math.isnan(values[place]) else round(values[place], 6) for name, values in numbers.items()}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

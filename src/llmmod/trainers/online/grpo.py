@@ -1,14 +1,12 @@
-"""What GRPO can be told: trl's arguments, and rewards by name.
+"""`stage=grpo`: Group Relative Policy Optimization (Shao et al. 2024) with trl's losses and advantages, on our completions and rewards.
 
-Group relative policy optimisation (Shao et al. 2024): trl's losses and advantages, on answers and rewards of ours.
+Several completions of each prompt are sampled and scored, and each is compared with the others of its prompt. trl computes the loss
+(`loss_type`, `scale_rewards`, …). Ours are the prompts' ids, sampling and stop conditions, rewards, the reference and log-probabilities
+(`trainers.online`, `trainers.reference`).
 
-Several answers to each prompt are sampled and scored, and each is compared with the others to the same prompt. trl decides what that makes
-of them (its `loss_type`, `scale_rewards`, …); the prompts' ids, how answers are sampled and where they end, rewards and their models, the
-reference and the log-probabilities are those of `stages.answering` and `stages.rewards`.
-
-What differs from trl's own trainer (1.16): rows are padded on the right, so that positions begin with the prompt; the last prompts of an
-epoch aren't left out, but filled up with its first; a run that is resumed gives the same bits; `eval_loss`, which says nothing of a
-policy that is compared with itself, isn't told.
+It differs from trl's GRPOTrainer (1.16): rows are padded on the right, so that positions start with the prompt; the last prompts of an
+epoch are not dropped, the first ones fill up their batch; a resumed run gives the same bits; `eval_loss` is left out, since it means
+nothing for a policy that is compared with itself.
 """
 
 from __future__ import annotations
@@ -29,40 +27,38 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, sampling_settings, seed_of
-from llmmod.trainers.online.completions import Samples, rows_of, score_completions
+from llmmod.trainers.online.completions import Samples, completion_rows, score_completions
 from llmmod.trainers.online.rewards import Completions, rewards_from
 from llmmod.trainers.reference import can_disable_adapter, initial_weights, reference
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-_BEST = "reward"
+_BEST = "reward"  # the metric for the best model
+_REFERENCE = "reference"  # trl gets it instead of a reference model
+# trl's metrics that are means over any number of batches: over completions, and over tokens.
+_COMPLETION_MEANS = ("reward", "completions/mean_length", "completions/clipped_ratio")
+_TOKEN_MEANS = ("kl", "entropy")
 
 
 @dataclass
 class GrpoArguments(GrpoFields, GRPOConfig):  # type: ignore[misc]
-    """The arguments of `stages.grpo.trainer.GrpoTrainer`; what is not trl's, and its default, `GrpoFields` says."""
+    """The arguments of GrpoTrainer: trl's, and those of `GrpoFields`, which documents them."""
 
     def __post_init__(self) -> None:
-        """The best model is the one with the highest reward on held-out prompts, unless something else is named."""
+        """The best model has the highest reward on held-out prompts, unless `metric_for_best_model` is set."""
         if self.load_best_model_at_end and getattr(self, "metric_for_best_model", None) is None:
             self.metric_for_best_model, self.greater_is_better = _BEST, True
         super().__post_init__()
 
 
-_REFERENCE = "reference"  # where trl has a model
-# Of what trl measures, the means that are means over any number of batches too; by what they are over.
-_BY_ANSWER = ("reward", "completions/mean_length", "completions/clipped_ratio")
-_BY_TOKEN = ("kl", "entropy")
-
-
 class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
-    """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are for reward functions."""
+    """trl.GRPOTrainer for datasets with the column `prompt_ids`; further columns are passed to reward functions."""
 
     stage = "grpo"
     panels = (
         ("reward", (("reward", "reward", "tab:blue"),)),
-        ("tokens an answer", (("completions/mean_length", "length", "tab:green"),)),
+        ("tokens per completion", (("completions/mean_length", "length", "tab:green"),)),
         ("KL to the reference, nats a token", (("kl", "KL", "tab:red"),)),
     )
 
@@ -71,41 +67,41 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         assert args is not None
         if data_collator is not None:
-            raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of answers itself", do="Leave it out"))
-        self._answering = sampling_settings(args, model)
-        self._ends = Ends(self._answering, kwargs.get("processing_class"))
-        self._ended: list[bool] = []  # of the answers made last
+            raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of completions itself", do="Leave it out"))
+        self._sampling = sampling_settings(args, model)
+        self._ends = Ends(self._sampling, kwargs.get("processing_class"))
+        self._ended: list[bool] = []  # of the completions sampled last
         names = list(reward_nodes(args.reward))
-        with _as_trl_reads_them(args):
-            super().__init__(model=model, reward_funcs=[_asked_by_us] * len(names), args=args, train_dataset=train_dataset, **kwargs)
+        with _without_reference(args):
+            super().__init__(model=model, reward_funcs=[_unused_reward] * len(names), args=args, train_dataset=train_dataset, **kwargs)
         if self.aux_loss_enabled:
             found = f"{self.router_aux_loss_coef:g} by the model's config, and grpo doesn't learn from that loss"
             raise ConfigError(Problem("training.router_aux_loss_coef", found, do="Set it to 0"))
-        self.eos_token_ids = list(self._answering.eos_token_id)  # trl would count the tokenizer's own among them
+        self.eos_token_ids = list(self._sampling.eos_token_id)  # trl would add the tokenizer's
         self.reward_func_names = names
         self.reward_weights = torch.tensor([args.reward_weights.get(name, 1.0) for name in names])
         run_dir, rows = Path(args.output_dir).parent, args.per_device_train_batch_size
         self.rewards = rewards_from(
             args.reward, {}, model=self.model, tokenizer=self.processing_class, run_dir=run_dir, rows=rows, left_out=torch.nan
         )
-        self._compare_with_reference(known=can_disable_adapter(model))
+        self._set_reference(known=can_disable_adapter(model))
         self._rows: Sequence[Mapping[str, Any]] = []
         self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         self.initial = initial_weights(self.model) if self.args.beta else None
-        self._compare_with_reference(known=True)
+        self._set_reference(known=True)
         return super().train(*args, **kwargs)
 
     def release(self) -> None:
-        """Let go of what only training needs."""
+        """Free what only training needs."""
         super().release()
         self._buffered_inputs = None
         self._rows = []
 
-    def _compare_with_reference(self, *, known: bool) -> None:
-        """Whole weights that were trained elsewhere have no reference: nobody knows what they were."""
+    def _set_reference(self, *, known: bool) -> None:
+        """Compare with the reference, unless it is unknown: that of whole weights from another training is."""
         self.beta = self.args.beta if known else 0.0
         self.ref_model = _REFERENCE if self.beta else None
 
@@ -117,7 +113,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         return self.rollout_sampler(dataset, size=size, times=times, each=self.num_generations)
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, torch.Tensor]:
-        """A micro-batch that is learnt from, its answers sampled and scored if it is the first of those that are made at once."""
+        """A micro-batch; if it is the first of a rollout, completions for all of them are sampled and scored."""
         context: AbstractContextManager[None] = nullcontext()
         if self.model.training:
             context = isolated_rng(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
@@ -127,10 +123,10 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         self._rows = inputs
-        # trl gets texts, which it shows; what else a row has may be what it takes for a picture or an environment.
+        # trl gets texts, which it logs. It would take some other columns for images or an environment.
         texts = [answer_text(row["prompt_ids"], self.processing_class, stop_ids=()) for row in inputs]
         found: dict[str, torch.Tensor] = super()._generate_and_score_completions([{"prompt": text} for text in texts])
-        if self._answering.stop_strings:  # trl knows of tokens alone that end an answer
+        if self._sampling.stop_strings:  # trl recognises ends by tokens only
             cut = gather(torch.tensor([not ended for ended in self._ended], device=self.accelerator.device)).float().mean()
             self._metrics["train" if self.model.training else "eval"]["completions/clipped_ratio"][-1] = cut.item()
         return found
@@ -138,32 +134,32 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(row["prompt_ids"]) for row in self._rows], None, {}
 
-    # Answers
+    # Completions
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
-        """An answer to each; without dropout, and each batch of them at once."""
-        with _evaluating(self.model), self.accelerator.autocast():  # around all tokens: weights are cast once
-            found = generate_in_order(self.model, prompt_ids, config=self._answering, tokenizer=self.processing_class)
+        """A completion of each prompt, sampled at once and without dropout."""
+        with _evaluating(self.model), self.accelerator.autocast():  # around the whole generation, so that weights are cast once
+            found = generate_in_order(self.model, prompt_ids, config=self._sampling, tokenizer=self.processing_class)
         self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
         return found, None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: list[str], completions: list[str], completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        """What each answer of all processes is worth to each reward, [answers, rewards]; NaN where a function says nothing."""
-        completions[:] = [self.reader(ids) for ids in completion_ids_list]  # in place: trl shows and logs its list of them
-        asked = Completions([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
-        own = torch.stack([self.rewards.scorers[name](asked) for name in self.reward_func_names], dim=1)
-        earned = (own * self.reward_weights).nansum(1)
+        """The score of each completion by each reward, of all processes, [completions, rewards]; NaN where a function returns None."""
+        completions[:] = [self.reader(ids) for ids in completion_ids_list]  # in place, since trl logs this list
+        scored = Completions([list(row["prompt_ids"]) for row in self._rows], completion_ids_list, columns(self._rows), completions)
+        own = torch.stack([self.rewards.scorers[name](scored) for name in self.reward_func_names], dim=1)
+        total = (own * self.reward_weights).nansum(1)
         if self.model.training:
-            told_of = {"reward": earned.tolist()}
+            shown = {"reward": total.tolist()}
             if len(self.reward_func_names) > 1:
-                told_of |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
-            self._samples.write(self.state.global_step, prompts=prompts, answers=completions, **told_of)
+                shown |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
+            self._samples.write(self.state.global_step, prompts=prompts, completions=completions, **shown)
         else:
-            self.measure_texts(completions, asked.columns.get("answer"))
-            by_prompt = earned.reshape(-1, self.num_generations_eval).mean(1)
-            self._earned.update(gather(by_prompt.to(self.accelerator.device)).cpu())
+            self.measure_texts(completions, scored.columns.get("answer"))
+            by_prompt = total.reshape(-1, self.num_generations_eval).mean(1)
+            self._rewards_so_far.update(gather(by_prompt.to(self.accelerator.device)).cpu())
         scores: torch.Tensor = gather(own.to(self.accelerator.device))
         return scores
 
@@ -172,44 +168,48 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
-        input_ids: torch.Tensor,  # [answers, prompt + answer], prompts padded on the left, answers on the right
+        input_ids: torch.Tensor,  # [completions, prompt + completion], prompts padded on the left, completions on the right
         attention_mask: torch.Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
         compute_entropy: bool = False,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probabilities of the answers' tokens and, where wanted, entropies, each [answers, tokens]."""
+        """Log-probabilities of the completion tokens and, if `compute_entropy`, their entropies, each [completions, tokens]."""
         prompts, size = input_ids.shape[1] - logits_to_keep, batch_size or len(input_ids)
-        asked, context = model, nullcontext()  # type: tuple[Any, AbstractContextManager[None]]
+        scorer, context = model, nullcontext()  # type: tuple[Any, AbstractContextManager[None]]
         if model is _REFERENCE:
             found_reference = reference(self.model, self.initial)
-            assert found_reference is not None, "where it isn't known, nothing is compared with it"
-            asked, context = self.model, found_reference
+            assert found_reference is not None, "without a reference, beta is 0"
+            scorer, context = self.model, found_reference
         found = []
         with context, self.accelerator.autocast():
             for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):
-                known = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
-                batch = rows_of(known, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._answering.pad_token_id)
-                found.append(score_completions(asked, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
-        log_probs = torch.cat([part.log_probs for part in found])
-        return log_probs, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
+                unpadded = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
+                batch = completion_rows(unpadded, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._sampling.pad_token_id)
+                found.append(score_completions(scorer, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
+        logps = torch.cat([part.logps for part in found])
+        return logps, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        pass  # trl counts prompts and answers when they are made
+        pass  # trl counts prompts and completions when they are sampled
 
     # Held-out prompts
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
-        """Nothing, a batch's means being kept for `evaluation_loop`; what fills up the last batch of several processes counts again."""
+        """Add a batch to the means of `evaluation_loop`; duplicates that fill the last batch of several processes count again."""
         batch = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             self.compute_loss(model, batch)
         found = {name: values[-1] for name, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
-        kept = {name: value for name, value in found.items() if name in (*_BY_ANSWER, *_BY_TOKEN) or _is_mean_reward(name)}
+        kept = {
+            name: value
+            for name, value in found.items()
+            if name in (*_COMPLETION_MEANS, *_TOKEN_MEANS) or (name.startswith("rewards/") and name.endswith("/mean"))
+        }
         tokens = float(batch["completion_mask"].sum())
-        self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_BY_TOKEN, tokens))
+        self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_TOKEN_MEANS, tokens))
         return None, None, None
 
     # Checkpoints
@@ -230,18 +230,14 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
             self._samples.forget_after(self.state.global_step)
 
 
-def _is_mean_reward(name: str) -> bool:
-    return name.startswith("rewards/") and name.endswith("/mean")
-
-
-def _asked_by_us(**given: Any) -> list[float]:
-    """Stands where trl wants a reward function; `_calculate_rewards` asks our own rewards, so that it is never called."""
-    raise AssertionError("rewards come of GrpoTrainer._calculate_rewards")
+def _unused_reward(**given: Any) -> list[float]:
+    """trl requires a reward function; it is never called, since `_calculate_rewards` uses our rewards."""
+    raise AssertionError("GrpoTrainer._calculate_rewards computes rewards")
 
 
 @contextmanager
-def _as_trl_reads_them(args: GrpoArguments) -> Iterator[None]:
-    """Within it, trl makes no reference of its own, and reads no weights by name."""
+def _without_reference(args: GrpoArguments) -> Iterator[None]:
+    """Within it, trl doesn't create a reference model, and doesn't read reward weights by name."""
     beta, weights = args.beta, args.reward_weights
     args.beta, args.reward_weights = 0.0, None  # type: ignore[assignment]
     try:

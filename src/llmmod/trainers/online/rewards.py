@@ -1,9 +1,9 @@
-"""What answers are worth: reward models and functions, as `training.reward` names them, added up by their weights.
+"""The scores of completions: reward models and functions, as `training.reward` names them, and their weighted sum.
 
-A reward is a model's directory (`path`), what an earlier step of the run left (`step`), or a function or class of anybody's, named by its
-`_target_`. A function is called as trl's GRPO calls it: with `prompts` and `completions` (lists of messages, or texts where the data has
-no messages), `completion_ids`, and each further column of the data by its name; it returns a number for each answer. What else trl hands in
-(`log_extra`, `log_metric`, `trainer_state`) it isn't given, and it isn't awaited.
+A reward is a model's directory (`path`), the result of an earlier step of the run (`step`), or a function or class (`_target_`). A
+function is called as trl's GRPOTrainer calls it: with `prompts` and `completions` (lists of messages, or texts if the data has no
+messages), `completion_ids`, and each further column of the data by its name; it returns a number for each completion. It does not get
+trl's `log_extra`, `log_metric` and `trainer_state`, and it must not be async.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ LINEAGE_ATTRIBUTE = "lineage"  # attribute of a model without its adapter: as fr
 
 @dataclass
 class Completions:
-    """Answers that are to be scored.
+    """Completions to be scored.
 
     Args:
         prompts: ids.
-        answers: ids, terminators included.
+        ids: of the completions, terminators included.
         columns: of the data, a value for each prompt.
-        texts: of the answers, as `models.generation.Reader` reads them.
+        texts: of the completions, as `models.generation.settings.Reader` reads them.
     """
 
     prompts: Sequence[Sequence[int]]
-    answers: Sequence[Sequence[int]]
+    ids: Sequence[Sequence[int]]
     columns: Mapping[str, Sequence[Any]]
     texts: Sequence[str]
 
 
-Scorer = Callable[[Completions], torch.Tensor]  # float32 [answers]
+Scorer = Callable[[Completions], torch.Tensor]  # float32 [completions]
 
 
 class Rewards:
-    """The weighted sum of all rewards of an answer.
+    """The weighted sum of all rewards of a completion.
 
     Args:
         scorers: by name.
@@ -71,20 +71,20 @@ class Rewards:
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float] | None = None) -> None:
         self.scorers, self.weights = dict(scorers), dict(weights or {})
 
-    def __call__(self, answers: Completions) -> torch.Tensor:
-        """Scores, float32 [answers].
+    def __call__(self, completions: Completions) -> torch.Tensor:
+        """Scores, float32 [completions].
 
         Raises:
-            RunError: a function gives something else than a number an answer.
+            RunError: a function does not return a number for each completion.
         """
-        total = torch.zeros(len(answers.answers))
+        total = torch.zeros(len(completions.ids))
         for name, scorer in self.scorers.items():
-            total += self.weights.get(name, 1.0) * scorer(answers)
+            total += self.weights.get(name, 1.0) * scorer(completions)
         return total
 
     @contextmanager
     def left_out(self, model: Any) -> Iterator[None]:
-        """Within it, a model saves the adapter that is trained, and none of a reward's beside it."""
+        """Within it, `model.save_pretrained` saves the trained adapter only, not those of rewards."""
         if not hasattr(model, "peft_config") or len(model.peft_config) == 1:
             yield
             return
@@ -96,7 +96,7 @@ class Rewards:
             model.save_pretrained = save
 
     def release(self) -> None:
-        """Let go of reward models, and take their adapters out of the model that is trained."""
+        """Free reward models, and remove their adapters from the policy."""
         for scorer in self.scorers.values():
             if isinstance(scorer, ModelScorer):
                 scorer.release()
@@ -106,19 +106,19 @@ class Rewards:
 def rewards_from(
     conf: Mapping[str, Any], weights: Mapping[str, float], *, model: Any, tokenizer: Any, run_dir: Path, rows: int, left_out: float = 0.0
 ) -> Rewards:
-    """What `training.reward` names.
+    """The rewards that `training.reward` names.
 
     Args:
         conf: see `config.schema.online_training.reward_nodes`.
         weights: `training.reward_weights`.
-        model: that is trained; a reward adapter on its base is put beside its own.
-        tokenizer: of prompts' texts.
+        model: the policy; a reward adapter of the same base model is added to it.
+        tokenizer: decodes prompts.
         run_dir: where the run's steps have their directories.
-        rows: answers that a reward model scores together.
-        left_out: what an answer has that a function gives no number for (None).
+        rows: completions that a reward model scores at once.
+        left_out: the score of a completion for which a function returns None.
 
     Raises:
-        ConfigError: a reward that isn't there, or can't score these answers.
+        ConfigError: a reward does not exist, or can't score these completions.
     """
     scorers: dict[str, Scorer] = {}
     for name, node in reward_nodes(conf).items():
@@ -131,17 +131,17 @@ def rewards_from(
 
 
 def _function(node: Mapping[str, Any]) -> Callable[..., Any]:
-    """A class is built with the node's other fields; a function is called with them each time."""
+    """A class is built with the other fields of the node; a function gets them at each call."""
     target = locate(node["_target_"])
-    asked: Callable[..., Any] = build(dict(node)) if inspect.isclass(target) else functools.partial(target, **arguments(dict(node)))
-    awaited = inspect.iscoroutinefunction(asked) or inspect.iscoroutinefunction(type(asked).__call__)
-    if problem := unfit(KEY, node["_target_"], awaited=awaited, required=_required(asked)):
+    function: Callable[..., Any] = build(dict(node)) if inspect.isclass(target) else functools.partial(target, **arguments(dict(node)))
+    awaited = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    if problem := unfit(KEY, node["_target_"], awaited=awaited, required=_required(function)):
         raise ConfigError(problem)
-    return asked
+    return function
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
-    """The arguments without a default; none where nobody knows them."""
+    """The arguments without a default; empty if the signature is unknown."""
     try:
         given = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -150,51 +150,48 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 
 class FunctionScorer:
-    """Asks a function.
+    """Scores with a function.
 
     Args:
         name: of the reward.
         function: see the module.
-        tokenizer: of the prompts' texts, where the data has no messages.
-        left_out: what counts where the function gives None.
+        tokenizer: decodes prompts, if the data has no messages.
+        left_out: the score where the function returns None.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], tokenizer: Any, *, left_out: float = 0.0) -> None:
         self._name, self._function, self._tokenizer, self._left_out = name, function, tokenizer, left_out
 
-    def __call__(self, answers: Completions) -> torch.Tensor:
-        """Scores, float32 [answers]."""
-        texts = list(answers.texts)
-        messages = answers.columns.get("prompt")
-        given = {name: values for name, values in answers.columns.items() if name not in ("prompt", "prompt_ids")}
+    def __call__(self, completions: Completions) -> torch.Tensor:
+        """Scores, float32 [completions]."""
+        texts, messages = list(completions.texts), completions.columns.get("prompt")
+        given = {name: values for name, values in completions.columns.items() if name not in ("prompt", "prompt_ids")}
         if messages is None:
-            given |= {"prompts": [self._prompt(ids) for ids in answers.prompts], "completions": texts}
+            prompts = [answer_text(ids, self._tokenizer, stop_ids=()).strip() for ids in completions.prompts]
+            given |= {"prompts": prompts, "completions": texts}
         else:
             given |= {"prompts": messages, "completions": [[{"role": "assistant", "content": text}] for text in texts]}
-        return self._checked(self._function(**given, completion_ids=answers.answers), len(texts))
-
-    def _checked(self, scores: Any, count: int) -> torch.Tensor:
-        if len(scores) != count:
-            raise RunError(f"{KEY}.{self._name}: the function gave {len(scores)} numbers for {count} answers.")
+        scores = self._function(**given, completion_ids=completions.ids)
+        if len(scores) != len(texts):
+            raise RunError(f"{KEY}.{self._name}: the function gave {len(scores)} numbers for {len(texts)} completions.")
         found = [None if score is None else float(score) for score in scores]
         if bad := next((score for score in found if score is not None and not math.isfinite(score)), None):
-            raise RunError(f"{KEY}.{self._name}: the function gave {bad}, which is no score.")
+            raise RunError(f"{KEY}.{self._name}: the function gave {bad}, which is not a score.")
         return torch.tensor([self._left_out if score is None else score for score in found])
-
-    def _prompt(self, ids: Sequence[int]) -> str:
-        return answer_text(ids, self._tokenizer, stop_ids=()).strip()
 
 
 class ModelScorer:
-    """Asks a reward model. An adapter that was trained on what the policy started from is put beside the policy's own adapter; where that
-    has none, or can't stand beside it, on a copy of what the policy started from. Any other is a model of its own.
+    """Scores with a reward model.
+
+    A reward adapter that was trained on the policy's base model is added to the policy beside its own adapter. If the policy has none, or
+    can't hold it, the adapter gets a copy of that base model. Any other reward model is loaded by itself.
 
     Args:
         path: of a reward adapter or a full reward model.
-        policy: the model that is to be trained.
+        policy: the model that is trained.
         name: of the adapter within it.
-        pad_id: fills up.
-        rows: answers scored together.
+        pad_id: the padding.
+        rows: completions scored at once.
 
     Raises:
         ConfigError: there is no such reward model, or it reads another vocabulary.
@@ -203,21 +200,21 @@ class ModelScorer:
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
         self._policy, self._name, self._pad_id, self._rows = policy, name, pad_id, rows
         same, adapted = same_lineage(Path(path), policy), hasattr(policy, "peft_config")
-        self.beside = same and adapted and can_share_base(path, policy, key=KEY)
+        self.shares_base = same and adapted and can_share_base(path, policy, key=KEY)
         self._model: Any
-        if self.beside:
+        if self.shares_base:
             self._model = shared_base_reward(policy, path, name=name, key=KEY)
         else:
             # A copy of a model that is spread would call the modules of the original, and LoftQ's has lost its base.
             copied = policy if same and not spans_devices(policy) and not (adapted and has_lost_base(policy)) else None
-            self._model = prepare_for_inference(_apart(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
-            _same_vocabulary(path, self._model, policy)
+            self._model = prepare_for_inference(_own_reward_model(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
+            _check_vocabulary(path, self._model, policy)
 
-    def __call__(self, answers: Completions) -> torch.Tensor:
-        """Scores, float32 [answers]; prompts and answers of like length together."""
-        texts = [[*prompt, *answer] for prompt, answer in zip(answers.prompts, answers.answers, strict=True)]
+    def __call__(self, completions: Completions) -> torch.Tensor:
+        """Scores, float32 [completions]; completions of similar length are scored together."""
+        texts = [[*prompt, *answer] for prompt, answer in zip(completions.prompts, completions.ids, strict=True)]
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-        scores, device = torch.zeros(len(texts)), self._policy.device if self.beside else self._model.device
+        scores, device = torch.zeros(len(texts)), self._policy.device if self.shares_base else self._model.device
         for start in range(0, len(order), self._rows):
             numbers = order[start : start + self._rows]
             ids, mask = padded([texts[number] for number in numbers], fill=self._pad_id)
@@ -225,8 +222,8 @@ class ModelScorer:
         return scores
 
     def release(self) -> None:
-        """Take the adapter out of the policy again."""
-        if self.beside and self._name in self._policy.peft_config:
+        """Remove the adapter from the policy."""
+        if self.shares_base and self._name in self._policy.peft_config:
             self._policy.delete_adapter(self._name)
         self._model = None
 
@@ -248,8 +245,8 @@ def same_lineage(path: Path, policy: Any) -> bool:
     return config.base_model_name_or_path in (None, "", base.name_or_path)
 
 
-def _apart(path: str, policy: Any) -> Any:
-    """A reward model of its own; of an adapter, on a copy of what `policy` started from where there is one."""
+def _own_reward_model(path: str, policy: Any) -> Any:
+    """A reward model by itself; an adapter on a copy of the base model of `policy`, if that is given."""
     if policy is None:
         return load_reward_model(path, key=KEY)
     base = copy.deepcopy(policy)
@@ -260,7 +257,7 @@ def _apart(path: str, policy: Any) -> Any:
     return adapted
 
 
-def _same_vocabulary(path: str, model: Any, policy: Any) -> None:
+def _check_vocabulary(path: str, model: Any, policy: Any) -> None:
     found, own = (each.config.get_text_config().vocab_size for each in (model, policy))
     if found != own:
         what = f"'{path}' reads a vocabulary of {found} tokens and the model that is trained writes one of {own}"

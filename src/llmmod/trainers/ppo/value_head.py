@@ -1,7 +1,7 @@
-"""The value head: a linear layer on the policy's trunk, which tells what an answer will have earned from each of its tokens on.
+"""The value head of PPO: a linear layer on the policy's trunk that predicts, before each token, the return from there on.
 
-It is part of the model while it trains, so that optimizer, clipping and several processes take care of it, and no part of what is saved:
-the policy is what anybody wants of PPO, and the head lies beside it, for going on.
+During training it is a submodule of the model, so that optimizer, gradient clipping and several processes include it. The saved model is
+the policy without it; a checkpoint has it in a file of its own, for resuming.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FILE = "value_head.safetensors"
 
 
 class ValueHead(nn.Linear):
-    """A linear layer whose sum over channels is divided by the root of their number.
+    """A linear layer whose output is divided by the square root of the number of channels.
 
     A step of Adam moves each weight by about the learning rate, however small the error, and so a value by that times the number of
-    channels. On a tiny model of 32 channels whose adapter learns at 0.12, values misled: in the first five rollouts the explained variance
-    was -6 in the mean of four seeds; so divided, -0.9. What the policy earned in the end was the same there.
+    channels. On a tiny model of 32 channels whose adapter learns at 0.12, the explained variance of the first five rollouts was -6 in the
+    mean of four seeds; with the division, it was -0.9. The final reward was the same.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class ValueHead(nn.Linear):
 
 
 def new_value_head(model: Any) -> ValueHead:
-    """A head of zeros in float32: it says the same of all tokens, and the trunk isn't pulled at by a random head. See `set_constant`."""
+    """A head of zeros in float32; a random head would send random gradients into the trunk. See `set_constant`."""
     base = unwrapped(model)
     width = base.config.get_text_config().hidden_size
     head = ValueHead(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
@@ -50,11 +50,11 @@ def new_value_head(model: Any) -> ValueHead:
 
 
 def set_constant(head: nn.Module, value: float) -> None:
-    """Have a new head say `value` of all tokens.
+    """Make a new head predict `value` for all tokens.
 
-    With what the first rollout's tokens return in the mean, an answer's advantage is from the first step on by how much it is better than
-    others. A head of zeros would take all of a score for an advantage, most of it (by GAE) that of an answer's last tokens and least that
-    of its first ones, however good the answer is; and a step of Adam moves the head by little more than the learning rate.
+    With the mean return of the first rollout, a completion's advantage is from the first step on how much better it is than the others.
+    With zeros, the whole score would be an advantage, most of it (by GAE) that of the last tokens, however good the completion is; and a
+    step of Adam moves the head by little more than the learning rate.
     """
     with torch.no_grad():
         head.bias.fill_(value)  # type: ignore[operator,union-attr]
@@ -62,7 +62,7 @@ def set_constant(head: nn.Module, value: float) -> None:
 
 @contextmanager
 def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
-    """Within it, the head is a part of the model."""
+    """Within it, the head is a submodule of the model."""
     base = unwrapped(model)
     base.add_module(NAME, head)
     try:
@@ -73,7 +73,7 @@ def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_value_head(model: Any) -> Iterator[None]:
-    """Within it, the head is no part of the model, which is written and read as any other."""
+    """Within it, the head is not a submodule of the model, which is saved and loaded without it."""
     base = unwrapped(model)
     head = base._modules.pop(NAME, None)
     try:
@@ -84,7 +84,7 @@ def without_value_head(model: Any) -> Iterator[None]:
 
 
 def save_value_head(head: nn.Module, directory: Path) -> None:
-    """Write the head into a directory."""
+    """Write the head to a directory."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, directory / FILE)
     readable_by_umask(directory)
 
@@ -93,7 +93,7 @@ def load_value_head(head: nn.Module, directory: Path) -> None:
     """Read the head from a checkpoint.
 
     Raises:
-        ConfigError: it has none, or one of another model.
+        ConfigError: there is none, or it is that of another model.
     """
     try:
         head.load_state_dict(load_file(directory / FILE))
