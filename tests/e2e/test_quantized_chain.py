@@ -69,7 +69,7 @@ def test_sft_rm_ppo(run, rows, bits, tmp_path, monkeypatch):
     def call(scorer, answers):
         found = own(scorer, answers)
         scorers.append(scorer.beside)
-        scored.extend(zip([[*p, *a] for p, a in zip(answers.prompts, answers.answers, strict=True)], found, strict=True))
+        scored.extend(zip([[*p, *a] for p, a in zip(answers.prompts, answers.ids, strict=True)], found, strict=True))
         return found
 
     monkeypatch.setattr(ModelScorer, "__call__", call)

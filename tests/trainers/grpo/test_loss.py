@@ -103,7 +103,7 @@ CASES = [
 def trainer(grpo_trainer, tiny_llama):
     """In the middle of a step of two micro-batches, in float64."""
     made = grpo_trainer(tiny_llama.double(), beta=BETA, max_completion_length=MOST)
-    made._compare_with_reference(known=True)
+    made._set_reference(known=True)
     made.current_gradient_accumulation_steps = 2
     made.model.train()
     return made
@@ -135,7 +135,7 @@ def of_trl(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
 def test_loss_and_gradient_are_those_of_trl(grpo_trainer, of_trl, micro, tiny_llama):
     """In float32, every loss_type and an entropy bonus; trl's rows are padded on the left, ours on the right."""
     ours = grpo_trainer(beta=BETA, max_completion_length=MOST)
-    ours._compare_with_reference(known=True)
+    ours._set_reference(known=True)
     ours.current_gradient_accumulation_steps = 2
     theirs = of_trl(tiny_llama)
     inputs = {name: value.float() if value.is_floating_point() else value for name, value in micro.inputs.items()}
@@ -206,7 +206,7 @@ def test_probabilities_before_are_those_after_and_of_rows_without_padding(grpo_t
     """Answers are sampled in batches padded on the left, and learnt from in rows padded on the right."""
     trainer = grpo_trainer(num_iterations=2, beta=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     trainer.initial = initial_weights(tiny_llama)
-    trainer._compare_with_reference(known=True)
+    trainer._set_reference(known=True)
     trainer.model.train()
     rows = [toy_prompts[0][number] for number in (0, 5) for _ in range(4)]
     made = trainer._generate_and_score_completions(rows)

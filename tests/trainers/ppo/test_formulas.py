@@ -165,7 +165,7 @@ def test_scaled_normed_and_clipped_scores_by_hand():
     assert ScoreScale(scale=True)(scores).tolist() == [0.5, 1.5, 2.5]
     assert ScoreScale(scale=True, norm=True)(scores).tolist() == [-1.0, 0.0, 1.0]
     assert ScoreScale(scale=True, clip=1.0)(scores).tolist() == [0.5, 1.0, 1.0]
-    mine = ScoreScale(scale=True, norm=True)(scores[:1], everybody=scores)
+    mine = ScoreScale(scale=True, norm=True)(scores[:1], all_scores=scores)
     assert mine.tolist() == [-1.0]
 
 

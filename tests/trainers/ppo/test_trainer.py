@@ -231,7 +231,7 @@ def test_several_rewards_are_added_up_by_their_weights():
     both = Rewards({"one": lambda a: torch.ones(2), "three": lambda a: torch.full((2,), 3.0)}, {"three": 0.5})
 
     class Two:
-        answers = ((), ())
+        ids = ((), ())
 
     assert both(Two()).tolist() == [2.5, 2.5]
 

@@ -1,11 +1,10 @@
-"""Ctrl-C and SIGTERM during training: the step under way is finished, a checkpoint is written, then the run ends as it would have.
+"""Ending a training early: by a signal, after the current step, and by a loss that is not finite.
 
-A second signal ends it at once. `training.resume_from_checkpoint` goes on from there, to the same bits as without the interruption.
+Ctrl-C and SIGTERM let the current step finish; then a checkpoint is written and the run ends as the signal asks. A second signal ends it
+at once. `training.resume_from_checkpoint` continues from there with the same bits as an uninterrupted run.
 
-A loss that is no number any more ends the run, before it spoils the weights.
-
-transformers' own `logging_nan_inf_filter` replaces such a loss by the average of the others in what it logs, and training goes on with
-weights that are NaN.
+A loss that is NaN or infinite ends the run before it spoils the weights. transformers' `logging_nan_inf_filter` instead replaces it in
+the log by the average of the others, and training continues with weights that are NaN.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from llmmod.errors import RunError
 from llmmod.trainers.callbacks.resume import checkpoints
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOSSES = ("loss", "eval_loss")
 
 
-class StoppedBetweenSteps(Exception):  # noqa: N818 - no error
-    """Training was stopped, with all weights as the last step left them."""
+class StoppedBetweenSteps(Exception):  # noqa: N818 - not an error
+    """Training was stopped; the weights are those of the last step."""
 
 
 class StopAfterStep(TrainerCallback):  # type: ignore[misc]
-    """Holds a signal back until the step is finished.
+    """Delays a signal until the step is finished.
 
-    Used as a context around `trainer.train()`; on leaving, the signal is raised again for whoever handled it before.
+    Use it as a context around `trainer.train()`. At the end of the block, the signal is raised again for the previous handler.
 
     Args:
-        enabled: False where several processes train together: they would stop at different steps and wait for one another.
+        enabled: False if several processes train together: they would stop at different steps and wait for each other.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -47,16 +47,16 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
 
     def __enter__(self) -> StopAfterStep:
         if self._enabled:
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        self._give_back()
+        self._restore_handlers()
         if self.caught is not None and kind is None:
             signal.raise_signal(self.caught)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where a checkpoint of the last step is gone on from; transformers 5.23 would take another step.
+        """Stop if training resumes from a checkpoint of the last step; transformers 5.23 would do another step.
 
         Raises:
             StoppedBetweenSteps: if no step is left.
@@ -73,27 +73,24 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         if self.caught is not None:
             raise StoppedBetweenSteps
 
-    # Nor is the end of an evaluation waited for.
+    # A signal ends an evaluation too.
     on_epoch_begin = on_prediction_step = on_step_begin
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
-        self._give_back()
-        # Not through logging: the signal may have come in the middle of a write to the same stream.
-        with suppress(OSError):  # Ctrl-C has ended `| tee` too
+        self._restore_handlers()
+        # Without logging: the signal may have interrupted a write to the same stream.
+        with suppress(OSError):  # Ctrl-C also ends `| tee`
             os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
 
-_WATCHED = ("loss", "eval_loss")
-
-
 def not_finite(what: str, value: float, *, step: int, args: Any) -> RunError:
-    """The error that says at which optimizer step `what` stopped being a number, what to try, and what is left.
+    """The error that says at which optimizer step `what` became NaN or infinite, what to try, and which checkpoint is left.
 
     Args:
         what: `the loss`, `the gradient`, …
@@ -112,15 +109,15 @@ def not_finite(what: str, value: float, *, step: int, args: Any) -> RunError:
 
 
 class StopWhenNotFinite(TrainerCallback):  # type: ignore[misc]
-    """Ends the run where a logged or an evaluation loss is no number, also with trainers that don't look at each step's."""
+    """Ends the run if a logged loss is NaN or infinite, also with trainers that don't check each step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Look at what was logged.
+        """Check the losses in the log.
 
         Raises:
             RunError: if a loss is NaN or infinite.
         """
-        for name in _WATCHED:
+        for name in _LOSSES:
             value = (logs or {}).get(name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise not_finite("the evaluation loss" if name == "eval_loss" else "the loss", value, step=state.global_step, args=args)

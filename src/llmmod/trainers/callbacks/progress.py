@@ -1,8 +1,6 @@
-"""Training as it goes: steps, loss, tokens a second, the time left.
+"""Progress of a training (steps, loss, tokens a second, the time left) and of other long work.
 
-A bar that redraws itself where stderr is a terminal; a line at each logging step elsewhere, so that a log stays readable.
-
-How far a long piece of work has come, where it isn't a training: a bar on a terminal, now and then a line elsewhere.
+A terminal gets a bar that redraws itself; elsewhere there is a line at each logging step, or every ten seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +17,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 log = logging.getLogger("llmmod.train")
+_run_log = logging.getLogger("llmmod")
+_EVERY_S = 10.0  # between the lines of `counting`
+# Numbers of a log that are shown: their names and formats.
+_NAMES = {
+    "loss": "loss", "eval_loss": "validation loss", "reward": "reward", "eval_reward": "reward on held-out prompts",
+    "learning_rate": "learning rate",
+}  # fmt: skip
+_FORMATS = {"loss": ".4f", "eval_loss": ".4f", "reward": ".3f", "eval_reward": ".3f", "learning_rate": ".2e"}
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
-    """Shows a training on stderr; on the first process alone.
+    """Shows a training on stderr, on the first process only.
 
     Args:
-        bar: None: a bar where stderr is a terminal; False: never one.
+        bar: None: a bar if stderr is a terminal; False: never a bar.
     """
 
     def __init__(self, bar: bool | None = None) -> None:
@@ -38,75 +44,68 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         self._logs: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start counting: a resumed training's earlier steps took none of this run's time."""
+        """Start counting; the earlier steps of a resumed training took none of this run's time."""
         self._busy_s, self._steps, self._tokens_before = 0.0, 0, state.num_input_tokens_seen
         if state.is_world_process_zero and self._wants_bar:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, told="")
+            self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, numbers="")
             self._progress.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note when a step begins."""
+        """Remember when a step begins."""
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add up the time spent on steps alone, without evaluation and saving, and move the bar."""
+        """Add the time of the step, without evaluation and saving, and move the bar."""
         if self._step_began is not None:
             self._busy_s += time.perf_counter() - self._step_began
         self._steps += 1
         self._show(state, "train")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that the time goes into evaluation."""
+        """Show that an evaluation is running."""
         self._show(state, "evaluate")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep loss and reward for the bar; without a bar, print a line."""
-        told = {name: value for name, value in (logs or {}).items() if name in _FORMS}
-        self._logs |= told
-        if not state.is_world_process_zero or not told:
+        """Keep loss and reward for the bar; without a bar, log a line."""
+        shown = {name: value for name, value in (logs or {}).items() if name in _FORMATS}
+        self._logs |= shown
+        if not state.is_world_process_zero or not shown:
             return
         level = logging.INFO if self._progress is None else logging.DEBUG
-        log.log(level, "%s", self._line(state, told))
+        log.log(level, "%s", self._line(state, shown))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, also after an error; twice is once."""
+        """Remove the bar; it may be called twice."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def tokens_per_second(self, state: Any) -> float | None:
-        """Tokens that went through the model in a second of training, padding left out; None where they aren't counted."""
+        """Tokens per second of training, without padding; None if they aren't counted."""
         tokens = state.num_input_tokens_seen - self._tokens_before
         return tokens / self._busy_s if tokens > 0 and self._busy_s > 0 else None
 
     def _show(self, state: Any, description: str) -> None:
         if self._progress is not None:
-            numbers = [f"{_NAMES[name]} {self._logs[name]:{_FORMS[name]}}" for name in ("loss", "reward") if name in self._logs]
-            told = "  ".join([*numbers, *self._speed(state)])
-            self._progress.update(self._task, description=description, completed=state.global_step, told=told)
+            numbers = [f"{_NAMES[name]} {self._logs[name]:{_FORMATS[name]}}" for name in ("loss", "reward") if name in self._logs]
+            line = "  ".join([*numbers, *self._speed(state)])
+            self._progress.update(self._task, description=description, completed=state.global_step, numbers=line)
 
-    def _line(self, state: Any, told: dict[str, float]) -> str:
+    def _line(self, state: Any, shown: dict[str, float]) -> str:
         parts = [f"step {state.global_step}/{state.max_steps}"]
-        parts += [f"{_NAMES[name]} {told[name]:{form}}" for name, form in _FORMS.items() if name in told]
-        return "  ".join([*parts, *(self._speed(state) if "loss" in told else [])])
+        parts += [f"{_NAMES[name]} {shown[name]:{form}}" for name, form in _FORMATS.items() if name in shown]
+        return "  ".join([*parts, *(self._speed(state) if "loss" in shown else [])])
 
     def _speed(self, state: Any) -> list[str]:
         rate = self.tokens_per_second(state)
         left = self._busy_s / self._steps * (state.max_steps - state.global_step) if self._steps else None
         return [*([f"{rate:,.0f} tokens/s"] if rate else []), *([f"{clock(left)} left"] if left is not None else [])]
-
-
-_NAMES = {
-    "loss": "loss", "eval_loss": "validation loss", "reward": "reward", "eval_reward": "reward on held-out prompts",
-    "learning_rate": "learning rate",
-}  # fmt: skip
-_FORMS = {"loss": ".4f", "eval_loss": ".4f", "reward": ".3f", "eval_reward": ".3f", "learning_rate": ".2e"}
 
 
 def clock(seconds: float) -> str:
@@ -116,38 +115,34 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_run_log = logging.getLogger("llmmod")
-_EVERY_S = 10.0
-
-
 @contextmanager
 def counting(what: str, total: int, *, bar: bool | None = None) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of things done since the last call.
+    """A function to call with the number of items finished since the last call.
 
     Args:
-        what: is being done.
-        total: things to do.
-        bar: None: where stderr is a terminal.
+        what: the work.
+        total: the number of items.
+        bar: whether to show a bar; None: if stderr is a terminal.
     """
     if sys.stderr.isatty() if bar is None else bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task(what, total=total)
-            yield lambda more: shown.advance(task, more)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda more: progress.advance(task, more)
     else:
         yield _lines(what, total)
 
 
 def _lines(what: str, total: int) -> Callable[[int], None]:
-    """Logs a line every ten seconds at most, with the time left."""
-    began = told = time.monotonic()
+    """Logs a line with the time left, at most every ten seconds."""
+    began = logged = time.monotonic()
     done = 0
 
     def count(more: int) -> None:
-        nonlocal done, told
+        nonlocal done, logged
         done, now = done + more, time.monotonic()
-        if now - told >= _EVERY_S and done:
-            told = now
+        if now - logged >= _EVERY_S and done:
+            logged = now
             _run_log.info("%s %d/%d  %s left", what, done, total, clock((now - began) / done * (total - done)))
 
     return count

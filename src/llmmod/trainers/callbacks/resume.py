@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: which there are, and which one `training.resume_from_checkpoint` means.
+"""The checkpoints of a training, and which one `training.resume_from_checkpoint` means.
 
-A checkpoint is whole if its files are: a process that is killed leaves out the last ones, a power failure leaves files that are cut off
-or empty. Of each file its own table of contents is read, and none of the numbers: a changed bit isn't found.
+A checkpoint is complete if its files are: a killed process leaves out the last files, a power failure leaves files that are cut off or
+empty. Only the table of contents of each file is read, so a changed bit is not found.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from llmmod.errors import ConfigError, Problem
 _KEY = "training.resume_from_checkpoint"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _OPTIMIZER = "trainer_state.json", ("optimizer.pt", "optimizer.bin")
-_TORCH = (".bin", ".pt", ".pth")  # what torch.save writes
+_TORCH = (".bin", ".pt", ".pth")  # files of torch.save
 _WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in a directory, oldest first; one that was cut off while it was written is none."""
+    """The complete checkpoints in a directory, oldest first."""
     return [path for path in _numbered(directory) if not damage(path)]
 
 
 def passed_over(checkpoint: Path) -> dict[Path, str]:
-    """The later checkpoints beside one that can't be gone on from, and what is wrong with each."""
-    beside = _numbered(checkpoint.parent)
-    later = beside[beside.index(checkpoint) + 1 :] if checkpoint in beside else []
+    """The damaged checkpoints that are later than this one, and what is wrong with each."""
+    all_of_run = _numbered(checkpoint.parent)
+    later = all_of_run[all_of_run.index(checkpoint) + 1 :] if checkpoint in all_of_run else []
     return {path: wrong for path in later if (wrong := damage(path))}
 
 
 def damage(path: Path) -> str:
-    """What is wrong with the files of a checkpoint; empty where nothing is."""
-    if not _is_whole(path / _STATE):  # the trainer writes this file last
+    """What is wrong with the files of a checkpoint; empty if nothing is."""
+    if not _is_complete(path / _STATE):  # the trainer writes this file last
         return f"it has no readable {_STATE}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    cut = next((file for file in files if not _is_whole(file)), None)
+    cut = next((file for file in files if not _is_complete(file)), None)
     if cut is not None:
         return f"{cut.relative_to(path)} is cut off or can't be read"
     shards = [file.parent / name for file in files if file.name.endswith(".index.json") for name in _indexed(file)]
@@ -48,7 +48,7 @@ def damage(path: Path) -> str:
 
 
 def _is_sharded(path: Path) -> bool:
-    """Whether a checkpoint has DeepSpeed's or FSDP's own layout."""
+    """Whether a checkpoint has the layout of DeepSpeed or FSDP."""
     return any(path.glob("global_step*")) or any(path.glob("optimizer_*"))
 
 
@@ -59,26 +59,26 @@ def _numbered(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a file of weights or state ends where its table of contents says, and JSON where it must; true of all other files."""
+def _is_complete(file: Path) -> bool:
+    """Whether a file of weights, state or JSON is not cut off; True for all other files."""
     try:
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".safetensors":
-            return _ends_as_told(file)
+            return _has_stated_size(file)
         elif file.suffix in _TORCH:
             with file.open("rb") as opened:
                 if opened.read(1) == b"\x80":  # a pickle, as torch wrote until 1.6
                     return True
-            with zipfile.ZipFile(file):  # reads the directory, which is at the end
+            with zipfile.ZipFile(file):  # reads the directory at the end of the file
                 return True
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
     return True
 
 
-def _ends_as_told(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: 8 bytes for the header's length, the header, the tensors."""
+def _has_stated_size(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (8 bytes for the length of the header, the header, the tensors)."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         size = file.stat().st_size
@@ -90,20 +90,20 @@ def _ends_as_told(file: Path) -> bool:
 
 
 def _indexed(index: Path) -> set[str]:
-    """The names of the files among which weights are divided."""
+    """The names of the files of sharded weights."""
     return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
 
 
 def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | None:
-    """The checkpoint to go on from, None where training starts anew.
+    """The checkpoint to resume from; None to start from the beginning.
 
     Args:
-        wanted: a checkpoint, or a directory that holds some (a run's `train/`, or the run's own), whose newest is taken; true for the
+        wanted: a checkpoint; a directory with checkpoints (a run's directory or its `train/`), of which the newest is taken; true for the
             newest of this run; None or false for none.
-        train_dir: where this run's train step writes.
+        train_dir: the directory of this run's train step.
 
     Raises:
-        ConfigError: if it points nowhere, or to what training can't go on from.
+        ConfigError: there is no such checkpoint, or training can't resume from it.
     """
     if wanted is None or str(wanted).lower() in ("", "false", "null", "none"):
         return None
@@ -128,20 +128,20 @@ def _newest(directories: list[Path], *, found: str, do: str) -> Path:
 
 def _usable(path: Path) -> Path:
     if wrong := damage(path):
-        raise ConfigError(Problem(_KEY, f"{path} is incomplete: {wrong}", do=_whole_ones(path)))
+        raise ConfigError(Problem(_KEY, f"{path} is incomplete: {wrong}", do=_complete_ones(path)))
     if not _is_sharded(path) and not any((path / name).is_file() for name in _OPTIMIZER):
         do = "Set training.save_only_model=false in runs to go on from, or start anew with finetune.adapters or the model's path"
         raise ConfigError(Problem(_KEY, f"{path} holds no optimizer state", do=do))
     return path
 
 
-def _whole_ones(path: Path) -> str:
+def _complete_ones(path: Path) -> str:
     kept = checkpoints(path.parent)
     return f"Take another: {', '.join(str(p) for p in reversed(kept))}" if kept else "Take another checkpoint, or start anew"
 
 
 def _siblings(path: Path) -> str:
-    """What there is instead, nearest first."""
+    """The checkpoints that exist instead, newest first."""
     kept = checkpoints(path.parent) or checkpoints(path / "train")
     if not kept:
         return "Give the path of a checkpoint, or true for this run's newest"
