@@ -17,7 +17,6 @@ import resource
 import sys
 import tempfile
 import time
-from itertools import accumulate
 from pathlib import Path
 
 from measure import machine, measure
@@ -81,18 +80,16 @@ def unshared(directory, counted):
     def rows(examples):
         import torch
 
+        from llmmod.data.collators import segment_boundaries
+
         texts = [(e["prompt_ids"], e[name]) for e in examples for name in ("chosen_ids", "rejected_ids")]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in texts]
-        places = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         labels = [[-100] * (len(prompt) - 1) + answer for prompt, answer in texts]
         return shared(examples) | {
             "input_ids": torch.tensor([[token for prompt, answer in texts for token in [*prompt, *answer[:-1]]]]),
             "shift_labels": torch.tensor([[token for row in labels for token in row]]),
             "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            "cu_seq_lens_q": places,
-            "cu_seq_lens_k": places,
-            "max_length_q": max(lengths),
-            "max_length_k": max(lengths),
+            **segment_boundaries(lengths),
         }
 
     trainer.data_collator = rows

@@ -8,13 +8,14 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from comparison import STAGES, of_way, overrides, relative, work
-from llmmod.models.packing.segments import packed_attention
 from stand_in import NAME, WAITS, standing_in
 
 import llmmod
 from llmmod.data.collators import FlatteningCollator
 from llmmod.data.preference_collators import PrefixSharingRewardCollator
 from llmmod.models.loading import build
+from llmmod.models.packing import packed_attention
+from llmmod.trainers.preference.dpo import by_completion
 
 __all__ = ["work"]
 
@@ -121,3 +122,18 @@ def test_a_packed_row_halts_nothing(tiny_llama, collator, rows):
         with packed_attention(model, inputs):
             model(**inputs, use_cache=False).logits.square().mean().backward()
         assert +WAITS == {}
+
+
+def test_a_row_s_values_by_completion_halt_nothing():
+    """Of two pairs in a row: completions of 2, 1, 1 and 3 tokens."""
+    labels = [-100, 1, 2, 3, -100, 4, 5, 6, 7]
+    mask = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]])
+    with standing_in():
+        values = torch.arange(9.0, device=FIRST)[None].requires_grad_()
+        given = torch.tensor([labels]).to(FIRST), mask.to(FIRST)
+        WAITS.clear()
+        found = by_completion(values, *given)
+        found.square().sum().backward()
+        assert +WAITS == {}
+        assert found.detach().tolist() == [[1, 2, 0], [5, 0, 0], [3, 0, 0], [6, 7, 8]]
+        assert values.grad.tolist() == [[0, 2, 4, 6, 0, 10, 12, 14, 16]]
