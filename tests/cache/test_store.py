@@ -93,7 +93,7 @@ def get(directory, queue):
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
 def test_two_processes_at_once_see_it_whole(tmp_path, locks, monkeypatch):
     if not locks:
-        monkeypatch.setattr(module, "_lock", lambda file, key: None)
+        monkeypatch.setattr(module, "_lock_to_write", lambda file, key: None)
     queue = FORK.Queue()
     workers = [FORK.Process(target=get, args=(tmp_path, queue)) for _ in range(2)]
     for worker in workers:

@@ -1,13 +1,11 @@
-"""Directories under one key each, written once: a reader sees a whole one or none.
+"""Directories under one key each, written once: a reader sees a whole one or none, and all of them stay below a limit.
 
-A directory is written under a temporary name, with a manifest of its files' digests last, and renamed. So neither two processes at once nor
-a killed one leave something torn; what was damaged afterwards is found by its digests, and made again.
+A directory is written under a temporary name, with a manifest of its files' digests last, and renamed. So two processes at once, or a
+killed one, leave nothing torn; damage done afterwards shows in the digests, and the directory is written again.
 
-How much a cache may take: what was used longest ago goes first, and nothing that a live process has in use.
-
-A process holds a shared lock on `<key>.use` beside each directory that it uses, until it ends, however it ends; the time of that file is
-that of the last use. A directory is taken away by who gets its lock alone. Where the file system has no locks nobody can know what is in
-use, so nothing is taken away there.
+Above the limit, what was used longest ago goes. A process holds a shared lock on `<key>.use` beside each directory that it uses until it
+ends, however it ends; the time of that file is that of the last use. Whoever gets the lock alone may take the directory away. Where the
+file system has no locks nobody can know what is in use, so nothing is taken away there.
 """
 
 from __future__ import annotations
@@ -18,110 +16,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from llmmod.cache.content import NoIdentityError, file_digest
 
 log = logging.getLogger(__name__)
 
-USE = ".use"
-_held: dict[tuple[int, Path], int] = {}  # -> an open file, for as long as the process lives; a fork inherits it, but not its lock
-
-
-class _Entry(NamedTuple):
-    used: float  # seconds since 1970
-    size: int  # bytes
-    place: Path
-
-
-def hold(place: Path) -> None:
-    """Say that this process uses a directory from now on, whether it is there yet or not; waits where it is being taken away."""
-    own = _own(place)
-    if own not in _held:
-        file = os.open(_use_file(place), os.O_RDWR | os.O_CREAT, 0o666)
-        _lock_file(file, alone=False)
-        _held[own] = file
-    os.utime(_use_file(place))
-
-
-def shrink(directory: Path, max_bytes: int, *, manifest: str) -> list[Path]:
-    """What was taken away so that the directories in one take no more than `max_bytes`, or as little above it as what is in use allows.
-
-    Args:
-        directory: holds them.
-        max_bytes: of all files in them.
-        manifest: a file that each of them has, so that nothing else is looked at.
-    """
-    entries = sorted(_entry(path.parent) for path in directory.glob(f"*/{manifest}"))
-    total, gone = sum(entry.size for entry in entries), []
-    for entry in entries:
-        if total <= max_bytes:
-            break
-        if _take_away(entry.place):
-            total -= entry.size
-            gone.append(entry.place)
-    if gone:
-        log.info("%d datasets' examples, used longest ago, were taken out of %s to keep it below its limit", len(gone), directory)
-    return gone
-
-
-def _entry(place: Path) -> _Entry:
-    size, used = 0, 0.0
-    with suppress(OSError):  # another process has taken it away meanwhile
-        used = (_use_file(place) if _use_file(place).exists() else place).stat().st_mtime
-        size = sum(file.stat().st_size for file in place.iterdir())
-    return _Entry(used, size, place)
-
-
-def _take_away(place: Path) -> bool:
-    """Whether a directory was taken away, which no process was using."""
-    if _own(place) in _held:
-        return False  # a process's own locks don't stop it
-    with suppress(OSError), _alone(place) as alone:
-        if alone:
-            doomed = place.with_name(f"{place.name}-gone{os.getpid()}.tmp")  # a name that is swept, should this process be killed now
-            place.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-            return True
-    return False
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[bool]:
-    """Whether no process uses a directory, nor will until the block ends."""
-    with _use_file(place).open("a+", encoding="ascii") as file:
-        yield _lock_file(file.fileno(), alone=True)
-
-
-def _lock_file(file: int, *, alone: bool) -> bool:
-    """Whether a lock was had: a shared one, waited for; or one alone, if it can be had at once. It goes with the process or the file.
-
-    POSIX's kind, which a process's children don't inherit; it also goes when any other handle of the same file is closed, so each process
-    opens each file once.
-    """
-    try:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def _own(place: Path) -> tuple[int, Path]:
-    return os.getpid(), place.resolve()
-
-
-def _use_file(place: Path) -> Path:
-    return place.with_name(place.name + USE)
-
-
 ENVIRONMENT = "LLMMOD_CACHE"  # a directory, instead of the usual one
 MANIFEST = "manifest.json"
+USE = ".use"
 ABANDONED_S = 86_400.0  # a temporary directory untouched for so long has lost its writer
+_TEMPORARY = ".tmp"
+_in_use: dict[tuple[int, Path], int] = {}  # -> an open file, for as long as the process lives; a fork inherits it, but not its lock
 
 
 def cache_directory(hub_cache_dir: str | None) -> Path:
@@ -136,7 +45,7 @@ class Cache:
 
     Args:
         directory: holds them; made when the first is written.
-        max_bytes: that they may take; whenever one is written, those that were used longest ago and aren't in use go. None: no limit.
+        max_bytes: that they may take; whenever one is written, those that were used longest ago and aren't in use go. None: without limit.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
@@ -153,8 +62,10 @@ class Cache:
             OSError: nothing can be written there.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self._locked(key):
-            hold(self.directory / key)
+        # One process at a time writes a key, where the file system can: the others wait, and find it written.
+        with (self.directory / f"{key}.lock").open("a") as file:
+            _lock_to_write(file, key)
+            mark_in_use(self.directory / key)
             if self._is_whole(key):
                 return self.directory / key, True
             self._sweep()
@@ -180,7 +91,7 @@ class Cache:
         except OSError:
             if not self._is_whole(key):
                 raise
-            shutil.rmtree(made, ignore_errors=True)  # where no lock could be had, another was quicker
+            shutil.rmtree(made, ignore_errors=True)  # there was no lock, and another process was quicker
         return self.directory / key
 
     def _is_whole(self, key: str) -> bool:
@@ -196,13 +107,6 @@ class Cache:
         shutil.rmtree(place, ignore_errors=True)
         return False
 
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Let one process at a time write a key, where the file system can: the others wait, and find it written."""
-        with (self.directory / f"{key}.lock").open("a") as file:
-            _lock(file, key)
-            yield
-
     def _sweep(self) -> None:
         """Take away what killed writers have left."""
         for path in self.directory.glob(f"*{_TEMPORARY}"):
@@ -211,13 +115,79 @@ class Cache:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-_TEMPORARY = ".tmp"
+def mark_in_use(place: Path) -> None:
+    """Say that this process uses a directory from now on, whether it is there yet or not; waits where it is being taken away."""
+    own = os.getpid(), place.resolve()
+    if own not in _in_use:
+        file = os.open(_use_file(place), os.O_RDWR | os.O_CREAT, 0o666)
+        _lock_file(file, alone=False)
+        _in_use[own] = file
+    os.utime(_use_file(place))
 
 
-def _lock(file: IO[str], key: str) -> None:
+def shrink(directory: Path, max_bytes: int, *, manifest: str) -> list[Path]:
+    """What was taken away so that the directories in one take no more than `max_bytes`, or as little above it as what is in use allows.
+
+    Args:
+        directory: holds them.
+        max_bytes: of all files in them.
+        manifest: a file that each of them has, so that nothing else is looked at.
+    """
+    entries = []  # time of the last use, in seconds since 1970; bytes; directory
+    for place in (path.parent for path in directory.glob(f"*/{manifest}")):
+        size, used = 0, 0.0
+        with suppress(OSError):  # another process has taken it away meanwhile
+            used = (_use_file(place) if _use_file(place).exists() else place).stat().st_mtime
+            size = sum(file.stat().st_size for file in place.iterdir())
+        entries.append((used, size, place))
+    total, gone = sum(size for _, size, _ in entries), []
+    for _, size, place in sorted(entries):
+        if total <= max_bytes:
+            break
+        if _take_away(place):
+            total -= size
+            gone.append(place)
+    if gone:
+        log.info("%d datasets' examples, used longest ago, were taken out of %s to keep it below its limit", len(gone), directory)
+    return gone
+
+
+def _take_away(place: Path) -> bool:
+    """Whether a directory was taken away, which no process was using."""
+    if (os.getpid(), place.resolve()) in _in_use:
+        return False  # a process's own locks don't stop it
+    with suppress(OSError), _use_file(place).open("a+", encoding="ascii") as file:
+        if _lock_file(file.fileno(), alone=True):
+            doomed = place.with_name(f"{place.name}-gone{os.getpid()}.tmp")  # a name that is swept, should this process be killed now
+            place.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+            return True
+    return False
+
+
+def _use_file(place: Path) -> Path:
+    return place.with_name(place.name + USE)
+
+
+def _lock_file(file: int, *, alone: bool) -> bool:
+    """Whether a lock was had: a shared one, waited for; or one alone, if it can be had at once. It goes with the process or the file.
+
+    POSIX's kind, which a process's children don't inherit; it also goes when any other handle of the same file is closed, so each process
+    opens each file once.
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _lock_to_write(file: IO[str], key: str) -> None:
     """Wait for the lock on a file, which goes with the process that holds it, however it ends.
 
-    The kind of lock that POSIX gives to a process: the other, `flock`, is inherited by worker processes, which may outlive a killed one.
+    The kind of lock that POSIX gives to a process: worker processes inherit the other, `flock`, and may outlive a killed one.
     """
     try:
         import fcntl

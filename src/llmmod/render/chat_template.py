@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.conversation import Message
+from llmmod.render.findings import parting
 from llmmod.render.segments import SpecialTokens
 from llmmod.upstream import require_upstream
 
@@ -224,9 +225,7 @@ def _plain(tokens: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _undecided(before: str, after: str) -> Problem:
-    same = next(
-        (index for index, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), min(len(before), len(after))
-    )
+    same = parting(before, after)
     return Problem(
         "render=auto",
         f"where an answer begins can't be decided: the chat template asks for it with {before[same:][-60:]!r}"

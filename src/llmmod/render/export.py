@@ -1,10 +1,8 @@
-"""A jinja chat template equal to a render made of parts, for the exported model to be used with whatever reads chat templates.
+"""What a saved model needs for programs that write a prompt as one text: a chat template, and a tokenizer that reads its tokens.
 
-A chat template renders to one string, in which special tokens are then recognised. So tokens are written as their texts, BOS among them,
-and two things can't be carried over: a user's text that spells a special token becomes one, and where an answer begins or ends with
-white space the tokens at that seam may merge. The certificate compares the two.
-
-What a saved model has beside it for programs that write a prompt as one text: a chat template, and a tokenizer that reads its tokens.
+The jinja chat template is equal to a render made of parts. It renders to one string, in which special tokens are then recognised. So tokens
+are written as their texts, BOS among them, and two things can't be carried over: a user's text that spells a special token becomes one, and
+where an answer begins or ends with white space the tokens at that seam may merge. The certificate compares the two.
 
 ChatGLM2's code puts `[gMASK]` and `sop` before a text by their ids, and never reads a token in a text: "sop" is a part of "gossop". A chat
 template has nothing but text. In a saved tokenizer they are therefore spelt `[gMASK]` and `<sop>`, as GLM-4 spells them, and read where a
@@ -24,6 +22,8 @@ from llmmod.render.segments import RESPELT, Part, Render, Slot
 
 if TYPE_CHECKING:
     from llmmod.render.template import Template
+
+_OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 # In jinja a loop can't set a variable that outlives it; the attributes of a namespace it can.
 _TEMPLATE = Text("""\
@@ -147,9 +147,6 @@ def _either(condition: str, yes: str, no: str) -> str:
 def _literal(text: str) -> str:
     """A jinja string. Its escapes are Python's, of which JSON's are a part."""
     return json.dumps(text, ensure_ascii=False)
-
-
-_OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:

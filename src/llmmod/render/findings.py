@@ -1,8 +1,7 @@
-"""What the certificate found, and the error that it becomes.
+"""What the certificate finds: a finding and the error that it becomes, and what it looks at.
 
-Where two lists of ids part, as a person reads it: the tokens before, and how each goes on.
-
-Conversations that this project wrote for the certificate: each has something in it that has gone wrong somewhere.
+A seam shows where two lists of ids part: the tokens before, and how each goes on. The synthetic conversations were written for this
+project; each has something in it that has gone wrong somewhere.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation, Message
+
+_BEFORE, _AFTER = 4, 6  # tokens shown on each side of a seam
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,6 @@ def refuse(findings: Iterable[Finding], key: str) -> None:
         raise ConfigError(fatal)
 
 
-_BEFORE, _AFTER = 4, 6  # tokens shown on each side of the seam
-
-
 def seam(tokenizer: Any, **ids: Sequence[int]) -> str:
     """A line for each list, from a few tokens before they part on.
 
@@ -83,8 +81,8 @@ def seam(tokenizer: Any, **ids: Sequence[int]) -> str:
     return "\n".join(f"  {name:>{width}}: {_shown(tokenizer, list(found), at)}" for name, found in ids.items())
 
 
-def parting(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first position at which two lists differ, the length of the shorter where it begins the longer."""
+def parting(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The first position at which two sequences differ, the length of the shorter where it begins the longer."""
     return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -1,10 +1,7 @@
-"""The unit between a conversation and its tokens: a piece of text, or one token.
+"""The unit between a conversation and its tokens, a piece of text or one token, and what renders make segments of.
 
-Tokens that a render names: each becomes exactly one id, or an error that says which is missing.
-
-A render's parts, from the items that a YAML file lists: texts with placeholders, and tokens.
-
-Special tokens in a string that a chat template wrote: those of the template are tokens, those that a user spelt are text.
+A render made of parts fills in its YAML file's items: texts with placeholders, and tokens, each of which is exactly one id or an error that
+says which is missing. A chat template writes one string, in which its own special tokens are tokens and those that a user spelt are text.
 """
 
 from __future__ import annotations
@@ -18,6 +15,14 @@ from llmmod.errors import Problem, did_you_mean, nearest
 from llmmod.render.conversation import Conversation
 
 Piece = str | int  # a text, or the id of a token
+
+# ChatGLM2's names of tokens -> those of GLM-4, which a saved ChatGLM2 has too (`llmmod.render.export`).
+RESPELT = {"sop": "<sop>", "eop": "<eop>"}
+# Names that stand for whatever the tokenizer has in that place.
+OWN = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+# Code points for private use stand for a token that a user spelt, while the template works on the text.
+_HIDDEN = re.compile("\ue000([0-9]+)\ue001")
 
 
 class Segment(NamedTuple):
@@ -77,12 +82,6 @@ class Render(Protocol):
         """A jinja chat template that renders the same."""
 
 
-# ChatGLM2's names of tokens -> those of GLM-4, which a saved ChatGLM2 has too (`llmmod.render.export`).
-RESPELT = {"sop": "<sop>", "eop": "<eop>"}
-# Names that stand for whatever the tokenizer has in that place.
-OWN = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-
-
 def token_id(name: str, tokenizer: Any, *, key: str, render: str) -> int | Problem:
     """The id of a token, or what is wrong with it.
 
@@ -124,9 +123,6 @@ def own_beginning(tokenizer: Any) -> int | None:
 
 def _special_tokens(tokenizer: Any) -> list[str]:
     return [*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())]
-
-
-_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
 class Slot(NamedTuple):
@@ -193,10 +189,6 @@ def _read_text(text: str, slots: Collection[str], where: str, part: list[Piece |
             part.append(Slot(piece))
         else:
             problems.append(Problem(where, f"'{{{{{piece}}}}}' stands for nothing here", did_you_mean(piece, slots)))
-
-
-# Code points for private use stand for a token that a user spelt, while the template works on the text.
-_HIDDEN = re.compile("\ue000([0-9]+)\ue001")
 
 
 class SpecialTokens:

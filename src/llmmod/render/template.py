@@ -3,8 +3,6 @@
 The vocabulary is that of LLaMA-Efficient-Tuning 0.2 (src/llmtuner/extras/template.py), and so is the order of its parts. What differs:
 rounds count from 1, BOS stands where the tokenizer itself puts it, an answer's terminator can be any token, the text of a prompt is one
 piece between two tokens, and a text of the conversation is never searched for placeholders.
-
-The answer in generated text: without what a render writes around one.
 """
 
 from __future__ import annotations
@@ -20,29 +18,6 @@ from llmmod.errors import ConfigError, DataError, Problem
 from llmmod.render.conversation import Conversation, Turn
 from llmmod.render.encode import TextEncoder, break_up
 from llmmod.render.segments import Part, Piece, Segment, Slot, fill, move_spaces, own_beginning, read_part, segments, token_id
-
-
-def inner_text(text: str, *, before: str = "", after: str = "", ended: bool = True) -> str:
-    """The answer in `text`, without `before`, `after` and white space at either end.
-
-    What a model writes of its own in such a place (thoughts, where the template has none) is part of its answer.
-
-    Args:
-        text: generated so far.
-        before: what the render writes before an answer's own text, e.g. Qwen3's `<think>\\n\\n</think>\\n\\n`.
-        after: what it writes between that and the terminator.
-        ended: false: more may follow, and what is returned is the beginning of what will be, whatever follows.
-    """
-    # A tokenizer may leave out a space that a text begins with, so white space isn't compared.
-    before, after, text = before.strip(), after.strip(), text.lstrip()
-    if not ended and before.startswith(text):
-        return ""
-    text = text.removeprefix(before).strip()
-    if ended:
-        return text.removesuffix(after).rstrip()
-    begun = next((size for size in range(min(len(after), len(text)), 0, -1) if text.endswith(after[:size])), 0)
-    return text[: len(text) - begun].rstrip()
-
 
 _SLOTS: Mapping[str, tuple[tuple[str, ...], str]] = {  # part -> placeholders it may have, and the one it needs
     "prefix": (("system", "idx"), ""),
@@ -228,3 +203,25 @@ def _beginning(where: Bos, tokenizer: Any) -> int | None:
         return None
     bos: int | None = own_beginning(tokenizer) if where == Bos.auto else tokenizer.bos_token_id
     return bos
+
+
+def inner_text(text: str, *, before: str = "", after: str = "", ended: bool = True) -> str:
+    """The answer in `text`, without `before`, `after` and white space at either end.
+
+    What a model writes of its own in such a place (thoughts, where the template has none) is part of its answer.
+
+    Args:
+        text: generated so far.
+        before: what the render writes before an answer's own text, e.g. Qwen3's `<think>\\n\\n</think>\\n\\n`.
+        after: what it writes between that and the terminator.
+        ended: false: more may follow, and what is returned is the beginning of what will be, whatever follows.
+    """
+    # A tokenizer may leave out a space that a text begins with, so white space isn't compared.
+    before, after, text = before.strip(), after.strip(), text.lstrip()
+    if not ended and before.startswith(text):
+        return ""
+    text = text.removeprefix(before).strip()
+    if ended:
+        return text.removesuffix(after).rstrip()
+    begun = next((size for size in range(min(len(after), len(text)), 0, -1) if text.endswith(after[:size])), 0)
+    return text[: len(text) - begun].rstrip()
