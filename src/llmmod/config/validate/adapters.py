@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmmod.code_arguments import find_module
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.wording import shown
 from llmmod.errors import Problem
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmmod.code_arguments import check_code_arguments, check_outputs, find_module
 from llmmod.config.signature import parameters
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.instantiate import locate
 from llmmod.targets import allowed_prefixes, check_prefixes, check_targets, refusal, within

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.compose import Composed, resolved
+from llmmod.config.step_parts import Context
 from llmmod.config.validate.adapters import check_low_rank
 from llmmod.config.validate.arguments import check_arguments, check_code, check_named, check_packages
-from llmmod.config.validate.context import Context
 from llmmod.config.validate.data import check_data_files, check_data_kinds, check_mix, check_packing
 from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
 from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype

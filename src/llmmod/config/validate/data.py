@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.config.schema.data import ColumnsConf, MixedConf
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.validate.values import ABOVE_0, ACCEPTED, BOUNDS, accepts
 from llmmod.config.wording import expected, hints, nearest_or_all, shown
 from llmmod.errors import ConfigError, Problem

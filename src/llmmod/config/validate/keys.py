@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from llmmod.config.schema.steps import ANYTHING, PredictConf
 from llmmod.config.schema.training import CONTINUES, SCORES
-from llmmod.config.validate.context import Context, label
+from llmmod.config.step_parts import Context, label
 from llmmod.config.validate.data import has_kind
 from llmmod.config.validate.training import without_dropout
 from llmmod.config.validate.unread_training import OF_TRAINING, Condition, has

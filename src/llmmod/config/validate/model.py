@@ -13,7 +13,7 @@ from typing import Any
 
 from llmmod.code_arguments import find_module
 from llmmod.config.schema.base import Weights
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import import_own
 

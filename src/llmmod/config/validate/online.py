@@ -14,7 +14,7 @@ from typing import Any
 from llmmod.config.schema.online_training import SOURCES, reward_nodes, unfit
 from llmmod.config.schema.steps import EvaluateConf, TrainConf
 from llmmod.config.signature import called, required
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out
 from llmmod.distributed import world_size
 from llmmod.errors import ConfigError, Problem, did_you_mean

@@ -17,7 +17,7 @@ from typing import Any
 from llmmod.config.schema.base import Weights
 from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.steps import ChatConf, EvaluateConf, PredictConf, TrainConf
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.wording import shown
 from llmmod.distributed import rank
 from llmmod.errors import Problem, nearest

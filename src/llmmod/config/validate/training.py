@@ -11,7 +11,7 @@ from typing import Any
 
 from llmmod.config.schema.preference_training import LOSSES, WITH_DIVERGENCE
 from llmmod.config.schema.steps import ChatConf, TrainConf
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out
 from llmmod.config.validate.values import CHOICES
 from llmmod.config.wording import shown

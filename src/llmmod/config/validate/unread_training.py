@@ -11,7 +11,7 @@ from typing import Any
 
 from llmmod.config.schema.online_training import CLIPPED
 from llmmod.config.schema.training import SAID_ELSEWHERE, SCORES
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.validate.training import evaluates_nothing, losses, reads_smoothing
 from llmmod.distributed import world_size
 

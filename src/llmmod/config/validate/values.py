@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.config.signature import parameters
-from llmmod.config.validate.context import Context
+from llmmod.config.step_parts import Context
 from llmmod.config.wording import allowed, shown
 from llmmod.errors import Problem, did_you_mean
 
