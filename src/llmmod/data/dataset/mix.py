@@ -1,10 +1,10 @@
-"""Several datasets as one: `dataset.mix`. Each is opened, read and kept by a configuration of its own; their examples take turns."""
+"""Several datasets as one: `dataset.mix`. Each is opened, read and cached by a configuration of its own; their examples take turns."""
 
 from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow.compute as pc  # type: ignore[import-untyped]
@@ -18,6 +18,8 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.render.encode import IGNORED
 
 Item = TypeVar("Item")
+_END = object()
+_ROWS = 1000  # looked at together
 
 
 class Share(NamedTuple):
@@ -29,17 +31,16 @@ class Share(NamedTuple):
 
 def shares(conf: DatasetConf) -> list[Share]:
     """The datasets of a mix, each as if it stood alone; the dataset itself where it is none."""
-    return [_share(conf, name, entry) for name, entry in conf.mix.items()] or [Share(1.0, conf)]
-
-
-def _share(conf: DatasetConf, name: str, entry: Mapping[str, Any]) -> Share:
-    own = MixedConf(**{str(key): value for key, value in entry.items()})
-    columns = ColumnsConf(**entry.get("columns") or {})
-    given = {field: value for field, value in vars(own).items() if value is not None and field not in ("weight", "columns")}
-    if own.val_size is None and (own.val_files or own.val_split):
-        given["val_size"] = 0.0
-    columns = conf.columns if columns == ColumnsConf() else columns
-    return Share(own.weight, dataclasses.replace(conf, **given, name=name, columns=columns, mix={}))
+    found = []
+    for name, entry in conf.mix.items():
+        own = MixedConf(**{str(key): value for key, value in entry.items()})
+        columns = ColumnsConf(**entry.get("columns") or {})
+        given = {field: value for field, value in vars(own).items() if value is not None and field not in ("weight", "columns")}
+        if own.val_size is None and (own.val_files or own.val_split):
+            given["val_size"] = 0.0
+        columns = conf.columns if columns == ColumnsConf() else columns
+        found.append(Share(own.weight, dataclasses.replace(conf, **given, name=name, columns=columns, mix={})))
+    return found or [Share(1.0, conf)]
 
 
 def within_mix(error: ConfigError, name: str) -> ConfigError:
@@ -79,9 +80,6 @@ def take_turns(sources: Sequence[Callable[[], Iterator[Item]]], weights: Sequenc
             unread.discard(turn)
             reading[turn] = sources[turn]()
             ahead[turn] = next(reading[turn], _END)
-
-
-_END = object()
 
 
 def mix_splits(parts: Sequence[Splits], weights: Sequence[float], stopping: MixStopping, *, name: str) -> Splits:
@@ -136,6 +134,3 @@ def _tokens(examples: Dataset) -> tuple[int, int]:
     tables = [*examples.select_columns(names).with_format("arrow").iter(batch_size=_ROWS)]
     tokens = {name: sum(pc.sum(pc.list_value_length(table[name])).as_py() or 0 for table in tables) for name in names}
     return sum(tokens.values()), sum(tokens.values()) - tokens["prompt_ids"]
-
-
-_ROWS = 1000  # looked at together

@@ -1,8 +1,7 @@
-"""A row of data, and what can be wrong with it.
+"""A row of data: its values, what can be wrong with it, and the record that it becomes.
 
-A format reads one row and knows neither its file nor its number: it raises `RowError`, and whoever reads the file adds the place.
-
-What a row becomes: a conversation, a document (a text), or a prompt with answers that are compared, judged, or still to be made.
+A format reads one row and knows neither its file nor its number: it raises `RowError`, and whoever reads the file adds the location. A
+record is a conversation, a document (a text), or a prompt with answers that are compared, judged, or still to be written.
 """
 
 from __future__ import annotations
@@ -16,6 +15,11 @@ from llmmod.errors import DataError, Problem
 from llmmod.render.conversation import Conversation, Message
 
 Row = Mapping[str, Any]
+
+_UNSEEN = {
+    " ": "a space", "\t": "a tab", "\n": "a line break", "\r": "a carriage return", "\u00a0": "a no-break space",
+    "\ufeff": "a byte order mark", "\u200b": "a zero-width space", "\u3000": "an ideographic space",
+}  # fmt: skip
 
 
 class RowLocation(NamedTuple):
@@ -79,12 +83,6 @@ def _unseen(name: str) -> list[str]:
     spaces = [f"{_UNSEEN.get(char, f'U+{ord(char):04X}')} at {place}" for place, char in ends if char in _UNSEEN or not char.isprintable()]
     within = [_UNSEEN.get(char, f"U+{ord(char):04X}") for char in name[1:-1] if char != " " and (char in _UNSEEN or not char.isprintable())]
     return [*spaces, *(f"{what} within" for what in dict.fromkeys(within))]
-
-
-_UNSEEN = {
-    " ": "a space", "\t": "a tab", "\n": "a line break", "\r": "a carriage return", "\u00a0": "a no-break space",
-    "\ufeff": "a byte order mark", "\u200b": "a zero-width space", "\u3000": "an ideographic space",
-}  # fmt: skip
 
 
 def required_text(row: Row, column: str) -> str:
@@ -224,7 +222,7 @@ def with_system(record: AnyRecord, system: str) -> AnyRecord:
 
 
 def conversations_of(record: Record) -> list[Conversation]:
-    """The conversations of a record, each with an answer, for the proof that training sees what inference asks with."""
+    """The conversations of a record, each with an answer, for the certificate that training sees what inference asks with."""
     if isinstance(record, PromptRecord):
         return record.answered() or [replace(record.prompt, messages=[*record.prompt.messages, Message("assistant", "OK.")])]
     return [record] if isinstance(record, Conversation) else []
