@@ -95,6 +95,8 @@ PRIVATE_NAMES = (
     Use("models.attention.shifted", "torch", "torch.nn.functional",
         "scaled_dot_product_attention", "shifts the attention of Falcon, which computes its own"),
     Use("models.loading.quantization", "torch", "torch", "_C", "packs matrices into 4 bit a part at a time"),
+    Use("models.matmul", "torch", "torch.library:Library", "_destroy", "takes its matrix products back"),
+    Use("models.matmul", "torch", "torch.ops:mkldnn", "_linear_pointwise", "multiplies matrices on AMD processors"),
     Use("trainers.efficient", "torch", "torch.nn:Module", "_call_impl _compiled_call_impl", "compiles layers for training alone"),
     Use("trainers.ppo.value_head", "torch", "torch.nn:Module", "_modules", "takes the value head off the model"),
     Use("code_arguments", "transformers", "transformers.dynamic_module_utils",

@@ -25,7 +25,7 @@ from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError, one_line
-from llmmod.instantiate import locate
+from llmmod.instantiate import import_own, locate
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session, compatibility_warnings
 
@@ -87,7 +87,7 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
         return Outcome("failed", run_dir, {}, error=_as_llmmod_error(error, "output_dir"))
     outcome = Outcome("completed", run_dir, record.metrics)
     try:
-        with _sigterm_as_interrupt():
+        with _sigterm_as_interrupt(), import_own("llmmod.models.matmul.onednn_products")():
             _run_steps(root, Session(root, run_dir), record, outcome)
     except (Interrupted, KeyboardInterrupt) as error:
         outcome.status, outcome.error = "interrupted", error
