@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+import hypothesis
 import pytest
 from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
 
@@ -23,6 +24,10 @@ if not os.environ.get("LLMMOD_TEST_GPU"):
 # The libraries that test modules import make half a million objects that stay. To look through them for garbage again and again takes a
 # quarter of the time of importing them.
 gc.disable()
+
+# A machine that does something else besides is slow, not wrong.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # A shell starts what runs in its background deaf to Ctrl-C; the tests send some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
