@@ -19,7 +19,9 @@ from llmmod.errors import LlmmodError, Problem
 
 # What decides how a run goes; run.json, model cards and `llmmod --version` name these.
 MAIN = ("llmmod", "torch", "transformers", "peft", "trl")
-_MORE = ("accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "hydra-core", "omegaconf", "numpy")
+_MORE = (
+    "accelerate", "datasets", "tokenizers", "safetensors", "huggingface_hub", "bitsandbytes", "gguf", "hydra-core", "omegaconf", "numpy",
+)  # fmt: skip
 
 # Of each library whose private names we use: the series that the tests pass with.
 KNOWN_TO_WORK = {
