@@ -1,7 +1,7 @@
-"""The arguments object that a stage's trainer takes, made from `training.*`.
+"""The arguments object of a stage's trainer, made from `training.*`.
 
-Only what differs from the class's own default is passed, so that deprecated arguments stay untouched. What the configuration leaves
-open is decided from the device: TRL's configs train in bfloat16 unless told otherwise, which a CPU refuses.
+Only values that differ from the class's own defaults are passed, so deprecated arguments stay unset. What the configuration leaves open
+depends on the device: trl's configs train in bfloat16 by default, which a CPU refuses.
 """
 
 from __future__ import annotations
@@ -22,57 +22,66 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 
 log = logging.getLogger("llmmod.train")
-# Of Seq2SeqTrainingArguments; read by the evaluate and predict steps rather than by a trainer that has no such argument.
+# Fields of Seq2SeqTrainingArguments that the steps evaluate and predict read; our trainers don't have them.
 GENERATION_FIELDS = ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config")
-# Of ours, or done by the train step; and what is compiled, the layers alone (`stages.lean.compiled`).
+# `compile_layers` compiles the layers only, so the Trainer doesn't get these.
 _COMPILING = {"torch_compile", "torch_compile_backend", "torch_compile_mode"}
 _OWN_FIELDS = {field.name for field in dataclasses.fields(StageConf)} | {"_target_", "resume_from_checkpoint"} | _COMPILING
 SMOKE_STEPS = 2
 SMOKE_BATCH = 2
 SMOKE_TOKENS = 16
+_BATCH_FIELDS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+# Arguments that need an accelerator -> what to do where there is none.
+_ACCELERATOR_ONLY = {
+    "fp16": "Set training.bf16=true, which a CPU has, or leave it out",
+    "activation_offloading": "Set training.gradient_checkpointing=true, which saves memory there too",
+}
 
 
 def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
-    """An instance of the class that `conf._target_` names, e.g. trl.SFTConfig.
+    """An instance of the class `conf._target_`, e.g. trl.SFTConfig.
 
     Args:
         conf: a StageConf, `training.*` as plain Python.
-        output_dir: where checkpoints go.
-        seed: the run's seed, used unless `training.seed` says otherwise.
-        smoke: whether this is a rehearsal: two optimizer steps on small batches.
-        has_eval: whether there are examples to evaluate on; without, nothing is evaluated during training.
+        output_dir: of checkpoints.
+        seed: the run's seed, unless `training.seed` is set.
+        smoke: whether this is a rehearsal: two optimizer steps with small batches.
+        has_eval: whether there are held-out examples; without, there is no evaluation during training.
 
     Raises:
-        ConfigError: if the class has no such argument, or refuses a value or their combination, or there is no device for it.
+        ConfigError: the class doesn't have an argument, or refuses a value or a combination of values, or the device can't do it.
     """
     target = locate(conf._target_)
     values = _changed(conf, target)
     known = {field.name for field in dataclasses.fields(target)}
-    problems = [_elsewhere(name) for name in values if name in SAID_ELSEWHERE]
-    _translate_sortish(values)
-    problems += [_no_such(name, conf._target_) for name in values if name not in known and name not in SAID_ELSEWHERE]
+    elsewhere = "llmmod does this before the trainer sees the data, so it would change nothing"
+    problems = [Problem(f"training.{n}", elsewhere, do=f"Set {SAID_ELSEWHERE[n]}") for n in values if n in SAID_ELSEWHERE]
+    if values.pop("sortish_sampler", False):  # Seq2SeqTrainer's name for it
+        values["train_sampling_strategy"] = "group_by_length"
+    unknown = [name for name in values if name not in known and name not in SAID_ELSEWHERE]
+    problems += [Problem(f"training.{name}", f"{conf._target_} has no such argument") for name in unknown]
     if problems:
         raise ConfigError(problems)
     values.setdefault("seed", seed)
     if not _has_accelerator(conf):
-        _leave_out(values, smoke=smoke)
+        _refuse_on_cpu(values, smoke=smoke)
     values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)
-    # Our callbacks report, and our own data code prepares: a trainer must neither print, nor prepare, nor drop a column.
+    # Our callbacks report progress, and our data code prepares: the trainer must not print, prepare, or drop columns.
     fixed = {"output_dir": str(output_dir), "disable_tqdm": True, "remove_unused_columns": False}
     fixed |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
     values |= {name: value for name, value in fixed.items() if name in known}
     if not has_eval:
         values |= {"eval_strategy": "no", "eval_on_start": False}
     if smoke:
-        _construct(target, values)  # the class refuses numbers that don't go together: those of the real run, too
+        _construct(target, values)  # so that the class checks the numbers of the real run, too
         values |= {name: value for name, value in _rehearsal(conf).items() if name in known}
     return _construct(target, values)
 
 
 def _changed(conf: Any, target: Any) -> dict[str, Any]:
-    """The arguments whose value is not the default of the class that takes them: a class of the user's own may have others than the schema.
+    """The arguments that differ from the defaults of the class, which may be the user's own and differ from the schema.
 
-    What the class doesn't have at all is there if it was set.
+    Arguments that the class doesn't have are included if they were set.
     """
     theirs = {field.name: _default(field) for field in dataclasses.fields(target)}
     changed = {}
@@ -84,44 +93,31 @@ def _changed(conf: Any, target: Any) -> dict[str, Any]:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A field's default; that of an enum as the text which stands for it in a configuration."""
+    """A field's default; of an enum, its value."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return default.value if isinstance(default, Enum) else default
-
-
-def _translate_sortish(values: dict[str, Any]) -> None:
-    # Seq2SeqTrainer's sampler that keeps examples of like length together has this name in every other trainer.
-    if values.pop("sortish_sampler", False):
-        values["train_sampling_strategy"] = "group_by_length"
 
 
 def _has_accelerator(conf: Any) -> bool:
     return not conf.use_cpu and torch.accelerator.is_available()
 
 
-def _leave_out(values: dict[str, Any], *, smoke: bool) -> None:
-    """Take away what a CPU can't do and the libraries (transformers 5.23, trl 1.16) pass over or end at; but for a rehearsal, refuse it.
+def _refuse_on_cpu(values: dict[str, Any], *, smoke: bool) -> None:
+    """Refuse what a CPU can't do, and where the libraries (transformers 5.23, trl 1.16) ignore it or fail; a rehearsal goes without it.
 
     Raises:
-        ConfigError: it is set, and this is no rehearsal.
+        ConfigError: it is set, and this is not a rehearsal.
     """
-    found = [name for name in _OF_ACCELERATORS if values.get(name)]
+    found = [name for name in _ACCELERATOR_ONLY if values.get(name)]
     if found and not smoke:
-        raise ConfigError(Problem(f"training.{name}", "true, and it does nothing on a CPU", do=_OF_ACCELERATORS[name]) for name in found)
+        raise ConfigError(Problem(f"training.{name}", "true, and it does nothing on a CPU", do=_ACCELERATOR_ONLY[name]) for name in found)
     for name in found:
         log.warning("training.%s does nothing on a CPU: this rehearsal goes without it", name)
         del values[name]
 
 
-# Arguments that need an accelerator -> what to do where there is none.
-_OF_ACCELERATORS = {
-    "fp16": "Set training.bf16=true, which a CPU has, or leave it out",
-    "activation_offloading": "Set training.gradient_checkpointing=true, which saves memory there too",
-}
-
-
 def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
-    """Device and mixed precision: `bf16` left open means yes on an accelerator that has it, and no on a CPU."""
+    """Device and mixed precision; `bf16: null` means true on an accelerator that has it, and false on a CPU."""
     on_cpu = not _has_accelerator(conf)
     if conf.bf16 is not None:
         return {"use_cpu": on_cpu, "bf16": conf.bf16}
@@ -129,15 +125,15 @@ def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
 
 
 def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
-    # transformers 5 renamed gradient_checkpointing and warns where the old name alone is set.
+    # transformers 5 renamed gradient_checkpointing, and warns if only the old name is set.
     if "activation_checkpointing" not in known or conf.activation_checkpointing is not None:
         return {}
     return {"activation_checkpointing": conf.gradient_checkpointing, "activation_checkpointing_kwargs": conf.gradient_checkpointing_kwargs}
 
 
 def _rehearsal(conf: Any) -> dict[str, Any]:
-    """What smoke=true changes: two optimizer steps, each logged, and a checkpoint at the end, if none is wanted earlier; answers are short,
-    and not scored by a reward model on the disk.
+    """What `smoke=true` changes: two optimizer steps, both logged, and a checkpoint at the end, unless one is due earlier. Completions
+    are short, and a reward model on the disk does not score them.
     """
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
@@ -149,9 +145,6 @@ def _rehearsal(conf: Any) -> dict[str, Any]:
     return batch | every | {"max_steps": SMOKE_STEPS, "logging_steps": 1, "eval_delay": 0}
 
 
-_BATCH_FIELDS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-
-
 def _construct(target: Any, values: dict[str, Any]) -> Any:
     try:
         return target(**values)
@@ -160,17 +153,8 @@ def _construct(target: Any, values: dict[str, Any]) -> Any:
 
 
 def refusal(error: Exception, named: Any) -> Problem:
-    """A library's refusal as a problem with the first of the arguments `named` that its message speaks of."""
+    """A library's error as a problem with the first of the arguments `named` that its message mentions."""
     text = " ".join(str(error).split())
     words = re.findall(r"\w+", text)
     name = next((word for word in words if word in named), None)
     return Problem(f"training.{name}" if name else "training", text)
-
-
-def _elsewhere(name: str) -> Problem:
-    found = "llmmod does this before the trainer sees the data, so it would change nothing"
-    return Problem(f"training.{name}", found, do=f"Set {SAID_ELSEWHERE[name]}")
-
-
-def _no_such(name: str, target: str) -> Problem:
-    return Problem(f"training.{name}", f"{target} has no such argument")
