@@ -30,7 +30,7 @@ NEAR = {**matrix.MAX_LOSS_DIFFERENCE, "lora": 1e-5, "qlora": 1e-5}
 
 @pytest.fixture(autouse=True)
 def _no_curve(monkeypatch):
-    """A fifth of a cell's time; tests/trainers/test_curve.py draws."""
+    """A fifth of a cell's time; tests/trainers/callbacks/test_curves.py draws."""
     monkeypatch.setattr(curve, "draw_loss_curve", lambda history, path: False)
 
 
