@@ -218,7 +218,7 @@ class TestBuild:
             ({"_target_": "beside_user.Thing", "aa": 1}, "beside_user.Thing: has no argument 'aa'. Did you mean 'a'[?]"),
             ({"_target_": "beside_user.Thing", "a": 1, "bb": 1, "cc": 1}, "has no argument 'bb'.*\n.*has no argument 'cc'"),
             ({"_target_": "beside_user.Thing"}, "beside_user.Thing: missing a required argument: 'a'."),
-            ({"a": 1}, "'' is no dotted path"),
+            ({"a": 1}, "'' is not a dotted path"),
             ({"_target_": "beside_user.Thing", "_args_": "ab"}, "_args_: found 'ab'. Expected a list"),
             ({"_target_": "beside_user.Thing", "a": {"_target_": "beside_user.system", "c": "true"}}, "beside_user.system: is really"),
         ],

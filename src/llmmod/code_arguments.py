@@ -121,7 +121,7 @@ def check_outputs(node: Any, where: str) -> list[Problem]:
     return [Problem(key, f"{value!r} is outside of the run's directory", do=do) for key, value in found]
 
 
-def never_ask() -> None:
+def disable_code_prompt() -> None:
     """Have transformers (5.23) refuse a checkpoint's own code where nobody allowed it, rather than ask on the terminal for 15 seconds."""
     require_upstream(__name__)
     module: Any = importlib.import_module("transformers.dynamic_module_utils")

@@ -20,14 +20,14 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from llmmod.code_arguments import check_code_arguments, check_outputs, code_refused, never_ask
+from llmmod.code_arguments import check_code_arguments, check_outputs, code_refused, disable_code_prompt
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, check_targets, refusal, refusal_in_package, within
 
 __all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_own", "locate"]
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
-_ASK = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
+_READ_CHECKPOINTS = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
 _ABSENT = object()
 # A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
 _RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
@@ -42,8 +42,8 @@ def locate(path: str) -> Any:
     if reason := refusal(path):
         raise ConfigError(Problem(str(path), reason, *advice(path)))
     parent, found = _walk(path)
-    if path.split(".")[0] in _ASK:
-        never_ask()
+    if path.split(".")[0] in _READ_CHECKPOINTS:
+        disable_code_prompt()
     if reason := _refused_object(found, parent, path.rpartition(".")[2]):
         raise ConfigError(Problem(path, reason, *advice(f"{getattr(found, '__module__', None) or ''}.")))
     return found
@@ -124,7 +124,7 @@ def _built(value: Any) -> Any:
 def _walk(path: str) -> tuple[Any, Any]:
     """The object at a path and the one it was taken from, importing modules on the way and nothing but modules of allowed packages."""
     parts = path.split(".")
-    _look_beside_user(parts[0])
+    _add_working_directory(parts[0])
     parent: Any = None
     found: Any = _imported(parts[0], path)
     for depth, name in enumerate(parts[1:], start=1):
@@ -179,7 +179,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.freeze()
 
 
-def _look_beside_user(root: str) -> None:
+def _add_working_directory(root: str) -> None:
     """Let modules in the working directory be found, last, once the user has allowed one; it stays so for imports made later."""
     here = os.getcwd()
     if root not in PACKAGES and here not in sys.path and "" not in sys.path:
@@ -195,7 +195,7 @@ def _refused_object(found: Any, owner: Any, name: str) -> str:
         owner_class = found.__self__
         full = f"{owner_class.__module__}.{owner_class.__qualname__}"
         if _is_fixed(full) and not name.startswith("from_"):
-            return f"{full}.{name} is no constructor"
+            return f"{full}.{name} is not a constructor"
         return _refused_origin(full, "classes", owner_class) or _refused_method(found)
     if isinstance(found, FunctionType) and isinstance(owner, type):
         if not isinstance(inspect.getattr_static(owner, name, None), staticmethod):

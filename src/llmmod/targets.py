@@ -159,7 +159,7 @@ def refused_prefix(prefix: str) -> str:
     """Why a prefix can't be allowed by the user, empty where it can."""
     parts = prefix.split(".")
     if not all(_is_name(part) for part in parts):
-        return "no name of a module"
+        return "not the name of a module"
     if parts[0] in NEVER or parts[0] in _FRAMEWORK:
         return f"{parts[0]} runs code, so it can't be allowed"
     if prefix in PACKAGES or parts[0] == "llmmod" or within(prefix, PACKAGES.get(parts[0], Package(())).refused):
@@ -176,14 +176,14 @@ def refusal(path: Any, *, hydra: bool = False) -> str:
             since Hydra builds what stands there without asking `instantiate`.
     """
     if not isinstance(path, str) or not path:
-        return f"{path!r} is no dotted path"
+        return f"{path!r} is not a dotted path"
     parts = path.split(".")
     if hydra and (path in _HYDRA_PARTS or _is_of_plugin(parts)):
         return ""
     if hydra and parts[0] in PACKAGES:
-        return f"'{path}' is no part of Hydra's"
+        return f"'{path}' is not a part of Hydra"
     if not all(_is_name(part) for part in parts):
-        return f"'{path}' is no dotted path"
+        return f"'{path}' is not a dotted path"
     if any(part.startswith("_") for part in parts):
         return f"'{path}' is private"
     if parts[0] in NEVER or len(parts) < 2:
@@ -232,7 +232,7 @@ def refusal_in_package(path: str) -> str:
     if within(path, package.refused) or (parts[0] != "llmmod" and not _RUN.isdisjoint(parts)):
         return f"'{path}' is refused: it runs programs or code, reads pickles, or writes where it is told to"
     if parts[0] == "llmmod" and not within(path, package.classes + package.functions):
-        return f"'{path}' is no component of a run"
+        return f"'{path}' is not a component of a run"
     return ""
 
 

@@ -71,7 +71,7 @@ REFUSED = {
         "pipeline=[train: can't be read: '[' is not closed. Quote the whole override for your shell: 'key=[a,b]'.",
     ),
     "quote not closed": ("output_dir='x", "output_dir='x: can't be read: a quote is not closed."),
-    "no override at all": ("chatglm2", "chatglm2: is no override. Write key=value or group=option."),
+    "no override at all": ("chatglm2", "chatglm2: is not an override. Write key=value or group=option."),
     "no key": ("=3", "=3: names no key. Write key=value or group=option."),
     "grammar": ("output_dir=a==b", "output_dir=a==b: can't be read: unexpected =. Quote the value: 'key=\"value\"'."),
     "values of a sweep": (
@@ -176,7 +176,7 @@ class TestConfigDir:
     def test_a_file_that_is_no_yaml(self, tmp_path):
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "mine.yaml").write_text("name: [a\n")
-        with pytest.raises(ConfigError, match=r"model/mine.yaml, line 2: is no YAML: "):
+        with pytest.raises(ConfigError, match=r"model/mine.yaml, line 2: is not valid YAML: "):
             compose_config(["model=mine"], config_dir=str(tmp_path))
 
     def test_a_file_that_is_no_utf_8_is_told(self, tmp_path):
@@ -274,10 +274,10 @@ class TestToRoot:
             to_root(compose_config(["dataset.name=???", "output_dir=${nope}", "+model.kwargs.x=${oc.env:NO_SUCH_VARIABLE}"]).config)
         told = str(error.value).splitlines()
         assert told[0].startswith("model.kwargs.x: '${oc.env:NO_SUCH_VARIABLE}' can't be worked out: ")
-        assert told[1:] == ["dataset.name: is not set. Set it: dataset.name=….", "output_dir: '${nope}' refers to a key that there isn't."]
+        assert told[1:] == ["dataset.name: is not set. Set it: dataset.name=….", "output_dir: '${nope}' refers to a missing key."]
 
     def test_a_config_of_another_make(self):
-        with pytest.raises(ConfigError, match="config: is none that llmmod composed"):
+        with pytest.raises(ConfigError, match="config: was not composed by llmmod"):
             to_root(OmegaConf.create({"a": 1}))
 
 

@@ -117,7 +117,7 @@ def test_an_adapter_of_pissa_as_peft_saves_it_takes_its_first_values_out_of_the_
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        pytest.param(lambda d: None, "is no adapter: it has no adapter_config.json", id="empty"),
+        pytest.param(lambda d: None, "is not an adapter: it has no adapter_config.json", id="empty"),
         pytest.param(lambda d: (d / "config.json").write_text("{}"), "is a model, not an adapter", id="model"),
         pytest.param(lambda d: (d / "adapter_config.json").write_text("{"), "holds no adapter that can be read", id="damaged"),
         pytest.param(

@@ -84,7 +84,7 @@ def _problem(key: str, value: str, error: OmegaConfBaseException) -> Problem:
     if isinstance(error, InterpolationToMissingValueError):
         return Problem(key, f"'{value}' refers to a key that is not set")
     if isinstance(error, InterpolationKeyError):
-        return Problem(key, f"'{value}' refers to a key that there isn't")
+        return Problem(key, f"'{value}' refers to a missing key")
     return Problem(key, f"'{value}' can't be worked out: {str(error).splitlines()[0]}")
 
 
@@ -195,5 +195,5 @@ def to_root(config: DictConfig) -> Root:
     except OmegaConfBaseException as error:
         raise ConfigError(Problem(str(error.full_key or "config"), str(error.msg or error).splitlines()[0])) from error
     if not isinstance(root, Root):
-        raise ConfigError(Problem("config", "is none that llmmod composed", do="Make it with llmmod.compose([…])"))
+        raise ConfigError(Problem("config", "was not composed by llmmod", do="Make it with llmmod.compose([…])"))
     return root

@@ -30,13 +30,13 @@ from llmmod.config.wording import (
 )
 from llmmod.errors import Problem, first_line, one_line
 
-_PLACES = {"quantization": "model.quantization"}  # groups that aren't in the main defaults list, and where they go
+_PLACE_OF_GROUP = {"quantization": "model.quantization"}  # groups that aren't in the main defaults list, and where they go
 
 
-def unparsed(text: str, error: BaseException) -> Problem:
+def explain_parse_error(text: str, error: BaseException) -> Problem:
     """What to say of an override that Hydra's grammar doesn't read."""
     if "=" not in text:
-        return Problem(text or "''", "is no override", do="Write key=value or group=option")
+        return Problem(text or "''", "is not an override", do="Write key=value or group=option")
     opened = next((o for o, c in ("[]", "{}", "()") if text.count(o) > text.count(c)), None)
     if opened:
         return Problem(text, f"can't be read: '{opened}' is not closed", do="Quote the whole override for your shell: 'key=[a,b]'")
@@ -47,7 +47,7 @@ def unparsed(text: str, error: BaseException) -> Problem:
     return Problem(text, f"can't be read: {reason}", do="Quote the value: 'key=\"value\"'")
 
 
-def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_name: str) -> tuple[int | None, Problem]:
+def explain_compose_error(error: BaseException, choosing: Mapping[int, Override], config_name: str) -> tuple[int | None, Problem]:
     """The position of the choice that made composing fail, None where none did, and what to say of it."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == config_name:
@@ -57,45 +57,45 @@ def uncomposed(error: BaseException, choosing: Mapping[int, Override], config_na
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
         near = nearest_or_all(option, [str(o) for o in error.options or []])
-        return _blamed(missing, choosing, file), Problem(f"{group}={option}", "no such option", near, _named_in(file))
+        return _position_of_cause(missing, choosing, file), Problem(f"{group}={option}", "no such option", near, _named_in(file))
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
-        return None, Problem(place, f"is no YAML: {getattr(error, 'problem', None) or first_line(error)}")
+        return None, Problem(place, f"is not valid YAML: {getattr(error, 'problem', None) or first_line(error)}")
     if isinstance(error, UnicodeDecodeError):
         line = error.object[error.object.rfind(b"\n", 0, error.start) + 1 :].split(b"\n")[0].decode("utf-8", "backslashreplace")
         found = f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read, in '{line.strip()[:80]}'"
         return None, Problem("a YAML file of --config-dir", found, do="Save it as UTF-8")
-    blamed = _blamed(text, choosing, file)
+    blamed = _position_of_cause(text, choosing, file)
     if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):
         return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It stands in {inner[1]}.yaml")
     if cause := _omegaconf(error):
-        return blamed, _wrong_in_file(cause, file[1] if file else "")
+        return blamed, _explain_file(cause, file[1] if file else "")
     if blamed is None:
         return None, Problem("defaults", " ".join(text.split()))
-    return blamed, _wrong_choice(choosing[blamed], error)
+    return blamed, _explain_choice(choosing[blamed], error)
 
 
-def _wrong_choice(override: Override, error: BaseException) -> Problem:
+def _explain_choice(override: Override, error: BaseException) -> Problem:
     """What to say of a choice that finds no place in the defaults list, or is refused there for another reason."""
     typed, group = str(override.input_line), override.key_or_group
     if "Did you mean" in str(error):
         return Problem(typed, "this group has no such place", re.sub(r".*(Did you mean .*?\?).*", r"\1", str(error), flags=re.DOTALL))
     if "No match in the defaults list" in str(error):
-        place = _PLACES.get(group, override.package or group)
+        place = _PLACE_OF_GROUP.get(group, override.package or group)
         return Problem(typed, "no option of this group is chosen yet", do=f"To add one, write +{group}@{place}={override.value()}")
     if str(error).startswith("Multiple values for") or "appears more than once" in str(error):
         return Problem(typed, "an option of this group is chosen already", do="Leave out the +")
     return Problem(typed, one_line(error))
 
 
-def unapplied(override: Override, error: BaseException, config: DictConfig, choices: Mapping[str, str]) -> Problem:
+def explain_apply_error(override: Override, error: BaseException, config: DictConfig, choices: Mapping[str, str]) -> Problem:
     """What to say of an override that the composed configuration doesn't take."""
     key = override.key_or_group
     if override.package is not None:
         return Problem(str(override.input_line), f"there is no group '{key}'")
     if key.startswith("hydra.") or key == "hydra":
-        return _unapplied_to_hydra(override, error, config)
+        return _explain_hydra_key(override, error, config)
     if problem := _below_null(key, override.value(), config):
         return problem
     cause = _omegaconf(error)
@@ -111,7 +111,7 @@ def unapplied(override: Override, error: BaseException, config: DictConfig, choi
     return wrong_value(key, override.value(), typed_nodes(config)) or Problem(key, found)
 
 
-def replaces_node(override: Override, nodes: Mapping[str, type]) -> Problem | None:
+def check_replaced_node(override: Override, nodes: Mapping[str, type]) -> Problem | None:
     """What to say of a value that would take the place of a whole part, which OmegaConf lets happen where the part isn't typed."""
     key, value = override.key_or_group, override.value()
     if override.is_delete() or isinstance(value, dict) or (isinstance(value, str) and value.startswith("${")):
@@ -124,7 +124,7 @@ def replaces_node(override: Override, nodes: Mapping[str, type]) -> Problem | No
     return Problem(key, f"found {shown(value)}", "Expected keys with values", f"Choose an option: {group}=…")
 
 
-def coerced(override: Override, nodes: Mapping[str, type]) -> Problem | None:
+def check_coercion(override: Override, nodes: Mapping[str, type]) -> Problem | None:
     """What to say of a value that OmegaConf would make another of without a word: 5 becomes true, true becomes the text 'True'."""
     value = override.value()
     hint = None if override.is_delete() else _hint(override.key_or_group, nodes)
@@ -180,7 +180,7 @@ def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
     return None
 
 
-def below_null_part(override: Override, config: DictConfig) -> Problem | None:
+def check_null_part(override: Override, config: DictConfig) -> Problem | None:
     """What to say of a key of a step's part that is null: OmegaConf would make a part of that key alone where it isn't typed."""
     parts = split_key(override.key_or_group)
     if parts[0] != "steps" or len(parts) < 4 or parts[2] not in PARTS or parts[2:] == ["model", "from_step"]:
@@ -190,7 +190,7 @@ def below_null_part(override: Override, config: DictConfig) -> Problem | None:
     return _below_null(override.key_or_group, override.value(), config) if null else None
 
 
-def _unapplied_to_hydra(override: Override, error: BaseException, config: DictConfig) -> Problem:
+def _explain_hydra_key(override: Override, error: BaseException, config: DictConfig) -> Problem:
     cause, key = _omegaconf(error), override.key_or_group
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         schema = cause.object_type
@@ -199,7 +199,7 @@ def _unapplied_to_hydra(override: Override, error: BaseException, config: DictCo
     return Problem(key, first_line(cause or error))
 
 
-def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
+def _explain_file(cause: OmegaConfBaseException, file: str) -> Problem:
     """What to say of a key or a value in an option's file."""
     key = str(cause.full_key or cause.key or "")
     if not key:
@@ -217,7 +217,7 @@ def _wrong_in_file(cause: OmegaConfBaseException, file: str) -> Problem:
     return Problem(key, first_line(cause), do=place)
 
 
-def _blamed(text: str, choosing: Mapping[int, Override], file: re.Match[str] | None) -> int | None:
+def _position_of_cause(text: str, choosing: Mapping[int, Override], file: re.Match[str] | None) -> int | None:
     """The position of the override that an error speaks of: by its own key, or by the option that it chose."""
     words = {word.strip("'\".,:") for word in text.split()}
     for position, override in choosing.items():

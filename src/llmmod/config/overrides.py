@@ -23,7 +23,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmmod.config.explain import below_null_part, coerced, replaces_node, unapplied, uncomposed, unparsed
+from llmmod.config.explain import (
+    check_coercion,
+    check_null_part,
+    check_replaced_node,
+    explain_apply_error,
+    explain_compose_error,
+    explain_parse_error,
+)
 from llmmod.config.wording import conf_directory, nearest_or_all, part_of, shown, typed_nodes
 from llmmod.errors import Problem
 from llmmod.targets import allowed_prefixes, within
@@ -41,7 +48,7 @@ def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Prob
         try:
             override = parser.parse_override(text)
         except REFUSALS as error:
-            unread[position] = unparsed(text, error)
+            unread[position] = explain_parse_error(text, error)
             continue
         if override.is_sweep_override():
             values = text.partition("=")[2]
@@ -147,7 +154,7 @@ class Composition:
             try:
                 return self._loader.load_configuration(self._config_name, lines, RunMode.RUN, from_shell=False), []
             except REFUSALS as error:
-                blamed, problem = uncomposed(error, choosing, self._config_name)
+                blamed, problem = explain_compose_error(error, choosing, self._config_name)
                 if blamed is None:
                     return None, [problem]
                 found[blamed] = problem
@@ -157,7 +164,7 @@ class Composition:
         assert self.config is not None
         choices, nodes = dict(self.config.hydra.runtime.choices), typed_nodes(self.config)
         for position, override in overrides.items():
-            problem = replaces_node(override, nodes) or coerced(override, nodes) or below_null_part(override, self.config)
+            problem = check_replaced_node(override, nodes) or check_coercion(override, nodes) or check_null_part(override, self.config)
             if problem is not None:
                 found[position] = problem
                 continue
@@ -166,7 +173,7 @@ class Composition:
                 self._applied.append(override)
             except REFUSALS as error:
                 if not in_groups(override.key_or_group, self.failed_groups):
-                    found[position] = unapplied(override, error, self.config, choices)
+                    found[position] = explain_apply_error(override, error, self.config, choices)
 
     def _note(self, applied: list[Override]) -> None:
         """Write down in Hydra's node what was applied, as Hydra does for what it applies itself."""

@@ -108,7 +108,7 @@ class TestModel:
         (tmp_path / "b" / "config.json").write_text("{}")
         assert told("finetune.adapters=[a,org/name]") == []
         assert told("finetune.adapters=[a,b,./c]") == [
-            "finetune.adapters[1]: 'b' is no adapter: it has no adapter_config.json. "
+            "finetune.adapters[1]: 'b' is not an adapter: it has no adapter_config.json. "
             "That is a model: give it as model.pretrained_model_name_or_path.",
             "finetune.adapters[2]: no such directory: './c'.",
         ]

@@ -196,7 +196,8 @@ def check_text(context: Context) -> Iterator[Problem]:
             text.encode()
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
-            what = f"the byte 0x{code - 0xDC00:02x}, which is no UTF-8" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:x}, half of a character"
+            is_byte = 0xDC80 <= code <= 0xDCFF
+            what = f"the byte 0x{code - 0xDC00:02x}, which is not UTF-8" if is_byte else f"\\u{code:x}, half of a character"
             yield Problem(_shown(key), f"found {what}, in '{_shown(text)}'", do="Write it in UTF-8")
 
 

@@ -99,7 +99,7 @@ def _check_adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
         if found is not None and found.local and not (Path(found.path) / "adapter_config.json").is_file():
             model = (Path(found.path) / "config.json").is_file()
             do = "That is a model: give it as model.pretrained_model_name_or_path" if model else ""
-            yield Problem(key, f"'{path}' is no adapter: it has no adapter_config.json", do=do)
+            yield Problem(key, f"'{path}' is not an adapter: it has no adapter_config.json", do=do)
 
 
 def _check_heads(context: Context) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, modeling_utils
 
-from llmmod.code_arguments import code_problem, never_ask
+from llmmod.code_arguments import code_problem, disable_code_prompt
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.hub import check_reachable, hub_problem
@@ -155,7 +155,7 @@ def explain_loading_errors(checkpoint: Checkpoint, arguments: dict[str, Any], ke
 
     Errors that say nothing of the checkpoint stay what they are: no memory, a full disk, a defect.
     """
-    never_ask()
+    disable_code_prompt()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The `proxies` argument is ignored")  # `set_proxies` has set them
