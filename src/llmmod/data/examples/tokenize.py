@@ -187,7 +187,7 @@ class ExampleTokenizer:
         if self.policy == CutoffPolicy.drop:
             for _, example in long:
                 example.dropped = True
-        elif self.policy == CutoffPolicy.proportional:
+        elif long and self.policy == CutoffPolicy.proportional:
             self._fit(long, errors)
         else:
             for row, example in long:
