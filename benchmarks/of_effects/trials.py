@@ -98,7 +98,8 @@ def other_value(stage: str, of_field: Any) -> str:
     """
     from llmmod.config.validate.values import tables
 
-    now, kind = values_of(stage).get(of_field.name), of_field.type
+    now = values_of(stage).get(of_field.name)
+    kind = of_field.type.__name__ if isinstance(of_field.type, type) else str(of_field.type)
     choices = [c for c in tables(schema_of(stage), "CHOICES").get(of_field.name, ()) if c not in (now, [now], "no")]
     if choices and kind.startswith("str"):
         return choices[0]
