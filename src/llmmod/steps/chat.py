@@ -1,7 +1,7 @@
-"""A conversation in the terminal with whatever the run has: the base model, an adapter, what was just trained, an exported directory.
+"""The step `chat`: a conversation in the terminal with the run's model: the base model, an adapter, or what was just trained.
 
-The prompt is the render's, encoded by the function that prediction uses, so the model sees what it was trained on. Each prompt is
-computed from its first token: a cache kept between turns would have to match the answer's text encoded again, and it need not.
+Prompts are the render's, encoded by the function that prediction uses, so the model sees what it was trained on. Each prompt is computed
+from its first token: a cache kept between turns would have to match the encoding of the answer's text, and it need not.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Chat:
         """Answer questions until the input or the user ends it."""
         if rank() != 0:
             return StepReport(conversed=True)
-        speaker = _speaker(session, self.name)
-        render, tokenizer = session.render(self.name), speaker.reader.tokenizer
+        chat_model = _chat_model(session, self.name)
+        render, tokenizer = session.render(self.name), chat_model.reader.tokenizer
         turns = Turns(
             lambda conversation: encode_prompt(render.prompt(conversation), tokenizer),
-            limit=speaker.prompt_limit,
+            limit=chat_model.prompt_limit,
             system=self.conf.system,
             keep=self.conf.history,
         )
@@ -61,10 +61,10 @@ class Chat:
                 turns.clear()
                 self.terminal.note("The conversation is forgotten.")
             else:
-                self._answer(question, turns, speaker)
+                self._answer(question, turns, chat_model)
         return self._report()
 
-    def _answer(self, question: str, turns: Turns, speaker: _Speaker) -> None:
+    def _answer(self, question: str, turns: Turns, chat_model: _ChatModel) -> None:
         """One turn. Ctrl-C ends it and keeps what was said so far.
 
         Raises:
@@ -74,16 +74,16 @@ class Chat:
             ids, forgotten = turns.ask(question)
             if forgotten:
                 oldest = "oldest turn is" if forgotten == 1 else f"{forgotten} oldest turns are"
-                self.terminal.note(f"(All of it no longer fits into {speaker.limit} tokens: the {oldest} forgotten.)")
+                self.terminal.note(f"(All of it no longer fits into {chat_model.limit} tokens: the {oldest} forgotten.)")
             begun = time.perf_counter()
-            answer = speaker.say(ids, self.terminal.write)
+            answer = chat_model.say(ids, self.terminal.write)
             self.answers, self.tokens = self.answers + 1, self.tokens + answer.tokens
             self.seconds += time.perf_counter() - begun
             if answer.text:
                 turns.answered(question, answer.text)
             interrupted = answer.interrupted
         except QuestionTooLongError as error:
-            most = f"at most {speaker.prompt_limit} leave room for an answer"
+            most = f"at most {chat_model.prompt_limit} leave room for an answer"
             self.terminal.note(f"(With its prompt this question has {error.tokens} tokens; {most}. It was left unanswered.)")
             return
         except KeyboardInterrupt:
@@ -98,11 +98,11 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class _Speaker:
-    """A model with all that answering takes.
+class _ChatModel:
+    """A model with its reader, settings and limits.
 
     Args:
-        reader: reads its answers.
+        reader: decodes its answers.
         limit: tokens of prompt and answer together; None: no limit.
         longest: tokens of an answer.
     """
@@ -126,8 +126,8 @@ class _Speaker:
         return stream_answer(self.model, prompt_ids, self.reader, config=config, write=write)
 
 
-def _speaker(session: Any, step: str) -> _Speaker:
-    """The session's model, ready to answer."""
+def _chat_model(session: Any, step: str) -> _ChatModel:
+    """The session's model, prepared for inference."""
     tokenizer, render, training = session.tokenizer(step), session.render(step), session.conf(step, "training")
     model = prepare_for_inference(session.model(step).model, use_cpu=bool(getattr(training, "use_cpu", False)))
     config = generation_config(
@@ -139,4 +139,4 @@ def _speaker(session: Any, step: str) -> _Speaker:
     )
     limits = [context_length(model), session.conf(step, "model").model_max_length, config.max_length]
     limit = min((tokens for tokens in limits if tokens is not None), default=None)
-    return _Speaker(model, Reader.of(render, tokenizer), config, limit, config.max_new_tokens or limit or _LONGEST)
+    return _ChatModel(model, Reader.of(render, tokenizer), config, limit, config.max_new_tokens or limit or _LONGEST)

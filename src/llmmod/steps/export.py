@@ -1,8 +1,8 @@
 """A complete model directory: the weights with the adapters merged, tokenizer, generation settings, chat template, model card.
 
-Any program that uses transformers loads it, and it answers as the run's own model does. The session's model stays as it was, so that a
-later step goes on with it. transformers writes safetensors only, and so do we. With `layout=original`, a model whose checkpoint came in a
-layout of 2023 is written in that, for programs of the time: weights under their old names, config.json, tokenizer and code as they were.
+Any program that uses transformers can load it, and it answers as the run's own model does. The session's model is not changed, so later
+steps can use it. Weights are written as safetensors only, as transformers does. With `layout=original`, a model whose checkpoint has a
+layout of 2023 is written in that layout, for programs of that time: old names of weights, and config.json, tokenizer and code as before.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A conversation's two ends: questions from a person or a pipe, answers to the screen or the pipe.
+"""The terminal of a chat, and the turns of its conversation.
 
-A person gets a prompt, a line of help and line editing; a pipe gets the answers and nothing else, so that a program can read what
-`llmmod 'pipeline=[chat]' < questions.txt` prints. What is said about the conversation goes to stderr.
-
-The turns of a conversation, as many of the latest as the model can attend to.
+A person gets a prompt, a line of help and line editing. A pipe gets the answers and nothing else, so that a program can read the output
+of `llmmod 'pipeline=[chat]' < questions.txt`. Notes about the conversation go to stderr. The conversation forgets its oldest turns when
+they no longer fit into the model's context.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Terminal:
 
     def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self._in, self._out, self._err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
-        # Whatever the locale says: bytes that are no text end no chat, and no answer is one that can't be printed.
+        # Whatever the locale is: undecodable bytes don't end a chat, and every answer can be printed.
         _reconfigure(self._in, errors="surrogateescape")
         _reconfigure(self._out, errors="replace")
         self.interactive = self._in.isatty() and self._out.isatty()
@@ -50,7 +49,7 @@ class Terminal:
         """Each line that is not empty, stripped, until `exit`, `quit`, the end of input, or a second Ctrl-C while waiting for one.
 
         Raises:
-            KeyboardInterrupt: at the second Ctrl-C where no person types: the caller's run did not get to its end.
+            KeyboardInterrupt: at the second Ctrl-C if stdin is not a terminal, so that the run counts as interrupted.
         """
         warned = False
         while True:
@@ -73,17 +72,17 @@ class Terminal:
                 warned = False
 
     def second_interrupt(self) -> bool:
-        """Take note of a Ctrl-C; whether it means the run: the second within a second where no person types."""
+        """Register a Ctrl-C; whether it ends the run, as a second one within a second does if stdin is not a terminal."""
         before, self._interrupted_at = self._interrupted_at, time.monotonic()
         return not self.interactive and before is not None and self._interrupted_at - before < _TWICE_S
 
     def write(self, piece: str) -> None:
-        """A piece of an answer, shown at once."""
+        """Print a piece of an answer at once."""
         self._out.write(piece)
         self._out.flush()
 
     def note(self, text: str) -> None:
-        """A line about the conversation, no part of it."""
+        """Print a note about the conversation to stderr."""
         print(text, file=self._err, flush=True)
 
     def _line(self) -> str:
