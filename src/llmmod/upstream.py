@@ -182,7 +182,7 @@ PRIVATE_NAMES = (
     Use("trainers.preference.dpo", "trl", "trl:DPOTrainer", "_metrics", "logs the means of all pairs"),
     Use("trainers.preference.kto", "trl", "trl:KTOTrainer", "_metrics", "logs the means of all examples"),
     Use("trainers.rm", "trl", "trl:RewardTrainer", "_metrics _prepare_dataset", "trains on pairs that are tokenized already"),
-    Use("models.adapters.init", "peft", "peft.tuners.lora.layer:LoraLayer", "loftq_init", "initializes LoftQ on any device"),
+    Use("models.adapters.base_changing_init", "peft", "peft.tuners.lora.layer:LoraLayer", "loftq_init", "initializes LoftQ on any device"),
     Use("trainers.efficient", "peft", "peft.tuners.lora.layer:Linear", "forward", "adds an adapter's output in place"),
     Use("trainers.preference.base", "accelerate", "accelerate:Accelerator", "_models", "trains without a second model as the reference"),
     Use("data.sources.open", "datasets", "datasets.config", "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),

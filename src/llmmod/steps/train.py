@@ -17,7 +17,7 @@ from llmmod.config.schema.steps import TrainConf
 from llmmod.distributed import rank, world_size
 from llmmod.files.paths import readable_by_umask, shown
 from llmmod.instantiate import locate
-from llmmod.models.adapters.init import changes_base, save_for_base
+from llmmod.models.adapters.base_changing_init import changes_base, save_for_base
 from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.models.loading.stage_file import StageFile, write_stage_file

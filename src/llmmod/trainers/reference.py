@@ -26,7 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from llmmod.data.dataset.packing import lengths
 from llmmod.files.paths import atomic_write
-from llmmod.models.adapters.init import as_base, has_lost_base
+from llmmod.models.adapters.base_changing_init import as_base, has_lost_base
 
 log = logging.getLogger("llmmod.train")
 _ROWS = 1000  # rows that are hashed at a time

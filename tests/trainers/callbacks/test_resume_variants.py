@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.init import save_for_base
+from llmmod.models.adapters.base_changing_init import save_for_base
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.setup import setup_lora
 

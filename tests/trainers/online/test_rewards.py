@@ -16,7 +16,7 @@ from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.online_training import DEFAULT, rehearsed, reward_nodes
 from llmmod.config.schema.quantization import QuantizationConf, decides_weights
 from llmmod.errors import ConfigError, RunError
-from llmmod.models.adapters.init import save_for_base
+from llmmod.models.adapters.base_changing_init import save_for_base
 from llmmod.models.adapters.reward_models import load_reward_model
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.load import load_model

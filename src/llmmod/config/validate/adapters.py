@@ -22,7 +22,7 @@ NOT_MERGED = {
 }
 _PEFT_WRITES = "peft writes it itself"
 _NEEDS_DATA = "its first values come from a pass over examples, which isn't made here"
-# field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/lora/test_fields.py
+# field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/adapters/test_fields.py
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     **{name: ((None,), why) for name, why in NOT_MERGED.items()},
     "lora_bias": ((False,), "an export has no place for a bias in layers that have none"),

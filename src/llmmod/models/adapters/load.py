@@ -1,4 +1,4 @@
-"""Adapters from disk: `finetune.adapters`, a chain that is merged in order, the last of it kept apart."""
+"""Adapters from disk: `finetune.adapters`, merged in order or put beside a model's weights, and taken off again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from peft.utils import ModulesToSaveWrapper
 from llmmod.config.validate.adapters import NOT_MERGED
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import resolve_path
-from llmmod.models.adapters.init import changes_base, loftq_anywhere, remember_initial, restore_biases, restore_initial_adapter
+from llmmod.models.adapters.base_changing_init import (
+    changes_base,
+    loftq_anywhere,
+    remember_initial,
+    restore_biases,
+    restore_initial_adapter,
+)
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
 from llmmod.models.families.adapter_names import native_adapter
@@ -61,11 +67,16 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _
         ConfigError: there is no adapter, or it was trained on another base.
     """
     config, state = read_adapter(path, key)
-    _refuse_not_merged(config, path, key)
+    for name, why in NOT_MERGED.items():
+        if getattr(config, name, None):
+            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, and {why}", do="Train another without it"))
     _check_head(config, state, model, path, key)
     state = native_adapter(model, config, state)
     config.inference_mode = not trainable
-    _warn_of_other_base(config, model, path)
+    # Shapes tell one architecture from another, but not two models of the same one, and names change when directories move.
+    trained_on, here = config.base_model_name_or_path, model.name_or_path
+    if trained_on and here and trained_on != here:
+        log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
     if hasattr(config, "init_lora_weights") and not changes_base(config.init_lora_weights):
         config.init_lora_weights = False  # its values come from the file
     try:
@@ -93,12 +104,6 @@ def _not_filled(adapted: Any, missing: Sequence[str]) -> list[str]:
     parameters = dict(adapted.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for name, parameter in parameters.items() if name not in missing}
     return [name for name in missing if id(parameters.get(name)) not in filled]
-
-
-def _refuse_not_merged(config: Any, path: str, key: str) -> None:
-    for name, why in NOT_MERGED.items():
-        if getattr(config, name, None):
-            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, and {why}", do="Train another without it"))
 
 
 def _lacks_bias(layer: Any) -> bool:
@@ -167,13 +172,6 @@ def _check_head(config: Any, state: Mapping[str, Any], model: Any, path: str, ke
     if _has_head(state) and not is_reward_model(model):
         found = f"the adapter '{path}' is a reward model's, which scores and doesn't write"
         raise ConfigError(Problem(key, found, do="Give one that stage=sft or its like trained, or use it with stage=rm"))
-
-
-def _warn_of_other_base(config: Any, model: Any, path: str) -> None:
-    """Shapes tell one architecture from another, but not two models of the same one, and names change when directories move."""
-    trained_on, here = config.base_model_name_or_path, model.name_or_path
-    if trained_on and here and trained_on != here:
-        log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
 
 
 def _misfit(path: str, model: Any, reason: str, key: str) -> Problem:

@@ -1,10 +1,8 @@
-"""`finetune.*` as a peft.LoraConfig.
+"""`finetune.*` as a peft.LoraConfig, its names of modules, layers and tokens checked against the model.
 
 Only what differs from the schema's defaults is passed on, so that peft's deprecated fields stay untouched. Its configurations within the
 configuration (EVA, CorDA, LoftQ, …) are dicts in the schema and become their classes here: peft builds most of them from dicts too, but
-drops the keys it doesn't know.
-
-Names of modules, layers and tokens in `finetune.*`, held against the model: peft passes over most of those that match nothing.
+drops the keys it doesn't know. Of names that match nothing, peft passes over most.
 """
 
 from __future__ import annotations
@@ -26,9 +24,19 @@ from torch import nn
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generated.lora import ACCEPTED, LoraConfig
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.models.adapters.init import changes_base
+from llmmod.models.adapters.base_changing_init import changes_base
 from llmmod.models.loading.structure import decoder_layers
 from llmmod.models.loading.tiny import STAND_IN
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"
+_LAYERS = "finetune.layers_to_transform"
+# As peft 0.21 has it (`_check_lora_target_modules_mamba`): these read weights of their own without calling the module.
+_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+_READ_BY_MAMBA = ("out_proj", "conv1d")
+_OWN_CLASSES = ("transformers.models.", "transformers_modules.")
+_SMALL_RANK = 8  # at most the width of any matrix of a stand-in
 
 
 def lora_config(conf: LoraConf) -> peft.LoraConfig:
@@ -79,17 +87,6 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-log = logging.getLogger(__name__)
-
-ALL_LINEAR = "all-linear"
-_LAYERS = "finetune.layers_to_transform"
-# As peft 0.21 has it (`_check_lora_target_modules_mamba`): these read weights of their own without calling the module.
-_MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-_READ = ("out_proj", "conv1d")
-_OWN_CLASSES = ("transformers.models.", "transformers_modules.")
-_SMALL_RANK = 8  # at most the width of any matrix of a stand-in
-
-
 def without_refused(model: Any, conf: LoraConf) -> LoraConf:
     """The configuration in which all-linear leaves out what can't have an adapter; any other is itself.
 
@@ -97,7 +94,7 @@ def without_refused(model: Any, conf: LoraConf) -> LoraConf:
     """
     if conf.target_modules != ALL_LINEAR or isinstance(conf.exclude_modules, str):
         return conf
-    refused = [*(_READ if model.config.model_type in _MAMBA else ()), *_routers(model)]
+    refused = [*(_READ_BY_MAMBA if model.config.model_type in _MAMBA else ()), *_routers(model)]
     if not refused:
         return conf
     said = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in refused))
@@ -137,7 +134,7 @@ def fitted_to_stand_in(model: Any, conf: LoraConf) -> LoraConf:
 
 
 def check_names(model: Any, conf: LoraConf) -> None:
-    """Nothing, where a model has everything that its adapters are to be made of.
+    """Refuse names that the model doesn't have.
 
     Args:
         model: a PreTrainedModel.
@@ -146,13 +143,14 @@ def check_names(model: Any, conf: LoraConf) -> None:
     Raises:
         ConfigError: modules, layers or tokens that it doesn't have.
     """
-    problems = [*_targets(model, conf.target_modules), *_modules(model, conf), *_layers(model, conf), *_tokens(model, conf)]
+    problems = [*_unknown_targets(model, conf.target_modules), *_unknown_modules(model, conf)]
+    problems += [*_unknown_layers(model, conf), *_unknown_tokens(model, conf)]
     if problems:
         raise ConfigError(problems)
 
 
 def check_made(adapted: Any, conf: LoraConf) -> None:
-    """Nothing, where adapters have the ranks and alphas that were asked for.
+    """Refuse adapters that don't have the ranks and alphas that were asked for.
 
     Args:
         adapted: a PeftModel just made.
@@ -164,17 +162,17 @@ def check_made(adapted: Any, conf: LoraConf) -> None:
     """
     names = sorted(adapted.targeted_module_names)
     problems = [
-        Problem(f"finetune.{field}.{pattern}", f"no module with an adapter is called so, of {len(names)}", _ends(names))
+        Problem(f"finetune.{field}.{pattern}", f"no module with an adapter is called so, of {len(names)}", _adapted_modules(names))
         for field in ("rank_pattern", "alpha_pattern")
         for pattern in getattr(conf, field) or {}
         if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)  # as peft.utils.get_pattern_key has it
     ]
-    problems += list(_ranks(adapted, names, conf))[:1]
+    problems += list(_ranks_too_high(adapted, names, conf))[:1]
     if problems:
         raise ConfigError(problems)
 
 
-def _ranks(adapted: Any, names: Sequence[str], conf: LoraConf) -> Iterator[Problem]:
+def _ranks_too_high(adapted: Any, names: Sequence[str], conf: LoraConf) -> Iterator[Problem]:
     for name in names if changes_base(conf.init_lora_weights) else ():
         layer = adapted.get_base_model().get_submodule(name)
         for adapter, matrix in getattr(layer, "lora_A", {}).items():
@@ -183,11 +181,11 @@ def _ranks(adapted: Any, names: Sequence[str], conf: LoraConf) -> Iterator[Probl
                 yield Problem("finetune.r", found, f"Allowed: up to {rows}, or finetune.rank_pattern for this module")
 
 
-def _targets(model: Any, targets: Any) -> Iterator[Problem]:
+def _unknown_targets(model: Any, targets: Any) -> Iterator[Problem]:
     """What matches no linear layer; peft refuses only where none of several matches. A regular expression is peft's affair."""
     if not isinstance(targets, (list, tuple, set)):
         if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
-            yield from _targets(model, [targets])
+            yield from _unknown_targets(model, [targets])
         return
     # A quantized layer may have a child: the earlier adapters that are stacked on it.
     leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()) or isinstance(module, nn.Linear))
@@ -202,7 +200,7 @@ def _no_target(target: str, model: Any, linear: list[str]) -> Problem:
     return Problem("finetune.target_modules", f"{type(model).__name__} has no module '{target}'", allowed, f"Or take all: {ALL_LINEAR}")
 
 
-def _modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
+def _unknown_modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
     names = [name for name, _ in model.named_modules() if name]
     for field in ("modules_to_save", "exclude_modules"):
         given = getattr(conf, field)
@@ -211,13 +209,13 @@ def _modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
             yield Problem(f"finetune.{field}", f"{type(model).__name__} has no module '{wanted}'", did_you_mean(wanted, known))
 
 
-def _layers(model: Any, conf: LoraConf) -> Iterator[Problem]:
+def _unknown_layers(model: Any, conf: LoraConf) -> Iterator[Problem]:
     depth = len(decoder_layers(model)[1]) if conf.layers_to_transform is not None else 0
     for number in (number for number in _listed(conf.layers_to_transform) if number >= depth):
         yield Problem(_LAYERS, f"no layer {number} in {type(model).__name__}, which has {depth}", f"Allowed: 0 to {depth - 1}")
 
 
-def _tokens(model: Any, conf: LoraConf) -> Iterator[Problem]:
+def _unknown_tokens(model: Any, conf: LoraConf) -> Iterator[Problem]:
     rows, given = model.get_input_embeddings().num_embeddings, conf.trainable_token_indices
     for token in (token for token in (given if isinstance(given, list) else []) if not 0 <= token < rows):
         yield Problem("finetune.trainable_token_indices", f"no token {token}", f"Allowed: 0 to {rows - 1}")
@@ -231,5 +229,5 @@ def _listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-def _ends(names: Sequence[str]) -> str:
+def _adapted_modules(names: Sequence[str]) -> str:
     return f"Modules with an adapter: {', '.join(sorted({name.rpartition('.')[2] for name in names}))}"

@@ -1,12 +1,12 @@
-"""Adapters merged into full-precision weights: what `export` writes.
+"""Adapters merged into weights, and adapters that stay active beside quantized weights while a newer one is trained.
 
-Adapters on quantized weights that a newer adapter is trained on top of: they stay active beside the weights instead of being merged.
+`merged_copy` is what `export` writes: a plain model in full precision. `merge_or_stack` is what training goes on from.
 
-A merge would round the sum to 4 or 8 bits again. Most of what an adapter has learnt is smaller than half a step of that grid and would be
-lost: of a change of 1 % of the weights' standard deviation, 1.6 % arrives (NF4). So a quantized layer keeps a list of frozen adapters and
-adds what they compute to its output, as peft does for an active adapter. To everything else it is the layer it was: a new PeftModel goes on
-top, its `disable_adapter` leaves the earlier adapters active, and `save_pretrained` writes the new one alone. Weights that aren't quantized
-(embeddings, head, `modules_to_save`) are merged or replaced as always.
+A merge into quantized weights would round the sum to 4 or 8 bits again. Most of what an adapter has learnt is smaller than half a step of
+that grid and would be lost: of a change of 1 % of the weights' standard deviation, 1.6 % arrives (NF4). So a quantized layer keeps a list
+of frozen adapters and adds what they compute to its output, as peft does for an active adapter. To everything else it is the layer it
+was: a new PeftModel goes on top, its `disable_adapter` leaves the earlier adapters active, and `save_pretrained` writes the new one
+alone. Weights that aren't quantized (embeddings, head, `modules_to_save`) are merged or replaced as always.
 
 peft could also keep several active adapters in one PeftModel. Then every `disable_adapter`, `save_pretrained` and `active_adapter` of trl,
 transformers and ours would have to know which of them is meant.
@@ -57,8 +57,11 @@ def merged_copy(model: Any) -> Any:
         return plain.eval()
     _untie_where_adapted(base, plain)
     name = model.active_adapter
+    config = copy.deepcopy(model.peft_config[name])
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False  # PiSSA and its like take their first values out of the base
     with quiet_peft():
-        adapted = PeftModel(plain, _mergeable(model.peft_config[name]), autocast_adapter_dtype=True)
+        adapted = PeftModel(plain, config, autocast_adapter_dtype=True)
     # Neither embeddings nor a hub are asked for: what the adapter holds is all that is copied.
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     for layer in adapted.modules():
@@ -137,14 +140,6 @@ def _dtype(base: Any) -> torch.dtype:
         return max(layers, key=torch.numel).dtype
     chosen: Any = base.config.dtype
     return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))  # type: ignore[no-any-return]
-
-
-def _mergeable(config: Any) -> Any:
-    """An adapter's configuration that leaves the base as it is: PiSSA and its like take their first values out of it."""
-    config = copy.deepcopy(config)
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False
-    return config
 
 
 class StackedAdapter(nn.Module):

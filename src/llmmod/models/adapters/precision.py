@@ -206,7 +206,7 @@ def _hook(base: Any, head: Any, dtypes: dict[int, torch.dtype]) -> list[str]:
 
 
 def _input_to_float32(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    given = [value for value in (*args, *kwargs.values()) if _is_float(value)]
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.is_floating_point()]
     vars(module)[_INPUT_DTYPE] = given[0].dtype if given else None
     return tuple(_cast(value, torch.float32) for value in args), {name: _cast(value, torch.float32) for name, value in kwargs.items()}
 
@@ -275,9 +275,5 @@ def _only_holds(module: nn.Module) -> bool:
     return isinstance(module, nn.ParameterDict | nn.ParameterList)
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if _is_float(value) else value
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -19,7 +19,7 @@ from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.paths import resolve_path
-from llmmod.models.adapters.init import base_biases, changes_base
+from llmmod.models.adapters.base_changing_init import base_biases, changes_base
 from llmmod.models.adapters.load import load_adapter, merge_adapters, read_adapter
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.attention.rope import use_per_sequence_rope

@@ -17,7 +17,7 @@ import peft
 from llmmod.config.schema.base import TrainableDtype
 from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
-from llmmod.models.adapters.init import loftq_anywhere, remember_initial
+from llmmod.models.adapters.base_changing_init import loftq_anywhere, remember_initial
 from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
 from llmmod.models.adapters.lora import check_made, check_names, fitted_to_stand_in, lora_config, quiet_peft, without_refused
 from llmmod.models.adapters.merge import use_stacked_norms

@@ -1,4 +1,4 @@
-"""Longer contexts by scaled rotary positions: what `model.rope_scaling` writes into a configuration before its model is built.
+"""Rotary positions: scaled for longer contexts (`model.rope_scaling`), and kept to each text's own length.
 
 `linear` divides each position by the factor (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
 Interpolation"), `dynamic` raises the base once a text is longer than what was trained (NTK-aware scaling), `yarn` scales low frequencies
@@ -6,13 +6,11 @@ alone and cools the attention (Peng et al. 2023). transformers computes all thre
 saved afterwards. By its convention, `max_position_embeddings` stays the trained length for the first two, and is the extended one for
 yarn, which has the trained length beside its factor.
 
-Rotary positions that change with a text's length, kept to each text's own length where several stand in one row.
-
-Two kinds do: `longrope` (Ding et al. 2024, "LongRoPE"; Phi-4-mini) has one set of frequencies for texts within the trained length and one
-for longer ones, `dynamic` (NTK-aware scaling; InternLM) raises the base by how much longer a text is. transformers (5.23) goes by the
-longest text of a batch, so that in a packed row one long example changes the short ones; and for `dynamic` it goes on with the base of the
-longest text so far, where the code of 2023 worked it out anew for each. Here both go by the text itself. Several rows are still computed
-alike, by the longest of them: a cache that is filled row by row has to hold one kind of positions.
+Two kinds change with a text's length: `longrope` (Ding et al. 2024, "LongRoPE"; Phi-4-mini) has one set of frequencies for texts within the
+trained length and one for longer ones, `dynamic` raises the base by how much longer a text is. transformers (5.23) goes by the longest text
+of a batch, so that in a packed row one long example changes the short ones; and for `dynamic` it goes on with the base of the longest text
+so far, where the code of 2023 worked it out anew for each. `use_per_sequence_rope` has both go by the text itself. Several rows are still
+computed alike, by the longest of them: a cache that is filled row by row has to hold one kind of positions.
 """
 
 from __future__ import annotations
@@ -32,6 +30,8 @@ log = logging.getLogger(__name__)
 _TYPE, _FACTOR = "model.rope_scaling.type", "model.rope_scaling.factor"
 # Types that scale one trained length by one factor; the others (llama3, longrope) were trained scaled.
 _PLAIN = frozenset({"default", "linear", "dynamic", "yarn"})
+# Types whose positions change with a text's length.
+_BY_LENGTH = frozenset({"longrope", "dynamic"})
 _GLOBAL = "full_attention"  # the layers that attend to everything, where layers differ in their positions
 _KEPT = ("rope_theta", "partial_rotary_factor")
 
@@ -72,7 +72,7 @@ def scale_rope(config: Any, *, kind: str, factor: float | None, max_length: int 
 
 
 def check_scaled(model: Any, kind: str) -> None:
-    """Nothing, where a model's positions are scaled as asked for.
+    """Refuse a model whose positions are not scaled as asked for.
 
     Raises:
         ConfigError: it has no module that read the configuration's scaling.
@@ -127,13 +127,10 @@ def _factor(factor: float | None, trained: int, max_length: int | None) -> float
     return float(factor)
 
 
-_BY_LENGTH = frozenset({"longrope", "dynamic"})
-
-
 def use_per_sequence_rope(model: Any) -> None:
     """Have a model's positions go by each text's own length; it is changed in place, unless its positions never change."""
     for module in _by_length(model):
-        module.forward = functools.partial(_forward, module, type(module).forward)
+        module.forward = functools.partial(_per_sequence_forward, module, type(module).forward)
 
 
 def depends_on_length(model: Any) -> bool:
@@ -164,7 +161,7 @@ def lengths_and_starts(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.
     return position_ids[ends - 1][number] + 1, starts[number]
 
 
-def _forward(
+def _per_sequence_forward(
     module: Any,
     stock: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     x: torch.Tensor,
@@ -174,21 +171,21 @@ def _forward(
     """Cosines and sines, [batch or 1, seq, channels], as transformers' own `forward` gives them for each text alone."""
     kind, more = (module.rope_type, {}) if layer_type is None else (module.rope_type[layer_type], {"layer_type": layer_type})
     if kind == "dynamic":
-        _forget(module, layer_type)
+        _reset_dynamic(module, layer_type)
     if kind not in _BY_LENGTH or position_ids.shape[0] > 1:
         return stock(module, x, position_ids, **more)
-    border = _border(module, layer_type)
+    border = _unchanged_length(module, layer_type)
     lengths, starts = lengths_and_starts(position_ids[0])
     alike = (lengths > border).long() if kind == "longrope" else lengths.clamp(min=border)
     kinds = sorted(set(alike.tolist()))
     if len(kinds) == 1:
         return stock(module, x, position_ids, **more)
-    _refuse_shared(position_ids[0], alike, lengths, starts, border)
+    _refuse_shared_prompt(position_ids[0], alike, lengths, starts, border)
     result: tuple[torch.Tensor, ...] = ()
     for value in kinds:
         chosen = alike == value
         if kind == "dynamic":
-            _forget(module, layer_type)
+            _reset_dynamic(module, layer_type)
         parts = stock(module, x, position_ids[:, chosen], **more)
         result = result or tuple(part.new_empty(1, len(chosen), *part.shape[2:]) for part in parts)
         for whole, part in zip(result, parts, strict=True):
@@ -196,14 +193,14 @@ def _forward(
     return result  # type: ignore[return-value]
 
 
-def _border(module: Any, layer_type: str | None) -> int:
+def _unchanged_length(module: Any, layer_type: str | None) -> int:
     """The longest text, in tokens, whose positions are those of the shortest."""
     parameters = module.config.rope_parameters
     parameters = parameters if layer_type is None else parameters[layer_type]
     return int(parameters.get("original_max_position_embeddings") or module.original_max_seq_len)
 
 
-def _forget(module: Any, layer_type: str | None) -> None:
+def _reset_dynamic(module: Any, layer_type: str | None) -> None:
     """Take a module of `dynamic` positions back to what it was before the first text."""
     prefix = "" if layer_type is None else f"{layer_type}_"
     setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
@@ -211,13 +208,13 @@ def _forget(module: Any, layer_type: str | None) -> None:
     setattr(module, f"{prefix}inv_freq", original.to(getattr(module, f"{prefix}inv_freq").device))
 
 
-def _refuse_shared(positions: torch.Tensor, alike: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, border: int) -> None:
+def _refuse_shared_prompt(positions: torch.Tensor, alike: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor, border: int) -> None:
     """Refuse a row in which an answer shares a prompt that stands in it with other positions than it would have before this answer.
 
     Args:
         positions, lengths, starts: of each token, [seq].
         alike: the same number where positions are computed alike, [seq].
-        border: as from `_border`.
+        border: as from `_unchanged_length`.
     """
     trunk = 0
     for start in sorted(set(starts.tolist())):

@@ -23,7 +23,7 @@ from llmmod.data.examples.types import Ids
 from llmmod.data.rows.records import PromptRecord
 from llmmod.distributed import rank
 from llmmod.instantiate import build
-from llmmod.models.adapters.init import as_base, has_lost_base
+from llmmod.models.adapters.base_changing_init import as_base, has_lost_base
 from llmmod.models.generation.generate import generate
 from llmmod.models.generation.settings import Reader, answer_text
 from llmmod.protocols import Metric, StepReport

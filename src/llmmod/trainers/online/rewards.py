@@ -24,7 +24,7 @@ from llmmod.config.schema.online_training import reward_nodes, unfit
 from llmmod.data.collators import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
-from llmmod.models.adapters.init import has_lost_base
+from llmmod.models.adapters.base_changing_init import has_lost_base
 from llmmod.models.adapters.load import load_adapter, read_adapter, restore_base_model
 from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.adapters.reward_models import can_share_base, load_reward_model, shared_base_reward

@@ -169,7 +169,7 @@ def test_a_length_that_the_factor_does_not_give(factor, length, message):
 
 def test_every_architecture_is_covered():
     """An option that comes later is in one of the tables above, or has its like there."""
-    conf = Path(__file__).parents[2] / "conf" / "model"
+    conf = Path(__file__).parents[3] / "conf" / "model"
     options = [path.stem for path in conf.glob("*.yaml") if path.stem != "auto"]  # its architecture is the checkpoint's
     types = {to_root(compose_config([f"model={name}"]).config).model.architecture["model_type"] for name in options}
     covered = {to_root(compose_config([f"model={name}"]).config).model.architecture["model_type"] for name in HAS_ROPE}

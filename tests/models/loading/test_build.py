@@ -20,7 +20,7 @@ from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading import build, tiny
 from llmmod.models.loading.build import build_model, build_tokenizer
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf" / "model"
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "auto")  # which has no architecture of its own
 CONTRACT = {
     "smollm2", "llama", "llama2", "bloom", "bloomz", "falcon", "baichuan", "baichuan_13b", "baichuan2", "baichuan2_13b", "internlm",
@@ -218,7 +218,7 @@ def test_random_weights_need_no_weights_on_disk(llama_directory, tiny_tokenizer)
 
 def test_random_weights_of_a_layout_of_2023(tiny_tokenizer):
     """The fields are those of the class that it becomes."""
-    directory = Path(__file__).parent / "legacy_checkpoints" / "chatglm2"
+    directory = Path(__file__).parents[1] / "legacy_checkpoints" / "chatglm2"
     conf = conf_of(directory, weights=Weights.random, config={"vocab_size": 600, "num_hidden_layers": 1})
     model = built_model(conf, tiny_tokenizer)
     assert (type(model).__name__, model.lm_head.out_features, len(model.model.layers)) == ("GlmForCausalLM", 600, 1)

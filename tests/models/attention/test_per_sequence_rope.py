@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 
 def architecture(name):
-    return yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))["architecture"]
+    return yaml.safe_load((Path(__file__).parents[3] / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))["architecture"]
 
 
 def phi4_mini():

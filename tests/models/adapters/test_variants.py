@@ -9,7 +9,7 @@ import torch
 
 from llmmod.config.compose import compose_config, to_root
 from llmmod.config.validate import validated
-from llmmod.models.adapters.init import as_base, save_for_base
+from llmmod.models.adapters.base_changing_init import as_base, save_for_base
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora

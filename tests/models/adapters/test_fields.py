@@ -17,7 +17,7 @@ from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.generated.lora import LoraConfig
 from llmmod.config.validate import validated
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.init import save_for_base
+from llmmod.models.adapters.base_changing_init import save_for_base
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_inference, setup_lora
 

@@ -9,7 +9,7 @@ import torch
 from ways import moved
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.models.adapters.init import as_base
+from llmmod.models.adapters.base_changing_init import as_base
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.setup import setup_inference, setup_lora
 from llmmod.models.reward import with_reward_head

@@ -1,21 +1,16 @@
-"""LoftQ's first values (Li et al. 2023, "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models", algorithm 1).
+"""Adapters that take their first values out of the base's weights (PiSSA, OLoRA, LoftQ), and how they are saved.
 
-A weight W becomes its quantized self Q, unpacked again, and an adapter that begins as the best approximation of what is lost, W - Q.
+Meng et al. 2024 (PiSSA) put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base.
+Beside the untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank,
+and that is what a run saves, so that it fits the base as it was; checkpoints, which the same run goes on from, stay as they are.
 
-peft (0.21.2) has the same, but takes each weight to a GPU, which needs one; and it leaves the adapter's scale out, so that at another than
-1 the adapter begins as a multiple of what is lost. Q is peft's.
-
-Adapters that take their first values out of the base's weights (PiSSA, OLoRA), saved so that they fit the base as it was.
-
-Meng et al. 2024 put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base. Beside the
-untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank, and that is
-what a run saves; checkpoints, which the same run goes on from, stay as they are.
+LoftQ (Li et al. 2023, algorithm 1) makes a weight W its quantized self Q, unpacked again, and the adapter the best approximation of what is
+lost, W - Q. No adapter can hold the rest of that error: LoftQ's adapters are saved as they are, and the base is changed again, in the same
+way, where they are loaded (as peft has it for all of these). peft (0.21.2) needs a GPU for it and leaves the adapter's scale out, so that
+at another scale than 1 the adapter begins as a multiple of what is lost. `loftq` does neither; Q is peft's.
 
 With `bias=all` or `lora_only` it is the base's own biases that are trained, in place. Their first values are kept beside the adapter, and
 put back where the base is asked for, or goes on without the adapter.
-
-LoftQ leaves an error in the base that no adapter can hold. Its adapters are saved as they are, and the base is changed again, in the same
-way, where they are loaded (as peft has it for all of these).
 """
 
 from __future__ import annotations
@@ -38,6 +33,11 @@ from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
 
+# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
+_TAKE_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
+_INITIAL = "llmmod_initial_adapter"
+_BIASES = "llmmod_initial_biases"
+_ADAPTERS = ("lora_", "modules_to_save")  # in the names of parameters that aren't the base's
 _BLOCK = 64  # weights of a scale, as bitsandbytes' Params4bit has it
 
 
@@ -74,7 +74,7 @@ def loftq_anywhere() -> Iterator[None]:
 @torch.no_grad()
 def _init(layer: Any, name: str, config: Any = None) -> None:
     if name not in layer.lora_A:
-        raise NotImplementedError(f"LoftQ is for linear layers, and {type(layer.get_base_layer()).__name__} is none")
+        raise NotImplementedError(f"LoftQ is for linear layers, and {type(layer.get_base_layer()).__name__} is not one")
     weight, scale = layer.get_base_layer().weight, abs(layer.scaling[name]) ** 0.5
     bits, iterations = config.loftq_config["loftq_bits"], config.loftq_config["loftq_iter"]
     quantized, a, b = loftq(weight, bits=bits, rank=layer.r[name], iterations=iterations)
@@ -94,20 +94,13 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return functional.int8_vectorwise_dequant(rows, scales)  # type: ignore[no-any-return]
 
 
-# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
-_CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga")
-_INITIAL = "llmmod_initial_adapter"
-_BIASES = "llmmod_initial_biases"
-_ADAPTERS = ("lora_", "modules_to_save")  # in the names of parameters that aren't the base's
-
-
 def changes_base(init: Any) -> bool:
     """Whether adapters initialised so change the weights of their base."""
-    return _moves(init) or init == "loftq"
+    return _takes_from_base(init) or init == "loftq"
 
 
-def _moves(init: Any) -> bool:
-    return isinstance(init, str) and init.lower().startswith(_CHANGE_BASE)
+def _takes_from_base(init: Any) -> bool:
+    return isinstance(init, str) and init.lower().startswith(_TAKE_FROM_BASE)
 
 
 def remember_initial(adapted: Any) -> None:
@@ -117,7 +110,7 @@ def remember_initial(adapted: Any) -> None:
         adapted: a PeftModel just made, before trained values are read into it; changed in place.
     """
     config = adapted.peft_config["default"]
-    if _moves(getattr(config, "init_lora_weights", None)):
+    if _takes_from_base(getattr(config, "init_lora_weights", None)):
         values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         setattr(adapted, _INITIAL, {name: value.detach().to("cpu", copy=True) for name, value in values.items()})
     if getattr(config, "bias", "none") != "none":

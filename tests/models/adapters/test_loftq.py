@@ -9,7 +9,7 @@ import torch
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.errors import ConfigError
-from llmmod.models.adapters.init import _rounded, has_lost_base, loftq
+from llmmod.models.adapters.base_changing_init import _rounded, has_lost_base, loftq
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.setup import setup_lora
 
@@ -64,7 +64,7 @@ def test_a_model_with_them_is_nearer_to_itself_than_quantized_whatever_the_scale
 
 
 def test_embeddings_are_refused(tiny_llama):
-    with pytest.raises(ConfigError, match="LoftQ is for linear layers, and Embedding is none"):
+    with pytest.raises(ConfigError, match="LoftQ is for linear layers, and Embedding is not one"):
         setup_lora(tiny_llama, LoraConf(name="lora", target_modules=["embed_tokens"], init_lora_weights="loftq"))
 
 
