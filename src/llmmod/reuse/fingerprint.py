@@ -1,12 +1,9 @@
-"""What tells the weights that a training begins with, or is judged by, apart from others: the content of their files.
-
-As with data, no date is trusted and files are read to the end; loading a model reads them anyway. A repository of the hub is its commit.
-
-The fingerprint of a training: made of all that decides what it leaves, and of nothing else.
+"""The fingerprint of a training: every input that affects its result, and nothing else.
 
 Not in it: where the run is written, what is logged, reported and kept on the way, and the steps that come afterwards. What a training
-doesn't know of itself comes as it is found: the content of data, checkpoint and adapters, the weights that earlier steps left, the source
-of every class that is named, ours too, and the versions of the libraries.
+doesn't know of itself is taken as it is found: the content of data, checkpoint and adapters, the weights that earlier steps left, the
+source of every class that is named, ours too, and the versions of the libraries. As with data, no date is trusted and files are read to
+the end; loading a model reads them anyway. A repository of the hub is its commit.
 """
 
 from __future__ import annotations
@@ -32,6 +29,18 @@ from llmmod.upstream import installed
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 8.0
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "tokenizers")
+# Fields of `training` that no weight and no measure depends on.
+_OUTPUT = frozenset({
+    "output_dir", "resume_from_checkpoint", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level",
+    "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub",
+    "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "predict", "predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config",
+})  # fmt: skip
+_SAVING = frozenset({"save_strategy", "save_steps"})  # decide which checkpoints there are to choose the best of
+# Of `model`: what others than the training read, or what stands in `finetune` and `training` by then.
+_ELSEWHERE = frozenset({"name", "install", "sizes", "architecture", "print_structure", "lora_targets", "lora_learning_rate"})
 
 
 def checkpoint_identity(conf: ModelConf, hub: HubConf) -> Any:
@@ -107,20 +116,6 @@ def _commit(repo: str, revision: str | None, hub: HubConf) -> str:
     if isinstance(cached, str) and (commits := [part for part in Path(cached).parts if _COMMIT.fullmatch(part)]):
         return commits[-1]
     raise NoIdentityError(f"which commit of {repo} there is, nobody says")
-
-
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "tokenizers")
-# Fields of `training` that no weight and no measure depends on.
-_OUTPUT = frozenset({
-    "output_dir", "resume_from_checkpoint", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level",
-    "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
-    "trackio_static_space_id", "save_only_model", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub",
-    "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
-    "predict", "predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config",
-})  # fmt: skip
-_SAVING = frozenset({"save_strategy", "save_steps"})  # decide which checkpoints there are to choose the best of
-# Of `model`: what others than the training read, or what stands in `finetune` and `training` by then.
-_ELSEWHERE = frozenset({"name", "install", "sizes", "architecture", "print_structure", "lora_targets", "lora_learning_rate"})
 
 
 def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, str]:

@@ -1,10 +1,8 @@
-"""What training steps of earlier runs left, found again by its fingerprint, and put into the run that would train the same once more.
+"""What training steps of earlier runs left, found by its fingerprint and put into a run that would train the same once more.
 
 A step's directory says itself what it holds: `result.json`, written last, has the fingerprint and the digest of every file. An index in the
 cache directory knows where such directories are, a small file for each. What isn't there any more, isn't whole, or was trained over since,
-is passed by, and is trained again.
-
-Whether a training step has to be trained: in a run of several, an earlier run may have left the very same.
+is skipped, and is trained again.
 
 Change the learning rate of the last of three steps, and the run takes what the other two left. `reuse=false` trains them all; what they
 leave is found by later runs all the same.
@@ -36,6 +34,7 @@ NAME = "result.json"
 _PARTS = "parts.json"  # in the index, beside what has the fingerprint
 _ADAPTER = "adapter_config.json"
 _BASE = "base_model_name_or_path"
+_NAMED = 4  # parts that have changed, in a message
 
 
 @dataclass(frozen=True)
@@ -197,9 +196,6 @@ def _move_base(config: Path, before: Path, after: Path) -> None:
         if base.is_relative_to(before):
             read[_BASE] = str(after / base.relative_to(before))
             config.write_text(json.dumps(read, indent=2, sort_keys=True), encoding="utf-8")
-
-
-_NAMED = 4  # parts that have changed
 
 
 class Reuse:

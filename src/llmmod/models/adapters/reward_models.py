@@ -1,6 +1,8 @@
-"""A reward adapter beside the adapter that is trained, on one base model in memory, with its head apart: what PPO scores with.
+"""Reward models from the disk, and a reward adapter that shares the base of the model that is trained.
 
-Reward models from the disk: a full model's directory, or an adapter that has the head with it. Without its head there is none.
+`load_reward_model` loads a full model's directory, or an adapter that has the head with it; without its head there is none.
+`shared_base_reward` puts a reward adapter beside the adapter that is trained, on one base model in memory, with a head of its own: what PPO
+scores with.
 """
 
 from __future__ import annotations
