@@ -1,13 +1,16 @@
-"""A whole RLHF run of SmolLM2 with LoRA in one command, and the same again with another learning rate for ppo alone.
+"""Whole RLHF runs of SmolLM2 with LoRA, each one command: what every step took, and what held-out examples say before and after it.
 
     python benchmarks/rlhf.py
+    python benchmarks/rlhf.py --seeds 1,2,3 --without-again steps.ppo.training.kl_coef=0.05
 
-Prints what each step took, by the clock and in CPU seconds, and what it measured on held-out examples before and after. The second run
-takes sft and rm from the first, and says so. Nothing of earlier runs is found: examples and results are kept in a directory for now.
+A run for each seed, then the first again with another learning rate for ppo, which takes sft and rm from the run before, and says so.
+Of ppo, a table in Markdown follows: the reward, which is what it learns by, and what the reward model cannot be fooled about, each before
+and after. Nothing of earlier runs is found: examples and results are kept in a directory for now.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -16,8 +19,12 @@ from pathlib import Path
 from measure import machine, measure
 
 AGAIN = "steps.ppo.training.learning_rate=1e-4"
+# Two answers to each held-out prompt, so that less of what is found is chance.
+ANSWERS = ["steps.ppo.training.num_generations_eval=2"]
 # Of each step, what its training is for.
 MEASURED = {"sft": ("loss", "token_accuracy"), "rm": ("loss", "accuracy", "margin"), "ppo": ("reward",), "dpo": ("loss", "rewards/margins")}
+# Of ppo's held-out answers: the metrics' names, and what stands in the table.
+TOLD = {"reward": "reward", "rouge-l": "ROUGE-L", "exact": "exact, %", "words": "words", "repeated-4-grams": "repeated 4-grams, %"}
 
 
 def run(place, name, experiment, *overrides):
@@ -30,7 +37,7 @@ def run(place, name, experiment, *overrides):
     found = json.loads((directory / "run.json").read_text())
     print(f"\nllmmod {' '.join([f'experiment={experiment}', *overrides])}: {found['seconds']:.0f} s, {done.cpu_s:.0f} CPU s in all")
     for step in found["steps"]:
-        print(f"{step['name']:8} {step['seconds']:6.0f} s {step['cpu_seconds']:6.0f} CPU s   {told(step)}")
+        print(f"{step['name']:8} {step['seconds']:6.0f} s {step['cpu_seconds']:6.0f} CPU s   {told(step)}", flush=True)
     return found
 
 
@@ -44,13 +51,39 @@ def told(step):
     return "; ".join([*parts, *([f"reused from {Path(step['reused_from']).parent.name}"] if "reused_from" in step else [])])
 
 
-def main(experiment="rlhf", again=AGAIN, *overrides) -> None:
-    """Both runs."""
+def table(found):
+    """Rows in Markdown of what ppo's held-out answers were before it and are after it.
+
+    Args:
+        found: seed -> what run.json says.
+    """
+    yield f"| ppo, seed | {' | '.join(TOLD.values())} | KL, nats an answer |"
+    yield "|---" * (len(TOLD) + 2) + "|"
+    for seed, run_json in found.items():
+        metrics = next(step["metrics"] for step in run_json["steps"] if step["name"] == "ppo")
+        numbers = [f"{metrics[f'eval_{name}_before']:.2f} → {metrics[f'eval_{name}']:.2f}" for name in TOLD]
+        yield f"| {seed} | {' | '.join(numbers)} | {metrics['eval_kl']:.2f} |"
+
+
+def main() -> None:
+    """A run a seed, and one again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="rlhf", help="rlhf or rlhf_dpo")
+    parser.add_argument("--seeds", default="42,2")
+    parser.add_argument("--again", default=AGAIN, help="what differs in the run that is done again")
+    parser.add_argument("--without-again", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="further overrides of each run, as llmmod's")
+    args = parser.parse_args()
+    overrides = [*(ANSWERS if args.experiment == "rlhf" else []), *args.overrides]
+    seeds = args.seeds.split(",")
     print(machine())
     with tempfile.TemporaryDirectory() as place:
-        run(place, "first", experiment, *overrides)
-        run(place, "again", experiment, *overrides, again)
+        found = {seed: run(place, f"seed-{seed}", args.experiment, f"seed={seed}", *overrides) for seed in seeds}
+        if not args.without_again:
+            run(place, "again", args.experiment, f"seed={seeds[0]}", *overrides, args.again)
+    if args.experiment == "rlhf":
+        print("", *table(found), sep="\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -15,7 +15,9 @@ def test_it_runs_from_sft_to_export(tmp_path):
         "rm": ("rm", "adapter", "reward", ["../sft"]),
         "ppo": ("ppo", "adapter", "language", ["../sft"]),
     }
-    compared = ("sft/eval_loss", "sft/eval_token_accuracy", "rm/eval_loss", "rm/eval_accuracy", "rm/eval_margin", "ppo/eval_reward")
+    of_rm = ("rm/eval_loss", "rm/eval_accuracy", "rm/eval_margin")
+    of_answers = (f"ppo/eval_{name}" for name in ("reward", "rouge-l", "exact", "words", "repeated-4-grams"))
+    compared = ("sft/eval_loss", "sft/eval_token_accuracy", *of_rm, *of_answers)
     assert {"sft/train_loss", "predict_rouge-1", *compared, *(f"{name}_before" for name in compared)} <= set(metrics)
     steps = json.loads((tmp_path / "run.json").read_text())["steps"]
     assert [step["name"] for step in steps] == ["sft", "rm", "ppo", "predict", "export"]
