@@ -127,7 +127,7 @@ def _in_child(overrides: Sequence[str], run: Path, place: Path) -> None:
 def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
     import llmmod
     from llmmod.errors import ConfigError
-    from llmmod.trainers.callbacks import curves as curve
+    from llmmod.trainers.callbacks import progress as curve
 
     curve.draw_loss_curve = lambda history, path: False  # drawn from the log, and half of a run's time
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

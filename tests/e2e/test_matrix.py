@@ -11,7 +11,7 @@ import pytest
 import yaml
 from cells import FILE, matrix
 
-from llmmod.trainers.callbacks import curves as curve
+from llmmod.trainers.callbacks import progress as curve
 
 pytestmark = pytest.mark.slow
 

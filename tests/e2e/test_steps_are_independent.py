@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import llmmod
-from llmmod.trainers.callbacks import curves as curve
+from llmmod.trainers.callbacks import progress as curve
 
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
 # What of a way reaches furthest into the model that is under its adapter.

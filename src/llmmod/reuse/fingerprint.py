@@ -21,7 +21,7 @@ from llmmod.cache.content import NoIdentityError, digest, file_digest, render_id
 from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.config.schema.online_training import reward_nodes
 from llmmod.distributed import world_size
-from llmmod.files.hub import hub_arguments, set_proxies
+from llmmod.files.checkpoint import hub_arguments, set_proxies
 from llmmod.files.paths import resolve_path
 from llmmod.models.loading.build import model_checkpoint, model_path
 from llmmod.models.loading.stage_file import read_stage_file

@@ -28,9 +28,8 @@ from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
 from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
-from llmmod.trainers.callbacks.curves import loss_curve
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
-from llmmod.trainers.callbacks.progress import TrainingProgress
+from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over
 from llmmod.trainers.collation import check_trainer
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from llmmod.models.generation.decoder import Decoder
 from llmmod.models.generation.generate import _say_once, generate, generate_in_order, why_not_decoded
-from llmmod.models.generation.sampling import TokenChooser, unread
+from llmmod.models.generation.settings import TokenChooser, unread
 from llmmod.models.loading.tiny import tiny_model
 
 DRAW = random.Random(5)

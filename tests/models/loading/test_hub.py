@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 from llmmod.config.schema.model import HubConf
 from llmmod.errors import ConfigError
-from llmmod.files.hub import check_reachable, hub_arguments, hub_problem, set_proxies
+from llmmod.files.checkpoint import check_reachable, hub_arguments, hub_problem, set_proxies
 
 
 def test_only_what_is_set_is_passed_on():

@@ -26,7 +26,7 @@ from llmmod.data.rows.records import described
 from llmmod.data.sources.read_files import BY_BUILDER, BY_SUFFIX
 from llmmod.data.sources.source import Files, Source, StreamSource, Table, read_split, take_split
 from llmmod.errors import ConfigError, DataError, Problem, first_line
-from llmmod.files.hub import set_proxies
+from llmmod.files.checkpoint import set_proxies
 from llmmod.files.paths import PACKAGE, find_files, is_hub_id, resolve_path, shown
 from llmmod.upstream import require_upstream
 

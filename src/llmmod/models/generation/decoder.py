@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, StopStringCriteria
 
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
-from llmmod.models.generation.sampling import TokenChooser
+from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
 
 _SYNC_EVERY = 16  # steps, on devices that compute ahead

@@ -27,8 +27,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.attention.rope import depends_on_length
 from llmmod.models.attention.varlen import PackingMethod
 from llmmod.models.generation.decoder import Decoder
-from llmmod.models.generation.sampling import unread
-from llmmod.models.generation.settings import Ends, Reader
+from llmmod.models.generation.settings import Ends, Reader, unread
 from llmmod.models.packing import packing_support
 from llmmod.upstream import require_upstream
 

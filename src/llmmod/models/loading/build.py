@@ -13,8 +13,7 @@ from llmmod.code_arguments import code_refused
 from llmmod.config.schema.base import Dtype, Weights
 from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
 from llmmod.errors import ConfigError, Problem
-from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, path_of_size
-from llmmod.files.hub import hub_arguments, set_proxies
+from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint, hub_arguments, path_of_size, set_proxies
 from llmmod.files.paths import resolve_path
 from llmmod.instantiate import locate
 from llmmod.models.attention.rope import check_scaled, scale_rope

@@ -21,8 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, mod
 
 from llmmod.code_arguments import code_problem, disable_code_prompt
 from llmmod.errors import ConfigError, Problem, did_you_mean
-from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
-from llmmod.files.hub import check_reachable, hub_problem
+from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, check_reachable, find_checkpoint, hub_problem
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.native import check_layout, load_original, native_config, warn_beyond_trained_length
 from llmmod.models.families.registry import family_of

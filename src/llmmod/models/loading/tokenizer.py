@@ -18,8 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from llmmod.errors import ConfigError, Problem
-from llmmod.files.checkpoint import PATH_KEY, check_model_directory, find_checkpoint, has_tokenizer
-from llmmod.files.hub import check_reachable
+from llmmod.files.checkpoint import PATH_KEY, check_model_directory, check_reachable, find_checkpoint, has_tokenizer
 from llmmod.models.families.native import check_known_layout
 from llmmod.models.loading.load import WHERE, explain_loading_errors, report_remote_code
 from llmmod.models.loading.weight_files import tokenizer_from_gguf

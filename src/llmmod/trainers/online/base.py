@@ -24,7 +24,7 @@ from llmmod.instantiate import build
 from llmmod.models.generation.settings import Reader, generation_config
 from llmmod.protocols import Metric
 from llmmod.trainers.base import StageTrainer
-from llmmod.trainers.callbacks.curves import Panel, metric_curves
+from llmmod.trainers.callbacks.progress import Panel, metric_curves
 from llmmod.trainers.means import Means, RunningMoments
 from llmmod.trainers.online.rewards import Rewards
 from llmmod.upstream import require_upstream
