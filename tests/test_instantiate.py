@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.instantiate import arguments, build, locate
+from llmmod.instantiate import arguments, build, import_own, locate
 
 
 def names(text):
@@ -148,7 +148,27 @@ def test_no_garbage_is_looked_for_while_a_module_is_imported(tmp_path, monkeypat
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("LLMMOD_ALLOW", "looks_for_garbage")
     assert locate("looks_for_garbage.enabled")() is False
+    sys.modules.pop("looks_for_garbage")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert import_own("looks_for_garbage.enabled")() is False
     assert gc.isenabled()
+
+
+def test_what_large_libraries_bring_in_is_never_looked_through(tmp_path, monkeypatch):
+    code = "import sys\nsys.modules.update({f'part_{n}': sys for n in range(%d)})\n"
+    (tmp_path / "small_library.py").write_text(code % 10)
+    (tmp_path / "large_library.py").write_text(code % 1000)
+    monkeypatch.syspath_prepend(tmp_path)
+    gc.unfreeze()
+    try:
+        import_own("small_library.sys")
+        assert gc.get_freeze_count() == 0
+        import_own("large_library.sys")
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.freeze()  # as it was, see conftest.py
+        for name in [name for name in sys.modules if name.startswith("part_") or name in ("small_library", "large_library")]:
+            del sys.modules[name]
 
 
 def test_an_allowed_module_that_fails_to_import_is_the_users_error(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ __all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_ow
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
 _READ_CHECKPOINTS = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
 _ABSENT = object()
+_MANY_MODULES = 500  # torch has 1,500
 # A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
 _RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
 
@@ -52,7 +53,8 @@ def locate(path: str) -> Any:
 def import_own(path: str) -> Any:
     """A function of llmmod's own, imported when it is needed; for our own code, which may name what a configuration may not."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    with _no_garbage_collection():
+        return getattr(importlib.import_module(module), name)
 
 
 def build(node: Any, /, **runtime: Any) -> Any:
@@ -163,19 +165,19 @@ def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """While it lasts, no garbage is looked for; and if it brought torch in, what there is by then is never looked through again.
+    """While it lasts, no garbage is looked for; and if it brought large libraries in, what there is then is never looked through again.
 
     The libraries make half a million objects that stay. To look through them again and again takes a quarter of the time of importing
     them, and 0.3 s whenever all is looked through later, as trainers do when they begin and end.
     """
-    enabled, had_torch = gc.isenabled(), "torch" in sys.modules
+    enabled, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
         if enabled:
             gc.enable()
-        if not had_torch and "torch" in sys.modules:
+        if len(sys.modules) > modules + _MANY_MODULES:
             gc.freeze()
 
 
