@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "nump
 NAME_FIELD = {"model": "name", "dataset": "name", "render": "name", "finetune": "name", "stage": "stage"}
 # node -> the dataclass that it is an instance of, in llmmod.config.schema
 TYPES = {
-    "": "root.Root",
+    "": "steps.Root",
     "model": "model.ModelConf",
     "model.quantization": "quantization.QuantizationConf",
     "model.rope_scaling": "model.RopeScalingConf",

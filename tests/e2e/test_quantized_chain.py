@@ -68,7 +68,7 @@ def test_sft_rm_ppo(run, rows, bits, tmp_path, monkeypatch):
 
     def call(scorer, answers):
         found = own(scorer, answers)
-        scorers.append(scorer.beside)
+        scorers.append(scorer.shares_base)
         scored.extend(zip([[*p, *a] for p, a in zip(answers.prompts, answers.ids, strict=True)], found, strict=True))
         return found
 

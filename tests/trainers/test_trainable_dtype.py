@@ -58,7 +58,7 @@ def change(toy_trainer, dpo_trainer, rm_trainer, answering_trainer, monkeypatch)
 
     With what another one drew by chance its answers are the same: a token that fell otherwise would change all that come after it.
     """
-    draw = rollout.answers_in_order
+    draw = rollout.generate_in_order
 
     def ppo(model, **changes):
         trainer = answering_trainer(PpoConf(**{**SHORT, **PPO, **changes}), model=model)
@@ -74,7 +74,7 @@ def change(toy_trainer, dpo_trainer, rm_trainer, answering_trainer, monkeypatch)
             drawn.append(draw(*args, **given) if like is None else like.drawn[len(drawn)])
             return drawn[-1]
 
-        monkeypatch.setattr(rollout, "answers_in_order", answers)
+        monkeypatch.setattr(rollout, "generate_in_order", answers)
         weights = {name: p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
         first = {name: p.detach().clone() for name, p in weights.items()}
         trainer = make[stage](model=model, **SETTINGS)

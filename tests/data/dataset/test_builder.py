@@ -266,7 +266,7 @@ def test_what_takes_more_than_may_be_kept_goes_when_other_examples_come(hits, mo
     write(ROWS[:9], "y.json")
     assert not hits(path="y.json", cache_max_gb=1)
     assert hits()
-    monkeypatch.setattr(cache_limit, "_held", {})  # as when the process that had them in use has ended
+    monkeypatch.setattr(cache_limit, "_in_use", {})  # as when the process that had them in use has ended
     assert not hits(path="y.json", cache_max_gb=0, max_samples=8)
     assert not hits()
 

@@ -44,8 +44,7 @@ class GenerationConf:
     top_h: float | None = None  # the fraction of the distribution's entropy to keep, from 0 to 1
     typical_p: float | None = None  # sample only from the locally most typical tokens that add up to this (Meister et al. 2022) [1.0]
     epsilon_cutoff: float | None = None  # sample only from tokens above this probability; 3e-4 to 9e-4 is usual (Hewitt et al. 2022) [0.0]
-    # sample only from tokens above a bound that follows the entropy; 3e-4 to 2e-3 is usual (Hewitt et al. 2022) [0.0]
-    eta_cutoff: float | None = None
+    eta_cutoff: float | None = None  # sample only tokens above a bound that follows the entropy, 3e-4 to 2e-3 (Hewitt et al. 2022) [0.0]
     repetition_penalty: float | None = None  # above 1, tokens that occurred before are less likely (Keskar et al. 2019) [1.0]
     encoder_repetition_penalty: float | None = None  # above 1, tokens of the input are likelier [1.0]
     length_penalty: float | None = None  # in a beam search, above 0 favours longer answers, below 0 shorter ones [1.0]

@@ -152,7 +152,7 @@ def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and not (located / "adapter_config.json").is_file():
-        what = "a model, not an adapter" if (located / "config.json").is_file() else "no adapter: it has no adapter_config.json"
+        what = "a model, not an adapter" if (located / "config.json").is_file() else "not an adapter: it has no adapter_config.json"
         raise ConfigError(Problem(key, f"'{path}' is {what}"))
     try:
         return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
