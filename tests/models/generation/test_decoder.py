@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from llmmod.models.generation.decoder import Decoder
 from llmmod.models.generation.generate import _say_once, generate, generate_in_order, why_not_decoded
-from llmmod.models.generation.settings import TokenChooser, unread
+from llmmod.models.generation.settings import TokenChooser, generation_config, unread
 from llmmod.models.loading.tiny import tiny_model
 
 DRAW = random.Random(5)
@@ -194,6 +194,13 @@ def test_what_it_does_not_know_goes_to_transformers(tiny_llama, fields, named, c
         list(generate(tiny_llama, PROMPTS[:1], config=config))
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"transformers' own loop generates: generation.{name} is set" for name in named]
+
+
+@pytest.mark.parametrize("fields", [{"do_sample": False}, {"do_sample": True, "temperature": 0.95, "top_p": 0.7, "top_k": 50}], ids=str)
+def test_the_shipped_options_are_decoded(tiny_llama, fields):
+    """As a run has them: merged into the checkpoint's own settings."""
+    config = generation_config(GenerationConfig(max_new_tokens=8, **fields), tiny_llama, stop_ids=[17], pad_id=1)
+    assert why_not_decoded(tiny_llama, config) is None
 
 
 def test_a_prompt_that_is_asked_several_times_is_read_once(tiny_llama, monkeypatch):

@@ -186,7 +186,8 @@ class Ends:
 def unread(config: GenerationConfig) -> list[str]:
     """The settings that only transformers' own loop follows: their names, sorted; empty where the decoder follows all of them."""
     default = GenerationConfig().to_dict()
-    found = [name for name, value in config.to_dict().items() if name not in READ and value is not None and value != default.get(name)]
+    said = {name: value for name, value in config.to_dict().items() if name not in READ and name[0] != "_" and value not in (None, False)}
+    found = [name for name, value in said.items() if value != default.get(name)]
     found += ["num_beams"] if (config.num_beams or 1) > 1 else []
     found += ["num_return_sequences"] if (config.num_return_sequences or 1) > 1 else []
     return sorted(found + (["use_cache"] if config.use_cache is False else []))
