@@ -23,6 +23,7 @@ from transformers import GenerationConfig, StopStringCriteria
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
 from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
+from llmmod.models.loading.structure import base_model
 
 _SYNC_EVERY = 16  # steps, on devices that compute ahead
 _PREFILL_TOKENS = 4096  # of prompts, read in one row
@@ -62,10 +63,10 @@ class Decoder:
         eos = config.eos_token_id
         self._ends = torch.tensor(eos if isinstance(eos, list) else [] if eos is None else [eos], device=self.device)
         self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
-        self.has_least = bool(config.min_new_tokens or config.min_length) and len(self._ends) > 0
+        self._has_least = bool(config.min_new_tokens or config.min_length) and len(self._ends) > 0
         self._tail = self._strings.maximum_token_len if self._strings is not None else 0
         self._every = 1 if self.device.type == "cpu" else _SYNC_EVERY
-        self._keeps = "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+        self._keeps = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
 
     def run(self, prompts: Sequence[Sequence[int]], *, each: Callable[[int], object] | None = None) -> Iterator[tuple[int, list[int]]]:
         """(number of the prompt, ids of its completion) as each is done; a completion includes the token that ends it.
@@ -122,6 +123,8 @@ class _State:
         on: dict[str, Any] = {"dtype": torch.int64, "device": decoder.device}
         self._last = torch.zeros(slots, **on)
         self._lengths = torch.zeros(slots, **on)
+        self._made = torch.zeros(slots, **on)  # tokens of each completion so far
+        self._least = torch.zeros(slots, **on)  # before which none may end
         self._ended_at = torch.zeros(slots, **on)  # tokens up to the one that ended the completion; 0: none did yet
         self._tails = torch.full((slots, decoder._tail), _NO_TOKEN, **on)
         self._uniform = torch.zeros(slots, 0, dtype=torch.float64, device=decoder.device)
@@ -146,7 +149,9 @@ class _State:
         rows = range(first, len(self.rows))
         logits = self._read(slots_of)
         self._lengths[first : rows.stop] = torch.tensor([row.length for row in self.rows[first:]], device=self._of.device)
-        self._ended_at[first : rows.stop] = 0
+        self._ended_at[first : rows.stop] = self._made[first : rows.stop] = 0
+        least = [self._of._least(row.length) for row in self.rows[first:]]
+        self._least[first : rows.stop] = torch.tensor(least, device=self._of.device)
         if self._of._tail:
             for slot, prompt in zip(rows, prompts, strict=True):
                 tail = torch.tensor(list(prompt)[-self._of._tail :], device=self._of.device)
@@ -219,10 +224,9 @@ class _State:
         """The next token of some slots, int64 [slots]; which of them it ends is noted."""
         part = slice(rows.start, rows.stop)
         logits = logits.to(device=self._of.device, dtype=torch.float32, copy=True)
-        made = torch.tensor([self.made(self.rows[slot]) for slot in rows], device=self._of.device)
-        if self._of.has_least:
-            least = torch.tensor([self._of._least(self.rows[slot].length) for slot in rows], device=self._of.device)
-            logits[:, self._of._ends] = logits[:, self._of._ends].masked_fill((made < least)[:, None], -torch.inf)
+        made = self._made[part]
+        if self._of._has_least:
+            logits[:, self._of._ends] = logits[:, self._of._ends].masked_fill((made < self._least[part])[:, None], -torch.inf)
         uniform = self._uniform[part].gather(1, made[:, None])[:, 0] if self._of._chooser.samples else None
         tokens = self._of._chooser(logits, uniform)
         self._last[part] = tokens
@@ -230,7 +234,8 @@ class _State:
         if self._of._strings is not None:
             self._tails[part] = torch.cat([self._tails[part, 1:], tokens[:, None]], dim=1)
             ended |= self._of._strings(self._tails[part], None)
-        self._ended_at[part] = torch.where(ended & (self._ended_at[part] == 0), made + 1, self._ended_at[part])
+        made += 1
+        self._ended_at[part] = torch.where(ended & (self._ended_at[part] == 0), made, self._ended_at[part])
         return tokens
 
     def ended(self) -> Iterator[tuple[int, list[int]]]:
@@ -256,7 +261,7 @@ class _State:
         """Put the last slot's row into a slot that became free."""
         self.rows[slot] = row
         self._cache.move(source, slot, row.length + len(row.tokens) - 1)
-        for tensor in (self._last, self._lengths, self._ended_at, self._tails, self._uniform):
+        for tensor in (self._last, self._lengths, self._made, self._least, self._ended_at, self._tails, self._uniform):
             tensor[slot] = tensor[source]
 
 
@@ -273,7 +278,3 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
 def _seed(seed: int, number: int) -> int:
     """The seed of a prompt's completion."""
     return random.Random(f"{seed} {number}").getrandbits(62)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

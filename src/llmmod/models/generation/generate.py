@@ -68,7 +68,7 @@ def generate(
         _say_once(reason)
         yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
         return
-    seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
+    seed = _drawn_seed(config)
     branches = packing_support(model).branches
     yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, branches=branches).run(prompts)
 
@@ -77,6 +77,11 @@ def generate(
 def _say_once(reason: str) -> None:
     """Say why the decoder doesn't generate, at the first of many calls."""
     log.info("transformers' own loop generates: %s", reason)
+
+
+def _drawn_seed(config: GenerationConfig) -> int:
+    """The seed of sampled completions, drawn from torch's generator; greedy ones draw nothing."""
+    return int(torch.randint(2**62, (1,))) if config.do_sample else 0
 
 
 def generate_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[int]]:
@@ -226,11 +231,10 @@ def stream_answer(
     room = config.max_new_tokens is not None or config.max_length is None or len(prompt_ids) < config.max_length
     try:
         if room and why_not_decoded(model, config) is None:
-            seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
-            decoder = Decoder(model, config, slots=1, tokenizer=reader.tokenizer, seed=seed)
+            decoder = Decoder(model, config, slots=1, tokenizer=reader.tokenizer, seed=_drawn_seed(config))
             pieces.put(ids)
-            for _ in decoder.run([prompt_ids], each=lambda token: pieces.put(torch.tensor([token]))):
-                pieces.end()
+            list(decoder.run([prompt_ids], each=lambda token: pieces.put(torch.tensor([token]))))
+            pieces.end()
             return Answer(pieces.text, len(pieces.ids))
         output = model.generate(
             input_ids=ids,

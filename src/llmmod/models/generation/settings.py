@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from llmmod.models.attention.rope import scaled_length
+from llmmod.models.loading.structure import base_model
 from llmmod.render.segments import Render
 from llmmod.render.template import inner_text
 from llmmod.upstream import require_upstream
@@ -93,7 +94,7 @@ def set_stop_tokens(model: Any, *, stop_ids: Sequence[int], pad_id: int | None) 
         model: a PreTrainedModel or PeftModel; one that writes nothing is left as it is.
         stop_ids, pad_id: as of `generation_config`.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; these aren't.
     if base.can_generate():
         base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=pad_id)
