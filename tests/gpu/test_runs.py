@@ -7,21 +7,14 @@ import json
 import pytest
 import torch
 from by_two import by_two
-from checkpoint import overrides_of, write_rows
+from checkpoint import checkpoint, overrides_of, write_rows
 from comparison import STAGES, overrides, work
 from gpu import ON_GPU, needs_card
 from safetensors.torch import load_file
 
 import llmmod
 
-__all__ = ["work"]
-
-
-@pytest.fixture
-def checkpoint(tmp_path, tiny_llama, tiny_tokenizer):
-    tiny_llama.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+__all__ = ["checkpoint", "work"]
 
 
 @pytest.fixture

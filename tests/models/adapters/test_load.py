@@ -67,12 +67,13 @@ def test_a_chain_is_merged_in_order(tiny_llama, chain, ids, logits):
     close(logits(merged, ids), after_both)
 
 
-def test_used_the_last_stays_apart(tiny_llama, chain, ids, logits):
-    paths, _, after_both = chain
+def test_for_inference_all_but_the_last_are_merged(tiny_llama, chain, ids, logits):
+    paths, after_first, after_both = chain
     model = setup_inference(tiny_llama, lora(adapters=paths))
     close(logits(model, ids), after_both)
+    assert list(model.peft_config) == ["default"]
     with model.disable_adapter():
-        close(logits(model, ids), chain[1])
+        close(logits(model, ids), after_first)
 
 
 def test_trained_anew_all_are_merged(tiny_llama, chain, ids, logits):

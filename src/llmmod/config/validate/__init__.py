@@ -41,12 +41,14 @@ def compose_validated(
         ConfigError: with every override that can't be applied, and what the checks say of the keys that the others set. The checks say
             nothing of the rest until the wrong overrides are corrected.
     """
-    composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
-    if not composed.refused:
-        validated(composed)
-        return composed
     from llmmod.config.validate.checks import validate
 
-    known = {problem.key for problem in composed.refused}
-    found = [p for p in validate(composed) if p.key in composed.user_keys and p.key not in known and not composed.lacks_option(p.key)]
-    raise ConfigError([*composed.refused, *found])
+    composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
+    problems = validate(composed)
+    if composed.refused:
+        refused = {problem.key for problem in composed.refused}
+        said = [p for p in problems if p.key in composed.user_keys and p.key not in refused and not composed.lacks_option(p.key)]
+        problems = [*composed.refused, *said]
+    if problems:
+        raise ConfigError(problems)
+    return composed

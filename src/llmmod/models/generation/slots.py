@@ -49,7 +49,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             kind = torch.get_autocast_dtype(key_states.device.type)
             key_states, value_states = key_states.to(kind), value_states.to(kind)
         if layer_idx not in self._keys:
-            # Zeros: what a mask hides has no weight, but no weight of something that is no number is none either.
+            # Zeros: a masked place has the weight 0, and 0 times NaN would be NaN.
             for kept, new in ((self._keys, key_states), (self._values, value_states)):
                 kept[layer_idx] = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
         keys, values = self._keys[layer_idx], self._values[layer_idx]
