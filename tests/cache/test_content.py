@@ -11,7 +11,7 @@ FILES = {
     "mine/words.py": "from .deep.far import x\nfrom ..rows import y\n",
     "mine/beside.py": "from rows import read\n",
     "mine/deep/__init__.py": "",
-    "mine/deep/far.py": "from ..shares_base import z\n",
+    "mine/deep/far.py": "from ..beside import z\n",
     "mine/unused.py": "",
 }
 
@@ -31,7 +31,7 @@ def test_all_that_a_module_reaches_and_nothing_installed(tmp_path):
         "names": "names.py",
         "mine": "mine/__init__.py",
         "mine.words": "mine/words.py",
-        "mine.shares_base": "mine/beside.py",
+        "mine.beside": "mine/beside.py",
         "mine.deep": "mine/deep/__init__.py",
         "mine.deep.far": "mine/deep/far.py",
     }

@@ -76,7 +76,7 @@ def test_which_families_are_decoded(make):
 def test_slots_and_looks_change_nothing(tiny_llama, slots, every):
     model, config = copy.deepcopy(tiny_llama).double(), settings(max_new_tokens=25)
     decoder = Decoder(model, config, slots=slots)
-    decoder._every = every  # 16 is what an accelerator gets
+    decoder._sync_every = every  # 16 is what an accelerator gets
     found = dict(decoder.run(PROMPTS))
     wanted = reference(model, PROMPTS, config)
     assert [found[place] for place in range(len(PROMPTS))] == wanted
@@ -208,7 +208,6 @@ def test_a_prompt_that_is_asked_several_times_is_read_once(tiny_llama, monkeypat
     forward = tiny_llama.forward
     monkeypatch.setattr(tiny_llama, "forward", lambda **given: seen.append(given["input_ids"].numel()) or forward(**given))
     decoder = Decoder(tiny_llama, settings(max_new_tokens=2), slots=8)
-    decoder._keeps = True  # the lambda hides the signature
     done = dict(decoder.run([list(range(70, 90))] * 4 + [[*range(70, 82), 99]]))
     assert len(done) == 5
     assert seen[0] == 20 + 1, "what both begin with is read once, the repeated prompt once"

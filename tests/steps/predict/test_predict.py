@@ -12,9 +12,11 @@ from toy import ToyRender
 
 from llmmod.config.schema.steps import PredictConf, TrainConf
 from llmmod.errors import ConfigError
+from llmmod.models.generation.generate import generate
 from llmmod.protocols import LoadedModel
 from llmmod.render.auto import AutoTemplate
 from llmmod.render.conversation import Conversation, Message
+from llmmod.steps.predict import completions
 from llmmod.steps.predict.step import Predict, generation_settings
 from llmmod.steps.train import Train
 
@@ -42,9 +44,9 @@ def predict(session, **fields):
 
 
 def says(session, text):
-    """A `generate` that appends a text and the end, whatever is asked."""
+    """A `generate` whose every completion is a text and the end, whatever is asked."""
     ids = [*session._tokenizer.encode(text, add_special_tokens=False), session._tokenizer.eos_token_id]
-    return lambda *, input_ids, **given: torch.cat([input_ids, torch.tensor([ids] * len(input_ids))], dim=1)
+    return lambda model, prompts, **given: enumerate([ids] * len(prompts))
 
 
 def alone(model, tokenizer, question, *, tokens=8):
@@ -139,15 +141,14 @@ def test_nothing_to_compare_without_an_adapter(session):
 
 def test_an_interruption_loses_no_answer(session, monkeypatch):
     made = session()
-    real, calls = made._model.generate, []
 
-    def generate(**kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(**kwargs)
+    def interrupted(*args, **given):
+        for count, completion in enumerate(generate(*args, **given)):
+            if count == 4:
+                raise KeyboardInterrupt
+            yield completion
 
-    monkeypatch.setattr(made._model, "generate", generate)
+    monkeypatch.setattr(completions, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(made, batch_size=2)
     written = (made.run_dir / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -215,7 +216,7 @@ def test_answers_and_labels_are_read_as_the_render_says(session, monkeypatch, to
     splits = copy.copy(toy_splits)
     splits.eval_conversations = [Conversation([Message("user", "The cow says"), Message("assistant", "##moo#")])]
     made._splits = splits
-    monkeypatch.setattr(made._model, "generate", says(made, " ##moo#"))
+    monkeypatch.setattr(completions, "generate", says(made, " ##moo#"))
     report, lines, _ = predict(made)
     assert [(line["label"], line["predict"]) for line in lines] == [("moo", "moo")]
     assert report.metrics["predict_rouge-1"] == 100.0
@@ -236,7 +237,7 @@ def test_thoughts_that_the_data_has_are_part_of_the_label_as_they_are_of_the_ans
         Conversation([Message("user", "The cow says"), Message("assistant", "moo", reasoning="It is a cow.")]),
         Conversation([Message("user", "The cow says"), Message("assistant", "moo")]),
     ]
-    monkeypatch.setattr(made._model, "generate", says(made, "<think>It is a cow.</think>moo"))
+    monkeypatch.setattr(completions, "generate", says(made, "<think>It is a cow.</think>moo"))
     _, (with_thoughts, without), _ = predict(made)
     assert with_thoughts["label"] == with_thoughts["predict"] == "<think>It is a cow.</think>moo"
     assert (without["label"], without["predict"]) == ("moo", "<think>It is a cow.</think>moo")

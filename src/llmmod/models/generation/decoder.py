@@ -10,7 +10,6 @@ behind its end is thrown away.
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from transformers import GenerationConfig, StopStringCriteria
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
 from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
-from llmmod.models.loading.structure import base_model
+from llmmod.models.loading.structure import head_on_positions
 
 _SYNC_EVERY = 16  # steps, on devices that compute ahead
 _PREFILL_TOKENS = 4096  # of prompts, read in one row
@@ -65,22 +64,21 @@ class Decoder:
         self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
         self._has_least = bool(config.min_new_tokens or config.min_length) and len(self._ends) > 0
         self._tail = self._strings.maximum_token_len if self._strings is not None else 0
-        self._every = 1 if self.device.type == "cpu" else _SYNC_EVERY
-        self._keeps = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+        self._sync_every = 1 if self.device.type == "cpu" else _SYNC_EVERY
 
-    def run(self, prompts: Sequence[Sequence[int]], *, each: Callable[[int], object] | None = None) -> Iterator[tuple[int, list[int]]]:
+    def run(self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[int], object] | None = None) -> Iterator[tuple[int, list[int]]]:
         """(number of the prompt, ids of its completion) as each is done; a completion includes the token that ends it.
 
         Args:
             prompts: ids.
-            each: for one prompt alone: called with each token as it comes.
+            on_token: for one prompt alone: called with each token as it comes.
         """
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         waiting = deque(order)
         slots = min(self._slots, len(prompts))
         most = len(prompts[order[0]]) if order else 0
-        state = _State(self, slots, capacity=most + min(self._limit(most), 128) + self._every)
-        every = 1 if each is not None else self._every
+        state = _State(self, slots, capacity=most + min(self._limit(most), 128) + self._sync_every)
+        every = 1 if on_token is not None else self._sync_every
         while waiting or state.rows:
             free = slots - len(state.rows)
             if waiting and (not state.rows or free >= min(len(waiting), max(1, slots // 4))):
@@ -89,8 +87,8 @@ class Decoder:
             else:
                 # No row may outrun its limit between two looks.
                 state.step(min(every, min(row.limit - state.made(row) for row in state.rows)))
-            if each is not None:
-                each(state.latest())
+            if on_token is not None:
+                on_token(state.latest())
             yield from state.ended()
 
     def _next(self, waiting: deque[int], prompts: Sequence[Sequence[int]], free: int) -> list[int]:
@@ -117,7 +115,7 @@ class _State:
     """What is being generated. Tensors on the model's device have a row a slot; the first `len(rows)` slots are at work."""
 
     def __init__(self, decoder: Decoder, slots: int, *, capacity: int) -> None:
-        self._of, self._model = decoder, decoder._model
+        self._decoder, self._model = decoder, decoder._model
         self.rows: list[_Row] = []
         self._cache = SlotCache(slots, capacity)
         on: dict[str, Any] = {"dtype": torch.int64, "device": decoder.device}
@@ -145,18 +143,18 @@ class _State:
         slots_of: dict[tuple[int, ...], list[int]] = {}
         for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
             slots_of.setdefault(tuple(prompt), []).append(first + place)
-            self.rows.append(_Row(number, len(prompt), self._of._limit(len(prompt))))
+            self.rows.append(_Row(number, len(prompt), self._decoder._limit(len(prompt))))
         rows = range(first, len(self.rows))
         logits = self._read(slots_of)
-        self._lengths[first : rows.stop] = torch.tensor([row.length for row in self.rows[first:]], device=self._of.device)
+        self._lengths[first : rows.stop] = torch.tensor([row.length for row in self.rows[first:]], device=self._decoder.device)
         self._ended_at[first : rows.stop] = self._made[first : rows.stop] = 0
-        least = [self._of._least(row.length) for row in self.rows[first:]]
-        self._least[first : rows.stop] = torch.tensor(least, device=self._of.device)
-        if self._of._tail:
+        least = [self._decoder._least(row.length) for row in self.rows[first:]]
+        self._least[first : rows.stop] = torch.tensor(least, device=self._decoder.device)
+        if self._decoder._tail:
             for slot, prompt in zip(rows, prompts, strict=True):
-                tail = torch.tensor(list(prompt)[-self._of._tail :], device=self._of.device)
+                tail = torch.tensor(list(prompt)[-self._decoder._tail :], device=self._decoder.device)
                 self._tails[slot] = _NO_TOKEN
-                self._tails[slot, self._of._tail - len(tail) :] = tail
+                self._tails[slot, self._decoder._tail - len(tail) :] = tail
         self._draw(rows)
         for slot, token in zip(rows, self._choose(logits, rows).tolist(), strict=True):
             self.rows[slot].tokens.append(token)
@@ -164,10 +162,11 @@ class _State:
     def _read(self, slots_of: dict[tuple[int, ...], list[int]]) -> torch.Tensor:
         """The prompts' keys and values into their slots; the logits behind each prompt, [slots that get one, vocabulary]."""
         prompts = list(slots_of)
-        shared = _shared(prompts) if self._of._branches else 0
+        shared = _shared(prompts) if self._decoder._branches else 0
         ids: list[int] = []
         positions: list[int] = []
-        queries, keys, laid, ends = [0], [0], [], []
+        queries, keys, laid = [0], [0], []
+        last: dict[int, int] = {}  # slot -> the place of its prompt's last token
         for place, prompt in enumerate(prompts):
             before = shared if place else 0
             start = len(ids)
@@ -176,33 +175,29 @@ class _State:
             queries.append(len(ids))
             keys.append(keys[-1] + len(prompt))
             laid.append(Prefilled(start, len(prompt) - before, shared=before, trunk=0, slots=slots_of[prompt]))
-            ends.append(len(ids) - 1)
-        device = self._of.device
+            last |= dict.fromkeys(slots_of[prompt], len(ids) - 1)
+        device = self._decoder.device
         inputs = {
             "input_ids": torch.tensor([ids], device=device),
             "position_ids": torch.tensor([positions], device=device),
             BOUNDARIES: torch.tensor(queries, dtype=torch.int32, device=device),
             KEYS: torch.tensor(keys, dtype=torch.int32, device=device),
         }
-        wanted = torch.tensor(ends, device=device)
-        keep = {"logits_to_keep": wanted} if self._of._keeps else {}
-        with isolate_examples(self._model.config, inputs, PackingMethod.segments), self._cache.prefilling(laid):
-            logits = self._model(**inputs, past_key_values=self._cache, use_cache=True, **keep).logits[0]
-        if not self._of._keeps:
-            logits = logits[wanted.to(logits.device)]
-        order = sorted((slot, place) for place, prompt in enumerate(prompts) for slot in slots_of[prompt])
-        return logits[torch.tensor([place for _, place in order], device=logits.device)]
+        position = torch.tensor([last[slot] for slot in sorted(last)])
+        read_apart = isolate_examples(self._model.config, inputs, PackingMethod.segments)
+        with read_apart, self._cache.prefilling(laid), head_on_positions(self._model, torch.zeros_like(position), position):
+            return self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[0]  # type: ignore[no-any-return]
 
     def _draw(self, rows: range) -> None:
         """Random numbers for the completions of new rows."""
-        if not self._of._chooser.samples:
+        if not self._decoder._chooser.samples:
             return
         width = max(row.limit for row in self.rows) + 1
         if width > self._uniform.shape[1]:
             self._uniform = torch.nn.functional.pad(self._uniform, (0, width - self._uniform.shape[1]))
         for slot in rows:
             row = self.rows[slot]
-            numbers = self._of._chooser.uniforms(_seed(self._of._seed, row.number), row.limit + 1)
+            numbers = self._decoder._chooser.uniforms(_seed(self._decoder._seed, row.number), row.limit + 1)
             self._uniform[slot, : len(numbers)] = numbers.to(self._uniform)
 
     @torch.no_grad()
@@ -223,17 +218,17 @@ class _State:
     def _choose(self, logits: torch.Tensor, rows: range) -> torch.Tensor:
         """The next token of some slots, int64 [slots]; which of them it ends is noted."""
         part = slice(rows.start, rows.stop)
-        logits = logits.to(device=self._of.device, dtype=torch.float32, copy=True)
+        logits = logits.to(device=self._decoder.device, dtype=torch.float32, copy=True)
         made = self._made[part]
-        if self._of._has_least:
-            logits[:, self._of._ends] = logits[:, self._of._ends].masked_fill((made < self._least[part])[:, None], -torch.inf)
-        uniform = self._uniform[part].gather(1, made[:, None])[:, 0] if self._of._chooser.samples else None
-        tokens = self._of._chooser(logits, uniform)
+        if self._decoder._has_least:
+            logits[:, self._decoder._ends] = logits[:, self._decoder._ends].masked_fill((made < self._least[part])[:, None], -torch.inf)
+        uniform = self._uniform[part].gather(1, made[:, None])[:, 0] if self._decoder._chooser.samples else None
+        tokens = self._decoder._chooser(logits, uniform)
         self._last[part] = tokens
-        ended = torch.isin(tokens, self._of._ends)
-        if self._of._strings is not None:
+        ended = torch.isin(tokens, self._decoder._ends)
+        if self._decoder._strings is not None:
             self._tails[part] = torch.cat([self._tails[part, 1:], tokens[:, None]], dim=1)
-            ended |= self._of._strings(self._tails[part], None)
+            ended |= self._decoder._strings(self._tails[part], None)
         made += 1
         self._ended_at[part] = torch.where(ended & (self._ended_at[part] == 0), made, self._ended_at[part])
         return tokens

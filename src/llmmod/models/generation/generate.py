@@ -233,7 +233,7 @@ def stream_answer(
         if room and why_not_decoded(model, config) is None:
             decoder = Decoder(model, config, slots=1, tokenizer=reader.tokenizer, seed=_drawn_seed(config))
             pieces.put(ids)
-            list(decoder.run([prompt_ids], each=lambda token: pieces.put(torch.tensor([token]))))
+            list(decoder.run([prompt_ids], on_token=lambda token: pieces.put(torch.tensor([token]))))
             pieces.end()
             return Answer(pieces.text, len(pieces.ids))
         output = model.generate(

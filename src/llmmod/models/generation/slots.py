@@ -55,8 +55,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._prefill is not None:
             for prompt in self._prefill:
-                prompt.lay(keys, key_states)
-                prompt.lay(values, value_states)
+                prompt.copy_to_slots(keys, key_states)
+                prompt.copy_to_slots(values, value_states)
             return key_states, value_states
         count = len(self._places)
         rows = torch.arange(count, device=keys.device)
@@ -165,7 +165,7 @@ class Prefilled:
     def __init__(self, start: int, length: int, *, shared: int, trunk: int, slots: Sequence[int]) -> None:
         self.start, self.length, self.shared, self.trunk, self.slots = start, length, shared, trunk, slots
 
-    def lay(self, kept: torch.Tensor, row: torch.Tensor) -> None:
+    def copy_to_slots(self, kept: torch.Tensor, row: torch.Tensor) -> None:
         """Copy its keys or values from the row, [1, heads, row, channels], into its slots."""
         for slot in self.slots:
             if self.shared:

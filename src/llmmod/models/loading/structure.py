@@ -1,4 +1,4 @@
-"""What a loaded model consists of: the model under its adapters, its layers, its number of parameters; and the same model rebuilt.
+"""What a loaded model consists of: the model under its adapters, its layers, its head, its number of parameters; and the same rebuilt.
 
 `rebuild_model` makes a plain or newly quantized model from one that is in memory. transformers builds from a state dict as it does from a
 checkpoint, so buffers that no checkpoint holds (rotary frequencies), tied weights and quantization come out right, and the tensors are
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,37 @@ require_upstream(__name__)
 def base_model(model: Any) -> Any:
     """The PreTrainedModel under peft's adapters; a model without adapters is itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def unwrapped(model: Any) -> Any:
+    """The PreTrainedModel within the wrappers of accelerate and the adapters of peft."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    return base_model(model)
+
+
+@contextmanager
+def head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Within it, the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
+
+    It is a hook, since the families differ in what they do between trunk and head, and behind the head: scales, soft caps, norms.
+
+    Args:
+        model: a PreTrainedModel or PeftModel, or what a trainer wrapped it in.
+        row, position: of each in the batch, int64 [positions].
+    """
+    kept: list[torch.Tensor] = []
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        chosen = args[0][row.to(args[0].device), position.to(args[0].device)]
+        kept.append(chosen)
+        return (chosen[None], *args[1:])
+
+    handle = unwrapped(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:

@@ -30,7 +30,7 @@ from llmmod.protocols import Metric, StepReport
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.render.segments import own_beginning
-from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, generation_settings, held_out_examples, together
+from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, batch_size_of, generation_settings, held_out_examples
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
 
@@ -61,7 +61,7 @@ class PredictAnswers:
             return StepReport()
         loaded, tokenizer = session.model(self.name), session.tokenizer(self.name)
         model = prepare_for_inference(loaded.model, use_cpu=session.conf(self.name, "training").use_cpu)
-        generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=together(self.conf))
+        generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=batch_size_of(self.conf))
         prompts = [example.input_ids for example in encode([generator.render.prompt(c) for c in conversations], tokenizer)]
         compared = evenly_spread(len(conversations), self.conf.compare_with_base)
         directory = session.step_dir(self.name)
@@ -196,7 +196,7 @@ class PredictDocuments:
         path = session.step_dir(self.name) / PREDICTIONS
         with OrderedLines(path) as lines, counting(self.name, len(parts)) as count:
             prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
-            batch_size = together(self.conf)
+            batch_size = batch_size_of(self.conf)
             for number, ids in generate(model, prompts, config=config, batch_size=batch_size, tokenizer=tokenizer):
                 prompt, label = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts[number])
                 written = {"prompt": prompt, "label": label, "predict": answer_text(ids, tokenizer, stop_ids=[config.eos_token_id])}

@@ -9,7 +9,7 @@ from llmmod.config.schema.steps import PredictConf
 from llmmod.distributed import rank
 from llmmod.models.generation.settings import Reader
 from llmmod.protocols import StepReport
-from llmmod.steps.predict.step import OrderedLines, held_out_examples, together
+from llmmod.steps.predict.step import OrderedLines, batch_size_of, held_out_examples
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
 from llmmod.trainers.collation import choose_collator
@@ -46,7 +46,7 @@ class PredictRewards:
         collator = choose_collator(training.collator, model=model, tokenizer=tokenizer, train=pairs)
         path, right = session.step_dir(self.name) / _SCORES, 0
         with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
-            for batch in pair_rewards(model, pairs, collator=collator, batch_size=together(self.conf) or _PAIRS):
+            for batch in pair_rewards(model, pairs, collator=collator, batch_size=batch_size_of(self.conf) or _PAIRS):
                 for number, chosen, rejected in batch:
                     pair = pairs[number]
                     prompt = tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -45,7 +45,7 @@ class Predict:
         return step.run(session)
 
 
-def together(conf: PredictConf) -> int | None:
+def batch_size_of(conf: PredictConf) -> int | None:
     """How many prompts are answered at once; None: as many as memory allows."""
     return None if conf.batch_size == "auto" else int(conf.batch_size)
 

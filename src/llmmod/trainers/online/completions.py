@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from llmmod.models.loading.structure import base_model
+from llmmod.models.loading.structure import head_on_positions
 from llmmod.trainers.efficient import tiles
 
 FILE = "samples.jsonl"
@@ -76,7 +75,7 @@ def score_completions(
     mask = batch["completion_mask"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
-    with _head_on_positions(model, row, batch["predicted_from"][mask]) as hidden:
+    with head_on_positions(model, row, batch["predicted_from"][mask]) as hidden:
         logits = model(**inputs, use_cache=False).logits[0]  # [tokens, vocabulary]
     logps, entropy = token_logps(logits, batch["completions"][mask].to(logits.device), temperature=temperature)
     values = None
@@ -91,33 +90,6 @@ def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The values of the tokens in `mask`, as [batch, completion]."""
     spread = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
     return spread.masked_scatter(mask, values.to(mask.device))
-
-
-@contextmanager
-def _head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Within it, the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
-
-    It is a hook, since the families differ in what they do between trunk and head, and behind the head: scales, soft caps, norms.
-    """
-    kept: list[torch.Tensor] = []
-
-    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        chosen = args[0][row.to(args[0].device), position.to(args[0].device)]
-        kept.append(chosen)
-        return (chosen[None], *args[1:])
-
-    handle = unwrapped(model).get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield kept
-    finally:
-        handle.remove()
-
-
-def unwrapped(model: Any) -> Any:
-    """The PreTrainedModel within the wrappers of accelerate and the adapters of peft."""
-    while hasattr(model, "module") and isinstance(model.module, nn.Module):
-        model = model.module
-    return base_model(model)
 
 
 def token_logps(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import readable_by_umask
-from llmmod.trainers.online.completions import unwrapped
+from llmmod.models.loading.structure import unwrapped
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
