@@ -17,6 +17,7 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from measure import machine, measure
@@ -125,8 +126,11 @@ def arguments(packed):
 
 def one(name, kind):
     """Train, and print what it took as JSON."""
+    from llmmod.models.matmul import onednn_products
+
     counted, compiled = clock(), {"compiled": True} if kind == KINDS[2] else {}
-    with tempfile.TemporaryDirectory() as directory:
+    products = onednn_products() if name == "llmmod" else nullcontext()  # as a run of llmmod has them
+    with products, tempfile.TemporaryDirectory() as directory:
         {"llmmod": ours, "trl": theirs}[name](kind != KINDS[0], directory, counted, **compiled).train()
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("\n" + json.dumps({"tokens_per_cpu_s": counted.tokens_per_cpu_s(), "peak_gb": peak_gb}))
