@@ -1,4 +1,4 @@
-"""The page that shows what training sees: one self-contained HTML file, from a template that escapes every value.
+"""The page that shows what training sees.
 
 Its figures are tiles with a value and a few notes, and a histogram of lengths whose bars are in percent of the drawing.
 """
@@ -9,13 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from statistics import median
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-
 from llmmod.data.dataset.splits import DataReport
+from llmmod.pages.page import Tile
+from llmmod.pages.page import page as page_of
 from llmmod.render.encode import IGNORED
 from llmmod.steps.preview.examples import Example, Verdict
 from llmmod.steps.preview.figures import Figures, Measured, Packs, Plan
@@ -23,24 +22,6 @@ from llmmod.steps.preview.figures import Figures, Measured, Packs, Plan
 _TEMPLATE = "page.html"  # beside this module
 _MOST_BARS = 40
 _MOST_TICKS = 5  # besides 0
-
-
-class Tile(NamedTuple):
-    """A figure with what there is to say about it.
-
-    Args:
-        name: of what.
-        value: the figure.
-        notes: a line each.
-        share: a bar below it, 0 to 1; None: no bar.
-        warns: whether it is one that nobody hopes for.
-    """
-
-    name: str
-    value: str
-    notes: Sequence[str] = ()
-    share: float | None = None
-    warns: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +57,8 @@ class Contents:
 
 def page(contents: Contents) -> str:
     """The page as HTML."""
-    text = files("llmmod.steps.preview").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
-    return template.render(vars(contents), histogram=histogram(contents.lengths, contents.cutoff_len), ignored=IGNORED)
+    drawing = histogram(contents.lengths, contents.cutoff_len)
+    return page_of("llmmod.steps.preview", _TEMPLATE, histogram=drawing, ignored=IGNORED, **vars(contents))
 
 
 class Bar(NamedTuple):

@@ -18,6 +18,7 @@ from llmmod.data.dataset.load import load_splits, open_builders
 from llmmod.distributed import rank
 from llmmod.files.paths import atomic_write
 from llmmod.instantiate import locate
+from llmmod.pages.page import write_page
 from llmmod.protocols import StepReport
 from llmmod.render.certificate import certify
 from llmmod.render.findings import Finding
@@ -59,8 +60,7 @@ class Preview:
         directory = session.step_dir(self.name)
         with atomic_write(directory / _LINES) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(_line(one, texts) for row in islice(rows, self.conf.max_samples) for one in labelled_sequences(row))
-        with atomic_write(directory / _PAGE) as partial, partial.open("w", encoding="utf-8") as file:
-            file.write(page(self._contents(session, splits.report, numbers, judged, examples)))
+        write_page(directory / _PAGE, page(self._contents(session, splits.report, numbers, judged, examples)))
         show([example for _, of_row in spread(examples, self.conf.in_terminal) for example in of_row], judged, sys.stdout)
         artifacts = {"page": f"{self.name}/{_PAGE}", "examples": f"{self.name}/{_LINES}"}
         return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
