@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmmod.errors import ConfigError
-from llmmod.files.paths import atomic_write, find_files, is_hub_id, resolve_path, shown
+from llmmod.files.paths import atomic_write, find_files, is_hub_id, resolve_path, shown, sweep_partial
 
 
 def test_a_package_path_is_a_file_of_the_installed_package():
@@ -90,6 +90,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         partial.write_text("second, \ud800", encoding="utf-8")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_was_writing_goes_away(tmp_path):
+    for name in (".run.json.123", ".training_loss.png.9", "run.json", ".hidden", ".reserve", "a.1"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".directory.5").mkdir()
+    sweep_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", ".hidden", ".reserve", "a.1", ".directory.5"}
 
 
 @pytest.mark.parametrize("text", ["gpt2", "HuggingFaceTB/SmolLM2-135M", "_name/x.y-z"])

@@ -212,15 +212,14 @@ def test_settings_of_a_checkpoint_that_can_t_be_saved_are_mended_first(session, 
 
 
 @pytest.mark.parametrize("fields", [{"num_train_epochs": 2.0}, {"max_steps": 4}], ids=["epochs", "steps"])
-def test_nothing_left_to_train_changes_nothing(session, fields, caplog):
+def test_nothing_left_to_train_changes_nothing(session, fields):
     whole = session("whole", save_strategy="steps", save_steps=2.0, **fields)
     report = train(whole)
     before = digest(whole.run_dir / ADAPTER)
     again = train(session("whole", save_strategy="steps", save_steps=2.0, resume_from_checkpoint=True, **fields))
     assert digest(whole.run_dir / ADAPTER) == before
-    assert again.metrics["eval_loss"] == report.metrics["eval_loss"]
-    assert "no step was left to train" in again.summary[0]
-    assert "no step is left to train" in caplog.text
+    times = {name for name in report.metrics if "runtime" in name or "per_second" in name}
+    assert {n: v for n, v in again.metrics.items() if n not in times} == {n: v for n, v in report.metrics.items() if n not in times}
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt"], ids=["weights", "optimizer"])

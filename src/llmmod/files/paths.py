@@ -20,6 +20,7 @@ from llmmod.errors import ConfigError, Problem, did_you_mean, nearest
 
 PACKAGE = "pkg://"
 MAGIC = frozenset("*?[")
+_PARTIAL = re.compile(r"\..+\.\d+")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -56,6 +57,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep_partial(directory: Path) -> None:
+    """Remove what killed processes were writing by `atomic_write`; only for a directory that no other process writes to."""
+    for path in directory.glob(".*"):
+        if _PARTIAL.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def find_files(patterns: str | Iterable[str], *, key: str, base: Path | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llmmod.files.paths import atomic_write
+from llmmod.files.paths import atomic_write, sweep_partial
 from llmmod.protocols import StepReport
 from llmmod.upstream import MAIN, installed
 
@@ -50,6 +50,9 @@ class Record:
             "seed": seed,
             "error": None,
         }
+        if enabled:
+            for place in (directory, *(directory / name for name in pipeline)):
+                sweep_partial(place)
         self._write()
         if enabled:
             (directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # not zeros, which some file systems don't store

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from llmmod.config.schema.steps import TrainConf
@@ -30,7 +31,8 @@ from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
 from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
-from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over
+from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
+from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.collation import check_trainer
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
@@ -65,6 +67,8 @@ class Train:
         """
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         resume = conf.resume_from_checkpoint
+        if rank() == 0:
+            settle(directory)
         checkpoint = None if resume is None else find_checkpoint(resume, train_dir=directory)
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
@@ -72,6 +76,7 @@ class Train:
         args = training_arguments(
             conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
         )
+        checkpoint = _agreed(checkpoint)
         args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
@@ -92,7 +97,10 @@ class Train:
             )
             if conf.head == "reward":
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
+            stop.stops_at_end = not isinstance(trainer, ResumableTrainer)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
+                if rank() == 0 and resume:
+                    _tell_where_it_begins(directory, checkpoint)
                 _train(trainer, checkpoint, stop, progress, key=self._resume_key(session))
             if to_stored_dtype(trainer.model) and trainer.eval_dataset is not None:
                 trainer.evaluate()  # of the model that is saved, which rounding has changed
@@ -171,12 +179,25 @@ def _with_template(session: Any, name: str) -> Any:
     return tokenizer
 
 
+def _agreed(checkpoint: Path | None) -> Path | None:
+    """What the first of several processes found: another may have looked while a checkpoint was being put into place."""
+    found = [checkpoint]
+    if world_size() > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def _tell_where_it_begins(directory: Path, checkpoint: Path | None) -> None:
+    for later, damage in passed_over(directory if checkpoint is None else checkpoint.parent, checkpoint).items():
+        log.warning("%s is passed over: %s", later, damage)
+    if checkpoint is None:
+        log.warning("%s holds no checkpoint that is whole: the training starts from the beginning", directory)
+    else:
+        log.info("resuming from %s", checkpoint)
+
+
 def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress, *, key: str) -> None:
     """Train to the end, or to the end of the step in which a signal comes; then the previous handler gets the signal."""
-    if checkpoint is not None:
-        for later, damage in passed_over(checkpoint).items():
-            log.warning("%s is passed over: %s", later, damage)
-        log.info("resuming from %s", checkpoint)
     try:
         with stop:
             try:

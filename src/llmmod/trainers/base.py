@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
@@ -27,15 +27,11 @@ from llmmod.models.attention.varlen import BOUNDARIES, KEYS
 from llmmod.models.loading.structure import base_model
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.callbacks.interrupt import not_finite
+from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.efficient import efficient_lora
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
 
 LORAPLUS_KEY = "finetune.loraplus_lr_ratio"
 _OWN_GROUPS = ("params", "model", "optimizer_dict")  # arguments of optimizers that group the parameters themselves
@@ -43,7 +39,7 @@ _OWN_GROUPS = ("params", "model", "optimizer_dict")  # arguments of optimizers t
 _UNWANTED_FILES = ("README.md", "training_args.bin")
 
 
-class StageTrainer(_Trainer):  # type: ignore[misc]
+class StageTrainer(ResumableTrainer):
     """A mixin for trainers that derive from transformers.Trainer."""
 
     optimizer: Any

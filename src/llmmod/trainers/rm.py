@@ -71,6 +71,15 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
             output.metrics.update({f"{metric_key_prefix}_{name}": value / weights for name, value in zip(PAIR_METRICS, sums, strict=True)})
         return output
 
+    def training_state(self) -> dict[str, Any]:
+        """See `ResumableTrainer`; with the means since the last line of the log."""
+        return super().training_state() | {"means": self._means.state()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `ResumableTrainer`."""
+        super().load_training_state(state)
+        self._means.load(state["means"])
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; in training, with the means over all pairs since the last call."""
         if self.model.training:

@@ -57,10 +57,6 @@ WRONG = {
         "training.sync_ref_model: true with finetune=lora, whose reference is the model without the adapter. "
         "Set it to false, or use finetune=full.",
     ),
-    "synced and resumed": (
-        "finetune=full training.sync_ref_model=true training.resume_from_checkpoint=true",
-        "training.resume_from_checkpoint: set with training.sync_ref_model=true, whose reference is in no checkpoint. Begin anew.",
-    ),
     "tau": ("training.discopop_tau=0.1", "training.discopop_tau: only the loss discopop reads it."),
     "smoothing": ("training.label_smoothing=0.1", "training.label_smoothing: only the losses exo_pair, robust and aot read it."),
     "ld": ("training.ld_alpha=2", "training.ld_alpha: found 2. Allowed: from 0 to 1."),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import sys
 import zipfile
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from llmmod.errors import ConfigError
-from llmmod.trainers.callbacks.resume import checkpoints, damage, find_checkpoint, passed_over
+from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, damage, find_checkpoint, passed_over, put_in_place, rotate, settle
 
 
 def written(path, *, weights="adapter_model.safetensors", state="{}"):
@@ -73,8 +77,12 @@ def test_points_nowhere(run, tmp_path):
     assert f"There are {run}/train/checkpoint-10, {run}/train/checkpoint-2." in refused(f"{run}/train/checkpoint-7", tmp_path)
 
 
-def test_true_where_there_is_none(tmp_path):
-    assert "there is no checkpoint in" in refused(True, tmp_path)
+def test_true_where_nothing_was_saved_is_the_beginning(run, tmp_path):
+    assert find_checkpoint(True, train_dir=tmp_path / "nowhere") is None
+    for step in (2, 10):
+        cut(run / "train" / f"checkpoint-{step}" / "optimizer.pt")
+    assert find_checkpoint(True, train_dir=run / "train") is None
+    assert list(passed_over(run / "train", None)) == [run / "train" / f"checkpoint-{step}" for step in (2, 10, 12)]
 
 
 def test_a_directory_that_is_something_else(tmp_path):
@@ -123,7 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused_by_its_name(run, tmp_pa
     train = run / "train"
     do(train / "checkpoint-10")
     assert find_checkpoint(True, train_dir=train) == train / "checkpoint-2"
-    over = passed_over(train / "checkpoint-2")
+    over = passed_over(train, train / "checkpoint-2")
     assert list(over) == [train / "checkpoint-10", train / "checkpoint-12"]
     assert over[train / "checkpoint-10"].startswith(said)
     message = refused(f"{train}/checkpoint-10", tmp_path)
@@ -131,10 +139,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused_by_its_name(run, tmp_pa
     assert message.endswith(f"Take another: {train}/checkpoint-2.")
 
 
-def test_where_all_are_damaged_the_newest_is_named(run):
+def test_where_all_are_damaged_the_newest_of_a_directory_is_named(run, tmp_path):
     for step in (2, 10):
         cut(run / "train" / f"checkpoint-{step}" / "optimizer.pt")
-    assert f"{run}/train/checkpoint-12 is incomplete: it has no readable trainer_state.json" in refused(True, run / "train")
+    assert f"{run}/train/checkpoint-12 is incomplete: it has no readable trainer_state.json" in refused(str(run), tmp_path)
 
 
 def test_whole_checkpoints_of_other_kinds_pass(tmp_path):
@@ -149,4 +157,97 @@ def test_whole_checkpoints_of_other_kinds_pass(tmp_path):
     torch.save({"state": torch.ones(5)}, old / "optimizer.pt", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(old / "optimizer.pt")
     assert damage(old) == ""
-    assert passed_over(old) == {}
+    assert passed_over(tmp_path, old) == {}
+
+
+def put(train, step, **kinds):
+    """A checkpoint that was written aside and moved into place."""
+    made = written(train / ASIDE / f"checkpoint-{step}", **kinds)
+    put_in_place(made, train / made.name)
+    return train / made.name
+
+
+MISSING = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_its_manifest_tells_what_is_missing_and_what_is_cut(tmp_path, name):
+    place = put(tmp_path, 3)
+    assert damage(place) == ""
+    whole = (place / name).read_bytes()
+    (place / name).write_bytes(whole[:-1])
+    assert damage(place) == f"{name} is cut off or can't be read"
+    (place / name).unlink()
+    assert damage(place) == f"{name} is missing"
+    (place / name).write_bytes(whole)
+    assert damage(place) == ""
+    cut_manifest = (place / "manifest.json").read_text()[:20]
+    (place / "manifest.json").write_text(cut_manifest)
+    assert damage(place) == "manifest.json is cut off or can't be read"
+
+
+def test_the_oldest_go_and_damaged_ones_first(tmp_path):
+    places = [put(tmp_path, step) for step in (2, 4, 6, 8)]
+    for age, place in enumerate(reversed(places)):
+        os.utime(place, (1e9 - age, 1e9 - age))
+    cut(places[1] / "optimizer.pt")
+    rotate(tmp_path, None, newest=places[3], best=None)
+    assert checkpoints(tmp_path) == [places[0], places[2], places[3]]
+    rotate(tmp_path, 3, newest=places[3], best=None)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    rotate(tmp_path, 1, newest=places[3], best=places[0])
+    assert checkpoints(tmp_path) == [places[0], places[3]]
+
+
+# What writes, moves or removes, by the name of its audit event (docs.python.org, audit events table).
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "a step that is there already"])
+def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(tmp_path, again):
+    """Saves step 4 beside that of step 2, of which one may stay, in a process killed before its first file operation, its second, …"""
+
+    def save(train):
+        put(train, 4)
+        rotate(train, 1, newest=train / "checkpoint-4", best=None)
+
+    for place in range(200):
+        train = tmp_path / str(place)
+        earlier = put(train, 2)
+        if again:
+            put(train, 4, state='{"earlier": 1}')
+        if killed_at(place, lambda train=train: save(train), inside=train):
+            left = find_checkpoint(True, train_dir=train)
+            assert left is not None, f"nothing is left after a kill before file operation {place}"
+            settle(train)
+            after = find_checkpoint(True, train_dir=train)
+            assert after == train / "checkpoint-4" or after == left
+            assert {path.name for path in train.iterdir()} <= {"checkpoint-2", "checkpoint-4"}
+            shutil.rmtree(train)
+        else:
+            break
+    assert place > 20
+    assert checkpoints(train) == [train / "checkpoint-4"]
+    assert json.loads((train / "checkpoint-4" / "trainer_state.json").read_text()) == {}
+    assert not earlier.exists()
+
+
+def killed_at(place, do, *, inside):
+    """Whether a process that does something was killed before its file operation of this number within a directory."""
+    process = os.fork()
+    if not process:
+        count = 0
+
+        def hook(event, args):
+            nonlocal count
+            if event in FILE_EVENTS and str(inside) in str(args[0]):
+                if count == place:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                count += 1
+
+        try:
+            sys.addaudithook(hook)
+            do()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL

@@ -64,7 +64,7 @@ def test_a_checkpoint_holds_policy_and_value_head_apart(ppo_trainer, tmp_path):
     trainer.train()
     directory = tmp_path / "train" / "checkpoint-1"
     names = {path.name for path in directory.iterdir()}
-    assert {"model.safetensors", "value_head.safetensors", "ppo_state_0.pt", "optimizer.pt", "trainer_state.json"} <= names
+    assert {"model.safetensors", "value_head.safetensors", "training_state_0.pt", "optimizer.pt", "trainer_state.json"} <= names
     from safetensors import safe_open
 
     with safe_open(directory / "model.safetensors", "pt") as file:

@@ -307,6 +307,18 @@ def test_resumed_to_the_same_bits(trained, tmp_path, caplog, monkeypatch, known)
     assert ("the reference's log-probabilities are those of" in caplog.text) is known
 
 
+def test_a_reference_that_follows_the_model_is_in_the_checkpoint(trained, tmp_path):
+    """Steps 3 and 6 move it half of the way; the checkpoint is of step 4, between two lines of the log."""
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.5, "num_train_epochs": 2.0}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3.0, "save_total_limit": None}
+    trainer, whole = trained(output_dir=tmp_path, **settings)
+    again, resumed = trained(resume=str(tmp_path / "checkpoint-4"), output_dir=tmp_path / "resumed", **settings | {"eval_on_start": False})
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert losses(again) == losses(trainer)
+    assert losses(again, "rewards/margins") == losses(trainer, "rewards/margins")
+    assert losses(again, "train_loss") == losses(trainer, "train_loss")
+
+
 def test_what_was_kept_of_another_model_is_worked_out_anew(trained, tmp_path):
     settings = {"precompute_ref_log_probs": True, "output_dir": tmp_path, "eval_on_start": True}
     trained(adapted, **settings)

@@ -32,7 +32,6 @@ _SORTED = ("aot", "aot_unpaired")  # these sort the pairs of a batch
 _READ_SMOOTHING = ("exo_pair", "robust", *_SORTED)
 
 
-
 def check_contradictions(context: Context) -> Iterator[Problem]:
     """A problem for each contradiction."""
     for step in context.steps:
@@ -240,6 +239,3 @@ def _reference(context: Context, step: str, place: str, training: Mapping[str, A
     if synced and context.get(f"{finetune}.name") in ("lora", "qlora"):
         found = f"true with finetune={context.get(f'{finetune}.name')}, whose reference is the model without the adapter"
         yield Problem(f"{place}.sync_ref_model", found, do="Set it to false, or use finetune=full")
-    if synced and training.get("resume_from_checkpoint"):
-        found = f"set with {place}.sync_ref_model=true, whose reference is in no checkpoint"
-        yield Problem(f"{place}.resume_from_checkpoint", found, do="Begin anew")

@@ -36,12 +36,15 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
 
     Use it as a context around `trainer.train()`. At the end of the block, the signal is raised again for the previous handler.
 
+    Set `stops_at_end` to False for a trainer that knows to take no further step after a checkpoint of the last one.
+
     Args:
         enabled: False if several processes train together: they would stop at different steps and wait for each other.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self.caught: int | None = None
+        self.stops_at_end = True
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {}
 
@@ -61,7 +64,7 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         Raises:
             StoppedBetweenSteps: if no step is left.
         """
-        if state.global_step >= state.max_steps:
+        if self.stops_at_end and state.global_step >= state.max_steps:
             raise StoppedBetweenSteps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

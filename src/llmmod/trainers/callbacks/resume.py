@@ -1,17 +1,24 @@
-"""The checkpoints of a training, and which one `training.resume_from_checkpoint` means.
+"""The checkpoints of a training: how one is put into place, and which one `training.resume_from_checkpoint` means.
 
-A checkpoint is complete if its files are: a killed process leaves out the last files, a power failure leaves files that are cut off or
-empty. Only the table of contents of each file is read, so a changed bit is not found.
+A checkpoint is written in `.saving/` and moved into place when it is whole, so a killed process leaves it there or not at all. A manifest
+in it has the size of each file: a power failure leaves files that are cut off or empty. Beside sizes, only the table of contents of each
+file is read, so a changed bit is not found.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from llmmod.errors import ConfigError, Problem
+
+ASIDE = ".saving"  # in the directory of the checkpoints
+MANIFEST = "manifest.json"
 
 _KEY = "training.resume_from_checkpoint"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -25,11 +32,12 @@ def checkpoints(directory: Path) -> list[Path]:
     return [path for path in _numbered(directory) if not damage(path)]
 
 
-def passed_over(checkpoint: Path) -> dict[Path, str]:
-    """The damaged checkpoints that are later than this one, and what is wrong with each."""
-    all_of_run = _numbered(checkpoint.parent)
-    later = all_of_run[all_of_run.index(checkpoint) + 1 :] if checkpoint in all_of_run else []
-    return {path: wrong for path in later if (wrong := damage(path))}
+def passed_over(directory: Path, checkpoint: Path | None) -> dict[Path, str]:
+    """The damaged checkpoints in a directory that are later than this one, and what is wrong with each; None: all damaged ones."""
+    all_of_run = _numbered(directory)
+    if checkpoint is not None:
+        all_of_run = all_of_run[all_of_run.index(checkpoint) + 1 :] if checkpoint in all_of_run else []
+    return {path: wrong for path in all_of_run if (wrong := damage(path))}
 
 
 def damage(path: Path) -> str:
@@ -37,6 +45,16 @@ def damage(path: Path) -> str:
     if not _is_complete(path / _STATE):  # the trainer writes this file last
         return f"it has no readable {_STATE}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
+    if (path / MANIFEST).is_file():  # transformers alone writes none
+        try:
+            sizes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{MANIFEST} is cut off or can't be read"
+        there = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+        if (absent := next((name for name in sizes if name not in there), None)) is not None:
+            return f"{absent} is missing"
+        if (other := next((name for name, size in sizes.items() if size != there[name]), None)) is not None:
+            return f"{other} is cut off or can't be read"
     cut = next((file for file in files if not _is_complete(file)), None)
     if cut is not None:
         return f"{cut.relative_to(path)} is cut off or can't be read"
@@ -45,6 +63,63 @@ def damage(path: Path) -> str:
     if not absent and not _is_sharded(path) and not any(_WEIGHTS.fullmatch(file.name) for file in files):
         absent = ["the file of its weights"]
     return f"{absent[0]} is missing" if absent else ""
+
+
+def put_in_place(made: Path, place: Path) -> None:
+    """Move a checkpoint that is written to its place, all of it on the disk first; one that was there is replaced."""
+    sizes = {file.relative_to(made).as_posix(): file.stat().st_size for file in sorted(made.rglob("*")) if file.is_file()}
+    (made / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+    for written in (*made.rglob("*"), made):
+        _flush(written)
+    _move(made, place)
+    _flush(place.parent)
+
+
+def settle(directory: Path) -> None:
+    """Finish what a killed process had begun: a whole checkpoint goes to its place, the rest of what was being written goes away.
+
+    Only the process that trains in the directory may do it.
+    """
+    aside = directory / ASIDE
+    for made in _numbered(aside):
+        if (made / MANIFEST).is_file() and not damage(made):
+            _move(made, directory / made.name)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def rotate(directory: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:
+    """Remove the oldest checkpoints beyond `training.save_total_limit`, damaged ones first; never the newest one nor the best.
+
+    Each is moved aside first: a process that is killed meanwhile leaves a whole checkpoint or none.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {newest} | ({best} if best is not None else set())
+    there = _numbered(directory)
+    others = [path for path in there if path not in kept]
+    others.sort(key=lambda path: (not damage(path), path.stat().st_mtime))
+    for path in others[: max(0, len(there) - max(limit, len(kept)))]:
+        gone = directory / ASIDE / f"gone-{path.name}"
+        gone.parent.mkdir(exist_ok=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):  # what is being written lies there
+            gone.parent.rmdir()
+
+
+def _move(made: Path, place: Path) -> None:
+    if place.exists():  # what it held is that of an earlier attempt, and made holds the same step
+        place.rename(made.with_name(f"gone-{place.name}"))
+    made.rename(place)
+
+
+def _flush(path: Path) -> None:
+    """Have what is written there on the disk before anything that follows."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _is_sharded(path: Path) -> bool:
@@ -98,8 +173,8 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | Non
     """The checkpoint to resume from; None to start from the beginning.
 
     Args:
-        wanted: a checkpoint; a directory with checkpoints (a run's directory or its `train/`), of which the newest is taken; true for the
-            newest of this run; None or false for none.
+        wanted: a checkpoint; a directory with checkpoints (a run's directory or its `train/`), of which the newest whole one is taken;
+            true for the newest whole one of this run, if it has one; None or false for none.
         train_dir: the directory of this run's train step.
 
     Raises:
@@ -108,8 +183,8 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | Non
     if wanted is None or str(wanted).lower() in ("", "false", "null", "none"):
         return None
     if str(wanted).lower() == "true":
-        do = "Set output_dir to the run to go on with, or name a checkpoint"
-        return _newest([train_dir], found=f"there is no checkpoint in {train_dir}", do=do)
+        kept = checkpoints(train_dir)
+        return _usable(kept[-1]) if kept else None
     path = Path(str(wanted)).expanduser()
     if not path.is_dir():
         raise ConfigError(Problem(_KEY, f"there is no directory {path}", do=_siblings(path)))

@@ -26,6 +26,7 @@ from llmmod.protocols import Metric
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.callbacks.progress import Panel, metric_curves
 from llmmod.trainers.means import Means, RunningMoments
+from llmmod.trainers.online.completions import Samples
 from llmmod.trainers.online.rewards import Rewards
 from llmmod.upstream import require_upstream
 
@@ -147,11 +148,17 @@ class OnlineTrainer(StageTrainer):
         self._held_out, self._rewards_so_far = Means(), RunningMoments()
         self.compared: list[str] = []  # names of the metrics of texts, whose value before the training is reported
         self._text_metrics: list[Metric] = []
+        self.samples = Samples(Path(self.args.output_dir), self.args.num_sample_answers if self.is_world_process_zero() else 0)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
         with metric_curves(lambda: self.state, Path(self.args.output_dir) / f"{self.stage}.png", self.panels):
             return super().train(*args, **kwargs)
+
+    def begin(self) -> None:
+        """See `ResumableTrainer`; samples of steps that are taken again go away."""
+        super().begin()
+        self.samples.forget_after(self.state.global_step)
 
     def release(self) -> None:
         """Free what only training needs."""
@@ -186,10 +193,6 @@ class OnlineTrainer(StageTrainer):
             for metric in self._text_metrics:
                 if label or not getattr(metric, "needs_label", True):
                     metric.update(predict=predict, label=label or "")
-
-    def state_file(self, checkpoint: str) -> Path:
-        """The file of a checkpoint that holds the state of this process."""
-        return Path(checkpoint) / f"{self.stage}_state_{self.args.process_index}.pt"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self.rewards.left_out(self.model):

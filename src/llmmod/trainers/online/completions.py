@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from llmmod.files.paths import atomic_write
 from llmmod.models.loading.structure import head_on_positions
 from llmmod.trainers.efficient import tiles
 
@@ -142,11 +143,12 @@ class Samples:
         self._path, self._count = directory / FILE, count
 
     def forget_after(self, step: int) -> None:
-        """Remove the lines of an optimizer step and those after it; a resumed run writes them again."""
-        if self._path.is_file():
+        """Remove the lines of an optimizer step and those after it, which the run writes again."""
+        if self._count and self._path.is_file():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-            self._path.write_text("".join(kept), encoding="utf-8")
+            with atomic_write(self._path) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
 
     def write(self, step: int, *, prompts: Sequence[str], completions: Sequence[str], **numbers: Sequence[float]) -> None:
         """Add the first completions of a rollout.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, send_to_device
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -27,7 +27,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, sampling_settings, seed_of
-from llmmod.trainers.online.completions import Samples, completion_rows, score_completions
+from llmmod.trainers.online.completions import completion_rows, score_completions
 from llmmod.trainers.online.rewards import Completions, rewards_from
 from llmmod.trainers.reference import can_disable_adapter, initial_weights, reference
 from llmmod.upstream import require_upstream
@@ -86,7 +86,6 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         )
         self._set_reference(known=can_disable_adapter(model))
         self._rows: Sequence[Mapping[str, Any]] = []
-        self._samples = Samples(Path(args.output_dir), args.num_sample_answers if self.is_world_process_zero() else 0)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see the class."""
@@ -155,7 +154,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
             shown = {"reward": total.tolist()}
             if len(self.reward_func_names) > 1:
                 shown |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
-            self._samples.write(self.state.global_step, prompts=prompts, completions=completions, **shown)
+            self.samples.write(self.state.global_step, prompts=prompts, completions=completions, **shown)
         else:
             self.measure_texts(completions, scored.columns.get("answer"))
             by_prompt = total.reshape(-1, self.num_generations_eval).mean(1)
@@ -214,20 +213,17 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
 
     # Checkpoints
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def training_state(self) -> dict[str, Any]:
+        """See `ResumableTrainer`; with the completions that the next steps learn from."""
         of_entropy = {"last_world_entropy": self._last_world_entropy, "window": self._entropy_window_stats}
-        state = {"step": self._step, "batches": self._buffered_inputs, "metrics": dict(self._metrics["train"]), "entropy": of_entropy}
-        torch.save(state, self.state_file(output_dir))
+        return super().training_state() | {"step": self._step, "batches": self._buffered_inputs, "entropy": of_entropy}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = torch.load(self.state_file(checkpoint), map_location=self.args.device, weights_only=True)
-            self._step, self._buffered_inputs = state["step"], state["batches"]
-            self._metrics["train"].update(state["metrics"])
-            self._last_world_entropy, self._entropy_window_stats = state["entropy"]["last_world_entropy"], state["entropy"]["window"]
-            self._samples.forget_after(self.state.global_step)
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `ResumableTrainer`."""
+        super().load_training_state(state)
+        self._step, self._buffered_inputs = state["step"], send_to_device(state["batches"], self.args.device)
+        of_entropy = send_to_device(state["entropy"], self.args.device)
+        self._last_world_entropy, self._entropy_window_stats = of_entropy["last_world_entropy"], of_entropy["window"]
 
 
 def _unused_reward(**given: Any) -> list[float]:

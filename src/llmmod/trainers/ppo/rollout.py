@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text
 from llmmod.trainers.means import RunningMoments
 from llmmod.trainers.online.base import sampling_settings
-from llmmod.trainers.online.completions import PolicyOutputs, Samples, completion_rows, score_completions
+from llmmod.trainers.online.completions import PolicyOutputs, completion_rows, score_completions
 from llmmod.trainers.online.rewards import Completions
 from llmmod.trainers.ppo.math import (
     KlCoefficient,
@@ -120,7 +119,6 @@ class RolloutCollector:
         self._ends = Ends(self.config, trainer.processing_class)
         self.kl_coef = KlCoefficient(args.kl_coef, args.target, args.horizon)
         self.scale = ScoreScale(args.use_score_scaling, args.use_score_norm, args.score_clip)
-        self._samples = Samples(Path(args.output_dir), args.num_sample_answers if trainer.is_world_process_zero() else 0)
 
     def collect(self, prompts: Mapping[str, Sequence[Any]]) -> Rollout:
         """A rollout; its metrics are added to the trainer's means.
@@ -147,7 +145,7 @@ class RolloutCollector:
         self._add_metrics(mask, policy["values"], returns, ended, **numbers)
         shown = [answer_text(p, self._trainer.processing_class, stop_ids=()) for p in prompts["prompt_ids"][: args.num_sample_answers]]
         lines = {name: values.tolist() for name, values in numbers.items()}
-        self._samples.write(self._trainer.state.global_step, prompts=shown, completions=texts, **lines)
+        self._trainer.samples.write(self._trainer.state.global_step, prompts=shown, completions=texts, **lines)
         if args.whiten_advantages:
             advantages = whitened(advantages, mask, reduce=self._sum)
         prompt_ids = [list(prompt) for prompt in prompts["prompt_ids"]]
@@ -183,10 +181,9 @@ class RolloutCollector:
         """The state for a checkpoint."""
         return {"kl_coef": self.kl_coef.value, "moments": asdict(self.scale.moments)}
 
-    def load(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Continue from a checkpoint of an optimizer step."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
         self.kl_coef.value, self.scale.moments = state["kl_coef"], RunningMoments(**state["moments"])
-        self._samples.forget_after(step)
 
     def _sample(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
         """Sampled completions as ids and mask, [prompts, longest], and as lists."""

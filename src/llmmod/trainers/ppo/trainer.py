@@ -192,16 +192,14 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         with without_value_head(self.model):
             super()._load_best_model()
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        state = self.collector.state() | {"means": self.means.state()}
-        state["rollout"] = None if self.rollout is None else self.rollout.state()
-        torch.save(state, self.state_file(output_dir))
+    def training_state(self) -> dict[str, Any]:
+        """See `ResumableTrainer`; with the rollout that the next steps learn from."""
+        rollout = None if self.rollout is None else self.rollout.state()
+        return super().training_state() | self.collector.state() | {"means": self.means.state(), "rollout": rollout}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = torch.load(self.state_file(checkpoint), weights_only=True)
-            self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
-            self.means.load(state["means"])
-            self.collector.load(state, step=self.state.global_step)
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `ResumableTrainer`."""
+        super().load_training_state(state)
+        self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
+        self.means.load(state["means"])
+        self.collector.load(state)

@@ -61,6 +61,7 @@ class ReferenceTrainer(StageTrainer):
         kwargs: passed to the trl trainer.
     """
 
+    ref_model: Any
     columns: tuple[str, ...]  # the results of `compute_ref_log_probs`, by their names in a batch
     loss_is_scaled_for_ga = True
 
@@ -154,6 +155,19 @@ class ReferenceTrainer(StageTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.take_means().items()})
         return output
+
+    def training_state(self) -> dict[str, Any]:
+        """See `ResumableTrainer`; with the means since the last line of the log, and the reference where it follows the model."""
+        follows = getattr(self.args, "sync_ref_model", False) and self.ref_model is not None
+        reference = self.ref_model.state_dict() if follows else None
+        return super().training_state() | {"means": self._means["train"].state(), "reference": reference}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `ResumableTrainer`."""
+        super().load_training_state(state)
+        self._means["train"].load(state["means"])
+        if state["reference"] is not None:
+            self.ref_model.load_state_dict(state["reference"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the exact means since the last call."""

@@ -1,0 +1,190 @@
+"""`ResumableTrainer`, the part of our trainers that makes a run go on from a checkpoint as if it had never stopped.
+
+transformers (5.23) writes a checkpoint where it will stay, and forgets some of what a training is made of: the loss and the metrics since
+the last line of the log, the loss and the time before the checkpoint, random states of further devices. Here a checkpoint is written
+aside and moved into place, and `training_state_<process>.pt` holds what is missing. Weights, optimizer, schedule, scaler, log and the
+random states of Python, NumPy and torch are in transformers' own files.
+
+The order of examples needs no state: it depends on the seed and the epoch, and transformers skips the batches that were taken.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, put_in_place, rotate
+from llmmod.upstream import require_upstream
+
+require_upstream(__name__)
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+
+class ResumableTrainer(_Trainer):  # type: ignore[misc]
+    """A mixin for trainers that derive from transformers.Trainer. Those with more state add it to `training_state`."""
+
+    _aside: Path | None = None  # where a checkpoint is being written
+    _loaded: dict[str, Any] | None = None  # the state in the checkpoint that the training goes on from, until it is restored
+    _began, _earlier_s = 0.0, 0.0  # seconds since 1970; seconds of training before the checkpoint
+    _goes_on = False
+    _evaluation_due = _save_due = False
+    _devices: Sequence[torch.Tensor] = ()
+    _checkpoint = ""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see the class."""
+        self.add_callback(_Begin(self))
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.remove_callback(_Begin)
+
+    def training_state(self) -> dict[str, Any]:
+        """What this process needs to go on after the current step, beside transformers' files: numbers, tensors, lists and dicts."""
+        state = {"loss": self._tr_loss.cpu(), "total_loss": self._total_loss_scalar, "logged": self._globalstep_last_logged}
+        state |= {"seconds": self._earlier_s + time.time() - self._began, "devices": _device_states(self.args)}
+        # Of an evaluation that a signal ended: the run that goes on makes it.
+        state |= {"evaluation_due": self.control.should_evaluate, "save_due": self.control.should_evaluate and self.control.should_save}
+        if hasattr(self, "_metrics"):  # trl's, since the last line of the log
+            state["metrics"] = {name: list(values) for name, values in self._metrics["train"].items()}
+            state["tokens"] = getattr(self, "_total_train_tokens", 0)
+        return state
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state; called when the library has set its counters, and before the first step."""
+        self._tr_loss += state["loss"].to(self._tr_loss.device)
+        self._total_loss_scalar, self._globalstep_last_logged = state["total_loss"], state["logged"]
+        self._earlier_s, self._devices = state["seconds"], state["devices"]
+        self._evaluation_due, self._save_due = state["evaluation_due"], state["save_due"]
+        if "metrics" in state:
+            self._metrics["train"].update({name: list(values) for name, values in state["metrics"].items()})
+            self._total_train_tokens = state["tokens"]
+
+    def begin(self) -> None:
+        """Set what a checkpoint has, if the training goes on from one; called before the first step of every training."""
+        self._began, self._earlier_s, self._goes_on = time.time(), 0.0, self._loaded is not None
+        if self._loaded is not None:
+            self.load_training_state(self._loaded)
+            directory = Path(self.args.output_dir)
+            if self.args.should_save and checkpoints(directory)[-1:] == [Path(self._checkpoint)]:
+                self._rotate(directory, Path(self._checkpoint))  # a killed process may not have come to it
+        self._loaded = None
+
+    # Writing
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        directory, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        aside, wait = directory / ASIDE, self.accelerator.wait_for_everyone
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        wait()
+        self._aside = aside
+        try:
+            super()._save_checkpoint(model, trial)
+            self._aside = None
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).parent == aside:  # it is the one that is being written
+                self.state.best_model_checkpoint = best = str(directory / name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(aside / name / "trainer_state.json"))
+            wait()
+            if self.args.should_save:
+                put_in_place(aside / name, directory / name)
+                self._rotate(directory, directory / name)
+            wait()
+            # On a machine whose disk the first process doesn't see, its processes have written their random states.
+            if self.args.local_process_index == 0 and (aside / name).is_dir():
+                put_in_place(aside / name, directory / name)
+        finally:
+            self._aside = None
+            if self.args.local_process_index == 0:
+                shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint may have filled the disk
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(directory / name))
+
+    def _rotate(self, directory: Path, newest: Path) -> None:
+        best = self.state.best_model_checkpoint
+        rotate(directory, self.args.save_total_limit, newest=newest, best=None if best is None else Path(best))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(super()._get_output_dir(trial) if self._aside is None else self._aside)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._aside is None:  # it is uploaded in the background, from where it stays
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        torch.save(self.training_state(), self._state_file(output_dir))
+
+    # Going on
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (file := self._state_file(checkpoint)).is_file():  # transformers alone writes none
+            self._loaded = torch.load(file, map_location="cpu", weights_only=True)
+            self._checkpoint = checkpoint
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._devices and len(self._devices) == torch.accelerator.device_count():
+            module = _device_module()
+            for number, state in enumerate(self._devices):
+                module.set_rng_state(state, *([number] if hasattr(module, "get_rng_state_all") else []))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._evaluate_if_due(kwargs["trial"], kwargs["start_time"])
+        if self.state.global_step >= self.state.max_steps:  # after a checkpoint of the last step, transformers 5.23 would do another
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        self._evaluate_if_due(trial, start_time)
+        if self._goes_on:  # loss, time and speed are those of the whole training
+            self._initial_global_step = 0
+            start_time -= self._earlier_s
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def _evaluate_if_due(self, trial: Any, start_time: float) -> None:
+        if self._evaluation_due:
+            self._evaluation_due = False
+            self._load_rng_state(self._checkpoint)  # the checkpoint may be written once more
+            self.control.should_evaluate, self.control.should_save = True, self._save_due
+            self._maybe_log_save_evaluate(self._tr_loss, None, self.model, trial, self.state.epoch, None, start_time)
+
+    def _state_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"training_state_{self.args.process_index}.pt"
+
+
+class _Begin(TrainerCallback):  # type: ignore[misc]
+    """Calls `begin` at the moment after the library has set its counters to 0."""
+
+    def __init__(self, trainer: ResumableTrainer | None = None) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer is not None:
+            self._trainer.begin()
+
+
+def _device_states(args: Any) -> list[torch.Tensor]:
+    """The random state of each device that a single process computes on: transformers keeps that of one, and none of Apple's."""
+    if not torch.accelerator.is_available() or args.world_size > 1:
+        return []
+    module = _device_module()
+    return list(module.get_rng_state_all()) if hasattr(module, "get_rng_state_all") else [module.get_rng_state()]
+
+
+def _device_module() -> Any:
+    return torch.get_device_module(torch.accelerator.current_accelerator())
