@@ -24,6 +24,11 @@ def logits(model):
         return model.eval()(IDS).logits
 
 
+def close(found, expected):
+    """Equal but for the rounding of float32: logits of up to 30 differ by up to 2e-4 between instruction sets."""
+    return (found - expected).abs().max() < 5e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     ("name", "targets", "native"),
     [
@@ -106,22 +111,22 @@ def test_an_old_adapter_computes_what_it_did(load, copied, tmp_path, name, caplo
         adapted = load_adapter(load(name), adapter)
     assert "the adapter has the names of" in caplog.text
     expected = logits(load(merged_by_hand))
-    assert torch.allclose(logits(adapted), expected, atol=1e-4)
-    assert torch.allclose(logits(merge_adapters(load(name), [adapter])), expected, atol=1e-4)
+    assert close(logits(adapted), expected)
+    assert close(logits(merge_adapters(load(name), [adapter])), expected)
     assert (expected - logits(load(name))).abs().max() > 0.1, "the adapter matters"
 
 
 def test_a_pattern_for_targets_is_read_from_the_weights(load, copied, tmp_path):
     merged_by_hand = copied("qwen")
     adapter = old_adapter(merged_by_hand, tmp_path / "adapter", ["c_attn"], target_modules=".*attn.c_attn")
-    assert torch.allclose(logits(load_adapter(load("qwen"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
+    assert close(logits(load_adapter(load("qwen"), adapter)), logits(load(merged_by_hand)))
 
 
 def test_a_rank_by_the_original_name(load, copied, tmp_path):
     merged_by_hand = copied("baichuan_7b")
     more = {"r": 8, "lora_alpha": 24, "rank_pattern": {"W_pack": 2}, "alpha_pattern": {"W_pack": 6}}
     adapter = old_adapter(merged_by_hand, tmp_path / "adapter", ["W_pack"], **more)
-    assert torch.allclose(logits(load_adapter(load("baichuan_7b"), adapter)), logits(load(merged_by_hand)), atol=1e-4)
+    assert close(logits(load_adapter(load("baichuan_7b"), adapter)), logits(load(merged_by_hand)))
 
 
 def test_an_adapter_goes_on_training_and_is_saved_natively(load, copied, tmp_path):
