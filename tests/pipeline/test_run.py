@@ -60,6 +60,7 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
     assert outcome.metrics == {"first_seen": 1.0, "second_seen": 1.0, "first/first_seen": 1.0, "second/second_seen": 1.0}
     assert outcome.summary == ["first done", "second done"]
     assert run_json(tmp_path)["status"] == "completed"
+    assert "Completed" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error
     assert str(outcome.error).startswith(words)
     run = run_json(tmp_path)
     assert [s["status"] for s in run["steps"]] == ["completed", "failed", "pending"]
+    assert "Failed" in (tmp_path / "report.html").read_text()
     assert run["status"] == "failed"
     assert run["error"].startswith(words)
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"first_seen": 1.0, "first/first_seen": 1.0}

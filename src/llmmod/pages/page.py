@@ -149,14 +149,18 @@ def chart(title: str, lines: Iterable[Line], *, unit: str = "optimizer step", lo
         colour = (number if line.colour is None else line.colour) % _COLOURS
         text, data = " ".join(f"{x:g},{y:g}" for x, y in places), json.dumps([[x, float(f"{y:.6g}")] for x, y in line.points])
         drawn.append(DrawnLine(line.name, colour, line.faint, text, dots, data, "" if line.faint else number_text(line.points[-1][1])))
-    marks = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)] if by_logarithm else ticks(low, high)
+    if by_logarithm:
+        marks = [(10.0**power, number_text(10.0**power)) for power in range(math.ceil(low), math.floor(high) + 1)]
+    else:
+        marks = list(zip(ticks(low, high), _apart(ticks(low, high)), strict=True))
+    across = [x for x in ticks(left, right) if x == int(x) or any(x != int(x) for x in xs)]
     return Chart(
         title,
         unit,
         drawn,
         (left, right),
-        [Tick(place(x, max(ys))[0], f"{x:,.10g}") for x in ticks(left, right)],
-        [Tick(place(left, y)[1], number_text(y)) for y in marks],
+        [Tick(place(x, max(ys))[0], f"{x:,.10g}") for x in across],
+        [Tick(place(left, y)[1], text) for y, text in marks],
         f"{left_out:,} values that are not finite are left out" if left_out else "",
     )
 
@@ -178,6 +182,12 @@ def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * most >= (high - low) * (1 - 1e-9))
     return [float(f"{number * step:.12g}") for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _apart(values: Sequence[float]) -> list[str]:
+    """Numbers to read, with as many digits as it takes to tell them apart."""
+    texts = [number_text(value) for value in values]
+    return texts if len(set(texts)) == len(texts) else [f"{value:,.10g}" for value in values]
 
 
 def number_text(value: float) -> str:

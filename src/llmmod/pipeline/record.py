@@ -49,6 +49,7 @@ class Record:
             "git_revision": git_revision(),
             "seed": seed,
             "error": None,
+            "data": [],
         }
         if enabled:
             for place in (directory, *(directory / name for name in pipeline)):
@@ -82,6 +83,10 @@ class Record:
             # A full disk must not hide the error that is on its way up.
             with suppress(OSError):
                 self._write()
+
+    def data(self, accounts: list[dict[str, Any]]) -> None:
+        """Keep what the steps read, one account a dataset; the list may grow. It is on the disk once the step ends."""
+        self._run["data"] = accounts
 
     @property
     def running(self) -> str | None:

@@ -28,6 +28,7 @@ from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunErr
 from llmmod.instantiate import import_own, locate
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session, compatibility_warnings
+from llmmod.runs.report import write_report
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
 
@@ -96,6 +97,8 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
         outcome.status, outcome.error = "failed", _as_llmmod_error(error, record.running or "run")
     with suppress(OSError):
         record.close(outcome.status, None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__)
+    if rank() == 0:
+        write_report(run_dir)
     return outcome
 
 
@@ -127,6 +130,7 @@ def _several_of_a_kind(root: Root) -> list[str]:
 
 
 def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -> None:
+    record.data(session.data)
     for line in compatibility_warnings(StepConfigs(root)):
         log.warning(line)
     for number, name in enumerate(root.pipeline, start=1):

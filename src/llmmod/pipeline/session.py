@@ -40,6 +40,7 @@ class Session:
         self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None))
         self._loaded: dict[tuple[str, ...], Any] = {}
         self._shared: dict[str, Any] = {}
+        self.data: list[dict[str, Any]] = []  # an account of each dataset that was read, as run.json has it
 
     def step_dir(self, step: str) -> Path:
         """The directory a step writes to, created."""
@@ -72,9 +73,9 @@ class Session:
         """A step's examples, rendered and tokenized, after proof that training and inference see the same ids."""
         conf, render, tokenizer = self.conf(step, "dataset"), self.render(step), self.tokenizer(step)
         written, kind = self.conf(step, "render"), self.conf(step, "training").data_kind
-        return self._once(
-            ("splits", kind, repr(conf), str(id(render))),
-            lambda: locate(conf._target_)(
+
+        def load() -> Any:
+            splits = locate(conf._target_)(
                 conf,
                 kind=kind,
                 render=render,
@@ -83,8 +84,11 @@ class Session:
                 hub=self.root.hub,
                 smoke=self.root.smoke,
                 verify=written.name if written.verify else None,
-            ),
-        )
+            )
+            self.data.append({"step": step, "name": conf.name, "render": written.name, **_account(splits)})
+            return splits
+
+        return self._once(("splits", kind, repr(conf), str(id(render))), load)
 
     def base_model(self, step: str) -> Any:
         """The model that a training step begins with, and nothing added: its checkpoint's, or what the step of `model.from_step` left."""
@@ -140,6 +144,15 @@ class Session:
         if key not in self._loaded:
             self._loaded[key] = make()
         return self._loaded[key]
+
+
+def _account(splits: Any) -> dict[str, Any]:
+    """What run.json says of data; a class of the user's own that loads it needn't know all of this."""
+    report, findings = getattr(splits, "report", None), getattr(splits, "findings", None)
+    said: dict[str, Any] = {"content": dict(getattr(splits, "content", {})), "examples": getattr(splits, "identity", None), "lines": []}
+    if report is not None:
+        said["lines"] = [*report.lines(), *report.losses()]
+    return said | {"certified": findings is not None, "findings": [str(finding) for finding in findings or ()]}
 
 
 def compatibility_warnings(parts: StepConfigs) -> list[str]:

@@ -58,7 +58,11 @@ class DatasetBuilder:
             DataError: a row is wrong, or none is left.
             ConfigError: `val_size` leaves one side without rows.
         """
-        key = self.cache_key()
+        key, content = self._key_and_content()
+        splits = self._build(cache, key)
+        return splits if content is None else replace(splits, content={self.opened.conf.name: content})
+
+    def _build(self, cache: Cache, key: str | None) -> Splits:
         if key is None or not self.opened.conf.cache:
             return self._build_for_now(key)
 
@@ -82,13 +86,20 @@ class DatasetBuilder:
 
     def cache_key(self) -> str | None:
         """32 hex digits; None in a rehearsal, or where a part has no identity."""
+        return self._key_and_content()[0]
+
+    def _key_and_content(self) -> tuple[str | None, str | None]:
+        """The key of the examples, and the digest of the rows alone; of the few rows that a rehearsal reads, as they were read."""
         if self.smoke:
-            return None
+            readers = [reader for reader in (self.opened.training, self.opened.validating) if reader]
+            return None, digest([[repr(record) for _, record in reader] for reader in readers])
         try:
-            return digest(self._identity())
+            identity = self._identity()
+            rows = [part["content"] for part in (identity["rows"], identity["held out"]) if isinstance(part, dict)]
+            return digest(identity), digest(rows)
         except NoIdentityError as error:
             log.info("%s: the examples are not kept in the cache: %s", self.opened.conf.name, error)
-            return None
+            return None, None
 
     def _identity(self) -> dict[str, Any]:
         opened, tokenizer, example_type = self.opened, self.example_tokenizer, self.example_tokenizer.example_type

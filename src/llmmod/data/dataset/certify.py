@@ -32,8 +32,8 @@ class DataCertificate(NamedTuple):
     rows: int
 
 
-def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> None:
-    """Refuse a render or a tokenizer that isn't certified; a finding that is not fatal is logged.
+def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> list[Finding]:
+    """The findings that are not fatal, which are logged; a render or a tokenizer that isn't certified is refused.
 
     Args:
         builders: of the datasets of a run, at least one.
@@ -47,6 +47,7 @@ def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> None:
     refuse(findings, key)
     for finding in findings:
         log.info("%s: %s", key, finding)
+    return findings
 
 
 def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:

@@ -52,8 +52,7 @@ def load_splits(
         DataError: a file or a row is wrong.
     """
     builders = open_builders(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
-    if verify is not None:
-        require_certificate(builders, verify)
+    findings = None if verify is None else require_certificate(builders, verify)
     weights = [share.weight for share in shares(conf)]
     if conf.streaming:
         splits = stream_splits(conf, builders, weights, process_directory())
@@ -65,7 +64,8 @@ def load_splits(
         splits = splits.packed(max(builder.example_tokenizer.limit for builder in builders)) if conf.packing else splits
         known = [part.identity for part in parts]
         identity = None if None in known else digest([known, weights, conf.mix_stopping, conf.packing, conf.cutoff_len])
-        splits = replace(splits, identity=identity)
+        splits = replace(splits, identity=identity, content={name: one for part in parts for name, one in part.content.items()})
+    splits = replace(splits, findings=findings)
     for line in splits.report.lines():
         log.info(line)
     for line in splits.report.losses():

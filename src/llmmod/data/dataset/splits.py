@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from datasets import Dataset, IterableDataset
@@ -16,6 +16,7 @@ from llmmod.data.dataset.packing import PackedDataset
 from llmmod.data.examples.tokenize import Counts
 from llmmod.errors import ConfigError, Problem
 from llmmod.render.conversation import Conversation
+from llmmod.render.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Splits:
         eval_conversations: the conversations that `eval` was made of, in the same order.
         report: an account.
         identity: what tells these examples apart from any others; None where nothing does.
+        content: dataset -> digest of the rows that were read; empty for streams, whose rows nobody has seen yet.
+        findings: of the certificate, none of them fatal; None: the render was not certified.
     """
 
     train: Dataset | PackedDataset | IterableDataset
@@ -122,6 +125,8 @@ class Splits:
     eval_conversations: Sequence[Conversation]
     report: DataReport
     identity: str | None = None
+    content: Mapping[str, str] = field(default_factory=dict)
+    findings: Sequence[Finding] | None = None
 
     def packed(self, capacity: int) -> Splits:
         """The same data with the training examples packed into rows of `capacity` tokens; those to validate with stay as they are."""

@@ -1,0 +1,193 @@
+"""A run as its directory tells of it: what was asked, what came out, and how the training went.
+
+Everything may be missing, since a run can end anywhere; what is missing or can't be read is empty here. Secrets are left out: values of
+keys that hold a token or a proxy are replaced wherever they were typed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmmod.config.compose import resolved
+
+RECORD, METRICS, STATE = "run.json", "metrics.json", "trainer_state.json"
+_SECRET = re.compile(r"(^|[._+])(hub_)?token$|(^|[._])proxies($|\.)")
+_HIDDEN = "***"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Of a log entry, what says when it was made or how fast, rather than how well the training went.
+_OF_THE_CLOCK = re.compile(r"^(epoch|step|total_flos|num_input_tokens_seen|num_tokens)$|_(runtime|per_second|preparation_time)$")
+_SMOOTHING = 0.8  # weight of the average so far at each new point
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is of a run.
+
+    Args:
+        directory: absolute.
+        record: of run.json.
+        metrics: of metrics.json.
+        config: the composed configuration as key -> value, down to the leaves, interpolations resolved.
+        overrides: as typed.
+        choices: group -> option.
+        histories: step -> its trainer's log.
+    """
+
+    directory: Path
+    record: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    histories: Mapping[str, History] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps of run.json, in order."""
+        return _mappings(self.record.get("steps"))
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        """The accounts of the datasets that were read."""
+        return _mappings(self.record.get("data"))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Library -> version, and the git revision."""
+        found = self.record.get("versions")
+        known = {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+        return known | {"git": str(self.record.get("git_revision") or "not in a checkout")}
+
+    @property
+    def command(self) -> str:
+        """The command line that asked for it, secrets left out."""
+        return shlex.join(["llmmod", *map(without_secret, self.overrides)])
+
+    @property
+    def files(self) -> Iterator[Path]:
+        """Its files, sorted, relative to its directory; not those whose name begins with a dot."""
+        for path in sorted(self.directory.rglob("*")):
+            relative = path.relative_to(self.directory)
+            if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+                yield relative
+
+
+def read_run(directory: Path) -> Run:
+    """The run in a directory; it needn't be complete, and it needn't be one."""
+    plain = _yaml(directory / ".hydra" / "config.yaml")
+    hydra = _yaml(directory / ".hydra" / "hydra.yaml")
+    overrides = _yaml(directory / ".hydra" / "overrides.yaml")
+    chosen = _inner(hydra, "hydra", "runtime", "choices")
+    return Run(
+        directory.absolute(),
+        _json(directory / RECORD),
+        _json(directory / METRICS),
+        flat(_resolved(plain)) if isinstance(plain, dict) else {},
+        [str(item) for item in overrides] if isinstance(overrides, list) else [],
+        {str(group): str(option) for group, option in chosen.items() if not str(group).startswith("hydra/")},
+        _histories(directory),
+    )
+
+
+def read_lines(path: Path, most: int) -> list[dict[str, Any]]:
+    """The first objects of a JSON Lines file, at most `most`; none where there is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            read = [json.loads(line) for line in islice(file, most)]
+    except (OSError, ValueError):
+        return []
+    return [line for line in read if isinstance(line, dict)]
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Key -> value of nested mappings, down to the leaves; lists and empty mappings are leaves. Secrets are replaced."""
+    if isinstance(value, Mapping) and value:
+        return {name: leaf for part, inner in value.items() for name, leaf in flat(inner, f"{key}.{part}" if key else str(part)).items()}
+    return {key: _HIDDEN if value is not None and _SECRET.search(key) else value}
+
+
+def without_secret(override: str) -> str:
+    """An override as it may be shown."""
+    key, equals, _ = override.partition("=")
+    return f"{key}={_HIDDEN}" if equals and _SECRET.search(key) else override
+
+
+def series(history: History) -> dict[str, list[tuple[float, float]]]:
+    """Name -> (optimizer step, value) of everything that a log measures, in the order in which it first appears."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for entry in history:
+        step = entry.get("step")
+        if not isinstance(step, int | float):
+            continue
+        for name, value in entry.items():
+            if isinstance(value, int | float) and not _OF_THE_CLOCK.search(name):
+                found.setdefault(name, []).append((step, value))
+    return found
+
+
+def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
+    """The exponential moving average with bias correction (Kingma & Ba 2015, section 3); a value that is not finite is passed over."""
+    average, weight, averages = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        averages.append(average / weight if weight else math.nan)
+    return averages
+
+
+def _histories(directory: Path) -> dict[str, History]:
+    """The log of each training step; of one that did not end, that of its newest checkpoint."""
+    found = {}
+    for step in sorted(directory.iterdir()) if directory.is_dir() else ():
+        numbered = {int(match[1]): path for path in step.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))}
+        for place in [step, *(numbered[number] for number in sorted(numbered, reverse=True))]:
+            history = _json(place / STATE).get("log_history")
+            if isinstance(history, list) and history:
+                found[step.name] = [entry for entry in history if isinstance(entry, dict)]
+                break
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return resolved(OmegaConf.create(plain))[0]
+    except OmegaConfBaseException:
+        return plain
+
+
+def _mappings(found: Any) -> list[dict[str, Any]]:
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _inner(node: Any, *names: str) -> dict[str, Any]:
+    for name in names:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}

@@ -1,0 +1,144 @@
+"""The report of a run: made of whatever its directory has, whole, self-contained, and with everything that a run says as text."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from html_page import Page
+
+from llmmod.config.compose import compose_config
+from llmmod.runs import report as module
+from llmmod.runs.report import write_report
+
+HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'"{{ 7*7 }}{% raw %}\u202e\x1b[31m"""
+
+
+def write(directory, **files):
+    """Files of a run by their paths, with `__` for a slash; what isn't text becomes JSON."""
+    for name, content in files.items():
+        path = directory / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def put(directory, path, content):
+    write(directory, **{path.replace("/", "__"): content})
+
+
+def page_of(directory):
+    assert write_report(directory) == directory / "report.html"
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run with everything, written by hand; its texts are Chinese where they can be."""
+    from omegaconf import OmegaConf
+
+    overrides = ["finetune.r=3", "hub.token=hf_secret", "seed=7"]
+    put(tmp_path, ".hydra/overrides.yaml", json.dumps(overrides))
+    put(tmp_path, ".hydra/config.yaml", OmegaConf.to_yaml(compose_config(overrides).config))
+    choices = {"model": "qwen3", "stage": "sft", "hydra/output": "default"}
+    put(tmp_path, ".hydra/hydra.yaml", json.dumps({"hydra": {"runtime": {"choices": choices}}}))
+    measured = {"seconds": 61.5, "cpu_seconds": 3725.0, "peak_rss_bytes": 2e9}
+    steps = [{"name": "train", "status": "completed", "artifacts": {"adapter": "train"}, **measured}]
+    data = [{"step": "train", "name": "问答", "render": "chatml", "certified": True, "findings": [], "lines": ["2 rows"], "content": {}}]
+    versions = {"llmmod": "0.1.0", "torch": "2.13.0"}
+    steps += [{"name": "predict", "status": "completed"}]
+    put(tmp_path, "run.json", {"status": "completed", "seconds": 70.0, "versions": versions, "steps": steps, "data": data, "error": None})
+    put(tmp_path, "metrics.json", {"train_loss": 0.5, "eval_loss": 0.693147, "eval_loss_before": 2.5})
+    history = [{"step": 0, "eval_loss": 2.5}, {"step": 1, "loss": 2.0, "learning_rate": 1e-4, "grad_norm": 3.0}]
+    put(tmp_path, "train/trainer_state.json", {"log_history": [*history, {"step": 2, "loss": 1.0, "eval_predict_rouge-l": 50.0}]})
+    answers = {"question": "什么是渲染?", "label": "对话", "base": "不知道", "tuned": "对话的书写形式。😀"}
+    put(tmp_path, "predict/comparison.json", [answers])
+    return tmp_path
+
+
+def test_it_says_what_was_asked_and_what_came_out(finished):
+    page = page_of(finished)
+    for text in ("Completed after 70.0 s", "0.69315", "2.5 before the training", "什么是渲染?", "不知道", "对话的书写形式。😀", "问答"):
+        assert text in page.text
+    assert "1:02:05" in page.text  # 3725 s of CPU
+    assert "llmmod finetune.r=3 'hub.token=***' seed=7" in page.text
+    assert {"loss", "learning_rate", "grad_norm", "predict_rouge-l"} <= set(page.said("lines").split())
+    assert ("href", "train/trainer_state.json") in page.attributes
+
+
+def test_differences_from_the_defaults_are_those_of_the_configuration(finished):
+    rows = [text.strip() for tags, _, text in page_of(finished).texts if "td" in tags]
+    at = rows.index("finetune.r")
+    default = str(compose_config([]).config.finetune.r)
+    assert rows[at + 1 : at + 3] == [default, "3"]
+    assert rows[rows.index("seed") + 2] == "7"
+    assert rows[rows.index("model") + 2] == "qwen3"
+    assert "1 values that came with the options" in page_of(finished).text  # the model, which nobody typed here
+    assert "finetune.r" in page_of(finished).said("typed")
+    assert "hf_secret" not in (finished / "report.html").read_text(encoding="utf-8")
+    assert "finetune.lora_alpha" not in rows
+
+
+def test_the_page_loads_nothing_and_links_to_files_of_the_run_alone(finished):
+    page = page_of(finished)
+    assert {"link", "img", "iframe", "object"} & set(page.tags) == set()
+    assert not [name for name, _ in page.attributes if name in ("src", "srcset", "action") or name.startswith("on")]
+    assert all((finished / target).exists() for name, target in page.attributes if name == "href")
+
+
+def test_a_directory_without_anything_has_a_report(tmp_path):
+    assert "There is no record of a step." in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "{", "null", '{"steps": 3, "data": {"a": 1}, "versions": null}', '{"log_history": 1}'])
+def test_files_that_are_torn_or_odd_are_passed_over(finished, broken):
+    for path in list(finished.rglob("*.json")) + list(finished.rglob("*.yaml")):
+        path.write_text(broken)
+    page_of(finished)
+
+
+def test_what_a_run_says_is_text_and_never_markup(finished):
+    run = json.loads((finished / "run.json").read_text(encoding="utf-8"))
+    odd = {"step": HOSTILE, "name": HOSTILE, "render": HOSTILE, "certified": True, "findings": [HOSTILE], "lines": [HOSTILE]}
+    step = {"name": HOSTILE, "status": HOSTILE, "artifacts": {HOSTILE: HOSTILE}, "reused_from": HOSTILE}
+    said = {"status": "failed", "error": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    put(finished, "run.json", {**run, **said, "data": [odd], "steps": [step, *run["steps"]]})
+    put(finished, "metrics.json", {HOSTILE: 1.0, "text": HOSTILE})
+    put(finished, "run.log", HOSTILE)
+    put(finished, "predict/comparison.json", [{"question": HOSTILE, "label": HOSTILE, "base": HOSTILE, "tuned": HOSTILE}])
+    put(finished, "train/trainer_state.json", {"log_history": [{"step": 1, HOSTILE: 2.0}]})
+    put(finished, ".hydra/overrides.yaml", json.dumps([f"model.name={HOSTILE}"]))
+    page = page_of(finished)
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    assert html.count("<script") == html.count("</script>") == 1
+    assert "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.said("answer").count(HOSTILE) == 4
+    assert "49" not in page.said("answer")
+
+
+def test_a_run_without_an_end_shows_the_log_of_its_newest_checkpoint(finished):
+    (finished / "train/trainer_state.json").unlink()
+    put(finished, "train/checkpoint-9/trainer_state.json", {"log_history": [{"step": 9, "loss": 1.0}]})
+    put(finished, "train/checkpoint-10/trainer_state.json", {"log_history": [{"step": 10, "loss": 0.123}]})
+    put(finished, "run.json", {"status": "interrupted", "error": "stopped by SIGTERM"})
+    put(finished, "run.log", "a line\nthe last line\n")
+    page = page_of(finished)
+    for text in ("Interrupted", "stopped by SIGTERM", "the last line", "training: 0.123"):
+        assert text in page.text
+
+
+def test_a_long_history_makes_no_long_page(finished):
+    short = len((page_of(finished), (finished / "report.html").read_bytes())[1])
+    names = ("loss", "learning_rate", "grad_norm")
+    history = [{"step": step, **dict.fromkeys(names, 1 + step % 100)} for step in range(20_000)]
+    put(finished, "train/trainer_state.json", {"log_history": history})
+    page_of(finished)
+    assert len((finished / "report.html").read_bytes()) < short + 100_000
+
+
+def test_a_report_that_cannot_be_made_is_a_line_in_the_log(finished, monkeypatch, caplog):
+    monkeypatch.setattr(module, "page", lambda *args, **contents: 1 / 0)
+    with caplog.at_level(logging.WARNING):
+        assert write_report(finished) is None
+    assert "report.html can't be written: ZeroDivisionError" in caplog.text
