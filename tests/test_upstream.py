@@ -97,7 +97,8 @@ def test_a_use_of_a_private_name_is_found(text, names):
 
 
 def test_the_installed_libraries_have_every_name_of_the_table():
-    assert [str(problem) for use in PRIVATE_NAMES for problem in missing_names(use)] == []
+    there = [use for use in PRIVATE_NAMES if installed(use.package) is not None]  # submitit is one that a run can do without
+    assert [str(problem) for use in there for problem in missing_names(use)] == []
 
 
 def test_libraries_whose_private_names_we_use_are_capped_below_their_next_minor_version():

@@ -11,11 +11,15 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
 
 from llmmod import distributed
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, Problem
 from llmmod.upstream import UpstreamError, report, require_upstream
+
+if TYPE_CHECKING:
+    from llmmod.config.compose import Composed
 
 
 def main() -> None:
@@ -48,20 +52,47 @@ def run_command(argv: Sequence[str]) -> int:
         sys.argv = [argv[0], *arguments, *_overrides_of_rank()]
         if _asks_for_text(args):
             return _hydra(lambda config: None, args)
-        good, refused = _compose_jobs(args)
+        if args.multirun or any(text.startswith("sweep.resume=") for text in args.overrides):
+            return _sweep(args, allow)
+        _compose(args, args.overrides)
     except ConfigError as error:
         return _refused(error)
     finally:
         gc.enable()
-    from llmmod.pipeline.jobs import Jobs, run_only
+    from llmmod.pipeline.jobs import Jobs
 
-    jobs = Jobs(multirun=args.multirun, refused=refused)
-    with run_only(good) if refused else nullcontext():
+    jobs = Jobs(multirun=False)
+    code = _hydra(jobs.run, args)
+    return max(code, jobs.finish())
+
+
+def _sweep(args: Namespace, allow: list[str]) -> int:
+    """Run a sweep: compose and validate every job that is known beforehand, then let Hydra launch them.
+
+    Raises:
+        ConfigError: no job can be run.
+    """
+    if distributed.world_size() > 1:
+        raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
+    from llmmod.pipeline.jobs import Jobs
+    from llmmod.sweep.launch import sweepers
+    from llmmod.sweep.plan import plan_sweep, resumed_arguments
+
+    resumed = resumed_arguments(args.overrides)
+    if resumed is not None:
+        args.overrides = resumed
+        args.multirun = True
+    flags = _flags(args)
+    sys.argv = [sys.argv[0], *flags, "-m", *args.overrides]
+    sweep = plan_sweep(args.overrides, partial(_compose, args), resumed=resumed is not None)
+    gc.enable()
+    jobs = Jobs(multirun=True, sweep=sweep, flags=[*flags, *(f"--allow={module}" for module in allow)])
+    with sweepers(sweep):
         code = _hydra(jobs.run, args)
     return max(code, jobs.finish())
 
 
-def _hydra(task: Callable[..., None], args: Namespace) -> int:
+def _hydra(task: Callable[..., object], args: Namespace) -> int:
     """Let Hydra do its part; its own errors become exit codes rather than tracebacks."""
     import hydra
     from hydra.errors import HydraException
@@ -77,7 +108,8 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
         from llmmod.config.validate import compose_validated
 
         # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
-        compose_validated(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
+        if not args.multirun:
+            compose_validated(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except OSError as error:
@@ -94,46 +126,29 @@ def _hydra(task: Callable[..., None], args: Namespace) -> int:
     return 0
 
 
-def _compose_jobs(args: Namespace) -> tuple[list[list[str]], list[tuple[list[str], ConfigError]]]:
-    """Compose and validate every job.
+def _compose(args: Namespace, overrides: Sequence[str], *, job_num: int | None = None) -> Composed:
+    """Compose and check a run's configuration.
 
-    Returns:
-        The overrides of the jobs to run; and those of the jobs of a sweep that can't be run, with their problems, which are told here.
+    Args:
+        args: Hydra's own flags.
+        overrides: the run's.
+        job_num: its number in a sweep.
 
     Raises:
-        ConfigError: no job can be run; with all problems of the first, the job named in a sweep.
+        ConfigError: with all problems.
     """
     from llmmod.config.validate import compose_validated
 
-    if args.multirun and distributed.world_size() > 1:
-        raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
     if args.experimental_rerun:
         raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
-    jobs = [args.overrides]
-    if args.multirun:
-        from llmmod.pipeline.jobs import sweep_jobs
+    name = args.config_name or "config"
+    return compose_validated(overrides, config_dir=args.config_dir, config_name=name, with_hydra=True, job_num=job_num)
 
-        jobs = sweep_jobs(args.overrides)
-    good: list[list[str]] = []
-    refused: list[tuple[list[str], ConfigError]] = []
-    for number, overrides in enumerate(jobs):
-        job_num = number if args.multirun else None
-        try:
-            compose_validated(
-                overrides, config_dir=args.config_dir, config_name=args.config_name or "config", with_hydra=True, job_num=job_num
-            )
-            good.append(overrides)
-        except ConfigError as problems:
-            refused.append((overrides, problems))
-    for overrides, error in refused if good else refused[:1]:
-        if len(jobs) > 1:
-            print(f"In the job {' '.join(overrides)}:", file=sys.stderr)
-        if not good:
-            raise error
-        print(error, file=sys.stderr)
-    if refused:
-        print(f"{len(refused)} of {len(jobs)} jobs can't be run; the others are.", file=sys.stderr)
-    return good, refused
+
+def _flags(args: Namespace) -> list[str]:
+    """Hydra's own flags that say where a configuration comes from, as they are to be typed for each of its runs."""
+    given = {"--config-dir": args.config_dir, "--config-name": args.config_name}
+    return [f"{flag}={value}" for flag, value in given.items() if value is not None]
 
 
 def _refused(error: ConfigError) -> int:

@@ -66,6 +66,23 @@ class RunError(LlmmodError):
     """The run failed while running: the loss became NaN, the disk is full."""
 
 
+class Pruned(BaseException):
+    """A search ended the run, since others were better at this evaluation.
+
+    Not an Exception, so that no `except Exception` on the way takes it for an error of its own.
+
+    Args:
+        message: a sentence on what it was.
+        metrics: of the last evaluation.
+    """
+
+    exit_code = 0
+
+    def __init__(self, message: str, metrics: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.metrics = metrics or {}
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, its class where it says nothing; at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

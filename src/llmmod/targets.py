@@ -30,6 +30,7 @@ _HYDRA_PARTS = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra.experimental.callbacks.LogJobReturnCallback",
+    "hydra_plugins.llmmod.OptunaSweeper",  # ours, under the name that Hydra asks for
 )
 _HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
 

@@ -36,6 +36,7 @@ KNOWN_TO_WORK = {
     "huggingface_hub": "2.4",
     "bitsandbytes": "0.50",
     "gguf": "0.19",
+    "submitit": "1.5",
 }
 
 
@@ -77,10 +78,9 @@ PRIVATE_NAMES = (
         "ConfigLoaderImpl", "lists the groups that a user can choose from"),
     Use("config.register", "hydra-core", "hydra._internal.config_loader_impl:ConfigLoaderImpl",
         "list_groups", "lists the groups that a user can choose from"),
-    Use("pipeline.jobs", "hydra-core", "hydra._internal.core_plugins.basic_sweeper",
-        "BasicSweeper", "runs the jobs of a sweep that are valid"),
-    Use("pipeline.jobs", "hydra-core", "hydra._internal.core_plugins.basic_sweeper:BasicSweeper",
-        "split_arguments", "runs the jobs of a sweep that are valid"),
+    Use("sweep.plan", "hydra-core", "hydra._internal.core_plugins.basic_sweeper",
+        "BasicSweeper", "knows the jobs of a sweep before it begins"),
+    Use("sweep.launch", "submitit", "submitit.core.core:Job", "results", "waits for every job of a sweep, also after one that died"),
     Use("config.hydra_patches", "omegaconf", "omegaconf._utils",
         "get_structured_config_data is_structured_config", "makes a dataclass's node at half the time"),
     Use("config.hydra_patches", "omegaconf", "omegaconf._utils", "get_yaml_loader", "reads YAML by libyaml"),

@@ -20,10 +20,12 @@ from llmmod.config.compose import compose_config
 from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.devtools.key_pages import main as write_reference
-from llmmod.pipeline.jobs import sweep_jobs
 from llmmod.pipeline.run import run_config
+from llmmod.sweep.plan import parsed, sweep_jobs
+from llmmod.sweep.space import corners
 
 ROOT = Path(__file__).parents[2]
+PLUGINS = {"launcher=joblib": "hydra_plugins.hydra_joblib_launcher", "launcher=submitit": "hydra_plugins.hydra_submitit_launcher"}
 WRITTEN = ("_build", "reference")  # of docs/, by make docs
 PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md") if not set(p.parts) & set(WRITTEN))]
 
@@ -79,6 +81,11 @@ def work(tmp_path, monkeypatch):
     sys.modules.pop("my_package", None)
 
 
+def _jobs(overrides):
+    """Every third job of a grid, from the last; of a search, its corners."""
+    return corners(parsed(overrides)) if "hydra/sweeper=llmmod_optuna" in overrides else sweep_jobs(overrides)[::-3]
+
+
 def composed(command, page, work, monkeypatch):
     """The configuration of a command, of a sweep those of every third job, in the directory with its page's files."""
     for path, text in files(page).items():
@@ -89,7 +96,10 @@ def composed(command, page, work, monkeypatch):
     args = get_args_parser().parse_args(arguments)
     # A model directory of the reader's own is the one thing that can't be made up.
     overrides = [override for override in args.overrides if "/models/" not in override]
-    jobs = sweep_jobs(overrides)[::-3] if args.multirun else [overrides]
+    for option, package in PLUGINS.items():
+        if option in command:
+            pytest.importorskip(package)
+    jobs = _jobs(overrides) if args.multirun else [overrides]
     return [validated(compose_config(job, config_dir=args.config_dir)) for job in jobs]
 
 

@@ -205,5 +205,6 @@ def conf_directory() -> Path:
 
 @cache
 def groups() -> list[str]:
-    """The names of the shipped groups."""
-    return sorted(entry.name for entry in conf_directory().iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
+    """The names of the shipped groups, without those of Hydra's own."""
+    found = (entry.name for entry in conf_directory().iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
+    return sorted(name for name in found if name != "hydra")

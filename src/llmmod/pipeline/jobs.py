@@ -1,67 +1,33 @@
-"""The jobs of one command: which they are, how each ended, and the table of a sweep.
+"""The jobs of one command: what Hydra calls for each, and what is printed at the end.
 
-Hydra starts the jobs; `Jobs.run` is the function that it calls for each. An error of one job is kept and shown at the end, so that the
-next job starts. The table of a sweep is read from the jobs' own directories, so that it is the same with every launcher.
+Hydra starts the jobs; `Jobs.run` is the function that it calls for each, here or in another process. An error of one job is kept and shown
+at the end, so that the next job starts. What a sweep shows is read from the jobs' own directories, so that it is the same with every
+launcher.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import logging
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from llmmod.config.compose import to_root
+from llmmod.config.register import register_schemas
 from llmmod.distributed import rank
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, one_line
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
+from llmmod.instantiate import import_own
+from llmmod.pipeline.record import write_json
 from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
-from llmmod.upstream import replaced, require_upstream
-
-_NO_NUMBER = "-"
-
-
-def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """Every job's overrides, in the order in which Hydra's basic sweeper runs them.
-
-    With another sweeper the values are not known beforehand; then the one job that is returned holds what doesn't vary.
-
-    Raises:
-        ConfigError: if an override can't be parsed.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(Problem("-m", one_line(error))) from error
-    if any(item.key_or_group == "hydra/sweeper" for item in parsed):
-        return [[item.input_line or "" for item in parsed if not item.is_sweep_override()]]
-    return BasicSweeper.split_arguments(parsed, None)[0]
-
-
-@contextmanager
-def run_only(jobs: list[list[str]]) -> Iterator[None]:
-    """Within it, Hydra's basic sweeper runs these jobs, whatever the overrides stand for.
-
-    Patches `BasicSweeper.split_arguments` (hydra-core 1.3.8).
-    """
-    require_upstream(__name__)
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    with replaced(BasicSweeper, "split_arguments", staticmethod(lambda overrides, max_batch_size: [jobs])):
-        yield
+from llmmod.sweep.plan import Sweep
+from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
 
 class Jobs:
@@ -69,62 +35,90 @@ class Jobs:
 
     Args:
         multirun: whether they belong to a sweep.
-        refused: overrides of jobs of the sweep that aren't run, and what is wrong with them.
+        sweep: that sweep; None in the processes that run its jobs.
+        flags: of the command line, that a single job needs too.
     """
 
-    def __init__(self, *, multirun: bool, refused: Sequence[tuple[Sequence[str], ConfigError]] = ()) -> None:
-        self._multirun = multirun
-        self._refused = refused
+    def __init__(self, *, multirun: bool, sweep: Sweep | None = None, flags: Sequence[str] = ()) -> None:
+        self._multirun, self._sweep, self._flags = multirun, sweep, flags
         self._outcomes: list[Outcome] = []
-        self._sweep_dir: Path | None = None
 
-    def run(self, config: DictConfig) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process needs that runs one of a sweep's jobs."""
+        return vars(Jobs(multirun=self._multirun))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, which composes the job's configuration next."""
+        register_schemas()
+        self.__dict__.update(state)
+
+    def run(self, config: DictConfig) -> float | list[float] | None:
         """Run one job; what goes wrong is kept for `finish`, so that the next job starts.
+
+        Returns:
+            The value of `sweep.metric`, a list where there are several; None where the job failed or has no such metric.
 
         Raises:
             KeyboardInterrupt: if the job was interrupted, which ends a sweep.
         """
         hydra = HydraConfig.get()
         run_dir = Path(hydra.runtime.output_dir)
-        if self._multirun:
-            self._sweep_dir = Path(hydra.sweep.dir).absolute()
+        if self._sweep is not None and self._sweep.directory is None:
+            self._sweep.directory = Path(hydra.sweep.dir).absolute()  # of a sweeper that isn't ours
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, io.TextIOWrapper):
                 handler.stream.reconfigure(errors="backslashreplace")  # what a file or a library says needn't be text
-        root = to_root(config)
-        root.output_dir = str(run_dir)
-        outcome = run_pipeline(root, run_dir)
+        outcome = self._outcome(config, run_dir)
         self._outcomes.append(outcome)
         if outcome.error is not None and self._multirun:
             _print_outcome(outcome)
         if outcome.status == "interrupted":
             raise KeyboardInterrupt
+        values = Goal.of(config.sweep).values(outcome.metrics) if outcome.status == "completed" else None
+        return values[0] if values is not None and len(values) == 1 else values
+
+    def _outcome(self, config: DictConfig, run_dir: Path) -> Outcome:
+        try:
+            root = to_root(config)
+        except ConfigError as error:
+            if not self._multirun:
+                raise
+            write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
+            return Outcome("failed", run_dir, {}, error=error)
+        root.output_dir = str(run_dir)
+        return run_pipeline(root, run_dir)
 
     def finish(self) -> int:
         """Print how it went, and return the exit code."""
         logging.shutdown()
-        if rank() != 0:
-            return self._exit_code()
-        if self._multirun:
-            self._finish_sweep()
-        elif self._outcomes:
+        codes = [outcome.exit_code for outcome in self._outcomes]
+        if self._sweep is not None:
+            codes += [error.exit_code for _, error in self._sweep.refused]
+            if self._sweep.directory is not None:
+                jobs = read_jobs(self._sweep.directory)
+                codes += [0 if job.ended_well else job.exit_code or EXIT_FAILED for job in jobs]
+                self._show_sweep(self._sweep, self._sweep.directory, jobs)
+        elif self._outcomes and rank() == 0:
             _print_outcome(self._outcomes[0])
-        return self._exit_code()
+        return max(codes, default=EXIT_FAILED)
 
-    def _exit_code(self) -> int:
-        codes = [outcome.exit_code for outcome in self._outcomes] or [EXIT_FAILED]
-        return max([*codes, *(error.exit_code for _, error in self._refused)])
-
-    def _finish_sweep(self) -> None:
-        if self._sweep_dir is None:
-            return
-        jobs = read_jobs(self._sweep_dir)
-        jobs += [refused_job(overrides, str(error)) for overrides, error in self._refused]
-        path = write_leaderboard(self._sweep_dir, jobs)
-        print(f"\n{printed(jobs)}\n\nThe table: {path}")
-        for job in jobs:
-            if job.status != "completed":
-                print(f"Job {job.name} {job.status}: {job.error}", file=sys.stderr)
+    def _show_sweep(self, sweep: Sweep, sweep_dir: Path, jobs: list[Job]) -> None:
+        jobs = jobs + [refused_job(overrides, str(error)) for overrides, error in sweep.refused]
+        path, goal = write_leaderboard(sweep_dir, jobs), sweep.goal
+        print(f"\n{printed(jobs, first=goal.metrics)}\n\nThe table: {path}")
+        print(f"The same with curves, and what matters: {import_own('llmmod.sweep.page.write_page')(sweep_dir, jobs, goal, self._flags)}")
+        best = best_jobs(jobs, goal)
+        for job in best:
+            values = ", ".join(f"{name}={job.metrics[name]:.6g}" for name in goal.metrics)
+            print(f"{'The best' if len(best) == 1 else 'Among the best'}: job {job.name}, {values}\n  {command_of(job, self._flags)}")
+        failed = [job for job in jobs if not job.ended_well]
+        for job in failed:
+            print(f"Job {job.name} {job.status}: {job.error}", file=sys.stderr)
+            if job.directory is not None and (job.directory / "run.log").is_file():
+                print(f"  Its log: {job.directory / 'run.log'}", file=sys.stderr)
+        if any(job.status != "refused" for job in failed):
+            again = shlex.join(["llmmod", *self._flags, "-m", f"sweep.resume={sweep_dir}"])
+            print(f"What is missing or failed is run by: {again}", file=sys.stderr)
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -139,98 +133,8 @@ def _print_outcome(outcome: Outcome) -> None:
         return
     if full_error_wanted():
         traceback.print_exception(error)
+    if outcome.status == PRUNED:
+        print(f"{error}\nThe run: {outcome.run_dir}", file=out)
+        return
     words = "Interrupted" if outcome.status == "interrupted" else str(error) if isinstance(error, LlmmodError) else repr(error)
     print(f"{words}\nWhat was written stays in {outcome.run_dir}", file=sys.stderr)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a sweep: its number, its own overrides, how it ended, its metrics, and its error if it has one."""
-
-    number: str
-    overrides: dict[str, str]
-    status: str
-    metrics: dict[str, float]
-    error: str | None
-
-    @property
-    def name(self) -> str:
-        """Its number, or its overrides where it got none."""
-        return self.number if self.number != _NO_NUMBER else " ".join(f"{key}={value}" for key, value in self.overrides.items())
-
-
-def read_jobs(sweep_dir: Path) -> list[Job]:
-    """The jobs of a sweep in the order of their numbers."""
-    directories = [d for d in sweep_dir.iterdir() if (d / ".hydra" / "overrides.yaml").is_file()]
-    return [_read_job(d) for d in sorted(directories, key=lambda d: (not d.name.isdigit(), int(d.name) if d.name.isdigit() else 0, d.name))]
-
-
-def refused_job(overrides: Sequence[str], error: str) -> Job:
-    """A job that wasn't run, so that it has neither number nor directory."""
-    return Job(_NO_NUMBER, _split_overrides(overrides), "refused", {}, error)
-
-
-def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the job, each override that differs between jobs, the status, then every metric that any job has."""
-    varied = [k for k in _keys(j.overrides for j in jobs) if len({j.overrides.get(k) for j in jobs}) > 1]
-    measured = _keys(j.metrics for j in jobs)
-    header = ["job", *varied, "status", *measured]
-    rows = [
-        [job.number, *(job.overrides.get(k, "") for k in varied), job.status, *(_metric_text(job.metrics.get(k)) for k in measured)]
-        for job in jobs
-    ]
-    return header, rows
-
-
-def write_leaderboard(sweep_dir: Path, jobs: list[Job]) -> Path:
-    """Write the table as `leaderboard.csv` in the sweep's directory."""
-    header, rows = table(jobs)
-    path = sweep_dir / "leaderboard.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
-
-
-def printed(jobs: list[Job], most_metrics: int = 6) -> str:
-    """The table for a terminal: at most `most_metrics` of the metrics, those that differ and those that people compare first.
-
-    Where a run has several steps of a kind, each one's metrics rather than the last one's under the plain name.
-    """
-    header, rows = table(jobs)
-    first = header.index("status") + 1
-    named = {name.partition("/")[2] for name in header}
-    shown = [i for i in range(first, len(header)) if header[i] not in named and not header[i].endswith("_before")]
-    alike = {i: len({row[i] for row in rows}) == 1 for i in shown}
-    order = sorted(shown, key=lambda i: (not _is_measured_on_validation(header[i]), alike[i], i))[:most_metrics]
-    keep = [*range(first), *sorted(order)]
-    lines = [[header[i] for i in keep], *([row[i] for i in keep] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _read_job(directory: Path) -> Job:
-    overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
-    try:
-        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        run, metrics = {"status": "failed", "error": "it left no run.json"}, {}
-    return Job(directory.name, _split_overrides(overrides), run["status"], metrics, run.get("error"))
-
-
-def _split_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    return dict(item.split("=", 1) for item in overrides if "=" in item)
-
-
-def _is_measured_on_validation(metric: str) -> bool:
-    return any(name.startswith(("eval_", "predict_")) for name in (metric, metric.partition("/")[2]))
-
-
-def _keys(dicts: object) -> list[str]:
-    return list(dict.fromkeys(key for d in dicts for key in d))  # type: ignore[attr-defined]
-
-
-def _metric_text(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

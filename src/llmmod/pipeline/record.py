@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llmmod.errors import Pruned
 from llmmod.files.paths import atomic_write, sweep_partial
 from llmmod.protocols import StepReport
 from llmmod.upstream import MAIN, installed
@@ -69,7 +70,8 @@ class Record:
             yield report
             entry["status"] = "completed"
         except BaseException as error:
-            entry["status"] = "failed" if isinstance(error, Exception) else "interrupted"
+            ended = "failed" if isinstance(error, Exception) else "interrupted"
+            entry["status"] = "pruned" if isinstance(error, Pruned) else ended
             raise
         finally:
             entry["seconds"], entry["cpu_seconds"] = round(time.perf_counter() - began, 3), round(time.process_time() - worked, 3)
@@ -94,9 +96,9 @@ class Record:
         begun = [name for name, entry in self._steps.items() if entry["status"] != "pending"]
         return begun[-1] if begun else None
 
-    def close(self, status: str, error: str | None = None) -> None:
-        """Write how the run ended: `completed`, `failed` or `interrupted`."""
-        self._run["status"], self._run["error"] = status, error
+    def close(self, status: str, error: str | None = None, *, exit_code: int = 0) -> None:
+        """Write how the run ended: `completed`, `failed`, `interrupted`, or `pruned` by a search."""
+        self._run["status"], self._run["error"], self._run["exit_code"] = status, error, exit_code
         if self._enabled:
             (self._directory / _RESERVE).unlink(missing_ok=True)
         self._write()

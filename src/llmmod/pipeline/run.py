@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, RunError, one_line
+from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, Pruned, RunError, one_line
 from llmmod.instantiate import import_own, locate
 from llmmod.pipeline.record import Record
 from llmmod.pipeline.session import Session, compatibility_warnings
@@ -56,7 +56,7 @@ class Outcome:
     """How a run ended.
 
     Args:
-        status: `completed`, `failed` or `interrupted`.
+        status: `completed`, `failed`, `interrupted`, or `pruned` by a search.
         metrics: as in metrics.json.
         summary: what the steps want the user to see at the end.
         conversed: whether a step wrote answers to stdout.
@@ -92,11 +92,15 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
             _run_steps(root, Session(root, run_dir), record, outcome)
     except (Interrupted, KeyboardInterrupt) as error:
         outcome.status, outcome.error = "interrupted", error
+    except Pruned as error:
+        outcome.status, outcome.error = "pruned", error
+        record.metrics.update(error.metrics)
     except Exception as error:
         _log_traceback(run_dir)
         outcome.status, outcome.error = "failed", _as_llmmod_error(error, record.running or "run")
     with suppress(OSError):
-        record.close(outcome.status, None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__)
+        said = None if outcome.error is None else str(outcome.error) or type(outcome.error).__name__
+        record.close(outcome.status, said, exit_code=outcome.exit_code)
     if rank() == 0:
         write_report(run_dir)
     return outcome

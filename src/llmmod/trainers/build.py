@@ -18,7 +18,7 @@ from llmmod.instantiate import build
 from llmmod.models.generation.settings import Reader
 from llmmod.trainers.arguments import refusal
 from llmmod.trainers.base import LORAPLUS_KEY, StageTrainer
-from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite
+from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite, StopWhenPruned
 from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.efficient import compile_layers, drop_compiled, prepare_head_for_trl
 
@@ -62,7 +62,7 @@ def trainer_from(
     collator = choose_collator(conf.collator, model=model, tokenizer=tokenizer, train=train, **batches)
     users = [build(node) for node in conf.callbacks.values() if node]
     parts = {"model": model, "args": args, "train_dataset": train, "eval_dataset": evaluation, "processing_class": tokenizer}
-    parts |= {"data_collator": collator, "callbacks": [StopWhenNotFinite(), *callbacks, *users]}
+    parts |= {"data_collator": collator, "callbacks": [StopWhenNotFinite(), StopWhenPruned(), *callbacks, *users]}
     try:
         with _trained_dtypes_kept(model):
             trainer = build(conf.trainer, **parts)

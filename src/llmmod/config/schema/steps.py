@@ -68,7 +68,8 @@ class ExportConf(StepConf):
     model_card: bool = True  # write a README.md that says what the model is and how it was made
 
 
-CHOICES: dict[str, tuple[str, ...]] = {"batch_size": ("auto",)}
+CHOICES: dict[str, tuple[str, ...]] = {"batch_size": ("auto",), "direction": ("minimize", "maximize")}
+ACCEPTED: dict[str, tuple[str, ...]] = {"metric": ("str", "list[str]"), "direction": ("str", "list[str]")}
 
 
 @dataclass
@@ -116,6 +117,15 @@ class TrainConf(StepConf):
 
 
 @dataclass
+class SweepConf:
+    """What a sweep (`-m`) looks for, and which one goes on."""
+
+    metric: Any = "eval_loss"  # the metric in metrics.json that says which job is best; several in a list
+    direction: Any = "minimize"  # whether less or more of it is better; a list for several metrics, or one for all of them
+    resume: str | None = None  # a sweep's directory, whose missing and failed jobs are run; None: a new sweep
+
+
+@dataclass
 class Root:
     """Everything a run is made of. `finetune`, `training` and `steps` are typed by the options chosen for them."""
 
@@ -134,3 +144,4 @@ class Root:
     seed: int = 42  # the seed of everything random: weights, order of examples, dropout, sampling
     smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
     hub: HubConf = field(default_factory=HubConf)  # how downloads are made
+    sweep: SweepConf = field(default_factory=SweepConf)  # what the jobs of a sweep are compared by

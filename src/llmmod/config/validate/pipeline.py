@@ -50,6 +50,17 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
         yield Problem("reuse", "true, and only a run of several training steps takes what earlier runs left", do="Leave it out")
 
 
+def check_sweep(context: Context) -> Iterator[Problem]:
+    """A problem if what a sweep looks for isn't a metric, or each with its direction."""
+    metric, direction = context.get("sweep.metric"), context.get("sweep.direction")
+    names = metric if isinstance(metric, list) else [metric]
+    if not names:
+        yield Problem("sweep.metric", "no metric", do="Name one of metrics.json, such as eval_loss")
+    if isinstance(direction, list) and len(direction) != len(names):
+        found = f"{len(direction)} directions for {len(names)} metrics"
+        yield Problem("sweep.direction", found, do="Give one for each, or one for all")
+
+
 def _without_model(context: Context) -> Iterator[Problem]:
     seen = set()
     for step in context.steps:

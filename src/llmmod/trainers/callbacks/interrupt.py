@@ -1,4 +1,4 @@
-"""Ending a training early: by a signal, after the current step, and by a loss that is not finite.
+"""Ending a training early: by a signal, after the current step, by a loss that is not finite, and by a sweep's pruner.
 
 Ctrl-C and SIGTERM let the current step finish; then a checkpoint is written and the run ends as the signal asks. A second signal ends it
 at once. `training.resume_from_checkpoint` continues from there with the same bits as an uninterrupted run.
@@ -20,7 +20,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llmmod.errors import RunError
+from llmmod.errors import Pruned, RunError
+from llmmod.instantiate import import_own
 from llmmod.trainers.callbacks.resume import checkpoints
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -124,3 +125,25 @@ class StopWhenNotFinite(TrainerCallback):  # type: ignore[misc]
             value = (logs or {}).get(name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise not_finite("the evaluation loss" if name == "eval_loss" else "the loss", value, step=state.global_step, args=args)
+
+
+class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
+    """Ends a trial of a sweep at an evaluation where other trials were better by then, as `hydra.sweeper.pruner` judges."""
+
+    def __init__(self) -> None:
+        self._evaluations = 0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Report the metrics, and leave the curves of a trial that ends here.
+
+        Raises:
+            Pruned: if it does.
+        """
+        if "LLMMOD_TRIAL" not in os.environ or state.global_step == 0 or args.world_size > 1:
+            return
+        self._evaluations += 1
+        try:
+            import_own("llmmod.sweep.search.report_evaluation")(self._evaluations, metrics or {})
+        except Pruned:
+            state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
+            raise

@@ -1,0 +1,257 @@
+"""Jobs are launched: with any of Hydra's launchers, each in its own directory, and so that one that dies doesn't take the others along.
+
+A job whose run fails says so in its run.json, and the next one starts. What is handled here is a job whose process dies: joblib gives all
+of its jobs up then, and submitit stops waiting for the others. The jobs that were not at fault are launched again, and the one that was is
+marked as failed, with the reason.
+
+Jobs that run side by side on one machine share its cores: each gets as many threads as there are cores for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from llmmod.errors import one_line
+from llmmod.files.paths import atomic_write
+from llmmod.instantiate import import_own
+from llmmod.sweep.plan import BASIC, OPTUNA, Planned, Sweep, planned_jobs, set_aside, write_manifest
+from llmmod.upstream import replaced, require_upstream
+
+_NUMBER = "${hydra.job.num}"
+_RUNNING = ("running", "pending")
+_THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
+_SILENT = "its process ended without a word; was it killed, or out of memory?"
+
+
+def launch(launcher: Launcher, config: DictConfig, jobs: Sequence[Planned], *, at_once: int | None = None) -> None:
+    """Run jobs to their ends, whatever happens to any of them; run.json of each says how it ended.
+
+    Args:
+        launcher: Hydra's, set up.
+        config: the sweep's, with Hydra's node.
+        jobs: in the order in which they begin.
+        at_once: how many are handed to the launcher together; None: as many as it takes.
+    """
+    sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
+    wave = at_once or _most_at_once(config) or len(jobs) or 1
+    for begin in range(0, len(jobs), wave):
+        _launch_wave(launcher, config, list(jobs[begin : begin + wave]), sweep_dir)
+
+
+def side_by_side(config: DictConfig, jobs: int) -> int:
+    """How many of a number of jobs a launcher runs at a time on this machine."""
+    node, cores = config.hydra.launcher, cores_here()
+    target = str(node.get("_target_", ""))
+    if target.endswith("JoblibLauncher"):
+        wanted = int(node.get("n_jobs") or 1)
+        return min(jobs, wanted if wanted > 0 else max(1, cores + 1 + wanted))
+    if target.endswith("LocalLauncher"):
+        return min(jobs, cores)
+    return 1  # one after the other, or on machines of their own, where Slurm and Ray share the cores out
+
+
+def cores_here() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_each(jobs: int) -> int:
+    """Threads for each of some jobs side by side; fewer where the user's OMP_NUM_THREADS is lower."""
+    share = max(1, cores_here() // jobs)
+    wanted = os.environ.get(_THREADS[0], "")
+    return min(share, int(wanted)) if wanted.isdigit() and int(wanted) else share
+
+
+def _most_at_once(config: DictConfig) -> int | None:
+    """Jobs that are handed over together; submitit starts all local jobs that it is given, each a process."""
+    wanted: int | None = config.hydra.sweeper.get("max_batch_size")
+    if wanted is None and str(config.hydra.launcher.get("_target_", "")).endswith("LocalLauncher"):
+        return cores_here()
+    return wanted
+
+
+def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sweep_dir: Path) -> None:
+    """Launch jobs together; after the death of a process, those again that were not at fault."""
+    groups = [wave]
+    while groups:
+        group = groups.pop(0)
+        extra = _extra_overrides(config, group)
+        reasons: dict[int, str] = {}
+        died = None
+        with _waiting_for_all():
+            try:
+                results = launcher.launch([[*job.overrides, *own] for job, own in zip(group, extra, strict=True)], group[0].number)
+                for job, result in zip(group, results, strict=True):
+                    if result is not None and result.status == JobStatus.FAILED:
+                        reasons[job.number] = _raised(result)
+            except Exception as error:
+                died = one_line(error, 600)
+        open_jobs = [job for job in group if not _has_ended(job, sweep_dir)]
+        began = [job for job in open_jobs if job_directory(sweep_dir, job.number) is not None]
+        if died is not None and len(group) > 1 and began:
+            for job in began:
+                set_aside(job_directory(sweep_dir, job.number) or sweep_dir)
+            groups += [[job] for job in began] + [[job for job in open_jobs if job not in began]]
+            groups = [jobs for jobs in groups if jobs]
+        else:
+            for job in open_jobs:
+                mark_failed(job, sweep_dir, reasons.get(job.number) or died or _SILENT)
+
+
+def _raised(result: JobReturn) -> str:
+    """What a job raised."""
+    try:
+        _ = result.return_value
+    except Exception as error:
+        return f"{type(error).__name__}: {one_line(error, 600)}"
+    return ""
+
+
+def _extra_overrides(config: DictConfig, group: Sequence[Planned]) -> list[list[str]]:
+    """What each job of a group is told besides its own overrides, so that every process writes to the place that is meant."""
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    common = [_assigned("hydra.sweep.dir", str(config.hydra.sweep.dir))]
+    together = side_by_side(config, len(group))
+    if together > 1:
+        common += [f"++hydra.job.env_set.{name}={_quoted(str(threads_of_each(together)))}" for name in _THREADS]
+    extra = []
+    for place, job in enumerate(group):
+        own = [f"++hydra.job.env_set.{name}={_quoted(value)}" for name, value in job.environment.items()]
+        if job.number != group[0].number + place:  # a launcher counts on from the first
+            own.append(_assigned("hydra.sweep.subdir", subdir.replace(_NUMBER, str(job.number))))
+        extra.append([*common, *own])
+    return extra
+
+
+def _assigned(key: str, text: str) -> str:
+    return f"{key}={_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra's grammar quotes it: backslashes count only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def job_directory(sweep_dir: Path, number: int) -> Path | None:
+    """The directory of a job; None where it never began."""
+    if (sweep_dir / str(number) / ".hydra").is_dir():
+        return sweep_dir / str(number)
+    for file in sweep_dir.glob("*/.hydra/hydra.yaml"):
+        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+            if yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["hydra"]["job"]["num"] == number:
+                return file.parents[1]
+    return None
+
+
+def _has_ended(job: Planned, sweep_dir: Path) -> bool:
+    directory = job_directory(sweep_dir, job.number)
+    try:
+        return directory is not None and json.loads((directory / "run.json").read_text(encoding="utf-8"))["status"] not in _RUNNING
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def mark_failed(job: Planned, sweep_dir: Path, reason: str, *, exit_code: int = 1) -> None:
+    """Write in a job's run.json that it failed, since its own process no longer can."""
+    directory = job_directory(sweep_dir, job.number) or sweep_dir / str(job.number)
+    (directory / ".hydra").mkdir(parents=True, exist_ok=True)
+    if not (file := directory / ".hydra" / "overrides.yaml").is_file():
+        own = [text for text in job.overrides if not text.startswith("hydra")]
+        file.write_text(yaml.safe_dump(own, allow_unicode=True), encoding="utf-8")
+    try:
+        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    run |= {"status": "failed", "error": reason, "exit_code": exit_code}
+    with atomic_write(directory / "run.json") as partial:
+        partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _waiting_for_all() -> Iterator[None]:
+    """Within it, submitit waits for every job, and gives None for one whose process died."""
+    try:
+        from submitit.core.core import Job
+    except ImportError:
+        yield
+        return
+    require_upstream(__name__)
+    results = Job.results
+
+    def results_or_none(job: Any) -> list[Any]:
+        try:
+            found: list[Any] = results(job)
+        except Exception:
+            return [None]
+        return found
+
+    with replaced(Job, "results", results_or_none):
+        yield
+
+
+class LaunchingSweeper(Sweeper):
+    """What our sweepers have in common: the launcher, and the sweep that the command line asks for, `Sweep.current`."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives a sweeper, and make the launcher."""
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+
+
+class GridSweeper(LaunchingSweeper):
+    """Hydra's `basic`: the product of all values. Its jobs have been checked, its `params` are among them."""
+
+    def __init__(self, max_batch_size: int | None = None, params: Any = None) -> None:
+        super().__init__()
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs; how each ended stands in its own directory."""
+        sweep, sweep_dir = begin(self.config)
+        assert self.config is not None
+        assert self.launcher is not None
+        jobs = planned_jobs(sweep_dir, sweep.jobs or [], resumed=sweep.resumed)
+        write_manifest(sweep_dir, sweep, jobs)
+        launch(self.launcher, self.config, jobs)
+
+
+def begin(config: DictConfig | None) -> tuple[Sweep, Path]:
+    """The sweep that the command line asks for, and its directory, made, with Hydra's own account of what was asked."""
+    sweep = Sweep.current
+    assert sweep is not None
+    assert config is not None
+    sweep.directory = Path(str(config.hydra.sweep.dir))
+    sweep.directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, sweep.directory / "multirun.yaml")
+    return sweep, sweep.directory
+
+
+@contextmanager
+def sweepers(sweep: Sweep) -> Iterator[None]:
+    """Within it, Hydra makes our sweepers, which run this sweep."""
+    known: dict[str, Any] = Plugins.instance().class_name_to_class
+    before = dict(known)
+    known[BASIC] = GridSweeper
+    if sweep.jobs is None:
+        known[OPTUNA] = import_own("llmmod.sweep.search.OptunaSweeper")
+    Sweep.current = sweep
+    try:
+        yield
+    finally:
+        Sweep.current = None
+        known.clear()
+        known.update(before)

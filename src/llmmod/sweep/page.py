@@ -1,0 +1,261 @@
+"""`sweep.html`: a sweep on one self-contained page. Its table, curves, parallel coordinates, and how much each parameter matters.
+
+Everything is drawn here, so that the page says the same without scripts; with them the table can be sorted, and a job is lit up in every
+figure at once. Places are in percent of a drawing.
+
+How much a parameter matters is the share of the variance of the jobs' ranks that goes with its values alone: epsilon squared of
+Kruskal and Wallis, less what as many groups explain by chance, as adjusted R² has it. Ranks, since one diverged job has most of the
+variance otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+
+from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, ranked, table, varied_keys
+
+_TEMPLATE = "page.html"  # beside this module
+_STATUSES = ("completed", PRUNED, "failed", "interrupted", "missing", "refused")
+_MOST_POINTS = 120  # of a curve
+_MOST_GROUPS = 4  # of a parameter with many numbers
+_MOST_NAMES = 12  # of values on an axis
+_LOG_FROM = 30  # largest to smallest value: from here on, an axis is logarithmic
+_FAR = 3.0  # a value this many times the 90th percentile isn't what an axis ends with
+
+
+class Axis(NamedTuple):
+    """An axis of the parallel coordinates: its name, its ticks, and each job's place, None where it has none; in percent from below."""
+
+    name: str
+    ticks: list[tuple[float, str]]
+    places: dict[str, float | None]
+
+
+class Plot(NamedTuple):
+    """Curves of all jobs: what they are of, a text of points for each job, and ticks with their places in percent."""
+
+    name: str
+    lines: list[tuple[str, str]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+class Importance(NamedTuple):
+    """How much a parameter matters, from 0 to 1; None where there are too few jobs to tell."""
+
+    name: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job as the page has it: `tone` is 0 for the best, 1 for the worst, None for one without a value; `cells` have what sorts them."""
+
+    job: Job
+    link: str | None
+    tone: float | None
+    cells: list[tuple[str, str]]
+    log: str | None
+
+
+def write_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> Path:
+    """Write `sweep.html` into a sweep's directory.
+
+    Args:
+        sweep_dir: the sweep's directory.
+        jobs: all of them.
+        goal: what the sweep looks for.
+        flags: of the command line, for the command of the best run.
+    """
+    path = sweep_dir / "sweep.html"
+    path.write_text(page(sweep_dir, jobs, goal, flags), encoding="utf-8")
+    return path
+
+
+def page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> str:
+    """The page as HTML; arguments as of `write_page`."""
+    order = ranked(jobs, goal)
+    tones = _tones(order, goal)
+    header, cells = table(order)
+    rows = [_row(sweep_dir, job, tones.get(job.number), texts) for job, texts in zip(order, cells, strict=True)]
+    best = best_jobs(jobs, goal)
+    counts = {status: sum(job.status == status for job in jobs) for status in _STATUSES}
+    text = files("llmmod.sweep").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True, undefined=StrictUndefined)
+        .from_string(text)
+        .render(
+            title=sweep_dir.name,
+            goal=list(zip(goal.metrics, ["more is better" if up else "less is better" for up in goal.maximize], strict=True)),
+            counts={status: count for status, count in counts.items() if count},
+            best=[(job, [f"{job.metrics[name]:.6g}" for name in goal.metrics], command_of(job, flags)) for job in best],
+            header=header,
+            rows=rows,
+            plots=[plot for plot in (_plot(jobs, _curve_name(goal)), _plot(jobs, "loss")) if plot is not None],
+            axes=_axes(jobs, goal),
+            tones=tones,
+            importances=importances(jobs, goal),
+            failures=[row for row in rows if not row.job.ended_well],
+        )
+    )
+
+
+def importances(jobs: list[Job], goal: Goal) -> list[Importance]:
+    """How much each parameter that varied matters for the first metric, the most important first."""
+    scored = [(job, values[0]) for job in jobs if job.status == "completed" and (values := goal.values(job.metrics)) is not None]
+    ranks = _ranks([value for _, value in scored])
+    found = []
+    for key in varied_keys([job for job, _ in scored]):
+        groups = _groups([job.overrides.get(key, "") for job, _ in scored])
+        found.append(Importance(key, _explained(ranks, groups)))
+    return sorted(found, key=lambda item: -1 if item.share is None else item.share, reverse=True)
+
+
+def _explained(ranks: list[float], groups: list[str]) -> float | None:
+    count, names = len(ranks), list(dict.fromkeys(groups))
+    mean = sum(ranks) / max(1, count)
+    total = sum((rank - mean) ** 2 for rank in ranks)
+    if count <= len(names) or total == 0:
+        return None
+    within = 0.0
+    for name in names:
+        own = [rank for rank, group in zip(ranks, groups, strict=True) if group == name]
+        within += sum((rank - sum(own) / len(own)) ** 2 for rank in own)
+    return max(0.0, 1 - (within / (count - len(names))) / (total / (count - 1)))
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """The rank of each value, the mean one where several are the same."""
+    order = sorted(values)
+    return [order.index(value) + (order.count(value) - 1) / 2 for value in values]
+
+
+def _groups(texts: list[str]) -> list[str]:
+    """Values as they are, or where there are many numbers, which part of them each is in."""
+    numbers = [_number(text) for text in texts]
+    different = len(set(texts))
+    if different <= _MOST_GROUPS or different * 3 <= len(texts) or any(number is None for number in numbers):
+        return texts
+    ranks = _ranks([number for number in numbers if number is not None])
+    parts = max(2, min(_MOST_GROUPS, len(texts) // 3))
+    return [str(int(rank * parts / len(texts))) for rank in ranks]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _tones(order: list[Job], goal: Goal) -> dict[str, float]:
+    scored = [job.number for job in order if job.status == "completed" and goal.values(job.metrics) is not None]
+    return {number: place / max(1, len(scored) - 1) for place, number in enumerate(scored)}
+
+
+def _row(sweep_dir: Path, job: Job, tone: float | None, texts: list[str]) -> Row:
+    link = log = None
+    if job.directory is not None:
+        report = job.directory / "report.html"
+        link = (report if report.is_file() else job.directory).relative_to(sweep_dir).as_posix()
+        log = f"{job.directory.relative_to(sweep_dir).as_posix()}/run.log" if (job.directory / "run.log").is_file() else None
+    cells = [(text, repr(number) if (number := _number(text)) is not None else text) for text in texts]
+    return Row(job, link, tone, cells, log)
+
+
+def _curve_name(goal: Goal) -> str:
+    name = goal.metrics[0].rpartition("/")[2]
+    return name if name.startswith("eval_") else "eval_loss"
+
+
+def _plot(jobs: list[Job], name: str) -> Plot | None:
+    """The curves of a value in the trainers' logs; None where there are none."""
+    curves = {job.number: points for job in jobs if job.directory is not None and len(points := _curve(job.directory, name)) > 1}
+    if not curves:
+        return None
+    values = sorted(y for points in curves.values() for _, y in points)
+    low, high = values[0], values[-1]
+    usual = values[int(0.9 * (len(values) - 1))]
+    if low >= 0 and high > _FAR * usual > 0:
+        high = usual * 1.2  # curves of what diverged leave the drawing
+    first = min(points[0][0] for points in curves.values())
+    last = max(points[-1][0] for points in curves.values())
+    lines = []
+    for number, points in curves.items():
+        thinned = points[:: max(1, math.ceil(len(points) / _MOST_POINTS))]
+        thinned += [points[-1]] if thinned[-1] != points[-1] else []
+        places = [(100 * _share(x, first, last), 100 - 100 * min(1.5, _share(y, low, high))) for x, y in thinned]
+        lines.append((number, " ".join(f"{x:.2f},{y:.2f}" for x, y in places)))
+    return Plot(
+        "training loss" if name == "loss" else name,
+        lines,
+        [(100 * _share(x, first, last), f"{x:g}") for x in _ticks(first, last)],
+        [(100 * _share(y, low, high), f"{y:.4g}") for y in _ticks(low, high)],
+    )
+
+
+def _curve(directory: Path, name: str) -> list[tuple[float, float]]:
+    """(optimizer step, value) of the last training of a run."""
+    states = sorted(directory.glob("*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+    if not states:
+        return []
+    try:
+        logs: list[dict[str, Any]] = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+    except (OSError, ValueError, KeyError):
+        return []
+    points = [(float(log["step"]), float(log[name])) for log in logs if name in log and "step" in log]
+    return sorted({x: y for x, y in points if math.isfinite(y)}.items())
+
+
+def _axes(jobs: list[Job], goal: Goal) -> list[Axis]:
+    scored = [job for job in jobs if job.status == "completed" and goal.values(job.metrics) is not None]
+    keys = varied_keys(scored)
+    axes = [_axis(key, {job.number: job.overrides.get(key) for job in scored}) for key in keys]
+    return [*axes, *(_axis(name, {job.number: repr(float(job.metrics[name])) for job in scored}) for name in goal.metrics)] if keys else []
+
+
+def _axis(name: str, texts: dict[str, str | None]) -> Axis:
+    numbers = {number: _number(text) for number, text in texts.items() if text is not None}
+    known = sorted({value for value in numbers.values() if value is not None})
+    if known and None not in numbers.values():
+        return _number_axis(name, {number: numbers.get(number) for number in texts}, known)
+    names = list(dict.fromkeys(text for text in texts.values() if text is not None))
+    at = {text: 100 * _share(place, 0, len(names) - 1) for place, text in enumerate(names)}
+    places = {number: None if text is None else at[text] for number, text in texts.items()}
+    return Axis(name, [(at[text], text) for text in names[:: math.ceil(len(names) / _MOST_NAMES)]], places)
+
+
+def _number_axis(name: str, values: dict[str, float | None], known: list[float]) -> Axis:
+    low, high = known[0], known[-1]
+    log = low > 0 and high / low >= _LOG_FROM
+
+    def place(value: float) -> float:
+        return 100 * (_share(math.log(value), math.log(low), math.log(high)) if log else _share(value, low, high))
+
+    shown = known if len(known) <= _MOST_NAMES / 2 else [low, math.sqrt(low * high) if log else (low + high) / 2, high]
+    ticks = [(place(value), f"{value:.3g}") for value in shown]
+    return Axis(name, ticks, {number: None if value is None else place(value) for number, value in values.items()})
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return 0.5 if high == low else (value - low) / (high - low)
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, about `count`."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]

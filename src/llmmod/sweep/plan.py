@@ -1,0 +1,248 @@
+"""Which jobs a command line stands for, each composed and checked beforehand, and which of them are left of a sweep that was ended.
+
+Of a grid every job is known. Of a search its corners are checked, so that a misspelt key is refused before anything is imported; each of
+its trials is checked when it is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from llmmod.config.compose import Composed
+from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.files.paths import atomic_write
+from llmmod.sweep.results import MANIFEST, Goal, read_jobs, read_manifest
+from llmmod.sweep.space import corners
+from llmmod.upstream import require_upstream
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra takes sweepers from modules of this name alone
+EARLIER = "earlier"  # a sweep's directory for what failed and is run again
+Compose = Callable[..., Composed]
+
+
+@dataclass
+class Sweep:
+    """A sweep as the command line asks for it.
+
+    Args:
+        arguments: overrides of the command line.
+        jobs: the overrides of each valid job; None: a sweeper other than the basic one finds them.
+        refused: of each job that can't be run, and what is wrong with them.
+        goal: what it looks for.
+        compose: composes and checks the overrides of a job, given its number.
+        resumed: whether an earlier sweep goes on.
+        directory: where its jobs are; known once it has begun.
+    """
+
+    arguments: list[str]
+    jobs: list[list[str]] | None
+    refused: list[tuple[list[str], ConfigError]]
+    goal: Goal
+    compose: Compose
+    resumed: bool = False
+    directory: Path | None = None
+
+    current: ClassVar[Sweep | None] = None  # Hydra makes the sweeper, which can't be given more than its configuration
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job to launch.
+
+    Args:
+        number: of its directory.
+        overrides: its own, as typed.
+        environment: variables that it gets besides.
+    """
+
+    number: int
+    overrides: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan_sweep(overrides: Sequence[str], compose: Compose, *, resumed: bool) -> Sweep:
+    """The sweep that overrides ask for; what is wrong with single jobs is told on stderr.
+
+    Args:
+        overrides: of the command line.
+        compose: composes and checks a job's overrides, given `job_num`; it raises ConfigError.
+        resumed: whether an earlier sweep goes on.
+
+    Raises:
+        ConfigError: no job can be run; with all problems of the first.
+    """
+    typed = [item.value() for item in parsed(overrides) if item.key_or_group == "hydra/sweeper"]
+    grid = not typed or typed[-1] == "basic"
+    searched = corners(parsed(overrides)) if typed == ["llmmod_optuna"] else [_fixed(overrides)]
+    jobs = sweep_jobs(overrides) if grid else searched
+    composed, good, refused = _compose_all(jobs, compose, search=not grid)
+    assert composed.hydra is not None
+    sweeper = composed.hydra.sweeper
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    known = {item.key_or_group for item in parsed(overrides)}
+    if grid and sweeper["_target_"] == BASIC and (missing := [p for p in params if p.partition("=")[0].lstrip("+") not in known]):
+        return plan_sweep([*missing, *overrides], compose, resumed=resumed)
+    swept = {item.get_key_element() for item in parsed([*params, *overrides]) if item.is_sweep_override()}
+    tasks = [[text for text in job if not _is_hydras(text) or text.partition("=")[0] in swept] for job in good]
+    is_grid = grid and sweeper["_target_"] == BASIC
+    _tell(refused if is_grid else [], of=len(jobs))
+    return Sweep(
+        arguments=list(overrides),
+        jobs=tasks if is_grid else None,
+        refused=[([text for text in job if not _is_hydras(text)], error) for job, error in refused] if is_grid else [],
+        goal=Goal.of(composed.config.sweep),
+        compose=compose,
+        resumed=resumed,
+    )
+
+
+def _compose_all(
+    jobs: list[list[str]], compose: Compose, *, search: bool
+) -> tuple[Composed, list[list[str]], list[tuple[list[str], ConfigError]]]:
+    """The first valid job, composed; the overrides of all that are valid; those of the others with their problems."""
+    good: list[list[str]] = []
+    refused: list[tuple[list[str], ConfigError]] = []
+    first = None
+    for number, overrides in enumerate(jobs):
+        try:
+            composed = compose(overrides, job_num=number)
+        except ConfigError as problems:
+            refused.append((overrides, problems))
+            continue
+        first = first or composed
+        good.append(overrides)
+        if search:
+            break
+    if first is None:
+        if len(jobs) > 1:
+            print(f"In the job {' '.join(refused[0][0])}:", file=sys.stderr)
+        raise refused[0][1]
+    return first, good, refused
+
+
+def _tell(refused: list[tuple[list[str], ConfigError]], *, of: int) -> None:
+    for overrides, error in refused:
+        print(f"In the job {' '.join(overrides)}:\n{error}", file=sys.stderr)
+    if refused:
+        print(f"{len(refused)} of {of} jobs can't be run; the others are.", file=sys.stderr)
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra understands them.
+
+    Raises:
+        ConfigError: if one can't be parsed.
+    """
+    try:
+        found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(Problem("-m", one_line(error))) from error
+    return found
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Every job's overrides, in the order in which Hydra's basic sweeper runs them.
+
+    Raises:
+        ConfigError: if an override can't be parsed, or has a range that isn't a list of values.
+    """
+    require_upstream(__name__)
+    try:
+        return BasicSweeper.split_arguments(parsed(overrides), None)[0]
+    except HydraException as error:
+        do = "Search it: hydra/sweeper=llmmod_optuna"
+        raise ConfigError(Problem("-m", one_line(error), do=do)) from error
+
+
+def _fixed(overrides: Sequence[str]) -> list[str]:
+    """Those that are the same in every job."""
+    return [item.input_line or "" for item in parsed(overrides) if not item.is_sweep_override()]
+
+
+def _is_hydras(text: str) -> bool:
+    return text.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
+    """The overrides that run the sweep again that `sweep.resume` names; None where nothing is to be resumed.
+
+    Raises:
+        ConfigError: if there is no sweep, or other overrides than Hydra's own would change its jobs.
+    """
+    texts = [text for text in overrides if text.startswith("sweep.resume=")]
+    named = parsed(texts)
+    if not named or named[-1].value() is None:
+        return None
+    directory = Path(str(named[-1].value())).expanduser()
+    stored = read_manifest(directory).get("arguments")
+    if not isinstance(stored, list):
+        found = f"'{directory}' is not a sweep's directory" if directory.is_dir() else f"no such directory: '{directory}'"
+        raise ConfigError(Problem("sweep.resume", found, do=f"Name one that has {MANIFEST}"))
+    typed = [text for text in overrides if not text.startswith("sweep.resume=")]
+    if changing := [text for text in typed if not _is_hydras(text)]:
+        found = "a sweep goes on with the jobs that it has, and this would change them"
+        raise ConfigError([Problem(text, found, do="Leave it out, or begin a new sweep") for text in changing])
+    keys = {text.partition("=")[0].lstrip("+") for text in typed} | {"hydra.sweep.dir"}
+    kept = [text for text in stored if text.partition("=")[0].lstrip("+") not in keys]
+    escaped = str(directory).replace("'", "\\'")
+    return [*kept, *typed, f"hydra.sweep.dir='{escaped}'"]
+
+
+def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -> list[Planned]:
+    """The jobs with their numbers; of a sweep that goes on, those that are missing or failed, with the numbers that they had.
+
+    What a failed job left is moved to `earlier/`.
+    """
+    if not resumed:
+        return [Planned(number, job) for number, job in enumerate(jobs)]
+    numbers = {_identity(job["overrides"]): int(job["number"]) for job in read_manifest(sweep_dir)["jobs"]}
+    later = max(numbers.values(), default=-1) + 1
+    left = {_identity(job.arguments): job for job in read_jobs(sweep_dir)}
+    planned = []
+    for job in jobs:
+        before = left.get(_identity(job))
+        if before is not None and before.ended_well:
+            continue
+        if before is not None and before.directory is not None:
+            set_aside(before.directory)
+        number = numbers.get(_identity(job))
+        if number is None:  # it was refused then
+            number, later = later, later + 1
+        planned.append(Planned(number, job))
+    return planned
+
+
+def set_aside(directory: Path) -> None:
+    """Move what is left of a job to `earlier/` of its sweep, so that the job can be run again in a new directory."""
+    place = directory.parent / EARLIER
+    place.mkdir(exist_ok=True)
+    count = 1
+    while (target := place / f"{directory.name}-{count}").exists():
+        count += 1
+    shutil.move(directory, target)
+
+
+def write_manifest(sweep_dir: Path, sweep: Sweep, jobs: Sequence[Planned], *, dropped: Collection[int] = ()) -> None:
+    """Write `sweep.json`; jobs that it had and that are not among these stay, but those of the numbers `dropped`."""
+    new = {job.number: [text for text in job.overrides if not _is_hydras(text)] for job in jobs}
+    old = {int(job["number"]): job["overrides"] for job in read_manifest(sweep_dir).get("jobs", [])}
+    kept = {number: overrides for number, overrides in {**old, **new}.items() if number not in dropped}
+    content = {"arguments": sweep.arguments, "jobs": [{"number": n, "overrides": overrides} for n, overrides in sorted(kept.items())]}
+    with atomic_write(sweep_dir / MANIFEST) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(text for text in overrides if not _is_hydras(text)))

@@ -1,0 +1,69 @@
+"""Jobs that are launched in processes of their own: what becomes of the others when one dies, and how the cores are shared."""
+
+import json
+import os
+
+import pytest
+import yaml
+from light_jobs import sweep_of
+
+from llmmod.sweep.launch import cores_here, threads_of_each
+from llmmod.sweep.results import read_jobs
+
+
+def write_run():
+    """A job that takes no time; a nested function, which travels to another process by its code."""
+
+    def run(config):
+        import json
+        import os
+        import signal
+        from pathlib import Path
+
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        place = Path(hydra.runtime.output_dir)
+        (place / "run.json").write_text(json.dumps({"status": "running"}))
+        if config.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config.seed == 2:
+            raise RuntimeError("it doesn't like 2")
+        (place / "threads").write_text(os.environ.get("OMP_NUM_THREADS", "none"))
+        (place / "run.json").write_text(json.dumps({"status": "completed", "pid": os.getpid()}))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package", "more"),
+    [
+        ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_local", "hydra_plugins.hydra_submitit_launcher", []),
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, more, monkeypatch, tmp_path):
+    pytest.importorskip(package)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    own = [f"hydra/launcher={launcher}", "hydra.sweep.dir='it is\\'s'", *more]
+    sweep, code = sweep_of(write_run(), "seed=0,1,2,3", "smoke=true", *own, monkeypatch=monkeypatch)
+    assert code == 0
+    directory = sweep.directory
+    jobs = read_jobs(directory)
+    assert [(job.number, job.status) for job in jobs] == [("0", "completed"), ("1", "failed"), ("2", "failed"), ("3", "completed")]
+    assert "2" in jobs[2].error
+    assert jobs[1].error
+    assert yaml.safe_load((directory / "1" / ".hydra" / "overrides.yaml").read_text()) == ["seed=1", "smoke=True"]
+    assert json.loads((directory / "0" / "run.json").read_text())["pid"] != os.getpid()
+    shared = threads_of_each(min(2, cores_here()))
+    assert {(directory / job / "threads").read_text() for job in "03"} <= {str(shared), str(cores_here())}
+
+
+def test_jobs_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("llmmod.sweep.launch.cores_here", lambda: 8)
+    assert [threads_of_each(jobs) for jobs in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [threads_of_each(jobs) for jobs in (1, 2, 4)] == [3, 3, 2]
