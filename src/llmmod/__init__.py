@@ -28,13 +28,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def run(config: DictConfig) -> dict[str, float]:
-    """Run the pipeline of a composed configuration in this process; the metrics, flat, as in metrics.json.
+    """Run a composed configuration, in this process unless `distributed` asks for several; the metrics, flat, as in metrics.json.
 
     Raises:
         ConfigError: if the configuration, changed since `compose`, is no longer right.
         LlmmodError: if a step fails; run.json in `output_dir` says which.
     """
-    from llmmod.pipeline.run import run_config
+    from llmmod.pipeline.launch import run_config
 
     return run_config(config)
 

@@ -49,7 +49,7 @@ def run_command(argv: Sequence[str]) -> int:
         if allow:
             os.environ["LLMMOD_ALLOW"] = ",".join(filter(None, [os.environ.get("LLMMOD_ALLOW"), *allow]))
         args = get_args_parser().parse_args(arguments)
-        sys.argv = [argv[0], *arguments, *_overrides_of_rank()]
+        sys.argv = [argv[0], *arguments, *_quiet_overrides(args)]
         if _asks_for_text(args):
             return _hydra(lambda config: None, args)
         if args.multirun or any(text.startswith("sweep.resume=") for text in args.overrides):
@@ -172,6 +172,7 @@ def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return known.allow, rest
 
 
-def _overrides_of_rank() -> list[str]:
-    """Overrides by which ranks other than 0 write neither `.hydra/` nor a log."""
-    return [] if distributed.rank() == 0 else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+def _quiet_overrides(args: Namespace) -> list[str]:
+    """Overrides by which only the first process of all machines writes `.hydra/` and a log."""
+    node = next((text.partition("=")[2] for text in args.overrides if text.startswith("distributed.rank=")), "0")
+    return ["hydra.output_subdir=null", "hydra/job_logging=stdout"] if distributed.rank() or node != "0" else []

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 
 def rank() -> int:
@@ -19,6 +21,34 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes run this command together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher (torchrun, accelerate, or llmmod itself) started this process as one of a group."""
+    return "RANK" in os.environ
+
+
+def expected_processes(conf: Mapping[str, Any]) -> int:
+    """How many processes will run a configuration together.
+
+    Args:
+        conf: `distributed.*`, as a mapping.
+    """
+    if is_launched():
+        return world_size()
+    if conf.get("name", "none") == "none":
+        return 1
+    return int(conf.get("processes") or max(1, gpus())) * int(conf.get("nodes") or 1)
+
+
+def gpus() -> int:
+    """The GPUs of this machine that a process may use, counted without torch; 0 where none of NVIDIA's are."""
+    try:
+        found = len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if allowed is None else min(found, len([number for number in allowed.split(",") if number.strip() not in ("", "-1")]))
 
 
 @cache

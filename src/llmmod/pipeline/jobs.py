@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.compose import to_root
 from llmmod.config.register import register_schemas
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
 from llmmod.instantiate import import_own
+from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.record import write_json
-from llmmod.pipeline.run import Outcome, full_error_wanted, run_pipeline
+from llmmod.pipeline.run import Outcome, full_error_wanted
 from llmmod.sweep.plan import Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
@@ -86,7 +87,8 @@ class Jobs:
             write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
-        return run_pipeline(root, run_dir)
+        job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+        return run_configured(root, run_dir, job_logging=job_logging)  # type: ignore[arg-type]
 
     def finish(self) -> int:
         """Print how it went, and return the exit code."""

@@ -111,6 +111,18 @@ class Record:
         write_json(self._directory / "metrics.json", self.metrics)
 
 
+def close_record(directory: Path, status: str, error: str) -> None:
+    """Write how a run ended into its run.json, where the process that kept the record couldn't, or knew less."""
+    with suppress(OSError, ValueError):
+        found = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        found |= {"status": status, "error": error}
+        for step in found["steps"]:
+            if step["status"] == "running":
+                step["status"] = status
+        (directory / _RESERVE).unlink(missing_ok=True)
+        write_json(directory / "run.json", found)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by `content` as JSON in one step."""
     with atomic_write(path) as partial:

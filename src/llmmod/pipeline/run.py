@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig, OmegaConf
-
 from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
@@ -44,6 +42,7 @@ def quiet_libraries() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's DDP advises each process to look for no unused parameters
     logging.getLogger(_KERNELS).setLevel(logging.ERROR)
 
 
@@ -104,27 +103,6 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
     if rank() == 0:
         write_report(run_dir)
     return outcome
-
-
-def run_config(config: DictConfig) -> dict[str, float]:
-    """Validate, run in this process, and return the metrics.
-
-    Raises:
-        ConfigError, LlmmodError: as described in `llmmod.run`.
-    """
-    from llmmod.config.compose import Composed, to_root
-    from llmmod.config.validate import validated
-
-    validated(Composed(config=config, hydra=None, overrides=[]))
-    root = to_root(config)
-    run_dir = Path(root.output_dir).expanduser().resolve()
-    if rank() == 0:
-        (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
-    outcome = run_pipeline(root, run_dir)
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.metrics
 
 
 def _several_of_a_kind(root: Root) -> list[str]:

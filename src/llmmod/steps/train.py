@@ -34,6 +34,7 @@ from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
 from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.collation import check_trainer
+from llmmod.trainers.distributed import engine_arguments
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
 
@@ -73,8 +74,9 @@ class Train:
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
+        engine, root = engine_arguments(session.root.distributed), session.root
         args = training_arguments(
-            conf, output_dir=directory, seed=session.root.seed, smoke=session.root.smoke, has_eval=splits.eval is not None
+            conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=splits.eval is not None, engine=engine
         )
         checkpoint = _agreed(checkpoint)
         args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ _ACCELERATOR_ONLY = {
 }
 
 
-def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True) -> Any:
+def training_arguments(
+    conf: Any, *, output_dir: Path, seed: int, smoke: bool, has_eval: bool = True, engine: Mapping[str, Any] | None = None
+) -> Any:
     """An instance of the class `conf._target_`, e.g. trl.SFTConfig.
 
     Args:
@@ -47,6 +50,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
         seed: the run's seed, unless `training.seed` is set.
         smoke: whether this is a rehearsal: two optimizer steps with small batches.
         has_eval: whether there are held-out examples; without, there is no evaluation during training.
+        engine: arguments that join several processes, from `engine_arguments`.
 
     Raises:
         ConfigError: the class doesn't have an argument, or refuses a value or a combination of values, or the device can't do it.
@@ -63,6 +67,7 @@ def training_arguments(conf: Any, *, output_dir: Path, seed: int, smoke: bool, h
     if problems:
         raise ConfigError(problems)
     values.setdefault("seed", seed)
+    values |= engine or {}
     if not _has_accelerator(conf):
         _refuse_on_cpu(values, smoke=smoke)
     values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from llmmod.config.schema.data import DatasetConf, RenderConf
+from llmmod.config.schema.distributed import DistributedConf
 from llmmod.config.schema.generation import GenerationConf
 from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
 
@@ -143,5 +144,6 @@ class Root:
     reuse: bool = True
     seed: int = 42  # the seed of everything random: weights, order of examples, dropout, sampling
     smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
+    distributed: DistributedConf = field(default_factory=DistributedConf)  # by how many processes, on how many machines
     hub: HubConf = field(default_factory=HubConf)  # how downloads are made
     sweep: SweepConf = field(default_factory=SweepConf)  # what the jobs of a sweep are compared by

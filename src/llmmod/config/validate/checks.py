@@ -18,7 +18,7 @@ from llmmod.config.validate.data import check_data_files, check_data_kinds, chec
 from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
 from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype
 from llmmod.config.validate.online import check_groups, check_rewards, check_rollouts
-from llmmod.config.validate.pipeline import check_from_step, check_output, check_pipeline, check_sweep
+from llmmod.config.validate.pipeline import check_distributed, check_from_step, check_output, check_pipeline, check_sweep
 from llmmod.config.validate.training import check_contradictions, check_preferences
 from llmmod.config.validate.values import check_bounds, check_choices, check_types
 from llmmod.config.wording import typed_nodes
@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     check_arguments,
     check_pipeline,
     check_sweep,
+    check_distributed,
     check_from_step,
     check_taken_over,
     check_contradictions,

@@ -17,12 +17,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from llmmod.config.schema.distributed import DeepspeedConf, FsdpConf
 from llmmod.config.schema.steps import ANYTHING, PredictConf
 from llmmod.config.schema.training import CONTINUES, SCORES
 from llmmod.config.step_parts import Context, label
 from llmmod.config.validate.data import has_kind
 from llmmod.config.validate.training import without_dropout
-from llmmod.config.validate.unread_training import OF_TRAINING, Condition, has
+from llmmod.config.validate.unread_training import OF_TRAINING, Condition, has, nor
 from llmmod.config.wording import PARTS, hints, no_such_field, shown, split_key
 from llmmod.errors import Problem
 
@@ -37,6 +38,10 @@ _QUANTIZATION = (
 _NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage|Leave it out"
 _AUTO_RENDER = (
     "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
+)  # fmt: skip
+_ZERO2 = ("allgather_bucket_size", "round_robin_gradients")
+_ZERO3 = (
+    "offload_param", "sub_group_size", "zero_hpz_partition_size", *(name for name in hints(DeepspeedConf) if name.startswith("stage3_")),
 )  # fmt: skip
 _FROM_ROOT = re.compile(r"\$\{((model|finetune)\.[\w.]+)\}")
 
@@ -110,6 +115,19 @@ RULES: tuple[Rule, ...] = (
      "Choose another render"),
     ("render", ("template",), has("_target_", "llmmod.render.template.Template"), "only render=auto reads it|Set render=auto"),
     *(("training", *rule) for rule in OF_TRAINING),
+    ("distributed", ("processes", "nodes", "rank", "address"), has("name", "none"), "not read with distributed=none|Set distributed=ddp"),
+    ("distributed", ("address",), has("nodes", 1), "only read with distributed.nodes=2 or more"),
+    ("distributed.fsdp", tuple(hints(FsdpConf)), lambda c, k, n: c.get("distributed.name") != "fsdp", "only read with distributed=fsdp"),
+    ("distributed.fsdp", ("min_num_params",), nor(has("auto_wrap_policy", "SIZE_BASED_WRAP")),
+     "only read with distributed.fsdp.auto_wrap_policy=SIZE_BASED_WRAP"),
+    ("distributed.fsdp", ("transformer_layer_cls_to_wrap",), nor(has("auto_wrap_policy", "TRANSFORMER_BASED_WRAP")),
+     "only read with distributed.fsdp.auto_wrap_policy=TRANSFORMER_BASED_WRAP"),
+    ("distributed.deepspeed", tuple(hints(DeepspeedConf)), lambda c, k, n: not str(c.get("distributed.name")).startswith("deepspeed"),
+     "only read with distributed=deepspeed_zero2 or deepspeed_zero3"),
+    ("distributed.deepspeed", _ZERO2, lambda c, k, n: c.get("distributed.name") == "deepspeed_zero3",
+     "only read with distributed=deepspeed_zero2"),
+    ("distributed.deepspeed", _ZERO3, lambda c, k, n: c.get("distributed.name") == "deepspeed_zero2",
+     "only read with distributed=deepspeed_zero3"),
     ("step", ("metrics",), _without_answers, _NO_ANSWERS),
     ("step", ("compare_with_base",), lambda c, k, n: bool(n.get("compare_with_base")) and _without_answers(c, k, n), _NO_ANSWERS),
     ("finetune", ("lora_dropout",), lambda c, k, n: bool(n.get("lora_dropout")) and without_dropout(c, k),

@@ -16,7 +16,7 @@ from llmmod.config.schema.steps import EvaluateConf, TrainConf
 from llmmod.config.signature import called, required
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out
-from llmmod.distributed import world_size
+from llmmod.distributed import expected_processes
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.paths import resolve_path
 from llmmod.instantiate import import_own
@@ -161,7 +161,8 @@ def _check_refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]
 
 def _check_sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     """Each batch of answers holds whole groups; a rehearsal has sizes of its own, and is to tell whether those of the run will do."""
-    answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * world_size()
+    processes = expected_processes(context.get("distributed") or {})
+    answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * processes
     whole, times = training.get("generation_batch_size"), training.get("steps_per_generation")
     if whole and times:
         yield Problem(f"{place}.steps_per_generation", f"{times}, and generation_batch_size={whole} says so too", do="Keep one of them")
@@ -173,7 +174,7 @@ def _check_sizes(context: Context, step: str, place: str, training: Mapping[str,
         found = f"{answers} answers to a prompt, and {sampled} are sampled at once"
         do = f"Set {place}.per_device_train_batch_size or gradient_accumulation_steps so that they divide"
         yield Problem(f"{place}.num_generations", found, do=do)
-    held_out = (training.get("per_device_eval_batch_size") or 0) * world_size()
+    held_out = (training.get("per_device_eval_batch_size") or 0) * processes
     each = training.get("num_generations_eval") or answers
     if held_out % each and holds_out(context, context.part(step, "dataset")):
         found = f"{held_out} answers in all processes, and {each} to each prompt"

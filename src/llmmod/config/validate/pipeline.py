@@ -14,12 +14,13 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from llmmod.code_arguments import find_module
 from llmmod.config.schema.base import Weights
 from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.steps import ChatConf, EvaluateConf, PredictConf, TrainConf
 from llmmod.config.step_parts import Context
 from llmmod.config.wording import shown
-from llmmod.distributed import rank
+from llmmod.distributed import is_launched, rank, world_size
 from llmmod.errors import Problem, nearest
 
 _OWN = ("from_step", "name")
@@ -170,13 +171,53 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
+def check_distributed(context: Context) -> Iterator[Problem]:
+    """A problem for each setting by which the processes couldn't start, meet, or write to one directory."""
+    conf = context.get("distributed")
+    if not isinstance(conf, dict) or conf.get("name") in (None, "none"):
+        return
+    if is_launched() and conf["processes"] and conf["processes"] * conf["nodes"] != world_size():
+        found = f"{conf['processes']}, and {world_size()} processes were started"
+        yield Problem("distributed.processes", found, do="Leave it out: torchrun and accelerate say how many")
+    if conf["name"].startswith("deepspeed") and find_module("deepspeed") is None:
+        yield Problem("distributed", f"{conf['name']}, and deepspeed isn't installed", do="Install it: pip install deepspeed")
+    zero = conf["deepspeed"]
+    if zero["nvme_path"] is None and "nvme" in (zero["offload_optimizer"], zero["offload_param"]):
+        yield Problem("distributed.deepspeed.nvme_path", "is not set, and something is offloaded to nvme", do="Name a directory there")
+    for name in ("fsdp", "deepspeed"):
+        for place in context.places("training"):
+            if context.get(f"{place}.{name}"):
+                do = f"Leave it out; its settings are distributed.{name}.*"
+                yield Problem(f"{place}.{name}", f"set, and distributed={conf['name']} says the engine", do=do)
+    if not is_launched() and any(context.step_type(step) is ChatConf for step in context.steps):
+        found = f"chat, and the processes of distributed={conf['name']} can't read the terminal"
+        yield Problem("pipeline", found, do="Chat by a command of its own, with distributed=none")
+    if conf["nodes"] > 1:
+        yield from _nodes(context, conf)
+
+
+def _nodes(context: Context, conf: dict[str, Any]) -> Iterator[Problem]:
+    """Of several machines, each of which is given the same command."""
+    host, _, port = str(conf["address"] or "").rpartition(":")
+    if not host or not port.isdigit():
+        found = f"found {shown(conf['address'])}, and {conf['nodes']} machines have to meet"
+        yield Problem("distributed.address", found, "Allowed: host:port of the machine with distributed.rank=0")
+    if conf["rank"] >= conf["nodes"]:
+        yield Problem("distributed.rank", f"found {conf['rank']}", f"Allowed: 0 to {conf['nodes'] - 1}, another on each machine")
+    if context.in_sweep:
+        yield Problem("-m", f"a sweep with distributed.nodes={conf['nodes']}", do="Start the jobs one by one")
+    elif not context.user_set(KEY):
+        found = f"not set, and each of {conf['nodes']} machines would name a directory by its own clock"
+        yield Problem(KEY, found, do="Set it, to one that all of them see")
+
+
 def check_output(context: Context) -> Iterator[Problem]:
     """A problem if the run couldn't be written. In a sweep Hydra gives each job a directory of its own.
 
     Of several processes the first alone writes, and alone looks: what the others found there might be the first one's.
     """
     wanted = context.get(KEY)
-    if not isinstance(wanted, str) or context.in_sweep or rank() != 0:
+    if not isinstance(wanted, str) or context.in_sweep or rank() != 0 or context.get("distributed.rank"):
         return
     try:
         yield from _problems(context, wanted, Path(wanted).expanduser())

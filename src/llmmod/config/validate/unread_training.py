@@ -13,7 +13,7 @@ from llmmod.config.schema.online_training import CLIPPED
 from llmmod.config.schema.training import SAID_ELSEWHERE, SCORES
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.training import evaluates_nothing, losses, reads_smoothing
-from llmmod.distributed import world_size
+from llmmod.distributed import expected_processes
 
 Node = dict[str, Any]
 Condition = Callable[[Context, str, Node], bool]
@@ -73,7 +73,7 @@ def _optimizer(*names: str) -> Condition:
     )
 
 
-def _nor(*conditions: Condition) -> Condition:
+def nor(*conditions: Condition) -> Condition:
     """A condition: none of these holds."""
     return lambda context, key, node: not any(condition(context, key, node) for condition in conditions)
 
@@ -120,15 +120,15 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
      "a prompt's answers have no length before they are sampled"),
     (("dataloader_drop_last",), _ours_and(lambda c, k, n: bool(n.get("dataloader_drop_last")) and n.get("data_kind") == "prompt"),
      "the last rollout of an epoch is filled up with its first prompts"),
-    (("optim_target_modules",), _nor(_optimizer(*_PROJECTED)), "only the optimizers galore_… and apollo_… read it"),
+    (("optim_target_modules",), nor(_optimizer(*_PROJECTED)), "only the optimizers galore_… and apollo_… read it"),
     (("optim_args",), _optimizer(*_WITHOUT_ARGS), "this optimizer has no arguments of its own"),
     (("adam_beta1", "adam_beta2", "adam_epsilon"), _optimizer(*_WITHOUT_ADAM), "this optimizer is not Adam|Set training.optim_args"),
-    (("label_smoothing_factor",), _ours_and(_nor(lambda c, k, n: n.get("data_kind") in ("conversation", "document"))),
+    (("label_smoothing_factor",), _ours_and(nor(lambda c, k, n: n.get("data_kind") in ("conversation", "document"))),
      "only the losses of pt and sft have a word to smooth|Leave it out; dpo has training.label_smoothing"),
     (("label_smoothing_factor",), lambda c, k, n: n.get("loss_type") in ("dft", "chunked_nll"), "only the loss nll reads it"),
     (("discopop_tau",), lambda c, k, n: "discopop" not in losses(n), "only the loss discopop reads it"),
     (("label_smoothing",), lambda c, k, n: not reads_smoothing(n), "only the losses exo_pair, robust and aot read it"),
-    (("f_alpha_divergence_coef",), _nor(has("f_divergence_type", "alpha_divergence")), "only read with f_divergence_type=alpha_divergence"),
+    (("f_alpha_divergence_coef",), nor(has("f_divergence_type", "alpha_divergence")), "only read with f_divergence_type=alpha_divergence"),
     (("ref_model_mixup_alpha", "ref_model_sync_steps"), has("sync_ref_model", False), "not read with sync_ref_model=false"),
     (("precompute_ref_batch_size",), has("precompute_ref_log_probs", False), "not read with precompute_ref_log_probs=false"),
     (("torch_compile_backend", "torch_compile_mode"), has("torch_compile", False), "only read with torch_compile=true"),
@@ -144,10 +144,10 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"), has("use_adaptive_entropy", False),
      "only read with use_adaptive_entropy=true"),
     (("use_bias_correction_kl",), has("beta", 0), "not read with training.beta=0"),
-    (("sapo_temperature_neg", "sapo_temperature_pos"), _nor(has("loss_type", "sapo")), "only the loss sapo reads it"),
-    (("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), _nor(has("loss_type", "vespo")),
+    (("sapo_temperature_neg", "sapo_temperature_pos"), nor(has("loss_type", "sapo")), "only the loss sapo reads it"),
+    (("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), nor(has("loss_type", "vespo")),
      "only the loss vespo reads it"),
-    (("epsilon", "delta"), _nor(has("loss_type", *CLIPPED)), "not read by this loss_type"),
+    (("epsilon", "delta"), nor(has("loss_type", *CLIPPED)), "not read by this loss_type"),
     (_ENGINES, always, "the model itself answers, and no other engine"),
     (("max_tool_calling_iterations", "log_multimodal", "chat_template_kwargs", "ds3_gather_for_generation"), always,
      "prompts come rendered, as texts, and no tool is called"),
@@ -161,7 +161,8 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
      "it would round the weights for all that follows|Set model.dtype, or training.bf16, which rounds products alone"),
     (("logging_nan_inf_filter",), _ours_and(_on("logging_nan_inf_filter")), "a loss that is not a number ends the training"),
     (("use_cache",), _ours_and(_on("use_cache")), "a training keeps no keys and values|Answers have generation.use_cache"),
-    (("enable_jit_checkpoint",), lambda c, k, n: bool(n.get("enable_jit_checkpoint")) and world_size() == 1,
+    (("enable_jit_checkpoint",),
+     lambda c, k, n: bool(n.get("enable_jit_checkpoint")) and expected_processes(c.get("distributed") or {}) == 1,
      "a training that a signal ends leaves a checkpoint anyway"),
     (("parallelism_config",), _on("parallelism_config"), "no stage has its examples split over devices|Set training.fsdp"),
     (("remove_unused_columns", "length_column_name", "label_names"), always, "llmmod makes the columns itself"),

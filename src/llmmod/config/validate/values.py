@@ -181,6 +181,13 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "num_beams": FROM_1, "num_return_sequences": FROM_1, "no_repeat_ngram_size": FROM_0, "epsilon_cutoff": FRACTION,
         "eta_cutoff": FRACTION, "max_time": ABOVE_0,
     },
+    "distributed": {"processes": FROM_1, "nodes": FROM_1, "rank": FROM_0},
+    "distributed.fsdp": {"min_num_params": FROM_0},
+    "distributed.deepspeed": {
+        "reduce_bucket_size": FROM_1, "allgather_bucket_size": FROM_1, "sub_group_size": FROM_1, "stage3_max_live_parameters": FROM_1,
+        "stage3_max_reuse_distance": FROM_1, "stage3_prefetch_bucket_size": FROM_1, "stage3_param_persistence_threshold": FROM_0,
+        "zero_hpz_partition_size": FROM_1,
+    },
     "step": {"batch_size": FROM_1, "max_samples": FROM_1, "compare_with_base": FROM_0, "on_page": FROM_1, "in_terminal": FROM_0},
 }  # fmt: skip
 

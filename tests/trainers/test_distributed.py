@@ -1,0 +1,72 @@
+"""The settings of an engine as the libraries take them, and the launcher with processes of our own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from transformers import TrainingArguments
+
+from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
+from llmmod.trainers.distributed import deepspeed_config, engine_arguments, run_processes
+
+
+def test_one_process_and_ddp_need_no_arguments():
+    assert engine_arguments(DistributedConf()) == engine_arguments(DistributedConf(name="ddp")) == {}
+
+
+def test_fsdp_is_what_transformers_makes_of_it(tmp_path):
+    conf = DistributedConf(name="fsdp", fsdp=FsdpConf(cpu_offload=True, reshard_after_forward=False, transformer_layer_cls_to_wrap=["A"]))
+    args = TrainingArguments(output_dir=str(tmp_path), **engine_arguments(conf))
+    plugin = args.fsdp_plugin_args
+    assert plugin["fsdp_version"] == 2
+    assert plugin["cpu_offload"] is True
+    assert plugin["reshard_after_forward"] is False
+    assert plugin["transformer_cls_names_to_wrap"] == "A"
+    assert (plugin["auto_wrap_policy"], plugin["state_dict_type"]) == ("TRANSFORMER_BASED_WRAP", "FULL_STATE_DICT")
+
+
+@pytest.mark.parametrize(
+    ("stage", "conf", "offloads"),
+    [
+        (2, DeepspeedConf(), set()),
+        (2, DeepspeedConf(offload_optimizer="cpu", offload_param="cpu"), {"cpu"}),
+        (3, DeepspeedConf(offload_param="nvme", nvme_path="/nvme"), {"nvme"}),
+    ],
+)
+def test_deepspeed_takes_the_configuration(stage, conf, offloads):
+    composed = deepspeed_config(conf, stage=stage)
+    theirs = HfDeepSpeedConfig(json.loads(json.dumps(composed)))  # accelerate's reading of DeepSpeed's file
+    assert (theirs.is_zero2(), theirs.is_zero3()) == (stage == 2, stage == 3)
+    assert theirs.is_offload() == bool(offloads)
+    zero = composed["zero_optimization"]
+    assert ("allgather_bucket_size" in zero, "sub_group_size" in zero) == (stage == 2, stage == 3)
+    assert {part["device"] for part in zero.values() if isinstance(part, dict)} == offloads
+    assert composed["train_micro_batch_size_per_gpu"] == "auto"
+
+
+def test_further_keys_of_deepspeed_win(tmp_path):
+    extra = {"zero_optimization": {"overlap_comm": False, "zero_quantized_weights": True}, "wall_clock_breakdown": True}
+    composed = deepspeed_config(DeepspeedConf(extra=extra), stage=3)
+    assert composed["zero_optimization"]["stage"] == 3
+    assert (composed["zero_optimization"]["overlap_comm"], composed["zero_optimization"]["zero_quantized_weights"]) == (False, True)
+    assert composed["wall_clock_breakdown"] is True
+
+
+SCRIPT = """
+import os, sys, time
+rank = int(os.environ["RANK"])
+open(f"{sys.argv[1]}/{rank}-of-{os.environ['WORLD_SIZE']}", "w").close()
+if rank == 1 and sys.argv[2] != "0":
+    sys.exit(int(sys.argv[2]))
+time.sleep(0 if sys.argv[2] == "0" else 60)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_processes_are_started_and_the_first_that_fails_ends_all(tmp_path, code):
+    ended = run_processes(["-c", SCRIPT, str(tmp_path), str(code)], conf=DistributedConf(name="ddp"), count=2, directory=str(tmp_path))
+    assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
+    assert ended.signal is None
+    assert dict(ended.failures).get(1, 0) == code
