@@ -74,10 +74,8 @@ class Train:
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
-        engine, root = engine_arguments(session.root.distributed), session.root
-        args = training_arguments(
-            conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=splits.eval is not None, engine=engine
-        )
+        root, has_eval, engine = session.root, splits.eval is not None, engine_arguments(session.root.distributed)
+        args = training_arguments(conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=has_eval, engine=engine)
         checkpoint = _agreed(checkpoint)
         args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
