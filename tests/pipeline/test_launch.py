@@ -60,8 +60,8 @@ def test_the_record_of_a_killed_process_is_closed(tmp_path):
     with record.step("train"):
         written = (tmp_path / "run.json").read_text()  # as a process leaves it that is killed now
     (tmp_path / "run.json").write_text(written)
-    close_record(tmp_path, "failed", "rank 0: killed by SIGKILL.")
+    close_record(tmp_path, "failed", "rank 0: killed by SIGKILL.", exit_code=137)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["status"], run["error"]) == ("failed", "rank 0: killed by SIGKILL.")
+    assert (run["status"], run["error"], run["exit_code"]) == ("failed", "rank 0: killed by SIGKILL.", 137)
     assert [step["status"] for step in run["steps"]] == ["failed", "pending"]
     assert not (tmp_path / ".reserve").exists()

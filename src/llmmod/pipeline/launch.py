@@ -29,6 +29,7 @@ from llmmod.errors import LlmmodError
 from llmmod.instantiate import import_own
 from llmmod.pipeline.record import close_record
 from llmmod.pipeline.run import Interrupted, Outcome, run_pipeline
+from llmmod.runs.report import write_report
 
 # What a process says that only lost its peers (torch 2.13, gloo and NCCL).
 _LOST_PEERS = ("closed by peer", "reset by peer", "gloo", "NCCL", "TCPStore", "Broken pipe", "DistBackendError", "DistNetworkError")
@@ -86,7 +87,8 @@ def run_configured(root: Root, run_dir: Path, *, job_logging: Mapping[str, Any] 
         records = {found["rank"]: found for path in Path(directory).glob("rank-*.json") if (found := json.loads(path.read_text()))}
     outcome = _outcome(ended, records, run_dir, processes=count * conf.nodes)
     if outcome.error is not None and conf.rank == 0:
-        close_record(run_dir, outcome.status, str(outcome.error))
+        close_record(run_dir, outcome.status, str(outcome.error), exit_code=outcome.exit_code)
+        write_report(run_dir)
     return outcome
 
 

@@ -111,11 +111,11 @@ class Record:
         write_json(self._directory / "metrics.json", self.metrics)
 
 
-def close_record(directory: Path, status: str, error: str) -> None:
+def close_record(directory: Path, status: str, error: str, *, exit_code: int) -> None:
     """Write how a run ended into its run.json, where the process that kept the record couldn't, or knew less."""
     with suppress(OSError, ValueError):
         found = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        found |= {"status": status, "error": error}
+        found |= {"status": status, "error": error, "exit_code": exit_code}
         for step in found["steps"]:
             if step["status"] == "running":
                 step["status"] = status
