@@ -108,7 +108,8 @@ class Jobs:
         jobs = jobs + [refused_job(overrides, str(error)) for overrides, error in sweep.refused]
         path, goal = write_leaderboard(sweep_dir, jobs), sweep.goal
         print(f"\n{printed(jobs, first=goal.metrics)}\n\nThe table: {path}")
-        print(f"The same with curves, and what matters: {import_own('llmmod.sweep.page.write_page')(sweep_dir, jobs, goal, self._flags)}")
+        shown = import_own("llmmod.sweep.page.write_sweep_page")(sweep_dir, jobs, goal, self._flags)
+        print(f"The same with curves, and what matters: {shown}")
         best = best_jobs(jobs, goal)
         for job in best:
             values = ", ".join(f"{name}={job.metrics[name]:.6g}" for name in goal.metrics)

@@ -12,40 +12,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-
+from llmmod.pages.page import Chart, Line, chart, number_text, page, write_page
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, ranked, table, varied_keys
 
-_TEMPLATE = "page.html"  # beside this module
+NAME = "sweep.html"
 _STATUSES = ("completed", PRUNED, "failed", "interrupted", "missing", "refused")
-_MOST_POINTS = 120  # of a curve
 _MOST_GROUPS = 4  # of a parameter with many numbers
 _MOST_NAMES = 12  # of values on an axis
 _LOG_FROM = 30  # largest to smallest value: from here on, an axis is logarithmic
-_FAR = 3.0  # a value this many times the 90th percentile isn't what an axis ends with
 
 
 class Axis(NamedTuple):
-    """An axis of the parallel coordinates: its name, its ticks, and each job's place, None where it has none; in percent from below."""
+    """An axis of the parallel coordinates: which it is, its name, its ticks, each job's place or None, in percent from below."""
 
+    at: int
     name: str
     ticks: list[tuple[float, str]]
     places: dict[str, float | None]
-
-
-class Plot(NamedTuple):
-    """Curves of all jobs: what they are of, a text of points for each job, and ticks with their places in percent."""
-
-    name: str
-    lines: list[tuple[str, str]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
 
 
 class Importance(NamedTuple):
@@ -57,16 +46,15 @@ class Importance(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A job as the page has it: `tone` is 0 for the best, 1 for the worst, None for one without a value; `cells` have what sorts them."""
+    """A job as the page has it: links to its run and its log, and its cells, each with what sorts it."""
 
     job: Job
     link: str | None
-    tone: float | None
     cells: list[tuple[str, str]]
     log: str | None
 
 
-def write_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> Path:
+def write_sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> Path:
     """Write `sweep.html` into a sweep's directory.
 
     Args:
@@ -75,36 +63,40 @@ def write_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str
         goal: what the sweep looks for.
         flags: of the command line, for the command of the best run.
     """
-    path = sweep_dir / "sweep.html"
-    path.write_text(page(sweep_dir, jobs, goal, flags), encoding="utf-8")
+    write_page(path := sweep_dir / NAME, sweep_page(sweep_dir, jobs, goal, flags))
     return path
 
 
-def page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> str:
-    """The page as HTML; arguments as of `write_page`."""
+def sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> str:
+    """The page as HTML; arguments as of `write_sweep_page`."""
     order = ranked(jobs, goal)
-    tones = _tones(order, goal)
+    scored = [job.number for job in order if job.status == "completed" and goal.values(job.metrics) is not None]
+    tones = {number: place / max(1, len(scored) - 1) for place, number in enumerate(scored)}
     header, cells = table(order)
-    rows = [_row(sweep_dir, job, tones.get(job.number), texts) for job, texts in zip(order, cells, strict=True)]
+    rows = [_row(sweep_dir, job, texts) for job, texts in zip(order, cells, strict=True)]
+    statuses = Counter(job.status for job in jobs)
     best = best_jobs(jobs, goal)
-    counts = {status: sum(job.status == status for job in jobs) for status in _STATUSES}
-    text = files("llmmod.sweep").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined)
-        .from_string(text)
-        .render(
-            title=sweep_dir.name,
-            goal=list(zip(goal.metrics, ["more is better" if up else "less is better" for up in goal.maximize], strict=True)),
-            counts={status: count for status, count in counts.items() if count},
-            best=[(job, [f"{job.metrics[name]:.6g}" for name in goal.metrics], command_of(job, flags)) for job in best],
-            header=header,
-            rows=rows,
-            plots=[plot for plot in (_plot(jobs, _curve_name(goal)), _plot(jobs, "loss")) if plot is not None],
-            axes=_axes(jobs, goal),
-            tones=tones,
-            importances=importances(jobs, goal),
-            failures=[row for row in rows if not row.job.ended_well],
-        )
+    charts = [_chart(order, _curve_name(goal)), _chart(order, "loss")]
+    return page(
+        "llmmod.sweep",
+        "page.html",
+        title=f"{len(jobs)} job{'' if len(jobs) == 1 else 's'} of {sweep_dir.absolute().name}",
+        account=[str(sweep_dir.absolute())],
+        choices=[
+            *((name, "more is better" if up else "less is better") for name, up in zip(goal.metrics, goal.maximize, strict=True)),
+            *((status, str(statuses[status])) for status in _STATUSES if statuses[status]),
+        ],
+        best=[(job, [(name, number_text(job.metrics[name])) for name in goal.metrics], command_of(job, flags)) for job in best],
+        lacking=" and ".join(goal.metrics),
+        header=header,
+        rows=rows,
+        charts=[chart for chart in charts if chart is not None],
+        axes=_axes(jobs, goal),
+        scored=scored,
+        tones=tones,
+        importances=importances(jobs, goal),
+        metric=goal.metrics[0],
+        failures=[row for row in rows if not row.job.ended_well],
     )
 
 
@@ -157,19 +149,14 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _tones(order: list[Job], goal: Goal) -> dict[str, float]:
-    scored = [job.number for job in order if job.status == "completed" and goal.values(job.metrics) is not None]
-    return {number: place / max(1, len(scored) - 1) for place, number in enumerate(scored)}
-
-
-def _row(sweep_dir: Path, job: Job, tone: float | None, texts: list[str]) -> Row:
+def _row(sweep_dir: Path, job: Job, texts: list[str]) -> Row:
     link = log = None
     if job.directory is not None:
         report = job.directory / "report.html"
         link = (report if report.is_file() else job.directory).relative_to(sweep_dir).as_posix()
         log = f"{job.directory.relative_to(sweep_dir).as_posix()}/run.log" if (job.directory / "run.log").is_file() else None
     cells = [(text, repr(number) if (number := _number(text)) is not None else text) for text in texts]
-    return Row(job, link, tone, cells, log)
+    return Row(job, link, cells, log)
 
 
 def _curve_name(goal: Goal) -> str:
@@ -177,30 +164,10 @@ def _curve_name(goal: Goal) -> str:
     return name if name.startswith("eval_") else "eval_loss"
 
 
-def _plot(jobs: list[Job], name: str) -> Plot | None:
+def _chart(jobs: list[Job], name: str) -> Chart | None:
     """The curves of a value in the trainers' logs; None where there are none."""
-    curves = {job.number: points for job in jobs if job.directory is not None and len(points := _curve(job.directory, name)) > 1}
-    if not curves:
-        return None
-    values = sorted(y for points in curves.values() for _, y in points)
-    low, high = values[0], values[-1]
-    usual = values[int(0.9 * (len(values) - 1))]
-    if low >= 0 and high > _FAR * usual > 0:
-        high = usual * 1.2  # curves of what diverged leave the drawing
-    first = min(points[0][0] for points in curves.values())
-    last = max(points[-1][0] for points in curves.values())
-    lines = []
-    for number, points in curves.items():
-        thinned = points[:: max(1, math.ceil(len(points) / _MOST_POINTS))]
-        thinned += [points[-1]] if thinned[-1] != points[-1] else []
-        places = [(100 * _share(x, first, last), 100 - 100 * min(1.5, _share(y, low, high))) for x, y in thinned]
-        lines.append((number, " ".join(f"{x:.2f},{y:.2f}" for x, y in places)))
-    return Plot(
-        "training loss" if name == "loss" else name,
-        lines,
-        [(100 * _share(x, first, last), f"{x:g}") for x in _ticks(first, last)],
-        [(100 * _share(y, low, high), f"{y:.4g}") for y in _ticks(low, high)],
-    )
+    lines = [Line(job.number, points) for job in jobs if job.directory is not None and len(points := _curve(job.directory, name)) > 1]
+    return chart("training loss" if name == "loss" else name, lines, logarithmic=True)
 
 
 def _curve(directory: Path, name: str) -> list[tuple[float, float]]:
@@ -218,23 +185,25 @@ def _curve(directory: Path, name: str) -> list[tuple[float, float]]:
 
 def _axes(jobs: list[Job], goal: Goal) -> list[Axis]:
     scored = [job for job in jobs if job.status == "completed" and goal.values(job.metrics) is not None]
-    keys = varied_keys(scored)
-    axes = [_axis(key, {job.number: job.overrides.get(key) for job in scored}) for key in keys]
-    return [*axes, *(_axis(name, {job.number: repr(float(job.metrics[name])) for job in scored}) for name in goal.metrics)] if keys else []
+    columns = {key: {job.number: job.overrides.get(key) for job in scored} for key in varied_keys(scored)}
+    if not columns:
+        return []
+    columns |= {name: {job.number: repr(float(job.metrics[name])) for job in scored} for name in goal.metrics}
+    return [_axis(at, name, texts) for at, (name, texts) in enumerate(columns.items())]
 
 
-def _axis(name: str, texts: dict[str, str | None]) -> Axis:
+def _axis(at: int, name: str, texts: dict[str, str | None]) -> Axis:
     numbers = {number: _number(text) for number, text in texts.items() if text is not None}
     known = sorted({value for value in numbers.values() if value is not None})
     if known and None not in numbers.values():
-        return _number_axis(name, {number: numbers.get(number) for number in texts}, known)
+        return _number_axis(at, name, {number: numbers.get(number) for number in texts}, known)
     names = list(dict.fromkeys(text for text in texts.values() if text is not None))
-    at = {text: 100 * _share(place, 0, len(names) - 1) for place, text in enumerate(names)}
-    places = {number: None if text is None else at[text] for number, text in texts.items()}
-    return Axis(name, [(at[text], text) for text in names[:: math.ceil(len(names) / _MOST_NAMES)]], places)
+    heights = {text: 100 * _share(place, 0, len(names) - 1) for place, text in enumerate(names)}
+    places = {number: None if text is None else heights[text] for number, text in texts.items()}
+    return Axis(at, name, [(heights[text], text) for text in names[:: math.ceil(len(names) / _MOST_NAMES)]], places)
 
 
-def _number_axis(name: str, values: dict[str, float | None], known: list[float]) -> Axis:
+def _number_axis(at: int, name: str, values: dict[str, float | None], known: list[float]) -> Axis:
     low, high = known[0], known[-1]
     log = low > 0 and high / low >= _LOG_FROM
 
@@ -243,19 +212,8 @@ def _number_axis(name: str, values: dict[str, float | None], known: list[float])
 
     shown = known if len(known) <= _MOST_NAMES / 2 else [low, math.sqrt(low * high) if log else (low + high) / 2, high]
     ticks = [(place(value), f"{value:.3g}") for value in shown]
-    return Axis(name, ticks, {number: None if value is None else place(value) for number, value in values.items()})
+    return Axis(at, name, ticks, {number: None if value is None else place(value) for number, value in values.items()})
 
 
 def _share(value: float, low: float, high: float) -> float:
     return 0.5 if high == low else (value - low) / (high - low)
-
-
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about `count`."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / count
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]

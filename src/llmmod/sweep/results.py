@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from llmmod.runs.read import without_secret
+
 MANIFEST = "sweep.json"
 PRUNED = "pruned"
 _NO_NUMBER = "-"
@@ -143,7 +145,7 @@ def command_of(job: Job, flags: Sequence[str] = ()) -> str:
         job: a job of a sweep.
         flags: of the sweep's command line, which a single run needs too: `--config-dir`, `--config-name`, `--allow` with their values.
     """
-    own = [text for text in job.arguments if not text.lstrip("+").startswith("sweep.")]
+    own = [without_secret(text) for text in job.arguments if not text.lstrip("+").startswith("sweep.")]
     return shlex.join(["llmmod", *flags, *own])
 
 
@@ -193,7 +195,7 @@ def read_job(directory: Path) -> Job:
 
 
 def _split_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    return dict(item.split("=", 1) for item in overrides if "=" in item)
+    return dict(without_secret(item).split("=", 1) for item in overrides if "=" in item)
 
 
 def _costs(job: Job, goal: Goal) -> list[float] | None:
