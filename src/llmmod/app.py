@@ -88,7 +88,13 @@ def _sweep(args: Namespace, allow: list[str]) -> int:
     gc.enable()
     jobs = Jobs(multirun=True, sweep=sweep, flags=[*flags, *(f"--allow={module}" for module in allow)])
     with sweepers(sweep):
-        code = _hydra(jobs.run, args)
+        try:
+            code = _hydra(jobs.run, args)
+        except ConfigError as error:
+            if sweep.directory is None:
+                raise
+            print(error, file=sys.stderr)  # of a search that could not go on; what its jobs came to is shown all the same
+            code = error.exit_code
     return max(code, jobs.finish())
 
 

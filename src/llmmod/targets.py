@@ -31,6 +31,7 @@ _HYDRA_PARTS = (
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra.experimental.callbacks.LogJobReturnCallback",
     "hydra_plugins.llmmod.OptunaSweeper",  # ours, under the name that Hydra asks for
+    "hydra_plugins.llmmod.RayLauncher",
 )
 _HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
 

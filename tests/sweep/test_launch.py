@@ -40,8 +40,9 @@ def write_run():
     [
         ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
         ("submitit_local", "hydra_plugins.hydra_submitit_launcher", []),
+        ("llmmod_ray", "ray", []),
     ],
-    ids=["joblib", "submitit"],
+    ids=["joblib", "submitit", "ray"],
 )
 def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, more, monkeypatch, tmp_path):
     pytest.importorskip(package)

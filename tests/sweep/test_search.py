@@ -35,15 +35,15 @@ def trials(storage="sweep/study.log"):
 
 @pytest.mark.parametrize(
     ("sampler", "options"),
-    [("tpe", "{n_startup_trials: 2}"), ("gp", "{n_startup_trials: 2}"), ("cmaes", "{n_startup_trials: 2}"), ("random", "{}")],
-    ids=["tpe", "gp", "cmaes", "random"],
+    [("tpe", "{n_startup_trials: 2}"), ("gp", "{n_startup_trials: 2}"), ("cmaes", "{n_startup_trials: 2}")],
+    ids=["tpe", "gp", "cmaes"],
 )
 def test_every_sampler_searches(sampler, options, monkeypatch):
-    more = [f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.sampler_options={options}", "hydra.sweeper.n_trials=4"]
+    more = [f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.sampler_options={options}", "hydra.sweeper.n_trials=3"]
     sweep, code = sweep_of(bowl, *SEARCH, *more, LR, "training.weight_decay=interval(0, 0.1)", monkeypatch=monkeypatch)
     assert code == 0
     jobs = read_jobs(sweep.directory)
-    assert [job.number for job in jobs] == ["0", "1", "2", "3"]
+    assert [job.number for job in jobs] == ["0", "1", "2"]
     best = min(trials(), key=lambda trial: trial.value)
     assert best_jobs(jobs, sweep.goal)[0].number == str(best.number)
     assert float(jobs[best.number].overrides["training.learning_rate"]) == best.params["training.learning_rate"]

@@ -27,8 +27,11 @@ from llmmod.instantiate import import_own
 from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.record import write_json
 from llmmod.pipeline.run import Outcome, full_error_wanted
+from llmmod.pipeline.session import Left
 from llmmod.sweep.plan import Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
+
+_LEFT = Left()  # of the sweep's last job in this process
 
 
 class Jobs:
@@ -43,10 +46,11 @@ class Jobs:
     def __init__(self, *, multirun: bool, sweep: Sweep | None = None, flags: Sequence[str] = ()) -> None:
         self._multirun, self._sweep, self._flags = multirun, sweep, flags
         self._outcomes: list[Outcome] = []
+        self._tracebacks = full_error_wanted()  # now: while Hydra runs, its variable is set
 
     def __getstate__(self) -> dict[str, Any]:
         """What a process needs that runs one of a sweep's jobs."""
-        return vars(Jobs(multirun=self._multirun))
+        return {**vars(Jobs(multirun=self._multirun)), "_tracebacks": self._tracebacks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process, which composes the job's configuration next."""
@@ -72,7 +76,7 @@ class Jobs:
         outcome = self._outcome(config, run_dir)
         self._outcomes.append(outcome)
         if outcome.error is not None and self._multirun:
-            _print_outcome(outcome)
+            _print_outcome(outcome, tracebacks=self._tracebacks)
         if outcome.status == "interrupted":
             raise KeyboardInterrupt
         values = Goal.of(config.sweep).values(outcome.metrics) if outcome.status == "completed" else None
@@ -88,7 +92,8 @@ class Jobs:
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
         job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        return run_configured(root, run_dir, job_logging=job_logging)  # type: ignore[arg-type]
+        left = _LEFT if self._multirun else None
+        return run_configured(root, run_dir, job_logging=job_logging, left=left)  # type: ignore[arg-type]
 
     def finish(self) -> int:
         """Print how it went, and return the exit code."""
@@ -101,7 +106,7 @@ class Jobs:
                 codes += [0 if job.ended_well else job.exit_code or EXIT_FAILED for job in jobs]
                 self._show_sweep(self._sweep, self._sweep.directory, jobs)
         elif self._outcomes and rank() == 0:
-            _print_outcome(self._outcomes[0])
+            _print_outcome(self._outcomes[0], tracebacks=self._tracebacks)
         return max(codes, default=EXIT_FAILED)
 
     def _show_sweep(self, sweep: Sweep, sweep_dir: Path, jobs: list[Job]) -> None:
@@ -124,7 +129,7 @@ class Jobs:
             print(f"What is missing or failed is run by: {again}", file=sys.stderr)
 
 
-def _print_outcome(outcome: Outcome) -> None:
+def _print_outcome(outcome: Outcome, *, tracebacks: bool) -> None:
     """The end of a run, as the user reads it: what came out on stdout, what went wrong on stderr."""
     error = outcome.error
     # Behind a conversation, stdout is the answers' alone: it may be a pipe.
@@ -134,7 +139,7 @@ def _print_outcome(outcome: Outcome) -> None:
     if error is None:
         print(f"The run: {outcome.run_dir}", file=out)
         return
-    if full_error_wanted():
+    if tracebacks:
         traceback.print_exception(error)
     if outcome.status == PRUNED:
         print(f"{error}\nThe run: {outcome.run_dir}", file=out)

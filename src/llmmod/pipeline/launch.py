@@ -29,6 +29,7 @@ from llmmod.errors import LlmmodError
 from llmmod.instantiate import import_own
 from llmmod.pipeline.record import close_record
 from llmmod.pipeline.run import Interrupted, Outcome, run_pipeline
+from llmmod.pipeline.session import Left
 from llmmod.runs.report import write_report
 
 # What a process says that only lost its peers (torch 2.13, gloo and NCCL).
@@ -59,17 +60,18 @@ class Frozen:
     job_logging: Mapping[str, Any] | None
 
 
-def run_configured(root: Root, run_dir: Path, *, job_logging: Mapping[str, Any] | None = None) -> Outcome:
+def run_configured(root: Root, run_dir: Path, *, job_logging: Mapping[str, Any] | None = None, left: Left | None = None) -> Outcome:
     """Run the pipeline by as many processes as `distributed.*` says; errors are recorded and returned, not raised.
 
     Args:
         root: the configuration.
         run_dir: the run's directory.
         job_logging: how the first process logs; see `Frozen`.
+        left: what the last job of a sweep left in this process; see `run_pipeline`.
     """
     conf = root.distributed
     if conf.name == "none" or is_launched():
-        return run_pipeline(root, run_dir)
+        return run_pipeline(root, run_dir, left=left)
     starter = "llmmod.trainers.distributed"
     try:
         count = import_own(f"{starter}.processes_of")(conf, use_cpu=getattr(root.training, "use_cpu", False))

@@ -27,7 +27,7 @@ _REWARD = "llmmod.models.adapters.reward_models.load_reward_model"
 
 
 @dataclass
-class _Current:
+class CurrentModel:
     """The model in memory.
 
     Args:
@@ -50,12 +50,20 @@ class ModelPool:
         parts: which configuration each step goes by.
         load: reads the model of a `model.*`, given the step, the configuration, and whether this run or an earlier one `saved` it.
         on_release: called before a model leaves memory, so that others release it too.
+        current: the model that an earlier run left in memory; None: there is none.
     """
 
-    def __init__(self, parts: StepConfigs, *, load: Callable[..., Any], on_release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: StepConfigs,
+        *,
+        load: Callable[..., Any],
+        on_release: Callable[[], None],
+        current: CurrentModel | None = None,
+    ) -> None:
         self._parts, self._load, self._on_release = parts, load, on_release
         self._results: dict[str, LoadedModel] = {}
-        self._current: _Current | None = None
+        self._current = current
 
     def result(self, step: str) -> LoadedModel:
         """What a training step left; its `model` may be another step's by now, its `path` stays."""
@@ -66,7 +74,7 @@ class ModelPool:
         origin, current = self._origin(step), self._current
         if current is None or not self._become(current, origin):
             self._release()
-            self._current = current = _Current(self._read(step, origin), origin)
+            self._current = current = CurrentModel(self._read(step, origin), origin)
         return current.model
 
     def register_trained(self, step: str, result: LoadedModel, *, base_intact: bool) -> None:
@@ -79,10 +87,18 @@ class ModelPool:
         """
         self._results[step] = result
         if self._current is None or result.kind == "full":
-            self._current = _Current(result.model, None)
+            self._current = CurrentModel(result.model, None)
         self._current.owner, self._current.owned = ("step", step), result
         if not base_intact:
             self._current.origin = None
+
+    def leave(self) -> CurrentModel | None:
+        """The model in memory for another run, nothing added; None if its weights are not those of its checkpoint."""
+        current = self._current
+        if current is None or current.origin is None or current.origin[0] != "checkpoint" or not self._become(current, current.origin):
+            return None
+        self._current = None
+        return current
 
     def register_reused(self, step: str, result: LoadedModel) -> None:
         """Take what a step left in an earlier run: it is on the disk alone until somebody asks for it."""
@@ -132,7 +148,7 @@ class ModelPool:
             return replace(result, model=current.model, kind="full")  # its adapter has been merged for a later step
         if result.kind == "full":
             self._release()
-            self._current = _Current(self._read_result(step), own)
+            self._current = CurrentModel(self._read_result(step), own)
             return replace(result, model=self._current.model)
         base, finetune = _with_head(self.base(step), result.head), self._parts.of(step, "finetune")
         chain = _merged_adapters(finetune)
@@ -152,7 +168,7 @@ class ModelPool:
         earlier = self._parts.from_step(step)
         return ("checkpoint", repr(self._checkpoint(step))) if earlier is None else ("step", earlier)
 
-    def _become(self, current: _Current, origin: Origin) -> bool:
+    def _become(self, current: CurrentModel, origin: Origin) -> bool:
         """Whether the model in memory is, or could be made, the one that is asked for."""
         if current.owner == origin and current.owned is not None:
             if current.owned.kind == "adapter":
@@ -167,7 +183,7 @@ class ModelPool:
         self._drop_owned(current)
         return True
 
-    def _drop_owned(self, current: _Current) -> None:
+    def _drop_owned(self, current: CurrentModel) -> None:
         if current.owned is not None:
             self._on_release()
             current.owned.model = None  # nobody is to compute with it by mistake: it isn't what it was

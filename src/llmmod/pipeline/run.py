@@ -25,7 +25,7 @@ from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, Pruned, RunError, one_line
 from llmmod.instantiate import import_own, locate
 from llmmod.pipeline.record import Record
-from llmmod.pipeline.session import Session, compatibility_warnings
+from llmmod.pipeline.session import Left, Session, compatibility_warnings
 from llmmod.runs.report import write_report
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
@@ -77,8 +77,14 @@ class Outcome:
         return getattr(self.error, "exit_code", EXIT_FAILED)
 
 
-def run_pipeline(root: Root, run_dir: Path) -> Outcome:
-    """Run every step of `root.pipeline`; errors are recorded and returned, not raised."""
+def run_pipeline(root: Root, run_dir: Path, *, left: Left | None = None) -> Outcome:
+    """Run every step of `root.pipeline`; errors are recorded and returned, not raised.
+
+    Args:
+        root: the validated configuration.
+        run_dir: the run's directory.
+        left: what the last job of a sweep left in this process, and this one leaves in turn; None: nothing is shared.
+    """
     quiet_libraries()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,9 @@ def run_pipeline(root: Root, run_dir: Path) -> Outcome:
     outcome = Outcome("completed", run_dir, record.metrics)
     try:
         with _sigterm_as_interrupt(), import_own("llmmod.models.matmul.onednn_products")():
-            _run_steps(root, Session(root, run_dir), record, outcome)
+            session = Session(root, run_dir, left)
+            _run_steps(root, session, record, outcome)
+            session.leave()
     except (Interrupted, KeyboardInterrupt) as error:
         outcome.status, outcome.error = "interrupted", error
     except Pruned as error:

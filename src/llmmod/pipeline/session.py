@@ -12,17 +12,36 @@ another render, or on another base. That can be intended, so it is a warning bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmmod.config.schema.base import Weights
 from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.quantization import decides_weights
 from llmmod.config.schema.steps import Root, StepConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import build, import_own, locate
-from llmmod.pipeline.model_pool import ModelPool
+from llmmod.pipeline.model_pool import CurrentModel, ModelPool
 from llmmod.protocols import LoadedModel, ModelLineage
 from llmmod.render.segments import Render
+
+_SHARED, _OWN = "shared", "own"  # whether the next job of a sweep may have it
+
+
+@dataclass
+class Left:
+    """What a job of a sweep leaves for the next one in the same process.
+
+    Args:
+        loaded: tokenizers, renders and datasets, by what they were made of.
+        model: the model in memory, as its checkpoint has it; None: there is none, or its weights have changed.
+        model_inputs: what it was loaded with, besides its own configuration.
+    """
+
+    loaded: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    model: CurrentModel | None = None
+    model_inputs: str = ""
 
 
 class Session:
@@ -31,13 +50,17 @@ class Session:
     Args:
         root: the validated configuration, as plain Python.
         run_dir: the run's directory, which exists.
+        left: what the last job of a sweep left in this process; it gets what this one leaves.
     """
 
-    def __init__(self, root: Root, run_dir: Path) -> None:
+    def __init__(self, root: Root, run_dir: Path, left: Left | None = None) -> None:
         self.root = root
         self.run_dir = run_dir
         self.parts = StepConfigs(root)
-        self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None))
+        self._left = left or Left()
+        current = self._left.model if self._left.model_inputs == self._model_inputs() else None
+        self._left.model = None  # this job may change it
+        self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None), current=current)
         self._loaded: dict[tuple[str, ...], Any] = {}
         self._shared: dict[str, Any] = {}
         self.data: list[dict[str, Any]] = []  # an account of each dataset that was read, as run.json has it
@@ -85,10 +108,14 @@ class Session:
                 smoke=self.root.smoke,
                 verify=written.name if written.verify else None,
             )
-            self.data.append({"step": step, "name": conf.name, "render": written.name, **_account(splits)})
-            return splits
+            return splits, {"name": conf.name, "render": written.name, **_account(splits)}
 
-        return self._once(("splits", kind, repr(conf), str(id(render))), load)
+        key = ("splits", kind, repr(conf), str(id(render)), str(self.root.seed), str(written.verify))
+        known = key in self._loaded
+        splits, account = self._once(key, load, shared=not conf.streaming)
+        if not known:
+            self.data.append({"step": step, **account})
+        return splits
 
     def base_model(self, step: str) -> Any:
         """The model that a training step begins with, and nothing added: its checkpoint's, or what the step of `model.from_step` left."""
@@ -140,9 +167,22 @@ class Session:
         load = import_own("llmmod.models.loading.build.build_model")
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
-    def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    def leave(self) -> None:
+        """Leave what this job loaded for the next one; to be called if all steps are done."""
+        self._left.loaded = {key: value for key, value in self._loaded.items() if key[0] == _SHARED}
+        self._left.model, self._left.model_inputs = self._models.leave(), self._model_inputs()
+
+    def _model_inputs(self) -> str:
+        """What a model is loaded with, besides its own configuration: random weights go by the seed, a rehearsal's by its tokenizer."""
+        models = [self.parts.of(step, "model") for step in self.parts.steps if isinstance(self.parts.get(f"steps.{step}"), StepConf)]
+        made = self.root.smoke or any(model.weights == Weights.random for model in models)
+        renders = [self.parts.of(step, "render") for step in self.parts.steps] if self.root.smoke else []
+        return repr((self.root.hub, self.root.smoke, self.root.tokenizer, self.root.distributed, self.root.seed if made else None, renders))
+
+    def _once(self, key: tuple[str, ...], make: Callable[[], Any], *, shared: bool = True) -> Any:
+        key = (_SHARED if shared else _OWN, repr(self.root.hub), str(self.root.smoke), *key)
         if key not in self._loaded:
-            self._loaded[key] = make()
+            self._loaded[key] = self._left.loaded[key] if key in self._left.loaded else make()
         return self._loaded[key]
 
 

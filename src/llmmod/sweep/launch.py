@@ -9,30 +9,30 @@ Jobs that run side by side on one machine share its cores: each gets as many thr
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from llmmod.errors import one_line
-from llmmod.files.paths import atomic_write
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.instantiate import import_own
-from llmmod.sweep.plan import BASIC, OPTUNA, Planned, Sweep, planned_jobs, set_aside, write_manifest
+from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, set_aside, write_manifest
+from llmmod.sweep.results import has_ended, job_directory, mark_failed
 from llmmod.upstream import replaced, require_upstream
 
+log = logging.getLogger("llmmod")
 _NUMBER = "${hydra.job.num}"
-_RUNNING = ("running", "pending")
 _THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 _SILENT = "its process ended without a word; was it killed, or out of memory?"
 
@@ -100,7 +100,7 @@ def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sw
                         reasons[job.number] = _raised(result)
             except Exception as error:
                 died = one_line(error, 600)
-        open_jobs = [job for job in group if not _has_ended(job, sweep_dir)]
+        open_jobs = [job for job in group if not has_ended(sweep_dir, job.number)]
         began = [job for job in open_jobs if job_directory(sweep_dir, job.number) is not None]
         if died is not None and len(group) > 1 and began:
             for job in began:
@@ -109,7 +109,7 @@ def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sw
             groups = [jobs for jobs in groups if jobs]
         else:
             for job in open_jobs:
-                mark_failed(job, sweep_dir, reasons.get(job.number) or died or _SILENT)
+                mark_failed(sweep_dir, job.number, job.overrides, reasons.get(job.number) or died or _SILENT)
 
 
 def _raised(result: JobReturn) -> str:
@@ -124,7 +124,7 @@ def _raised(result: JobReturn) -> str:
 def _extra_overrides(config: DictConfig, group: Sequence[Planned]) -> list[list[str]]:
     """What each job of a group is told besides its own overrides, so that every process writes to the place that is meant."""
     subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
-    common = [_assigned("hydra.sweep.dir", str(config.hydra.sweep.dir))]
+    common = [_assigned("hydra.sweep.dir", str(Path(str(config.hydra.sweep.dir)).absolute()))]
     together = side_by_side(config, len(group))
     if together > 1:
         common += [f"++hydra.job.env_set.{name}={_quoted(str(threads_of_each(together)))}" for name in _THREADS]
@@ -145,41 +145,6 @@ def _quoted(text: str) -> str:
     """A text as Hydra's grammar quotes it: backslashes count only before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
-
-
-def job_directory(sweep_dir: Path, number: int) -> Path | None:
-    """The directory of a job; None where it never began."""
-    if (sweep_dir / str(number) / ".hydra").is_dir():
-        return sweep_dir / str(number)
-    for file in sweep_dir.glob("*/.hydra/hydra.yaml"):
-        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            if yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["hydra"]["job"]["num"] == number:
-                return file.parents[1]
-    return None
-
-
-def _has_ended(job: Planned, sweep_dir: Path) -> bool:
-    directory = job_directory(sweep_dir, job.number)
-    try:
-        return directory is not None and json.loads((directory / "run.json").read_text(encoding="utf-8"))["status"] not in _RUNNING
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def mark_failed(job: Planned, sweep_dir: Path, reason: str, *, exit_code: int = 1) -> None:
-    """Write in a job's run.json that it failed, since its own process no longer can."""
-    directory = job_directory(sweep_dir, job.number) or sweep_dir / str(job.number)
-    (directory / ".hydra").mkdir(parents=True, exist_ok=True)
-    if not (file := directory / ".hydra" / "overrides.yaml").is_file():
-        own = [text for text in job.overrides if not text.startswith("hydra")]
-        file.write_text(yaml.safe_dump(own, allow_unicode=True), encoding="utf-8")
-    try:
-        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        run = {}
-    run |= {"status": "failed", "error": reason, "exit_code": exit_code}
-    with atomic_write(directory / "run.json") as partial:
-        partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -240,12 +205,67 @@ def begin(config: DictConfig | None) -> tuple[Sweep, Path]:
     return sweep, sweep.directory
 
 
+class RayLauncher(Launcher):
+    """`hydra/launcher=llmmod_ray`: each job is a task of Ray, on this machine or on a cluster.
+
+    Hydra's own plug-in for Ray (1.2.2) requires cloudpickle below 3.
+
+    Args:
+        init: arguments of `ray.init`.
+        remote: arguments of `ray.remote`, what each job takes.
+    """
+
+    def __init__(self, init: Mapping[str, Any] | None = None, remote: Mapping[str, Any] | None = None) -> None:
+        self._init, self._remote = dict(init or {}), dict(remote or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives a launcher."""
+        self._context, self._task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
+        """Run the jobs, and give for each what it returned, None for one whose process died.
+
+        Raises:
+            ConfigError: Ray isn't installed.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(Problem("hydra/launcher", "llmmod_ray needs ray", do="pip install 'llmmod[ray]'")) from error
+        if not ray.is_initialized():
+            ray.init(**{"include_dashboard": False, **self._init})
+        run = ray.remote(**{"max_retries": 0, **self._remote})(_run_job)
+        shared = ray.put((self._context, self.config, self._task, Singleton.get_state(), os.getcwd()))
+        jobs = [run.remote(shared, list(overrides), initial_job_idx + place) for place, overrides in enumerate(job_overrides)]
+        results = []
+        for job in jobs:
+            try:
+                results.append(ray.get(job))
+            except ray.exceptions.RayError as error:
+                log.warning("%s", one_line(error))
+                results.append(None)
+        return results
+
+
+def _run_job(shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overrides: list[str], number: int) -> JobReturn:
+    """A job of a sweep, in a process that another one started."""
+    context, config, task, state, directory = shared
+    with suppress(OSError):  # another machine may not have it
+        os.chdir(directory)
+    setup_globals()
+    Singleton.set_state(state)
+    job = context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.id, job.hydra.job.num = str(number), number
+    return run_job(task, job, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+
 @contextmanager
 def sweepers(sweep: Sweep) -> Iterator[None]:
     """Within it, Hydra makes our sweepers, which run this sweep."""
     known: dict[str, Any] = Plugins.instance().class_name_to_class
     before = dict(known)
-    known[BASIC] = GridSweeper
+    known[BASIC], known[RAY] = GridSweeper, RayLauncher
     if sweep.jobs is None:
         known[OPTUNA] = import_own("llmmod.sweep.search.OptunaSweeper")
     Sweep.current = sweep

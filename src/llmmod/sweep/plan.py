@@ -29,6 +29,7 @@ from llmmod.upstream import require_upstream
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra takes sweepers from modules of this name alone
 EARLIER = "earlier"  # a sweep's directory for what failed and is run again
+RAY = "hydra_plugins.llmmod.RayLauncher"
 Compose = Callable[..., Composed]
 
 

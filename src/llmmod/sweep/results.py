@@ -11,12 +11,14 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmmod.files.paths import atomic_write
 from llmmod.runs.read import without_secret
 
 MANIFEST = "sweep.json"
@@ -192,6 +194,42 @@ def read_job(directory: Path) -> Job:
         run.get("exit_code"),
         list(overrides),
     )
+
+
+def job_directory(sweep_dir: Path, number: int) -> Path | None:
+    """The directory of a job; None where it never began."""
+    if (sweep_dir / str(number) / ".hydra").is_dir():
+        return sweep_dir / str(number)
+    for file in sweep_dir.glob("*/.hydra/hydra.yaml"):
+        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+            if yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["hydra"]["job"]["num"] == number:
+                return file.parents[1]
+    return None
+
+
+def has_ended(sweep_dir: Path, number: int) -> bool:
+    """Whether a job's own account says how it ended."""
+    directory = job_directory(sweep_dir, number)
+    try:
+        return directory is not None and json.loads((directory / "run.json").read_text(encoding="utf-8"))["status"] != "running"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def mark_failed(sweep_dir: Path, number: int, overrides: Sequence[str], reason: str, *, exit_code: int = 1) -> None:
+    """Write in a job's run.json that it failed, since its own process no longer can."""
+    directory = job_directory(sweep_dir, number) or sweep_dir / str(number)
+    (directory / ".hydra").mkdir(parents=True, exist_ok=True)
+    if not (file := directory / ".hydra" / "overrides.yaml").is_file():
+        own = [text for text in overrides if not text.startswith("hydra")]
+        file.write_text(yaml.safe_dump(own, allow_unicode=True), encoding="utf-8")
+    try:
+        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    run |= {"status": "failed", "error": reason, "exit_code": exit_code}
+    with atomic_write(directory / "run.json") as partial:
+        partial.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def _split_overrides(overrides: Sequence[str]) -> dict[str, str]:

@@ -18,9 +18,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from llmmod.errors import ConfigError, Problem, Pruned, did_you_mean, one_line
-from llmmod.sweep.launch import LaunchingSweeper, begin, job_directory, launch, mark_failed, side_by_side
+from llmmod.sweep.launch import LaunchingSweeper, begin, launch, side_by_side
 from llmmod.sweep.plan import Planned, Sweep, parsed, set_aside, write_manifest
-from llmmod.sweep.results import PRUNED, Goal, Job, read_job
+from llmmod.sweep.results import PRUNED, Goal, Job, job_directory, mark_failed, read_job
 from llmmod.sweep.space import Parameter, choose, combinations, fixed_values, search_space
 
 TRIAL = "LLMMOD_TRIAL"  # the variable by which a job knows the trial that it is
@@ -228,7 +228,7 @@ class OptunaSweeper(LaunchingSweeper):
             sweep.compose([*job.overrides, *hydras], job_num=job.number)
         except ConfigError as error:
             print(f"In the trial {' '.join(job.overrides)}:\n{error}", file=sys.stderr)
-            mark_failed(job, sweep_dir, str(error), exit_code=error.exit_code)
+            mark_failed(sweep_dir, job.number, job.overrides, str(error), exit_code=error.exit_code)
             study.tell(trial.number, state=load_optuna().trial.TrialState.FAIL)
             return False
         return True
@@ -244,7 +244,7 @@ class OptunaSweeper(LaunchingSweeper):
         study.tell(trial.number, values, state=states.FAIL if values is None else states.COMPLETE)
         if ended is not None and ended.status == "completed" and values is None:
             problem = _no_metric(goal, ended)
-            mark_failed(job, sweep_dir, str(problem), exit_code=ConfigError.exit_code)
+            mark_failed(sweep_dir, job.number, job.overrides, str(problem), exit_code=ConfigError.exit_code)
             if not study.get_trials(deepcopy=False, states=[states.COMPLETE, states.PRUNED]):
                 raise ConfigError(problem)
 
