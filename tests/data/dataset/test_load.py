@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 from written_rows import write
 
 from llmmod.config.schema.base import CutoffPolicy, OnBadRow
@@ -345,6 +346,15 @@ def test_streamed_examples_are_those_of_the_same_rows_over_and_over(load):
     write(ROWS)
     expected = load().train.to_list()
     assert list(islice(streamed(load).train, 33)) == [*expected, *expected[:3]]
+
+
+def test_a_stream_is_read_in_a_worker_of_a_data_loader(load, monkeypatch):
+    """A tokenizer that has encoded in threads waits for them for ever in a fork, where they are not."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    write(ROWS)
+    expected = load().train.to_list()
+    loader = DataLoader(streamed(load).train, num_workers=1, collate_fn=lambda rows: rows[0], timeout=60)
+    assert list(islice(loader, 3)) == expected[:3]
 
 
 def test_a_stream_holds_out_the_first_rows(load, trained_text):

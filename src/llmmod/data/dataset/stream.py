@@ -8,6 +8,7 @@ at once, from rows of the beginning.
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
+from torch.utils.data import get_worker_info
 
 from llmmod.config.schema.data import DatasetConf
 from llmmod.data.dataset.builder import DatasetBuilder
@@ -134,6 +136,8 @@ def as_dataset(stream: Stream) -> StreamedDataset:
 
 
 def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    if get_worker_info() is not None:  # the threads of the tokenizer did not survive the fork, and it would wait for them
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     yield from enumerate(stream)
 
 
