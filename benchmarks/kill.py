@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import random
 import signal
 import sys
@@ -205,13 +207,12 @@ def _differ(one: Any, other: Any, where: str) -> Iterator[str]:
 
 def import_everything() -> None:
     """So that the runs need not."""
-    gc.disable()
-    from llmmod.steps import train  # noqa: F401
-    from llmmod.trainers import rm, sft  # noqa: F401
-    from llmmod.trainers.online import grpo  # noqa: F401
-    from llmmod.trainers.ppo import trainer  # noqa: F401
-    from llmmod.trainers.preference import dpo, kto  # noqa: F401
+    import llmmod
 
+    gc.disable()
+    for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
+        if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):
+            importlib.import_module(module.name)
     gc.freeze()
     gc.enable()
 

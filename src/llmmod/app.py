@@ -10,8 +10,10 @@ import gc
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmmod import distributed
@@ -54,7 +56,7 @@ def run_command(argv: Sequence[str]) -> int:
             return _hydra(lambda config: None, args)
         if args.multirun or any(text.startswith("sweep.resume=") for text in args.overrides):
             return _sweep(args, allow)
-        _compose(args, args.overrides)
+        composed = _compose(args, args.overrides)
     except ConfigError as error:
         return _refused(error)
     finally:
@@ -62,7 +64,11 @@ def run_command(argv: Sequence[str]) -> int:
     from llmmod.pipeline.jobs import Jobs
 
     jobs = Jobs(multirun=False)
-    code = _hydra(jobs.run, args)
+    try:
+        with _own_directory(composed, args):
+            code = _hydra(jobs.run, args)
+    except ConfigError as error:
+        return _refused(error)
     return max(code, jobs.finish())
 
 
@@ -130,6 +136,42 @@ def _hydra(task: Callable[..., object], args: Namespace) -> int:
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
     return 0
+
+
+@contextmanager
+def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
+    """Within it, no other run writes to the run's directory, where Hydra writes before a step begins.
+
+    With `auto_resume` it may be that of an earlier run. Of two runs that are begun within a second, and named by it, one takes the next.
+
+    Raises:
+        ConfigError: another process holds it, or `auto_resume` finds a run of another configuration.
+    """
+    from omegaconf import OmegaConf
+
+    from llmmod.files.lock import DirectoryInUseError, holding
+    from llmmod.pipeline.resume import directory_override, directory_to_go_on_in
+
+    config = composed.config
+    by_time = "${started" in str(OmegaConf.to_container(config)["output_dir"])  # type: ignore[call-overload,index]
+    if config.auto_resume and (found := directory_to_go_on_in(config, given=not by_time)) is not None and by_time:
+        args.overrides.append(directory_override(found))
+        sys.argv.append(args.overrides[-1])
+        config.output_dir, by_time = str(found), False
+    if distributed.rank() != 0:
+        yield
+        return
+    with ExitStack() as held:
+        while True:
+            try:
+                directory = Path(config.output_dir).expanduser()
+                held.enter_context(holding(directory, command=sys.argv, wait=config.auto_resume and not by_time))
+                break
+            except DirectoryInUseError:
+                if not by_time or distributed.world_size() > 1:
+                    raise
+                distributed.wait_for_next_second()
+        yield
 
 
 def _compose(args: Namespace, overrides: Sequence[str], *, job_num: int | None = None) -> Composed:

@@ -57,6 +57,13 @@ def started(form: str) -> str:
     return time.strftime(form, time.localtime(_began()))
 
 
+def wait_for_next_second() -> None:
+    """Let the run begin anew, in the next second, since another one has begun in this one."""
+    time.sleep(1 - time.time() % 1)
+    started.cache_clear()
+    _began.cache_clear()
+
+
 @cache
 def _began() -> float:
     if world_size() == 1:

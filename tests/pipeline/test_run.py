@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from holder import held_by_another
 
 from llmmod.config.schema.steps import Root
 from llmmod.errors import ConfigError, Problem
@@ -85,12 +86,36 @@ def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"first_seen": 1.0, "first/first_seen": 1.0}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_an_interruption(tmp_path, number):
-    outcome = run_pipeline(root_of(first=Conf(lambda: os.kill(os.getpid(), number))), tmp_path)
-    assert (outcome.status, outcome.exit_code) == ("interrupted", 1)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_is_an_interruption(tmp_path, number, code):
+    commands = {"command": "llmmod", "resume_command": "llmmod output_dir=x", "cwd": "/"}
+    outcome = run_pipeline(root_of(first=Conf(lambda: os.kill(os.getpid(), number))), tmp_path, commands=commands)
+    assert (outcome.status, outcome.exit_code, outcome.resume_command) == ("interrupted", code, "llmmod output_dir=x")
     run = run_json(tmp_path)
     assert (run["status"], run["steps"][0]["status"]) == ("interrupted", "interrupted")
+    assert {name: run[name] for name in commands} == commands
+
+
+def test_auto_resume_leaves_a_completed_run_as_it_is_and_runs_any_other(tmp_path):
+    root = root_of(first=Conf())
+    assert run_pipeline(root, tmp_path).status == "completed"
+    root.auto_resume = True
+    root.steps["first"] = Conf(raising(ValueError("it ran")))
+    again = run_pipeline(root, tmp_path)
+    assert (again.status, again.metrics) == ("completed", {"first_seen": 1.0})
+    assert "nothing is left to do" in again.summary[0]
+    (tmp_path / "run.json").write_text('{"status": "interrupted"}')
+    assert run_pipeline(root, tmp_path).status == "failed"
+
+
+def test_a_directory_that_another_process_holds_is_left_alone(tmp_path):
+    with held_by_another(tmp_path) as process:
+        outcome = run_pipeline(root_of(first=Conf()), tmp_path)
+        assert (outcome.status, outcome.exit_code) == ("failed", 2)
+        assert f"is held by process {process}" in str(outcome.error)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert run_pipeline(root_of(first=Conf()), tmp_path).status == "completed"
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_directory_that_cannot_be_made_is_a_configuration_error(tmp_path):

@@ -26,6 +26,7 @@ from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
 from llmmod.instantiate import import_own
 from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.record import write_json
+from llmmod.pipeline.resume import commands_of
 from llmmod.pipeline.run import Outcome, full_error_wanted
 from llmmod.pipeline.session import Left
 from llmmod.sweep.plan import Sweep
@@ -91,9 +92,10 @@ class Jobs:
             write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
-        job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-        left = _LEFT if self._multirun else None
-        return run_configured(root, run_dir, job_logging=job_logging, left=left)  # type: ignore[arg-type]
+        hydra = HydraConfig.get()
+        job_logging: Any = OmegaConf.to_container(hydra.job_logging, resolve=True)
+        commands = commands_of(sys.argv, hydra.overrides.task, root, run_dir)
+        return run_configured(root, run_dir, job_logging=job_logging, commands=commands, left=_LEFT if self._multirun else None)
 
     def finish(self) -> int:
         """Print how it went, and return the exit code."""
@@ -146,3 +148,5 @@ def _print_outcome(outcome: Outcome, *, tracebacks: bool) -> None:
         return
     words = "Interrupted" if outcome.status == "interrupted" else str(error) if isinstance(error, LlmmodError) else repr(error)
     print(f"{words}\nWhat was written stays in {outcome.run_dir}", file=sys.stderr)
+    if outcome.resume_command is not None:
+        print(f"This goes on with it: {outcome.resume_command}", file=sys.stderr)

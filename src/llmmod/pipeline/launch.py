@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.config.schema.steps import Root
 from llmmod.distributed import is_launched, rank
 from llmmod.errors import LlmmodError
+from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
 from llmmod.pipeline.record import close_record
+from llmmod.pipeline.resume import directory_to_go_on_in
 from llmmod.pipeline.run import Interrupted, Outcome, run_pipeline
 from llmmod.pipeline.session import Left
 from llmmod.runs.report import write_report
@@ -53,25 +56,36 @@ class Frozen:
         root: the configuration.
         run_dir: the run's directory.
         job_logging: for `logging.config.dictConfig`; None: logging stays as Python has it.
+        commands: for run.json.
     """
 
     root: Root
     run_dir: Path
     job_logging: Mapping[str, Any] | None
+    commands: Mapping[str, str | None]
 
 
-def run_configured(root: Root, run_dir: Path, *, job_logging: Mapping[str, Any] | None = None, left: Left | None = None) -> Outcome:
+def run_configured(
+    root: Root,
+    run_dir: Path,
+    *,
+    job_logging: Mapping[str, Any] | None = None,
+    commands: Mapping[str, str | None] | None = None,
+    left: Left | None = None,
+) -> Outcome:
     """Run the pipeline by as many processes as `distributed.*` says; errors are recorded and returned, not raised.
 
     Args:
         root: the configuration.
         run_dir: the run's directory.
         job_logging: how the first process logs; see `Frozen`.
+        commands: how the run was started and how it goes on, for run.json: those of `pipeline.resume.commands_of`.
         left: what the last job of a sweep left in this process; see `run_pipeline`.
     """
+    commands = commands or {}
     conf = root.distributed
     if conf.name == "none" or is_launched():
-        return run_pipeline(root, run_dir, left=left)
+        return run_pipeline(root, run_dir, commands=commands, left=left)
     starter = "llmmod.trainers.distributed"
     try:
         count = import_own(f"{starter}.processes_of")(conf, use_cpu=getattr(root.training, "use_cpu", False))
@@ -79,15 +93,17 @@ def run_configured(root: Root, run_dir: Path, *, job_logging: Mapping[str, Any] 
         return Outcome("failed", run_dir, {}, error=error)
     if count * conf.nodes == 1 and conf.name == "ddp":
         log.warning("distributed=ddp: one process, since this machine has no GPU or one; distributed.processes says how many")
-        return run_pipeline(root, run_dir)
+        return run_pipeline(root, run_dir, commands=commands)
     with tempfile.TemporaryDirectory(prefix="llmmod-run-") as directory:
         file = Path(directory) / "run.pickle"
         with file.open("wb") as opened:
             pickle.dump(sys.path, opened)
-            pickle.dump(Frozen(root, run_dir, job_logging), opened)
+            pickle.dump(Frozen(root, run_dir, job_logging, commands), opened)
         ended = import_own(f"{starter}.run_processes")(["-m", __name__, str(file)], conf=conf, count=count, directory=directory)
         records = {found["rank"]: found for path in Path(directory).glob("rank-*.json") if (found := json.loads(path.read_text()))}
     outcome = _outcome(ended, records, run_dir, processes=count * conf.nodes)
+    if outcome.status == "interrupted":
+        outcome.resume_command = commands.get("resume_command")
     if outcome.error is not None and conf.rank == 0:
         close_record(run_dir, outcome.status, str(outcome.error), exit_code=outcome.exit_code)
         write_report(run_dir)
@@ -106,10 +122,13 @@ def run_config(config: DictConfig) -> dict[str, float]:
     validated(Composed(config=config, hydra=None, overrides=[]))
     root = to_root(config)
     run_dir = Path(root.output_dir).expanduser().resolve()
-    if rank() == 0:
-        (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
-    outcome = run_configured(root, run_dir)
+    if root.auto_resume:
+        directory_to_go_on_in(config, given=True)
+    with holding(run_dir, command=sys.argv, wait=root.auto_resume) if rank() == 0 else nullcontext():
+        if rank() == 0:
+            (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
+        outcome = run_configured(root, run_dir)
     if outcome.error is not None:
         raise outcome.error
     return outcome.metrics
@@ -128,7 +147,7 @@ def _outcome(ended: Any, records: Mapping[int, Mapping[str, Any]], run_dir: Path
     outcome = Outcome(first.get("status", "failed"), run_dir, first.get("metrics", {}), first.get("summary", []))
     outcome.conversed = first.get("conversed", False)
     if ended.signal is not None:
-        outcome.status, outcome.error = "interrupted", Interrupted(f"stopped by {signal.Signals(ended.signal).name}")
+        outcome.status, outcome.error = "interrupted", Interrupted(ended.signal)
         codes = [found["exit_code"] for found in records.values() if found["status"] == "interrupted"]
         if codes:
             outcome.error.exit_code = codes[0]  # type: ignore[attr-defined]
@@ -177,7 +196,7 @@ def work(file: Path) -> int:
         logging.getLogger().addHandler(logging.NullHandler())  # or Python would print warnings itself
     elif frozen.job_logging is not None:
         logging.config.dictConfig(dict(frozen.job_logging))
-    outcome = run_pipeline(frozen.root, frozen.run_dir)
+    outcome = run_pipeline(frozen.root, frozen.run_dir, commands=frozen.commands)
     error = outcome.error
     cause = None if error is None else f"{type(error.__cause__).__name__}: {error} {error.__cause__}"
     record = {

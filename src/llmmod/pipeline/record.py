@@ -33,10 +33,20 @@ class Record:
         seed: the run's seed.
         pipeline: step names in order; each is listed as `pending` until it starts.
         several: steps of which the run has more than one of a kind: their metrics are also written under their own names, `sft/train_loss`.
+        commands: `command` started the run, `resume_command` goes on with it, and `cwd` is the working directory of both.
         enabled: False on ranks other than 0, which write nothing.
     """
 
-    def __init__(self, directory: Path, *, seed: int, pipeline: list[str], several: Collection[str] = (), enabled: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        pipeline: list[str],
+        several: Collection[str] = (),
+        commands: Mapping[str, str | None] | None = None,
+        enabled: bool = True,
+    ) -> None:
         self._directory = directory
         self._enabled, self._several = enabled, frozenset(several)
         self._began = time.time()
@@ -51,6 +61,7 @@ class Record:
             "seed": seed,
             "error": None,
             "data": [],
+            **(commands or {}),
         }
         if enabled:
             for place in (directory, *(directory / name for name in pipeline)):

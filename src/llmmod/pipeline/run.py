@@ -13,8 +13,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,8 +23,10 @@ from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, Pruned, RunError, one_line
+from llmmod.files.lock import DirectoryInUseError, holding
 from llmmod.instantiate import import_own, locate
 from llmmod.pipeline.record import Record
+from llmmod.pipeline.resume import completed_metrics, set_resume
 from llmmod.pipeline.session import Left, Session, compatibility_warnings
 from llmmod.runs.report import write_report
 
@@ -47,7 +49,15 @@ def quiet_libraries() -> None:
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not an Exception, so that no `except Exception` on the way takes it for an error of its own."""
+    """SIGTERM or SIGUSR1. Not an Exception, so that no `except Exception` on the way takes it for an error of its own.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 @dataclass
@@ -60,6 +70,7 @@ class Outcome:
         summary: what the steps want the user to see at the end.
         conversed: whether a step wrote answers to stdout.
         error: what went wrong, None where nothing did.
+        resume_command: goes on with a run that a signal has ended.
     """
 
     status: str
@@ -68,37 +79,55 @@ class Outcome:
     summary: list[str] = field(default_factory=list)
     conversed: bool = False
     error: BaseException | None = None
+    resume_command: str | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 failed while running, 2 configuration, data or path wrong."""
+        """0 done; 1 failed while running; 2 configuration, data or path wrong; 128 and its number where a signal ended the run."""
         if self.error is None:
             return 0
+        if isinstance(self.error, KeyboardInterrupt):
+            return 128 + signal.SIGINT
         return getattr(self.error, "exit_code", EXIT_FAILED)
 
 
-def run_pipeline(root: Root, run_dir: Path, *, left: Left | None = None) -> Outcome:
+def run_pipeline(root: Root, run_dir: Path, *, commands: Mapping[str, str | None] | None = None, left: Left | None = None) -> Outcome:
     """Run every step of `root.pipeline`; errors are recorded and returned, not raised.
 
     Args:
         root: the validated configuration.
         run_dir: the run's directory.
+        commands: how the run was started and how it goes on, for run.json: those of `pipeline.resume.commands_of`.
         left: what the last job of a sweep left in this process, and this one leaves in turn; None: nothing is shared.
     """
     quiet_libraries()
     try:
+        with holding(run_dir, command=sys.argv, wait=root.auto_resume) if rank() == 0 else nullcontext():
+            return _run_alone(root, run_dir, commands or {}, left)
+    except DirectoryInUseError as error:
+        return Outcome("failed", run_dir, {}, error=error)
+
+
+def _run_alone(root: Root, run_dir: Path, commands: Mapping[str, str | None], left: Left | None) -> Outcome:
+    """Run the pipeline in a directory that no other run writes to."""
+    if root.auto_resume:
+        if (metrics := completed_metrics(run_dir)) is not None:
+            return Outcome("completed", run_dir, metrics, summary=["This run has been completed before; nothing is left to do."])
+        set_resume(root)
+    several = _several_of_a_kind(root)
+    try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, several=_several_of_a_kind(root), enabled=rank() == 0)
+        record = Record(run_dir, seed=root.seed, pipeline=root.pipeline, several=several, commands=commands, enabled=rank() == 0)
     except OSError as error:
         return Outcome("failed", run_dir, {}, error=_as_llmmod_error(error, "output_dir"))
     outcome = Outcome("completed", run_dir, record.metrics)
     try:
-        with _sigterm_as_interrupt(), import_own("llmmod.models.matmul.onednn_products")():
+        with _signals_as_interrupts(), import_own("llmmod.models.matmul.onednn_products")():
             session = Session(root, run_dir, left)
             _run_steps(root, session, record, outcome)
             session.leave()
     except (Interrupted, KeyboardInterrupt) as error:
-        outcome.status, outcome.error = "interrupted", error
+        outcome.status, outcome.error, outcome.resume_command = "interrupted", error, commands.get("resume_command")
     except Pruned as error:
         outcome.status, outcome.error = "pruned", error
         record.metrics.update(error.metrics)
@@ -134,11 +163,18 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
         outcome.conversed |= report.conversed
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """Whether an error says that nothing more can be written; those of Rust libraries (safetensors, tokenizers) say it in words alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return f"os error {errno.ENOSPC}" in str(error) or "No space left on device" in str(error)
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that nothing more can be written.
+
+    Those of Rust libraries (safetensors, tokenizers) say it in words alone.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in (f"os error {errno.ENOSPC}", "No space left on device", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _log_traceback(run_dir: Path) -> None:
@@ -152,7 +188,10 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
     if isinstance(error, LlmmodError):
         return error
     if _is_full_disk(error):
-        do = "Free some space; what was written before is intact, and training.resume_from_checkpoint=true goes on from the last checkpoint"
+        do = (
+            "Free some space, then training.resume_from_checkpoint=true goes on from the last checkpoint, which is intact. "
+            "training.save_total_limit=1 keeps fewer checkpoints"
+        )
         explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {one_line(error, 600)}", do=do)))
     elif isinstance(error, PermissionError) and where == "output_dir":
         explained = ConfigError(Problem(where, f"{error.filename} can't be written: {error.strerror}", do="Choose another directory"))
@@ -164,21 +203,23 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay."""
+def _signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+        raise Interrupted(number)
 
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in numbers}
     except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def full_error_wanted() -> bool:

@@ -82,7 +82,7 @@ class Train:
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
         model = self._initial_model(session, seed=args.seed)
-        progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(enabled=world_size() == 1)
+        progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(several=world_size() > 1)
         with restored_after_training(model):
             trainer = trainer_from(
                 conf,

@@ -10,6 +10,8 @@ The order of examples needs no state: it depends on the seed and the epoch, and 
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, put_in_place, r
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
+
+_FULL_BYTES = 2**20  # what a file system that is full may have left
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -105,6 +109,10 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             # On a machine whose disk the first process doesn't see, its processes have written their random states.
             if self.args.local_process_index == 0 and (aside / name).is_dir():
                 put_in_place(aside / name, directory / name)
+        except RuntimeError as error:
+            if "inline_container" in str(error) and shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't say why
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside / name)) from error
+            raise
         finally:
             self._aside = None
             if self.args.local_process_index == 0:

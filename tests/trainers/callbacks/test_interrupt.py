@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupting(TrainerCallback):
@@ -28,13 +32,13 @@ class Interrupting(TrainerCallback):
 def handled():
     """Signals that reached the handlers from before."""
     got = []
-    before = {number: signal.signal(number, lambda n, frame: got.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda n, frame: got.append(n)) for number in SIGNALS}
     yield got
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_step_is_finished_first(toy_trainer, handled, number, capfd):
     stop = StopAfterStep()
     trainer = toy_trainer(callbacks=[stop, Interrupting(number, step=2)])
@@ -83,10 +87,40 @@ def test_an_error_of_the_training_wins(handled):
     assert handled == []
 
 
-def test_disabled_it_leaves_signals_alone(handled):
-    with StopAfterStep(enabled=False):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert handled == [signal.SIGINT]
+def test_several_processes_stop_after_the_same_step(tmp_path):
+    """The second gets the signal, and once more from what started it, as torchrun does; both learn of it at the end of the step."""
+
+    def one_of_two(rank):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=rank, world_size=2)
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        args = SimpleNamespace(device=torch.device("cpu"))
+        with StopAfterStep(several=True) as stop:
+            stop.on_step_begin(args, None, None)
+            stop.on_step_end(args, None, None)
+            stop.on_step_begin(args, None, None)
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGUSR1)
+            stop.on_prediction_step(args, None, None)
+            stop.on_step_end(args, None, None)
+            with pytest.raises(StoppedBetweenSteps):
+                stop.on_step_begin(args, None, None)
+            assert stop.caught == signal.SIGUSR1
+
+    processes = [forked(lambda rank=rank: one_of_two(rank)) for rank in range(2)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes] == [0, 0]
+
+
+def forked(do):
+    """The number of a process that does something and ends with 0 if that went well."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        do()
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def test_nobody_reads_any_more(handled):

@@ -143,6 +143,9 @@ class Root:
     # take training steps from an earlier run where nothing that affects them has changed; of runs with several training steps
     reuse: bool = True
     seed: int = 42  # the seed of everything random: weights, order of examples, dropout, sampling
+    # go on with the run in `output_dir`, or with the newest one of the same configuration that was not completed; begin one where there is
+    # none
+    auto_resume: bool = False
     smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
     distributed: DistributedConf = field(default_factory=DistributedConf)  # by how many processes, on how many machines
     hub: HubConf = field(default_factory=HubConf)  # how downloads are made

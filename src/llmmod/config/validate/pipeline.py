@@ -247,4 +247,6 @@ def _is_full(directory: Path) -> bool:
 def _resumes(context: Context) -> bool:
     trains = [step for step in context.steps if context.trains(step)]
     wanted = [context.get(f"{context.part(step, 'training')}.resume_from_checkpoint") for step in trains]
+    if context.get("auto_resume"):
+        return True
     return any(value not in (None, False) for value in wanted)

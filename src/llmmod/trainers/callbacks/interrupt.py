@@ -1,7 +1,8 @@
 """Ending a training early: by a signal, after the current step, by a loss that is not finite, and by a sweep's pruner.
 
-Ctrl-C and SIGTERM let the current step finish; then a checkpoint is written and the run ends as the signal asks. A second signal ends it
-at once. `training.resume_from_checkpoint` continues from there with the same bits as an uninterrupted run.
+Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends before the time is up, let the current step finish; then a checkpoint is written and the
+run ends as the signal asks. A second signal ends it at once. Several processes agree at the end of each step.
+`training.resume_from_checkpoint` continues from there with the same bits as an uninterrupted run.
 
 A loss that is NaN or infinite ends the run before it spoils the weights. transformers' `logging_nan_inf_filter` instead replaces it in
 the log by the average of the others, and training continues with weights that are NaN.
@@ -13,18 +14,21 @@ import math
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from llmmod.errors import Pruned, RunError
 from llmmod.instantiate import import_own
 from llmmod.trainers.callbacks.resume import checkpoints
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_SAME_WISH_S = 3.0  # torchrun sends on to its processes what a terminal has sent them already
 _LOSSES = ("loss", "eval_loss")
 
 
@@ -40,13 +44,14 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
     Set `stops_at_end` to False for a trainer that knows to take no further step after a checkpoint of the last one.
 
     Args:
-        enabled: False if several processes train together: they would stop at different steps and wait for each other.
+        several: whether several processes train together: they stop after the same step, if one of them gets a signal.
     """
 
-    def __init__(self, *, enabled: bool = True) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         self.caught: int | None = None
         self.stops_at_end = True
-        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._several, self._received, self._when_s = several, 0, 0.0
+        self._enabled = threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopAfterStep:
@@ -80,9 +85,26 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
     # A signal ends an evaluation too.
     on_epoch_begin = on_prediction_step = on_step_begin
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let all processes know of a signal that one of them got."""
+        if self._several:
+            found = torch.tensor(self._received, device=args.device)
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+            self.caught = int(found) or None
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.caught = number
-        self._restore_handlers()
+        if self._several:
+            if time.monotonic() - self._when_s < _SAME_WISH_S:
+                return
+            self._when_s = time.monotonic()
+            if self._received:
+                self._restore_handlers()
+                signal.raise_signal(number)
+                return
+            self._received = number
+        else:
+            self.caught = number
+            self._restore_handlers()
         # Without logging: the signal may have interrupted a write to the same stream.
         with suppress(OSError):  # Ctrl-C also ends `| tee`
             os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
