@@ -96,6 +96,7 @@ PRIVATE_NAMES = (
         "holds trained weights in float32, computes in the model's type, and removes its hooks again"),
     Use("models.attention.shifted", "torch", "torch.nn.functional",
         "scaled_dot_product_attention", "shifts the attention of Falcon, which computes its own"),
+    Use("models.generation.lora", "torch", "torch.nn:Module", "_forward_hooks _forward_pre_hooks", "leaves layers with hooks to PEFT"),
     Use("models.loading.quantization", "torch", "torch", "_C", "packs matrices into 4 bit a part at a time"),
     Use("models.matmul", "torch", "torch.library:Library", "_destroy", "takes its matrix products back"),
     Use("models.matmul", "torch", "torch.ops:mkldnn", "_linear_pointwise", "multiplies matrices on AMD processors"),

@@ -136,8 +136,6 @@ class Reader:
         return self.inner(text, ended=False)
 
 
-
-
 def context_length(model: Any) -> int | None:
     """How many tokens the model can attend to, None where its architecture sets no limit (ALiBi)."""
     config = model.config.get_text_config()
@@ -180,8 +178,6 @@ class Ends:
         if not answer or answer[-1] in self._tokens:
             return bool(answer)
         return self._strings is not None and bool(self._strings(torch.tensor([[*prompt, *answer]]), None))
-
-
 
 
 def unread(config: GenerationConfig) -> list[str]:
@@ -240,7 +236,7 @@ def _warpers(config: GenerationConfig, device: Any) -> list[Any]:
         found.append(TopKLogitsWarper(top_k=config.top_k))
     if config.top_p is not None and config.top_p < 1.0:
         found.append(TopPLogitsWarper(top_p=config.top_p))
-    if config.min_p is not None:
+    if config.min_p:
         found.append(MinPLogitsWarper(min_p=config.min_p))
     if config.typical_p is not None and config.typical_p < 1.0:
         found.append(TypicalLogitsWarper(mass=config.typical_p))

@@ -173,7 +173,5 @@ class Prefilled:
             kept[slot, :, self.shared : self.shared + self.length] = row[0, :, self.start : self.start + self.length]
 
 
-
-
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """No mask: the attention functions make their own."""

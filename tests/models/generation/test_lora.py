@@ -1,0 +1,101 @@
+"""LoRA as the decoder computes it: what PEFT's own layers give, which are used wherever more than the plain sum is asked for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from llmmod.models.generation.lora import LoraForwards
+
+IDS = torch.tensor([[33, 44, 55, 66], [77, 88, 99, 111]])
+
+
+def with_adapters(model, *kinds, dtype=torch.float64):
+    """The model with an adapter of each kind, all active, each with a scale of its own; in float64, or as it is (None)."""
+    torch.manual_seed(0)
+    targets = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.3}
+    for place, kind in enumerate(kinds):
+        conf = LoraConfig(**{"r": 2 + place, "lora_alpha": 5, "init_lora_weights": False, **targets, **kind})
+        model = get_peft_model(copy.deepcopy(model), conf) if not place else (model.add_adapter(f"a{place}", conf), model)[1]
+    model.base_model.set_adapter(["default", *(f"a{place}" for place in range(1, len(kinds)))])
+    return (model if dtype is None else model.to(dtype)).eval()
+
+
+def logits(model, ids=IDS):
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("kinds", "taken"),
+    [([{}], 14), ([{"use_rslora": True}, {}, {"target_modules": ["q_proj", "up_proj"]}], 14), ([{"target_modules": ["v_proj"]}], 2),
+     ([{"use_dora": True}], 0), ([{}, {"lora_bias": True}], 0)],
+    ids=["one", "three beside each other", "of some layers", "DoRA", "a bias beside none"],
+)  # fmt: skip
+def test_the_sum_that_peft_computes(tiny_llama, kinds, taken):
+    """Within 1e-9 of the largest logit, in float64: the order of scaling and adding differs."""
+    model = with_adapters(tiny_llama, *kinds)
+    wanted = logits(model)
+    forwards = LoraForwards(model)
+    assert len(forwards) == taken, "tiny_llama has two layers of seven products"
+    with forwards.used():
+        found = logits(model)
+    assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+    assert torch.equal(logits(model), wanted), "afterwards all is as before"
+
+
+def test_adapters_that_are_off_or_merged_are_left_to_peft(tiny_llama):
+    model = with_adapters(tiny_llama, {})
+    on = logits(model)
+    with model.disable_adapter():
+        assert len(LoraForwards(model)) == 0
+        assert not torch.equal(logits(model), on)
+    model.merge_adapter()
+    assert len(LoraForwards(model)) == 0
+    assert len(LoraForwards(tiny_llama)) == 0
+
+
+def test_values_may_change_and_hooks_run(tiny_llama):
+    """What trains between two rollouts, what accelerate puts in front of a layer, and a type that has to be converted."""
+    model = with_adapters(tiny_llama, {})
+    seen = []
+    layers = model.base_model.model.model.layers
+    layers[0].self_attn.q_proj.base_layer.register_forward_hook(lambda *given: seen.append(len(given)))
+    layers[1].mlp.up_proj.lora_A["default"].register_forward_pre_hook(lambda *given: seen.append(len(given)))
+    forwards = LoraForwards(model)
+    assert len(forwards) == 13, "a hooked adapter is left to PEFT"
+    with torch.no_grad():
+        layers[0].self_attn.q_proj.lora_B["default"].weight.mul_(3)
+    wanted = logits(model)
+    with forwards.used():
+        assert (logits(model) - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+    assert seen == [3, 2] * 2
+    layers[0].mlp.up_proj.lora_A.float(), layers[0].mlp.up_proj.lora_B.float()
+    wanted = logits(model)
+    with LoraForwards(model).used():
+        assert (logits(model) - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(LoraForwards(model)) == 0
+
+
+def test_beside_weights_of_4_bit():
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.nn import Linear4bit
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    base = LlamaForCausalLM(LlamaConfig(**sizes)).eval()  # blocks of 4 bit are of 64 weights
+    for layer in base.model.layers:
+        old = layer.mlp.up_proj
+        layer.mlp.up_proj = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        layer.mlp.up_proj.load_state_dict(old.state_dict())
+        layer.mlp.up_proj.to("cpu")
+    model = with_adapters(base, {}, {}, dtype=None)
+    wanted = logits(model)
+    forwards = LoraForwards(model)
+    assert len(forwards) == 14
+    with forwards.used():
+        assert (logits(model) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
