@@ -150,8 +150,9 @@ PRIVATE_NAMES = (
     Use("steps.train", "transformers", "transformers.trainer:Trainer",
         "_save_checkpoint", "writes a checkpoint when training is interrupted"),
     Use("trainers.base", "transformers", "transformers.trainer:Trainer",
-        "_get_train_sampler _get_eval_sampler _get_grad_norm _issue_warnings_after_load _save _track_num_input_tokens",
-        "trains in one order for a seed, checks each gradient, and saves what is needed alone"),
+        "_determine_best_metric _get_train_sampler _get_eval_sampler _get_grad_norm _issue_warnings_after_load _save "
+        "_track_num_input_tokens",
+        "trains in one order for a seed, checks each gradient, finds the best model by any metric, and saves what is needed alone"),
     Use("trainers.online.base", "transformers", "transformers.trainer:Trainer", "_save", "saves the trained adapter without a reward's"),
     Use("trainers.checkpoints", "transformers", "transformers.trainer:Trainer",
         "_finalize_training _get_output_dir _load_optimizer_and_scheduler _load_rng_state _maybe_log_save_evaluate "

@@ -42,10 +42,11 @@ class ToySession:
     """What llmmod.pipeline.session.Session is to a step, with everything made beforehand."""
 
     def __init__(self, run_dir, *, model, tokenizer, splits, training, finetune, steps=None, smoke=False):
+        from llmmod.config.schema.distributed import DistributedConf
         from llmmod.config.schema.generation import GenerationConf
 
         generation = GenerationConf(do_sample=False, max_new_tokens=8)
-        self.root = SimpleNamespace(seed=42, smoke=smoke, generation=generation, steps=steps or {})
+        self.root = SimpleNamespace(seed=42, smoke=smoke, generation=generation, steps=steps or {}, distributed=DistributedConf())
         self.run_dir, self.current, self.left = run_dir, None, {}
         self._parts = {"training": training, "finetune": finetune, "render": SimpleNamespace(name="toy")}
         self._model, self._tokenizer, self._splits = model, tokenizer, splits

@@ -20,6 +20,7 @@ from typing import Any
 from llmmod.cache.content import NoIdentityError, digest, file_digest, render_identity, source_identity, tokenizer_identity
 from llmmod.config.schema.model import HubConf, ModelConf
 from llmmod.config.schema.online_training import reward_nodes
+from llmmod.config.schema.steps import StepConf
 from llmmod.distributed import world_size
 from llmmod.files.checkpoint import hub_arguments, set_proxies
 from llmmod.files.paths import resolve_path
@@ -146,6 +147,7 @@ def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, 
         "seed": args.seed,
         "device": [args.device.type, args.bf16, args.fp16],
         "number of processes": world_size(),
+        "how prompts are answered while it trains": _answering(session, step),
         "files that training names": _named_files(training),
         "data": data,
         "render": render_identity(session.render(step)),
@@ -168,6 +170,14 @@ def weights_identity(directory: Path, fingerprint: str) -> str:
     """
     files = [path for pattern in ("*.safetensors", "*.bin") for path in sorted(directory.glob(pattern))]
     return digest([fingerprint, {path.name: file_digest(path) for path in files}])
+
+
+def _answering(session: Any, step: str) -> Any:
+    """What the metrics of answers depend on, if prompts are answered while it trains."""
+    if session.conf(step, "training").predict_steps is None:
+        return None
+    predict = session.root.steps.get("predict")
+    return [asdict(session.root.generation), asdict(predict) if isinstance(predict, StepConf) else None]
 
 
 def _kept(fields: Mapping[str, Any], without: frozenset[str]) -> dict[str, Any]:

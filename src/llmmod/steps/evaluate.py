@@ -121,7 +121,7 @@ def training_metrics(trainer: Any, *, tokens_per_second: float | None = None) ->
     if trainer.eval_dataset is None:
         return metrics
     first: dict[str, Any] = next((entry for entry in history if any(name in entry for name in _MAIN) and entry.get("step") == 0), {})
-    compared = (*_COMPARED, *getattr(trainer, "compared", ()))
+    compared = (*_COMPARED, *getattr(trainer, "compared", ()), *(name for name in first if name.startswith("eval_predict_")))
     before = {f"{name}_before": float(first[name]) for name in compared if name in first}
     return metrics | before | (last_evaluation(trainer) or evaluation_metrics(trainer.evaluate()))
 

@@ -14,8 +14,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
-from llmmod.config.schema.steps import TrainConf
+from llmmod.config.schema.steps import PredictConf, TrainConf
 from llmmod.distributed import rank, world_size
+from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import readable_by_umask, shown
 from llmmod.instantiate import locate
 from llmmod.models.adapters.base_changing_init import changes_base, save_for_base
@@ -27,9 +28,11 @@ from llmmod.protocols import LoadedModel, StepReport
 from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
-from llmmod.trainers.arguments import training_arguments
+from llmmod.steps.predict.step import check_measured
+from llmmod.trainers.arguments import SMOKE_STEPS, training_arguments
+from llmmod.trainers.base import EvaluateEvery, StageTrainer
 from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
-from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
+from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps, StopWhenNoBetter
 from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
 from llmmod.trainers.checkpoints import ResumableTrainer
@@ -67,10 +70,9 @@ class Train:
             RunError: the loss became NaN.
         """
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
-        resume = conf.resume_from_checkpoint
         if rank() == 0:
             settle(directory)
-        checkpoint = None if resume is None else find_checkpoint(resume, train_dir=directory)
+        checkpoint = None if (resume := conf.resume_from_checkpoint) is None else find_checkpoint(resume, train_dir=directory)
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
@@ -81,6 +83,7 @@ class Train:
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
+        answer, every = self._predictor(session)
         model = self._initial_model(session, seed=args.seed)
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(several=world_size() > 1)
         with restored_after_training(model):
@@ -91,10 +94,11 @@ class Train:
                 train=splits.train,
                 evaluation=splits.eval,
                 tokenizer=_with_template(session, self.name),
-                callbacks=[progress, stop],
+                callbacks=[progress, stop, *_evaluating(conf, every if answer else None)],
                 loraplus_lr_ratio=getattr(session.conf(self.name, "finetune"), "loraplus_lr_ratio", None),
                 reader=Reader.of(session.render(self.name), session.tokenizer(self.name)) if conf.data_kind == "prompt" else None,
             )
+            trainer.answer_held_out, trainer.predict_steps = answer, every
             if conf.head == "reward":
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             stop.stops_at_end = not isinstance(trainer, ResumableTrainer)
@@ -130,6 +134,24 @@ class Train:
         report.summary.insert(0, reused)
         report.reused_from = str(place)
         return report
+
+    def _predictor(self, session: Any) -> tuple[Any, int]:
+        """What answers held-out prompts while the model trains, or None; and every how many optimizer steps.
+
+        Raises:
+            ConfigError: there are no held-out examples, the trainer can't do it, or the metric of the best model is none of its metrics.
+        """
+        conf, root = session.conf(self.name, "training"), session.root
+        if conf.predict_steps is None:
+            return None, 1
+        if not issubclass(locate(conf.trainer["_target_"]), StageTrainer):
+            do = "Derive it from llmmod.trainers.base.StageTrainer"
+            raise ConfigError(Problem("training.predict_steps", f"{conf.trainer['_target_']} answers nothing while it trains", do=do))
+        predict = root.steps.get("predict")
+        node = dict(conf.predict)
+        made = locate(node.pop("_target_"))(predict if isinstance(predict, PredictConf) else PredictConf(), self.name, **node)
+        check_measured(conf.metric_for_best_model, made.conf.metrics)
+        return made.while_training(session), min(conf.predict_steps, SMOKE_STEPS) if root.smoke else conf.predict_steps
 
     def _initial_model(self, session: Any, *, seed: int) -> Any:
         """The model at the start of the training, with its adapter or with the trained layers unfrozen."""
@@ -169,6 +191,13 @@ def _keeps_base(finetune: Any) -> bool:
     merged = adapters[:-1] if getattr(finetune, "resume_adapter", False) else adapters
     upcast = any(getattr(finetune, name, False) for name in ("upcast_layernorm", "upcast_head"))
     return not merged and not upcast and not changes_base(getattr(finetune, "init_lora_weights", None))
+
+
+def _evaluating(conf: Any, every: int | None) -> list[Any]:
+    """The callbacks that early stopping and answering held-out prompts take."""
+    stopping = conf.early_stopping_patience is not None
+    found: list[Any] = [StopWhenNoBetter(conf.early_stopping_patience, conf.early_stopping_threshold)] if stopping else []
+    return found if every is None else [*found, EvaluateEvery(every)]
 
 
 def _with_template(session: Any, name: str) -> Any:

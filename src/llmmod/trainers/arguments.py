@@ -18,7 +18,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
 from llmmod.config.schema.online_training import rehearsed
-from llmmod.config.schema.training import SAID_ELSEWHERE, StageConf
+from llmmod.config.schema.training import LOWER_IS_BETTER, SAID_ELSEWHERE, StageConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 
@@ -70,6 +70,7 @@ def training_arguments(
     values |= engine or {}
     if not _has_accelerator(conf):
         _refuse_on_cpu(values, smoke=smoke)
+    values |= _best(conf, values)
     values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)
     # Our callbacks report progress, and our data code prepares: the trainer must not print, prepare, or drop columns.
     fixed = {"output_dir": str(output_dir), "disable_tqdm": True, "remove_unused_columns": False}
@@ -127,6 +128,20 @@ def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
     if conf.bf16 is not None:
         return {"use_cpu": on_cpu, "bf16": conf.bf16}
     return {"use_cpu": on_cpu, "bf16": not on_cpu and not fp16 and is_torch_bf16_gpu_available()}
+
+
+def _best(conf: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The metric by which a training stops early, and whether less of it is better, where transformers (5.23) would not know.
+
+    There only names that end in `loss` are better the lower they are.
+    """
+    metric = values.get("metric_for_best_model")
+    if metric is None and conf.early_stopping_patience is not None:
+        metric = "reward" if conf.data_kind == "prompt" else "loss"
+    if metric is None:
+        return {}
+    lower = metric.removeprefix("eval_").removeprefix("predict_") in LOWER_IS_BETTER
+    return {"metric_for_best_model": metric} | ({"greater_is_better": False} if lower and values.get("greater_is_better") is None else {})
 
 
 def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import TrainerCallback
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmmod.data.dataset.packing import lengths
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.paths import readable_by_umask
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS
 from llmmod.models.loading.structure import base_model
 from llmmod.models.packing import packed_attention
-from llmmod.trainers.callbacks.interrupt import not_finite
+from llmmod.trainers.callbacks.interrupt import logged_name, not_finite
 from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.efficient import efficient_lora
 from llmmod.upstream import require_upstream
@@ -43,10 +45,15 @@ class StageTrainer(ResumableTrainer):
     """A mixin for trainers that derive from transformers.Trainer."""
 
     optimizer: Any
+    control: Any
     # How much faster an adapter's matrices B learn than its matrices A; None: all alike. Set by `trainers.build`.
     loraplus_lr_ratio: float | None = None
     # Decodes the completions that the model writes while it trains. Set by `trainers.build`.
     reader: Any = None
+    # Answers held-out prompts at every `predict_steps`: (model, a file for the answers, called for each) -> metrics. Set by the train step.
+    answer_held_out: Callable[[Any, Path, Callable[[], None]], dict[str, float]] | None = None
+    predict_steps = 1
+    _answered: tuple[int, dict[str, float]] | None = None  # the step at which they were answered last, and the metrics
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer that `training.optim` names, with LoRA+'s learning rates if they are configured."""
@@ -116,6 +123,47 @@ class StageTrainer(ResumableTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The library's evaluation, with the metrics of what the model answers."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update(self.answer_metrics(metric_key_prefix))
+        return output
+
+    def answer_metrics(self, prefix: str) -> dict[str, float]:
+        """The metrics of the model's answers to held-out prompts, `<prefix>_predict_…`; empty where none are due at this step.
+
+        The random numbers of sampled answers are the same each time; `evaluate` keeps those of training.
+        """
+        step = self.state.global_step
+        if self.answer_held_out is None or (self.is_in_train and step % self.predict_steps):
+            return {}
+        if self._answered is None or self._answered[0] != step or not self.is_in_train:
+            torch.manual_seed(self.args.seed)
+            path = Path(self.args.output_dir) / "predictions" / f"step-{step}.jsonl"
+            found: list[Any] = [None]
+            if self.is_world_process_zero():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                found = [self.answer_held_out(self.model, path, self._after_answer)]
+            if self.args.world_size > 1:
+                broadcast_object_list(found)
+            self._answered = step, found[0]
+        return {f"{prefix}_predict_{name}": value for name, value in self._answered[1].items()}
+
+    def _after_answer(self) -> None:
+        """Let a signal end an evaluation between two answers, and progress be shown."""
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # trl adds some of its metrics to the line of the log alone.
+        wanted, metrics = self.args.metric_for_best_model, {**(self.state.log_history or [{}])[-1], **metrics}
+        if wanted is not None and (name := logged_name(wanted)) not in metrics:
+            if name.startswith("eval_predict_") and self.answer_held_out is not None and self.state.global_step % self.predict_steps:
+                return False  # the prompts were not answered at this step
+            measured = [known.removeprefix("eval_") for known in metrics if known.startswith("eval_")]
+            found = f"{wanted}, and no evaluation measures it"
+            raise ConfigError(Problem("training.metric_for_best_model", found, did_you_mean(wanted.removeprefix("eval_"), measured)))
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # A checkpoint holds tied weights once, and loading one of them loads the other.
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
@@ -137,6 +185,17 @@ class StageTrainer(ResumableTrainer):
 
     def _send_telemetry(self) -> None:
         """Nothing: trl 1.16 would report model, device and data source to its makers."""
+
+
+class EvaluateEvery(TrainerCallback):  # type: ignore[misc]
+    """Has the trainer evaluate every so many optimizer steps, beside the evaluations of `training.eval_strategy`."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for an evaluation where one is due."""
+        control.should_evaluate |= state.global_step % self._steps == 0
 
 
 class EpochSeededSampler(Sampler[int]):

@@ -152,7 +152,8 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._evaluate_if_due(kwargs["trial"], kwargs["start_time"])
-        if self.state.global_step >= self.state.max_steps:  # after a checkpoint of the last step, transformers 5.23 would do another
+        # After a checkpoint of the last step, or of where it stopped early, transformers 5.23 would do another.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)

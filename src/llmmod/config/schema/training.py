@@ -42,6 +42,9 @@ ANSWERS = "llmmod.steps.predict.completions.PredictAnswers"
 CONTINUES = "llmmod.steps.predict.completions.PredictDocuments"
 SCORES = "llmmod.steps.predict.rewards.PredictRewards"
 
+# Metrics of evaluations and answers of which less is better; so are those that end in `loss`.
+LOWER_IS_BETTER = ("perplexity", "kl", "reward_se", "repeated-4-grams")
+
 
 @dataclass
 class StageConf:
@@ -55,6 +58,13 @@ class StageConf:
     trainer: dict[str, Any] = field(default_factory=dict)  # the trainer: {_target_: its class, …its own arguments}
     # what makes a batch of examples: {_target_: a class or function, …its own arguments}
     collator: dict[str, Any] = field(default_factory=dict)
+    # how many optimizer steps lie between two times that the model answers the held-out prompts while it trains; they are part of an
+    # evaluation, as `generation` and `steps.predict` say, and their metrics are eval_predict_…; None: it answers none
+    predict_steps: int | None = None
+    # how many evaluations in a row may be no better than the best one before the training stops; None: it doesn't stop for that. What is
+    # better, training.metric_for_best_model says, else the loss, or where the model learns from rewards the reward
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0  # by how much an evaluation must be better than the best one to count as better
     # callbacks of the trainer: name -> {_target_: a transformers.TrainerCallback, …its own arguments}
     callbacks: dict[str, Any] = field(default_factory=dict)
 

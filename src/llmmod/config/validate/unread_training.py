@@ -91,6 +91,7 @@ def _keeps_no_predictions(context: Context, key: str, node: Node) -> bool:
 
 def _compares_nothing(context: Context, key: str, node: Node) -> bool:
     best = node.get("load_best_model_at_end") or node.get("save_strategy") == "best"
+    best = best or node.get("early_stopping_patience") is not None
     return not (best or node.get("metric_for_best_model") or node.get("lr_scheduler_type") == "reduce_lr_on_plateau")
 
 
@@ -107,6 +108,8 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("save_steps",), has("save_strategy", "no", "epoch", "best"), "only read with save_strategy=steps"),
     (("save_total_limit", "save_only_model"), has("save_strategy", "no"), "not read with save_strategy=no"),
     (("logging_steps",), has("logging_strategy", "no", "epoch"), "only read with logging_strategy=steps"),
+    (("early_stopping_patience",), lambda c, k, n: n.get("early_stopping_patience") is not None and evaluates_nothing(c, k), _NOT_HELD_OUT),
+    (("early_stopping_threshold",), has("early_stopping_patience", None), "only read with early_stopping_patience"),
     (("greater_is_better",), _compares_nothing, "no model is found to be the best|Set training.metric_for_best_model"),
     (("gradient_checkpointing", "gradient_checkpointing_kwargs"), has("activation_checkpointing", True, False),
      "not read, since activation_checkpointing, its new name, is set|Set one of them"),

@@ -150,6 +150,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "per_device_train_batch_size": FROM_1, "per_device_eval_batch_size": FROM_1, "gradient_accumulation_steps": FROM_1,
         "eval_accumulation_steps": FROM_1, "weight_decay": FROM_0, "adam_beta1": FRACTION, "adam_beta2": FRACTION, "adam_epsilon": ABOVE_0,
         "max_grad_norm": FROM_0, "label_smoothing_factor": FRACTION, "neftune_noise_alpha": ABOVE_0, "logging_steps": ABOVE_0,
+        "predict_steps": FROM_1, "early_stopping_patience": FROM_1, "early_stopping_threshold": FROM_0,
         "eval_steps": ABOVE_0, "save_steps": ABOVE_0, "eval_delay": FROM_0, "save_total_limit": FROM_1, "dataloader_num_workers": FROM_0,
         "dataloader_prefetch_factor": FROM_1, "torch_empty_cache_steps": FROM_1, "seed": SEED, "data_seed": SEED,
         "generation_max_length": FROM_1, "generation_num_beams": FROM_1, "beta": FROM_0,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -79,6 +80,22 @@ class PredictAnswers:
             report.summary += [label + _one_line(item[name]) for item in items for name, label in labels.items()]
         return report
 
+    def while_training(self, session: Any) -> Callable[[Any, Path, Callable[[], None]], dict[str, float]]:
+        """A function that has a model in training answer the held-out prompts: (model, file, called after each) -> metrics.
+
+        Raises:
+            ConfigError: there are no held-out examples.
+        """
+        conversations = held_out_examples(session, self.name, of="eval_conversations")[: self.conf.max_samples]
+        render, tokenizer = session.render(self.name), session.tokenizer(self.name)
+        prompts = [example.input_ids for example in encode([render.prompt(c) for c in conversations], tokenizer)]
+
+        def answer(model: Any, path: Path, after_each: Callable[[], None]) -> dict[str, float]:
+            generator = _AnswerGenerator(model, tokenizer, session, self.name, batch_size=batch_size_of(self.conf), after_each=after_each)
+            return self._predict(generator, prompts, conversations, path, keep=[])[0]
+
+        return answer
+
     def _predict(
         self, generator: _AnswerGenerator, prompts: list[list[int]], conversations: Sequence[Conversation], path: Path, *, keep: list[int]
     ) -> tuple[dict[str, float], dict[int, str]]:
@@ -119,17 +136,26 @@ class PredictAnswers:
 
 
 class _AnswerGenerator:
-    """A model with its tokenizer, render and settings."""
+    """A model with its tokenizer, render and settings; `after_each` is called after each answer, in place of showing a bar."""
 
-    def __init__(self, model: Any, tokenizer: Any, session: Any, name: str, *, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        session: Any,
+        name: str,
+        *,
+        batch_size: int | None,
+        after_each: Callable[[], None] | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.render = model, tokenizer, session.render(name)
         self.reader = Reader.of(self.render, tokenizer)
-        self._name, self._batch_size = name, batch_size
+        self._name, self._batch_size, self._after_each = name, batch_size, after_each
         self._config = generation_settings(session, name, model)
 
     def answers(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, str]]:
         """(number of the prompt, its answer), in the order in which they are finished."""
-        with counting(self._name, len(prompts)) as count:
+        with _counted(self._name, len(prompts), self._after_each) as count:
             found = generate(self.model, prompts, config=self._config, batch_size=self._batch_size, tokenizer=self.tokenizer)
             for number, ids in found:
                 yield number, self.reader(ids)
@@ -151,6 +177,16 @@ class _AnswerGenerator:
         """A prompt as the model sees it, special tokens included."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+@contextmanager
+def _counted(name: str, total: int, after_each: Callable[[], None] | None) -> Iterator[Callable[[int], None]]:
+    """As `counting`, or within a training what shows that training's progress."""
+    if after_each is None:
+        with counting(name, total) as count:
+            yield count
+    else:
+        yield lambda more: after_each()
 
 
 def evenly_spread(count: int, wanted: int) -> list[int]:
@@ -184,26 +220,49 @@ class PredictDocuments:
         rows = held_out_examples(session, self.name)
         if rank() != 0:
             return StepReport()
-        tokenizer = session.tokenizer(self.name)
         model = prepare_for_inference(session.model(self.name).model, use_cpu=session.conf(self.name, "training").use_cpu)
-        config = generation_settings(session, self.name, model)
-        config.eos_token_id = tokenizer.eos_token_id  # it ends documents, whatever ends an answer
-        first = own_beginning(tokenizer)
-        read = (row["input_ids"] for row in rows)
-        documents = islice(whole_documents(read, eos=tokenizer.eos_token_id, bos=first), self.conf.max_samples)
-        parts = [np.split(document, [max(1, min(_GIVEN_TOKENS, len(document) // 2))]) for document in documents]
         set_seed(session.root.seed)
         path = session.step_dir(self.name) / PREDICTIONS
-        with OrderedLines(path) as lines, counting(self.name, len(parts)) as count:
-            prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
-            batch_size = batch_size_of(self.conf)
-            for number, ids in generate(model, prompts, config=config, batch_size=batch_size, tokenizer=tokenizer):
+        count = self._continue(session, model, self._beginnings(session, rows), path)
+        summary = f"{self.name}: {count} documents continued; they are in {path}"
+        return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
+
+    def while_training(self, session: Any) -> Callable[[Any, Path, Callable[[], None]], dict[str, float]]:
+        """As of `PredictAnswers`; continuations have no metrics.
+
+        Raises:
+            ConfigError: there are no held-out documents.
+        """
+        parts = self._beginnings(session, held_out_examples(session, self.name))
+
+        def go_on(model: Any, path: Path, after_each: Callable[[], None]) -> dict[str, float]:
+            self._continue(session, model, parts, path, after_each)
+            return {}
+
+        return go_on
+
+    def _beginnings(self, session: Any, rows: Iterable[Any]) -> list[list[Ids]]:
+        """Each document in two parts: what the model is given, and what the data goes on with."""
+        tokenizer = session.tokenizer(self.name)
+        read = (row["input_ids"] for row in rows)
+        documents = islice(whole_documents(read, eos=tokenizer.eos_token_id, bos=own_beginning(tokenizer)), self.conf.max_samples)
+        return [np.split(document, [max(1, min(_GIVEN_TOKENS, len(document) // 2))]) for document in documents]
+
+    def _continue(
+        self, session: Any, model: Any, parts: Sequence[Sequence[Ids]], path: Path, after_each: Callable[[], None] | None = None
+    ) -> int:
+        """Write the continuations, and return their number."""
+        tokenizer, config = session.tokenizer(self.name), generation_settings(session, self.name, model)
+        config.eos_token_id = tokenizer.eos_token_id  # it ends documents, whatever ends an answer
+        first = own_beginning(tokenizer)
+        prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
+        with OrderedLines(path) as lines, _counted(self.name, len(parts), after_each) as count:
+            for number, ids in generate(model, prompts, config=config, batch_size=batch_size_of(self.conf), tokenizer=tokenizer):
                 prompt, label = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts[number])
                 written = {"prompt": prompt, "label": label, "predict": answer_text(ids, tokenizer, stop_ids=[config.eos_token_id])}
                 lines.write(number, json.dumps(written, ensure_ascii=False))
                 count(1)
-        summary = f"{self.name}: {len(parts)} documents continued; they are in {path}"
-        return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
+        return len(parts)
 
 
 def whole_documents(rows: Iterable[Sequence[int]], *, eos: int, bos: int | None = None) -> Iterator[Ids]:

@@ -6,6 +6,7 @@ continuations of documents, scores of pairs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from transformers import GenerationConfig
 
 from llmmod.config.schema.steps import PredictConf
-from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.instantiate import build, locate
 from llmmod.models.generation.settings import generation_config
-from llmmod.protocols import Step, StepReport
+from llmmod.protocols import Metric, Step, StepReport
 
 PREDICTIONS = "generated_predictions.jsonl"
 _SMOKE_TOKENS = 16
@@ -48,6 +49,30 @@ class Predict:
 def batch_size_of(conf: PredictConf) -> int | None:
     """How many prompts are answered at once; None: as many as memory allows."""
     return None if conf.batch_size == "auto" else int(conf.batch_size)
+
+
+def check_measured(wanted: str | None, metrics: Mapping[str, Any]) -> None:
+    """Refuse a metric of answers, `predict_…`, that none of these measures.
+
+    Args:
+        wanted: `training.metric_for_best_model`.
+        metrics: `steps.predict.metrics`.
+
+    Raises:
+        ConfigError: with the names that there are.
+    """
+    name = "" if wanted is None else wanted.removeprefix("eval_")
+    if not name.startswith("predict_"):
+        return
+    measured: list[str] = []
+    for node in metrics.values():
+        if node:
+            tried: Metric = build(node)
+            tried.update(predict="a", label="a")
+            measured += [f"predict_{found}" for found in tried.compute()]
+    if name not in measured:
+        found = f"{wanted}, and no metric of the answers has that name"
+        raise ConfigError(Problem("training.metric_for_best_model", found, did_you_mean(name, measured), f"Known: {', '.join(measured)}"))
 
 
 def held_out_examples(session: Any, step: str, *, of: str = "eval") -> Any:

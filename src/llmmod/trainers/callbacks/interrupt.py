@@ -1,4 +1,5 @@
-"""Ending a training early: by a signal, after the current step, by a loss that is not finite, and by a sweep's pruner.
+"""Ending a training early: by a signal, after the current step, by a loss that is not finite, where nothing gets better any more, and by
+a sweep's pruner.
 
 Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends before the time is up, let the current step finish; then a checkpoint is written and the
 run ends as the signal asks. A second signal ends it at once. Several processes agree at the end of each step.
@@ -10,6 +11,7 @@ the log by the average of the others, and training continues with weights that a
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -27,6 +29,7 @@ from llmmod.errors import Pruned, RunError
 from llmmod.instantiate import import_own
 from llmmod.trainers.callbacks.resume import checkpoints
 
+log = logging.getLogger("llmmod.train")
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _SAME_WISH_S = 3.0  # torchrun sends on to its processes what a terminal has sent them already
 _LOSSES = ("loss", "eval_loss")
@@ -169,3 +172,45 @@ class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
         except Pruned:
             state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
             raise
+
+
+class StopWhenNoBetter(TrainerCallback):  # type: ignore[misc]
+    """Ends the training after `patience` evaluations in a row that are not better than the best one before them.
+
+    As transformers' EarlyStoppingCallback (5.23), which keeps its count in itself: a resumed run would count from 0. This one counts in
+    the log, which checkpoints have. Evaluations without the metric, where the model has answered no prompts, count as none; neither does
+    the one before the first step.
+
+    Args:
+        patience: evaluations.
+        threshold: by how much a value must be better than the best one.
+    """
+
+    def __init__(self, patience: int, threshold: float = 0.0) -> None:
+        self._patience, self._threshold = patience, threshold
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop before the first step if training resumes from where it had stopped."""
+        control.should_training_stop |= self._without_progress(args, state) >= self._patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop after an evaluation if it was one too many."""
+        if not control.should_training_stop and (count := self._without_progress(args, state)) >= self._patience:
+            name = logged_name(args.metric_for_best_model)
+            log.info("step %d: %s has not become better for %d evaluations: the training stops", state.global_step, name, count)
+            control.should_training_stop = True
+
+    def _without_progress(self, args: Any, state: Any) -> int:
+        """How many evaluations ago the metric was last better than ever before."""
+        name, best, count = logged_name(args.metric_for_best_model), math.nan, 0
+        # The end of an epoch can be evaluated twice, as that and as a step.
+        for value in {entry["step"]: entry[name] for entry in state.log_history if name in entry and entry.get("step")}.values():
+            gain = (value - best) * (1 if args.greater_is_better else -1)
+            count = 0 if gain > self._threshold or math.isnan(best) else count + 1
+            best = value if gain > 0 or math.isnan(best) else best
+        return count
+
+
+def logged_name(metric: str) -> str:
+    """A metric of `training.metric_for_best_model` as the log has it."""
+    return metric if metric.startswith("eval_") else f"eval_{metric}"

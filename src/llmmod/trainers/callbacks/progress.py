@@ -33,6 +33,8 @@ _NAMES = {
 }  # fmt: skip
 _FORMATS = {"loss": ".4f", "eval_loss": ".4f", "reward": ".3f", "eval_reward": ".3f", "learning_rate": ".2e"}
 
+_GENERATED = "eval_predict_"  # metrics of answers to held-out prompts
+
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     """Shows a training on stderr, on the first process only.
@@ -76,7 +78,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keep loss and reward for the bar; without a bar, log a line."""
-        shown = {name: value for name, value in (logs or {}).items() if name in _FORMATS}
+        shown = {name: value for name, value in (logs or {}).items() if name in _FORMATS or name.startswith(_GENERATED)}
         self._logs |= shown
         if not state.is_world_process_zero or not shown:
             return
@@ -107,6 +109,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     def _line(self, state: Any, shown: dict[str, float]) -> str:
         parts = [f"step {state.global_step}/{state.max_steps}"]
         parts += [f"{_NAMES[name]} {shown[name]:{form}}" for name, form in _FORMATS.items() if name in shown]
+        parts += [f"{name.removeprefix(_GENERATED)} {value:.4g}" for name, value in shown.items() if name.startswith(_GENERATED)]
         return "  ".join([*parts, *(self._speed(state) if "loss" in shown else [])])
 
     def _speed(self, state: Any) -> list[str]:

@@ -184,6 +184,7 @@ class OnlineTrainer(StageTrainer):
         text_numbers = {name: number for metric in self._text_metrics for name, number in metric.compute().items()}
         self.compared = [f"{metric_key_prefix}_{name}" for name in text_numbers]
         output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in (found | text_numbers).items()})
+        output.metrics.update(self.answer_metrics(metric_key_prefix))
         return output
 
     def measure_texts(self, texts: Sequence[str], labels: Sequence[str | None] | None) -> None:

@@ -1,0 +1,80 @@
+"""The best model's metric and when it is measured: what is refused, in which words, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+BEST = "training.metric_for_best_model="
+AT_END = ["training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=steps"]
+
+REFUSED = {
+    "a name that nobody knows": (
+        [f"{BEST}eval_los"],
+        "training.metric_for_best_model: eval_los, and no evaluation of this stage measures it. Did you mean 'loss'?",
+    ),
+    "another stage's": (["stage=dpo", f"{BEST}perplexity"], "training.metric_for_best_model: perplexity, and no evaluation of this stage"),
+    "an answer's, without answers": (
+        [f"{BEST}predict_rouge-l"],
+        "training.metric_for_best_model: predict_rouge-l, and the model answers no prompts while it trains. Set training.predict_steps.",
+    ),
+    "an answer's, misspelt": (
+        [f"{BEST}predict_rougeL", "training.predict_steps=2"],
+        "training.metric_for_best_model: predict_rougeL, and no evaluation of this stage measures it. Did you mean 'predict_rouge-l'?",
+    ),
+    "answers of a model that writes nothing": (
+        ["stage=rm", "training.predict_steps=2"],
+        "training.predict_steps: set, and the model of training.stage=rm doesn't write. Leave it out.",
+    ),
+    "nobody to answer": (
+        ["training.predict_steps=2", "training.eval_strategy=no", "training.eval_on_start=false", "pipeline=[train]", *(
+            f"dataset.{name}=null" for name in ("val_files", "val_split")), "dataset.val_size=0"],
+        "training.predict_steps: set, and no examples are held out to answer. Set dataset.val_size.",
+    ),
+    "a best model that was not kept": (
+        [*AT_END, "training.eval_steps=10", "training.save_steps=10", "training.predict_steps=15"],
+        "training.predict_steps: 15, and checkpoints are written every 10 steps, so the best model might be one that was not kept.",
+    ),
+    "a schedule that needs it each time": (
+        [f"{BEST}predict_rouge-l", "training.predict_steps=4", "training.eval_strategy=steps", "training.eval_steps=2",
+         "training.lr_scheduler_type=reduce_lr_on_plateau"],
+        "training.predict_steps: 4, and training.lr_scheduler_type=reduce_lr_on_plateau needs the answers' metric at every evaluation.",
+    ),
+    "patience with nothing": (
+        ["training.early_stopping_patience=2", "training.eval_strategy=no"],
+        "training.early_stopping_patience: set with training.eval_strategy=no, and there is no evaluation to go by.",
+    ),
+    "no patience at all": (["training.early_stopping_patience=0"], "training.early_stopping_patience: found 0. Allowed: 1 or more."),
+    "a threshold of nothing": (
+        ["training.early_stopping_threshold=0.1"],
+        "training.early_stopping_threshold: only read with early_stopping_patience.",
+    ),
+}  # fmt: skip
+RIGHT = {
+    "by answers": [f"{BEST}predict_rouge-l", "training.predict_steps=4"],
+    "with its prefix": [f"{BEST}eval_predict_bleu-4", "training.predict_steps=4"],
+    "kept when it is best": [
+        "training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=best",
+        f"{BEST}predict_rouge-l", "training.predict_steps=7",
+    ],
+    "kept in time": [*AT_END, "training.eval_steps=5", "training.save_steps=5", "training.predict_steps=10"],
+    "patience with answers": ["training.early_stopping_patience=2", "training.eval_strategy=no", "training.predict_steps=3"],
+    "a metric of the user's own": [
+        f"{BEST}predict_mine", "training.predict_steps=4", "+steps.predict.metrics.mine={_target_: llmmod.metrics.words.words}",
+    ],
+    "rewards by name": ["stage=grpo", f"{BEST}rewards/overlap/mean"],
+    "a metric of texts": ["stage=ppo", f"{BEST}rouge-l"],
+    "a margin": ["stage=dpo", f"{BEST}rewards/margins"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(told, name):
+    overrides, message = REFUSED[name]
+    lines = told(*overrides)
+    assert [line for line in lines if line.startswith(message)], lines
+    assert len(lines) == 1, lines
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right(told, name):
+    assert told(*RIGHT[name]) == []
