@@ -5,7 +5,8 @@
 
 A run is a process of its own, which gets SIGKILL; the same command with `training.resume_from_checkpoint=true` follows. Compared byte for
 byte are the weights, the state of the optimizer, the schedule, the random states, the log and the samples; times are left out. The models
-are tiny and random. tests/e2e/test_kill.py kills a few at chosen moments.
+are tiny and random. tests/e2e/test_kill.py kills a few with `--events`: at drawn events of the training and of its files, the same on any
+machine, rather than at drawn seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,32 +113,68 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
     return found
 
 
-def start(command: list[str], log: Path, *, before: Callable[[], None] | None = None) -> int:
-    """Start a run in a process of its own, which has imported everything already; its number.
-
-    Args:
-        command: overrides.
-        log: what it says is added there.
-        before: called in the process first.
-    """
+def start(do: Callable[[], object], log: Path) -> int:
+    """Start something in a process of its own, which has imported what this one has; its number. What it says is added to the log."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, 1)
         os.dup2(opened, 2)
-        if before is not None:
-            before()
-        import llmmod
-
-        llmmod.run(llmmod.compose(command))
+        do()
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
+
+
+def run(command: list[str], before: Callable[[], None] = lambda: None) -> None:
+    """Run a command line, after something else."""
+    import llmmod
+
+    before()
+    llmmod.run(llmmod.compose(command))
+
+
+def kill_at_event(number: int | None, directory: Path, tell: Path) -> None:
+    """Let this process be killed before an event of this number: a file operation in a directory, a callback, a gradient, a rollout.
+
+    Args:
+        number: from 0; None: nothing is killed.
+        directory: of the run.
+        tell: gets the number of events so far.
+    """
+    from accelerate import Accelerator
+    from transformers.trainer_callback import CallbackHandler
+
+    from llmmod.trainers.online import grpo
+    from llmmod.trainers.ppo import rollout
+
+    count = 0
+
+    def happens() -> None:
+        nonlocal count
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        tell.write_text(str(count))
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and f"{directory}/" in str(args[0]):
+            happens()
+
+    def count_calls(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+        setattr(owner, name, lambda *args, **kwargs: (happens(), function(*args, **kwargs))[1])
+
+    count_calls(CallbackHandler, "call_event")
+    count_calls(Accelerator, "backward")
+    count_calls(grpo, "generate_in_order")
+    count_calls(rollout, "generate_in_order")
+    sys.addaudithook(hook)
 
 
 def ended(process: int, *, within_s: float | None = None) -> int | None:
@@ -217,77 +255,70 @@ def import_everything() -> None:
     gc.enable()
 
 
-def main(kills: int, seed: int, only: str) -> int:
+def main(kills: int, seed: int, only: list[str], *, by_event: bool) -> int:
     """Print a line for each kill and their count; 1 where a run ended otherwise."""
     from measure import machine
 
     print(machine(), file=sys.stderr)
-    draw, failed, done = random.Random(seed), 0, 0
-    chosen = [cell for cell in cells() if only in " ".join(cell)]
+    draw, same = random.Random(seed), 0
+    chosen = [cell for cell in cells() if any(name in " ".join(cell) for name in only)]
     draw.shuffle(chosen)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         os.environ.update({"LLMMOD_CACHE": str(directory / "cache"), "HF_HUB_OFFLINE": "1"})
-        process = start_making(directory)
-        assert ended(process) == 0, (directory / "making.log").read_text()
-        common = json.loads((directory / "common.json").read_text())
+        common = directory / "common.json"
+        # In another process, since none may fork once torch has computed in several threads.
+        code = ended(start(lambda: common.write_text(json.dumps(make_model(directory))), directory / "log"))
+        assert code == 0, (directory / "log").read_text()
         import_everything()
         whole: dict[Cell, tuple[float, dict[str, Any]]] = {}
         for number in range(kills):
             cell = chosen[number % len(chosen)]
-            run, log = directory / f"run-{number}", directory / f"run-{number}.log"
-            command = [*common, *overrides(cell, directory)]
-            if cell not in whole:
-                alone = directory / f"whole-{number}"
-                began = time.monotonic()
-                code = ended(start([*command, f"output_dir={alone}"], log))
-                if code:
-                    print(f"{number + 1:3} {' '.join(cell):32} does not run at all:\n{log.read_text()[-2000:]}", flush=True)
-                    failed += 1
-                    continue
-                whole[cell] = time.monotonic() - began, left(alone)
-            takes, expected = whole[cell]
-            at = draw.uniform(0.45, 1.0) * takes
-            process = start([*command, f"output_dir={run}"], log)
-            if ended(process, within_s=at) is None:
-                os.kill(process, signal.SIGKILL)
-                ended(process)
-            saved = sorted(path.name for path in (run / "train").glob("checkpoint-*")) if run.is_dir() else []
-            again = [f"output_dir={run}", "training.resume_from_checkpoint=true"]
-            code = ended(start([*command, *again], log))
-            wrong = differences(left(run), expected) if code == 0 else [log.read_text()[-2000:]]
-            done, failed = done + 1, failed + bool(wrong)
-            said = "the same" if not wrong else f"DIFFERS: {'; '.join(wrong[:6])}"
-            print(
-                f"{number + 1:3} {' '.join(cell):32} at {at:5.2f} of {takes:5.2f} s, {'/'.join(saved) or 'nothing saved':32} {said}",
-                flush=True,
-            )
-    print(f"{done - failed} of {done} killed runs ended with the bytes of the run that was left alone")
-    return int(failed > 0)
+            command = [*json.loads(common.read_text()), *overrides(cell, directory)]
+            try:
+                if cell not in whole:
+                    whole[cell] = _left_alone(command, directory / f"whole-{number}", by_event=by_event)
+                takes, expected = whole[cell]
+                at = float(draw.randrange(int(takes))) if by_event else draw.uniform(0.45, 1.0) * takes
+                saved, found = _killed(command, directory / f"run-{number}", at, by_event=by_event)
+                wrong = differences(found, expected)
+                when = f"at {at:.4g} of {takes:.4g} {'events' if by_event else 's'}, {'/'.join(saved) or 'nothing saved'}: "
+            except AssertionError as error:
+                when, wrong = "", [str(error)]
+            same += not wrong
+            print(f"{number + 1:3} {' '.join(cell)} {when}{'the same' if not wrong else 'DIFFERS: ' + '; '.join(wrong[:6])}", flush=True)
+    print(f"{same} of {kills} killed runs ended with the bytes of the run that was left alone")
+    return int(same < kills)
 
 
-def start_making(directory: Path) -> int:
-    """Start what makes the model: in a process of its own, since no process may fork once torch has computed in several threads."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        opened = os.open(directory / "making.log", os.O_WRONLY | os.O_CREAT)
-        os.dup2(opened, 1)
-        os.dup2(opened, 2)
-        (directory / "common.json").write_text(json.dumps(make_model(directory)))
-        code = 0
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
+def _left_alone(command: list[str], directory: Path, *, by_event: bool) -> tuple[float, dict[str, Any]]:
+    """How long a run takes, in seconds or events, and what it leaves."""
+    log, tell, began = directory.with_suffix(".log"), directory.with_suffix(".events"), time.monotonic()
+    before = partial(kill_at_event, None, directory, tell) if by_event else lambda: None
+    code = ended(start(lambda: run([*command, f"output_dir={directory}"], before), log))
+    assert code == 0, f"does not run at all:\n{log.read_text()[-2000:]}"
+    return (float(tell.read_text()) if by_event else time.monotonic() - began), left(directory)
+
+
+def _killed(command: list[str], directory: Path, at: float, *, by_event: bool) -> tuple[list[str], dict[str, Any]]:
+    """The checkpoints that a killed run had saved, and what it leaves once it was started again."""
+    log, first = directory.with_suffix(".log"), [*command, f"output_dir={directory}"]
+    before = partial(kill_at_event, int(at), directory, directory.with_suffix(".events")) if by_event else lambda: None
+    process = start(lambda: run(first, before), log)
+    if ended(process, within_s=None if by_event else at) is None:
+        os.kill(process, signal.SIGKILL)
+        ended(process)
+    saved = sorted(path.name for path in (directory / "train").glob("checkpoint-*"))
+    code = ended(start(lambda: run([*first, "training.resume_from_checkpoint=true"]), log))
+    assert code == 0, f"does not go on:\n{log.read_text()[-2000:]}"
+    return saved, left(directory)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kills", nargs="?", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="cells whose name has this, e.g. 'dpo lora'")
+    parser.add_argument("--only", nargs="*", default=[""], help="cells whose names have one of these, e.g. 'dpo lora'")
+    parser.add_argument("--events", action="store_true", help="kill at events, not at seconds")
     given = parser.parse_args()
-    sys.exit(main(given.kills, given.seed, given.only))
+    sys.exit(main(given.kills, given.seed, given.only, by_event=given.events))

@@ -160,6 +160,15 @@ class OnlineTrainer(StageTrainer):
         super().begin()
         self.samples.forget_after(self.state.global_step)
 
+    def training_state(self) -> dict[str, Any]:
+        """See `ResumableTrainer`; with what is reported of the evaluation before the first step."""
+        return super().training_state() | {"compared": self.compared}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """See `ResumableTrainer`."""
+        super().load_training_state(state)
+        self.compared = state["compared"]
+
     def release(self) -> None:
         """Free what only training needs."""
         self.rewards.release()
