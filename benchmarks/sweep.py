@@ -1,0 +1,120 @@
+"""What a sweep saves, and what a search finds that a grid doesn't.
+
+    python benchmarks/sweep.py --launches 8 --seeds 5
+
+An 8-point LoRA grid as one sweep, against as many launches of the same jobs, each by itself; CPU seconds of both. The jobs are rehearsals:
+what is saved are imports, the tokenizer, the data and the loaded model.
+
+Then a grid of 8 points against Optuna with pruning, at equal CPU seconds. The task: a random model of two layers learns to answer each
+prompt by one of four letters, drawn evenly, and the token that ends the answer. No model does better than ln(4)/2 = 0.6931 nats a token.
+What is shown is how far each one's best job stays from that, by the loss on held-out rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import machine, measure, median
+
+BEST = math.log(4) / 2
+POINTS = ["finetune.r=4,8", "finetune.learning_rate=1e-3,3e-3", "finetune.lora_alpha=8,16"]
+REHEARSAL = ["smoke=true", "pipeline=[train,evaluate]"]
+TINY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+TASK = [
+    "model.weights=random", "finetune=full", "dataset=json", "dataset.data_files=rows.jsonl", "dataset.val_size=128", "pipeline=[train]",
+    "training.max_steps=40", "training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1",
+    "training.eval_strategy=steps", "training.eval_steps=8", "training.save_strategy=no",
+    *(f"+model.config.{name}={value}" for name, value in TINY.items()),
+]  # fmt: skip
+GRID = ["training.learning_rate=1e-4,1e-3,1e-2,1e-1", "training.lr_scheduler_type=constant,cosine"]
+SEARCH = [
+    "hydra/sweeper=llmmod_optuna", "hydra.sweeper.n_trials=24", "hydra.sweeper.pruner=median",
+    "hydra.sweeper.pruner_options={n_startup_trials: 2}", "hydra.sweeper.sampler_options={n_startup_trials: 4}",
+    "training.learning_rate=tag(log, interval(1e-4, 1e-1))", "training.lr_scheduler_type=constant,cosine",
+]  # fmt: skip
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def typed(arguments, directory):
+    """CPU seconds of a command."""
+    done = measure(
+        [sys.executable, "-m", "llmmod", *arguments], cwd=directory, env={**ENVIRONMENT, "LLMMOD_CACHE": str(directory / "cache")}
+    )
+    if done.code != 0:
+        raise RuntimeError(done.output[-2000:])
+    return done.cpu_s
+
+
+def against_launches(launches, directory):
+    """CPU seconds of the grid as one sweep, and of its jobs one by one; fewer launches than eight are scaled up."""
+    sweep = typed(["-m", *POINTS, *REHEARSAL, "hydra.sweep.dir=grid"], directory)
+    points = [[a, b, c] for a in _each(POINTS[0]) for b in _each(POINTS[1]) for c in _each(POINTS[2])]
+    chosen = points[:: len(points) // launches][:launches]
+    single = sum(typed([*point, *REHEARSAL, f"output_dir=single-{number}"], directory) for number, point in enumerate(chosen))
+    return sweep, single * len(points) / len(chosen)
+
+
+def _each(text):
+    key, _, values = text.partition("=")
+    return [f"{key}={value}" for value in values.split(",")]
+
+
+def against_grid(seed, directory):
+    """The gap to the best possible loss that a grid leaves, and a search at equal CPU seconds; and the search's trials by then."""
+    draw = random.Random(seed)
+    rows = [{"instruction": f"Say a letter, {number}.", "output": draw.choice("ABCD")} for number in range(512)]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    seconds = typed(["-m", *TASK, *GRID, f"seed={seed}", f"hydra.sweep.dir=grid-{seed}"], directory)
+    searched = typed(["-m", *TASK, *SEARCH, f"seed={seed}", f"hydra.sweep.dir=search-{seed}"], directory)
+    trials = jobs(directory / f"search-{seed}")
+    factor = searched / sum(cpu for cpu, _, _ in trials)  # what the search itself takes is spread over its trials
+    spent, within = 0.0, []
+    for cpu, status, loss in trials:
+        spent += cpu * factor
+        if spent <= seconds:
+            within.append((status, loss))
+    grid = min(loss for _, _, loss in jobs(directory / f"grid-{seed}"))
+    found = min(loss for status, loss in within if status == "completed")
+    pruned = sum(status == "pruned" for status, _ in within)
+    return grid - BEST, found - BEST, len(within), pruned
+
+
+def jobs(directory):
+    """CPU seconds, status and held-out loss of each job, in their order."""
+    found = []
+    for place in sorted((d for d in directory.iterdir() if d.name.isdigit()), key=lambda d: int(d.name)):
+        run = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+        found.append((sum(step["cpu_seconds"] for step in run["steps"]), run["status"], metrics["eval_loss"]))
+    return found
+
+
+def main():
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--launches", type=int, default=8, help="of the eight jobs, how many are launched by themselves")
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as place:
+        sweep, single = against_launches(given.launches, Path(place))
+        print(f"an 8-point LoRA grid: {sweep:.1f} CPU s as a sweep, {single:.1f} as eight launches: {sweep / single:.2f}", flush=True)
+        print("| seed | grid: gap | search: gap | trials | of them pruned |\n|---|---|---|---|---|")
+        gaps = []
+        for seed in range(1, given.seeds + 1):
+            grid, found, trials, pruned = against_grid(seed, Path(place))
+            gaps.append((grid, found))
+            print(f"| {seed} | {grid:.4f} | {found:.4f} | {trials} | {pruned} |", flush=True)
+        print(f"| median | {median([a for a, _ in gaps]):.4f} | {median([b for _, b in gaps]):.4f} | | |")
+
+
+if __name__ == "__main__":
+    main()
