@@ -5,6 +5,7 @@ The rehearsal and a sweep that fails are processes of their own; what else is ty
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +113,20 @@ def test_a_sweep_ends_with_a_table(work):
     assert "leaderboard.csv" in done.said
     for job in "0123":
         assert json.loads((work / "sweep" / job / "run.json").read_text())["status"] == "completed"
+    assert "The best: job " in done.said
+    assert (work / "sweep" / "sweep.html").is_file()
+    before = (work / "sweep" / "0" / "run.json").read_bytes()
+    shutil.rmtree(work / "sweep" / "2")
+    killed = json.loads((work / "sweep" / "3" / "run.json").read_text()) | {"status": "running"}
+    (work / "sweep" / "3" / "run.json").write_text(json.dumps(killed))
+    resumed = typed("sweep.resume=sweep")
+    assert resumed.code == 0, resumed.said
+    assert [line.split(",")[:4] for line in (work / "sweep" / "leaderboard.csv").read_text().splitlines()[1:]] == [
+        row.split(",")[:4] for row in rows[1:]
+    ]
+    assert "Launching 2 jobs" in resumed.said
+    assert (work / "sweep" / "0" / "run.json").read_bytes() == before
+    assert (work / "sweep" / "earlier" / "3-1").is_dir()
 
 
 def test_a_failing_job_does_not_end_the_sweep(work):
@@ -131,6 +146,8 @@ def test_a_failing_job_does_not_end_the_sweep(work):
     assert done.returncode == 2, done.stderr
     assert "1 of 3 jobs can't be run; the others are." in done.stderr
     assert "Job 1 failed" in done.stderr
+    assert "Its log: failing/1/run.log" in done.stderr
+    assert "Traceback" not in done.stderr
     assert "training.learning_rate: found -1. Allowed: above 0." in done.stderr.split("Job 1 failed")[1]
     assert not (work / "failing" / "2").exists()
     statuses = [json.loads((work / "failing" / job / "run.json").read_text())["status"] for job in "01"]

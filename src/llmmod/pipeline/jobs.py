@@ -106,7 +106,8 @@ class Jobs:
             if self._sweep.directory is not None:
                 jobs = read_jobs(self._sweep.directory)
                 codes += [0 if job.ended_well else job.exit_code or EXIT_FAILED for job in jobs]
-                self._show_sweep(self._sweep, self._sweep.directory, jobs)
+                if jobs:
+                    self._show_sweep(self._sweep, self._sweep.directory, jobs)
         elif self._outcomes and rank() == 0:
             _print_outcome(self._outcomes[0], tracebacks=self._tracebacks)
         return max(codes, default=EXIT_FAILED)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
 from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, set_aside, write_manifest
 from llmmod.sweep.results import has_ended, job_directory, mark_failed
@@ -186,23 +188,28 @@ class GridSweeper(LaunchingSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs; how each ended stands in its own directory."""
-        sweep, sweep_dir = begin(self.config)
         assert self.config is not None
         assert self.launcher is not None
-        jobs = planned_jobs(sweep_dir, sweep.jobs or [], resumed=sweep.resumed)
-        write_manifest(sweep_dir, sweep, jobs)
-        launch(self.launcher, self.config, jobs)
+        with begin(self.config) as (sweep, sweep_dir):
+            jobs = planned_jobs(sweep_dir, sweep.jobs or [], resumed=sweep.resumed)
+            write_manifest(sweep_dir, sweep, jobs)
+            launch(self.launcher, self.config, jobs)
 
 
-def begin(config: DictConfig | None) -> tuple[Sweep, Path]:
-    """The sweep that the command line asks for, and its directory, made, with Hydra's own account of what was asked."""
+@contextmanager
+def begin(config: DictConfig) -> Iterator[tuple[Sweep, Path]]:
+    """The sweep that the command line asks for, and its directory, made and held, with Hydra's own account of what was asked.
+
+    Raises:
+        ConfigError: another process holds the directory.
+    """
     sweep = Sweep.current
     assert sweep is not None
-    assert config is not None
-    sweep.directory = Path(str(config.hydra.sweep.dir))
-    sweep.directory.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, sweep.directory / "multirun.yaml")
-    return sweep, sweep.directory
+    directory = Path(str(config.hydra.sweep.dir))
+    with holding(directory, command=sys.argv):
+        sweep.directory = directory
+        OmegaConf.save(config, directory / "multirun.yaml")
+        yield sweep, directory
 
 
 class RayLauncher(Launcher):

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from llmmod.errors import ConfigError, Problem, Pruned, did_you_mean, one_line
@@ -113,35 +114,36 @@ class OptunaSweeper(LaunchingSweeper):
         Raises:
             ConfigError: an argument of the sweeper is wrong, or the jobs have no such metric.
         """
+        assert self.config is not None
         optuna = load_optuna()
         sweep = Sweep.current
         assert sweep is not None
         self._check(sweep.goal)
         overrides = parsed([*(f"{key}={value}" for key, value in self._params.items()), *arguments])
-        space, fixed = search_space(overrides), dict(fixed_values(overrides))
-        sweep, sweep_dir = begin(self.config)
-        storage = self._storage or str(sweep_dir / "study.log")
+        space = search_space(overrides)
+        with begin(self.config) as (sweep, sweep_dir):
+            self._search(optuna, sweep, sweep_dir, overrides, space)
+
+    def _search(self, optuna: Any, sweep: Sweep, sweep_dir: Path, overrides: Sequence[Override], space: Sequence[Parameter]) -> None:
+        assert self.config is not None
+        assert self.launcher is not None
+        fixed, storage = dict(fixed_values(overrides)), self._storage or str(sweep_dir / "study.log")
         study = self._open_study(optuna, storage, sweep.goal)
-        dropped = self._take_up(optuna, study, sweep_dir, failed_too=sweep.resumed)
+        write_manifest(sweep_dir, sweep, [], dropped=self._take_up(optuna, study, sweep_dir, failed_too=sweep.resumed))
         trials = self._n_trials
         if self._sampler == "grid":
             grid = combinations(space, fixed)
             trials = min(trials or len(grid), len(grid))
             for params in grid[:trials]:
                 study.enqueue_trial({p.key: _stored(p, params[p.key]) for p in space if p.key in params}, skip_if_exists=True)
-        assert self.launcher is not None
         lines = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
         hydras = [o.input_line or "" for o in parsed(sweep.arguments) if o.is_hydra_override() and not o.is_sweep_override()]
-        assert self.config is not None
         at_once = self._n_jobs or side_by_side(self.config, trials or 1)
-        write_manifest(sweep_dir, sweep, [], dropped=dropped)
-        while True:
+        while asked := self._ask(optuna, study, at_once, trials):
             batch = [
                 (trial, Planned(trial.number, [*lines, *choose(space, trial, fixed)], self._environment(storage, trial.number, sweep.goal)))
-                for trial in self._ask(optuna, study, at_once, trials)
+                for trial in asked
             ]
-            if not batch:
-                return
             valid = [(trial, job) for trial, job in batch if self._is_valid(sweep, sweep_dir, study, trial, job, hydras)]
             jobs = [job for _, job in valid]
             write_manifest(sweep_dir, sweep, jobs)
