@@ -35,6 +35,7 @@ SCHEMAS: dict[str, str] = {
     "schema/training/grpo": "llmmod.config.schema.online_training.GrpoConf",
     "schema/training/ppo": "llmmod.config.schema.online_training.PpoConf",
     "schema/step/chat": "llmmod.config.schema.steps.ChatConf",
+    "schema/step/compare": "llmmod.config.schema.steps.CompareConf",
     "schema/step/evaluate": "llmmod.config.schema.steps.EvaluateConf",
     "schema/step/export": "llmmod.config.schema.steps.ExportConf",
     "schema/step/predict": "llmmod.config.schema.steps.PredictConf",

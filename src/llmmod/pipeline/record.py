@@ -19,6 +19,7 @@ from typing import Any
 from llmmod.errors import Pruned
 from llmmod.files.paths import atomic_write, sweep_partial
 from llmmod.protocols import StepReport
+from llmmod.runs.read import code_digest
 from llmmod.upstream import MAIN, installed
 
 _RESERVE = ".reserve"
@@ -58,6 +59,7 @@ class Record:
             "seconds": 0.0,
             "versions": {name: installed(name) for name in MAIN},
             "git_revision": git_revision(),
+            "code": code_digest(),
             "seed": seed,
             "error": None,
             "data": [],

@@ -122,7 +122,7 @@ def _run_alone(root: Root, run_dir: Path, commands: Mapping[str, str | None], le
         return Outcome("failed", run_dir, {}, error=_as_llmmod_error(error, "output_dir"))
     outcome = Outcome("completed", run_dir, record.metrics)
     try:
-        with _signals_as_interrupts(), import_own("llmmod.models.matmul.onednn_products")():
+        with _signals_as_interrupts(), import_own("llmmod.models.matmul.onednn_products")() if _computes(root) else nullcontext():
             session = Session(root, run_dir, left)
             _run_steps(root, session, record, outcome)
             session.leave()
@@ -140,6 +140,11 @@ def _run_alone(root: Root, run_dir: Path, commands: Mapping[str, str | None], le
     if rank() == 0:
         write_report(run_dir)
     return outcome
+
+
+def _computes(root: Root) -> bool:
+    """Whether a step needs a model; a run without one needn't import torch."""
+    return any(getattr(type(root.steps.get(name)), "needs_model", True) for name in root.pipeline)
 
 
 def _several_of_a_kind(root: Root) -> list[str]:

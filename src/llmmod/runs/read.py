@@ -6,6 +6,7 @@ keys that hold a token or a proxy are replaced wherever they were typed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -102,6 +103,20 @@ def read_run(directory: Path) -> Run:
     )
 
 
+def measures(name: str) -> bool:
+    """Whether a metric says something of the model rather than of the clock."""
+    return not _OF_THE_CLOCK.search(name)
+
+
+def code_digest() -> str:
+    """SHA-256 of llmmod's own files, 64 hex digits: a version or a commit doesn't tell what was changed in a checkout."""
+    package = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
 def read_lines(path: Path, most: int) -> list[dict[str, Any]]:
     """The first objects of a JSON Lines file, at most `most`; none where there is no such file."""
     try:
@@ -133,7 +148,7 @@ def series(history: History) -> dict[str, list[tuple[float, float]]]:
         if not isinstance(step, int | float):
             continue
         for name, value in entry.items():
-            if isinstance(value, int | float) and not _OF_THE_CLOCK.search(name):
+            if isinstance(value, int | float) and measures(name):
                 found.setdefault(name, []).append((step, value))
     return found
 

@@ -47,6 +47,16 @@ class ChatConf(StepConf):
 
 
 @dataclass
+class CompareConf(StepConf):
+    """What differs between two runs; no model is loaded."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    _target_: str = "llmmod.steps.compare.Compare"
+    runs: list[str] = field(default_factory=list)  # the directories of the two runs
+
+
+@dataclass
 class EvaluateConf(StepConf):
     """Loss, perplexity and token accuracy on the validation split."""
 
