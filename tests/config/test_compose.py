@@ -329,3 +329,29 @@ heavy = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "nump
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestFromMemory:
+    """A second composition of the same options in one process."""
+
+    def test_it_is_equal_and_shares_nothing_with_the_first(self, tmp_path, monkeypatch):
+        chosen = ["stage=dpo", "finetune=qlora"]
+        first = compose_config([*chosen, "training.beta=0.3"], with_hydra=True)
+        monkeypatch.chdir(tmp_path)
+        second = compose_config([*chosen, "training.beta=0.3"], with_hydra=True)
+        assert second.config == first.config
+        assert to_root(second.config) == to_root(first.config)
+        assert OmegaConf.get_type(second.config.training) is OmegaConf.get_type(first.config.training)
+        assert second.hydra.runtime.cwd == str(tmp_path)
+        first.config.training.beta = 9.0
+        assert second.config.training.beta == 0.3
+        assert compose_config(chosen).config.training.beta != 9.0
+
+    def test_a_file_that_changed_is_read_again(self, tmp_path):
+        option = tmp_path / "dataset" / "mine.yaml"
+        option.parent.mkdir()
+        found = []
+        for limit in (100, 2000):
+            option.write_text(f"defaults: [/schema/dataset@_here_, _self_]\nname: mine\npath: llmmod_qa\ncutoff_len: {limit}\n")
+            found.append(compose_config(["dataset=mine"], config_dir=str(tmp_path)).config.dataset.cutoff_len)
+        assert found == [100, 2000]

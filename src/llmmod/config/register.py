@@ -57,8 +57,9 @@ def register_schemas() -> None:
         place = ConfigStore.instance().repo
         for group in groups:
             place = place.setdefault(group, {})
-        node: Any = _Schema(path)
-        place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
+        if f"{name}.yaml" not in place:
+            node: Any = _Schema(path)
+            place[f"{name}.yaml"] = ConfigNode(name=f"{name}.yaml", node=node, group="/".join(groups), package=None, provider="llmmod")
 
 
 def _groups_to_choose_from(loader: ConfigLoaderImpl, parent_name: str) -> list[str]:
