@@ -182,6 +182,7 @@ def test_tokens_are_drawn_from_the_distribution_that_transformers_leaves(tiny_ll
 @pytest.mark.parametrize(
     ("fields", "named"),
     [({}, []), ({"num_beams": 2}, ["num_beams"]), ({"repetition_penalty": 1.2}, ["repetition_penalty"]),
+     ({"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "guidance_scale": 1.0}, []),
      ({"no_repeat_ngram_size": 3}, ["no_repeat_ngram_size"]),
      ({"temperature": 0.5, "do_sample": True}, []), ({"suppress_tokens": [4]}, ["suppress_tokens"]), ({"use_cache": False}, ["use_cache"])],
     ids=str,

@@ -52,6 +52,8 @@ READ = frozenset({
     "max_new_tokens", "max_length", "min_new_tokens", "min_length", "eos_token_id", "pad_token_id", "bos_token_id", "stop_strings",
     "use_cache", "num_return_sequences", "num_beams", "transformers_version",
 })  # fmt: skip
+# Values with which transformers (5.23, `_get_logits_processor`) changes nothing. trl's GRPOConfig has the first as its default.
+_WITHOUT_EFFECT = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}
 
 
 def generation_config(
@@ -182,7 +184,7 @@ class Ends:
 
 def unread(config: GenerationConfig) -> list[str]:
     """The settings that only transformers' own loop follows: their names, sorted; empty where the decoder follows all of them."""
-    default = GenerationConfig().to_dict()
+    default = GenerationConfig().to_dict() | _WITHOUT_EFFECT
     said = {name: value for name, value in config.to_dict().items() if name not in READ and name[0] != "_" and value not in (None, False)}
     found = [name for name, value in said.items() if value != default.get(name)]
     found += ["num_beams"] if (config.num_beams or 1) > 1 else []
