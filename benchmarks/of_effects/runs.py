@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -129,7 +130,7 @@ def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
     from llmmod.errors import ConfigError
     from llmmod.trainers.callbacks import progress as curve
 
-    curve.draw_loss_curve = lambda history, path: False  # drawn from the log, and half of a run's time
+    curve._draw = lambda state, path, draw: None  # curves show the log again, and take half of a run's time
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         config = llmmod.compose(overrides)
@@ -213,13 +214,22 @@ def write_checkpoint(directory: Path) -> None:
 
 
 def _import_all() -> None:
-    """What any run imports, once for all of them; garbage is looked for afterwards, since that takes a quarter of importing otherwise."""
+    """Imports all that any run imports, and composes once, since every fork would pay for both again.
+
+    The garbage collector is off meanwhile, as it would take a quarter of the time.
+    """
+    import llmmod
+
     gc.disable()
-    for name in ("torch", "peft", "trl", "matplotlib.figure", "llmmod.pipeline.run", "llmmod.steps.train", "llmmod.steps.evaluate"):
+    for name in ("torch", "peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
         importlib.import_module(name)
+    for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
+        if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):
+            importlib.import_module(module.name)
     for stage in STAGES:
         for target in (values_of(stage)["_target_"], values_of(stage)["trainer"]["_target_"]):
             importlib.import_module(target.rpartition(".")[0])
+    llmmod.compose([])
     gc.collect()
     gc.freeze()
     gc.enable()
