@@ -107,7 +107,7 @@ def test_the_command_can_be_typed_again():
 def test_metrics_and_their_absence():
     card = card_of(root(), metrics={"eval_loss": 1.23456, "predict_rouge-1": 45.1}, overrides=[])
     assert "| eval_loss | 1.235 |\n| predict_rouge-1 | 45.1 |" in card
-    assert "None were measured" in card_of(root(), metrics={}, overrides=[])
+    assert "measured none" in card_of(root(), metrics={}, overrides=[])
 
 
 def test_an_export_alone_names_the_adapters_and_no_training():

@@ -49,9 +49,9 @@ def share_of(remainder):
 def prepared(tiny_llama):
     """The tiny model as each way to fine-tune leaves it to a trainer."""
 
-    def make(way):
+    def make(way, **lora):
         torch.manual_seed(0)
-        return ways.prepared(tiny_llama, way, freeze={"extra_trainable": ["norm"]}, r=8, lora_alpha=16)
+        return ways.prepared(tiny_llama, way, freeze={"extra_trainable": ["norm"]}, **{"r": 8, "lora_alpha": 16} | lora)
 
     return make
 

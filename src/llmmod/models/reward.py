@@ -1,14 +1,15 @@
-"""Reward models: one number a text, from a linear head on the trunk of any causal language model that llmmod loads.
+"""Reward models: one number for each text, from a linear head on the trunk of any causal language model that llmmod loads.
 
-The class is transformers' own `…ForSequenceClassification` of one label, with another `forward`: it finds the last real token by the
-attention mask, or by the boundaries of a row that holds several texts (`attention.varlen`). transformers' own takes the last token that
-isn't the padding token, which is one too early wherever the terminator also pads. Names and files are transformers' own, so that
-`AutoModelForSequenceClassification` loads what is saved; `set_reward_padding` chooses a padding token with which it scores alike.
+The class is transformers' `…ForSequenceClassification` with one label and with another `forward`. It finds the last real token by the
+attention mask, or by the boundaries of a row that holds several texts (`attention.varlen`). transformers' own `forward` takes the last
+token that isn't the padding token, which is one too early where the terminator is also the padding token. Names and files are those of
+transformers, so `AutoModelForSequenceClassification` loads what is saved; `set_reward_padding` chooses a padding token with which that
+class gives the same scores.
 
-The head is in float32, whatever the trunk is in. It comes from a checkpoint or an adapter; one that was made up is marked, and nothing
-but training takes such a model.
+The head is in float32, also where the trunk isn't. It comes from a checkpoint or an adapter. A new head has random weights and is marked
+as new; only training accepts such a model.
 
-`adapters.reward_models` loads one from the disk, or puts a reward adapter beside the one that is trained; `score` scores with either.
+`adapters.reward_models` loads a reward model, or adds a reward adapter to a model in training. `score` works with both.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from llmmod.models.loading.structure import base_model
 from llmmod.models.loading.tiny import STAND_IN
 
 HEAD = "score"  # transformers' name of the head in all families
-_LANGUAGE_CONFIG = "llmmod_language_config"  # attribute of a reward model: what the configuration that it shares had for the language model
-_NEW = "head_is_new"  # attribute of a model whose head nothing has trained yet
+_LANGUAGE_CONFIG = "llmmod_language_config"  # attribute of a reward model: the language model's values of the configuration that both share
+_NEW = "head_is_new"  # attribute of a model whose head is random so far
 
 
 class _Scoring:
-    """What a class of transformers gets instead of its own `forward`."""
+    """The `forward` that replaces the one of transformers' class."""
 
     _keep_in_fp32_modules_strict: ClassVar[set[str]] = {HEAD}
 
@@ -52,10 +53,10 @@ class _Scoring:
 
         Args:
             input_ids: [batch, seq], padded on either side; with `cu_seq_lens_q` one row [1, tokens].
-            attention_mask: [batch, seq], 0 where a token is padding; None: none is.
+            attention_mask: [batch, seq], 0 where a token is padding; None: without padding.
             position_ids: [batch, seq]; None: counted from the first real token.
             inputs_embeds: [batch, seq, channels], instead of `input_ids`.
-            kwargs: `cu_seq_lens_q` and its like (`data.collators.FlatteningCollator`), and what else the trunk takes.
+            kwargs: further arguments of the trunk, such as `cu_seq_lens_q` (`data.collators.FlatteningCollator`).
         """
         trunk, head = self.base_model, getattr(self, HEAD)  # type: ignore[attr-defined]
         kwargs |= {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
@@ -64,7 +65,7 @@ class _Scoring:
 
 
 def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: Any) -> dict[str, Any]:
-    """What a trunk is called with: positions counted from the first real token, where it takes any; nothing that is None."""
+    """The arguments of a trunk, without those that are None. Positions are counted from the first real token, if the trunk takes them."""
     if attention_mask is not None and given.get("position_ids") is None and _takes_positions(type(trunk).forward):
         given["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     given = {"attention_mask": attention_mask, **given}
@@ -72,7 +73,7 @@ def trunk_inputs(trunk: Any, *, attention_mask: torch.Tensor | None, **given: An
 
 
 def head_scores(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """A head's scores of hidden states [texts, channels], float32 [texts, 1], mixed precision or not; on the head's device."""
+    """A head's scores of hidden states [texts, channels], float32 [texts, 1], on the head's device and without mixed precision."""
     weight = next(head.parameters())
     with torch.autocast(weight.device.type, enabled=False):
         return head(hidden.to(weight)).float()  # type: ignore[no-any-return]
@@ -83,8 +84,8 @@ def last_tokens(hidden: torch.Tensor, attention_mask: torch.Tensor | None, bound
 
     Args:
         hidden: [batch, seq, channels].
-        attention_mask: [batch, seq], or None where nothing is padding.
-        boundaries: int32 [texts + 1], where the texts of the one row begin, and where the last one ends.
+        attention_mask: [batch, seq]; None: without padding.
+        boundaries: int32 [texts + 1], the first position of each text in the only row, and the end of the last text.
     """
     if boundaries is not None:
         return hidden[0, boundaries[1:].long().to(hidden.device) - 1]
@@ -98,26 +99,26 @@ def score(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | No
     """The scores of a batch of texts, float32 [batch], without gradients.
 
     Args:
-        model: a reward model, with adapters or without, or `adapters.reward_models.SharedBaseReward`; in evaluation mode.
-        input_ids: int64 [batch, seq], terminators included, padded on either side or both.
-        attention_mask: int64 [batch, seq], 0 where a token is padding; None: none is.
+        model: a reward model with or without adapters, or `adapters.reward_models.SharedBaseReward`; in evaluation mode.
+        input_ids: int64 [batch, seq], with terminators, padded on either side or both.
+        attention_mask: int64 [batch, seq], 0 where a token is padding; None: without padding.
     """
     with torch.no_grad():
         return model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1)  # type: ignore[no-any-return]
 
 
 def with_reward_head(model: Any, *, seed: int = 0) -> Any:
-    """A reward model around the trunk of a causal language model, which the two share from then on: nothing is copied.
+    """A reward model around the trunk of a causal language model. Both share the trunk; its weights aren't copied.
 
-    What others have hung on the language model itself to compute or move it (trl's fused head, accelerate's hook of a model that is spread
-    over devices) stays there; the hooks of the trunk's own modules go on moving what they are given.
+    Patches and hooks of the language model itself (trl's fused head, accelerate's hook for a model on several devices) stay on it. The
+    hooks of the trunk's modules go on moving inputs between devices.
 
     Args:
-        model: a PreTrainedModel without adapters, quantized or not. A reward model stays as it is.
-        seed: of the head's weights, as transformers draws them; the process's own random state stays as it is.
+        model: a PreTrainedModel without adapters, quantized or not. A reward model is returned as it is.
+        seed: seed of the head's weights, which are drawn as in transformers. The global random state doesn't change.
 
     Raises:
-        ConfigError: transformers has no such class of this family.
+        ConfigError: transformers doesn't have such a class for this family.
     """
     if is_reward_model(model):
         return model
@@ -138,13 +139,13 @@ def with_reward_head(model: Any, *, seed: int = 0) -> Any:
 
 
 def _device(trunk: nn.Module) -> torch.device:
-    """Where a trunk takes its input; of one whose weights lie elsewhere until they are used (offloaded: "meta"), the CPU."""
+    """The device of a trunk's input. If all its weights are offloaded ("meta"), the CPU."""
     devices = (parameter.device for parameter in trunk.parameters())
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def restore_language_config(scoring: Any) -> None:
-    """Give the language model that a reward model was made of its configuration's values again; the two share the configuration."""
+    """Restore the configuration of the language model that a reward model was made from; both share it."""
     labels, pad_token_id = getattr(scoring, _LANGUAGE_CONFIG, ({}, None))
     if labels:
         vars(scoring.config).update(labels)
@@ -152,39 +153,39 @@ def restore_language_config(scoring: Any) -> None:
 
 
 @functools.cache
-def _made(stock: type) -> type:
+def _scoring_class(stock: type) -> type:
     return type(stock.__name__, (_Scoring, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
 
 
 def reward_class(config: Any) -> Any:
-    """The class of reward models of a configuration; what it saves says that it is transformers' own.
+    """The class of reward models for a configuration. Its saved models name transformers' class.
 
     Raises:
-        ConfigError: transformers has none of this family.
+        ConfigError: transformers doesn't have one for this family.
     """
     if isinstance(config, BaichuanConfig):
-        return _made(BaichuanForSequenceClassification)
+        return _scoring_class(BaichuanForSequenceClassification)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        found = f"{config.model_type}, of which transformers has no class with a reward head"
-        raise ConfigError(Problem(PATH_KEY, found, do="Take a model of another family"))
-    return _made(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+        found = f"{config.model_type}, for which transformers doesn't have a class with a reward head"
+        raise ConfigError(Problem(PATH_KEY, found, do="Choose a model of another family"))
+    return _scoring_class(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
 
 
 def is_reward_model(model: Any) -> bool:
-    """Whether a model, with adapters or without, scores rather than writes."""
+    """Whether a model, with or without adapters, is a reward model."""
     return isinstance(base_model(model), _Scoring)
 
 
 def mark_trained(model: Any) -> None:
-    """Say that a reward model's head is no made-up one any more: it was trained, or loaded."""
+    """Mark a reward model's head as trained or loaded, so that it no longer counts as new."""
     setattr(base_model(model), _NEW, False)
 
 
 def require_head(model: Any) -> None:
-    """Nothing, where a model's reward head was trained, or stands in for one in a rehearsal.
+    """Accept a reward head that was trained, or the random one of a rehearsal.
 
     Raises:
-        ConfigError: it is random, since neither the model's directory nor an adapter holds one.
+        ConfigError: the head is random, because neither the model's directory nor an adapter has one.
     """
     base = base_model(model)
     if getattr(base, _NEW, False) and not getattr(base, STAND_IN, False):
@@ -193,14 +194,14 @@ def require_head(model: Any) -> None:
 
 
 def set_reward_padding(model: Any, tokenizer: Any, *, stop_ids: Collection[int]) -> None:
-    """Choose the padding token that a saved reward model tells other programs of; model and tokenizer are changed in place.
+    """Choose the padding token that is saved with a reward model. Changes the model and the tokenizer in place.
 
-    transformers' own class scores the last token that isn't padding. That is the terminator only if it isn't the padding token as well,
-    as in many models; then another special token pads. Where there is none, the model has no padding token, and takes one text at a time.
+    transformers' class scores the last token that isn't the padding token. In many models the terminator is also the padding token; then
+    another special token has to pad. Without such a token the model gets no padding token, and other programs score one text at a time.
 
     Args:
-        model: a reward model, or None, to change the tokenizer alone.
-        tokenizer: a copy that is saved beside it.
+        model: a reward model; None: only change the tokenizer.
+        tokenizer: the copy that is saved with the model.
         stop_ids: ids that end a text.
     """
     special = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
@@ -212,7 +213,7 @@ def set_reward_padding(model: Any, tokenizer: Any, *, stop_ids: Collection[int])
 
 
 def _new_weight(config: Any, *, seed: int) -> torch.Tensor:
-    """First weights of a head, [1, channels]: normal, as transformers draws those of its own."""
+    """Random weights of a new head, [1, channels], from transformers' normal distribution."""
     width, std = config.get_text_config().hidden_size, getattr(config, "initializer_range", 0.02)
     return torch.empty(1, width).normal_(std=std, generator=torch.Generator().manual_seed(seed))
 

@@ -1,7 +1,7 @@
-"""The README.md of an exported model: what these weights were made from, by which training steps, on what data, with what result.
+"""The README.md of an exported model: its base model, its training steps and their data, and its metrics.
 
-Its front matter is what the Hugging Face hub reads (https://huggingface.co/docs/hub/model-cards). A license is left out on purpose: it
-follows from the base model's and the data's, which this program can't know.
+The Hugging Face hub reads the front matter (https://huggingface.co/docs/hub/model-cards). The license is left out on purpose: it follows
+from the licenses of the base model and the data, which this program can't know.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from llmmod.config.step_parts import StepParts
 from llmmod.files.paths import is_hub_id
 from llmmod.upstream import MAIN, installed
 
-# Of a model's option, what this run had no use for.
+# Fields of a model's option that say nothing about this run.
 _UNUSED = ("sizes", "install")
-# Never in a file that people publish.
+# People publish the card, so these never stand in it.
 _SECRET = re.compile(r"hub_token|hf_token|password|secret|api_key|use_auth_token")
 
 
@@ -32,25 +32,25 @@ def model_card(root: Root, parts: StepParts, step: str, *, metrics: Mapping[str,
 
     Args:
         root: the run's configuration.
-        parts: those of its steps.
-        step: that exports.
+        parts: the configuration of its steps.
+        step: the step that exports.
         metrics: flat, as in metrics.json.
-        overrides: what was typed, as in .hydra/overrides.yaml.
+        overrides: the command line, as in .hydra/overrides.yaml.
     """
-    made = _Made(root, parts, step)
+    history = _History(root, parts, step)
     typed = [text for text in overrides if not text.startswith("hub.") and not _SECRET.search(text)]
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(made), sort_keys=False, allow_unicode=True).rstrip(),
+            yaml.safe_dump(_front_matter(history), sort_keys=False, allow_unicode=True).rstrip(),
             "---",
             "",
-            f"# {'-'.join([made.model.name, *(made.stages or ['export'])])}",
+            f"# {'-'.join([history.model.name, *(history.stages or ['export'])])}",
             "",
-            _account(made),
+            _description(history),
             "",
             "```python",
-            *(_SCORES if made.scores else _WRITES),
+            *(_SCORES if history.scores else _WRITES),
             "```",
             "",
             "## Metrics",
@@ -59,7 +59,7 @@ def model_card(root: Root, parts: StepParts, step: str, *, metrics: Mapping[str,
             "",
             "## Configuration",
             "",
-            "Made by",
+            "The command:",
             "",
             "```bash",
             " ".join(["llmmod", *(f"'{text}'" if re.search(r"[^\w./=,:@+-]", text) else text for text in typed)]),
@@ -98,7 +98,7 @@ _SCORES = (
 
 
 class _Readable(yaml.SafeDumper):
-    """Writes a text of several lines as one, with its line ends spelt: renders are full of them."""
+    """Writes a text of several lines on one line, with `\\n` for its line ends. Renders have many such texts."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -109,7 +109,7 @@ _Readable.add_representer(str, _text)
 
 
 def chosen(root: Root) -> dict[str, Any]:
-    """The configuration's values that differ from their schema's defaults, as plain YAML; no hub settings, no secrets, no run directory."""
+    """The values that differ from their schema's defaults, as plain YAML, without hub settings, secrets and the run's directory."""
     config = _differing(root)
     for name in ("hub", "output_dir"):
         config.pop(name, None)
@@ -121,7 +121,7 @@ def chosen(root: Root) -> dict[str, Any]:
 
 
 def _differing(node: Any) -> Any:
-    """`node` as plain values, each dataclass reduced to the fields that differ from its defaults."""
+    """`node` as plain values. Of each dataclass, only the fields that differ from their defaults."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         fields = {field.name: (getattr(node, field.name), _default(field)) for field in dataclasses.fields(node)}
         return _plain({name: value for name, (value, default) in fields.items() if value != default and not _SECRET.fullmatch(name)})
@@ -146,16 +146,16 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
 
 
-class _Made:
-    """What went into the weights that a step exports.
+class _History:
+    """The training steps, the data and the adapters behind the weights that a step exports.
 
     Args:
-        root, parts, step: as `model_card`'s.
+        root, parts, step: as in `model_card`.
     """
 
     def __init__(self, root: Root, parts: StepParts, step: str) -> None:
         self.root, self._parts = root, parts
-        self.trained: list[str] = []  # training steps, the first one first
+        self.trained: list[str] = []  # training steps, oldest first
         earlier = parts.followed(step)
         while earlier is not None:
             self.trained.insert(0, earlier)
@@ -164,57 +164,58 @@ class _Made:
         self.scores = parts.head(step) == "reward"
         self.model, self.render = self.of(step, "model"), self.of(step, "render")
         finetunes = [self.of(name, "finetune") for name in self.trained or [step]]
-        self.ways: list[str] = [finetune.name for finetune in finetunes] if self.trained else []
+        self.finetunes: list[str] = [finetune.name for finetune in finetunes] if self.trained else []
         self.adapters: list[str] = [str(adapter) for finetune in finetunes for adapter in finetune.adapters]
 
     def of(self, step: str, part: str) -> Any:
-        """A part of a step's configuration."""
+        """One part of a step's configuration, such as its dataset."""
         return self._parts.get(self._parts.part(step, part))
 
     def rewards(self, step: str) -> list[str]:
-        """The training steps of the run whose reward models a step learnt from."""
+        """The training steps of this run that made a step's reward models."""
         conf = getattr(self.of(step, "training"), "reward", None)
         return [] if conf is None else [node["step"] for node in reward_nodes(conf).values() if "step" in node]
 
     def datasets(self) -> list[Any]:
-        """The data of the training steps, and that of reward models which one of them learnt from."""
+        """The datasets of the training steps and of their reward models."""
         steps = [name for step in self.trained for name in (step, *self.rewards(step))]
         return [self.of(name, "dataset") for name in steps]
 
 
-def _front_matter(made: _Made) -> dict[str, Any]:
-    base, data = made.model.pretrained_model_name_or_path, [str(dataset.path) for dataset in made.datasets()]
-    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification" if made.scores else "text-generation"}
+def _front_matter(history: _History) -> dict[str, Any]:
+    base, data = history.model.pretrained_model_name_or_path, [str(dataset.path) for dataset in history.datasets()]
+    task = "text-classification" if history.scores else "text-generation"
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base and "/" in base and is_hub_id(base):
         matter["base_model"] = base
     if linked := list(dict.fromkeys(path for path in data if "/" in path and is_hub_id(path))):
         matter["datasets"] = linked
-    matter["tags"] = ["llmmod", *dict.fromkeys([*made.stages, *made.ways, *(["reward-model"] if made.scores else [])])]
+    matter["tags"] = ["llmmod", *dict.fromkeys([*history.stages, *history.finetunes, *(["reward-model"] if history.scores else [])])]
     return matter
 
 
-def _account(made: _Made) -> str:
-    """How the model was made, in a few sentences."""
-    path = None if made.model.weights is Weights.random else made.model.pretrained_model_name_or_path
-    base = f"{made.model.name} (`{path}`)" if path else f"a random initialisation of {made.model.name}"
+def _description(history: _History) -> str:
+    """The base model and the training steps, in a few sentences."""
+    path = None if history.model.weights is Weights.random else history.model.pretrained_model_name_or_path
+    base = f"{history.model.name} (`{path}`)" if path else f"a random initialisation of {history.model.name}"
     text = f"Made from {base} with llmmod"
-    if made.trained:
-        text += f": {', then '.join(_training(made, step) for step in made.trained)}"
-    if made.adapters:
-        text += ", with the adapters " + ", ".join(f"`{adapter}`" for adapter in made.adapters) + " merged"
-    if made.scores:
-        text += ". It scores a conversation that ends with an answer, and writes nothing: the higher, the better the answer"
-    smoke = " It comes from a rehearsal (`smoke=true`): its weights are random and it answers nothing." if made.root.smoke else ""
-    return f"{text}. The chat template is the form that it was trained with (`render={made.render.name}`).{smoke}"
+    if history.trained:
+        text += f": {', then '.join(_training(history, step) for step in history.trained)}"
+    if history.adapters:
+        text += ", with the adapters " + ", ".join(f"`{adapter}`" for adapter in history.adapters) + " merged"
+    if history.scores:
+        text += ". It scores a conversation that ends with an answer, and doesn't write: a higher score means a better answer"
+    smoke = " It comes from a rehearsal (`smoke=true`): its weights are random, so its answers mean nothing." if history.root.smoke else ""
+    return f"{text}. The chat template is the prompt format of the training (`render={history.render.name}`).{smoke}"
 
 
-def _training(made: _Made, step: str) -> str:
-    text = f"{made.of(step, 'training').stage} ({made.of(step, 'finetune').name}) on the dataset `{made.of(step, 'dataset').name}`"
-    judges = [f"`{name}`, trained on `{made.of(name, 'dataset').name}`" for name in made.rewards(step)]
-    return f"{text} with the reward model {' and '.join(judges)}" if judges else text
+def _training(history: _History, step: str) -> str:
+    text = f"{history.of(step, 'training').stage} ({history.of(step, 'finetune').name}) on the dataset `{history.of(step, 'dataset').name}`"
+    rewards = [f"`{name}`, trained on `{history.of(name, 'dataset').name}`" for name in history.rewards(step)]
+    return f"{text} with the reward model {' and '.join(rewards)}" if rewards else text
 
 
 def _metrics_table(metrics: Mapping[str, float]) -> str:
     if not metrics:
-        return "None were measured in the run that exported it."
+        return "The run that exported this model measured none."
     return "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in metrics.items())])

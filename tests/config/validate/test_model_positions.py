@@ -8,7 +8,7 @@ import pytest
 
 SCALED = ("model.rope_scaling.type=linear", "model.rope_scaling.factor=2")
 NOT_SCALED = "model.rope_scaling.type: 'linear', but a model of type {} has no rotary positions to scale. Leave it null."
-NOT_SHIFTED = "model.shift_attn: true, but LongLoRA is for rotary positions, and a model of type {} has none. Leave it false."
+NOT_SHIFTED = "model.shift_attn: true, but LongLoRA needs rotary positions, and a model of type {} doesn't have any. Leave it false."
 
 
 @pytest.mark.parametrize(("option", "family"), [("baichuan_13b", "baichuan"), ("baichuan2_13b", "baichuan"), ("bloomz", "bloom")])

@@ -135,7 +135,7 @@ def test_an_adapter_of_the_wrong_kind(told, left):
 def test_an_adapter_without_those_it_was_trained_on(told, left):
     left("sft")
     left("ppo", merged=["../sft"])
-    told_of = "finetune.adapters[0]: 'ppo' was trained on a base with sft merged into it, and would not fit without. "
+    told_of = "finetune.adapters[0]: 'ppo' was trained on a base with sft merged into it, and doesn't fit without. "
     assert told("finetune.adapters=[ppo]", "pipeline=[predict]") == [told_of + "Name them before it: [sft,ppo]."]
     assert told("finetune.adapters=[sft,ppo]", "pipeline=[predict]") == []
 

@@ -194,7 +194,7 @@ def test_rows_of_several_examples_are_not_for_it(tiny_llama):
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, "true, but LongLoRA is for rotary positions, and Bloom"),
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, "true, but LongLoRA needs rotary positions, and Bloom"),
         ({"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "alibi": True}, "and Falcon"),
         ({"model_type": "gptj", "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "and GPTJ"),
     ],
@@ -202,7 +202,7 @@ def test_rows_of_several_examples_are_not_for_it(tiny_llama):
 )
 def test_other_models_are_refused(tiny_tokenizer, architecture, message):
     conf = ModelConf(name="x", architecture=architecture, shift_attn=True)
-    with pytest.raises(ConfigError, match=rf"model.shift_attn: .*{message}\w+ has none. Leave it false"):
+    with pytest.raises(ConfigError, match=rf"model.shift_attn: .*{message}\w+ doesn't have any. Leave it false"):
         build_model(conf, hub=HubConf(), smoke=True, tokenizer=tiny_tokenizer)
 
 

@@ -79,5 +79,5 @@ def test_an_adapter_trained_on_others_merged(left, tmp_path, monkeypatch):
     assert wrong_chain("sft", tmp_path / "sft", before=[], key="k") is None
     for before in ([], ["ppo"], ["sft", "ppo"]):
         assert str(wrong_chain("ppo", ppo, before=before, key="k")) == (
-            "k: 'ppo' was trained on a base with sft merged into it, and would not fit without. Name them before it: [sft,ppo]."
+            "k: 'ppo' was trained on a base with sft merged into it, and doesn't fit without. Name them before it: [sft,ppo]."
         )

@@ -287,7 +287,7 @@ def test_prompts_are_shown_without_answers(session, monkeypatch, capsys):
     assert {line["part"] for line in lines} == {"prompt"}
     assert all(set(line["labels"]) == {-100} and "Secret" not in line["text"] for line in lines)
     text = Page(html).text
-    assert "of prompts, whose answers are made while training" in text
+    assert "of prompts; the model writes completions while it trains" in text
     assert "Secret" not in html + capsys.readouterr().out
 
 

@@ -161,7 +161,7 @@ def check_positions(context: Context) -> Iterator[Problem]:
             found = f"'{kind}', but a model of type {family} has no rotary positions to scale"
             yield Problem(f"{place}.rope_scaling.type", found, do="Leave it null")
         if family in _WITHOUT_ROTARY and shifted is True:
-            found = f"true, but LongLoRA is for rotary positions, and a model of type {family} has none"
+            found = f"true, but LongLoRA needs rotary positions, and a model of type {family} doesn't have any"
             yield Problem(f"{place}.shift_attn", found, do="Leave it false")
 
 

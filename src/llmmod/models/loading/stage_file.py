@@ -1,6 +1,7 @@
-"""stage.json: what a training step left in a directory, beside the weights. Whoever is given such a directory asks first, and loads then.
+"""stage.json: a training step writes it next to the weights, and says there what the directory holds.
 
-Directories of others have none; what an adapter or a model is can often be told by its own configuration.
+Code that gets such a directory reads this file before it loads the weights. A directory from another program doesn't have one; then the
+configuration of the adapter or the model often says enough.
 """
 
 from __future__ import annotations
@@ -25,18 +26,15 @@ _MAKE = {"language": "Give one that stage=sft or its like trained", "reward": "G
 
 @dataclass(frozen=True)
 class StageFile:
-    """What a training step left.
+    """The contents of stage.json.
 
     Args:
         stage: `sft`, `rm`, ….
         kind: `adapter` or `full`.
         head: `language` (it writes) or `reward` (it scores).
-        base: see `ModelLineage`, as `merged`, `gguf_file` and `quantization`.
-        render: the name of the render it was trained with.
-        merged: adapters under what was trained.
-        gguf_file: the base's.
-        quantization: the base's.
-        llmmod: version.
+        base, merged, gguf_file, quantization: the model that training started from; see `ModelLineage`.
+        render: the name of the render that it was trained with.
+        llmmod: the version that wrote the file.
     """
 
     stage: str
@@ -55,14 +53,14 @@ class StageFile:
         return ModelLineage(self.base, self.merged, self.gguf_file, self.quantization)
 
 
-def write_stage_file(directory: Path, left: StageFile) -> None:
-    """Write it beside the weights."""
-    written = asdict(left) | {"llmmod": installed("llmmod") or ""}
+def write_stage_file(directory: Path, contents: StageFile) -> None:
+    """Write stage.json next to the weights."""
+    written = asdict(contents) | {"llmmod": installed("llmmod") or ""}
     (directory / NAME).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_stage_file(directory: Path) -> StageFile | None:
-    """What a training step left in a directory; None where no step of ours wrote there."""
+    """The stage.json of a directory; None if it doesn't have one."""
     read = _json(directory / NAME)
     names = StageFile.__dataclass_fields__
     with suppress(TypeError):
@@ -71,9 +69,9 @@ def read_stage_file(directory: Path) -> StageFile | None:
 
 
 def head_of(directory: Path) -> str | None:
-    """The head of the adapter or model in a directory, `language` or `reward`; None where nothing says."""
-    if (left := read_stage_file(directory)) is not None:
-        return left.head
+    """The head of the adapter or model in a directory, `language` or `reward`; None if no file says."""
+    if (stage_file := read_stage_file(directory)) is not None:
+        return stage_file.head
     if task := _json(directory / _KINDS["adapter"]).get("task_type"):
         return {"CAUSAL_LM": "language", "SEQ_CLS": "reward"}.get(str(task))
     architectures = [str(name) for name in _json(directory / _KINDS["full"]).get("architectures") or ()]
@@ -83,31 +81,31 @@ def head_of(directory: Path) -> str | None:
 
 
 def wrong_head(path: str, directory: Path, *, wanted: str, key: str) -> Problem | None:
-    """The problem of a directory whose head is another than the one that is wanted; None where it isn't, or nothing says."""
+    """The problem of a directory with another head than `wanted`; None if it has that head, or no file says."""
     found = head_of(directory)
     if found is None or found == wanted:
         return None
-    left = read_stage_file(directory)
-    by = f", made by stage={left.stage}" if left is not None else ""
+    stage_file = read_stage_file(directory)
+    by = f", made by stage={stage_file.stage}" if stage_file is not None else ""
     what = "an adapter" if (directory / _KINDS["adapter"]).is_file() else "a model"
     return Problem(key, f"'{path}' is {what} with a {found} head{by}: it {_DOES[found]}", do=_MAKE[wanted])
 
 
 def wrong_chain(path: str, directory: Path, *, before: Sequence[str], key: str) -> Problem | None:
-    """The problem of an adapter that was trained on a base with other adapters than those named before it."""
-    left = read_stage_file(directory)
-    if left is None or left.kind != "adapter":
+    """The problem of an adapter whose base had adapters merged that `before` doesn't name; None if all are named."""
+    stage_file = read_stage_file(directory)
+    if stage_file is None or stage_file.kind != "adapter":
         return None
-    wanted = [resolve_from(name, directory) for name in left.merged]
+    wanted = [resolve_from(name, directory) for name in stage_file.merged]
     if wanted == [resolve_from(name, Path()) for name in before][-len(wanted) :] or not wanted:
         return None
     chain = [_shown(name) for name in wanted]
-    found = f"'{path}' was trained on a base with {' and '.join(chain)} merged into it, and would not fit without"
+    found = f"'{path}' was trained on a base with {' and '.join(chain)} merged into it, and doesn't fit without"
     return Problem(key, found, do=f"Name them before it: [{','.join([*chain, path])}]")
 
 
 def _shown(path: str) -> str:
-    """A path as it is typed where one stands."""
+    """A path as a user types it in the current directory."""
     return os.path.relpath(path) if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()) else path
 
 

@@ -1,1 +1,1 @@
-"""The step `preview`: what training will see, before it trains."""
+"""The step `preview`: shows the training examples before a training."""

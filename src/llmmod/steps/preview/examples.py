@@ -1,8 +1,7 @@
-"""Examples as a person reads them: tokens as text in which nothing is invisible, and examples in the terminal.
+"""Examples as readable text, in which every character is visible; and how the terminal shows them.
 
-A token of a byte-level or byte-fallback tokenizer may be part of a character. Neighbours that make up whole characters are shown as one;
-where none do (an example that was cut), their bytes are shown. The terminal gets colours if it has them, else brackets around what is
-trained.
+A token of a byte-level or byte-fallback tokenizer may be part of a character. Tokens that together make whole characters are shown as one
+piece. Where they don't (an example that was cut), their bytes are shown. A terminal without colours gets brackets around the trained text.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from llmmod.render.encode import IGNORED
 from llmmod.render.findings import Finding
 
-_HALF = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are no character
+_HALF = "\N{REPLACEMENT CHARACTER}"  # decoders write it for bytes that are not a character
 _LONGEST = 8  # tokens tried together; a character has at most 4 bytes, and a token at least one
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's byte fallback
 
-# Control characters would act on a terminal and be lost on a page; invisible ones are what nobody finds in data.
+# Control characters would act on a terminal and vanish on a page. Invisible ones are hard to find in data.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\N{SYMBOL FOR DELETE}"}
-_NO_INK = (*range(0x80, 0xA0), 0xAD, 0x200B, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)  # joiners have their use
+_NO_INK = (*range(0x80, 0xA0), 0xAD, 0x200B, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)  # joiners are left alone
 _INVISIBLE = {code: f"⟨U+{code:04X}⟩" for code in _NO_INK}
 _VISIBLE = {**_CONTROLS, **_INVISIBLE, ord("\n"): "↵\n", ord("\t"): "⇥\t"}
 
-_EACH_SIDE = 150  # pieces of an example that are shown at its beginning and at its end; the page has all of it
+_EACH_SIDE = 150  # pieces that the terminal shows of an example's beginning and of its end; the page shows all
 _STYLES = {(False, False): "bright_black", (False, True): "bold magenta", (True, False): "green", (True, True): "bold green reverse"}
-# Around what is trained, around special tokens, and for the verdict; where a terminal has none of these, what it has.
+# Around trained text, around special tokens, and for the verdict; the second row is for a terminal without the first.
 _SIGNS = ("⟦", "⟧", "‹", "›", "✓", "✗")
 _ASCII_SIGNS = ("[[", "]]", "<", ">", "+", "x")
 
@@ -43,13 +42,13 @@ class Shown(NamedTuple):
     """One or more neighbouring tokens, shown as one.
 
     Args:
-        text: what they say, nothing in it invisible.
+        text: their text, with every character visible.
         at: the position of the first.
-        ids: theirs.
-        names: as the vocabulary spells each.
-        trained: whether they are.
+        ids: their ids.
+        names: each as the vocabulary spells it.
+        trained: whether they have labels.
         special: whether this is a special token, so that `text` is its name.
-        label: what is trained instead of the token itself, as the vocabulary spells it; empty where it is the token.
+        label: the label as the vocabulary spells it, where it differs from the token; else empty.
     """
 
     text: str
@@ -71,29 +70,29 @@ class TokenTexts:
     """Reads tokens with one tokenizer.
 
     Args:
-        tokenizer: gives texts and names.
-        special: ids of further tokens that are shown by name, besides the tokenizer's own.
+        tokenizer: decodes ids, and knows the names of tokens.
+        special: ids of more tokens to show by name, besides the tokenizer's special ones.
     """
 
     def __init__(self, tokenizer: Any, special: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         added = {int(token) for token in getattr(tokenizer, "added_tokens_decoder", {})}
         self._special = frozenset([*tokenizer.all_special_ids, *special]) | added
-        # A token is decoded behind another: SentencePiece's decoders take the space from the token that comes first.
+        # Tokens are decoded after another one, because SentencePiece's decoders drop the space of the first token.
         self._anchor: list[int] = list(tokenizer.encode("a", add_special_tokens=False))
         self._anchored = self._decoded(self._anchor)
         self._texts: dict[tuple[int, ...], str] = {}
 
     def shown(self, ids: Sequence[int], labels: Sequence[int]) -> list[Shown]:
-        """The tokens of an example, in order, each once."""
+        """The tokens of an example in order, each in one piece."""
         return list(self._shown(ids, labels))
 
     def text(self, ids: Sequence[int]) -> str:
-        """The example's text, special tokens written out."""
+        """The example's text, with its special tokens."""
         return self._decoded(ids)
 
     def name(self, token: int) -> str:
-        """A token as the vocabulary spells it, on one line; the bytes of one that is spelt in bytes."""
+        """A token as the vocabulary spells it, on one line. A token that the vocabulary has as bytes is written in hexadecimal."""
         name = self._tokenizer.convert_ids_to_tokens(token)
         return _hex(name) if isinstance(name, bytes) else visible(str(name)).replace("\n", "").replace("\t", "")
 
@@ -108,12 +107,11 @@ class TokenTexts:
             at += count
 
     def _together(self, ids: Sequence[int], labels: Sequence[int], at: int) -> tuple[int, str]:
-        """How many tokens from a position on are shown as one, and their text."""
+        """How many tokens from a position on are one piece, and their text."""
         if ids[at] in self._special:
             return 1, self.name(ids[at])
         for stop in range(at + 1, min(at + _LONGEST, len(ids)) + 1):
-            apart = ids[stop - 1] in self._special or (labels[stop - 1] == IGNORED) != (labels[at] == IGNORED)
-            if apart:
+            if ids[stop - 1] in self._special or (labels[stop - 1] == IGNORED) != (labels[at] == IGNORED):
                 break
             if _HALF not in (text := self._text(tuple(ids[at:stop]))):
                 return stop - at, visible(text)
@@ -122,8 +120,7 @@ class TokenTexts:
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._texts:
             text = self._decoded([*self._anchor, *ids])
-            behind = text.startswith(self._anchored)
-            self._texts[ids] = text[len(self._anchored) :] if behind else self._decoded(ids)
+            self._texts[ids] = text.removeprefix(self._anchored) if text.startswith(self._anchored) else self._decoded(ids)
         return self._texts[ids]
 
     def _decoded(self, ids: Sequence[int]) -> str:
@@ -131,7 +128,7 @@ class TokenTexts:
         return text
 
     def _bytes(self, token: int) -> str:
-        """The bytes of a token that is no text alone, its name where they aren't known."""
+        """The bytes of a token that is only part of a character, or its name where the bytes aren't known."""
         name = self._tokenizer.convert_ids_to_tokens(token)
         if isinstance(name, bytes):
             return _hex(name)
@@ -143,7 +140,7 @@ class TokenTexts:
 
 
 def visible(text: str) -> str:
-    """The text with control and invisible characters as signs for them; line breaks stay behind their sign."""
+    """The text with signs for control and invisible characters. A line break stays, after its sign."""
     return text.translate(_VISIBLE)
 
 
@@ -152,7 +149,7 @@ def _hex(content: bytes) -> str:
 
 
 class IdRow(NamedTuple):
-    """A line of the table of ids; `text` is what its token says, with those below it where only several make a character."""
+    """A line of the table of ids. `text` is the token's text; where several tokens make a character, the first line has it."""
 
     at: int
     id: int
@@ -167,9 +164,9 @@ class Example:
 
     Args:
         number: from 1 on.
-        name: what it is called.
+        name: its heading.
         shown: its tokens.
-        rows: of its table of ids.
+        rows: the lines of its table of ids.
     """
 
     number: int
@@ -179,22 +176,22 @@ class Example:
 
     @property
     def tokens(self) -> int:
-        """Tokens there are."""
+        """The number of tokens."""
         return len(self.rows)
 
     @property
     def trained(self) -> int:
-        """Positions with a label."""
+        """The number of positions with a label."""
         return sum(row.label != IGNORED for row in self.rows)
 
     @property
     def runs(self) -> list[tuple[bool, list[Shown]]]:
-        """Its tokens in runs of trained and masked ones."""
+        """Its tokens, in runs that are trained or masked."""
         return [(trained, list(run)) for trained, run in groupby(self.shown, lambda piece: piece.trained)]
 
 
 class Verdict(NamedTuple):
-    """What the certificate says."""
+    """The result of the certificate."""
 
     refused: bool
     headline: str
@@ -203,7 +200,7 @@ class Verdict(NamedTuple):
 
 
 def show(examples: Sequence[Example], verdict: Verdict, out: TextIO) -> None:
-    """Write examples and the certificate's verdict."""
+    """Write the examples and the certificate's verdict, with colours on a terminal that has them."""
     if out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
         _show_coloured(examples, verdict, Console(file=out, highlight=False, soft_wrap=True))
     else:
@@ -212,7 +209,7 @@ def show(examples: Sequence[Example], verdict: Verdict, out: TextIO) -> None:
 
 
 def plain(examples: Sequence[Example], verdict: Verdict, *, ascii_only: bool = False) -> str:
-    """The same as text without colours."""
+    """The examples and the verdict as text without colours."""
     opens, closes, left, right, good, bad = _ASCII_SIGNS if ascii_only else _SIGNS
     lines = [f"{opens}trained{closes} masked {left}special token{right}"]
     for example in examples:
@@ -235,7 +232,7 @@ def heading(example: Example) -> str:
 
 
 def elided(shown: Sequence[Shown]) -> Iterator[Shown]:
-    """The pieces, without the middle of many."""
+    """The pieces; of a long example, its beginning and its end."""
     left_out = len(shown) - 2 * _EACH_SIDE
     if left_out <= 0:
         yield from shown

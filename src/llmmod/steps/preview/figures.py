@@ -1,4 +1,4 @@
-"""The numbers of a preview: lengths, what of the tokens is trained, and how many optimizer steps the run will take."""
+"""The numbers of a preview: lengths, the share of trained tokens, and the optimizer steps that the run will take."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from llmmod.distributed import world_size
 from llmmod.render.encode import IGNORED
 from llmmod.trainers.arguments import SMOKE_BATCH, SMOKE_STEPS
 
-_ROWS = 1000  # read together
-STREAMED = 1000  # examples of a stream that are measured; it may have no end
+_ROWS = 1000  # rows read at a time
+STREAMED = 1000  # examples of a stream that are measured, because a stream may be endless
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of the training examples, as they are after rendering and cutting.
+    """The lengths of the training examples after rendering and cutting.
 
     Args:
-        lengths: tokens of each; of a pair, of the prompt with the longer answer.
-        trained_tokens: positions with a label; of answers that are compared or judged, their tokens.
-        complete: whether every example was counted; of a streamed dataset only the first are.
+        lengths: tokens of each example; of a pair, the tokens of the prompt with the longer answer.
+        trained_tokens: positions with a label; in preference data, the tokens of the answers.
+        complete: whether every example was counted. Of a stream, only the first ones are.
         second: tokens of the pairs' shorter answers, which `lengths` leaves out.
     """
 
@@ -41,31 +41,31 @@ class Figures:
 
     @property
     def examples(self) -> int:
-        """Their number."""
+        """The number of examples."""
         return len(self.lengths)
 
     @property
     def tokens(self) -> int:
-        """All of them; the prompt of a pair once."""
+        """All tokens. The prompt of a pair counts once."""
         return sum(self.lengths) + self.second
 
     @property
     def trained_share(self) -> float:
-        """Of all tokens, 0 to 1."""
+        """Trained tokens / all tokens, 0 to 1."""
         return self.trained_tokens / max(1, self.tokens)
 
     @property
     def median(self) -> int:
-        """Tokens of the example in the middle, by length."""
+        """The median length in tokens."""
         return round(median(self.lengths)) if self.lengths else 0
 
 
 def measure(examples: Any, *, complete: bool = True) -> Figures:
-    """The figures of a datasets.Dataset of any kind.
+    """The figures of a datasets.Dataset of examples of any kind.
 
     Args:
         examples: one a row.
-        complete: whether these are all.
+        complete: whether these are all examples.
     """
     if "prompt_ids" in examples.column_names:
         return _measure_answers(examples, complete)
@@ -79,7 +79,7 @@ def measure(examples: Any, *, complete: bool = True) -> Figures:
 
 
 def _measure_answers(examples: Any, complete: bool) -> Figures:
-    """Of prompts whose answers are columns of their own."""
+    """The figures of examples that have their prompt and their answers in columns of their own."""
     names = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in examples.column_names]
     lengths: list[int] = []
     trained = second = 0
@@ -97,10 +97,10 @@ class Packs:
     """How examples share rows.
 
     Args:
-        rows: all of them.
-        capacity: tokens of a row.
-        fill: the part of all positions that holds tokens, 0 to 1.
-        first: of some rows, the tokens of each example in them.
+        rows: the number of packed rows.
+        capacity: tokens that fit into a row.
+        fill: the share of positions that hold tokens, 0 to 1.
+        first: for each of the first rows, the lengths of its examples.
     """
 
     rows: int
@@ -110,14 +110,14 @@ class Packs:
 
 
 def packs_of(train: Any, shown: int) -> Packs | None:
-    """How a dataset is packed, with its first `shown` rows; None where each row is an example."""
+    """How a dataset is packed, with its first `shown` rows. None where each row is one example."""
     if not isinstance(train, PackedDataset):
         return None
     return Packs(len(train), train.capacity, train.fill, [train[row]["seq_lengths"] for row in range(min(shown, len(train)))])
 
 
 def examples_of(train: Any, *, streamed: int = STREAMED) -> Any:
-    """The examples of a dataset, one a row, whether it packs them or not; of a stream the first `streamed`, read once."""
+    """The examples of a dataset, one a row, whether it packs them or not. Of a stream, the first `streamed` examples."""
     if not hasattr(train, "__len__"):
         rows = list(islice(train, streamed))
         if rows and "seq_lengths" in rows[0]:
@@ -130,15 +130,15 @@ def examples_of(train: Any, *, streamed: int = STREAMED) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training does with the rows.
+    """The batches and steps of a training.
 
     Args:
-        rows: an example each, or packed ones; None: nobody knows (a streamed dataset).
-        per_device: rows a device takes at once.
-        accumulation: of those, how many times before an optimizer step.
-        devices: that train side by side.
-        steps: optimizer steps; None: nobody knows (a streamed dataset without max_steps).
-        epochs: passes over the data, a fraction where it stops in the midst; None: nobody knows.
+        rows: rows of the data, each one example or packed; None: unknown, since the dataset is streamed.
+        per_device: rows of a micro-batch on one device.
+        accumulation: micro-batches of an optimizer step.
+        devices: devices that train in parallel.
+        steps: optimizer steps; None: unknown, since a streamed dataset has no `max_steps`.
+        epochs: passes over the data, a fraction where training stops early; None: unknown.
     """
 
     rows: int | None
@@ -150,12 +150,12 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Rows an optimizer step learns from."""
+        """Rows of an optimizer step."""
         return self.per_device * self.accumulation * self.devices
 
 
 def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
-    """How `training.*` goes through `rows` rows, as transformers' Trainer counts them (5.23, `set_initial_training_values`).
+    """The batches and steps of a training on `rows` rows, counted as by transformers' Trainer (5.23, `set_initial_training_values`).
 
     Args:
         conf: a StageConf, `training.*` as plain Python.
@@ -168,35 +168,35 @@ def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
     devices = _devices(conf)
     if rows is None:
         return Plan(None, per_device, accumulation, devices, max_steps if max_steps > 0 else None, None)
-    answers = getattr(conf, "num_generations", None)
-    of_each = min(answers, SMOKE_BATCH) if answers and smoke else answers
-    an_epoch = _steps_an_epoch(conf, rows, per_device * devices, accumulation, of_each)
+    generations = getattr(conf, "num_generations", None)
+    generations = min(generations, SMOKE_BATCH) if generations and smoke else generations
+    an_epoch = _steps_an_epoch(conf, rows, per_device * devices, accumulation, generations)
     steps = max_steps if max_steps > 0 else math.ceil(conf.num_train_epochs * an_epoch)
     return Plan(rows, per_device, accumulation, devices, steps, steps / an_epoch)
 
 
-def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int, of_each: int | None) -> int:
+def _steps_an_epoch(conf: Any, rows: int, together: int, accumulation: int, generations: int | None) -> int:
     """Optimizer steps of a pass over the rows.
 
     Args:
         conf: `training.*`.
-        rows: there are.
-        together: that all devices take at once.
-        accumulation: of those, how many times before a step.
-        of_each: answers to a prompt, where they are compared with one another.
+        rows: rows of the data.
+        together: rows of a micro-batch on all devices.
+        accumulation: micro-batches of an optimizer step.
+        generations: grpo's completions to a prompt; None for other stages.
     """
     batch = together * accumulation
-    if passes := getattr(conf, "num_ppo_epochs", None):  # the last rollout is filled up with prompts of the first
+    if passes := getattr(conf, "num_ppo_epochs", None):  # prompts of the first rollout fill up the last one
         return math.ceil(rows / (batch * conf.num_mini_batches)) * conf.num_mini_batches * int(passes)
-    if of_each:  # as many micro-batches are answered at once, and learnt from several times
+    if generations:  # so many micro-batches are generated at once, and trained on `num_iterations` times
         times = conf.steps_per_generation or max(1, (conf.generation_batch_size or batch) // together)
-        return math.ceil(math.ceil(rows * of_each / (together * times)) * times * int(conf.num_iterations) / accumulation)
+        return math.ceil(math.ceil(rows * generations / (together * times)) * times * int(conf.num_iterations) / accumulation)
     batches = rows / together
     return max(1, math.ceil((math.floor(batches) if conf.dataloader_drop_last else math.ceil(batches)) / accumulation))
 
 
 class Measured(NamedTuple):
-    """All that is known of the training data in numbers."""
+    """All numbers of the training data."""
 
     figures: Figures
     packs: Packs | None
@@ -208,15 +208,15 @@ def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int) -
 
     Args:
         train: a dataset of any kind, packed or not, streamed or not.
-        examples: its examples, as `examples_of` has them.
+        examples: its examples, from `examples_of`.
         conf: a StageConf, `training.*` as plain Python.
         smoke: whether this is a rehearsal.
-        packs: rows of a packed dataset that are looked at one by one, at most.
+        packs: rows of a packed dataset to draw, at most.
     """
     count = len(train) if hasattr(train, "__len__") else None
     return Measured(measure(examples, complete=count is not None), packs_of(train, packs), plan(conf, count, smoke=smoke))
 
 
 def _devices(conf: Any) -> int:
-    """Processes, or where a single one drives several GPUs, those: the Trainer then splits each batch among them."""
+    """The number of processes; with one process, its number of GPUs, among which the Trainer splits each batch."""
     return world_size() if world_size() > 1 or conf.use_cpu else max(1, torch.cuda.device_count())

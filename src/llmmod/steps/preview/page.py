@@ -1,6 +1,6 @@
-"""The page that shows what training sees.
+"""The page of a preview: what training will see.
 
-Its figures are tiles with a value and a few notes, and a histogram of lengths whose bars are in percent of the drawing.
+It shows tiles (a value with a few notes) and a histogram of lengths, whose bars are in percent of the drawing.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from llmmod.render.encode import IGNORED
 from llmmod.steps.preview.examples import Example, Verdict
 from llmmod.steps.preview.figures import Figures, Measured, Packs, Plan
 
-_TEMPLATE = "page.html"  # beside this module
+_TEMPLATE = "page.html"  # in this package
 _MOST_BARS = 40
 _MOST_TICKS = 5  # besides 0
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that the page says.
+    """The contents of the page.
 
     Args:
         title: the dataset's name.
-        lines: where the data comes from and how it was read.
+        lines: where the data comes from, and how it was read.
         choices: (part, option).
         verdict: the certificate's.
-        tiles: figures.
-        lengths: tokens, one an example.
+        tiles: values with notes.
+        lengths: tokens of each example.
         cutoff_len: tokens.
-        packs: how examples share rows; None: they don't.
-        examples: the shown ones.
-        examples_title: which they are.
-        footer: a line.
+        packs: how examples share rows; None: each row is one example.
+        examples: the examples to show.
+        examples_title: their heading, which says how they were chosen.
+        footer: the last line.
     """
 
     title: str
@@ -73,14 +73,14 @@ class Bar(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """What to draw.
+    """The bars and the axis. Places are in percent of the width.
 
     Args:
-        bars: those that count anything.
-        most: examples of the highest.
-        ticks: (place in percent, tokens).
-        median: the place of the median in percent.
-        cutoff: the place of the limit in percent; None: far to the right of all examples, and not drawn.
+        bars: bars that count at least one example.
+        most: examples of the highest bar.
+        ticks: (place, tokens).
+        median: the place of the median.
+        cutoff: the place of the limit; None: it lies far to the right of all examples, and isn't drawn.
     """
 
     bars: list[Bar]
@@ -91,11 +91,11 @@ class Histogram(NamedTuple):
 
 
 def histogram(lengths: Sequence[int], cutoff_len: int) -> Histogram:
-    """The lengths, in tokens, in up to 40 bars of equal and round width; each counts its right edge, so that none stands beyond the limit.
+    """The lengths in up to 40 bars of the same round width. A bar includes its right edge, so none lies beyond the limit.
 
     Args:
-        lengths: one an example, at least one.
-        cutoff_len: tokens; drawn where it leaves the bars at least two fifths of the width.
+        lengths: tokens of each example, at least one.
+        cutoff_len: tokens; drawn where the bars then keep at least two fifths of the width.
     """
     longest = max(lengths)
     far = longest < 0.4 * cutoff_len
@@ -115,17 +115,17 @@ def histogram(lengths: Sequence[int], cutoff_len: int) -> Histogram:
 
 
 def _round_step(least: float) -> int:
-    """The first of 1, 2, 5, 10, 20, 50, … that is not below `least`."""
+    """The first of 1, 2, 5, 10, 20, 50, … that is at least `least`."""
     power = 10 ** max(0, math.floor(math.log10(max(least, 1))))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
 def tiles(report: DataReport, measured: Measured) -> list[Tile]:
-    """What there is to know of the data and of the training it makes.
+    """The tiles of the page: the data and the training steps.
 
     Args:
-        report: the data's account.
-        measured: the data's numbers.
+        report: the rows that were read, skipped and cut.
+        measured: the numbers of the examples.
     """
     figures, packs, plan = measured
     of_data = [_examples(report, figures), _tokens(figures), _lengths(report, figures)]
@@ -139,7 +139,7 @@ def tiles(report: DataReport, measured: Measured) -> list[Tile]:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and the noun, in the plural where it isn't 1."""
+    """The number and the noun, which is plural unless the number is 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -153,7 +153,7 @@ def _examples(report: DataReport, figures: Figures) -> Tile:
 def _tokens(figures: Figures) -> Tile:
     of = "" if figures.complete else f" of the first {counted(figures.examples, 'example')}"
     if not figures.trained_tokens:
-        return Tile("Tokens" + of, f"{figures.tokens:,}", ["of prompts, whose answers are made while training"])
+        return Tile("Tokens" + of, f"{figures.tokens:,}", ["of prompts; the model writes completions while it trains"])
     trained = f"{figures.trained_share:.0%} of them trained: {figures.trained_tokens:,}"
     return Tile("Tokens" + of, f"{figures.tokens:,}", [trained], share=figures.trained_share)
 
@@ -188,7 +188,7 @@ def _steps(plan: Plan) -> Tile:
 
 
 def _run(figures: Figures, plan: Plan) -> Tile:
-    if plan.rows is None:  # the first examples of a stream, which nobody has packed
+    if plan.rows is None:  # the first examples of a stream aren't packed
         a_step = figures.tokens / max(1, figures.examples) * plan.batch
     else:
         a_step = figures.tokens / max(1, plan.rows) * min(plan.batch, plan.rows)
@@ -199,5 +199,5 @@ def _run(figures: Figures, plan: Plan) -> Tile:
 
 def _packs(packs: Packs, figures: Figures) -> Tile:
     each = figures.examples / packs.rows
-    notes = [f"of {counted(packs.rows, 'row')} of {packs.capacity:,} tokens; {each:.1f} examples a row, apart from each other"]
+    notes = [f"of {counted(packs.rows, 'row')} of {packs.capacity:,} tokens; {each:.1f} examples a row, which don't see each other"]
     return Tile("Packs are full to", f"{packs.fill:.1%}", notes, share=packs.fill)

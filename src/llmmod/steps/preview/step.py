@@ -1,6 +1,6 @@
-"""What training will see, before it does: some examples in the terminal, a page to look at, and the ids and labels themselves.
+"""The training examples before a training: a few in the terminal, a page, and a file with ids and labels.
 
-No model is loaded. The examples are those of the train step: the same splits, rendered and tokenized by the same code.
+The step doesn't load a model. Its examples are those of the train step: the same splits, rendered and tokenized by the same code.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from llmmod.steps.preview.page import Contents, counted, page, tiles
 from llmmod.upstream import installed
 
 _LINES, _PAGE = "preview.jsonl", "preview.html"
-_WITH_THAT_ABOVE = "″"
-_PACKS = 16  # packed rows that are drawn
+_AS_ABOVE = "″"  # for a token whose text is part of the piece above it
+_PACKS = 16  # packed rows to draw
 
 
 class Preview:
@@ -37,7 +37,7 @@ class Preview:
 
     Args:
         conf: `steps.<name>`.
-        name: the step's name, and that of the directory in the run's.
+        name: the step's name, and the name of its directory.
     """
 
     def __init__(self, conf: PreviewConf, name: str) -> None:
@@ -47,7 +47,7 @@ class Preview:
         """Print examples, and write `<run>/<name>/preview.html` and `preview.jsonl`: `input_ids`, `labels` and `text`, a line an example.
 
         Raises:
-            ConfigError: the data or the render is wrong, as training would find.
+            ConfigError: the data or the render is wrong, with the message that training gives.
         """
         splits = session.splits(self.name)
         if rank() != 0:
@@ -66,7 +66,7 @@ class Preview:
         return StepReport(artifacts=artifacts, summary=self._summary(numbers, directory))
 
     def _verdict(self, session: Any, render: Any, tokenizer: Any) -> Verdict:
-        """The certificate's, on the first rows of each dataset too, unless the user's own code makes the data."""
+        """The certificate's verdict. It includes the first rows of each dataset, unless the user's own code makes the data."""
         conf, root, kind = session.conf(self.name, "dataset"), session.root, session.conf(self.name, "training").data_kind
         if locate(conf._target_) is not load_splits:
             return verdict(certify(render, tokenizer), rows=0, mask_prompt=conf.mask_prompt)
@@ -93,24 +93,24 @@ class Preview:
 
     def _summary(self, numbers: Measured, directory: Path) -> list[str]:
         figures, steps = numbers.figures, numbers.plan.steps
-        told = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens"
+        text = f"{counted(figures.examples, 'example')}, {figures.tokens:,} tokens"
         if figures.trained_tokens:
-            told += f", {figures.trained_share:.0%} of them trained"
+            text += f", {figures.trained_share:.0%} of them trained"
         if not figures.complete:
-            told = f"the first {told}"
+            text = f"the first {text}"
         if steps is not None:
-            told += f"; {counted(steps, 'optimizer step')}"
-        return [f"{self.name}: {told}", f"{self.name}: the page is {directory / _PAGE}"]
+            text += f"; {counted(steps, 'optimizer step')}"
+        return [f"{self.name}: {text}", f"{self.name}: the page is {directory / _PAGE}"]
 
 
 def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True, kind: str = "conversation") -> Verdict:
-    """What the certificate's findings come to.
+    """The verdict on the certificate's findings.
 
     Args:
-        findings: of the certificate.
-        rows: of the data, how many it looked at.
-        mask_prompt: whether prompts aren't trained.
-        kind: what a row becomes.
+        findings: the certificate's.
+        rows: how many rows of the data it checked.
+        mask_prompt: whether prompts have no labels.
+        kind: the kind of examples that rows become.
     """
     if wrong := sum(finding.fatal for finding in findings):
         headline = f"Not certified: {counted(wrong, 'thing')} would be trained wrong"
@@ -131,7 +131,7 @@ def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True,
 
 
 def spread(items: Any, wanted: int) -> list[tuple[int, Any]]:
-    """Up to `wanted` items with their numbers, from 1 on: evenly spread, since neighbours are often alike."""
+    """Up to `wanted` items with their numbers, from 1 on. They are evenly spread, since neighbours are often alike."""
     count = min(wanted, len(items))
     return [(place * len(items) // count + 1, items[place * len(items) // count]) for place in range(count)]
 
@@ -143,13 +143,13 @@ def _which(shown: int, figures: Figures) -> str:
 
 
 def _examples(number: int, row: dict[str, Any], texts: TokenTexts) -> list[Example]:
-    """What there is to see of a row, under one number."""
+    """The examples of a row; a pair has two, with one number."""
     found = []
     for part, ids, labels in labelled_sequences(row):
         shown = texts.shown(ids, labels)
         said = {piece.at: piece.text.replace("\n", "").replace("\t", "") for piece in shown}
         pairs = enumerate(zip(ids, labels, strict=True))
-        rows = [IdRow(at, token, texts.name(token), said.get(at, _WITH_THAT_ABOVE), label) for at, (token, label) in pairs]
+        rows = [IdRow(at, token, texts.name(token), said.get(at, _AS_ABOVE), label) for at, (token, label) in pairs]
         name = f"Example {number:,}, {part}" if part else f"Example {number:,}"
         found.append(Example(number, name, shown, rows))
     return found
