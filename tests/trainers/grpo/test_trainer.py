@@ -172,7 +172,7 @@ def test_what_is_left(grpo_trainer, tmp_path):
     assert [line["step"] for line in lines] == [0, 0]
     assert lines[0].keys() == {"step", "prompt", "answer", "reward"}
     names = {path.name for path in (directory / "checkpoint-2").iterdir()}
-    assert {"model.safetensors", "grpo_state_0.pt", "optimizer.pt", "trainer_state.json"} <= names
+    assert {"model.safetensors", "training_state_0.pt", "optimizer.pt", "trainer_state.json"} <= names
     assert not {"README.md", "training_args.bin"} & names
     assert sorted(path.name for path in (directory / "completions").iterdir()) == ["completions_00001.parquet", "completions_00002.parquet"]
 

@@ -50,13 +50,23 @@ class Decoder:
         slots: completions that are generated at once.
         tokenizer: needed where `config.stop_strings` is set.
         seed: of sampled completions; each prompt's own seed is made of it and of the prompt's number.
+        first: the number of the first prompt, where another process has those before it.
         branches: whether prompts may share their beginnings when they are read.
     """
 
     def __init__(
-        self, model: Any, config: GenerationConfig, *, slots: int, tokenizer: Any = None, seed: int = 0, branches: bool = True
+        self,
+        model: Any,
+        config: GenerationConfig,
+        *,
+        slots: int,
+        tokenizer: Any = None,
+        seed: int = 0,
+        first: int = 0,
+        branches: bool = True,
     ) -> None:
-        self._model, self._config, self._seed, self._branches = model, config, seed, branches
+        self._model, self._config, self._branches = model, config, branches
+        self._seed, self._first = seed, first
         self._slots = slots
         self.device: torch.device = model.device
         self._chooser = TokenChooser(config, self.device)
@@ -200,7 +210,7 @@ class _State:
             self._uniform = torch.nn.functional.pad(self._uniform, (0, width - self._uniform.shape[1]))
         for slot in rows:
             row = self.rows[slot]
-            numbers = self._decoder._chooser.uniforms(_seed(self._decoder._seed, row.number), row.limit + 1)
+            numbers = self._decoder._chooser.uniforms(_seed(self._decoder._seed, self._decoder._first + row.number), row.limit + 1)
             self._uniform[slot, : len(numbers)] = numbers.to(self._uniform)
 
     @torch.no_grad()

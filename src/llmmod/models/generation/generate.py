@@ -40,7 +40,13 @@ _MEMORY_SHARE = 0.25  # of what is free
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], *, config: GenerationConfig, batch_size: int | None = None, tokenizer: Any = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    config: GenerationConfig,
+    batch_size: int | None = None,
+    tokenizer: Any = None,
+    first: int = 0,
 ) -> Iterator[tuple[int, list[int]]]:
     """(number of the prompt, ids of its completion), in the order in which they are done.
 
@@ -53,6 +59,7 @@ def generate(
         config: as from `settings.generation_config`; its `pad_token_id` pads.
         batch_size: completions generated together; None: as many as a quarter of the free memory holds, at most 64 on a CPU.
         tokenizer: needed where `config.stop_strings` is set.
+        first: the number of the first prompt: of several processes with the same seed, each samples what one process would.
 
     Raises:
         ConfigError: a prompt leaves no room within `config.max_length`.
@@ -66,11 +73,13 @@ def generate(
     size = batch_size or _slots(model, config.max_length or longest + (config.max_new_tokens or 0))
     if reason := why_not_decoded(model, config):
         _say_once(reason)
+        if first and config.do_sample:
+            torch.manual_seed(_drawn_seed(config) + first)  # not what the process samples that has the first prompts
         yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
         return
     seed = _drawn_seed(config)
     branches = packing_support(model).branches
-    yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, branches=branches).run(prompts)
+    yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, first=first, branches=branches).run(prompts)
 
 
 @cache

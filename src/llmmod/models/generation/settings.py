@@ -45,6 +45,7 @@ require_upstream(__name__)
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
 # What decoding puts for bytes that are no character, or none yet.
+_NEUTRAL = {"repetition_penalty": 1.0}  # grpo always sets it
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 # Fields that this module or the decoder reads, or that say nothing of what is generated. With any other, transformers' own loop generates.
 READ = frozenset({
@@ -186,7 +187,7 @@ def unread(config: GenerationConfig) -> list[str]:
     """The settings that only transformers' own loop follows: their names, sorted; empty where the decoder follows all of them."""
     default = GenerationConfig().to_dict() | _WITHOUT_EFFECT
     said = {name: value for name, value in config.to_dict().items() if name not in READ and name[0] != "_" and value not in (None, False)}
-    found = [name for name, value in said.items() if value != default.get(name)]
+    found = [name for name, value in said.items() if value not in (default.get(name), _NEUTRAL.get(name))]
     found += ["num_beams"] if (config.num_beams or 1) > 1 else []
     found += ["num_return_sequences"] if (config.num_return_sequences or 1) > 1 else []
     return sorted(found + (["use_cache"] if config.use_cache is False else []))

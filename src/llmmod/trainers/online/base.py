@@ -136,6 +136,7 @@ class OnlineTrainer(StageTrainer):
 
     stage: ClassVar[str]  # the stem of its files
     panels: ClassVar[Sequence[Panel]]  # of the plot of its metrics
+    completions_each = 1  # rows of an evaluation's batches for each held-out prompt
     rewards: Rewards
     reader: Reader
 
@@ -148,6 +149,7 @@ class OnlineTrainer(StageTrainer):
         self._held_out, self._rewards_so_far = Means(), RunningMoments()
         self.compared: list[str] = []  # names of the metrics of texts, whose value before the training is reported
         self._text_metrics: list[Metric] = []
+        self._rows_measured = self._rows_held_out = 0  # completions, or prompts in ppo, of all processes
         self.samples = Samples(Path(self.args.output_dir), self.args.num_sample_answers if self.is_world_process_zero() else 0)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,14 +189,30 @@ class OnlineTrainer(StageTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """The library's evaluation, with means over all held-out prompts and the reward's standard error."""
         self._text_metrics = [build(node) for node in self.args.metrics.values() if node]
-        with isolated_rng(seed_of("evaluation", self.args.seed, self.args.process_index)):
+        dataloader = args[0] if args else kwargs["dataloader"]
+        self._rows_measured, self._rows_held_out = 0, len(dataloader.dataset) * self.completions_each
+        with isolated_rng(seed_of("evaluation", self.args.seed)):
             output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._held_out.load(*gather_object([self._held_out.state()]))
         found, self._rewards_so_far = self._held_out.take() | {"reward_se": self._rewards_so_far.standard_error}, RunningMoments()
         text_numbers = {name: number for metric in self._text_metrics for name, number in metric.compute().items()}
         self.compared = [f"{metric_key_prefix}_{name}" for name in text_numbers]
         output.metrics.update({f"{metric_key_prefix}_{name}": number for name, number in (found | text_numbers).items()})
         output.metrics.update(self.answer_metrics(metric_key_prefix))
         return output
+
+    def next_held_out(self, count: int) -> tuple[int, int]:
+        """The number of the first row of this process's next batch, and how many of its rows don't fill up the last batch.
+
+        What is sampled for a row depends on the seed and the row's number, whatever the batches and the processes are.
+
+        Args:
+            count: rows of the batch: completions, or prompts in ppo.
+        """
+        torch.manual_seed(seed_of("evaluation", self.args.seed))
+        first = self._rows_measured + self.args.process_index * count
+        self._rows_measured += self.accelerator.num_processes * count
+        return first, max(0, min(count, self._rows_held_out - first))
 
     def measure_texts(self, texts: Sequence[str], labels: Sequence[str | None] | None) -> None:
         """Measure held-out completions of all processes against the answers of their rows, if those have any."""

@@ -36,9 +36,6 @@ require_upstream(__name__)
 
 _BEST = "reward"  # the metric for the best model
 _REFERENCE = "reference"  # trl gets it instead of a reference model
-# trl's metrics that are means over any number of batches: over completions, and over tokens.
-_COMPLETION_MEANS = ("reward", "completions/mean_length", "completions/clipped_ratio")
-_TOKEN_MEANS = ("kl", "entropy")
 
 
 @dataclass
@@ -70,7 +67,9 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
             raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of completions itself", do="Leave it out"))
         self._sampling = sampling_settings(args, model)
         self._ends = Ends(self._sampling, kwargs.get("processing_class"))
-        self._ended: list[bool] = []  # of the completions sampled last
+        self._lists: list[list[int]] = []  # the completions sampled last, and whether each ended
+        self._ended: list[bool] = []
+        self._place: tuple[int, int] | None = None  # in an evaluation: see `next_held_out`
         names = list(reward_nodes(args.reward))
         with _without_reference(args):
             super().__init__(model=model, reward_funcs=[_unused_reward] * len(names), args=args, train_dataset=train_dataset, **kwargs)
@@ -115,7 +114,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         """A micro-batch; if it is the first of a rollout, completions for all of them are sampled and scored."""
         context: AbstractContextManager[None] = nullcontext()
         if self.model.training:
-            context = isolated_rng(seed_of("rollout", self.args.seed, self._step, self.args.process_index))
+            context = isolated_rng(seed_of("rollout", self.args.seed, self._step))
         with context:
             found: dict[str, torch.Tensor] = super()._prepare_inputs(inputs)
         return found
@@ -138,7 +137,9 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
         """A completion of each prompt, sampled at once and without dropout."""
         with _evaluating(self.model), self.accelerator.autocast():  # around the whole generation, so that weights are cast once
-            found = generate_in_order(self.model, prompt_ids, config=self._sampling, tokenizer=self.processing_class)
+            first = self.args.process_index * len(prompt_ids) if self.model.training or self._place is None else self._place[0]
+            found = generate_in_order(self.model, prompt_ids, config=self._sampling, tokenizer=self.processing_class, first=first)
+        self._lists = found
         self._ended = [self._ends.ended(prompt, answer) for prompt, answer in zip(prompt_ids, found, strict=True)]
         return found, None
 
@@ -156,9 +157,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
                 shown |= {f"rewards/{name}": numbers for name, numbers in zip(self.reward_func_names, own.T.tolist(), strict=True)}
             self.samples.write(self.state.global_step, prompts=prompts, completions=completions, **shown)
         else:
-            self.measure_texts(completions, scored.columns.get("answer"))
-            by_prompt = total.reshape(-1, self.num_generations_eval).mean(1)
-            self._rewards_so_far.update(gather(by_prompt.to(self.accelerator.device)).cpu())
+            self._measured(completions, own, total, scored.columns.get("answer"))
         scores: torch.Tensor = gather(own.to(self.accelerator.device))
         return scores
 
@@ -195,21 +194,53 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
 
     # Held-out prompts
 
+    @property
+    def completions_each(self) -> int:  # type: ignore[override]
+        """Completions of each held-out prompt."""
+        return int(self.num_generations_eval)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
-        """Add a batch to the means of `evaluation_loop`; duplicates that fill the last batch of several processes count again."""
-        batch = self._prepare_inputs(inputs)
+        """Add a batch to the means of `evaluation_loop`."""
+        self._place = self.next_held_out(len(inputs))
+        batch = self._prepare_inputs(inputs)  # calls `_measured`
+        ids, mask = (torch.cat([batch[f"prompt_{part}"], batch[f"completion_{part}"]], dim=1) for part in ("ids", "mask"))
+        rows, width = batch["completion_ids"].shape
         with torch.no_grad(), self.compute_loss_context_manager():
-            self.compute_loss(model, batch)
-        found = {name: values[-1] for name, values in self._metrics["eval"].items()}
+            logps, entropies, _ = self._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows, compute_entropy=True)
+        tokens = batch["completion_mask"][: self._place[1]].double()
+        of_tokens = {"entropy": entropies}
+        if self.beta:
+            apart = batch["ref_per_token_logps"] - logps
+            of_tokens["kl"] = torch.exp(apart) - apart - 1
+        for name, values in of_tokens.items():
+            assert values is not None
+            self._held_out.add({name: float((values[: len(tokens)] * tokens).sum() / tokens.sum().clamp(min=1))}, float(tokens.sum()))
         self._metrics["eval"].clear()
-        kept = {
-            name: value
-            for name, value in found.items()
-            if name in (*_COMPLETION_MEANS, *_TOKEN_MEANS) or (name.startswith("rewards/") and name.endswith("/mean"))
-        }
-        tokens = float(batch["completion_mask"].sum())
-        self._held_out.add(kept, float(len(batch["completion_mask"])), weights=dict.fromkeys(_TOKEN_MEANS, tokens))
+        self._place = None
         return None, None, None
+
+    def _measured(self, texts: list[str], scores: torch.Tensor, totals: torch.Tensor, answers: Sequence[Any] | None) -> None:
+        """Add the scores, lengths and texts of a batch of held-out completions, but not those of rows that fill it up.
+
+        Args:
+            texts: the completions.
+            scores: by each reward, [completions, rewards]; NaN where a function returned None.
+            totals: weighted sums of the scores, [completions].
+            answers: those of the rows, if they have any.
+        """
+        count = len(texts) if self._place is None else self._place[1]
+        self.measure_texts(texts[:count], None if answers is None else answers[:count])
+        for name, column in zip(self.reward_func_names, scores[:count].double().T, strict=True):
+            known = column[~column.isnan()]
+            self._held_out.add({f"rewards/{name}/mean": float(known.mean())} if len(known) else {}, float(len(known)))
+        lengths = torch.tensor([len(ids) for ids in self._lists[:count]], dtype=torch.float64)
+        cut = torch.tensor([not ended for ended in self._ended[:count]], dtype=torch.float64)
+        columns_of = {"reward": totals[:count].double(), "completions/mean_length": lengths, "completions/clipped_ratio": cut}
+        self._held_out.add({name: float(values.mean()) for name, values in columns_of.items()} if count else {}, float(count))
+        by_prompt = totals.reshape(-1, self.num_generations_eval).mean(1)
+        counted = torch.arange(len(by_prompt)) < count // self.num_generations_eval
+        both = gather(torch.stack([by_prompt, counted.to(by_prompt)], dim=1).to(self.accelerator.device)).cpu()
+        self._rewards_so_far.update(both[both[:, 1] > 0, 0])
 
     # Checkpoints
 

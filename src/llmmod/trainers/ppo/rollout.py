@@ -127,7 +127,7 @@ class RolloutCollector:
             prompts: the values of each column, `prompt_ids` among them.
         """
         args, gather = self._args, self._trainer.accelerator.gather
-        ids, mask, lists = self._sample(prompts["prompt_ids"])
+        ids, mask, lists = self._sample(prompts["prompt_ids"], first=args.process_index * len(prompts["prompt_ids"]))
         policy, ref = self._score(prompts["prompt_ids"], ids, mask)
         assert ref is not None, "during training, the reference is known"
         scores, texts = self._rewards(prompts, lists)
@@ -158,17 +158,22 @@ class RolloutCollector:
         set_constant(self._trainer.value_head, mean.item())
         return torch.where(mask, mean.to(rewards), 0.0)
 
-    def measure(self, prompts: Mapping[str, Sequence[Any]]) -> dict[str, torch.Tensor]:
+    def measure(self, prompts: Mapping[str, Sequence[Any]], *, first: int, count: int) -> dict[str, torch.Tensor]:
         """The metrics of held-out prompts, each [prompts], in the mean of `num_generations_eval` completions.
 
         `reward` is in the units of the score. Without a known reference there is no `kl`, and `reward` is without its penalty.
+
+        Args:
+            prompts: the values of each column, `prompt_ids` among them.
+            first, count: from `next_held_out`.
         """
         args, times = self._args, self._args.num_generations_eval
         prompts = {name: [value for value in values for _ in range(times)] for name, values in prompts.items()}
-        ids, mask, lists = self._sample(prompts["prompt_ids"])
+        ids, mask, lists = self._sample(prompts["prompt_ids"], first=first * times)
         policy, ref = self._score(prompts["prompt_ids"], ids, mask, values=False)
         (scores, texts), ended = self._rewards(prompts, lists), self._ended(prompts["prompt_ids"], lists)
-        self._trainer.measure_texts(texts, prompts.get("answer"))
+        answers = prompts.get("answer")
+        self._trainer.measure_texts(texts[: count * times], None if answers is None else answers[: count * times])
         reward = apply_missing_eos_penalty(scores, ended, args.missing_eos_penalty)
         found = {"score": scores, "answer_length": mask.sum(1), "terminated": ended}
         if ref is not None:
@@ -185,12 +190,12 @@ class RolloutCollector:
         """Continue from the state in a checkpoint."""
         self.kl_coef.value, self.scale.moments = state["kl_coef"], RunningMoments(**state["moments"])
 
-    def _sample(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+    def _sample(self, prompts: Sequence[Sequence[int]], *, first: int) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
         """Sampled completions as ids and mask, [prompts, longest], and as lists."""
         model, tokenizer, size = self._trainer.model, self._trainer.processing_class, self._args.generation_batch_size
         model.eval()
         with self._trainer.accelerator.autocast():  # around the whole generation, so that weights of float32 are cast once
-            lists = generate_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer)
+            lists = generate_in_order(model, prompts, config=self.config, batch_size=size, tokenizer=tokenizer, first=first)
         ids, mask = padded(lists, fill=0)
         return ids, mask.bool(), lists
 

@@ -117,7 +117,7 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         step = self.state.global_step
         number, place = divmod(step, self.steps_per_rollout)
         if place == 0 or self.rollout is None:
-            with isolated_rng(seed_of("rollout", self.args.seed, step, self.args.process_index)):
+            with isolated_rng(seed_of("rollout", self.args.seed, step)):
                 self.rollout = self.collector.collect(prompts)
         epoch, part = divmod(place, self.args.num_mini_batches)
         order = seed_of("order", self.data_seed, number, self.args.process_index)
@@ -168,7 +168,8 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Add a batch to the means of `evaluation_loop`."""
-        found = self.collector.measure(inputs)
+        first, count = self.next_held_out(len(inputs["prompt_ids"]))
+        found = self.collector.measure(inputs, first=first, count=count)
         # Gathered by prompt, which drops the duplicates that fill the last batch of several processes.
         numbers = self.accelerator.gather_for_metrics(torch.stack(list(found.values()), dim=1).to(self.args.device)).cpu()
         self._held_out.add(dict(zip(found, numbers.mean(0).tolist(), strict=True)), len(numbers))
