@@ -150,7 +150,7 @@ PRIVATE_NAMES = (
     Use("steps.train", "transformers", "transformers.trainer:Trainer",
         "_save_checkpoint", "writes a checkpoint when training is interrupted"),
     Use("trainers.base", "transformers", "transformers.trainer:Trainer",
-        "_determine_best_metric _get_train_sampler _get_eval_sampler _get_grad_norm _issue_warnings_after_load _save "
+        "_determine_best_metric _get_dataloader _get_train_sampler _get_eval_sampler _get_grad_norm _issue_warnings_after_load _save "
         "_track_num_input_tokens",
         "trains in one order for a seed, checks each gradient, finds the best model by any metric, and saves what is needed alone"),
     Use("trainers.online.base", "transformers", "transformers.trainer:Trainer", "_save", "saves the trained adapter without a reward's"),
@@ -172,7 +172,8 @@ PRIVATE_NAMES = (
         "_get_num_items_in_batch", "weighs the examples of a step alike"),
     Use("trainers.rm", "transformers", "transformers.trainer:Trainer",
         "_get_num_items_in_batch _prepare_inputs", "weighs the pairs of a step alike"),
-    Use("trainers.sft", "transformers", "transformers.trainer:Trainer", "_prepare_inputs", "evaluates each sequence of a packed row"),
+    Use("trainers.sft", "transformers", "transformers.trainer:Trainer",
+        "_get_num_items_in_batch _prepare_inputs", "counts a step's labels, and evaluates each sequence of a packed row"),
     Use("trainers.base", "trl", "trl.trainer.base_trainer:_BaseTrainer", "_send_telemetry", "tells nobody about a run"),
     Use("trainers.checkpoints", "trl", "trl:SFTTrainer", "_metrics _total_train_tokens", "keeps the metrics since the last logged line"),
     Use("trainers.efficient", "trl", "trl.trainer.utils",
@@ -191,6 +192,8 @@ PRIVATE_NAMES = (
     Use("models.adapters.base_changing_init", "peft", "peft.tuners.lora.layer:LoraLayer", "loftq_init", "initializes LoftQ on any device"),
     Use("trainers.efficient", "peft", "peft.tuners.lora.layer:Linear", "forward", "adds an adapter's output in place"),
     Use("trainers.preference.base", "accelerate", "accelerate:Accelerator", "_models", "trains without a second model as the reference"),
+    Use("trainers.distributed", "accelerate", "accelerate.state:PartialState", "_shared_state", "joins processes by FSDP on a CPU"),
+    Use("trainers.distributed", "accelerate", "accelerate.state:AcceleratorState", "_reset_state", "leaves FSDP after a training"),
     Use("data.sources.open", "datasets", "datasets.config", "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),
     Use("data.sources.open", "huggingface_hub", "huggingface_hub.constants",
         "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
-from llmmod.trainers.distributed import deepspeed_config, engine_arguments, run_processes
+from llmmod.trainers.arguments import deepspeed_config, engine_arguments
+from llmmod.trainers.distributed import PLACEHOLDER, run_processes, shared_dataloader
 
 
 def test_one_process_and_ddp_need_no_arguments():
@@ -70,3 +76,28 @@ def test_processes_are_started_and_the_first_that_fails_ends_all(tmp_path, code)
     assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
     assert ended.signal is None
     assert dict(ended.failures).get(1, 0) == code
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "processes"), [(3, 1, 2), (7, 2, 2), (8, 2, 2), (5, 2, 3), (1, 4, 2)], ids=lambda number: str(number)
+)
+def test_no_example_of_an_epoch_is_taken_twice(examples, size, processes):
+    """accelerate takes the first ones again where too few are left."""
+
+    class Trainer:
+        accelerator = SimpleNamespace(num_processes=processes)
+        args = SimpleNamespace(dataloader_drop_last=False)
+        data_collator = staticmethod(lambda rows: {"input_ids": torch.tensor(rows)})
+
+    def batches(process):
+        def make(dataset):
+            loader = DataLoader(dataset, batch_size=size, collate_fn=Trainer.data_collator)
+            return prepare_data_loader(loader, num_processes=processes, process_index=process, put_on_device=False)
+
+        return list(shared_dataloader(Trainer, list(range(examples)), make))
+
+    shares = [batches(process) for process in range(processes)]
+    taken = [row for batch in chain(*shares) if PLACEHOLDER not in batch for row in batch["input_ids"].tolist()]
+    assert sorted(taken) == list(range(examples))
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(batch["input_ids"]) == 1 for batch in chain(*shares) if PLACEHOLDER in batch)

@@ -104,6 +104,11 @@ class ModelPool:
         """Take what a step left in an earlier run: it is on the disk alone until somebody asks for it."""
         self._results[step] = result
 
+    def register_saved(self, step: str, result: LoadedModel) -> None:
+        """Take what a step trained and saved, of which this process has a part alone: the steps that follow load it."""
+        self._release()
+        self._results[step] = result
+
     def model(self, step: str) -> LoadedModel:
         """The model that a step which doesn't train works on: what a training step left, else that of its configuration."""
         followed = self._parts.followed(step)

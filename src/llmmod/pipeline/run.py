@@ -46,6 +46,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's DDP advises each process to look for no unused parameters
     logging.getLogger(_KERNELS).setLevel(logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # FSDP says of each file that it is written
 
 
 class Interrupted(BaseException):

@@ -129,6 +129,10 @@ class Session:
         """Take what an earlier run trained and saved, as if this one had."""
         self._models.register_reused(step, result)
 
+    def register_saved(self, step: str, result: LoadedModel) -> None:
+        """Take what a step trained and saved, of which each process has a part alone."""
+        self._models.register_saved(step, result)
+
     def from_step(self, step: str) -> str | None:
         """The earlier training step whose result a step begins with."""
         return self.parts.from_step(step)

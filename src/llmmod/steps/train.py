@@ -29,7 +29,7 @@ from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
 from llmmod.steps.predict.step import check_measured
-from llmmod.trainers.arguments import SMOKE_STEPS, training_arguments
+from llmmod.trainers.arguments import SMOKE_STEPS, engine_arguments, training_arguments
 from llmmod.trainers.base import EvaluateEvery, StageTrainer
 from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps, StopWhenNoBetter
@@ -37,7 +37,7 @@ from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
 from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.collation import check_trainer
-from llmmod.trainers.distributed import engine_arguments
+from llmmod.trainers.distributed import engine_of, gather_whole
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
 
@@ -83,6 +83,12 @@ class Train:
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
+        with engine_of(args):
+            return self._trained(session, args, splits, checkpoint, reuse)
+
+    def _trained(self, session: Any, args: Any, splits: Any, checkpoint: Path | None, reuse: Reuse) -> StepReport:
+        """Train, save, and register what was trained."""
+        conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         answer, every = self._predictor(session)
         model = self._initial_model(session, seed=args.seed)
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(several=world_size() > 1)
@@ -103,13 +109,14 @@ class Train:
                 set_reward_padding(trainer.model, trainer.processing_class, stop_ids=session.render(self.name).stop_ids)
             stop.stops_at_end = not isinstance(trainer, ResumableTrainer)
             with loss_curve(lambda: trainer.state, directory / _CURVE):
-                if rank() == 0 and resume:
+                if rank() == 0 and conf.resume_from_checkpoint:
                     _tell_where_it_begins(directory, checkpoint)
                 _train(trainer, checkpoint, stop, progress, key=self._resume_key(session))
             if to_stored_dtype(trainer.model) and trainer.eval_dataset is not None:
                 trainer.evaluate()  # of the model that is saved, which rounding has changed
             metrics = training_metrics(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
+        gather_whole(trainer)
         trainer.save_model(str(directory))
         trainer.save_state()
         kind = "adapter" if hasattr(trainer.model, "peft_config") else "full"
@@ -118,9 +125,15 @@ class Train:
             readable_by_umask(directory)  # also value heads and an adapter's base
             write_stage_file(directory, self._stage_file(session, kind))
         reuse.keep(metrics=metrics, kind=kind)
-        result = LoadedModel(trainer.model, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
-        session.register_trained(self.name, result, base_intact=_keeps_base(session.conf(self.name, "finetune")))
-        session.put("trainer", trainer)
+        sharded = bool(args.fsdp or args.deepspeed)  # then the steps that follow load what was saved
+        left = None if sharded else trainer.model
+        result = LoadedModel(left, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
+        if sharded:
+            trainer.accelerator.wait_for_everyone()
+            session.register_saved(self.name, result)
+        else:
+            session.register_trained(self.name, result, base_intact=_keeps_base(session.conf(self.name, "finetune")))
+            session.put("trainer", trainer)
         return self._report(metrics, kind, directory)
 
     def _reused(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
+from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf
 from llmmod.config.schema.online_training import rehearsed
 from llmmod.config.schema.training import LOWER_IS_BETTER, SAID_ELSEWHERE, StageConf
 from llmmod.errors import ConfigError, Problem
@@ -170,6 +171,52 @@ def _construct(target: Any, values: dict[str, Any]) -> Any:
         return target(**values)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise ConfigError(refusal(error, values)) from error
+
+
+def engine_arguments(conf: DistributedConf) -> dict[str, Any]:
+    """The arguments of transformers.TrainingArguments for the engine that `distributed.name` says; empty for none and ddp."""
+    if conf.name == "fsdp":
+        return {"fsdp": True, "fsdp_config": {name: value for name, value in dataclasses.asdict(conf.fsdp).items() if value is not None}}
+    if conf.name.startswith("deepspeed"):
+        return {"deepspeed": deepspeed_config(conf.deepspeed, stage=3 if conf.name == "deepspeed_zero3" else 2)}
+    return {}
+
+
+def deepspeed_config(conf: DeepspeedConf, *, stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. transformers fills in what is "auto" from the trainer's arguments and the model.
+
+    Args:
+        conf: `distributed.deepspeed`.
+        stage: of ZeRO, 2 or 3.
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": conf.overlap_comm,
+        "contiguous_gradients": conf.contiguous_gradients,
+        "reduce_bucket_size": conf.reduce_bucket_size or (500_000_000 if stage == 2 else "auto"),
+    }
+    if stage == 2:
+        zero |= {name: getattr(conf, name) for name in ("allgather_bucket_size", "round_robin_gradients")}
+    else:
+        zero |= {name: getattr(conf, name) for name in ("sub_group_size", "zero_hpz_partition_size")}
+        stage3 = {name: value for name, value in dataclasses.asdict(conf).items() if name.startswith("stage3_")}
+        zero |= {name: "auto" if value is None else value for name, value in stage3.items()}
+    for name in ("offload_optimizer", "offload_param") if stage == 3 else ("offload_optimizer",):
+        if (device := getattr(conf, name)) != "none":
+            zero[name] = {"device": device, "pin_memory": conf.pin_memory} | ({"nvme_path": conf.nvme_path} if device == "nvme" else {})
+    of_trainer = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    composed: dict[str, Any] = {"zero_optimization": zero, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}} | dict.fromkeys(
+        of_trainer, "auto"
+    )
+    # The trainer has made its optimizer, LoRA+ included; DeepSpeed refuses one of another make with offloading unless it is told.
+    composed |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return _merged(composed, conf.extra)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of keys as one; what the second says wins."""
+    both = [name for name, value in over.items() if isinstance(under.get(name), dict) and isinstance(value, dict)]
+    return {**under, **over, **{name: _merged(under[name], over[name]) for name in both}}
 
 
 def refusal(error: Exception, named: Any) -> Problem:

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llmmod.models.loading.structure import base_model
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.callbacks.interrupt import logged_name, not_finite
 from llmmod.trainers.checkpoints import ResumableTrainer
+from llmmod.trainers.distributed import shared_dataloader, without_placeholder
 from llmmod.trainers.efficient import efficient_lora
 from llmmod.upstream import require_upstream
 
@@ -48,6 +50,8 @@ class StageTrainer(ResumableTrainer):
     control: Any
     # How much faster an adapter's matrices B learn than its matrices A; None: all alike. Set by `trainers.build`.
     loraplus_lr_ratio: float | None = None
+    # Whether the last batches of an epoch are divided among the processes as they are; False: the sampler fills them up.
+    shares_last_batch = True
     # Decodes the completions that the model writes while it trains. Set by `trainers.build`.
     reader: Any = None
     # Answers held-out prompts at every `predict_steps`: (model, a file for the answers, called for each) -> metrics. Set by the train step.
@@ -77,11 +81,15 @@ class StageTrainer(ResumableTrainer):
             RunError: the loss is NaN or infinite; the weights are then still those of the step before.
         """
         noise = noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha)
-        with efficient_lora(), noise, packed_attention(self.model, inputs):
+        with efficient_lora(), noise, without_placeholder(self, inputs), packed_attention(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
         return loss
+
+    def _get_dataloader(self, dataset: Any, description: str, is_training: bool = False, **kwargs: Any) -> Any:
+        make = partial(super()._get_dataloader, description=description, is_training=is_training, **kwargs)
+        return shared_dataloader(self, dataset, make) if is_training and self.shares_last_batch else make(dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

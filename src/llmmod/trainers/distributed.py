@@ -1,7 +1,10 @@
-"""Several processes: start them by torch's elastic launcher, as torchrun does, and tell the trainer which engine joins them.
+"""Several processes: how they are started, which engine joins them, and which examples each of them takes.
 
-When one of them fails, the launcher ends the others. A signal to the parent goes to all of them, and they get the time to finish their
-step and to write a checkpoint.
+torch's elastic launcher starts them, as torchrun does. When one of them fails, the launcher ends the others. A signal to the parent goes to
+all of them, and they get the time to finish their step and to write a checkpoint.
+
+At the end of an epoch there may be too few examples for all processes. accelerate (1.15) then takes the first ones again, and their
+gradients count twice. Here a process takes what is left, and where nothing is, a placeholder whose loss counts 0.
 """
 
 from __future__ import annotations
@@ -12,22 +15,28 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf
+from llmmod.config.schema.distributed import DistributedConf
 from llmmod.errors import ConfigError, Problem
+from llmmod.upstream import require_upstream
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 _SAVING_S = 600  # for a step and a checkpoint after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT says otherwise
 _MEETING_S = 900  # for all machines to come
+PLACEHOLDER = "placeholder"  # in a batch whose loss counts 0
+_FSDP = "ACCELERATE_USE_FSDP"
 
 
 @dataclass
@@ -59,57 +68,9 @@ def processes_of(conf: DistributedConf, *, use_cpu: bool) -> int:
     if gpus and count > gpus:
         do = "Start one process for each, or train on the CPU: training.use_cpu=true"
         raise ConfigError(Problem(key, f"{count}, and this machine has {gpus} GPU{'s' * (gpus > 1)}", do=do))
-    if conf.name == "fsdp" and not gpus:
-        raise ConfigError(Problem("distributed", "fsdp, and this machine has no GPU", do="Use distributed=ddp"))
     if count * conf.nodes == 1 and conf.name != "ddp" and not gpus:
         raise ConfigError(Problem(key, f"1, and distributed={conf.name} divides a model among several processes", do="Set it to 2 or more"))
     return count
-
-
-def engine_arguments(conf: DistributedConf) -> dict[str, Any]:
-    """The arguments of transformers.TrainingArguments for the engine that `distributed.name` says; empty for none and ddp."""
-    if conf.name == "fsdp":
-        return {"fsdp": True, "fsdp_config": {name: value for name, value in asdict(conf.fsdp).items() if value is not None}}
-    if conf.name.startswith("deepspeed"):
-        return {"deepspeed": deepspeed_config(conf.deepspeed, stage=3 if conf.name == "deepspeed_zero3" else 2)}
-    return {}
-
-
-def deepspeed_config(conf: DeepspeedConf, *, stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. transformers fills in what is "auto" from the trainer's arguments and the model.
-
-    Args:
-        conf: `distributed.deepspeed`.
-        stage: of ZeRO, 2 or 3.
-    """
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": conf.overlap_comm,
-        "contiguous_gradients": conf.contiguous_gradients,
-        "reduce_bucket_size": conf.reduce_bucket_size or (500_000_000 if stage == 2 else "auto"),
-    }
-    if stage == 2:
-        zero |= {name: getattr(conf, name) for name in ("allgather_bucket_size", "round_robin_gradients")}
-    else:
-        zero |= {name: getattr(conf, name) for name in ("sub_group_size", "zero_hpz_partition_size")}
-        stage3 = {name: value for name, value in asdict(conf).items() if name.startswith("stage3_")}
-        zero |= {name: "auto" if value is None else value for name, value in stage3.items()}
-    for name in ("offload_optimizer", "offload_param") if stage == 3 else ("offload_optimizer",):
-        if (device := getattr(conf, name)) != "none":
-            zero[name] = {"device": device, "pin_memory": conf.pin_memory} | ({"nvme_path": conf.nvme_path} if device == "nvme" else {})
-    of_trainer = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    composed: dict[str, Any] = {"zero_optimization": zero, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}} | dict.fromkeys(
-        of_trainer, "auto"
-    )
-    # The trainer has made its optimizer, LoRA+ included; DeepSpeed refuses one of another make with offloading unless it is told.
-    composed |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    return _merged(composed, conf.extra)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of keys as one; what the second says wins."""
-    both = [name for name, value in over.items() if isinstance(under.get(name), dict) and isinstance(value, dict)]
-    return {**under, **over, **{name: _merged(under[name], over[name]) for name in both}}
 
 
 def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int, directory: str) -> Ended:
@@ -145,6 +106,125 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
         except SignalException as caught:
             return Ended(signal=int(caught.sigval))
     return Ended()
+
+
+@contextmanager
+def engine_of(args: Any) -> Iterator[None]:
+    """Within it, a trainer with these arguments is joined by the engine that they say; afterwards, trainers are joined by DDP again.
+
+    accelerate (1.15) keeps one engine for the life of a process, and takes FSDP on accelerators alone, though FSDP2 works by gloo on a CPU.
+
+    Args:
+        args: the trainer's arguments.
+    """
+    if not args.fsdp:
+        yield
+        return
+    require_upstream(__name__)
+    kept, shared = os.environ.get(_FSDP), PartialState._shared_state
+    before = shared["distributed_type"]
+    AcceleratorState._reset_state()
+    if before == DistributedType.MULTI_CPU:
+        shared["distributed_type"] = DistributedType.MULTI_XPU  # becomes FSDP; the device stays the CPU
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state()
+        shared["distributed_type"] = before
+        os.environ.pop(_FSDP, None)
+        if kept is not None:
+            os.environ[_FSDP] = kept
+
+
+def gather_whole(trainer: Any) -> None:
+    """Let the next `save_model` of a trainer write one whole model, whatever its checkpoints hold."""
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+
+
+class _Unused(int):
+    """The index of an example that stands where there is none."""
+
+
+class _Placeholder(list[Any]):
+    """A batch's only example, which stands where there is none."""
+
+
+class _SharedBatches(BatchSamplerShard):  # type: ignore[misc]
+    """A process's batches of each round; in the last round of an epoch, what is left, or a placeholder."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        round_: list[list[int]] = []
+        for batch in self.batch_sampler:
+            round_.append(batch)
+            if len(round_) == self.num_processes:
+                yield round_[self.process_index]
+                round_ = []
+        if round_:
+            yield round_[self.process_index] if self.process_index < len(round_) else [_Unused(round_[0][0])]
+
+
+class _Examples:
+    """The examples of a dataset, among which a placeholder can be told apart."""
+
+    def __init__(self, examples: Any) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._examples[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        fetch = getattr(self._examples, "__getitems__", None)
+        found = [self._examples[index] for index in indices] if fetch is None else fetch([int(index) for index in indices])
+        return _Placeholder(found) if isinstance(indices[0], _Unused) else found
+
+
+@dataclass
+class _Collator:
+    """The batch of a collator, with a mark where its only example is a placeholder."""
+
+    collator: Any
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        batch = self.collator(list(examples))
+        return {**batch, PLACEHOLDER: torch.ones(())} if isinstance(examples, _Placeholder) else batch
+
+
+def shared_dataloader(trainer: Any, dataset: Any, make: Callable[[Any], Any]) -> Any:
+    """The data loader of a process for a training, which takes no example twice; see the module.
+
+    Args:
+        trainer: whose collator it is.
+        dataset: the examples; those of a stream are shared by accelerate.
+        make: makes the loader of a dataset with the trainer's collator.
+    """
+    if trainer.accelerator.num_processes == 1 or not hasattr(dataset, "__len__") or trainer.args.dataloader_drop_last:
+        return make(dataset)
+    collator, trainer.data_collator = trainer.data_collator, _Collator(trainer.data_collator)
+    try:
+        loader = make(_Examples(dataset))
+    finally:
+        trainer.data_collator = collator
+    if type(loader.batch_sampler) is BatchSamplerShard and not loader.batch_sampler.split_batches:
+        loader.batch_sampler.__class__ = _SharedBatches
+    return loader
+
+
+@contextmanager
+def without_placeholder(trainer: Any, inputs: Any) -> Iterator[None]:
+    """Within it, a batch has no mark; if it had one, the trainer's loss and its gradient are 0."""
+    if not isinstance(inputs, dict) or inputs.pop(PLACEHOLDER, None) is None:  # grpo's are lists of prompts
+        yield
+        return
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: compute_loss(*args, **kwargs) * 0.0
+    try:
+        yield
+    finally:
+        del trainer.compute_loss
 
 
 def leave_group() -> None:

@@ -18,6 +18,7 @@ from llmmod.data.dataset.packing import lengths
 from llmmod.models.attention.varlen import KEYS
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
+from llmmod.trainers.distributed import PLACEHOLDER
 from llmmod.trainers.means import Means, RowWeights, without_weights
 from llmmod.upstream import require_upstream
 
@@ -159,4 +160,6 @@ def pair_rewards(
 
 
 def _pair_count(inputs: Mapping[str, Any]) -> int:
+    if PLACEHOLDER in inputs:
+        return 0
     return (len(inputs[KEYS]) - 1 if KEYS in inputs else len(inputs["input_ids"])) // 2

@@ -18,6 +18,7 @@ from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.attention.varlen import BOUNDARIES
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
+from llmmod.trainers.distributed import PLACEHOLDER
 from llmmod.trainers.efficient import efficient_head
 from llmmod.upstream import require_upstream
 
@@ -44,6 +45,11 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
         """The sum of the losses of labelled positions, divided by `num_items_in_batch`, or else by their number."""
         with efficient_head():
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """The labelled tokens of an optimizer step; a placeholder has none."""
+        unlabelled = [{**b, "labels": torch.full_like(b["labels"], -100)} if PLACEHOLDER in b else b for b in batch_samples]
+        return super()._get_num_items_in_batch(unlabelled, device)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         """Add a batch to the sums of `evaluation_loop`; returns logits only if a metric of the user needs them."""

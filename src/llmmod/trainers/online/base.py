@@ -136,6 +136,7 @@ class OnlineTrainer(StageTrainer):
 
     stage: ClassVar[str]  # the stem of its files
     panels: ClassVar[Sequence[Panel]]  # of the plot of its metrics
+    shares_last_batch = False
     completions_each = 1  # rows of an evaluation's batches for each held-out prompt
     rewards: Rewards
     reader: Reader

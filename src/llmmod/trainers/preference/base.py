@@ -80,7 +80,7 @@ class ReferenceTrainer(StageTrainer):
         )
         if not copied:
             self.ref_model = None
-            self.accelerator._models.remove(no_reference)
+            self.accelerator._models[:] = [prepared for prepared in self.accelerator._models if prepared is not no_reference]
         self.precompute_ref_logps = True  # trl's flag for: batches have the reference's log-probabilities
         self._with_logps: dict[int, DatasetWithColumns] = {}
         self._means = {"train": Means(), "eval": Means()}

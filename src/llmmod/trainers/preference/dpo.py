@@ -17,6 +17,7 @@ import torch
 from trl import DPOTrainer
 
 from llmmod.models.attention.varlen import KEYS
+from llmmod.trainers.distributed import PLACEHOLDER
 from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.means import without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer, without_gathering
@@ -115,7 +116,7 @@ class DpoTrainer(ReferenceTrainer, DPOTrainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         self.weights.see_step(batch_samples, self.accelerator)
-        counts = torch.stack([torch.stack(_counts(batch)) for batch in batch_samples]).sum(0).to(device)
+        counts = torch.stack([torch.stack(_counts(batch)) * (PLACEHOLDER not in batch) for batch in batch_samples]).sum(0).to(device)
         pairs, self._tokens_of_step, _ = self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
         return pairs
 

@@ -15,6 +15,7 @@ import torch
 from trl import KTOTrainer
 
 from llmmod.errors import ConfigError, Problem
+from llmmod.trainers.distributed import PLACEHOLDER
 from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.means import Means, without_weights
 from llmmod.trainers.preference.base import ReferenceTrainer
@@ -100,7 +101,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
         if not batch_samples:
             return None
         self.weights.see_step(batch_samples, self.accelerator)
-        examples = torch.tensor(float(sum(len(batch["label"]) for batch in batch_samples)), device=device)
+        examples = torch.tensor(float(sum(len(batch["label"]) for batch in batch_samples if PLACEHOLDER not in batch)), device=device)
         return self.accelerator.reduce(examples, "sum") / self.accelerator.num_processes  # type: ignore[no-any-return]
 
 
