@@ -48,8 +48,7 @@ class StageTrainer(ResumableTrainer):
 
     optimizer: Any
     control: Any
-    # How much faster an adapter's matrices B learn than its matrices A; None: all alike. Set by `trainers.build`.
-    loraplus_lr_ratio: float | None = None
+    loraplus_lr_ratio: float | None = None  # how much faster matrices B learn than A; None: all alike. Set by `trainers.build`
     # Whether the last batches of an epoch are divided among the processes as they are; False: the sampler fills them up.
     shares_last_batch = True
     # Decodes the completions that the model writes while it trains. Set by `trainers.build`.
