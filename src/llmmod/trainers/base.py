@@ -86,9 +86,9 @@ class StageTrainer(ResumableTrainer):
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)
         return loss
 
-    def _get_dataloader(self, dataset: Any, description: str, is_training: bool = False, **kwargs: Any) -> Any:
-        make = partial(super()._get_dataloader, description=description, is_training=is_training, **kwargs)
-        return shared_dataloader(self, dataset, make) if is_training and self.shares_last_batch else make(dataset)
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        make = partial(super()._get_dataloader, is_training=is_training, **kwargs)
+        return shared_dataloader(self, dataset, make, *args) if is_training and self.shares_last_batch else make(dataset, *args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

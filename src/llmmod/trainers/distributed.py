@@ -193,19 +193,20 @@ class _Collator:
         return {**batch, PLACEHOLDER: torch.ones(())} if isinstance(examples, _Placeholder) else batch
 
 
-def shared_dataloader(trainer: Any, dataset: Any, make: Callable[[Any], Any]) -> Any:
+def shared_dataloader(trainer: Any, dataset: Any, make: Callable[..., Any], *args: Any) -> Any:
     """The data loader of a process for a training, which takes no example twice; see the module.
 
     Args:
         trainer: whose collator it is.
         dataset: the examples; those of a stream are shared by accelerate.
         make: makes the loader of a dataset with the trainer's collator.
+        args: further ones of `make`.
     """
     if trainer.accelerator.num_processes == 1 or not hasattr(dataset, "__len__") or trainer.args.dataloader_drop_last:
-        return make(dataset)
+        return make(dataset, *args)
     collator, trainer.data_collator = trainer.data_collator, _Collator(trainer.data_collator)
     try:
-        loader = make(_Examples(dataset))
+        loader = make(_Examples(dataset), *args)
     finally:
         trainer.data_collator = collator
     if type(loader.batch_sampler) is BatchSamplerShard and not loader.batch_sampler.split_batches:

@@ -175,12 +175,12 @@ class ReferenceTrainer(StageTrainer):
         self._metrics[mode].update({name: [value] for name, value in self._means[mode].take().items()})
         super().log(logs, start_time)
 
-    def _get_dataloader(self, dataset: Any, description: str, is_training: bool = False, **kwargs: Any) -> Any:
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
         even = self.accelerator.even_batches
         # With even batches, an evaluation would measure some examples twice. Sharded weights need them.
         self.accelerator.even_batches = even and (is_training or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         try:
-            return super()._get_dataloader(self._with_logps.get(id(dataset), dataset), description, is_training, **kwargs)
+            return super()._get_dataloader(self._with_logps.get(id(dataset), dataset), *args, is_training=is_training, **kwargs)
         finally:
             self.accelerator.even_batches = even
 
