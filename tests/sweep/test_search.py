@@ -100,6 +100,20 @@ def test_a_search_that_was_ended_goes_on_with_what_it_left_open(monkeypatch, wor
     assert after[3].params == after[2].params
     assert (work / "sweep" / "earlier" / "2-1").is_dir()
     assert [(job.number, job.status) for job in read_jobs(sweep.directory)] == [(n, "completed") for n in "0134"]
+    assert len({trial.params["training.learning_rate"] for trial in after}) == 4  # none is drawn twice
+
+
+def test_what_a_job_came_to_is_told_where_its_sweep_was_killed_before(monkeypatch, work):
+    def dies(config):
+        bowl(config)
+        if (work / "sweep" / "1").exists() and not (work / "sweep" / "2").exists():
+            raise KeyboardInterrupt
+
+    sweep_of(dies, *SEARCH, LR, "hydra.sweeper.n_trials=3", monkeypatch=monkeypatch)
+    assert [trial.state.name for trial in trials()] == ["COMPLETE", "RUNNING"]
+    sweep_of(bowl, "sweep.resume=sweep", monkeypatch=monkeypatch)
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 3
+    assert not (work / "sweep" / "earlier").exists()
 
 
 def test_sweeps_share_a_study(monkeypatch, work):

@@ -129,7 +129,7 @@ class OptunaSweeper(LaunchingSweeper):
         assert self.launcher is not None
         fixed, storage = dict(fixed_values(overrides)), self._storage or str(sweep_dir / "study.log")
         study = self._open_study(optuna, storage, sweep.goal)
-        write_manifest(sweep_dir, sweep, [], dropped=self._take_up(optuna, study, sweep_dir, failed_too=sweep.resumed))
+        write_manifest(sweep_dir, sweep, [], dropped=self._take_up(optuna, study, sweep_dir, sweep))
         trials = self._n_trials
         if self._sampler == "grid":
             grid = combinations(space, fixed)
@@ -148,8 +148,8 @@ class OptunaSweeper(LaunchingSweeper):
             jobs = [job for _, job in valid]
             write_manifest(sweep_dir, sweep, jobs)
             launch(self.launcher, self.config, jobs)
-            for trial, job in valid:
-                self._tell(optuna, study, trial, job, sweep_dir, sweep.goal)
+            for trial, _ in valid:
+                self._tell(optuna, study, trial.number, sweep_dir, sweep.goal)
 
     def _check(self, goal: Goal) -> None:
         """Raise a ConfigError for an argument that is wrong."""
@@ -167,32 +167,33 @@ class OptunaSweeper(LaunchingSweeper):
 
     def _open_study(self, optuna: Any, storage: str, goal: Goal) -> Any:
         assert self.config is not None
+        directions = ["maximize" if up else "minimize" for up in goal.maximize]
+        named = {"storage": open_storage(storage), "study_name": self._study_name}
+        study = optuna.create_study(**named, directions=directions, load_if_exists=True)
         seed = self._seed if self._seed is not None or self._storage is not None else int(self.config.seed)
+        if seed is not None:  # a study that goes on must not draw again what it has drawn
+            seed += len(study.get_trials(deepcopy=False))
         try:
-            sampler = getattr(optuna.samplers, SAMPLERS[self._sampler])(seed=seed, **self._sampler_options)
-            pruner = make_pruner(self._pruner, self._pruner_options)
+            study.sampler = getattr(optuna.samplers, SAMPLERS[self._sampler])(seed=seed, **self._sampler_options)
+            study.pruner = make_pruner(self._pruner, self._pruner_options)
         except (TypeError, ValueError, ImportError) as error:
             raise ConfigError(Problem("hydra.sweeper", f"Optuna refuses its options: {one_line(error)}")) from error
-        directions = ["maximize" if up else "minimize" for up in goal.maximize]
-        study = optuna.create_study(
-            storage=open_storage(storage),
-            study_name=self._study_name,
-            sampler=sampler,
-            pruner=pruner,
-            directions=directions,
-            load_if_exists=True,
-        )
         if [direction.name.lower() for direction in study.directions] != directions:
             found = f"the study '{self._study_name}' in {storage} was made for {[d.name.lower() for d in study.directions]}"
             raise ConfigError(Problem("sweep.direction", found, do="Give another hydra.sweeper.study_name"))
         return study
 
-    def _take_up(self, optuna: Any, study: Any, sweep_dir: Path, *, failed_too: bool) -> set[int]:
-        """Ask again for what a process that is gone left open, and for what failed where that is wanted; returns the trials' numbers."""
+    def _take_up(self, optuna: Any, study: Any, sweep_dir: Path, sweep: Sweep) -> set[int]:
+        """Tell what a process that is gone did not, and ask again for what it left open, or for all that failed; returns their numbers."""
         states = optuna.trial.TrialState
         retried = set(study.user_attrs.get(_RETRIED, []))
         lost = [t for t in study.get_trials(deepcopy=False, states=[states.RUNNING]) if not _is_alive(t.user_attrs.get(_OWNER))]
-        failed = study.get_trials(deepcopy=False, states=[states.FAIL]) if failed_too else []
+        for trial in [*lost]:
+            directory = job_directory(sweep_dir, trial.number)
+            if directory is not None and read_job(directory).ended_well:
+                self._tell(optuna, study, trial.number, sweep_dir, sweep.goal)
+                lost.remove(trial)
+        failed = study.get_trials(deepcopy=False, states=[states.FAIL]) if sweep.resumed else []
         again = [trial for trial in [*lost, *failed] if trial.number not in retried]
         for trial in again:
             if trial.state == states.RUNNING:
@@ -235,18 +236,18 @@ class OptunaSweeper(LaunchingSweeper):
             return False
         return True
 
-    def _tell(self, optuna: Any, study: Any, trial: Any, job: Planned, sweep_dir: Path, goal: Goal) -> None:
+    def _tell(self, optuna: Any, study: Any, number: int, sweep_dir: Path, goal: Goal) -> None:
         states = optuna.trial.TrialState
-        directory = job_directory(sweep_dir, job.number)
+        directory = job_directory(sweep_dir, number)
         ended = None if directory is None else read_job(directory)
         if ended is not None and ended.status == PRUNED:
-            study.tell(trial.number, state=states.PRUNED)
+            study.tell(number, state=states.PRUNED)
             return
         values = goal.values(ended.metrics) if ended is not None and ended.status == "completed" else None
-        study.tell(trial.number, values, state=states.FAIL if values is None else states.COMPLETE)
+        study.tell(number, values, state=states.FAIL if values is None else states.COMPLETE)
         if ended is not None and ended.status == "completed" and values is None:
             problem = _no_metric(goal, ended)
-            mark_failed(sweep_dir, job.number, job.overrides, str(problem), exit_code=ConfigError.exit_code)
+            mark_failed(sweep_dir, number, ended.arguments, str(problem), exit_code=ConfigError.exit_code)
             if not study.get_trials(deepcopy=False, states=[states.COMPLETE, states.PRUNED]):
                 raise ConfigError(problem)
 
