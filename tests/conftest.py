@@ -67,6 +67,14 @@ def _libraries_are_no_garbage():
 _looked_through = {"modules": 0}
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(request, monkeypatch):
+    """A training's curves take up to a third of a short run's time: they are drawn for tests that are marked `curves`."""
+    progress = sys.modules.get("llmmod.trainers.callbacks.progress")
+    if progress is not None and "curves" not in request.keywords:
+        monkeypatch.setattr(progress, "_draw", lambda state, path, draw: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level BPE tokenizer of about 400 tokens: most Chinese characters take three, every emoji four."""

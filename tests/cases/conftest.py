@@ -21,9 +21,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _where_the_user_is(tmp_path, monkeypatch):
-    """In a directory of the user's own; curves, a third of a short run's time, aren't drawn."""
+    """In a directory of the user's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("llmmod.trainers.callbacks.progress.draw_loss_curve", lambda history, path: False)
 
 
 @pytest.fixture

@@ -186,7 +186,6 @@ def computed(directory, stage, chosen, examples):
 def both(work, rows, monkeypatch):
     """What llmmod computes, and a function that gives what the plain loop does."""
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
-    monkeypatch.setattr("llmmod.trainers.callbacks.progress.draw_loss_curve", lambda history, path: False)  # a third of the time
 
     def compute(stage, way, weights, *more):
         examples = rows(stage)

@@ -29,15 +29,12 @@ def walks(tmp_path_factory):
     """Heading -> the files that a run enters, with the number of their lines that it runs."""
     run_dir = tmp_path_factory.mktemp("walks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LLMMOD_CACHE": str(run_dir / "cache")}
-    found = []
-    for stage in ("sft", "ppo"):
-        command = [f"stage={stage}", "finetune=lora", "smoke=true", "pipeline=[train]", f"output_dir={run_dir / stage}"]
-        script = [sys.executable, str(ROOT / "tests" / "support" / "walks.py"), *command]
-        done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300, env=environment)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
-        assert lines, done.stderr
-        found.append(json.loads(lines[0]))
-    (command, row), (ppo, _) = found
+    commands = [["finetune=lora", "smoke=true", "pipeline=[train]", f"stage={s}", f"output_dir={run_dir / s}"] for s in ("sft", "ppo")]
+    script = [sys.executable, str(ROOT / "tests" / "support" / "walks.py"), *(" ".join(command) for command in commands)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    assert len(lines) == 2, done.stderr
+    (command, row), (ppo, _) = map(json.loads, lines)
     return {COMMAND: command, ROW: row, PPO: {file: lines for file, lines in ppo.items() if file not in command}}
 
 

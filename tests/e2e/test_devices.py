@@ -34,7 +34,6 @@ def on_cpu():
 def run(work, tmp_path, monkeypatch, on_cpu):
     """Losses, gradients and evaluation of three steps of a stage."""
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
-    monkeypatch.setattr("llmmod.trainers.callbacks.progress.draw_loss_curve", lambda history, path: False)
 
     def found(stage, way, where, *more):
         chosen = [*overrides(work, stage, "float32", *of_way(way), *more), "pipeline=[train,evaluate]", "training.bf16=false"]

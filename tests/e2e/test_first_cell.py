@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typed import typed
 
 TESTS = Path(__file__).parents[1]
 ORIGINAL = TESTS / "models" / "legacy_checkpoints" / "chatglm2"
@@ -48,9 +46,8 @@ def run(chatglm2):
         "stage=sft", "model=chatglm2", "finetune=lora", f"model.pretrained_model_name_or_path={chatglm2}", f"output_dir={directory}",
         "pipeline=[train,evaluate,export]", "steps.export.layout=original", "training.max_steps=8", "training.learning_rate=1e-2",
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "llmmod", *command], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    done = typed(*command)
+    assert done.code == 0, done.said
     return directory
 
 

@@ -11,8 +11,6 @@ import pytest
 import yaml
 from cells import FILE, matrix
 
-from llmmod.trainers.callbacks import progress as curve
-
 pytestmark = pytest.mark.slow
 
 
@@ -26,12 +24,6 @@ LIKE_LLAMA = {"mistral"}  # another class, the same computation
 # At a rehearsal's own rate two steps change logits by so little that an adapter lost on the way would hardly show.
 RATE = "training.learning_rate=5e-3"
 NEAR = {**matrix.MAX_LOSS_DIFFERENCE, "lora": 1e-5, "qlora": 1e-5}
-
-
-@pytest.fixture(autouse=True)
-def _no_curve(monkeypatch):
-    """A fifth of a cell's time; tests/trainers/callbacks/test_curves.py draws."""
-    monkeypatch.setattr(curve, "draw_loss_curve", lambda history, path: False)
 
 
 @pytest.mark.parametrize("way", matrix.WAYS)

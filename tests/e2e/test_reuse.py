@@ -36,6 +36,7 @@ def weights(tmp_path, *names):
     return (tmp_path.joinpath(*names) / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.curves
 def test_what_is_unchanged_is_reused_and_said(run, tmp_path, caplog):
     caplog.set_level("INFO", "llmmod.train")
     metrics, reused = run("one")

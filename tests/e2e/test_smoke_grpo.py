@@ -12,6 +12,7 @@ import llmmod
 CELLS = [("llama", "full"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora")]
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     """Two passes over the first step's answers: their probabilities before it are compared with those that they were sampled with."""

@@ -15,6 +15,7 @@ CELLS = [
 ]  # fmt: skip
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     chosen = ["stage=ppo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,export]", f"output_dir={tmp_path / 'run'}"]

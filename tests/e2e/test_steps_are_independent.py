@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import llmmod
-from llmmod.trainers.callbacks import progress as curve
 
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
 # What of a way reaches furthest into the model that is under its adapter.
@@ -56,7 +55,6 @@ def checkpoint(tiny_tokenizer, tmp_path):
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
     """Trains steps in order, given as name -> stage."""
-    monkeypatch.setattr(curve, "draw_loss_curve", lambda history, path: False)
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     for kind, row in ROWS.items():
         rows = [{name: value.format(n=n) if isinstance(value, str) else n % 2 == 0 for name, value in row.items()} for n in range(8)]

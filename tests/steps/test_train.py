@@ -58,6 +58,7 @@ def test_it_learns_and_held_out_questions_too(session):
     assert report.metrics["eval_loss"] < 0.8 * report.metrics["eval_loss_before"]
 
 
+@pytest.mark.curves
 def test_what_it_reports(session):
     made = session()
     report = train(made)
@@ -83,6 +84,7 @@ def test_a_trainer_that_mixes_packed_examples_is_refused_before_a_model_is_loade
     )
 
 
+@pytest.mark.curves
 def test_what_it_leaves_on_the_disk(session, tiny_tokenizer):
     made = session(save_strategy="epoch", save_total_limit=1)
     train(made)
@@ -250,6 +252,7 @@ class InterruptAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize("step", [3, 5], ids=["mid-epoch", "last of an epoch"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(session, lora_conf, monkeypatch, step, capfd):
     fields = {**RESUMED, "save_strategy": "no"}

@@ -15,8 +15,6 @@ import re
 import statistics
 from collections import defaultdict
 
-import pytest
-
 # The fresh seeds begin here, apart from those that the tests go by.
 FRESH = 1000
 
@@ -64,9 +62,7 @@ def assert_learns(trainer, record, *, rule, measure):
         What was measured before, and after.
     """
     before = measure(trainer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmmod.trainers.callbacks.progress._draw", lambda state, path, draw: None)  # nobody looks at them
-        trainer.train()
+    trainer.train()
     after = measure(trainer)
     record("learnt", (after, rule))
     assert after >= rule

@@ -1,6 +1,7 @@
-"""Which files of ours a command enters up to the first optimizer step, in order: `python tests/support/walks.py smoke=true stage=ppo …`.
+"""The files of ours that commands enter up to their first optimizer step, in order: `python tests/support/walks.py 'smoke=true …' …`.
 
-Function calls count; what runs when a module is imported doesn't. Checks are left out, with all that they call. Prints a line of JSON.
+Function calls count; code that runs when a module is imported doesn't. Checks are left out, with all that they call. Each argument is a
+command, for which a line of JSON is printed. A file that only fills a cache is entered by the first command alone.
 """
 
 from __future__ import annotations
@@ -73,17 +74,19 @@ class Walk:
 
 
 def main() -> None:
-    """Run the command, and print the files with the number of their lines that ran."""
-    walk = Walk()
+    """Run the commands, and print the files of each with the number of their lines that ran."""
+    for command in sys.argv[1:]:
+        walk = Walk()
 
-    def stop(*args):
-        sys.settrace(None)
-        print(json.dumps([{file: len(lines) for file, lines in files.items()} for files in (walk.command, walk.row)]), flush=True)
-        raise KeyboardInterrupt
+        def stop(*args, walk=walk):
+            sys.settrace(None)
+            print(json.dumps([{file: len(lines) for file, lines in files.items()} for files in (walk.command, walk.row)]), flush=True)
+            raise KeyboardInterrupt
 
-    register_optimizer_step_pre_hook(stop)
-    sys.settrace(walk)
-    llmmod.app.run_command(["llmmod", *sys.argv[1:]])
+        hook = register_optimizer_step_pre_hook(stop)
+        sys.settrace(walk)
+        llmmod.app.run_command(["llmmod", *command.split()])
+        hook.remove()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from llmmod.trainers.callbacks.progress import draw_loss_curve, loss_curve, smoothed
 
+pytestmark = pytest.mark.curves
 HISTORY = [{"step": 0, "eval_loss": 3.0}, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.2}]
 
 

@@ -163,6 +163,7 @@ def test_evaluating_changes_nothing_about_training(grpo_trainer, tiny_llama):
     assert all(torch.equal(found[0][name], found[1][name]) for name in start)
 
 
+@pytest.mark.curves
 def test_what_is_left(grpo_trainer, tmp_path):
     trainer = grpo_trainer(max_steps=2, num_sample_answers=2, num_iterations=2, save_strategy="steps", save_steps=2, log_completions=True)
     trainer.train()

@@ -200,6 +200,7 @@ def test_evaluating_changes_nothing_about_training(ppo_trainer, tiny_llama):
     assert all(torch.equal(found[0][name], found[1][name]) for name in start)
 
 
+@pytest.mark.curves
 def test_what_is_left(ppo_trainer, tmp_path):
     trainer = ppo_trainer(max_steps=5, num_sample_answers=2)
     trainer.train()
