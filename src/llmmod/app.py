@@ -22,6 +22,7 @@ from llmmod.upstream import UpstreamError, report, require_upstream
 
 if TYPE_CHECKING:
     from llmmod.config.compose import Composed
+    from llmmod.runs.read import Run
 
 
 def main() -> None:
@@ -56,7 +57,10 @@ def run_command(argv: Sequence[str]) -> int:
             return _hydra(lambda config: None, args)
         if args.multirun or any(text.startswith("sweep.resume=") for text in args.overrides):
             return _sweep(args, allow)
+        replayed = _replay(args)
         composed = _compose(args, args.overrides)
+        if replayed is not None:
+            composed = _as_recorded(replayed, composed, args)
     except ConfigError as error:
         return _refused(error)
     finally:
@@ -69,7 +73,43 @@ def run_command(argv: Sequence[str]) -> int:
             code = _hydra(jobs.run, args)
     except ConfigError as error:
         return _refused(error)
-    return max(code, jobs.finish())
+    code = max(code, jobs.finish())
+    return code if replayed is None else max(code, jobs.conclude_replay(replayed))
+
+
+def _replay(args: Namespace) -> Run | None:
+    """The run that `replay=…` names, whose overrides are then those of this one; None where nothing is run again.
+
+    Raises:
+        ConfigError: there is no such run, or something is typed that would change it.
+    """
+    if not any(text.startswith("replay=") for text in args.overrides):
+        return None
+    from llmmod.runs.compare import open_run
+    from llmmod.runs.replay import asked_for, replayed_overrides
+
+    run = open_run(asked_for(args.overrides) or "", "replay")
+    _replace_overrides(args, replayed_overrides(run, args.overrides))
+    return run
+
+
+def _as_recorded(run: Run, composed: Composed, args: Namespace) -> Composed:
+    """The configuration of a run that is run again, with the values that its options had then."""
+    from llmmod.runs.replay import changed_since
+
+    changed = changed_since(run, composed.config)
+    if not changed:
+        return composed
+    print(f"replay: set as they were then: {' '.join(changed)}", file=sys.stderr)
+    _replace_overrides(args, [*args.overrides, *changed])
+    return _compose(args, args.overrides)
+
+
+def _replace_overrides(args: Namespace, overrides: list[str]) -> None:
+    """Let a run have other overrides than those on the command line."""
+    rest = [text for text in sys.argv[1:] if text not in args.overrides]
+    args.overrides = overrides
+    sys.argv = [sys.argv[0], *rest, *overrides]
 
 
 def _sweep(args: Namespace, allow: list[str]) -> int:

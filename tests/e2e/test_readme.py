@@ -21,6 +21,8 @@ from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.devtools.key_pages import main as write_reference
 from llmmod.pipeline.launch import run_config
+from llmmod.runs.compare import open_run
+from llmmod.runs.replay import asked_for, replayed_overrides
 from llmmod.sweep.plan import parsed, sweep_jobs
 from llmmod.sweep.space import corners
 
@@ -76,6 +78,9 @@ def work(tmp_path, monkeypatch):
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             with zipfile.ZipFile(checkpoint / name, "w") as archive:
                 archive.writestr("data.pkl", b"")
+    (tmp_path / "outputs" / "one" / ".hydra").mkdir(parents=True)
+    for name, text in {"run.json": "{}", ".hydra/config.yaml": "seed: 7", ".hydra/overrides.yaml": "- seed=7"}.items():
+        (tmp_path / "outputs" / "one" / name).write_text(text)
     (tmp_path / "my_package.py").write_text("class MyCallback:\n    pass\n")
     yield tmp_path
     sys.modules.pop("my_package", None)
@@ -96,6 +101,8 @@ def composed(command, page, work, monkeypatch):
     args = get_args_parser().parse_args(arguments)
     # A model directory of the reader's own is the one thing that can't be made up.
     overrides = [override for override in args.overrides if "/models/" not in override]
+    if named := asked_for(overrides):
+        overrides = replayed_overrides(open_run(named, "replay"), overrides)
     for option, package in PLUGINS.items():
         if option in command:
             pytest.importorskip(package)

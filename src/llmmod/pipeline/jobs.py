@@ -29,6 +29,8 @@ from llmmod.pipeline.record import write_json
 from llmmod.pipeline.resume import commands_of
 from llmmod.pipeline.run import Outcome, full_error_wanted
 from llmmod.pipeline.session import Left
+from llmmod.runs.read import Run
+from llmmod.runs.replay import conclude
 from llmmod.sweep.plan import Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
@@ -111,6 +113,15 @@ class Jobs:
         elif self._outcomes and rank() == 0:
             _print_outcome(self._outcomes[0], tracebacks=self._tracebacks)
         return max(codes, default=EXIT_FAILED)
+
+    def conclude_replay(self, run: Run) -> int:
+        """Print whether a run that was run again came to the same bytes; 0 where it did, else 1."""
+        if rank() != 0 or not self._outcomes:
+            return 0
+        said, same = conclude(run, self._outcomes[0].run_dir)
+        for line in said:
+            print(line)
+        return 0 if same else EXIT_FAILED
 
     def _show_sweep(self, sweep: Sweep, sweep_dir: Path, jobs: list[Job]) -> None:
         jobs = jobs + [refused_job(overrides, str(error)) for overrides, error in sweep.refused]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import time
@@ -60,6 +61,7 @@ class Record:
             "versions": {name: installed(name) for name in MAIN},
             "git_revision": git_revision(),
             "code": code_digest(),
+            "machine": {"processor": _processor(), "cpu_count": os.cpu_count(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
             "seed": seed,
             "error": None,
             "data": [],
@@ -150,6 +152,15 @@ def git_revision() -> str | None:
             found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
             return found.stdout.strip()
     return None
+
+
+def _processor() -> str:
+    """The processor's name, where the kernel says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_rss_bytes() -> int:

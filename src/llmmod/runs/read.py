@@ -67,9 +67,9 @@ class Run:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Library -> version, and the git revision."""
-        found = self.record.get("versions")
-        known = {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+        """Library -> version, the machine, and the git revision."""
+        parts = (self.record.get("versions"), self.record.get("machine"))
+        known = {str(name): str(version) for part in parts if isinstance(part, dict) for name, version in part.items()}
         return known | {"git": str(self.record.get("git_revision") or "not in a checkout")}
 
     @property

@@ -159,4 +159,7 @@ class Root:
     smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
     distributed: DistributedConf = field(default_factory=DistributedConf)  # by how many processes, on how many machines
     hub: HubConf = field(default_factory=HubConf)  # how downloads are made
+    # the directory of a run that is run once more, with the configuration that it had; only on the command line, and with nothing but
+    # output_dir beside it
+    replay: str | None = None
     sweep: SweepConf = field(default_factory=SweepConf)  # what the jobs of a sweep are compared by

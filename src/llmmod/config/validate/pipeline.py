@@ -45,6 +45,9 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
         elif count > 1:
             do = f"Give the second a name of its own: +step@steps.{name}_2={context.choices.get(f'step@steps.{name}', name)}"
             yield Problem("pipeline", f"'{name}' stands in it {count} times", do=do)
+    if context.get("replay") is not None:
+        do = "Type it alone: llmmod replay=<a run's directory>"
+        yield Problem("replay", f"'{context.get('replay')}', and only a single run of the command line is run again", do=do)
     yield from _without_model(context)
     yield from _without_validation(context)
     if context.user_set("reuse") and context.get("reuse") is True and sum(map(context.trains, context.steps)) < 2:

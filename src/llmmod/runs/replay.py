@@ -1,0 +1,146 @@
+"""`replay=<a run's directory>`: the same run again, in a directory of its own, and whether it came to the same bytes.
+
+What is run is the configuration that the run has in `.hydra/`, not what its overrides mean today: where an option or a default has changed
+since, the value of that time is set once more. Left out is where it was written and how it was begun, and what earlier runs left is not
+taken: every step does its work. That a checkpoint's own code may run is not taken from a file; it has to be typed again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from llmmod.errors import ConfigError, Problem
+from llmmod.files.paths import atomic_write
+from llmmod.pages.page import write_page
+from llmmod.runs.compare import Section, comparison_page, differences, file_hash, first_cause, lines, open_run, weights_of
+from llmmod.runs.read import Run
+
+KEY = "replay"
+_NAME, _PAGE = "replay.json", "compare.html"
+# Where a run is, how it was begun, and what it takes from earlier ones.
+_NOT_REPLAYED = re.compile(r"^(output_dir|auto_resume|replay|reuse|sweep(\..+)?|hydra([./].+)?|(.+\.)?resume_from_checkpoint)$")
+_TRUST = re.compile(r"(^|\.)trust_remote_code$")
+_ESCAPED, _ESCAPE = re.compile(r"[\\()\[\]{}:=, \t]"), r"\\\g<0>"  # in names, which Hydra's grammar does not quote
+_TYPED_BESIDE = ("output_dir",)
+
+
+def asked_for(overrides: Sequence[str]) -> str | None:
+    """The directory of `replay=…` on a command line; None where there is none."""
+    found = [text.partition("=")[2] for text in overrides if _key(text) == KEY and "=" in text]
+    return found[-1].strip("'\"") if found else None
+
+
+def replayed_overrides(run: Run, typed: Sequence[str]) -> list[str]:
+    """The overrides that a run had, and those that may be typed beside `replay`: `output_dir`, and the trust in a checkpoint's own code.
+
+    Raises:
+        ConfigError: something else is typed, the run has no record of its configuration, or trusted code that isn't trusted now.
+    """
+    beside = [text for text in typed if _key(text) != KEY]
+    other = [text for text in beside if _key(text) not in _TYPED_BESIDE and not _TRUST.search(_key(text))]
+    if other:
+        do = f"Leave it out, or run that configuration yourself: {run.command}"
+        raise ConfigError([Problem(_key(text), f"typed beside {KEY}, which runs the very same again", do=do) for text in other])
+    if not run.config:
+        raise ConfigError(Problem(KEY, f"{run.directory} has no .hydra/config.yaml, so nobody knows what was run"))
+    trusted = {_key(text) for text in beside if _TRUST.search(_key(text))}
+    for key, value in run.config.items():
+        if _TRUST.search(key) and value is True and key not in trusted:
+            raise ConfigError(Problem(key, "true in that run, and not from the command line", do=f"If you trust that code, add {key}=true"))
+    recorded = yaml.safe_load((run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) if run.overrides else []
+    kept = [str(text) for text in recorded if not _NOT_REPLAYED.match(_key(text)) and not _TRUST.search(_key(text))]
+    return [*kept, "reuse=false", *beside]
+
+
+def changed_since(run: Run, config: DictConfig) -> list[str]:
+    """Overrides that give a run's configuration back its values where options or defaults have changed since.
+
+    Args:
+        run: that is run again.
+        config: what its overrides compose to now.
+    """
+    recorded = yaml.safe_load((run.directory / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+    now: Any = OmegaConf.to_container(config, resolve=False)
+    pairs = _differing(recorded, yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(now))))
+    return [f"++{key}={_written(value)}" for key, value in pairs if not _NOT_REPLAYED.match(key) and not _TRUST.search(key)]
+
+
+def conclude(run: Run, directory: Path) -> tuple[list[str], bool]:
+    """What became of a run that was run again, in lines, and whether it came to the same bytes.
+
+    Args:
+        run: that was run.
+        directory: of the new one; it gets replay.json and compare.html.
+    """
+    again = open_run(str(directory), KEY)
+    found = [_replayed(section) for section in differences(run, again)]
+    came_to = [section for section in found if section.name in ("history", "metrics", "weights")]
+    same = not any(section.differences for section in came_to)
+    # A metric of the end differs because something before it does.
+    first = first_cause(sorted(found, key=lambda section: section.name in ("metrics", "weights")))
+    weights = {name: file_hash(path) for name, path in weights_of(again).items()}
+    if same:
+        said = [f"{KEY}: the same bytes: {name}, SHA-256 {digest}" for name, digest in weights.items()]
+        said += [] if weights else [f"{KEY}: the same metrics and the same log; neither run left weights"]
+    else:
+        said = [f"{KEY}: not the same. First differs: {first}", *(f"  {line}" for line in lines(run, again, found))]
+        said += _unrecorded(found)
+    content = {"of": str(run.directory), "same": same, "first_difference": first or None, "weights": weights}
+    with atomic_write(directory / _NAME) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(directory / _PAGE, comparison_page(run, again, found))
+    return [*said, f"{KEY}: the comparison is {directory / _PAGE}"], same
+
+
+def _replayed(section: Section) -> Section:
+    """Without what a replay changes itself."""
+    kept = [difference for difference in section.differences if section.name != "configuration" or not _NOT_REPLAYED.match(difference.what)]
+    return section._replace(differences=kept)
+
+
+def _unrecorded(found: list[Section]) -> list[str]:
+    causes = [section for section in found if section.name in ("configuration", "data", "versions", "code")]
+    if any(section.differences for section in causes):
+        return []
+    return [f"{KEY}: nothing that a run records explains it: bits also depend on the processor, and on what else a GPU's kernels choose"]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _differing(recorded: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a recorded configuration that are not so now; a mapping as a whole where a name in it has a dot."""
+    whole = not isinstance(recorded, Mapping) or not recorded or any("." in str(name) for name in recorded)
+    if whole:
+        if recorded != now:
+            yield place, recorded
+        return
+    for name, value in recorded.items():
+        there = now.get(name) if isinstance(now, Mapping) else None
+        if value is None and not (isinstance(now, Mapping) and name in now):
+            yield f"{place}.{name}" if place else str(name), None
+        else:
+            yield from _differing(value, there, f"{place}.{name}" if place else str(name))
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar of overrides."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_ESCAPED.sub(_ESCAPE, str(name))}:{_written(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_written, value)) + "]"
+    # Backslashes are literal but before a quote, or at the end.
+    quoted = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
+    return f"'{quoted}'"

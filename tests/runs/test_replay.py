@@ -1,0 +1,107 @@
+"""`replay=…`: the overrides of the new run, values that options had then, and a run that is really run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from llmmod.errors import ConfigError
+from llmmod.runs.compare import open_run
+from llmmod.runs.replay import changed_since, replayed_overrides
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's directory with a configuration and overrides."""
+
+    def make(config, overrides):
+        (tmp_path / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / "run.json").write_text("{}")
+        (tmp_path / ".hydra/config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        (tmp_path / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
+        return open_run(str(tmp_path), "replay")
+
+    return make
+
+
+def test_overrides_are_those_of_the_run_less_where_it_was_and_how_it_was_begun(run):
+    recorded = [
+        "model=qwen3", "seed=7", "output_dir=there", "auto_resume=true", "training.resume_from_checkpoint=true", "hydra/launcher=joblib",
+        "hydra.searchpath=[x]", "sweep.metric=eval_loss", "reuse=true",
+    ]  # fmt: skip
+    made = run({"seed": 7}, recorded)
+    assert replayed_overrides(made, ["replay=x", "output_dir=here"]) == ["model=qwen3", "seed=7", "reuse=false", "output_dir=here"]
+
+
+def test_a_value_beside_it_is_refused(run):
+    with pytest.raises(ConfigError, match=r"seed: typed beside replay.*llmmod seed=7"):
+        replayed_overrides(run({"seed": 7}, ["seed=7"]), ["replay=x", "seed=8"])
+
+
+def test_trusted_code_is_not_taken_from_a_file(run):
+    made = run({"model": {"trust_remote_code": True}}, ["model.trust_remote_code=true"])
+    with pytest.raises(ConfigError, match=r"add model\.trust_remote_code=true"):
+        replayed_overrides(made, ["replay=x"])
+    typed = ["replay=x", "model.trust_remote_code=true"]
+    assert replayed_overrides(made, typed) == ["reuse=false", "model.trust_remote_code=true"]
+    assert changed_since(made, OmegaConf.create({"model": {"trust_remote_code": False}})) == []
+
+
+def test_a_node_of_that_time_is_set_leaf_by_leaf(run):
+    made = run({"node": {"_target_": "a.b", "inner": {"x": None, "y": []}}}, [])
+    assert changed_since(made, OmegaConf.create({})) == ["++node._target_='a.b'", "++node.inner.x=null", "++node.inner.y=[]"]
+
+
+VALUES = {
+    "text": "it's a \\ and a \\' and {{query}}, [x]: ü渲染\n",
+    "ends in a backslash": "C:\\",
+    "empty": "",
+    "looks like a number": "1e-3",
+    "numbers": [1, 2.5, -1e-7, True, None],
+    "nodes in a list": [{"token": "eos_token", "a key": 1}, "{{x}}", {}],
+    "names with dots": {"1.7b": "it's", "_target_": "a.b"},
+    "an interpolation": "${seed}",
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_of_that_time_is_set_as_it_was(run, name):
+    made = run({"seed": 1, "node": {"a": VALUES[name], "same": 1}}, [])
+    (override,) = changed_since(made, OmegaConf.create({"seed": 1, "node": {"same": 1}, "new": "a key of today"}))
+    parsed = OverridesParser.create().parse_override(override)
+    assert (parsed.key_or_group, parsed.is_force_add()) == ("node.a", True)
+    assert parsed.value() == VALUES[name]
+
+
+SCRIPT = """
+import pathlib, sys
+from llmmod.app import run_command
+one, two, three = (pathlib.Path(sys.argv[1]) / name for name in ("one", "two", "three"))
+print("code", run_command(["llmmod", "smoke=true", "pipeline=[train]", f"output_dir={one}"]))
+print("code", run_command(["llmmod", f"replay={one}", f"output_dir={two}"]))
+config = one / ".hydra" / "config.yaml"
+config.write_text(config.read_text().replace("weight_decay: 0.0", "weight_decay: 0.125"))
+adapter = one / "train" / "adapter_model.safetensors"
+adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+print("code", run_command(["llmmod", f"replay={one}", f"output_dir={three}"]))
+"""
+
+
+def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=environment)
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 0", "code 0", "code 1"], done.stderr[-2000:]
+    assert "replay: the same bytes: train/adapter_model.safetensors" in done.stdout
+    same, changed = (json.loads((tmp_path / name / "replay.json").read_text()) for name in ("two", "three"))
+    assert (same["same"], same["first_difference"]) == (True, None)
+    assert (changed["same"], changed["of"]) == (False, str(tmp_path / "one"))
+    assert "++training.weight_decay=0.125" in done.stderr
+    assert "configuration: the same" in done.stdout
+    assert (tmp_path / "three" / "compare.html").is_file()
