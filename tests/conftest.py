@@ -9,9 +9,10 @@ import sys
 
 import hypothesis
 import pytest
+from elsewhere import elsewhere
 from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
 
-__all__ = ["pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
+__all__ = ["elsewhere", "pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
 
 # The models here are so small that a second thread costs more than it brings, and on a busy machine several times as much. Subprocesses
 # inherit it.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,30 +20,6 @@ from llmmod.steps.export import Export, written_whole
 
 QUESTIONS = ["What is a render?", "你好,世界!什么是渲染?", "The lazy dog"]
 
-# Runs where llmmod cannot be imported, as on the machine of whoever gets the model.
-ELSEWHERE = """
-import json, sys
-sys.modules["llmmod"] = None
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-directory, questions = sys.argv[1], json.loads(sys.argv[2])
-model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-for question in questions:
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    print(json.dumps([prompt["input_ids"][0].tolist(), model.generate(**prompt)[0, prompt["input_ids"].shape[1]:].tolist()]))
-"""
-
-
-def answered_elsewhere(directory, questions=QUESTIONS):
-    """Prompt and answer ids for each question, from a process without llmmod."""
-    command = [sys.executable, "-c", ELSEWHERE, str(directory), json.dumps(questions)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def answered_here(session, model, questions=QUESTIONS):
     """The same from the model in memory, prompted by the render."""
     render, tokenizer = session.render("export"), session.tokenizer("export")
@@ -59,22 +33,22 @@ def answered_here(session, model, questions=QUESTIONS):
     return answers
 
 
-def test_an_adapter_answers_elsewhere_as_it_does_here(make_session, tiny_lora):
+def test_an_adapter_answers_elsewhere_as_it_does_here(make_session, tiny_lora, elsewhere):
     session = make_session(tiny_lora, kind="adapter")
     here = answered_here(session, tiny_lora)
     with tiny_lora.disable_adapter():
         assert answered_here(session, tiny_lora) != here, "the adapter must matter for this test to say anything"
     Export(session.root.steps["export"], "export").run(session)
-    assert answered_elsewhere(session.run_dir / "export") == here
+    assert elsewhere(session.run_dir / "export", QUESTIONS) == here
     assert answered_here(session, tiny_lora) == here, "the session's model is still the one that it was"
     assert [name for name, _ in tiny_lora.named_parameters() if "lora_A" in name], "and still has its adapter"
 
 
-def test_the_base_model_can_be_exported_too(make_session, tiny_llama):
+def test_the_base_model_can_be_exported_too(make_session, tiny_llama, elsewhere):
     session = make_session(tiny_llama)
     here = answered_here(session, tiny_llama)
     Export(session.root.steps["export"], "export").run(session)
-    assert answered_elsewhere(session.run_dir / "export") == here
+    assert elsewhere(session.run_dir / "export", QUESTIONS) == here
 
 
 def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_tokenizer, monkeypatch):
