@@ -63,7 +63,7 @@ PACKAGES: dict[str, Package] = {
             "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
             "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.completions.PredictAnswers",
             "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
-            "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
+            "llmmod.steps.plan.step.Plan", "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(
             "llmmod.data.formats", "llmmod.data.dataset.load.load_splits", "llmmod.metrics", "llmmod.models.adapters.setup.setup_lora",

@@ -38,6 +38,7 @@ SCHEMAS: dict[str, str] = {
     "schema/step/compare": "llmmod.config.schema.steps.CompareConf",
     "schema/step/evaluate": "llmmod.config.schema.steps.EvaluateConf",
     "schema/step/export": "llmmod.config.schema.steps.ExportConf",
+    "schema/step/plan": "llmmod.config.schema.steps.PlanConf",
     "schema/step/predict": "llmmod.config.schema.steps.PredictConf",
     "schema/step/preview": "llmmod.config.schema.steps.PreviewConf",
     "schema/step/train": "llmmod.config.schema.steps.TrainConf",

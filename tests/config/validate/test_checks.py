@@ -17,7 +17,7 @@ from llmmod.errors import ConfigError
 
 ALLOWED = "Allowed: components of llmmod, torch, transformers, trl, peft, datasets, accelerate."
 NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage. Leave it out."
-STEPS = "train, evaluate, predict, export, chat, preview"
+STEPS = "train, evaluate, predict, export, chat, preview, compare, plan"
 REFUSED = {
     # keys
     "key by +": ("+training.learning_ratee=1", "training.learning_ratee: no such field. Did you mean 'learning_rate'?"),

@@ -1,0 +1,162 @@
+"""What a plan says: its numbers, as lines for the terminal, as metrics, and as one picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from llmmod.steps.plan.devices import Device
+
+# Part -> what it is called, its colour in the picture.
+SHOWN: Mapping[str, tuple[str, str]] = {
+    "baseline": ("program", "#8a8f98"),
+    "weights": ("weights", "#3b6fb6"),
+    "gathered": ("gathered for other processes", "#7da3d8"),
+    "reference": ("reference", "#8064a2"),
+    "reward": ("reward models", "#b08fd0"),
+    "gradients": ("gradients", "#c0504d"),
+    "optimizer": ("optimizer", "#e0853d"),
+    "activations": ("activations", "#5b9b56"),
+    "logits": ("logits", "#c9b037"),
+    "fragments": ("fragments", "#c9cdd3"),
+}
+_WIDTH, _BAR = 720, 26
+
+
+@dataclass(frozen=True)
+class PlanFigures:
+    """A plan.
+
+    Args:
+        device: that it is for.
+        way: how several processes share the model.
+        processes: that train together.
+        memory: bytes of each device, by part.
+        parameters, trained: of the model, and those that are trained.
+        tokens: of the training data, all epochs; None: nobody knows.
+        steps: optimizer steps; None: nobody knows.
+        flops: of all steps; None where their number isn't known.
+        rate: FLOPs a second, measured; 0 where they weren't.
+        micro_batch: the largest that fits; None: not looked for.
+        cutoff_len: the longest example that fits; None: not looked for.
+        advice: overrides that make it fit, the cheapest in speed first.
+        notes: what was assumed.
+    """
+
+    device: Device
+    way: str
+    processes: int
+    memory: Mapping[str, int]
+    parameters: int
+    trained: int
+    tokens: int | None
+    steps: int | None
+    flops: float | None
+    rate: float
+    micro_batch: int | None = None
+    cutoff_len: int | None = None
+    advice: Sequence[str] = ()
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def total(self) -> int:
+        """Bytes of each device."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has as many."""
+        return self.total <= self.device.bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the steps take at half of the measured rate; None where it wasn't measured."""
+        return None if not self.rate or self.flops is None else self.flops / (self.rate / 2 * self.processes)
+
+    def metrics(self) -> dict[str, float]:
+        """For metrics.json."""
+        named = {
+            "plan_memory_bytes": self.total,
+            **{f"plan_memory_{part}_bytes": self.memory.get(part, 0) for part in SHOWN},
+            "plan_device_bytes": self.device.bytes,
+            "plan_fits": int(self.fits),
+            "plan_parameters": self.parameters,
+            "plan_trained_parameters": self.trained,
+            "plan_tokens": self.tokens,
+            "plan_steps": self.steps,
+            "plan_flops": self.flops,
+            "plan_seconds": self.seconds,
+            "plan_largest_micro_batch": self.micro_batch,
+            "plan_largest_cutoff_len": self.cutoff_len,
+        }
+        return {name: float(value) for name, value in named.items() if value is not None}
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        share = f" ({self.trained / self.parameters:.2%})" if self.trained < self.parameters else ""
+        found = [f"{self.parameters:,} parameters, {self.trained:,} of them trained{share}"]
+        work = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
+        work += [f"{self.steps:,} optimizer steps"] if self.steps is not None else []
+        work += [f"{self.flops:.3g} FLOPs"] if self.flops is not None else []
+        if self.seconds is not None:
+            work.append(
+                f"about {shown_time(self.seconds)} at half of the {self.rate / 1e9:,.0f} GFLOP/s that a product of matrices reaches"
+            )
+        found += [", ".join(work)] if work else []
+        each = f"each of {self.processes} devices ({self.way})" if self.processes > 1 else self.device.name
+        verdict = "fits" if self.fits else "does NOT fit"
+        found.append(f"{gigabytes(self.total)} on {each}, which has {gigabytes(self.device.bytes)}: it {verdict}")
+        parts = ", ".join(f"{SHOWN[part][0]} {gigabytes(size)}" for part, size in self.ordered() if size >= self.total / 200)
+        found.append(f"of it {parts}")
+        if self.micro_batch:
+            found.append(f"the largest micro-batch of such examples that fits: {self.micro_batch}")
+        if self.cutoff_len:
+            found.append(f"the longest examples that fit, with this micro-batch: {self.cutoff_len:,} tokens")
+        found += [f"to make it fit: {line}" for line in self.advice]
+        return [*found, *self.notes]
+
+    def ordered(self) -> list[tuple[str, int]]:
+        """The parts in the order of the picture, with their bytes."""
+        return [(part, self.memory[part]) for part in SHOWN if self.memory.get(part)]
+
+    def picture(self) -> str:
+        """The memory of a device as a bar, with a line where the device ends: an SVG for a page."""
+        scale = (_WIDTH - 20) / max(self.total, self.device.bytes)
+        boxes, legend, x = [], [], 10.0
+        for number, (part, size) in enumerate(self.ordered()):
+            name, colour = SHOWN[part]
+            told, wide = escape(f"{name} {gigabytes(size)}"), size * scale
+            box = f'<rect x="{x:.1f}" y="22" width="{wide:.1f}" height="{_BAR}" fill="{colour}">'
+            boxes.append(f"{box}<title>{told}</title></rect>")
+            left, top = 10 + number % 4 * 178, 74 + number // 4 * 20
+            legend.append(f'<rect x="{left}" y="{top - 10}" width="11" height="11" fill="{colour}"/>')
+            legend.append(f'<text x="{left + 16}" y="{top}">{told}</text>')
+            x += wide
+        end = 10 + self.device.bytes * scale
+        height = 74 + (len(self.ordered()) - 1) // 4 * 20 + 12
+        said = escape(f"{gigabytes(self.total)} of {gigabytes(self.device.bytes)}: {'fits' if self.fits else 'does not fit'}")
+        return (
+            f'<svg class="plan" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Memory: {said}" font-size="12" fill="currentColor">'
+            f'<text x="10" y="14">{said}</text>{"".join(boxes)}'
+            f'<path d="M{end:.1f} 18v{_BAR + 8}" stroke="currentColor" stroke-width="2" stroke-dasharray="4 2"/>{"".join(legend)}</svg>'
+        )
+
+
+def memory_of(parts: Counter[str], *, baseline: int, fragments: int, reward: int) -> dict[str, int]:
+    """All of a device's memory by part."""
+    return {"baseline": baseline, **parts, "reward": reward, "fragments": fragments}
+
+
+def gigabytes(size: float) -> str:
+    """`12.3 GB`, `640 MB`; of 10^9 and 10^6 bytes."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def shown_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`, `5.2 days`."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 86400:.1f} days"

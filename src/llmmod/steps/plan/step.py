@@ -1,0 +1,168 @@
+"""What a training will take, in seconds and with no weights loaded: memory by part, tokens, steps, FLOPs, and whether it fits the device.
+
+`plan_training` is the step's work without its output; a run on a GPU calls it before it trains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmmod.config.schema.online_training import reward_nodes
+from llmmod.config.schema.steps import PlanConf
+from llmmod.data.dataset.packing import capacity_of, lengths
+from llmmod.distributed import rank, world_size
+from llmmod.errors import ConfigError, Problem
+from llmmod.files.paths import atomic_write
+from llmmod.protocols import StepReport
+from llmmod.steps.plan.devices import WAYS, device_for, measured_rate
+from llmmod.steps.plan.figures import PlanFigures
+from llmmod.steps.plan.fit import Planner, tokens_of
+from llmmod.steps.plan.trace import Rows
+from llmmod.steps.preview.figures import examples_of, measured
+
+log = logging.getLogger("llmmod.plan")
+_DRAWN = 2000  # micro-batches of random order, of which the largest is traced
+_STREAMED = 1000  # examples of a stream that are looked at
+_FILES = ("plan.json", "plan.svg")
+
+
+class Plan:
+    """The step `plan`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of its directory.
+    """
+
+    def __init__(self, conf: PlanConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/plan.json` and `plan.svg`, and report the numbers.
+
+        Raises:
+            ConfigError: as the training would find, before it loads weights.
+        """
+        figures = plan_training(session, self.name, self.conf)
+        if rank() != 0:
+            return StepReport()
+        directory = session.step_dir(self.name)
+        contents = (json.dumps(asdict(figures) | {"total": figures.total, "fits": figures.fits}, indent=1, default=str), figures.picture())
+        for file, text in zip(_FILES, contents, strict=True):
+            with atomic_write(directory / file) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+        artifacts = {Path(file).suffix[1:]: f"{self.name}/{file}" for file in _FILES}
+        return StepReport(figures.metrics(), artifacts, [f"{self.name}: {line}" for line in figures.lines()])
+
+
+def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = False) -> PlanFigures:
+    """The plan of a step's training.
+
+    Args:
+        session: the run's.
+        step: whose configuration is planned.
+        conf: `steps.plan`.
+        quick: leave out what only a reader of the plan wants: time, largest sizes, and advice where it fits.
+
+    Raises:
+        ConfigError: as the training would find.
+    """
+    training, root = session.conf(step, "training"), session.root
+    device = device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
+    way, processes = shared_by(conf, root)
+    splits, tokenizer = session.splits(step), session.tokenizer(step)
+    numbers = measured(splits.train, examples_of(splits.train, streamed=_STREAMED), training, smoke=root.smoke, packs=0)
+    rows = rows_of(splits, training, seed=root.seed)
+    notes = [] if numbers.figures.complete else [f"tokens and the largest batch are of the first {numbers.figures.examples:,} examples"]
+    given = {part: session.conf(step, part) for part in ("model", "finetune", "training")}
+    reward, of_reward = reward_bytes(training)
+    planner = Planner(
+        given, tokenizer=tokenizer, hub=root.hub, smoke=root.smoke, device=device, way=way, processes=processes, reward=reward
+    )
+    trace = planner.trace(rows)
+    memory = planner.memory(trace)
+    fits = sum(memory.values()) <= device.bytes
+    parameters, trained = planner.parameters
+    epochs, steps = numbers.plan.epochs, numbers.plan.steps
+    # The plan's step is the largest one; others have fewer tokens, and attention's share falls with their length.
+    in_step = sum(map(tokens_of, rows.train)) * trace.micro_batches
+    tokens = None if epochs is None else round(numbers.figures.tokens * epochs)
+    flops = None if tokens is None else trace.flops / max(1, in_step) * tokens
+    looked = conf.largest and not quick and training.data_kind != "prompt"
+    micro_batch, cutoff_len = planner.largest(rows, sum(memory.values())) if looked else (None, None)
+    return PlanFigures(
+        device=device,
+        way=way,
+        processes=processes,
+        memory=memory,
+        parameters=parameters,
+        trained=trained,
+        tokens=tokens,
+        steps=steps,
+        flops=flops,
+        rate=0.0 if quick or not conf.measure_speed else measured_rate(device, hub_cache_dir=root.hub.cache_dir),
+        micro_batch=micro_batch,
+        cutoff_len=cutoff_len,
+        advice=[] if fits else planner.advice(rows),
+        notes=[*notes, *of_reward],
+    )
+
+
+def shared_by(conf: PlanConf, root: Any) -> tuple[str, int]:
+    """How the model is shared, and by how many processes: as the plan says, else as the run does.
+
+    Raises:
+        ConfigError: no such way.
+    """
+    distributed = getattr(root, "distributed", None)
+    way = conf.distributed or getattr(distributed, "name", None) or ("ddp" if world_size() > 1 else "none")
+    if way not in WAYS:
+        raise ConfigError(Problem("steps.plan.distributed", f"no way '{way}'", f"Allowed: {', '.join(WAYS)}"))
+    started = (getattr(distributed, "processes", None) or 0) * (getattr(distributed, "nodes", None) or 1)
+    return way, conf.processes or started or world_size()
+
+
+def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
+    """The largest micro-batch that the order of the examples makes, and the largest of the evaluation.
+
+    Args:
+        splits: the examples.
+        training: `training.*`.
+        seed: of the order that is tried; the run's own order differs.
+    """
+    size, capacity = training.per_device_train_batch_size, capacity_of(splits.train)
+    train = splits.train if hasattr(splits.train, "__len__") else examples_of(splits.train, streamed=_STREAMED)
+    sizes = np.asarray(lengths(train))
+    if training.data_kind == "prompt":
+        size = size if getattr(training, "num_generations", None) is None else max(1, size // training.num_generations)
+        size *= training.gradient_accumulation_steps if training.stage == "ppo" else 1
+    order = np.random.default_rng(seed)
+    longest = np.argsort(-sizes)[:size]
+    batches = [order.permutation(len(sizes))[:size] for _ in range(_DRAWN // max(1, size))] if len(sizes) > size else [longest]
+    batches += [longest] if training.train_sampling_strategy == "group_by_length" else []
+    chosen = max(batches, key=lambda numbers: int(sizes[numbers].sum()))
+    filled = [int(chosen[place % len(chosen)]) for place in range(size)]
+    held_out: list[Mapping[str, Any]] = []
+    if splits.eval is not None and training.eval_strategy != "no" and hasattr(splits.eval, "__len__"):
+        count = min(training.per_device_eval_batch_size, len(splits.eval))
+        held_out = [dict(splits.eval[int(number)]) for number in np.argsort(-np.asarray(lengths(splits.eval)))[:count]]
+    return Rows([dict(train[number]) for number in filled], held_out, capacity)
+
+
+def reward_bytes(training: Any) -> tuple[int, Sequence[str]]:
+    """Bytes of the reward models that a training names by their directories, as their files have them, and what isn't counted."""
+    size, notes = 0, []
+    for node in reward_nodes(training.reward).values() if hasattr(training, "reward") else ():
+        if "path" in node:
+            files = [*Path(str(node["path"])).expanduser().glob("*.safetensors")]
+            size += sum(file.stat().st_size for file in files)
+        elif "step" in node:
+            notes.append(f"the reward model that {node['step']} leaves is not counted")
+    return size, notes

@@ -1,0 +1,124 @@
+"""The step `plan` on models that exist as a config.json alone: what must come out by arithmetic, and that no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import llmmod
+from llmmod.config.compose import to_root
+from llmmod.errors import ConfigError
+from llmmod.pipeline.session import Session
+from llmmod.steps.plan.devices import parse_bytes, per_device
+from llmmod.steps.plan.step import plan_training
+
+TINY = Path(llmmod.__file__).parent / "models" / "loading" / "tiny_tokenizer"
+SMALL = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": False, "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory with a config.json and a tokenizer, and no weights."""
+
+    def make(**changes):
+        directory = tmp_path / "checkpoint"
+        directory.mkdir(exist_ok=True)
+        for file in TINY.iterdir():
+            (directory / file.name).write_bytes(file.read_bytes())
+        (directory / "config.json").write_text(json.dumps(SMALL | changes))
+        return directory
+
+    return make
+
+
+def planned(directory, *overrides, tmp_path):
+    base = [
+        f"model.pretrained_model_name_or_path={directory}",
+        "model.gguf_file=null",
+        "model.dtype=auto",
+        "render=vanilla",
+        f"output_dir={tmp_path}/run",
+    ]
+    quick = ["pipeline=[plan]", "steps.plan.measure_speed=false", "steps.plan.largest=false", "dataset.max_samples=16"]
+    root = to_root(llmmod.compose([*base, *quick, *overrides]))
+    return plan_training(Session(root, tmp_path / "run"), "plan", root.steps["plan"])
+
+
+def weights_of(config):
+    """Parameters of a Llama, from its configuration: embeddings and head, attention, MLP and norms of each layer, the last norm."""
+    h, i, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = h * config["num_key_value_heads"] // config["num_attention_heads"]
+    return 2 * v * h + config["num_hidden_layers"] * (2 * h * h + 2 * h * keys + 3 * h * i + 2 * h) + h
+
+
+def test_a_full_training_in_float32_takes_16_bytes_a_weight_beside_activations(checkpoint, tmp_path):
+    """4 for the weight, 4 for its gradient, 8 for Adam's two states."""
+    figures = planned(checkpoint(), "finetune=full", "training.per_device_train_batch_size=1", tmp_path=tmp_path)
+    count = weights_of(SMALL)
+    assert figures.parameters == figures.trained == count
+    assert figures.memory["weights"] == pytest.approx(4 * count, rel=1e-3)
+    assert figures.memory["optimizer"] == pytest.approx(8 * count, rel=1e-3)
+    assert figures.total == sum(figures.memory.values())
+    assert figures.metrics()["plan_memory_bytes"] == figures.total
+
+
+def test_lora_holds_states_of_the_adapters_alone(checkpoint, tmp_path):
+    figures = planned(checkpoint(), "finetune=lora", "finetune.r=4", tmp_path=tmp_path)
+    h, i, keys = 64, 128, 32
+    each = 4 * ((h + h) * 2 + (h + keys) * 2 + (h + i) * 3)  # r (in + out) of the seven linear layers
+    assert figures.trained == 8 * each
+    assert figures.parameters == weights_of(SMALL) + figures.trained
+    assert figures.memory["optimizer"] == pytest.approx(8 * figures.trained, rel=0.01)
+
+
+def test_the_steps_and_flops_are_those_of_the_data(checkpoint, tmp_path):
+    figures = planned(
+        checkpoint(), "finetune=full", "training.num_train_epochs=3", "training.per_device_train_batch_size=4", tmp_path=tmp_path
+    )
+    assert figures.steps == 12  # 16 examples, 4 a step, 3 epochs
+    # 6 FLOPs a weight and token (Kaplan et al. 2020, table 1), but only labelled tokens reach the head, and embeddings multiply nothing
+    body = weights_of(SMALL) - 2 * 4096 * 64
+    assert 6 * body * figures.tokens < figures.flops < 6 * (body + 4096 * 64) * figures.tokens * 1.2
+
+
+@pytest.mark.parametrize(
+    ("way", "parts"),
+    [
+        ("ddp", {"weights": 800, "gradients": 400, "optimizer": 1600, "activations": 100, "gathered": 400}),
+        ("deepspeed_zero2", {"weights": 800, "gradients": 100, "optimizer": 400, "activations": 100}),
+        ("deepspeed_zero3", {"weights": 200, "gradients": 100, "optimizer": 400, "activations": 100, "gathered": 30}),
+        ("fsdp", {"weights": 200, "gradients": 100, "optimizer": 400, "activations": 100, "gathered": 30}),
+    ],
+)
+def test_what_four_processes_share(way, parts):
+    whole = Counter(weights=800, gradients=400, optimizer=1600, activations=100)
+    assert dict(per_device(whole, way, 4, layer=10, trained=400)) == parts
+
+
+def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 1)
+    directory, gpu = checkpoint(), ["finetune=full", "dataset.val_files=null", "training.per_device_train_batch_size=16"]
+    much = planned(directory, *gpu, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
+    assert much.fits
+    small = [*gpu, f"steps.plan.device_memory={much.total - much.memory['activations'] // 5}"]
+    figures = planned(directory, *small, tmp_path=tmp_path)
+    assert not figures.fits, figures
+    assert figures.advice == ["training.per_device_train_batch_size=8 training.gradient_accumulation_steps=2"]
+    assert "to make it fit: training.per_device_train_batch_size=8" in "\n".join(figures.lines())
+    assert planned(directory, *small, *figures.advice[0].split(), tmp_path=tmp_path).fits
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 gb", 1_500_000_000), (5000, 5000)])
+def test_amounts_of_memory(text, size):
+    assert parse_bytes(text) == size
+
+
+def test_an_amount_of_memory_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"steps.plan.device_memory: 'much' is not an amount of memory\. Allowed: 24GB"):
+        parse_bytes("much")
