@@ -55,6 +55,12 @@ def raising(error):
     return do
 
 
+def caused(cause):
+    error = RuntimeError("it can't be saved")
+    error.__cause__ = cause
+    return error
+
+
 def test_steps_run_in_order_and_share_the_session(tmp_path):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf()), tmp_path)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
@@ -70,9 +76,10 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
         (ConfigError(Problem("model.x", "no such thing")), 2, "model.x: no such thing."),
         (ValueError("bad\nshape"), 1, "second: ValueError: bad shape."),
         (OSError(errno.ENOSPC, "No space left", "/d"), 1, "second: the disk is full: [Errno 28] No space left: '/d'."),
+        (caused(OSError(errno.ENOSPC, "No space left", "/d")), 1, "second: the disk is full: it can't be saved."),
         (Exception("No space left on device (os error 28)"), 1, "second: the disk is full: No space left on device (os error 28)."),
     ],
-    ids=["config", "unexpected", "full-disk", "full-disk-in-rust"],
+    ids=["config", "unexpected", "full-disk", "full-disk-below", "full-disk-in-rust"],
 )
 def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error, code, words):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf(raising(error)), third=Conf()), tmp_path)

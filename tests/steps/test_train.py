@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +22,8 @@ from llmmod.config.schema.steps import TrainConf
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError, RunError
 from llmmod.steps.train import Train
+from llmmod.trainers.callbacks.resume import ASIDE, checkpoints
+from llmmod.trainers.sft import SftTrainer
 
 
 @pytest.fixture
@@ -241,6 +246,36 @@ def test_a_damaged_checkpoint_is_passed_over(session, file, caplog):
     load_file(newest / "adapter_model.safetensors")  # written anew
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "training_state_0.pt", "trainer_state.json"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_a_run_that_goes_on(session, lora_conf, monkeypatch, file):
+    """A file of the second checkpoint is written to /dev/full, which answers as a full disk does; that of the weights by hand."""
+    fields = {**RESUMED, "max_steps": 4, "save_total_limit": 1}
+    train(session("whole", finetune=lora_conf(lora_dropout=0.2), **fields))
+    made = session("full", finetune=lora_conf(lora_dropout=0.2), **fields)
+    directory = made.run_dir / "train"
+    with monkeypatch.context() as patch:
+        save, usage = SftTrainer._save, shutil.disk_usage
+
+        def on_a_full_disk(trainer, output_dir=None, state_dict=None):
+            if trainer.state.global_step == 4:
+                Path(output_dir).mkdir(parents=True)
+                if file == "adapter_model.safetensors":  # which its library replaces rather than writes
+                    (Path(output_dir) / file).write_bytes(b"half of it")
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                (Path(output_dir) / file).symlink_to("/dev/full")
+                patch.setattr("shutil.disk_usage", lambda path: usage(path)._replace(free=0))
+            save(trainer, output_dir, state_dict)
+
+        patch.setattr(SftTrainer, "_save", on_a_full_disk)
+        with pytest.raises(Exception, match="No space left on device"):
+            train(made)
+    assert [path.name for path in checkpoints(directory)] == ["checkpoint-2"]
+    assert not (directory / ASIDE).exists()
+    train(session("full", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=True, **fields))
+    assert digest(made.run_dir / ADAPTER) == digest(session("whole").run_dir / ADAPTER)
+    assert [path.name for path in checkpoints(directory)] == ["checkpoint-4"]
+
+
 class InterruptAt(TrainerCallback):
     """Ctrl-C in the midst of an optimizer step, once."""
 
@@ -267,6 +302,40 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(session, lora_conf, monkeyp
     assert (directory / "training_loss.png").is_file()
     train(session("stopped", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=True, **fields))
     assert digest(stopped.run_dir / ADAPTER) == digest(session("whole").run_dir / ADAPTER)
+
+
+class InterruptEvaluation(TrainerCallback):
+    """SIGTERM in the midst of the evaluation after a step, once."""
+
+    step: int | None = None
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            InterruptEvaluation.step = None
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["mid-epoch", "the last step"])
+def test_an_evaluation_that_a_signal_ended_is_made_by_the_run_that_goes_on(session, lora_conf, monkeypatch, step):
+    def log(made):
+        entries = json.loads((made.run_dir / "train/trainer_state.json").read_text())["log_history"]
+        return [{name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name} for entry in entries]
+
+    fields = {**RESUMED, "max_steps": 6, "eval_strategy": "steps", "eval_steps": 2.0, "logging_steps": 3.0}
+    whole = session("whole", finetune=lora_conf(lora_dropout=0.2), **fields)
+    train(whole)
+    monkeypatch.setattr("llmmod.trainers.build.build", with_callback(InterruptEvaluation()))
+    monkeypatch.setattr(InterruptEvaluation, "step", step)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = session("stopped", finetune=lora_conf(lora_dropout=0.2), **fields)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    train(session("stopped", finetune=lora_conf(lora_dropout=0.2), resume_from_checkpoint=True, **fields))
+    assert digest(stopped.run_dir / ADAPTER) == digest(whole.run_dir / ADAPTER)
+    assert log(stopped) == log(whole)
 
 
 def with_callback(callback):

@@ -110,7 +110,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             if self.args.local_process_index == 0 and (aside / name).is_dir():
                 put_in_place(aside / name, directory / name)
         except RuntimeError as error:
-            if "inline_container" in str(error) and shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't say why
+            if shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't say why it can't write
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside / name)) from error
             raise
         finally:
