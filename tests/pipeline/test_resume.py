@@ -63,7 +63,7 @@ def left(directory, config, status):
 def test_a_chosen_directory_is_gone_on_with_unless_its_run_is_another(tmp_path):
     config = composed(*RUN, f"output_dir={tmp_path / 'run'}", "auto_resume=true")
     assert directory_to_go_on_in(config, given=True) == tmp_path / "run"
-    left(tmp_path / "run", composed(*RUN, "training.resume_from_checkpoint=true"), "interrupted")
+    left(tmp_path / "run", composed(*RUN, "training.resume_from_checkpoint=true", "output_dir=x"), "interrupted")
     assert directory_to_go_on_in(config, given=True) == tmp_path / "run"
     other = composed(*RUN, "seed=7", "training.learning_rate=1e-3", f"output_dir={tmp_path / 'run'}", "auto_resume=true")
     with pytest.raises(ConfigError) as told:
@@ -92,7 +92,8 @@ def test_the_second_of_two_identical_commands_writes_nothing(tmp_path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     with held_by_another(tmp_path / "run") as process:
-        done = typed("output_dir=run", "smoke=true")
-        assert done.code == 2
-        assert f"output_dir: 'run' is held by process {process}" in done.said
-        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        for more in ([], ["training.resume_from_checkpoint=true"]):
+            done = typed("output_dir=run", "smoke=true", *more)
+            assert done.code == 2
+            assert f"output_dir: 'run' is held by process {process}" in done.said
+            assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -60,6 +60,25 @@ def holding(directory: Path, *, command: Sequence[str] = (), wait: bool = False)
             os.close(opened)
 
 
+def holder(directory: Path) -> Problem | None:
+    """Which process holds a directory; None where none does, this one or the one that started it."""
+    if str(directory.absolute()) in os.environ.get(_HELD, "").split(os.pathsep):
+        return None
+    try:
+        opened = os.open(directory / NAME, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _locked(opened)
+    except BlockingIOError:
+        return _in_use(directory, opened)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(opened)
+    return None
+
+
 def _acquired(directory: Path, *, wait: bool) -> int | None:
     """The open lock file; None where there can't be one, which whoever writes there next says better."""
     told = False

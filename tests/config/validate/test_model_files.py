@@ -132,11 +132,13 @@ class TestCheckpoint:
         ]
 
     def test_the_newest_of_this_run(self, told, tmp_path):
-        assert told(f"{RESUME}=true", "output_dir=run") == [
-            f"{RESUME}: there is no checkpoint in run/train. Set output_dir to the run to go on with, or name a checkpoint."
-        ]
+        assert told(f"{RESUME}=true", "output_dir=run") == []  # which starts from the beginning
         checkpoint(tmp_path / "run")
         assert told(f"{RESUME}=true", "output_dir=run") == []
+        assert told(f"{RESUME}=true") == [
+            f"{RESUME}: true, and without output_dir each run has a directory of its own, where nothing was saved yet. "
+            "Set output_dir to the run to go on with, or auto_resume=true instead, which finds it."
+        ]
 
     def test_a_checkpoint(self, told, tmp_path):
         assert told(f"{RESUME}={checkpoint(tmp_path / 'old')}") == []

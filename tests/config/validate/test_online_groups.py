@@ -98,5 +98,6 @@ def test_a_rehearsal_tells_what_the_run_would(told):
 
 def test_whole_groups_over_several_processes(told, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
     assert told("stage=grpo", "training.num_generations=6", "training.per_device_eval_batch_size=2") == []
     assert [line.split(":")[0] for line in told("stage=grpo", "training.num_generations=5")] == ["training.num_generations"]

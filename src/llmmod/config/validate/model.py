@@ -14,11 +14,13 @@ from typing import Any
 from llmmod.code_arguments import find_module
 from llmmod.config.schema.base import Weights
 from llmmod.config.step_parts import Context
+from llmmod.distributed import started
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import import_own
 
 # Implementation -> the package that brings it. transformers takes either from the hub instead where `kernels` is installed.
 _PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
+_BY_TIME = "%Y-%m-%d_%H-%M-%S"  # the name of a run's directory where output_dir isn't chosen, as conf/config.yaml has it
 _WITHOUT_ROTARY = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
 
 
@@ -129,6 +131,10 @@ def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
     wanted, output = context.get(key), context.get("output_dir")
     newest_of_this_run = str(wanted).lower() == "true"
     if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
+        return
+    if newest_of_this_run and Path(output).name == started(_BY_TIME):
+        found = "true, and without output_dir each run has a directory of its own, where nothing was saved yet"
+        yield Problem(key, found, do="Set output_dir to the run to go on with, or auto_resume=true instead, which finds it")
         return
     directory = Path(output).expanduser() / step
     for problem in _problems_of(import_own("llmmod.trainers.callbacks.resume.find_checkpoint"), wanted, train_dir=directory)[1]:

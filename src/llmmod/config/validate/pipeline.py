@@ -22,6 +22,7 @@ from llmmod.config.step_parts import Context
 from llmmod.config.wording import shown
 from llmmod.distributed import is_launched, rank, world_size
 from llmmod.errors import Problem, nearest
+from llmmod.files.lock import holder
 
 _OWN = ("from_step", "name")
 KEY = "output_dir"
@@ -237,6 +238,8 @@ def _problems(context: Context, wanted: str, directory: Path) -> Iterator[Proble
         yield Problem(KEY, f"'{wanted}' can't be written: no right to write to {existing}", do=_OTHER)
     elif _is_full(existing):
         yield Problem(KEY, f"'{wanted}' can't be written: the disk is full", do=f"Free some space, or {_OTHER[0].lower()}{_OTHER[1:]}")
+    elif not _resumes(context) and (held := holder(directory)) is not None:
+        yield held
     elif (directory / "run.json").exists() and not _resumes(context):
         do = f"{_OTHER}, or go on with that run: training.resume_from_checkpoint=true"
         yield Problem(KEY, f"'{wanted}' holds another run", do=do)
