@@ -128,6 +128,14 @@ def test_a_run_without_an_end_shows_the_log_of_its_newest_checkpoint(finished):
         assert text in page.text
 
 
+def test_answers_of_a_training_are_shown_before_and_after(finished):
+    (finished / "predict/comparison.json").unlink()
+    for step, answer in ((0, "nothing yet"), (20, "the last answer"), (3, "in between")):
+        put(finished, f"train/predictions/step-{step}.jsonl", json.dumps({"prompt": "问?", "label": "答", "predict": answer}) + "\n")
+    page = page_of(finished)
+    assert [text in page.said("answer") for text in ("nothing yet", "the last answer", "in between")] == [True, True, False]
+
+
 def test_a_long_history_makes_no_long_page(finished):
     short = len((page_of(finished), (finished / "report.html").read_bytes())[1])
     names = ("loss", "learning_rate", "grad_norm")

@@ -353,6 +353,7 @@ def test_nan_stops_with_the_last_checkpoint_kept(session):
     made = session(learning_rate=1e30, max_grad_norm=0.0, save_strategy="steps", save_steps=1.0)
     with pytest.raises(RunError, match=r"at optimizer step \d+.*checkpoint-\d+, is from before"):
         train(made)
+    assert json.loads((made.run_dir / "train/trainer_state.json").read_text())["log_history"], "the report has its curves from it"
     kept = sorted((made.run_dir / "train").glob("checkpoint-*"))
     assert all(torch.isfinite(weight).all() for weight in load_file(kept[-1] / "adapter_model.safetensors").values())
 

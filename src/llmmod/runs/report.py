@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmmod.runs.read import Run, flat, read_lines, read_run, series, smoothed
 log = logging.getLogger("llmmod")
 NAME = "report.html"
 _MOST_CHARTS, _MOST_FILES, _MOST_ANSWERS, _MOST_CHARACTERS = 24, 80, 12, 2000
+_PREDICTED = re.compile(r"step-(\d+)\.jsonl")
 _LOG_LINES, _LOG_BYTES = 40, 2**14
 _FIRST = ("loss", "predict_", "accuracy", "token_accuracy", "mean_token_accuracy", "reward", "learning_rate", "grad_norm")
 _SIGNS = {"completed": "Completed", "failed": "Failed", "pruned": "Pruned", "interrupted": "Interrupted", "running": "Not ended"}
@@ -158,10 +160,16 @@ def _step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(run: Run) -> list[Answer]:
-    """Those that were answered before and after the training; else the first ones that were answered."""
+    """Those that were answered before and after the training, or while it went on; else the first ones that were answered."""
     found = []
     for step in run.steps:
         place = run.directory / str(step.get("name", "?"))
+        numbered = {int(match[1]): path for path in place.glob("predictions/step-*.jsonl") if (match := _PREDICTED.fullmatch(path.name))}
+        if len(numbered) > 1:
+            first, last = (read_lines(numbered[number], _MOST_ANSWERS) for number in (min(numbered), max(numbered)))
+            for before, after in zip(first, last, strict=False):
+                prompt, label, base = (_cut(before.get(name)) for name in ("prompt", "label", "predict"))
+                found.append(Answer(prompt, label, base, _cut(after.get("predict"))))
         try:
             compared = json.loads((place / "comparison.json").read_text(encoding="utf-8"))
             found += [Answer(*(_cut(one.get(name)) for name in ("question", "label", "base", "tuned"))) for one in compared]

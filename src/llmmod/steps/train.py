@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,12 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
                     log.warning("no step is left to train: %s is that of the last step", checkpoint)
             if stop.caught is not None:
                 _save_interrupted(trainer, key)
+    except BaseException:
+        # For the report; an error here must not hide the one that is raised.
+        with suppress(Exception):
+            if trainer.is_world_process_zero():
+                trainer.save_state()
+        raise
     finally:
         progress.close()
 
