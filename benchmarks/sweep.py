@@ -36,7 +36,7 @@ TASK = [
 ]  # fmt: skip
 GRID = ["training.learning_rate=1e-4,1e-3,1e-2,1e-1", "training.lr_scheduler_type=constant,cosine"]
 SEARCH = [
-    "hydra/sweeper=llmmod_optuna", "hydra.sweeper.n_trials=24", "hydra.sweeper.pruner=median",
+    "hydra/sweeper=llmmod_optuna", "hydra.sweeper.n_trials=16", "hydra.sweeper.pruner=median",
     "hydra.sweeper.pruner_options={n_startup_trials: 2}", "hydra.sweeper.sampler_options={n_startup_trials: 4}",
     "training.learning_rate=tag(log, interval(1e-4, 1e-1))", "training.lr_scheduler_type=constant,cosine",
 ]  # fmt: skip

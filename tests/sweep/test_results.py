@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from llmmod.sweep.results import Goal, best_jobs, command_of, printed, read_jobs, refused_job, table, write_leaderboard
+from llmmod.sweep.results import Goal, best_jobs, command_of, job_directory, printed, read_jobs, refused_job, table, write_leaderboard
 
 
 def job(directory, overrides, status, metrics, error=None):
@@ -99,3 +99,10 @@ def test_a_job_that_was_planned_and_never_began_is_missing(sweep):
     jobs = read_jobs(sweep)
     assert [(job.number, job.status) for job in jobs] == [("0", "completed"), ("1", "failed"), ("7", "missing"), ("10", "failed")]
     assert not jobs[2].ended_well
+
+
+def test_a_job_is_found_by_its_number_wherever_its_directory_is(tmp_path):
+    (tmp_path / "rank=8" / ".hydra").mkdir(parents=True)
+    (tmp_path / "rank=8" / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"sweep": {"subdir": "x"}, "job": {"num": 3}}}))
+    assert job_directory(tmp_path, 3) == tmp_path / "rank=8"
+    assert job_directory(tmp_path, 8) is None

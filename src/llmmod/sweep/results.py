@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -200,9 +201,10 @@ def job_directory(sweep_dir: Path, number: int) -> Path | None:
     """The directory of a job; None where it never began."""
     if (sweep_dir / str(number) / ".hydra").is_dir():
         return sweep_dir / str(number)
+    of_job = re.compile(rf"^    num: {number}$", re.MULTILINE)  # hydra.job.num; parsing takes 50 times as long
     for file in sweep_dir.glob("*/.hydra/hydra.yaml"):
-        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            if yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["hydra"]["job"]["num"] == number:
+        with suppress(OSError):
+            if of_job.search(file.read_text(encoding="utf-8")):
                 return file.parents[1]
     return None
 
