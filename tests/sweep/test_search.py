@@ -118,11 +118,12 @@ def test_what_a_job_came_to_is_told_where_its_sweep_was_killed_before(monkeypatc
 
 def test_sweeps_share_a_study(monkeypatch, work):
     storage = "sqlite:///study.db"
-    for directory, count in (("first", 2), ("second", 3)):
+    optuna.create_study(study_name="llmmod", storage=storage).ask()  # of a process that has only begun
+    for directory, count in (("first", 3), ("second", 4)):
         own = ["hydra/sweeper=llmmod_optuna", "smoke=true", f"hydra.sweep.dir={directory}", f"hydra.sweeper.storage={storage}"]
         sweep_of(bowl, *own, LR, f"hydra.sweeper.n_trials={count}", monkeypatch=monkeypatch)
-    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE"] * 3
-    assert [job.number for job in read_jobs(work / "second")] == ["2"]
+    assert [trial.state.name for trial in trials(storage)] == ["RUNNING", *["COMPLETE"] * 3]
+    assert [job.number for job in read_jobs(work / "second")] == ["3"]
 
 
 def test_a_metric_that_no_job_has_ends_the_search(monkeypatch):

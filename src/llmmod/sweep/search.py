@@ -187,7 +187,9 @@ class OptunaSweeper(LaunchingSweeper):
         """Tell what a process that is gone did not, and ask again for what it left open, or for all that failed; returns their numbers."""
         states = optuna.trial.TrialState
         retried = set(study.user_attrs.get(_RETRIED, []))
-        lost = [t for t in study.get_trials(deepcopy=False, states=[states.RUNNING]) if not _is_alive(t.user_attrs.get(_OWNER))]
+        running = study.get_trials(deepcopy=False, states=[states.RUNNING])
+        # A trial has no owner for the moment after it was asked for; only a sweep that is resumed can know that nobody asked just now.
+        lost = [t for t in running if not _is_alive(t.user_attrs.get(_OWNER), unknown=not sweep.resumed)]
         for trial in [*lost]:
             directory = job_directory(sweep_dir, trial.number)
             if directory is not None and read_job(directory).ended_well:
@@ -274,14 +276,14 @@ def _this_process() -> dict[str, Any]:
     return {"host": platform.node(), "pid": os.getpid(), "began": psutil.Process().create_time()}
 
 
-def _is_alive(owner: Mapping[str, Any] | None) -> bool:
-    """Whether the process that asked for a trial still runs; of another machine's nobody knows, so it counts as running."""
+def _is_alive(owner: Mapping[str, Any] | None, *, unknown: bool) -> bool:
+    """Whether the process that asked for a trial still runs, `unknown` where nobody knows; that of another machine counts as running."""
     import psutil
 
-    if owner is None or owner["pid"] == os.getpid():
+    if owner is None or owner["host"] != platform.node():
+        return owner is not None or unknown
+    if owner["pid"] == os.getpid():
         return False  # this process has only begun
-    if owner["host"] != platform.node():
-        return True
     try:
         return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1)
     except psutil.NoSuchProcess:
