@@ -60,3 +60,16 @@ def test_where_it_helps(monkeypatch, tmp_path, vendor, capability, helps):
     if not helps:
         with onednn_products():
             pass
+
+
+@pytest.mark.parametrize(
+    ("outputs", "channels", "kind"), [(64, 96, torch.float32), (64, 8, torch.float32), (64, 96, torch.bfloat16)], ids=str
+)
+@torch.no_grad()
+def test_a_linear_layer_is_the_same_bits_by_either_way(outputs, channels, kind):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(outputs, channels).to(kind), torch.randn(outputs).to(kind), torch.randn(5, 1, channels).to(kind)
+    with replaced_kernels():
+        for given in (bias, None):
+            assert torch.equal(matmul.linear(weight, given)(x), torch.nn.functional.linear(x, weight, given))
+    assert torch.equal(matmul.linear(weight, bias)(x), torch.nn.functional.linear(x, weight, bias))

@@ -11,8 +11,9 @@ on the processor and on shapes, never on a measurement: the same machine compute
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from llmmod.upstream import require_upstream
 
 _CPUINFO = Path("/proc/cpuinfo")
+_replaced: list[Any] = []  # what multiplies, while kernels are replaced
 _LEAST = 32  # columns and channels: narrower products, as LoRA's, are as quick by MKL
 
 
@@ -65,10 +67,31 @@ def replaced_kernels() -> Iterator[None]:
         warnings.simplefilter("ignore")  # PyTorch says that a kernel is replaced
         library.impl("mm", mm, "CPU", with_keyset=True, allow_override=True)
         library.impl("addmm", addmm, "CPU", with_keyset=True, allow_override=True)
+    _replaced.append(multiply)
     try:
         yield
     finally:
+        _replaced.pop()
         library._destroy()
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes a linear layer's output without gradients, the same bits as `functional.linear`, while the kernels are as they are now.
+
+    Where oneDNN multiplies it is called at once: four operations and a call of Python less, 4 of 16 µs a layer.
+
+    Args:
+        weight: [outputs, channels].
+        bias: [outputs].
+    """
+    if not _replaced or weight.device.type != "cpu" or weight.dtype is not torch.float32 or min(weight.shape) < _LEAST:
+        return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+    multiply = _replaced[-1].default
+
+    def product(input: torch.Tensor) -> torch.Tensor:
+        return multiply(input, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+    return product
 
 
 def _is_worth_it(left: torch.Tensor, right: torch.Tensor) -> bool:

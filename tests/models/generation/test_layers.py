@@ -1,15 +1,20 @@
-"""LoRA as the decoder computes it: what PEFT's own layers give, which are used wherever more than the plain sum is asked for."""
+"""Layers as the decoder computes them: the numbers of transformers and PEFT, whose own are used where they compute anything else."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
-from llmmod.models.generation.lora import LoraForwards
+from llmmod.models.generation.layers import LeanLayers
+from llmmod.models.loading.tiny import tiny_model
 
+ROOT = Path(__file__).parents[3]
 IDS = torch.tensor([[33, 44, 55, 66], [77, 88, 99, 111]])
 
 
@@ -22,6 +27,11 @@ def with_adapters(model, *kinds, dtype=torch.float64):
         model = get_peft_model(copy.deepcopy(model), conf) if not place else (model.add_adapter(f"a{place}", conf), model)[1]
     model.base_model.set_adapter(["default", *(f"a{place}" for place in range(1, len(kinds)))])
     return (model if dtype is None else model.to(dtype)).eval()
+
+
+def lora(layers):
+    """How many of them have adapters: the parameters aside, PEFT's Linear is named as torch's."""
+    return sum(isinstance(layer, LoraLayer) for layer, _ in layers._found)
 
 
 def logits(model, ids=IDS):
@@ -39,8 +49,8 @@ def test_the_sum_that_peft_computes(tiny_llama, kinds, taken):
     """Within 1e-9 of the largest logit, in float64: the order of scaling and adding differs."""
     model = with_adapters(tiny_llama, *kinds)
     wanted = logits(model)
-    forwards = LoraForwards(model)
-    assert len(forwards) == taken, "tiny_llama has two layers of seven products"
+    forwards = LeanLayers(model)
+    assert lora(forwards) == taken, "tiny_llama has two layers of seven products"
     with forwards.used():
         found = logits(model)
     assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
@@ -51,11 +61,11 @@ def test_adapters_that_are_off_or_merged_are_left_to_peft(tiny_llama):
     model = with_adapters(tiny_llama, {})
     on = logits(model)
     with model.disable_adapter():
-        assert len(LoraForwards(model)) == 0
+        assert lora(LeanLayers(model)) == 0
         assert not torch.equal(logits(model), on)
     model.merge_adapter()
-    assert len(LoraForwards(model)) == 0
-    assert len(LoraForwards(tiny_llama)) == 0
+    assert lora(LeanLayers(model)) == 0
+    assert lora(LeanLayers(tiny_llama)) == 0
 
 
 def test_values_may_change_and_hooks_run(tiny_llama):
@@ -65,8 +75,8 @@ def test_values_may_change_and_hooks_run(tiny_llama):
     layers = model.base_model.model.model.layers
     layers[0].self_attn.q_proj.base_layer.register_forward_hook(lambda *given: seen.append(len(given)))
     layers[1].mlp.up_proj.lora_A["default"].register_forward_pre_hook(lambda *given: seen.append(len(given)))
-    forwards = LoraForwards(model)
-    assert len(forwards) == 13, "a hooked adapter is left to PEFT"
+    forwards = LeanLayers(model)
+    assert lora(forwards) == 13, "a hooked adapter is left to PEFT"
     with torch.no_grad():
         layers[0].self_attn.q_proj.lora_B["default"].weight.mul_(3)
     wanted = logits(model)
@@ -75,10 +85,10 @@ def test_values_may_change_and_hooks_run(tiny_llama):
     assert seen == [3, 2] * 2
     layers[0].mlp.up_proj.lora_A.float(), layers[0].mlp.up_proj.lora_B.float()
     wanted = logits(model)
-    with LoraForwards(model).used():
+    with LeanLayers(model).used():
         assert (logits(model) - wanted).abs().max() <= 1e-9 * wanted.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
-        assert len(LoraForwards(model)) == 0
+        assert lora(LeanLayers(model)) == 0
 
 
 def test_beside_weights_of_4_bit():
@@ -95,7 +105,24 @@ def test_beside_weights_of_4_bit():
         layer.mlp.up_proj.to("cpu")
     model = with_adapters(base, {}, {}, dtype=None)
     wanted = logits(model)
-    forwards = LoraForwards(model)
-    assert len(forwards) == 14
+    forwards = LeanLayers(model)
+    assert lora(forwards) == 14
     with forwards.used():
         assert (logits(model) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("option", "norms"), [("qwen3", 9), ("gemma3", 0), ("phi1_5", 0)])
+def test_norms_that_torch_has(option, norms, tiny_tokenizer):
+    """Two a layer, two more for its queries and keys, and one behind all; Gemma's adds 1 to its weights, Phi's subtracts the mean."""
+    architecture = yaml.safe_load((ROOT / "conf" / "model" / f"{option}.yaml").read_text(encoding="utf-8"))["architecture"]
+    model = tiny_model(architecture | {"num_hidden_layers": 2}, tokenizer=tiny_tokenizer, seed=0).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3) if "norm" in name else None
+    layers = LeanLayers(model)
+    assert sum("RMSNorm" in type(layer).__name__ for layer, _ in layers._found) == norms
+    wanted = logits(model)
+    with layers.used():
+        assert (logits(model) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    layers = LeanLayers(model.bfloat16())
+    assert all(type(layer) is torch.nn.Linear for layer, _ in layers._found), "rounded in between by transformers"

@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig, StopStringCriteria
 
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
-from llmmod.models.generation.lora import LoraForwards
+from llmmod.models.generation.layers import LeanLayers
 from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
 from llmmod.models.loading.structure import head_on_positions
@@ -70,7 +70,7 @@ class Decoder:
         self._slots = slots
         self.device: torch.device = model.device
         self._chooser = TokenChooser(config, self.device)
-        self._lora = LoraForwards(model)
+        self._layers = LeanLayers(model)
         eos = config.eos_token_id
         self._ends = torch.tensor(eos if isinstance(eos, list) else [] if eos is None else [eos], device=self.device)
         self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
@@ -198,7 +198,7 @@ class _State:
         position = torch.tensor([last[slot] for slot in sorted(last)])
         read_apart = isolate_examples(self._model.config, inputs, PackingMethod.segments)
         chosen = head_on_positions(self._model, torch.zeros_like(position), position)
-        with read_apart, self._cache.prefilling(laid), self._decoder._lora.used(), chosen:
+        with read_apart, self._cache.prefilling(laid), self._decoder._layers.used(), chosen:
             return self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[0]  # type: ignore[no-any-return]
 
     def _draw(self, rows: range) -> None:
@@ -221,7 +221,7 @@ class _State:
         for _ in range(times):
             lengths = self._lengths[:count]
             longest = max(row.length + self.made(row) - 1 for row in self.rows)
-            with self._cache.decoding(lengths, longest, self._model.config), self._decoder._lora.used():
+            with self._cache.decoding(lengths, longest, self._model.config), self._decoder._layers.used():
                 logits = self._model(
                     input_ids=self._last[:count, None], position_ids=lengths[:, None], past_key_values=self._cache, use_cache=True
                 ).logits

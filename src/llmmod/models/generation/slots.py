@@ -37,9 +37,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self._prefill: list[Prefilled] | None = None
-        self._places = torch.empty(0, dtype=torch.int64)
+        self._places = self._rows = torch.empty(0, dtype=torch.int64)
         self._longest = 0
-        self._masks: dict[tuple[torch.device, int | None], torch.Tensor] = {}
+        self._masks: dict[tuple[torch.device, torch.dtype, int | None], torch.Tensor] = {}
 
     # What transformers asks of a cache
 
@@ -59,8 +59,10 @@ class SlotCache(Cache):  # type: ignore[misc]
                 prompt.copy_to_slots(values, value_states)
             return key_states, value_states
         count = len(self._places)
-        rows = torch.arange(count, device=keys.device)
-        places = self._places.to(keys.device)
+        if count == 1:
+            keys[0, :, self._longest - 1], values[0, :, self._longest - 1] = key_states[0, :, 0], value_states[0, :, 0]
+            return keys[:1, :, : self._longest], values[:1, :, : self._longest]
+        rows, places = self._rows.to(keys.device), self._places.to(keys.device)
         keys[rows, :, places] = key_states[:, :, 0]
         values[rows, :, places] = value_states[:, :, 0]
         return keys[:count, :, : self._longest], values[:count, :, : self._longest]
@@ -95,6 +97,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         self._reserve(longest + 1)
         self._places, self._longest = lengths, longest + 1
+        self._rows = torch.arange(len(lengths), device=lengths.device)
         self._masks.clear()
         AttentionInterface.register(NAME, self._attention)
         AttentionMaskInterface.register(NAME, _no_mask)
@@ -136,20 +139,22 @@ class SlotCache(Cache):  # type: ignore[misc]
         count, heads, _, channels = query.shape
         shared = key.shape[1]
         packed = query.reshape(count, shared, heads // shared, channels)
-        mask = self._mask(query.device, sliding_window)
+        mask = None if count == 1 and sliding_window is None else self._mask(query, sliding_window)
         found = functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
         return found.reshape(count, heads, 1, value.shape[-1]).transpose(1, 2), None
 
-    def _mask(self, device: torch.device, window: int | None) -> torch.Tensor:
-        """True where a slot's new token may see a place, bool [slots, 1, 1, longest]; made once a step."""
-        if (device, window) not in self._masks:
+    def _mask(self, query: torch.Tensor, window: int | None) -> torch.Tensor:
+        """0 where a slot's new token may see a place, else minus infinity, [slots, 1, 1, longest] in the query's type; made once a step."""
+        device, dtype = query.device, query.dtype
+        if (device, dtype, window) not in self._masks:
             places = torch.arange(self._longest, device=device)
             last = self._places.to(device)[:, None]
-            seen = places <= last
+            hidden = places > last
             if window is not None:
-                seen &= places > last - window
-            self._masks[device, window] = seen[:, None, None]
-        return self._masks[device, window]
+                hidden |= places <= last - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+            self._masks[device, dtype, window] = mask[:, None, None]
+        return self._masks[device, dtype, window]
 
 
 class Prefilled:
