@@ -83,6 +83,20 @@ def test_slots_and_looks_change_nothing(tiny_llama, slots, every):
     assert len({len(ids) for ids in wanted}) > 3, "all end at one place, so that no slot is taken over"
 
 
+def test_a_groups_prompt_is_read_once(tiny_llama, monkeypatch):
+    """Whatever the other groups' lengths, and with more tokens than one row takes if each were counted."""
+    monkeypatch.setattr("llmmod.models.generation.decoder._PREFILL_TOKENS", 60)
+    model, config = copy.deepcopy(tiny_llama).double(), settings(do_sample=True, top_k=20)
+    groups = [[DRAW.randrange(20, 250) for _ in range(length)] for length in (25, 30, 25)]
+    read = []
+    handle = model.register_forward_pre_hook(lambda module, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
+    torch.manual_seed(0)
+    found = generate_in_order(model, [prompt for prompt in groups for _ in range(8)], config=config, batch_size=64)
+    handle.remove()
+    assert sum(count for count in read if count > 1) == sum(map(len, groups)), "each prompt is read once for its eight completions"
+    assert len({tuple(ids) for ids in found}) > 3 * len(groups), "each completion has random numbers of its own"
+
+
 @pytest.mark.parametrize("window", [4, 9])
 def test_a_sliding_window(tiny_llama, window):
     from transformers import MistralConfig, MistralForCausalLM

@@ -104,11 +104,14 @@ class Decoder:
             yield from state.ended()
 
     def _next(self, waiting: deque[int], prompts: Sequence[Sequence[int]], free: int) -> list[int]:
-        """The prompts that are read next: as many as there are slots, and no more tokens than one row takes."""
+        """The prompts that are read next: as many as there are slots, and no more tokens than one row takes, each prompt counted once."""
         taken = [waiting.popleft()]
         tokens = len(prompts[taken[0]])
-        while waiting and len(taken) < free and tokens + len(prompts[waiting[0]]) <= _PREFILL_TOKENS:
-            tokens += len(prompts[waiting[0]])
+        while waiting and len(taken) < free:
+            alike = prompts[waiting[0]] == prompts[taken[-1]]  # a group's stand beside each other
+            if not alike and tokens + len(prompts[waiting[0]]) > _PREFILL_TOKENS:
+                break
+            tokens += 0 if alike else len(prompts[waiting[0]])
             taken.append(waiting.popleft())
         return taken
 
