@@ -65,21 +65,23 @@ def kto(go):
 def ppo(go):
     """As in `experiment=rlhf`: after an epoch of `sft`, an answer to each prompt; the reward is what `rm` has learnt in 20 steps."""
     found = go("experiment=rlhf", "pipeline=[sft,rm,ppo]", "steps.ppo.training.num_generations_eval=4")
-    return _rewarded("reward: the reward model's score, less the KL penalty", "an answer", found)
+    return _rewarded("reward: the reward model's score, less the KL penalty", "ppo", "an answer", found)
 
 
 def grpo(go):
     """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is the words shared with the row's own answer."""
     training = {"gradient_accumulation_steps": 2, "num_generations_eval": 4, "beta": 0.001, "max_steps": 24, "max_completion_length": 24}
     training |= {"eval_strategy": "steps", "eval_steps": 24, "logging_steps": 4, "save_strategy": "no"}
-    begun = ["experiment=rlhf", "pipeline=[sft,ppo]", "~steps.ppo.training.reward.step", "stage@steps.ppo.training=grpo"]
-    found = go(*begun, *(f"++steps.ppo.training.{key}={value}" for key, value in training.items()))
-    return _rewarded("reward: words shared", "a token", found)
+    begun = ["experiment=stages", "pipeline=[first,second]", "stage@steps.second.training=grpo"]
+    data = ["dataset=llmmod_qa", "+dataset@steps.second.dataset=llmmod_prompts"]
+    found = go(*begun, *data, *(f"++steps.second.training.{key}={value}" for key, value in training.items()))
+    return _rewarded("reward: words shared", "second", "a token", found)
 
 
-def _rewarded(what, unit, found):
-    errors = f"standard errors {found['ppo/eval_reward_se_before']:.3f} and {found['ppo/eval_reward_se']:.3f}"
-    return Learnt(what, found["ppo/eval_reward_before"], found["ppo/eval_reward"], f"{errors}; KL {found['ppo/eval_kl']:.2f} nats {unit}")
+def _rewarded(what, step, unit, found):
+    errors = f"standard errors {found[f'{step}/eval_reward_se_before']:.3f} and {found[f'{step}/eval_reward_se']:.3f}"
+    kl = f"KL {found[f'{step}/eval_kl']:.2f} nats {unit}"
+    return Learnt(what, found[f"{step}/eval_reward_before"], found[f"{step}/eval_reward"], f"{errors}; {kl}")
 
 
 STAGES = {"sft": sft, "rm": rm, "dpo": dpo, "kto": kto, "ppo": ppo, "grpo": grpo}

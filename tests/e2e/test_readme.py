@@ -161,6 +161,12 @@ def test_links_to_files_lead_somewhere(page):
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+def test_what_contributing_names_is_there():
+    named = re.findall(r"`((?:src|conf|tests|docs|benchmarks)/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert len(named) > 15
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_asks_for_nothing_from_elsewhere(tmp_path):
     if any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")):
