@@ -80,6 +80,14 @@ def test_a_training_that_goes_on_is_the_one_that_was_begun(step, tmp_path):
     assert step("four")[0].take()[1] == tmp_path / "one" / "sft"
 
 
+def test_a_run_that_goes_on_takes_the_steps_that_had_ended(step, tmp_path):
+    """They have checkpoints, too."""
+    trained(step, "one")
+    assert step("one", checkpoint="one/sft/checkpoint-2")[0].take()[1] == tmp_path / "one" / "sft"
+    (tmp_path / "one" / "sft" / "adapter_model.safetensors").write_text("damaged")
+    assert step("one", checkpoint="one/sft/checkpoint-2")[0].take() is None
+
+
 def test_training_over_a_result_takes_it_back_first(step, tmp_path):
     trained(step, "one")
     step("one", reuse=False)[0].take()  # begun anew, and killed

@@ -206,14 +206,14 @@ class Reuse:
         step: that trains.
         args: its trainer's arguments.
         data: the identity of its examples.
-        checkpoint: that it goes on from.
+        checkpoint: that it goes on from, unless the training has ended already.
     """
 
     def __init__(self, session: Any, step: str, *, args: Any, data: str | None, checkpoint: Path | None) -> None:
         self._directory, self._step = session.step_dir(step), step
         self._key: str | None = None
         self._parts: dict[str, str] = {}
-        self._takes = session.trains_several and session.root.reuse and checkpoint is None
+        self._takes = session.trains_several and session.root.reuse
         if rank() == 0 and session.trains_several:
             self._results = ResultStore(cache_directory(session.root.hub.cache_dir) / "trained")
             self._key = self._fingerprint(session, args, data)
