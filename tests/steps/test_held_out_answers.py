@@ -20,10 +20,15 @@ ADAPTER = "train/adapter_model.safetensors"
 FIELDS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2.0, "eval_strategy": "steps", "eval_steps": 2.0}
 # A metric whose value is chosen by the test: that of each prediction in turn.
 METRIC = """
-VALUES = []
+import os, signal
+VALUES, INTERRUPT_AT = [], []
+ANSWERS = []
 class Told:
     def update(self, predict, label):
-        pass
+        ANSWERS.append(predict)
+        if len(ANSWERS) in INTERRUPT_AT:
+            INTERRUPT_AT.clear()
+            os.kill(os.getpid(), signal.SIGINT)
     def compute(self):
         return {"told": VALUES.pop(0) if VALUES else 0.0}
 """
@@ -102,6 +107,27 @@ def test_a_resumed_run_has_the_same_answers_and_the_same_log(session):
     for step in (4, 6):
         name = f"train/predictions/step-{step}.jsonl"
         assert digest(resumed.run_dir / name) == digest(whole.run_dir / name)
+
+
+def test_a_signal_ends_the_answers_and_a_resumed_run_makes_them_again(session, told):
+    import told_metric
+
+    _, steps = told
+    whole, ended = session("whole", steps=steps, predict_steps=3), session("ended", steps=steps, predict_steps=3)
+    train(whole)
+    told_metric.ANSWERS.clear()
+    told_metric.INTERRUPT_AT.append(6 + 2)  # in the midst of those at step 3
+    with pytest.raises(KeyboardInterrupt):
+        train(ended)
+    assert not told_metric.INTERRUPT_AT
+    assert len(told_metric.ANSWERS) == 6 + 2
+    again = session("ended", steps=steps, predict_steps=3, resume_from_checkpoint=True)
+    train(again)
+    assert digest(again.run_dir / ADAPTER) == digest(whole.run_dir / ADAPTER)
+    assert history(again) == history(whole)
+    for step in (0, 3, 6):
+        name = f"train/predictions/step-{step}.jsonl"
+        assert digest(again.run_dir / name) == digest(whole.run_dir / name)
 
 
 def test_the_best_model_by_a_metric_of_the_user_s_own(session, told):
