@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import chain
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
+from llmmod.errors import ConfigError
 from llmmod.trainers.arguments import deepspeed_config, engine_arguments
-from llmmod.trainers.distributed import PLACEHOLDER, run_processes, shared_dataloader
+from llmmod.trainers.distributed import PLACEHOLDER, check_processes, run_processes, shared_dataloader
 
 
 def test_one_process_and_ddp_need_no_arguments():
@@ -101,3 +103,26 @@ def test_no_example_of_an_epoch_is_taken_twice(examples, size, processes):
     assert sorted(taken) == list(range(examples))
     assert len({len(share) for share in shares}) == 1
     assert all(len(batch["input_ids"]) == 1 for batch in chain(*shares) if PLACEHOLDER in batch)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "size", "samples", "refused"),
+    [
+        (2, 2, 1, True, None),
+        (2, 1, 8, False, None),
+        (1, 2, 2, False, None),
+        (2, 1, 4, False, "is of 2 processes, and now there is 1: 2 times 4 examples, and 1 times 4, so that it would go on with other "
+         "examples. Set training.per_device_train_batch_size=8."),
+        (1, 3, 4, False, "is of 1 process, and now there are 3: 1 times 4 examples, and 3 times 4, so that it would go on with other "
+         "examples. Start 1."),
+        (2, 1, 8, True, "is of 2 processes, and now there is 1, each with completions of its own. Start 2, or begin anew with "
+         "its weights."),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_processes_goes_on_with_the_same_examples_or_is_refused(tmp_path, before, now, size, samples, refused):
+    for number in range(before):
+        (tmp_path / ("rng_state.pth" if before == 1 else f"rng_state_{number}.pth")).touch()
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"train_batch_size": 4}))
+    with nullcontext() if refused is None else pytest.raises(ConfigError) as raised:
+        check_processes(tmp_path, SimpleNamespace(world_size=now, train_batch_size=size), samples=samples)
+    assert refused is None or str(raised.value) == f"training.resume_from_checkpoint: {tmp_path} {refused}"

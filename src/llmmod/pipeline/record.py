@@ -132,7 +132,7 @@ def close_record(directory: Path, status: str, error: str, *, exit_code: int) ->
         found = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         found |= {"status": status, "error": error, "exit_code": exit_code}
         for step in found["steps"]:
-            if step["status"] == "running":
+            if step["status"] in ("running", "interrupted"):  # by the launcher, once another process had failed
                 step["status"] = status
         (directory / _RESERVE).unlink(missing_ok=True)
         write_json(directory / "run.json", found)

@@ -38,7 +38,7 @@ from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
 from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.collation import check_trainer
-from llmmod.trainers.distributed import engine_of, gather_whole
+from llmmod.trainers.distributed import check_processes, engine_of, gather_whole
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
 
@@ -80,6 +80,7 @@ class Train:
         root, has_eval, engine = session.root, splits.eval is not None, engine_arguments(session.root.distributed)
         args = training_arguments(conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=has_eval, engine=engine)
         checkpoint = _agreed(checkpoint)
+        check_processes(checkpoint, args, samples=conf.data_kind == "prompt")
         args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:

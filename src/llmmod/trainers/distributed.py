@@ -9,6 +9,7 @@ gradients count twice. Here a process takes what is left, and where nothing is, 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +136,37 @@ def engine_of(args: Any) -> Iterator[None]:
         os.environ.pop(_FSDP, None)
         if kept is not None:
             os.environ[_FSDP] = kept
+
+
+def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> None:
+    """Refuse to go on from a checkpoint of another number of processes, where the training would go on with other examples.
+
+    Args:
+        checkpoint: its directory; None: nothing to check.
+        args: the trainer's arguments.
+        samples: whether the training samples completions: a checkpoint has those of each process.
+
+    Raises:
+        ConfigError: the processes of a step take more or fewer examples together, or the completions belong to other processes.
+    """
+    if checkpoint is None:
+        return
+    before, now = max(1, len(list(checkpoint.glob("rng_state_*.pth")))), args.world_size
+    if before == now:
+        return
+    key, found = "training.resume_from_checkpoint", f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {_are(now)}"
+    if samples:
+        raise ConfigError(Problem(key, f"{found}, each with completions of its own", do=f"Start {before}, or begin anew with its weights"))
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    each = state.get("train_batch_size") or args.train_batch_size
+    if before * each != now * args.train_batch_size:
+        found += f": {before} times {each} examples, and {now} times {args.train_batch_size}"
+        do = f"Set training.per_device_train_batch_size={before * each // now}" if before * each % now == 0 else f"Start {before}"
+        raise ConfigError(Problem(key, f"{found}, so that it would go on with other examples", do=do))
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
 
 
 def gather_whole(trainer: Any) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from llmmod.distributed import rank
 from llmmod.errors import Pruned, RunError
 from llmmod.instantiate import import_own
 from llmmod.trainers.callbacks.resume import checkpoints
@@ -110,6 +111,8 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
             self._restore_handlers()
         # Without logging: the signal may have interrupted a write to the same stream.
         with suppress(OSError):  # Ctrl-C also ends `| tee`
+            if rank() != 0:
+                return
             os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving; once more ends it at once\n".encode())
 
     def _restore_handlers(self) -> None:

@@ -1,0 +1,137 @@
+"""What two processes train, measure, save and resume, beside what one does: a table, on a CPU by gloo.
+
+    python benchmarks/distributed.py
+
+Every run is a rehearsal: a tiny Llama of random weights on the demonstration data. One pair of processes makes all runs of two processes,
+one process all others. A gradient is what two steps of SGD without momentum change, divided by the learning rate; the table has the
+largest difference of any weight. `uneven` has three examples for steps of two, so that one process has nothing in the last step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+RATE = 0.1
+STAGES = {
+    "pt": [],
+    "sft": [],
+    "rm": [],
+    "dpo": [],
+    "kto": ["training.loss_type=apo_zero_unpaired"],
+    "ppo": ["training.num_mini_batches=1", "training.num_ppo_epochs=1", "+training.reward.varied._target_=distributed.varied"],
+    "grpo": ["training.gradient_accumulation_steps=2", "training.num_generations=2", "+training.reward.varied._target_=distributed.varied"],
+}
+ONLINE = ("ppo", "grpo")
+UNEVEN = ["dataset.val_files=null", "dataset.val_size=1", "dataset.max_samples=4"]
+SGD = [
+    "training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
+    "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
+]  # fmt: skip
+NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL goes by the batch
+
+
+def trained(stage: str, finetune: str, processes: int, *more: str) -> list[str]:
+    """The overrides of a training of two steps of two examples each."""
+    sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
+    return ["smoke=true", "pipeline=[train,export]", f"stage={stage}", f"finetune={finetune}", *STAGES[stage], *sizes, *more]
+
+
+def runs() -> Iterator[tuple[str, int, list[str]]]:
+    """(name, processes, overrides) of each run, in an order in which those that go on from others come after them."""
+    for stage in STAGES:
+        for data, more in (("even", []), ("uneven", UNEVEN)):
+            if data == "even" or stage not in (*ONLINE, "pt"):
+                for processes in (1, 2):
+                    yield f"{stage} {data} {processes}", processes, trained(stage, "full", processes, *SGD, *more)
+    for stage in ("pt", "sft", "dpo"):
+        for finetune in ("full", "lora"):
+            for processes, engine in ((1, "none"), (2, "fsdp")):
+                name = f"{stage} {finetune} {engine}"
+                yield name, processes, trained(stage, finetune, processes, *SGD, f"distributed={engine}")
+    saved = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
+    for engine, of in (("ddp", ("sft", "full")), ("ddp", ("grpo", "full")), ("fsdp", ("sft", "full")), ("fsdp", ("sft", "lora"))):
+        for before, after in ((2, 2), (2, 1), (1, 2)) if engine == "ddp" else ((2, 2),):
+            name = f"{engine} {' '.join(of)} {before} to {after}"
+            own = [f"distributed={engine}"] if engine == "fsdp" else []
+            yield f"{name} whole", before, trained(*of, before, *saved, *own)
+            yield f"{name} resumed", after, trained(*of, after, *saved, *own, f"training.resume_from_checkpoint=<{name} whole>")
+
+
+def varied(completion_ids: Sequence[Sequence[int]], **columns: object) -> list[float]:
+    """A reward that differs from completion to completion, also of a model that knows nothing."""
+    return [sum(ids) % 17 / 7 for ids in completion_ids]
+
+
+def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
+    """Make runs one after the other; an error of a run is kept as its result."""
+    import llmmod
+    from llmmod.distributed import rank
+    from llmmod.errors import LlmmodError
+
+    os.environ["LLMMOD_ALLOW"] = "distributed"  # this file, for its reward
+    for name, overrides in todo:
+        given = [text.replace("<", f"{where}/").replace(" whole>", " whole/train/checkpoint-1") for text in overrides]
+        try:
+            llmmod.run(llmmod.compose([*given, f"output_dir='{where / name}'"]))
+        except LlmmodError as error:
+            if rank() == 0:
+                (where / f"{name}.error").write_text(str(error))
+
+
+def started(where: Path, processes: int, todo: Sequence[tuple[str, list[str]]]) -> None:
+    """Make runs in processes that are started for them."""
+    from llmmod.config.schema.distributed import DistributedConf
+    from llmmod.trainers.distributed import run_processes
+
+    (where / "todo.json").write_text(json.dumps(todo))
+    ended = run_processes([__file__, str(where)], conf=DistributedConf(name="ddp"), count=processes, directory=str(where / "launcher"))
+    if ended.failures:
+        print(f"processes failed: {ended.failures}")
+
+
+def apart(one: Path, two: Path) -> tuple[float, float]:
+    """The largest difference of a weight of the exported models, and of a metric, relative above 1."""
+    from safetensors.torch import load_file
+
+    models = [load_file(run / "export" / "model.safetensors") for run in (one, two)]
+    weights = max(float((models[0][name].float() - models[1][name].float()).abs().max()) for name in models[0].keys() | models[1].keys())
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    compared = [name for name in metrics[0] if not name.startswith(NOT_COMPARED)]
+    return weights, max(abs(metrics[0][name] - metrics[1][name]) / max(1.0, abs(metrics[0][name])) for name in compared)
+
+
+def main() -> None:
+    """Make all runs, and print the table."""
+    with tempfile.TemporaryDirectory() as directory:
+        where, all_runs = Path(directory), list(runs())
+        # Runs that go on from a run of other processes come last.
+        for last in (False, True):
+            for processes in (1, 2):
+                started(
+                    where,
+                    processes,
+                    [(name, overrides) for name, count, overrides in all_runs if count == processes and name.endswith("resumed") == last],
+                )
+        print(f"{'run':40s}  {'beside':28s}  weights    metrics")
+        names = [name for name, _, _ in all_runs]
+        for one, two in zip(names[::2], names[1::2], strict=True):
+            try:
+                weights, metrics = apart(where / one, where / two)
+            except OSError as error:
+                said = [path.read_text().splitlines()[0] for name in (one, two) if (path := where / f"{name}.error").exists()]
+                print(f"{two:40s}  {one:28s}  {said or error}")
+                continue
+            scale = 1 if "resumed" in two else RATE
+            print(f"{two:40s}  {one:28s}  {weights / scale:.1e}  {metrics:.1e}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        work(Path(sys.argv[1]), json.loads((Path(sys.argv[1]) / "todo.json").read_text()))
+    else:
+        main()

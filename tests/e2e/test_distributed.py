@@ -1,0 +1,80 @@
+"""What two processes together train, measure, save and resume is what one does: gradients of every stage, DDP and FSDP."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from by_two import by_two
+from checkpoint import checkpoint, overrides_of, rows
+from safetensors.torch import load_file
+
+import llmmod
+
+__all__ = ["checkpoint", "rows"]
+
+
+def metrics_of(run_dir):
+    return json.loads((run_dir / "metrics.json").read_text())
+
+
+# Of fifteen batches of held-out examples one process has eight and the other seven: none may count twice or be left out. Of the three
+# examples to train on, the second step has one for two processes.
+REWARD = "+training.reward.varied._target_=by_two.varied"
+STAGES = {
+    "sft": [],
+    "rm": [],
+    "dpo": ["training.loss_type=[sigmoid,sft]"],
+    "kto": ["training.loss_type=apo_zero_unpaired"],
+    "ppo": ["training.num_mini_batches=1", "training.num_ppo_epochs=1", "training.max_completion_length=4", REWARD],
+    "grpo": ["training.num_generations=2", "training.gradient_accumulation_steps=2", "training.max_completion_length=4", REWARD],
+}
+UNEQUAL = ("train_", "eval_kl")  # trl has the former of the first process alone; the latter goes by the batch
+RATE = 0.1
+
+
+@pytest.mark.slow
+def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
+    model = [key for key in overrides_of(checkpoint, rows) if key.startswith(("model.", "render="))]
+    settings = ["training.max_steps=2", "training.train_sampling_strategy=sequential", "dataset.max_samples=3", "pipeline=[train]"]
+    sgd = ["training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
+    sgd += ["training.max_grad_norm=0"]
+
+    def overrides(stage, where, processes, *more, finetune="full"):
+        # What a prompt is answered twice, comes in batches of pairs.
+        sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
+        own = [*STAGES[stage], *sizes, f"finetune={finetune}", f"output_dir={tmp_path / where}"]
+        return [f"stage={stage}", *own, *model, *settings, *sgd, *more]
+
+    def weights(where):
+        (file,) = (tmp_path / where / "train").glob("*model.safetensors")
+        return load_file(file)
+
+    def apart(where, other):
+        one, two = weights(where), weights(other)
+        assert one.keys() == two.keys()
+        return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+    saved = ["training.save_strategy=steps", "training.save_steps=1", "training.optim=adamw_torch"]
+    resumed = [*saved, f"training.resume_from_checkpoint={tmp_path / 'whole' / 'train' / 'checkpoint-1'}"]
+    together = [overrides(stage, f"two/{stage}", 2) for stage in STAGES]
+    together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
+    together += [overrides("sft", f"sharded/{way}", 2, "distributed=fsdp", finetune=way) for way in ("full", "lora")]
+    by_two(together, tmp_path / "cache")
+    for stage in STAGES:
+        alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}", 1)))
+        found = metrics_of(tmp_path / "two" / stage)
+        expected = {name: value for name, value in alone.items() if not name.startswith(UNEQUAL)}
+        assert {name: found.get(name) for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5), stage
+        assert apart(f"one/{stage}", f"two/{stage}") < 1e-5 * RATE, stage
+    assert apart("whole", "resumed") == 0.0
+    llmmod.run(llmmod.compose(overrides("sft", "alone/lora", 1, finetune="lora")))
+    for way, alone in (("full", "one/sft"), ("lora", "alone/lora")):
+        assert apart(alone, f"sharded/{way}") < 1e-5 * RATE, way
+        assert files_of(tmp_path / alone / "train") == files_of(tmp_path / "sharded" / way / "train")
+
+
+def files_of(directory):
+    return {path.name for path in directory.iterdir() if path.is_file()}
