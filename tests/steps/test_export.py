@@ -20,6 +20,7 @@ from llmmod.steps.export import Export, written_whole
 
 QUESTIONS = ["What is a render?", "你好,世界!什么是渲染?", "The lazy dog"]
 
+
 def answered_here(session, model, questions=QUESTIONS):
     """The same from the model in memory, prompted by the render."""
     render, tokenizer = session.render("export"), session.tokenizer("export")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
@@ -29,6 +30,7 @@ from llmmod.protocols import LoadedModel, StepReport
 from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
+from llmmod.steps.plan.out_of_memory import memory_explained
 from llmmod.steps.predict.step import check_measured
 from llmmod.trainers.arguments import SMOKE_STEPS, engine_arguments, training_arguments
 from llmmod.trainers.base import EvaluateEvery, StageTrainer
@@ -85,7 +87,11 @@ class Train:
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
-        with engine_of(args):
+        if torch.cuda.is_available() and not args.use_cpu and world_size() == 1:
+            from llmmod.steps.plan.step import warn_if_too_large  # half a second to import, for a GPU alone
+
+            warn_if_too_large(session, self.name)
+        with engine_of(args), memory_explained(session, self.name):
             return self._trained(session, args, splits, checkpoint, reuse)
 
     def _trained(self, session: Any, args: Any, splits: Any, checkpoint: Path | None, reuse: Reuse) -> StepReport:

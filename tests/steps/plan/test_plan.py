@@ -12,8 +12,9 @@ import llmmod
 from llmmod.config.compose import to_root
 from llmmod.errors import ConfigError
 from llmmod.pipeline.session import Session
-from llmmod.steps.plan.devices import parse_bytes, per_device
-from llmmod.steps.plan.step import plan_training
+from llmmod.steps.plan.devices import Device, parse_bytes, per_device
+from llmmod.steps.plan.out_of_memory import SAID
+from llmmod.steps.plan.step import plan_training, warn_if_too_large
 
 TINY = Path(llmmod.__file__).parent / "models" / "loading" / "tiny_tokenizer"
 SMALL = {
@@ -122,3 +123,17 @@ def test_amounts_of_memory(text, size):
 def test_an_amount_of_memory_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"steps.plan.device_memory: 'much' is not an amount of memory\. Allowed: 24GB"):
         parse_bytes("much")
+
+
+def test_before_a_training_that_will_not_fit_there_is_a_warning(checkpoint, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 0)
+    root = to_root(llmmod.compose([
+        f"model.pretrained_model_name_or_path={checkpoint()}", "model.gguf_file=null", "render=vanilla", "finetune=full",
+        f"output_dir={tmp_path}/run", "dataset.max_samples=16", "pipeline=[plan]",
+    ]))  # fmt: skip
+    session = Session(root, tmp_path / "run")
+    figures = warn_if_too_large(session, "plan", device=Device("cuda", "a small GPU", 605_000_000, 600_000_000, here=False))
+    assert figures is not None
+    assert not figures.fits
+    assert "this training will hardly fit" in caplog.text
+    assert session.get(SAID).endswith("on a small GPU, which has 605 MB: it does NOT fit")

@@ -75,6 +75,13 @@ class PlanFigures:
         """How long the steps take at half of the measured rate; None where it wasn't measured."""
         return None if not self.rate or self.flops is None else self.flops / (self.rate / 2 * self.processes)
 
+    @property
+    def verdict(self) -> str:
+        """How much it is, of how much there is."""
+        each = f"each of {self.processes} devices ({self.way})" if self.processes > 1 else self.device.name
+        fits = "fits" if self.fits else "does NOT fit"
+        return f"{gigabytes(self.total)} on {each}, which has {gigabytes(self.device.bytes)}: it {fits}"
+
     def metrics(self) -> dict[str, float]:
         """For metrics.json."""
         named = {
@@ -105,9 +112,7 @@ class PlanFigures:
                 f"about {shown_time(self.seconds)} at half of the {self.rate / 1e9:,.0f} GFLOP/s that a product of matrices reaches"
             )
         found += [", ".join(work)] if work else []
-        each = f"each of {self.processes} devices ({self.way})" if self.processes > 1 else self.device.name
-        verdict = "fits" if self.fits else "does NOT fit"
-        found.append(f"{gigabytes(self.total)} on {each}, which has {gigabytes(self.device.bytes)}: it {verdict}")
+        found.append(self.verdict)
         parts = ", ".join(f"{SHOWN[part][0]} {gigabytes(size)}" for part, size in self.ordered() if size >= self.total / 200)
         found.append(f"of it {parts}")
         if self.micro_batch:

@@ -21,9 +21,10 @@ from llmmod.distributed import rank, world_size
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
-from llmmod.steps.plan.devices import WAYS, device_for, measured_rate
+from llmmod.steps.plan.devices import WAYS, Device, device_for, measured_rate
 from llmmod.steps.plan.figures import PlanFigures
 from llmmod.steps.plan.fit import Planner, tokens_of
+from llmmod.steps.plan.out_of_memory import SAID
 from llmmod.steps.plan.trace import Rows
 from llmmod.steps.preview.figures import examples_of, measured
 
@@ -51,6 +52,7 @@ class Plan:
             ConfigError: as the training would find, before it loads weights.
         """
         figures = plan_training(session, self.name, self.conf)
+        session.put(SAID, figures.verdict)
         if rank() != 0:
             return StepReport()
         directory = session.step_dir(self.name)
@@ -62,20 +64,21 @@ class Plan:
         return StepReport(figures.metrics(), artifacts, [f"{self.name}: {line}" for line in figures.lines()])
 
 
-def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = False) -> PlanFigures:
+def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = False, device: Device | None = None) -> PlanFigures:
     """The plan of a step's training.
 
     Args:
         session: the run's.
         step: whose configuration is planned.
         conf: `steps.plan`.
-        quick: leave out what only a reader of the plan wants: time, largest sizes, and advice where it fits.
+        quick: leave out what only a reader of the plan wants: time and largest sizes.
+        device: that it is for; None: as `conf` says, or the one that there is.
 
     Raises:
         ConfigError: as the training would find.
     """
     training, root = session.conf(step, "training"), session.root
-    device = device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
+    device = device or device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
     way, processes = shared_by(conf, root)
     splits, tokenizer = session.splits(step), session.tokenizer(step)
     numbers = measured(splits.train, examples_of(splits.train, streamed=_STREAMED), training, smoke=root.smoke, packs=0)
@@ -113,6 +116,30 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         advice=[] if fits else planner.advice(rows),
         notes=[*notes, *of_reward],
     )
+
+
+def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) -> PlanFigures | None:
+    """Plan a training before it begins, and warn where it won't fit; `steps.plan.out_of_memory` tells what the plan had said.
+
+    Args:
+        session: the run's.
+        step: that trains.
+        device: that it is for; None: the GPU that there is.
+
+    Returns:
+        The plan; None where it can't be made, which stops nobody.
+    """
+    try:
+        figures = plan_training(session, step, PlanConf(), quick=True, device=device)
+    except Exception as error:  # whatever a class of anybody's raises on tensors without values
+        log.debug("this training can't be planned", exc_info=error)
+        return None
+    session.put(SAID, figures.verdict)
+    if not figures.fits:
+        log.warning("this training will hardly fit: %s", session.get(SAID))
+        for line in figures.advice:
+            log.warning("to make it fit: %s", line)
+    return figures
 
 
 def shared_by(conf: PlanConf, root: Any) -> tuple[str, int]:
