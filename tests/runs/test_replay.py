@@ -83,7 +83,7 @@ SCRIPT = """
 import pathlib, sys
 from llmmod.app import run_command
 one, two, three = (pathlib.Path(sys.argv[1]) / name for name in ("one", "two", "three"))
-print("code", run_command(["llmmod", "smoke=true", "pipeline=[train]", f"output_dir={one}"]))
+print("code", run_command(["llmmod", "smoke=true", "pipeline=[train]", "training.predict_steps=2", f"output_dir={one}"]))
 print("code", run_command(["llmmod", f"replay={one}", f"output_dir={two}"]))
 config = one / ".hydra" / "config.yaml"
 config.write_text(config.read_text().replace("weight_decay: 0.0", "weight_decay: 0.125"))
@@ -103,5 +103,7 @@ def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp
     assert (same["same"], same["first_difference"]) == (True, None)
     assert (changed["same"], changed["of"]) == (False, str(tmp_path / "one"))
     assert "++training.weight_decay=0.125" in done.stderr
+    read = json.loads((tmp_path / "one" / "run.json").read_text())["data"]
+    assert [(account["step"], account["name"]) for account in read] == [("train", "llmmod_qa")], "the data is read once and told once"
     assert "configuration: the same" in done.stdout
     assert (tmp_path / "three" / "compare.html").is_file()

@@ -64,6 +64,7 @@ class Session:
         self._loaded: dict[tuple[str, ...], Any] = {}
         self._shared: dict[str, Any] = {}
         self.data: list[dict[str, Any]] = []  # an account of each dataset that was read, as run.json has it
+        self._accounted: set[tuple[str, ...]] = set()
 
     def step_dir(self, step: str) -> Path:
         """The directory a step writes to, created."""
@@ -111,9 +112,9 @@ class Session:
             return splits, {"name": conf.name, "render": written.name, **_account(splits)}
 
         key = ("splits", kind, repr(conf), str(id(render)), str(self.root.seed), str(written.verify))
-        known = key in self._loaded
         splits, account = self._once(key, load, shared=not conf.streaming)
-        if not known:
+        if key not in self._accounted:
+            self._accounted.add(key)
             self.data.append({"step": step, **account})
         return splits
 

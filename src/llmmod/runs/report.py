@@ -24,7 +24,7 @@ NAME = "report.html"
 _MOST_CHARTS, _MOST_FILES, _MOST_ANSWERS, _MOST_CHARACTERS = 24, 80, 12, 2000
 _PREDICTED = re.compile(r"step-(\d+)\.jsonl")
 _LOG_LINES, _LOG_BYTES = 40, 2**14
-_FIRST = ("loss", "predict_", "accuracy", "token_accuracy", "mean_token_accuracy", "reward", "learning_rate", "grad_norm")
+_FIRST = ("loss", "predict", "accuracy", "token_accuracy", "mean_token_accuracy", "reward", "learning_rate", "grad_norm")
 _SIGNS = {"completed": "Completed", "failed": "Failed", "pruned": "Pruned", "interrupted": "Interrupted", "running": "Not ended"}
 _NOT_COMPARED = ("output_dir",)
 
