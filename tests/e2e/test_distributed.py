@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from by_two import by_two
 from checkpoint import checkpoint, overrides_of, rows
@@ -78,3 +84,34 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
 
 def files_of(directory):
     return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "to", "code", "said"),
+    [
+        pytest.param(signal.SIGKILL, "one process", 137, "killed by SIGKILL", id="a process is killed"),
+        pytest.param(signal.SIGTERM, "the parent", 143, "interrupted", id="the parent gets SIGTERM"),
+    ],
+)
+def test_what_happens_to_one_happens_to_all(checkpoint, rows, tmp_path, number, to, code, said):
+    chosen = [*overrides_of(checkpoint, rows), "pipeline=[train]", "training.max_steps=100000", "training.logging_steps=1"]
+    chosen += ["training.eval_strategy=no", "training.eval_on_start=false", "training.save_strategy=no", f"output_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "llmmod", *chosen, "distributed=ddp", "distributed.processes=2"]
+    environment = {**os.environ, "LLMMOD_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as parent:
+        told = []
+        for line in parent.stderr:
+            told.append(line)
+            if line.startswith("step 2/"):
+                processes = psutil.Process(parent.pid).children()
+                began = time.monotonic()
+                os.kill(parent.pid if to == "the parent" else processes[1].pid, number)
+        assert parent.wait(timeout=120) == code, "".join(told[-20:])
+    assert time.monotonic() - began < 30
+    assert len(processes) == 2
+    assert said in "".join(told)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["status"], run["exit_code"]) == ("failed" if number == signal.SIGKILL else "interrupted", code)
+    kept = list((tmp_path / "run" / "train").glob("checkpoint-*"))
+    assert len(kept) == (number == signal.SIGTERM)
