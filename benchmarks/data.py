@@ -193,9 +193,9 @@ def memory(counts: Sequence[int], scale: float = 1.0) -> None:
             command = [sys.executable, __file__, "load", str(path)]
             arguments = ("0", "0", str(count - 100))
             runs = [subprocess.run([*command, one], env=environment, capture_output=True, text=True, check=True) for one in arguments]
-        told = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
-        peaks[count] = [peak for _, peak in told]
-        print(f"{count:10,}" + "".join(f"{seconds:18.1f}{peak:10.0f}" for seconds, peak in told), flush=True)
+        results = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+        peaks[count] = [peak for _, peak in results]
+        print(f"{count:10,}" + "".join(f"{seconds:18.1f}{peak:10.0f}" for seconds, peak in results), flush=True)
     for way, few, many in zip(ways, peaks[counts[0]], peaks[counts[-1]], strict=True):
         print(f"{counts[-1]:,} rows {way} take {many - few:.0f} MiB more than {counts[0]:,}")
 

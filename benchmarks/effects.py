@@ -82,9 +82,9 @@ def main(chosen: argparse.Namespace) -> int:
         for trial in found:
             kind, shown = verdict(trial, runs)
             counts[trial.stage][kind] += 1
-            told = f"{kind:8} {trial.id}={trial.value}: {shown[:300]}"
-            faults += [] if kind in PASSED else [told]
-            print(told, file=sys.stderr, flush=True)
+            line = f"{kind:8} {trial.id}={trial.value}: {shown[:300]}"
+            faults += [] if kind in PASSED else [line]
+            print(line, file=sys.stderr, flush=True)
     kinds = [*PASSED, *sorted({kind for of_stage in counts.values() for kind in of_stage} - set(PASSED))]
     print(f"| stage | fields | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
     for stage, of_stage in {**counts, "all": sum(counts.values(), Counter())}.items():

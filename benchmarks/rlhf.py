@@ -18,13 +18,13 @@ from pathlib import Path
 
 from measure import machine, measure
 
-AGAIN = "steps.ppo.training.learning_rate=1e-4"
+CHANGED = "steps.ppo.training.learning_rate=1e-4"
 # Two answers to each held-out prompt, so that less of what is found is chance.
 ANSWERS = ["steps.ppo.training.num_generations_eval=2"]
 # Of each step, what its training is for.
 MEASURED = {"sft": ("loss", "token_accuracy"), "rm": ("loss", "accuracy", "margin"), "ppo": ("reward",), "dpo": ("loss", "rewards/margins")}
 # Of ppo's held-out answers: the metrics' names, and what stands in the table.
-TOLD = {"reward": "reward", "rouge-l": "ROUGE-L", "exact": "exact, %", "words": "words", "repeated-4-grams": "repeated 4-grams, %"}
+COLUMNS = {"reward": "reward", "rouge-l": "ROUGE-L", "exact": "exact, %", "words": "words", "repeated-4-grams": "repeated 4-grams, %"}
 
 
 def run(place, name, experiment, *overrides):
@@ -37,11 +37,11 @@ def run(place, name, experiment, *overrides):
     found = json.loads((directory / "run.json").read_text())
     print(f"\nllmmod {' '.join([f'experiment={experiment}', *overrides])}: {found['seconds']:.0f} s, {done.cpu_s:.0f} CPU s in all")
     for step in found["steps"]:
-        print(f"{step['name']:8} {step['seconds']:6.0f} s {step['cpu_seconds']:6.0f} CPU s   {told(step)}", flush=True)
+        print(f"{step['name']:8} {step['seconds']:6.0f} s {step['cpu_seconds']:6.0f} CPU s   {summary(step)}", flush=True)
     return found
 
 
-def told(step):
+def summary(step):
     """What a step measured, and where it was taken from."""
     metrics = step["metrics"]
     names = [name for name in MEASURED.get(step["name"], ()) if f"eval_{name}_before" in metrics]
@@ -57,20 +57,20 @@ def table(found):
     Args:
         found: seed -> what run.json says.
     """
-    yield f"| ppo, seed | {' | '.join(TOLD.values())} | KL, nats an answer |"
-    yield "|---" * (len(TOLD) + 2) + "|"
+    yield f"| ppo, seed | {' | '.join(COLUMNS.values())} | KL, nats an answer |"
+    yield "|---" * (len(COLUMNS) + 2) + "|"
     for seed, run_json in found.items():
         metrics = next(step["metrics"] for step in run_json["steps"] if step["name"] == "ppo")
-        numbers = [f"{metrics[f'eval_{name}_before']:.2f} → {metrics[f'eval_{name}']:.2f}" for name in TOLD]
+        numbers = [f"{metrics[f'eval_{name}_before']:.2f} → {metrics[f'eval_{name}']:.2f}" for name in COLUMNS]
         yield f"| {seed} | {' | '.join(numbers)} | {metrics['eval_kl']:.2f} |"
 
 
 def main() -> None:
-    """A run a seed, and one again."""
+    """A run for each seed, and the first one again with a change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="rlhf", help="rlhf or rlhf_dpo")
     parser.add_argument("--seeds", default="42,2")
-    parser.add_argument("--again", default=AGAIN, help="what differs in the run that is done again")
+    parser.add_argument("--again", default=CHANGED, help="what differs in the run that is done again")
     parser.add_argument("--without-again", action="store_true")
     parser.add_argument("overrides", nargs="*", help="further overrides of each run, as llmmod's")
     args = parser.parse_args()

@@ -110,7 +110,7 @@ def check_code_arguments(tree: Any, where: str = "") -> list[Problem]:
 
 
 def check_outputs(node: Any, where: str) -> list[Problem]:
-    """A problem for each argument by which a component that a configuration names would write where it is told to.
+    """A problem for each argument with which a component that a configuration names would write to a path of its choice.
 
     Args:
         node: the component's arguments, as plain containers.

@@ -74,7 +74,7 @@ PACKAGES: dict[str, Package] = {
     "torch": Package(
         classes=("torch.nn", "torch.optim", "torch.utils.data", "torch.distributions", "torch.device", "torch._C.Generator"),
         functions=("torch.nn.functional", "torch.nn.init", "torch._C._nn"),
-        # They read pickles, compile or run code, load libraries, start processes or write where they are told to.
+        # They read pickles, compile or run code, load libraries, start processes or write to any path.
         refused=(
             "torch.load", "torch.save", "torch.serialization", "torch.storage", "torch.hub", "torch.jit", "torch.package", "torch.ops",
             "torch.classes", "torch.multiprocessing", "torch.distributed", "torch.fx", "torch.compile", "torch.compiler", "torch.export",

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MOST = {"From the command to the first optimizer step": 30, "One row of data to the loss": 12, "What ppo adds": 16}
 COMMAND, ROW, PPO = MOST
-PASSED_BY = 20  # lines; a file of which a walk runs fewer needs no station
+PASSED_BY = 20  # lines; a file of which a walk runs fewer is not in a table
+ENTERED = {COMMAND: 90, ROW: 22, PPO: 26}  # files of which a walk runs any line, at most; the page has these numbers too
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,11 @@ def test_the_page_names_the_files_in_the_order_in_which_they_are_entered(station
 def test_a_file_in_which_a_walk_does_much_is_a_station(stations, walks, heading):
     on_page = {*stations[heading], *(stations[ROW] if heading == COMMAND else ())}
     assert {file: lines for file, lines in walks[heading].items() if lines >= PASSED_BY and file not in on_page} == {}
+
+
+def test_the_page_says_how_many_files_are_entered_at_all(walks):
+    page = " ".join((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split())
+    found = re.search(r"enters up to (\d+) files, a row up to (\d+), and ppo up to (\d+) more", page)
+    assert found is not None
+    assert [int(number) for number in found.groups()] == [*ENTERED.values()]
+    assert {heading: len(files) for heading, files in walks.items() if len(files) > ENTERED[heading]} == {}

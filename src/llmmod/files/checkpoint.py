@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and whether it can be one: told before torch or a library that would say it worse is asked.
+"""Where a checkpoint is, and whether it can be one. This is checked before torch is imported, with better messages than a library's.
 
 Pure Python. A local directory is looked at. A hub id is taken as it is: `hub.*` become arguments of every from_pretrained, a hub that can't
 be reached is noticed within seconds, and its errors are said in our words.
@@ -143,8 +143,8 @@ def _located(path: str, install: str | None, key: str) -> Path | str:
 
 def _no_such_directory(path: str, key: str) -> Problem:
     parent = Path(path).expanduser().parent
-    beside = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    close = nearest(Path(path).name, beside)
+    siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    close = nearest(Path(path).name, siblings)
     return Problem(key, f"no such directory: '{path}'", f"Did you mean '{parent / close[0]}'?" if close else "")
 
 

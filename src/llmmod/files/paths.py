@@ -114,8 +114,8 @@ def _located(pattern: str, key: str, base: Path | None) -> Path:
 
 def _missing(pattern: str, path: Path, key: str) -> Problem:
     what = "no file matches" if MAGIC & set(pattern) else "no such file or directory:"
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = [pattern.removesuffix(path.name) + name for name in nearest(path.name, beside)]
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = [pattern.removesuffix(path.name) + name for name in nearest(path.name, siblings)]
     meant = "" if str(path.absolute()) == pattern else f" ({path.absolute()})"
     return Problem(key, f"{what} '{pattern}'{meant}", f"Did you mean '{close[0]}'?" if close else "")
 
@@ -129,8 +129,8 @@ def _package_path(text: str, key: str) -> Path:
     candidates = [folder / inside if inside else folder for folder in folders]
     existing = next((path for path in candidates if path.exists()), None)
     if existing is None and not MAGIC & set(inside):
-        beside = candidates[0].parent
-        names = [p.name for p in beside.iterdir() if not p.name.startswith("_")] if beside.is_dir() else []
+        siblings = candidates[0].parent
+        names = [p.name for p in siblings.iterdir() if not p.name.startswith("_")] if siblings.is_dir() else []
         raise ConfigError(Problem(key, f"'{text}': the package has no '{inside}'", did_you_mean(Path(inside).name, names)))
     return existing or candidates[0]
 

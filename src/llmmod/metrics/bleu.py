@@ -23,7 +23,7 @@ class Bleu:
 
     The same as `sacrebleu.corpus_bleu(predictions, [labels], use_effective_order=True)`. Labels that hold Chinese, and their
     predictions, are cut as by its `tokenize="zh"`, character by character; the others by its default, `13a`. The effective order
-    matters only where all predictions are shorter than four tokens: the longer n-grams, of which there are none, are then left out,
+    matters only where all predictions are shorter than four tokens: the longer n-grams, which don't occur, are then left out,
     rather than making a perfect score 0.
     """
 

@@ -36,7 +36,7 @@ require_upstream(__name__)
 
 MAX_LOSS_DIFFERENCE = 1e-3  # nats a token; float32 alone makes 1e-6, a token of another example some 0.1
 _MAX_GRADIENT_DIFFERENCE = 1e-2  # of its norm
-_MIN_LEAK = 1e-2  # nats a token by which causal attention over the whole row changes a loss: else nothing could be told
+_MIN_LEAK = 1e-2  # nats a token by which causal attention over the whole row changes a loss: else nothing can be concluded
 _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
 _WINDOW = 8  # tokens: less than the examples have
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "sliding_window_size", "local_attention")
@@ -213,7 +213,7 @@ def _compute_in_row(model: Any, examples: list[torch.Tensor], *, method: Packing
 
 @torch.no_grad()
 def _can_branch(model: Any, examples: list[torch.Tensor]) -> bool:
-    """Whether two answers that share a stem, of which they see 9 and 20 tokens, are what they would be behind it."""
+    """Whether two answers that share a prompt, of which they see 9 and 20 tokens, are computed as if each followed it alone."""
     stem, short, other, _, long = examples[0], examples[3], examples[2], examples[1], examples[4]
     row = _row([stem, long, short, other], [0, 9, 20, 0])
     try:

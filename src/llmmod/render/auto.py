@@ -165,7 +165,7 @@ class AutoTemplate:
 
 
 def _check_written(answer: Message, written: str) -> None:
-    """Refuse an answer of which the template leaves out a call or the reasoning: something else would be trained in its place."""
+    """Refuse an answer if the template leaves out a call or the reasoning, since training would then see something else."""
     if missing := left_out(answer, written):
         do = "Choose a render that writes it, or leave such rows out"
         raise DataError(Problem("a conversation", f"the chat template leaves out {missing}", do=do))

@@ -145,7 +145,7 @@ def _either(condition: str, yes: str, no: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A jinja string. Its escapes are Python's, of which JSON's are a part."""
+    """A jinja string. JSON's escapes are a subset of Python's."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -82,8 +82,8 @@ def directory_identity(path: str, hub: HubConf) -> Any:
 
 def _seen_from(place: Path, name: str) -> Path | None:
     """The directory that a name means where it stands, None where it means none on this disk."""
-    beside = place / name
-    located = beside if name.startswith("..") else resolve_path(name)
+    sibling = place / name
+    located = sibling if name.startswith("..") else resolve_path(name)
     return located.resolve() if isinstance(located, Path) and located.is_dir() and located.resolve() != place.resolve() else None
 
 
@@ -95,7 +95,7 @@ def _adapted(place: Path) -> str | None:
 
 
 def _files(directory: Path) -> Any:
-    """The files right in a directory, of which it is read."""
+    """The files directly in a directory, which are all that is read of it."""
     if not directory.is_dir():
         return file_digest(directory)
     return {path.name: file_digest(path) for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith(".")}
@@ -129,7 +129,7 @@ def parts(session: Any, step: str, *, args: Any, data: str | None) -> dict[str, 
         data: the identity of its examples.
 
     Raises:
-        NoIdentityError: something can't be told apart from what it may become, and what.
+        NoIdentityError: something may change without a sign of it; the error names it.
     """
     if data is None:
         raise NoIdentityError("its examples can't be told apart from others")

@@ -208,7 +208,7 @@ def deepspeed_config(conf: DeepspeedConf, *, stage: int) -> dict[str, Any]:
     composed: dict[str, Any] = {"zero_optimization": zero, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}} | dict.fromkeys(
         of_trainer, "auto"
     )
-    # The trainer has made its optimizer, LoRA+ included; DeepSpeed refuses one of another make with offloading unless it is told.
+    # The trainer has made its optimizer, also for LoRA+. With offloading, DeepSpeed refuses an optimizer that isn't its own without this.
     composed |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     return _merged(composed, conf.extra)
 

@@ -198,7 +198,7 @@ class _SharedBatches(BatchSamplerShard):  # type: ignore[misc]
 
 
 class _Examples:
-    """The examples of a dataset, among which a placeholder can be told apart."""
+    """The examples of a dataset; a placeholder can be recognised among them."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = examples

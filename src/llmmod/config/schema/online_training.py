@@ -68,7 +68,7 @@ class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # 
 
 @dataclass
 class PpoFields:
-    """What PPO can be told, beside what any trainer can: the schema and the arguments of our trainer have it from here.
+    """PPO's own arguments. Both the schema and the arguments of our trainer take them from here.
 
     The names are those of trl, which had such a trainer until September 2026.
     """

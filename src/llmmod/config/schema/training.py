@@ -42,7 +42,7 @@ ANSWERS = "llmmod.steps.predict.completions.PredictAnswers"
 CONTINUES = "llmmod.steps.predict.completions.PredictDocuments"
 SCORES = "llmmod.steps.predict.rewards.PredictRewards"
 
-# Metrics of evaluations and answers of which less is better; so are those that end in `loss`.
+# Metrics of evaluations and completions where less is better, besides those that end in `loss`.
 LOWER_IS_BETTER = ("perplexity", "kl", "reward_se", "repeated-4-grams")
 
 

@@ -92,8 +92,8 @@ def _nearest_module(module: str) -> str:
     above, _, name = module.rpartition(".")
     spec = find_module(above, os.getcwd()) if above else None
     folders = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else []
-    beside = [os.path.splitext(entry)[0] for folder in folders for entry in os.listdir(folder) if not entry.startswith("_")]
-    return did_you_mean(name, sorted(set(beside)))
+    siblings = [os.path.splitext(entry)[0] for folder in folders for entry in os.listdir(folder) if not entry.startswith("_")]
+    return did_you_mean(name, sorted(set(siblings)))
 
 
 def check_code(context: Context) -> Iterator[Problem]:

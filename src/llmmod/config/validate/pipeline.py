@@ -201,7 +201,7 @@ def check_distributed(context: Context) -> Iterator[Problem]:
 
 
 def _nodes(context: Context, conf: dict[str, Any]) -> Iterator[Problem]:
-    """Of several machines, each of which is given the same command."""
+    """Checks for several machines, where each gets the same command."""
     host, _, port = str(conf["address"] or "").rpartition(":")
     if not host or not port.isdigit():
         found = f"found {shown(conf['address'])}, and {conf['nodes']} machines have to meet"

@@ -124,7 +124,7 @@ def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord])
 
 
 def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:
-    """Records that are encoded together; a document may be a book, of which a thousand are too many."""
+    """How many records are encoded together. A document may be a book, so a thousand of them are too many."""
     batch: list[LocatedRecord] = []
     characters = 0
     for located in rows:

@@ -53,7 +53,7 @@ class Stream:
         seed: of the draw.
         skip: whether bad rows are left out.
         capacity: tokens of a row that several examples share; None: each has one of its own.
-        ranked: whether a row may have ranked answers, of which several examples are made.
+        ranked: whether a row may have ranked answers, which become several examples.
     """
 
     name: str
@@ -143,7 +143,7 @@ def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A dataset of which the first rows are held out.
+    """A dataset whose first rows are held out.
 
     Args:
         opened: its rows.

@@ -263,7 +263,7 @@ def join(documents: Iterable[Ids], size: int, *, drop_last: bool = False) -> Ite
 
 
 def pieces(document: Ids, size: int) -> Iterator[Ids]:
-    """A document in pieces of `size` tokens, the last of which is shorter; where it would be a single token, it takes one more."""
+    """A document in pieces of `size` tokens. The last piece is shorter; if it would be a single token, it takes one more."""
     ends = [*range(size, len(document), size), len(document)]
     if len(ends) > 1 and ends[-1] - ends[-2] == 1 and size > 2:
         ends[-2] -= 1

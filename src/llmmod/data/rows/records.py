@@ -169,7 +169,7 @@ class PromptRecord:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def answered(self) -> list[Conversation]:
-        """The conversation with each of the answers, of which it trains that answer alone."""
+        """The conversation with each of the answers; only that answer is trained."""
         before = [replace(message, train=message.train and message.role != "assistant") for message in self.prompt.messages]
         return [replace(self.prompt, messages=[*before, replace(answer, train=True)]) for answer in self.answers]
 

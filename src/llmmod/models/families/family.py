@@ -1,4 +1,4 @@
-"""What is known of a layout of 2023: how it is told from others, its configuration and its weights in the names of today's class.
+"""A layout of 2023: how to recognise it, its configuration and its weights in the names of today's class.
 
 A family is data: one table in a module of its own, and `registry` lists them. Nothing elsewhere asks for a family by its name. Names of
 layers are given as they follow the layer's number, so that `self_attn.W_pack` stands for `model.layers.0.self_attn.W_pack` and all others.
@@ -37,7 +37,7 @@ class Family:
         model_type: what its config.json says.
         native: model_type of the class that computes the same.
         fits: whether a config.json of that model_type has this layout; at most one family may say so.
-        required: field of the native configuration -> names it has in config.json, of which the first found counts.
+        required: field of the native configuration -> its names in config.json; the first one found counts.
         optional: the same, where the native class's default or `values` may stand in.
         values: fields of the native configuration that are the same for all models of the family.
         computed: config.json -> more fields, worked out.

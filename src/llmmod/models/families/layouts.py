@@ -1,6 +1,6 @@
 """The layouts of 2023 that are converted, a table each: Baichuan and Baichuan2, InternLM, Qwen, ChatGLM2, Phi-1.5.
 
-Baichuan has four architectures under one model_type, told apart by config.json. The 7B models are Llama with one matrix for queries, keys
+Baichuan has four architectures with one model_type; config.json tells which. The 7B models are Llama with one matrix for queries, keys
 and values, `W_pack`; the 13B models attend by ALiBi instead of rotary positions, and have a class of ours (`baichuan`). Baichuan2
 normalises the rows of its head each time it is used: here that is done once, on loading.
 
