@@ -30,7 +30,7 @@ REFUSED = {
     "key by + at the root": (
         "+foo=3",
         "foo: no such key or group. Allowed: auto_resume, dataset, distributed, experiment, finetune, generation, hub, model, output_dir, "
-        "pipeline, quantization, render, reuse, seed, smoke, stage, step, steps, sweep, tokenizer, training.",
+        "pipeline, quantization, render, replay, reuse, seed, smoke, stage, step, steps, sweep, tokenizer, training.",
     ),
     "key by + of a step": (
         "+steps.train.batch=3",
