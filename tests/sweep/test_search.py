@@ -35,15 +35,15 @@ def trials(storage="sweep/study.log"):
 
 @pytest.mark.parametrize(
     ("sampler", "options"),
-    [("tpe", "{n_startup_trials: 2}"), ("gp", "{n_startup_trials: 2}"), ("cmaes", "{n_startup_trials: 2}")],
+    [("tpe", "{n_startup_trials: 1}"), ("gp", "{n_startup_trials: 1}"), ("cmaes", "{n_startup_trials: 1}")],
     ids=["tpe", "gp", "cmaes"],
 )
 def test_every_sampler_searches(sampler, options, monkeypatch):
-    more = [f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.sampler_options={options}", "hydra.sweeper.n_trials=3"]
+    more = [f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.sampler_options={options}", "hydra.sweeper.n_trials=2"]
     sweep, code = sweep_of(bowl, *SEARCH, *more, LR, "training.weight_decay=interval(0, 0.1)", monkeypatch=monkeypatch)
     assert code == 0
     jobs = read_jobs(sweep.directory)
-    assert [job.number for job in jobs] == ["0", "1", "2"]
+    assert [job.number for job in jobs] == ["0", "1"]
     best = min(trials(), key=lambda trial: trial.value)
     assert best_jobs(jobs, sweep.goal)[0].number == str(best.number)
     assert float(jobs[best.number].overrides["training.learning_rate"]) == best.params["training.learning_rate"]
@@ -148,8 +148,7 @@ def test_a_wrong_argument_is_refused_before_anything_runs(override, message):
     assert message in done.said
 
 
-@pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_a_trial_is_ended_where_others_were_better(pruner, monkeypatch):
+def test_a_trial_is_ended_where_others_were_better(monkeypatch):
     def job(config):
         try:
             for number in range(1, 5):
@@ -159,8 +158,8 @@ def test_a_trial_is_ended_where_others_were_better(pruner, monkeypatch):
         else:
             left({"eval_loss": config.seed / 4})
 
-    options = {"median": "{n_startup_trials: 1}", "hyperband": "{max_resource: 4, min_resource: 1, reduction_factor: 4}"}[pruner]
-    more = [f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.pruner_options={options}", "hydra.sweeper.sampler=grid", "seed=1,2,3,4,5,6"]
+    options = "hydra.sweeper.pruner_options={max_resource: 4, min_resource: 1, reduction_factor: 4}"
+    more = ["hydra.sweeper.pruner=hyperband", options, "hydra.sweeper.sampler=grid", "seed=1,2,3,4,5,6"]
     sweep, code = sweep_of(job, *SEARCH, *more, monkeypatch=monkeypatch)
     assert code == 0
     jobs = read_jobs(sweep.directory)
