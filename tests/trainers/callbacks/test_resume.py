@@ -211,11 +211,13 @@ def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(tmp_pa
         put(train, 4)
         rotate(train, 1, newest=train / "checkpoint-4", best=None)
 
+    start = tmp_path / "start"
+    put(start, 2)
+    if again:
+        put(start, 4, state='{"earlier": 1}')
     for place in range(200):
-        train = tmp_path / str(place)
-        earlier = put(train, 2)
-        if again:
-            put(train, 4, state='{"earlier": 1}')
+        train = shutil.copytree(start, tmp_path / str(place))
+        earlier = train / "checkpoint-2"
         if killed_at(place, lambda train=train: save(train), inside=train):
             left = find_checkpoint(True, train_dir=train)
             assert left is not None, f"nothing is left after a kill before file operation {place}"
