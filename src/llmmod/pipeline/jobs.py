@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.config.compose import to_root
 from llmmod.config.register import register_schemas
 from llmmod.distributed import rank
-from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError
+from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, LlmmodError
 from llmmod.instantiate import import_own
 from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.record import write_json
@@ -112,6 +112,8 @@ class Jobs:
                     self._show_sweep(self._sweep, self._sweep.directory, jobs)
         elif self._outcomes and rank() == 0:
             _print_outcome(self._outcomes[0], tracebacks=self._tracebacks)
+        elif self._outcomes and codes[0] not in (0, EXIT_CONFIG):  # what is wrong with the configuration, the first process says
+            print(f"rank {rank()}: {self._outcomes[0].error}", file=sys.stderr)
         return max(codes, default=EXIT_FAILED)
 
     def conclude_replay(self, run: Run) -> int:
