@@ -126,3 +126,23 @@ def test_norms_that_torch_has(option, norms, tiny_tokenizer):
         assert (logits(model) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     layers = LeanLayers(model.bfloat16())
     assert all(type(layer) is torch.nn.Linear for layer, _ in layers._found), "rounded in between by transformers"
+
+
+def test_weights_in_pieces_are_left_alone(tiny_llama):
+    """FSDP2 keeps pieces, and puts whole tensors in their place for as long as a layer computes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = with_adapters(tiny_llama, {}, dtype=None)
+    wanted = logits(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in (*model.base_model.model.model.layers, model):
+            fully_shard(layer, mesh=mesh)
+        layers = LeanLayers(model)
+        assert not layers._found
+        with layers.used():
+            assert torch.allclose(logits(model), wanted, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()

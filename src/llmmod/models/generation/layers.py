@@ -50,7 +50,7 @@ class LeanLayers:
                 continue  # accelerate put something in front
             if hasattr(layer, "variance_epsilon") and _is_rms_norm(layer):
                 self._found.append((layer, _rms_norm(layer)))
-            elif type(layer) is nn.Linear:
+            elif type(layer) is nn.Linear and _is_whole(layer.weight):
                 self._found.append((layer, linear(layer.weight, layer.bias)))
             elif isinstance(layer, LoraLayer) and type(layer).__name__ in _KINDS and (adapters := _plain_adapters(layer)):
                 self._found.append((layer, partial(_forward, type(layer).forward, layer, _base(layer), adapters, adapters[0][0].dtype)))
@@ -76,7 +76,7 @@ def _plain_adapters(layer: Any) -> list[_Adapter]:
         return []
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     parts = [part for name in names for part in (layer.lora_A[name], layer.lora_B[name])]
-    if any(type(part) is not nn.Linear or part.bias is not None or _is_hooked(part) for part in parts):
+    if any(type(part) is not nn.Linear or part.bias is not None or _is_hooked(part) or not _is_whole(part.weight) for part in parts):
         return []
     if any(name in layer.lora_variant for name in names) or len({part.weight.dtype for part in parts}) > 1:
         return []
@@ -86,7 +86,7 @@ def _plain_adapters(layer: Any) -> list[_Adapter]:
 def _base(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """What computes the base layer's output, as a tensor that may be changed."""
     base = layer.base_layer
-    if type(base) is not nn.Linear or _is_hooked(base):
+    if type(base) is not nn.Linear or _is_hooked(base) or not _is_whole(base.weight):
         return base  # type: ignore[no-any-return]
     return linear(base.weight, base.bias)
 
@@ -98,11 +98,16 @@ def _rms_norm(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 @torch.no_grad()
 def _is_rms_norm(layer: Any) -> bool:
     """Whether a norm computes what torch's own does; Gemma's, as an example, multiplies by 1 more than its weight."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dtype is not torch.float32 or _is_hooked(layer):
+    weight: Any = getattr(layer, "weight", None)
+    if not _is_whole(weight) or weight.dtype is not torch.float32 or _is_hooked(layer):
         return False
     x = torch.linspace(-2, 3, weight.numel(), dtype=weight.dtype, device=weight.device).reshape(1, 1, *weight.shape)
     return torch.allclose(layer(x), _rms_norm(layer)(x), rtol=1e-5, atol=1e-6)
+
+
+def _is_whole(weight: Any) -> bool:
+    """Whether a weight stays the tensor that it is; FSDP's are pieces, which other tensors replace while a layer computes."""
+    return type(weight) is nn.Parameter
 
 
 def _is_hooked(module: nn.Module) -> bool:
