@@ -7,7 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmmod.steps.plan.memory import Heap, Tracer, without_values
+from llmmod.steps.plan.heap import Heap
+from llmmod.steps.plan.memory import Tracer, without_values
 
 CONFIG = LlamaConfig(
     vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -57,10 +58,10 @@ def test_what_is_picked_by_a_mask_has_its_true_shape_and_numbers_can_be_read():
         assert float(picked.sum()) == 1.0
 
 
-@pytest.mark.parametrize(("lost", "grows"), [(1.0, True), (0.0, False)])
-def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(lost, grows, monkeypatch):
+@pytest.mark.parametrize(("life", "grows"), [(100, True), (0, False)])
+def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(life, grows, monkeypatch):
     """glibc asks for 96 bytes more than an aligned block keeps, and leaves them beside it."""
-    monkeypatch.setattr("llmmod.steps.plan.memory._GAPS_LOST", lost)
+    monkeypatch.setattr("llmmod.steps.plan.heap._GAP_LIFE", life)
     heap, size = Heap(), 1 << 20
     heap.take(0, 16 << 20)
     heap.give(0)  # blocks of less than 16 MB now come from the heap

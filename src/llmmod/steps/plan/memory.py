@@ -5,15 +5,12 @@ any size costs nothing. Integers and masks are real: the code that is traced may
 A number that is read from a fake tensor is 1. Every storage counts from its first use until nothing refers to it, in the part it belongs
 to, which is how autograd, checkpointing and the optimizer show as they are.
 
-The live bytes are exact: on a Llama of 135M weights they equal what torch's profiler reports. A CPU's process takes more.
-glibc's allocator can't use a hole again for the same size, since aligned memory needs 96 bytes more than it keeps, and small objects get
-between large ones. `Heap` follows it: with 8 % of the small gaps lost, four trainings were within 5 % of the measured peak.
+The live bytes are exact: on a Llama of 135M weights they equal what torch's profiler reports. `heap` says what a process
+holds of them.
 """
 
 from __future__ import annotations
 
-import bisect
-import random
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from llmmod.steps.plan.heap import Heap
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
@@ -33,8 +31,6 @@ require_upstream(__name__)
 PARTS = ("weights", "reference", "gradients", "optimizer", "activations", "logits")
 _BY_MASK = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 _IN_PLACE = ("aten::_fused_adamw_", "aten::_fused_adam_", "aten::_fused_sgd_", "aten::_fused_adagrad_")  # without a kernel for fake tensors
-_GAPS_LOST = 0.08  # of the gaps around aligned memory, which small objects take
-_MOST_THRESHOLD = 32 << 20  # bytes: larger blocks are always mapped by themselves
 
 
 @dataclass
@@ -220,81 +216,3 @@ def _convert(module: torch.nn.Module, function: Callable[[torch.Tensor], torch.T
     for name, buffer in list(module.named_buffers(recurse=False)):
         setattr(module, name, function(buffer))
     return module
-
-
-class Heap:
-    """The memory of a process under glibc's malloc (2.36), as far as blocks of kilobytes and more decide it.
-
-    Best fit among the holes, neighbours joined; what fits none is cut from the top, or mapped by itself from a size on that grows with what
-    is given back. The top rarely shrinks, since a small object mostly lies above.
-    """
-
-    def __init__(self) -> None:
-        self._threshold, self._top, self._resident, self._mapped = 128 << 10, 0, 0, 0
-        self._holes: list[tuple[int, int]] = []  # (size, start), sorted
-        self._by_start: dict[int, int] = {}
-        self._by_end: dict[int, int] = {}
-        self._used: dict[int, tuple[int, int]] = {}
-        self._random = random.Random(1)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that the process has touched and not returned."""
-        return self._resident + self._mapped
-
-    def take(self, number: int, size: int) -> None:
-        """A block, by a number of its own."""
-        kept = max(32, (size + 23) & ~15)
-        need = kept + 96  # for a start that is a multiple of 64
-        place = bisect.bisect_left(self._holes, (need, 0))
-        if place < len(self._holes):
-            hole, start = self._holes[place]
-            self._fill(hole, start)
-            if hole - need >= 32:
-                self._open(start + need, hole - need)
-            else:
-                need = hole
-        elif need < self._threshold or self._resident - self._top >= need:
-            start, self._top = self._top, self._top + need
-            self._resident = max(self._resident, self._top)
-        else:
-            mapped = (need + 4095) & ~4095
-            self._used[number] = (-1, mapped)
-            self._mapped += mapped
-            return
-        before = -(start + 16) % 64
-        before += 64 if 0 < before < 32 else 0
-        self._used[number] = (start + before, kept)
-        for at, gap in ((start, before), (start + before + kept, need - before - kept)):
-            if gap >= 32 and self._random.random() >= _GAPS_LOST:
-                self._join(at, gap)
-
-    def give(self, number: int) -> None:
-        """Give a block back."""
-        start, size = self._used.pop(number)
-        if start >= 0:
-            self._join(start, size)
-            return
-        self._mapped -= size
-        if self._threshold < size <= _MOST_THRESHOLD:
-            self._threshold = size
-
-    def _join(self, start: int, size: int) -> None:
-        if (before := self._by_end.get(start)) is not None:
-            self._fill(before, start - before)
-            start, size = start - before, size + before
-        if (after := self._by_start.get(start + size)) is not None:
-            self._fill(after, start + size)
-            size += after
-        if start + size == self._top:
-            self._top = start
-        else:
-            self._open(start, size)
-
-    def _open(self, start: int, size: int) -> None:
-        bisect.insort(self._holes, (size, start))
-        self._by_start[start] = self._by_end[start + size] = size
-
-    def _fill(self, size: int, start: int) -> None:
-        del self._holes[bisect.bisect_left(self._holes, (size, start))]
-        del self._by_start[start], self._by_end[start + size]

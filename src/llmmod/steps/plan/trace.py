@@ -161,9 +161,11 @@ def _computed(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any
 
 
 def scratch_of(left: torch.Tensor, right: torch.Tensor) -> int:
-    """Bytes that a product takes for itself: oneDNN orders the right factor anew, where `models.matmul` takes it."""
+    """Bytes that a product takes for itself: oneDNN orders the right factor anew; of float32, where `models.matmul` takes it."""
+    if left.dtype is torch.bfloat16:
+        return int(right.nbytes)
     is_ordered = left.dtype is torch.float32 and left.shape[0] > 1 and min(left.shape[1], right.shape[1]) >= _LEAST
-    return 4 * right.numel() if is_ordered and helps_here() else 0
+    return int(right.nbytes) if is_ordered and helps_here() else 0
 
 
 def _without_effects(conf: Any) -> dict[str, Any]:

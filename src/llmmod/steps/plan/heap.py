@@ -1,0 +1,96 @@
+"""What a process holds of what its tensors take and give back: glibc's malloc, followed block by block.
+
+It can't use a hole again for the same size: aligned memory needs 96 bytes more than it keeps, and small objects take the gaps beside it.
+Here they have a gap until a hundred more blocks have come. Ten trainings of SmolLM2 were then within 8 % of the measured peak RSS
+(`benchmarks/plan.py`); without, they were up to 16 % below it.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+
+_GAP_LIFE = 100  # blocks
+_MOST_THRESHOLD = 32 << 20  # bytes: larger blocks are always mapped by themselves
+
+
+class Heap:
+    """The memory of a process under glibc's malloc (2.36), as far as blocks of kilobytes and more decide it.
+
+    Best fit among the holes, neighbours joined; what fits none is cut from the top, or mapped by itself from a size on that grows with what
+    is given back. The top rarely shrinks, since a small object mostly lies above.
+    """
+
+    def __init__(self) -> None:
+        self._threshold, self._top, self._resident, self._mapped = 128 << 10, 0, 0, 0
+        self._holes: list[tuple[int, int]] = []  # (size, start), sorted
+        self._by_start: dict[int, int] = {}
+        self._by_end: dict[int, int] = {}
+        self._used: dict[int, tuple[int, int]] = {}
+        self._gaps: deque[tuple[int, int, int]] = deque()  # (the block with which it is free, start, size)
+        self._blocks = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the process has touched and not returned."""
+        return self._resident + self._mapped
+
+    def take(self, number: int, size: int) -> None:
+        """A block, by a number of its own."""
+        self._blocks += 1
+        while self._gaps and self._gaps[0][0] <= self._blocks:
+            self._join(*self._gaps.popleft()[1:])
+        kept = max(32, (size + 23) & ~15)
+        need = kept + 96  # for a start that is a multiple of 64
+        place = bisect.bisect_left(self._holes, (need, 0))
+        if place < len(self._holes):
+            hole, start = self._holes[place]
+            self._fill(hole, start)
+            if hole - need >= 32:
+                self._open(start + need, hole - need)
+            else:
+                need = hole
+        elif need < self._threshold or self._resident - self._top >= need:
+            start, self._top = self._top, self._top + need
+            self._resident = max(self._resident, self._top)
+        else:
+            mapped = (need + 4095) & ~4095
+            self._used[number] = (-1, mapped)
+            self._mapped += mapped
+            return
+        before = -(start + 16) % 64
+        before += 64 if 0 < before < 32 else 0
+        self._used[number] = (start + before, kept)
+        for at, gap in ((start, before), (start + before + kept, need - before - kept)):
+            if gap >= 32:
+                self._gaps.append((self._blocks + _GAP_LIFE, at, gap))
+
+    def give(self, number: int) -> None:
+        """Give a block back."""
+        start, size = self._used.pop(number)
+        if start >= 0:
+            self._join(start, size)
+            return
+        self._mapped -= size
+        if self._threshold < size <= _MOST_THRESHOLD:
+            self._threshold = size
+
+    def _join(self, start: int, size: int) -> None:
+        if (before := self._by_end.get(start)) is not None:
+            self._fill(before, start - before)
+            start, size = start - before, size + before
+        if (after := self._by_start.get(start + size)) is not None:
+            self._fill(after, start + size)
+            size += after
+        if start + size == self._top:
+            self._top = start
+        else:
+            self._open(start, size)
+
+    def _open(self, start: int, size: int) -> None:
+        bisect.insort(self._holes, (size, start))
+        self._by_start[start] = self._by_end[start + size] = size
+
+    def _fill(self, size: int, start: int) -> None:
+        del self._holes[bisect.bisect_left(self._holes, (size, start))]
+        del self._by_start[start], self._by_end[start + size]
