@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmmod.config.schema.steps import Root
+from llmmod.config.schema.steps import PlanConf, Root
 from llmmod.distributed import is_launched, rank
 from llmmod.errors import LlmmodError
 from llmmod.files.lock import holding
@@ -84,7 +84,8 @@ def run_configured(
     """
     commands = commands or {}
     conf = root.distributed
-    if conf.name == "none" or is_launched():
+    only_plans = all(isinstance(root.steps.get(name), PlanConf) for name in root.pipeline)  # for several processes, by one
+    if conf.name == "none" or is_launched() or only_plans:
         return run_pipeline(root, run_dir, commands=commands, left=left)
     starter = "llmmod.trainers.distributed"
     try:

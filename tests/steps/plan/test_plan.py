@@ -11,6 +11,7 @@ import pytest
 import llmmod
 from llmmod.config.compose import to_root
 from llmmod.errors import ConfigError
+from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.session import Session
 from llmmod.steps.plan.devices import Device, parse_bytes, per_device
 from llmmod.steps.plan.out_of_memory import SAID
@@ -100,6 +101,17 @@ def test_the_steps_and_flops_are_those_of_the_data(checkpoint, tmp_path):
 def test_what_four_processes_share(way, parts):
     whole = Counter(weights=800, gradients=400, optimizer=1600, activations=100)
     assert dict(per_device(whole, way, 4, layer=10, trained=400)) == parts
+
+
+def test_processes_that_share_the_model_are_planned_by_one(checkpoint, tmp_path, monkeypatch):
+    """Weights and states are a fourth; the command makes the plan, and starts no process."""
+    monkeypatch.setattr("llmmod.pipeline.launch.run_pipeline", lambda root, run_dir, **given: root.distributed.processes)
+    shared = ["finetune=full", "distributed=fsdp", "distributed.processes=4", "steps.plan.device_memory=9GB"]
+    figures = planned(checkpoint(), *shared, tmp_path=tmp_path)
+    assert figures.memory["weights"] == pytest.approx(weights_of(SMALL), rel=1e-3)
+    assert figures.memory["optimizer"] == pytest.approx(2 * weights_of(SMALL), rel=1e-3)
+    root = to_root(llmmod.compose(["pipeline=[plan]", *shared[1:], f"output_dir={tmp_path}/other"]))
+    assert run_configured(root, tmp_path / "other") == 4
 
 
 def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, monkeypatch):

@@ -93,8 +93,6 @@ class PlanConf(StepConf):
     _target_: str = "llmmod.steps.plan.step.Plan"
     # the memory of the device that is planned for, with its unit: 24GB, 80GiB; None: that of this machine's GPU, or of its CPU without one
     device_memory: str | None = None
-    distributed: str | None = None  # the way that several processes share the model: none, ddp, fsdp, …; None: as the run is started
-    processes: int | None = None  # how many processes train together; None: as the run is started
     largest: bool = True  # look for the largest micro-batch and the longest examples that fit
     measure_speed: bool = True  # measure once how fast this machine multiplies matrices, to tell how long the training takes
 

@@ -27,7 +27,6 @@ from llmmod.files.paths import atomic_write
 from llmmod.models.matmul import onednn_products
 
 KEY = "steps.plan.device_memory"
-WAYS = ("none", "ddp", "fsdp", "deepspeed_zero2", "deepspeed_zero3")
 _DIVIDED = {
     "fsdp": ("weights", "reference", "gradients", "optimizer"),
     "deepspeed_zero2": ("gradients", "optimizer"),
@@ -103,7 +102,7 @@ def per_device(parts: Counter[str], way: str, processes: int, *, layer: int, tra
 
     Args:
         parts: on one device.
-        way: of `WAYS`.
+        way: `distributed.name`.
         processes: that train together.
         layer: bytes of the weights of a layer.
         trained: bytes of the gradients of all that is trained.

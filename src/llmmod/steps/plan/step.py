@@ -17,11 +17,11 @@ import numpy as np
 from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import PlanConf
 from llmmod.data.dataset.packing import capacity_of, lengths
-from llmmod.distributed import rank, world_size
+from llmmod.distributed import world_size
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
-from llmmod.steps.plan.devices import WAYS, Device, device_for, measured_rate
+from llmmod.steps.plan.devices import Device, device_for, measured_rate
 from llmmod.steps.plan.figures import PlanFigures
 from llmmod.steps.plan.fit import Planner, tokens_of
 from llmmod.steps.plan.out_of_memory import SAID
@@ -49,12 +49,13 @@ class Plan:
         """Write `<run>/<name>/plan.json` and `plan.svg`, and report the numbers.
 
         Raises:
-            ConfigError: as the training would find, before it loads weights.
+            ConfigError: as the training would find, before it loads weights; or this process is one of several.
         """
+        if world_size() > 1:
+            found = f"{self.name} stands in it, and is made by one process, not by {world_size()}"
+            raise ConfigError(Problem("pipeline", found, do="Run it by itself: 'pipeline=[plan]' plans for as many as distributed.* says"))
         figures = plan_training(session, self.name, self.conf)
         session.put(SAID, figures.verdict)
-        if rank() != 0:
-            return StepReport()
         directory = session.step_dir(self.name)
         contents = (json.dumps(asdict(figures) | {"total": figures.total, "fits": figures.fits}, indent=1, default=str), figures.picture())
         for file, text in zip(_FILES, contents, strict=True):
@@ -79,7 +80,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     """
     training, root = session.conf(step, "training"), session.root
     device = device or device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
-    way, processes = shared_by(conf, root)
+    way, processes = root.distributed.name, (root.distributed.processes or 1) * root.distributed.nodes
     splits, tokenizer = session.splits(step), session.tokenizer(step)
     numbers = measured(splits.train, examples_of(splits.train, streamed=_STREAMED), training, smoke=root.smoke, packs=0)
     rows = rows_of(splits, training, seed=root.seed)
@@ -140,20 +141,6 @@ def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) 
         for line in figures.advice:
             log.warning("to make it fit: %s", line)
     return figures
-
-
-def shared_by(conf: PlanConf, root: Any) -> tuple[str, int]:
-    """How the model is shared, and by how many processes: as the plan says, else as the run does.
-
-    Raises:
-        ConfigError: no such way.
-    """
-    distributed = getattr(root, "distributed", None)
-    way = conf.distributed or getattr(distributed, "name", None) or ("ddp" if world_size() > 1 else "none")
-    if way not in WAYS:
-        raise ConfigError(Problem("steps.plan.distributed", f"no way '{way}'", f"Allowed: {', '.join(WAYS)}"))
-    started = (getattr(distributed, "processes", None) or 0) * (getattr(distributed, "nodes", None) or 1)
-    return way, conf.processes or started or world_size()
 
 
 def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
