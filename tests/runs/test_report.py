@@ -151,3 +151,11 @@ def test_a_report_that_cannot_be_made_is_a_line_in_the_log(finished, monkeypatch
     with caplog.at_level(logging.WARNING):
         assert write_report(finished) is None
     assert "report.html can't be written: ZeroDivisionError" in caplog.text
+
+
+def test_what_a_plan_drew_is_on_the_page_as_an_image_that_runs_nothing(finished):
+    put(finished, "train/plan.svg", "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    write_report(finished)
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert '<img src="data:image/svg+xml;base64,PHN2Zy' in text
+    assert "alert(1)</script></svg>" not in text

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +84,7 @@ def report(run: Run) -> str:
         log=_log_tail(run.directory) if status != "completed" else "",
         tiles=list(_tiles(run)),
         charts=list(_charts(run)),
+        pictures=list(_pictures(run)),
         metrics=_metrics(run.metrics),
         steps=[_step(step) for step in run.steps],
         answers=_answers(run),
@@ -139,6 +142,14 @@ def _charts(run: Run) -> Iterator[Chart]:
             made = chart(title, [*lines, Line("held out", held_out, 1)], logarithmic=name in ("loss", "grad_norm"))
             if made is not None:
                 yield made
+
+
+def _pictures(run: Run) -> Iterator[tuple[str, str]]:
+    """What a plan drew, as (name of the step, address of an image); as an image, nothing in it can run."""
+    for step in run.steps:
+        name = str(step.get("name", "?"))
+        with suppress(OSError):
+            yield name, "data:image/svg+xml;base64," + b64encode((run.directory / name / "plan.svg").read_bytes()).decode("ascii")
 
 
 def _order(name: str) -> tuple[int, str]:

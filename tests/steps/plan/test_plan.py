@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,7 +16,8 @@ from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.session import Session
 from llmmod.steps.plan.devices import Device, parse_bytes, per_device
 from llmmod.steps.plan.out_of_memory import SAID
-from llmmod.steps.plan.step import plan_training, warn_if_too_large
+from llmmod.steps.plan.step import Plan, plan_training, warn_if_too_large
+from llmmod.steps.preview.step import Preview
 
 TINY = Path(llmmod.__file__).parent / "models" / "loading" / "tiny_tokenizer"
 SMALL = {
@@ -149,3 +151,21 @@ def test_before_a_training_that_will_not_fit_there_is_a_warning(checkpoint, tmp_
     assert not figures.fits
     assert "this training will hardly fit" in caplog.text
     assert session.get(SAID).endswith("on a small GPU, which has 605 MB: it does NOT fit")
+
+
+def test_the_step_leaves_numbers_and_a_picture_which_the_preview_shows(checkpoint, tmp_path):
+    root = to_root(llmmod.compose([
+        f"model.pretrained_model_name_or_path={checkpoint()}", "model.gguf_file=null", "render=vanilla", "dataset.max_samples=16",
+        f"output_dir={tmp_path}/run", "pipeline=[plan,preview]", "steps.plan.measure_speed=false",
+    ]))  # fmt: skip
+    session = Session(root, tmp_path / "run")
+    report = Plan(root.steps["plan"], "plan").run(session)
+    numbers = json.loads((tmp_path / "run" / "plan" / "plan.json").read_text())
+    assert report.metrics["plan_memory_bytes"] == numbers["total"] == sum(numbers["memory"].values())
+    assert report.metrics["plan_largest_micro_batch"] > 8, "a tiny model fits many"
+    picture = ElementTree.parse(tmp_path / "run" / "plan" / "plan.svg").getroot()
+    bars = [float(part.get("width")) for part in picture.iter("{http://www.w3.org/2000/svg}rect") if part.get("height") == "26"]
+    assert len(bars) == sum(size > 0 for size in numbers["memory"].values())
+    assert sum(bars) <= 700
+    Preview(root.steps["preview"], "preview").run(session)
+    assert "data:image/svg+xml;base64," in (tmp_path / "run" / "preview" / "preview.html").read_text()

@@ -23,6 +23,7 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "fragments": ("fragments", "#c9cdd3"),
 }
 _WIDTH, _BAR = 720, 26
+_STYLE = "svg.plan{color:#222}@media(prefers-color-scheme:dark){svg.plan{color:#ddd}}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class PlanFigures:
         height = 74 + (len(self.ordered()) - 1) // 4 * 20 + 12
         said = escape(f"{gigabytes(self.total)} of {gigabytes(self.device.bytes)}: {'fits' if self.fits else 'does not fit'}")
         return (
-            f'<svg class="plan" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Memory: {said}" font-size="12" fill="currentColor">'
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="plan" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Memory: {said}"'
+            f' font-size="12" font-family="sans-serif" fill="currentColor"><style>{_STYLE}</style>'
             f'<text x="10" y="14">{said}</text>{"".join(boxes)}'
             f'<path d="M{end:.1f} 18v{_BAR + 8}" stroke="currentColor" stroke-width="2" stroke-dasharray="4 2"/>{"".join(legend)}</svg>'
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,7 @@ class Plan:
             raise ConfigError(Problem("pipeline", found, do="Run it by itself: 'pipeline=[plan]' plans for as many as distributed.* says"))
         figures = plan_training(session, self.name, self.conf)
         session.put(SAID, figures.verdict)
+        session.put("plan_picture", f"data:image/svg+xml;base64,{b64encode(figures.picture().encode()).decode()}")  # for preview.html
         directory = session.step_dir(self.name)
         contents = (json.dumps(asdict(figures) | {"total": figures.total, "fits": figures.fits}, indent=1, default=str), figures.picture())
         for file, text in zip(_FILES, contents, strict=True):

@@ -40,6 +40,7 @@ class Contents:
         examples: the examples to show.
         examples_title: their heading, which says how they were chosen.
         footer: the last line.
+        plan: the memory that the step `plan` found, as the address of an image; empty: nothing was planned.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Contents:
     examples: Sequence[Example]
     examples_title: str
     footer: str
+    plan: str = ""
 
 
 def page(contents: Contents) -> str:

@@ -89,6 +89,7 @@ class Preview:
             examples=[example for of_row in examples for example in of_row],
             examples_title=_which(len(examples), numbers.figures),
             footer=f"Written by llmmod {installed('llmmod')}. The same ids and labels, for programs: {_LINES}, beside this file.",
+            plan=session.get("plan_picture") or "",
         )
 
     def _summary(self, numbers: Measured, directory: Path) -> list[str]:
