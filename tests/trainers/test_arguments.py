@@ -172,3 +172,12 @@ def test_all_that_is_said_elsewhere_is_told_at_once(sft_conf, tmp_path):
 def test_an_argument_that_the_class_has_not(tmp_path):
     message = refused(PlainConf(logging_dirs=[1]), tmp_path)
     assert "training.logging_dirs: transformers.Seq2SeqTrainingArguments has no such argument" in message
+
+
+def test_an_accelerator_gets_batches_from_pinned_memory_without_waiting(sft_conf, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmmod.trainers.arguments._has_accelerator", lambda conf: not conf.use_cpu)
+    args = arguments(sft_conf(), tmp_path)
+    assert (args.dataloader_pin_memory, args.accelerator_config.non_blocking) == (True, True)
+    own = arguments(sft_conf(accelerator_config={"non_blocking": False, "split_batches": True}), tmp_path)
+    assert (own.accelerator_config.non_blocking, own.accelerator_config.split_batches) == (False, True)
+    assert not arguments(sft_conf(use_cpu=True), tmp_path).accelerator_config.non_blocking

@@ -71,6 +71,8 @@ def training_arguments(
     values |= engine or {}
     if not _has_accelerator(conf):
         _refuse_on_cpu(values, smoke=smoke)
+    elif conf.dataloader_pin_memory and "accelerator_config" in known:
+        values.setdefault("accelerator_config", {"non_blocking": True})  # from pinned memory a batch is copied while the device computes
     values |= _best(conf, values)
     values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)
     # Our callbacks report progress, and our data code prepares: the trainer must not print, prepare, or drop columns.
