@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -46,6 +47,14 @@ _CORPUS = [
     "user assistant system question answer llmmod trains, evaluates, exports and chats.",
     "敏捷的棕色狐狸跳过了懒狗。什么是渲染?对话的书写形式。你好,世界!",
 ] * 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def handlers_stay_open():
+    """A command that ends in this process closes no handler: absl's closes its stream with it, which here can be pytest's own file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "shutdown", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,7 +79,7 @@ REFUSED = {
         "training.learning_rate: several values: 1,2. Add -m for a sweep, or write [1,2] for a list.",
     ),
     "Hydra's own key": ("hydra.run.dirr=3", "hydra.run.dirr: no such field. Did you mean 'dir'?"),
-    "Hydra's own option": ("hydra/launcher=joblib", "hydra/launcher=joblib: no such option. Allowed: basic."),
+    "Hydra's own option": ("hydra/output=none", "hydra/output=none: no such option. Allowed: default."),
     "search path": ("hydra.searchpath=[/not/there]", "/not/there: no such directory, to look for options in."),
 }
 

@@ -84,7 +84,8 @@ def command(path: Path) -> list[str] | None:
         if "=" not in (quoted or plain) and not plain.startswith(("-", "~")):
             break
         overrides.append(quoted or plain)
-    return [o for o in overrides if not o.startswith("-")]
+    # of a sweep, what each of its jobs has
+    return [o for o in overrides if not o.startswith("-") and not re.search(r"=(tag|choice|range|interval)\(", o)]
 
 
 @pytest.fixture(scope="module")

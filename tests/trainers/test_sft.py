@@ -138,5 +138,6 @@ def test_a_checkpoint_holds_what_is_needed_and_nothing_else(toy_trainer, tmp_pat
     toy_trainer(model=tiny_lora, max_steps=1, save_strategy="steps", eval_strategy="no").train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     needed = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+    needed |= {"training_state_0.pt", "manifest.json"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "checkpoint-1").iterdir()} == needed | tokenizer
