@@ -40,6 +40,7 @@ RATE = 0.1
 
 
 @pytest.mark.slow
+@pytest.mark.curves  # the two processes draw them too
 def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
