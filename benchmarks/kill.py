@@ -12,27 +12,25 @@ machine, rather than at drawn seconds.
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib
 import json
 import os
-import pkgutil
 import random
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from forks import ended, import_everything, start, without_times
+from measure import machine
+
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
 WAYS = ("full", "lora", "qlora")
 ONLINE = ("ppo", "grpo")
-TIMES = ("runtime", "per_second", "step_time", "seconds")
 STEPS = 8
 
 
@@ -113,24 +111,6 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
     return found
 
 
-def start(do: Callable[[], object], log: Path) -> int:
-    """Start something in a process of its own, which has imported what this one has; its number. What it says is added to the log."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(opened, 1)
-        os.dup2(opened, 2)
-        do()
-        code = 0
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
-
-
 def run(command: list[str], before: Callable[[], None] = lambda: None) -> None:
     """Run a command line, after something else."""
     import llmmod
@@ -177,18 +157,6 @@ def kill_at_event(number: int | None, directory: Path, tell: Path) -> None:
     sys.addaudithook(hook)
 
 
-def ended(process: int, *, within_s: float | None = None) -> int | None:
-    """How a process ended, as `os.waitstatus_to_exitcode` says it; None: it still runs after that time."""
-    limit = None if within_s is None else time.monotonic() + within_s
-    while True:
-        done, status = os.waitpid(process, 0 if limit is None else os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if limit is not None and time.monotonic() > limit:
-            return None
-        time.sleep(0.002)
-
-
 def left(run: Path) -> dict[str, Any]:
     """What a run left, by name, without times and without the name of its directory."""
     import torch
@@ -198,19 +166,13 @@ def left(run: Path) -> dict[str, Any]:
     for path in sorted(path for path in train.rglob("*") if path.is_file()):
         name = str(path.relative_to(train))
         if path.suffix in (".pt", ".pth"):
-            found[name] = _without_times(torch.load(path, weights_only=False))
+            found[name] = without_times(torch.load(path, weights_only=False))
         elif path.name == "trainer_state.json":
-            found[name] = _without_times(json.loads(path.read_text().replace(str(run), "")))
+            found[name] = without_times(json.loads(path.read_text().replace(str(run), "")))
         elif path.suffix not in (".png",) and path.name != "manifest.json":
             found[name] = path.read_bytes().replace(str(run).encode(), b"")
     metrics = json.loads((run / "metrics.json").read_text())
-    return found | {"metrics.json": _without_times(metrics)}
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_times(inner) for name, inner in value.items() if not any(part in str(name) for part in TIMES)}
-    return [_without_times(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return found | {"metrics.json": without_times(metrics)}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -243,22 +205,8 @@ def _differ(one: Any, other: Any, where: str) -> Iterator[str]:
         yield where
 
 
-def import_everything() -> None:
-    """So that the runs need not."""
-    import llmmod
-
-    gc.disable()
-    for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
-        if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):
-            importlib.import_module(module.name)
-    gc.freeze()
-    gc.enable()
-
-
 def main(kills: int, seed: int, only: list[str], *, by_event: bool) -> int:
     """Print a line for each kill and their count; 1 where a run ended otherwise."""
-    from measure import machine
-
     print(machine(), file=sys.stderr)
     draw, same = random.Random(seed), 0
     chosen = [cell for cell in cells() if any(name in " ".join(cell) for name in only)]

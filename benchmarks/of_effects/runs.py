@@ -9,7 +9,6 @@ import importlib
 import json
 import logging
 import os
-import pkgutil
 import re
 import shutil
 import signal
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from forks import import_everything, without_times
 from of_effects.trials import STAGES, Trial, baseline_of, usual, values_of
 
 LIMIT_S = 300
 # What differs between any two runs, and what only repeats the configuration.
 _TIMES = re.compile(r"[\d,.]+ tokens/s|\d+:\d\d(:\d\d)? left|\d+(\.\d+)? ?(ms|s|it/s|s/it)\b|0x[0-9a-f]+")
-_TIMED = ("runtime", "per_second", "step_time", "seconds", "preparation_time")
 _OF_STATE = ("log_history", "global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "num_input_tokens_seen")
 UNSTEADY = "differs between two runs of the same"
 
@@ -141,7 +140,7 @@ def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
     sys.stdout.flush()
     sys.stderr.flush()
     parts = {str(path.relative_to(run)): _of_file(path) for path in sorted(run.rglob("*")) if path.is_file() and _tells(path)}
-    parts["metrics"] = json.dumps(_untimed(metrics))
+    parts["metrics"] = json.dumps(without_times(metrics))
     parts["printed"] = _TIMES.sub("", printed.read_text(encoding="utf-8", errors="replace"))
     parts["computation"] = json.dumps(dict(sorted(calls.items())))
     return Seen(parts=parts)
@@ -181,14 +180,8 @@ def _tells(path: Path) -> bool:
 def _of_file(path: Path) -> str:
     if path.name == "trainer_state.json":
         state = json.loads(path.read_text(encoding="utf-8"))
-        return json.dumps(_untimed({name: state[name] for name in _OF_STATE if name in state}))
+        return json.dumps(without_times({name: state[name] for name in _OF_STATE if name in state}))
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _untimed(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: _untimed(value) for name, value in found.items() if not any(part in name for part in _TIMED)}
-    return [_untimed(item) for item in found] if isinstance(found, list) else found
 
 
 def differences(one: Seen, other: Seen) -> list[str]:
@@ -214,22 +207,13 @@ def write_checkpoint(directory: Path) -> None:
 
 
 def _import_all() -> None:
-    """Imports all that any run imports, and composes once, since every fork would pay for both again.
-
-    The garbage collector is off meanwhile, as it would take a quarter of the time.
-    """
+    """Import all that any run imports, the stages' own classes too, and compose once, since every fork would pay for both again."""
     import llmmod
 
-    gc.disable()
-    for name in ("torch", "peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
-        importlib.import_module(name)
-    for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
-        if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):
-            importlib.import_module(module.name)
+    import_everything()
     for stage in STAGES:
         for target in (values_of(stage)["_target_"], values_of(stage)["trainer"]["_target_"]):
             importlib.import_module(target.rpartition(".")[0])
     llmmod.compose([])
     gc.collect()
     gc.freeze()
-    gc.enable()
