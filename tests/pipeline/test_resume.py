@@ -73,6 +73,14 @@ def test_a_chosen_directory_is_gone_on_with_unless_its_run_is_another(tmp_path):
     assert "training.learning_rate was 0.0001, is 0.001" in str(told.value)
 
 
+def test_a_token_is_never_told(tmp_path):
+    left(tmp_path / "run", composed(*RUN, "hub.token=hf_secret"), "interrupted")
+    with pytest.raises(ConfigError) as told:
+        directory_to_go_on_in(composed(*RUN, f"output_dir={tmp_path / 'run'}", "auto_resume=true"), given=True)
+    assert "hub.token was " in str(told.value)
+    assert "hf_secret" not in str(told.value)
+
+
 def test_without_one_it_is_the_newest_of_the_same_configuration_that_was_not_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, other = composed(*RUN, "auto_resume=true"), composed(*RUN, "seed=7")

@@ -10,10 +10,9 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
 from llmmod.errors import ConfigError, Problem
+from llmmod.runs.read import flat
 
 _KEY = "resume_from_checkpoint"
 _OUTPUT, _AUTO = "output_dir", "auto_resume"
@@ -107,18 +107,10 @@ def directory_to_go_on_in(config: DictConfig, *, given: bool) -> Path | None:
 def _differences(run_dir: Path, config: DictConfig) -> Iterator[str]:
     """What of a run's configuration is another one's: `seed was 1, is 2`; nothing where there is no run."""
     try:
-        before = dict(_leaves(yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text(encoding="utf-8"))))
+        before = flat(yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError):
         return
-    now = dict(_leaves(yaml.safe_load(OmegaConf.to_yaml(config))))
+    now = flat(yaml.safe_load(OmegaConf.to_yaml(config)))
     for key in {**before, **now}:
         if key not in (_OUTPUT, _AUTO) and not key.endswith(_KEY) and before.get(key) != now.get(key):
             yield f"{key} was {before.get(key)}, is {now.get(key)}"
-
-
-def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for name, inner in node.items():
-            yield from _leaves(inner, f"{place}.{name}" if place else str(name))
-    else:
-        yield place, node
