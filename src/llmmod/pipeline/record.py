@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import time
@@ -21,7 +20,7 @@ from llmmod.errors import Pruned
 from llmmod.files.paths import atomic_write, sweep_partial
 from llmmod.protocols import StepReport
 from llmmod.runs.read import code_digest
-from llmmod.upstream import MAIN, installed
+from llmmod.upstream import MAIN, installed, processor
 
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 2**16
@@ -61,7 +60,7 @@ class Record:
             "versions": {name: installed(name) for name in MAIN},
             "git_revision": git_revision(),
             "code": code_digest(),
-            "machine": {"processor": _processor(), "cpu_count": os.cpu_count(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+            "machine": {"processor": processor(), "cpu_count": os.cpu_count(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
             "seed": seed,
             "error": None,
             "data": [],
@@ -152,15 +151,6 @@ def git_revision() -> str | None:
             found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
             return found.stdout.strip()
     return None
-
-
-def _processor() -> str:
-    """The processor's name, where the kernel says it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_rss_bytes() -> int:

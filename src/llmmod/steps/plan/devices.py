@@ -25,6 +25,7 @@ from llmmod.cache.store import cache_directory
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import atomic_write
 from llmmod.models.matmul import onednn_products
+from llmmod.upstream import processor
 
 KEY = "steps.plan.device_memory"
 _DIVIDED = {
@@ -124,7 +125,7 @@ def measured_rate(device: Device, *, hub_cache_dir: str | None) -> float:
     if not device.here:
         return 0.0
     dtype = torch.bfloat16 if device.is_gpu else torch.float32
-    key = digest([device.name, torch.__version__, torch.get_num_threads(), _processor()])[:16]
+    key = digest([device.name, torch.__version__, torch.get_num_threads(), processor(), os.cpu_count()])[:16]
     file = cache_directory(hub_cache_dir) / "flops" / f"{key}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
         return float(json.loads(file.read_text(encoding="utf-8"))["flops"])
@@ -152,10 +153,3 @@ def _rate(matrix: torch.Tensor) -> float:
         count += 1
     threads = torch.get_num_threads() if on_cpu else 1
     return 2 * len(matrix) ** 3 * count / (clock() - start) * threads
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in lines if line.startswith("model name")), "") + str(os.cpu_count())
-    return str(os.cpu_count())
