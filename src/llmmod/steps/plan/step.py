@@ -19,7 +19,7 @@ from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import PlanConf
 from llmmod.data.dataset.packing import capacity_of, lengths
 from llmmod.distributed import world_size
-from llmmod.errors import ConfigError, Problem
+from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
 from llmmod.steps.plan.devices import Device, device_for, measured_rate
@@ -135,7 +135,8 @@ def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) 
     try:
         figures = plan_training(session, step, PlanConf(), quick=True, device=device)
     except Exception as error:  # whatever a class of anybody's raises on tensors without values
-        log.debug("this training can't be planned", exc_info=error)
+        log.info("this training can't be planned, and goes on without: %s", one_line(error, 200))
+        log.debug("why", exc_info=error)
         return None
     session.put(SAID, figures.verdict)
     if not figures.fits:
