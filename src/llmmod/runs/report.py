@@ -212,12 +212,9 @@ def _changes(run: Run) -> list[Changed]:
     usual = flat(resolved(defaults.config)[0])
     keys = [key for key in {**usual, **run.config} if key not in _NOT_COMPARED and usual.get(key) != run.config.get(key)]
     set_by_key = typed - set(run.choices)
-    values = [Changed(key, _text(usual.get(key)), _text(run.config.get(key)), typed=_was_typed(key, set_by_key)) for key in keys]
+    by_hand = {key for key in keys if any(key == name or key.startswith(f"{name}.") for name in set_by_key)}
+    values = [Changed(key, _text(usual.get(key)), _text(run.config.get(key)), typed=key in by_hand) for key in keys]
     return sorted(options + values, key=lambda change: not change.typed)
-
-
-def _was_typed(key: str, typed: set[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in typed)
 
 
 def _text(value: Any) -> str:

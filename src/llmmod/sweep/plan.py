@@ -86,7 +86,8 @@ def plan_sweep(overrides: Sequence[str], compose: Compose, *, resumed: bool) -> 
     """
     typed = [item.value() for item in parsed(overrides) if item.key_or_group == "hydra/sweeper"]
     grid = not typed or typed[-1] == "basic"
-    searched = corners(parsed(overrides)) if typed == ["llmmod_optuna"] else [_fixed(overrides)]
+    same_in_all = [item.input_line or "" for item in parsed(overrides) if not item.is_sweep_override()]
+    searched = corners(parsed(overrides)) if typed == ["llmmod_optuna"] else [same_in_all]
     jobs = sweep_jobs(overrides) if grid else searched
     composed, good, refused = _compose_all(jobs, compose, search=not grid)
     assert composed.hydra is not None
@@ -165,11 +166,6 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     except HydraException as error:
         do = "Search it: hydra/sweeper=llmmod_optuna"
         raise ConfigError(Problem("-m", one_line(error), do=do)) from error
-
-
-def _fixed(overrides: Sequence[str]) -> list[str]:
-    """Those that are the same in every job."""
-    return [item.input_line or "" for item in parsed(overrides) if not item.is_sweep_override()]
 
 
 def _is_hydras(text: str) -> bool:

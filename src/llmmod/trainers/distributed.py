@@ -154,7 +154,8 @@ def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> Non
     before, now = max(1, len(list(checkpoint.glob("rng_state_*.pth")))), args.world_size
     if before == now:
         return
-    key, found = "training.resume_from_checkpoint", f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {_are(now)}"
+    key, there = "training.resume_from_checkpoint", "is 1" if now == 1 else f"are {now}"
+    found = f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {there}"
     if samples:
         raise ConfigError(Problem(key, f"{found}, each with completions of its own", do=f"Start {before}, or begin anew with its weights"))
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -163,10 +164,6 @@ def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> Non
         found += f": {before} times {each} examples, and {now} times {args.train_batch_size}"
         do = f"Set training.per_device_train_batch_size={before * each // now}" if before * each % now == 0 else f"Start {before}"
         raise ConfigError(Problem(key, f"{found}, so that it would go on with other examples", do=do))
-
-
-def _are(count: int) -> str:
-    return "is 1" if count == 1 else f"are {count}"
 
 
 def gather_whole(trainer: Any) -> None:

@@ -47,7 +47,8 @@ def check_best_model(context: Context) -> Iterator[Problem]:
             continue
         yield from _metric(context, place, training)
         yield from _predictions(context, place, training)
-        if training.get("early_stopping_patience") is not None and not _evaluates(training):
+        evaluated = training.get("eval_strategy") != "no" or training.get("predict_steps") is not None
+        if training.get("early_stopping_patience") is not None and not evaluated:
             found = f"set with {place}.eval_strategy=no, and there is no evaluation to go by"
             yield Problem(f"{place}.early_stopping_patience", found, do=f"Set {place}.eval_strategy to steps or epoch")
 
@@ -81,10 +82,6 @@ def _names(metrics: Any) -> tuple[list[str], bool]:
 
 def _answers(training: Mapping[str, Any]) -> bool:
     return (training.get("predict") or {}).get("_target_") == ANSWERS
-
-
-def _evaluates(training: Mapping[str, Any]) -> bool:
-    return training.get("eval_strategy") != "no" or training.get("predict_steps") is not None
 
 
 def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
