@@ -47,8 +47,11 @@ def test_it_is_held_once_by_a_process_and_those_that_it_starts(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_somebody_else_s_to_tell(tmp_path):
     (tmp_path / "file").write_text("")
+    entered = False
     with holding(tmp_path / "file" / "run"):
-        pass
+        entered = True
+    assert entered
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_a_lock_file_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):

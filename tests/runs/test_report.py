@@ -95,7 +95,10 @@ def test_a_directory_without_anything_has_a_report(tmp_path):
 def test_files_that_are_torn_or_odd_are_passed_over(finished, broken):
     for path in list(finished.rglob("*.json")) + list(finished.rglob("*.yaml")):
         path.write_text(broken)
-    page_of(finished)
+    page = page_of(finished)
+    linked = {target for name, target in page.attributes if name == "href"}
+    assert "run.json" in linked
+    assert all((finished / target).exists() for target in linked)
 
 
 def test_what_a_run_says_is_text_and_never_markup(finished):
