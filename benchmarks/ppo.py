@@ -1,11 +1,11 @@
-"""PPO beside supervised fine-tuning of the same lengths: peak memory; and how much faster answers are made together than one by one.
+"""PPO beside supervised fine-tuning of the same lengths: peak memory and CPU seconds. What its rollouts take: generation.py.
 
     python benchmarks/ppo.py
 
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Batches of 8
 prompts of 24 to 40 tokens, with 32 new tokens each. PPO's reward is the share of even token ids, so that no reward model's memory is
 counted; policy, reference and value head are one model. Each runs in a process of its own, in turn; peak memory is the process's peak RSS,
-and also that less what the libraries take before there is a model.
+libraries included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from measure import machine, measure
 from training import model
 
 STEPS, BATCH, NEW = 4, 8, 32
-KINDS = ("sft", "ppo", "answers together", "answers one by one")
+KINDS = ("sft", "ppo")
 
 
 def prompts(count):
@@ -49,13 +49,7 @@ def sft(directory):
 
 
 def ppo(directory):
-    """As many optimizer steps of PPO: two rollouts of 8 prompts, two passes over each."""
-    trainer = ppo_trainer(directory)
-    trainer.train()
-
-
-def ppo_trainer(directory):
-    """PPO's trainer, whose answers are all 32 tokens long."""
+    """As many optimizer steps of PPO: two rollouts of 8 prompts, two passes over each; all completions are 32 tokens long."""
     import torch
     from datasets import Dataset
 
@@ -65,9 +59,9 @@ def ppo_trainer(directory):
     ppo = {"num_ppo_epochs": 2, "max_completion_length": NEW, "generation_kwargs": {"min_new_tokens": NEW}}
     conf = PpoConf(stage="ppo", trainer={"_target_": "llmmod.trainers.ppo.trainer.PpoTrainer"}, **ppo, **arguments())
     trainer = trainer_of(conf, Dataset.from_list([{"prompt_ids": ids} for ids in prompts(BATCH * STEPS)]), directory)
-    even = {"even": lambda answers: torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.answers])}
+    even = {"even": lambda completions: torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in completions.ids])}
     trainer.rewards = Rewards(even)
-    return trainer
+    trainer.train()
 
 
 def trainer_of(conf, train, directory):
@@ -96,29 +90,13 @@ def arguments():
     }
 
 
-def answering(directory, *, together):
-    """CPU seconds to answer a rollout's prompts."""
-    trainer = ppo_trainer(directory)
-    trainer.args.generation_batch_size = None if together else 1
-    asked = prompts(BATCH)
-    trainer.experience._answered(asked[:1])  # what only the first time costs
-    began = time.process_time()
-    trainer.experience._answered(asked)
-    return time.process_time() - began
-
-
 def one(kind):
     """Do one of them, and print what it took as JSON."""
-
-    libraries = peak_gb()
     began = time.process_time()
     with tempfile.TemporaryDirectory() as directory:
-        if kind in ("sft", "ppo"):
-            {"sft": sft, "ppo": ppo}[kind](directory)
-            took = time.process_time() - began
-        else:
-            took = answering(directory, together=kind == KINDS[2])
-    print("\n" + json.dumps({"cpu_s": took, "peak_gb": peak_gb(), "own_gb": peak_gb() - libraries}))
+        {"sft": sft, "ppo": ppo}[kind](directory)
+        took = time.process_time() - began
+    print("\n" + json.dumps({"cpu_s": took, "peak_gb": peak_gb()}))
 
 
 def peak_gb():
@@ -136,10 +114,8 @@ def main() -> None:
             sys.exit(done.output[-3000:])
         line = next(line for line in reversed(done.output.splitlines()) if line.startswith('{"cpu_s"'))
         took = found[kind] = json.loads(line)
-        print(f"{kind:20} {took['cpu_s']:7.1f} CPU s, peak RSS {took['peak_gb']:.2f} GB, {took['own_gb']:.2f} GB of its own")
-    ratios = {name: found["ppo"][name] / found["sft"][name] for name in ("peak_gb", "own_gb")}
-    print(f"PPO's peak is {ratios['peak_gb']:.2f} times SFT's; without what the libraries take, {ratios['own_gb']:.2f} times")
-    print(f"answers together are {found[KINDS[3]]['cpu_s'] / found[KINDS[2]]['cpu_s']:.1f} times as fast")
+        print(f"{kind:20} {took['cpu_s']:7.1f} CPU s, peak RSS {took['peak_gb']:.2f} GB")
+    print(f"PPO's peak is {found['ppo']['peak_gb'] / found['sft']['peak_gb']:.2f} times SFT's")
 
 
 if __name__ == "__main__":
