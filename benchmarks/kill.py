@@ -213,9 +213,9 @@ def main(kills: int, seed: int, only: list[str], *, by_event: bool) -> int:
     draw.shuffle(chosen)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
-        os.environ.update({"LLMMOD_CACHE": str(directory / "cache"), "HF_HUB_OFFLINE": "1"})
+        # In one thread: what torch has computed in several here, such as a comparison, would wait for ever in a fork.
+        os.environ.update({"LLMMOD_CACHE": str(directory / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
         common = directory / "common.json"
-        # In another process, since none may fork once torch has computed in several threads.
         code = ended(start(lambda: common.write_text(json.dumps(make_model(directory))), directory / "log"))
         assert code == 0, (directory / "log").read_text()
         import_everything()
