@@ -73,7 +73,7 @@ docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the ref
 	@echo "The site is docs/_build/html/index.html"
 
 bench: install ## the figures of docs/benchmarks.md, measured here
-	@set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/forks.py benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 build: install ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
