@@ -98,7 +98,7 @@ def test_a_pair_without_a_difference_is_refused_by_its_row(go, rejected):
 
 
 # The job was killed while a checkpoint was written (huggingface/transformers 35782, 35525); the power failed (diffusion-pipe 159).
-DAMAGE = {"killed": "trainer_state.json", "weights": "adapter_model.safetensors", "optimizer": "optimizer.pt"}
+DAMAGE = {"killed": "trainer_state.json", "weights": "adapter_model.safetensors", "optimizer": "optimizer.pt", "bit": "optimizer.pt"}
 SHORT = ("training.per_device_train_batch_size=2", *STEPWISE, "training.save_steps=2")
 
 
@@ -121,6 +121,10 @@ def damaged(go, tmp_path, tmp_path_factory, _good):
         file = Path("run", "train", "checkpoint-4", DAMAGE[kind])
         if kind == "killed":
             file.unlink()
+        elif kind == "bit":
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
         else:
             file.write_bytes(file.read_bytes()[:100])
 

@@ -75,7 +75,9 @@ class Train:
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         if rank() == 0:
             settle(directory)
-        checkpoint = None if (resume := conf.resume_from_checkpoint) is None else find_checkpoint(resume, train_dir=directory)
+        resume, checkpoint = conf.resume_from_checkpoint, None
+        if resume is not None:
+            checkpoint = find_checkpoint(resume, train_dir=directory, content=rank() == 0)
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)

@@ -147,7 +147,7 @@ class TestCheckpoint:
         directory = checkpoint(tmp_path / "old")
         (directory / "optimizer.pt").write_bytes((directory / "optimizer.pt").read_bytes()[:20])
         assert told(f"{RESUME}={directory}") == [
-            f"{RESUME}: {directory} is incomplete: optimizer.pt is cut off or can't be read. Take another checkpoint, or start anew."
+            f"{RESUME}: {directory} is damaged: optimizer.pt is cut off or can't be read. Take another checkpoint, or start anew."
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +15,18 @@ import torch
 from safetensors.torch import save_file
 
 from llmmod.errors import ConfigError
-from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, damage, find_checkpoint, passed_over, put_in_place, rotate, settle
+from llmmod.trainers.callbacks.resume import (
+    ASIDE,
+    MANIFEST,
+    checkpoints,
+    checksum_of,
+    damage,
+    find_checkpoint,
+    passed_over,
+    put_in_place,
+    rotate,
+    settle,
+)
 
 
 def written(path, *, weights="adapter_model.safetensors", state="{}"):
@@ -90,7 +102,7 @@ def test_a_directory_that_is_something_else(tmp_path):
 
 
 def test_an_unfinished_checkpoint(run, tmp_path):
-    assert "is incomplete" in refused(f"{run}/train/checkpoint-12", tmp_path)
+    assert "is damaged" in refused(f"{run}/train/checkpoint-12", tmp_path)
 
 
 def test_a_checkpoint_of_weights_alone(run, tmp_path):
@@ -135,14 +147,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused_by_its_name(run, tmp_pa
     assert list(over) == [train / "checkpoint-10", train / "checkpoint-12"]
     assert over[train / "checkpoint-10"].startswith(said)
     message = refused(f"{train}/checkpoint-10", tmp_path)
-    assert f"{train}/checkpoint-10 is incomplete: {said}" in message
+    assert f"{train}/checkpoint-10 is damaged: {said}" in message
     assert message.endswith(f"Take another: {train}/checkpoint-2.")
 
 
 def test_where_all_are_damaged_the_newest_of_a_directory_is_named(run, tmp_path):
     for step in (2, 10):
         cut(run / "train" / f"checkpoint-{step}" / "optimizer.pt")
-    assert f"{run}/train/checkpoint-12 is incomplete: it has no readable trainer_state.json" in refused(str(run), tmp_path)
+    assert f"{run}/train/checkpoint-12 is damaged: it has no readable trainer_state.json" in refused(str(run), tmp_path)
 
 
 def test_whole_checkpoints_of_other_kinds_pass(tmp_path):
@@ -184,6 +196,46 @@ def test_its_manifest_tells_what_is_missing_and_what_is_cut(tmp_path, name):
     cut_manifest = (place / "manifest.json").read_text()[:20]
     (place / "manifest.json").write_text(cut_manifest)
     assert damage(place) == "manifest.json is cut off or can't be read"
+
+
+def flip(file, *, bit):
+    """Change one bit, and leave the times as they were, as a bad disk does."""
+    content, before = bytearray(file.read_bytes()), file.stat()
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("name", [*MISSING, "trainer_state.json"])
+def test_a_changed_bit_is_found_in_any_file_and_the_checkpoint_before_is_taken(tmp_path, name):
+    train = tmp_path / "train"
+    before, newest = put(train, 3), put(train, 5)
+    assert damage(newest, content=True) == ""
+    for bit in (0, 8 * (newest / name).stat().st_size - 1):
+        flip(newest / name, bit=bit)
+        assert find_checkpoint(True, train_dir=train) == before
+        assert re.match(rf"{re.escape(name)} has changed since it was saved|.*{re.escape(name)}", passed_over(train, before)[newest])
+        assert f"{newest} is damaged: " in refused(str(newest), tmp_path)
+        flip(newest / name, bit=bit)
+        assert find_checkpoint(True, train_dir=train) == newest
+
+
+def test_manifests_of_sizes_alone_and_of_parts_by_several_processes_have_no_checksums(tmp_path):
+    place = put(tmp_path, 3)
+    sizes = {file.name: file.stat().st_size for file in place.iterdir() if file.name != MANIFEST}
+    (place / MANIFEST).write_text(json.dumps(sizes))
+    assert damage(place, content=True) == ""
+    shutil.rmtree(place)
+    made = written(tmp_path / ASIDE / "checkpoint-5")
+    (made / "optimizer_0").mkdir()
+    put_in_place(made, tmp_path / made.name)
+    assert "crc32" not in (tmp_path / made.name / MANIFEST).read_text()
+    assert damage(tmp_path / made.name, content=True) == ""
+
+
+def test_the_checksum_is_that_of_gzip_and_zip(tmp_path):
+    (tmp_path / "check").write_bytes(b"123456789")
+    assert checksum_of(tmp_path / "check") == "cbf43926"  # the check value of CRC-32/ISO-HDLC in the catalogue of CRC algorithms
 
 
 def test_the_oldest_go_and_damaged_ones_first(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from llmmod.code_arguments import find_module
 from llmmod.config.schema.base import Weights
 from llmmod.config.step_parts import Context
-from llmmod.distributed import started
+from llmmod.distributed import rank, started
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import import_own
 
@@ -137,7 +137,8 @@ def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
         yield Problem(key, found, do="Set output_dir to the run to go on with, or auto_resume=true instead, which finds it")
         return
     directory = Path(output).expanduser() / step
-    for problem in _problems_of(import_own("llmmod.trainers.callbacks.resume.find_checkpoint"), wanted, train_dir=directory)[1]:
+    find = import_own("llmmod.trainers.callbacks.resume.find_checkpoint")
+    for problem in _problems_of(find, wanted, train_dir=directory, content=rank() == 0)[1]:
         yield Problem(key, problem.found, problem.allowed, problem.do)
 
 

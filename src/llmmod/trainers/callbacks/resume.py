@@ -1,8 +1,8 @@
 """The checkpoints of a training: how one is put into place, and which one `training.resume_from_checkpoint` means.
 
 A checkpoint is written in `.saving/` and moved into place when it is whole, so a killed process leaves it there or not at all. A manifest
-in it has the size of each file: a power failure leaves files that are cut off or empty. Beside sizes, only the table of contents of each
-file is read, so a changed bit is not found.
+in it has the size and the checksum of each file: a power failure leaves files that are cut off or empty, a disk or a copy changes bits. The
+checksums are compared before a training goes on from a checkpoint; all else goes by sizes and by the table of contents of each file.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from llmmod.errors import ConfigError, Problem
 
@@ -24,6 +27,8 @@ _KEY = "training.resume_from_checkpoint"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE, _OPTIMIZER = "trainer_state.json", ("optimizer.pt", "optimizer.bin")
 _TORCH = (".bin", ".pt", ".pth")  # files of torch.save
+_SIZE, _CHECKSUM = "bytes", "crc32"
+_READ_AT_ONCE = 2**20  # bytes
 _WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
 
 
@@ -33,28 +38,41 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def passed_over(directory: Path, checkpoint: Path | None) -> dict[Path, str]:
-    """The damaged checkpoints in a directory that are later than this one, and what is wrong with each; None: all damaged ones."""
+    """The damaged checkpoints in a directory that are later than this one, and what is wrong with each; None: all damaged ones.
+
+    Their bytes are compared too.
+    """
     all_of_run = _numbered(directory)
     if checkpoint is not None:
         all_of_run = all_of_run[all_of_run.index(checkpoint) + 1 :] if checkpoint in all_of_run else []
-    return {path: wrong for path in all_of_run if (wrong := damage(path))}
+    return {path: wrong for path in all_of_run if (wrong := damage(path, content=True))}
 
 
-def damage(path: Path) -> str:
-    """What is wrong with the files of a checkpoint; empty if nothing is."""
+def damage(path: Path, *, content: bool = False) -> str:
+    """What is wrong with the files of a checkpoint; empty if nothing is.
+
+    Args:
+        path: its directory.
+        content: whether every byte is compared with the checksums, 0.1 s for 500 MB that are in memory. A checkpoint that several
+            processes wrote in parts has none, nor has one of transformers alone.
+    """
     if not _is_complete(path / _STATE):  # the trainer writes this file last
         return f"it has no readable {_STATE}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
     if (path / MANIFEST).is_file():  # transformers alone writes none
         try:
-            sizes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except ValueError:
+            manifest = _read_manifest(path)
+        except (ValueError, AttributeError, TypeError, KeyError):
             return f"{MANIFEST} is cut off or can't be read"
+        sizes = {name: size for name, (size, _) in manifest.items()}
         there = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
-        if (absent := next((name for name in sizes if name not in there), None)) is not None:
-            return f"{absent} is missing"
+        if (gone := next((name for name in sizes if name not in there), None)) is not None:
+            return f"{gone} is missing"
         if (other := next((name for name, size in sizes.items() if size != there[name]), None)) is not None:
             return f"{other} is cut off or can't be read"
+        checksums = {name: checksum for name, (_, checksum) in manifest.items() if content and checksum is not None}
+        if (changed := next((name for name, checksum in checksums.items() if checksum_of(path / name) != checksum), None)) is not None:
+            return f"{changed} has changed since it was saved"
     cut = next((file for file in files if not _is_complete(file)), None)
     if cut is not None:
         return f"{cut.relative_to(path)} is cut off or can't be read"
@@ -67,8 +85,12 @@ def damage(path: Path) -> str:
 
 def put_in_place(made: Path, place: Path) -> None:
     """Move a checkpoint that is written to its place, all of it on the disk first; one that was there is replaced."""
-    sizes = {file.relative_to(made).as_posix(): file.stat().st_size for file in sorted(made.rglob("*")) if file.is_file()}
-    (made / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+    files = [file for file in sorted(made.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    manifest: dict[str, dict[str, Any]] = {file.relative_to(made).as_posix(): {_SIZE: file.stat().st_size} for file in files}
+    if not _is_sharded(made):  # its parts may lie in the memory of other machines
+        for file, of_file in zip(files, manifest.values(), strict=True):
+            of_file[_CHECKSUM] = checksum_of(file)
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for written in (*made.rglob("*"), made):
         _flush(written)
     _move(made, place)
@@ -82,7 +104,7 @@ def settle(directory: Path) -> None:
     """
     aside = directory / ASIDE
     for made in _numbered(aside):
-        if (made / MANIFEST).is_file() and not damage(made):
+        if (made / MANIFEST).is_file() and not damage(made, content=True):
             _move(made, directory / made.name)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -120,6 +142,28 @@ def _flush(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def checksum_of(file: Path) -> str:
+    """The CRC-32 of a file, 8 hex digits; read again only if the file is another one."""
+    found = file.stat()
+    return _checksum(file, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache
+def _checksum(file: Path, *identity: int) -> str:
+    found = 0
+    with file.open("rb", buffering=0) as opened:
+        while part := opened.read(_READ_AT_ONCE):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str | None]]:
+    """Name -> size in bytes, and checksum or None, of the files of a checkpoint. The first manifests had sizes alone."""
+    raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    full = {name: of_file if isinstance(of_file, dict) else {_SIZE: of_file} for name, of_file in raw.items()}
+    return {name: (of_file[_SIZE], of_file.get(_CHECKSUM)) for name, of_file in full.items()}
 
 
 def _is_sharded(path: Path) -> bool:
@@ -169,13 +213,14 @@ def _indexed(index: Path) -> set[str]:
     return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
 
 
-def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | None:
+def find_checkpoint(wanted: str | bool | None, *, train_dir: Path, content: bool = True) -> Path | None:
     """The checkpoint to resume from; None to start from the beginning.
 
     Args:
         wanted: a checkpoint; a directory with checkpoints (a run's directory or its `train/`), of which the newest whole one is taken;
             true for the newest whole one of this run, if it has one; None or false for none.
         train_dir: the directory of this run's train step.
+        content: whether every byte of a checkpoint is compared with its checksum; see `damage`.
 
     Raises:
         ConfigError: there is no such checkpoint, or training can't resume from it.
@@ -183,27 +228,26 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path) -> Path | Non
     if wanted is None or str(wanted).lower() in ("", "false", "null", "none"):
         return None
     if str(wanted).lower() == "true":
-        kept = checkpoints(train_dir)
-        return _usable(kept[-1]) if kept else None
+        newest = _newest_whole(train_dir, content=content)
+        return None if newest is None else _usable(newest)
     path = Path(str(wanted)).expanduser()
     if not path.is_dir():
         raise ConfigError(Problem(_KEY, f"there is no directory {path}", do=_siblings(path)))
     if _NAME.fullmatch(path.name) or any((path / name).is_file() for name in _OPTIMIZER):
-        return _usable(path)
-    return _newest([path, path / "train"], found=f"{path} is no checkpoint and holds none", do="Name a directory checkpoint-N")
+        return _usable(path, content=content)
+    for directory in (path, path / "train"):
+        if there := _numbered(directory):
+            return _usable(_newest_whole(directory, content=content) or there[-1])
+    raise ConfigError(Problem(_KEY, f"{path} is no checkpoint and holds none", do="Name a directory checkpoint-N"))
 
 
-def _newest(directories: list[Path], *, found: str, do: str) -> Path:
-    for directory in directories:
-        there = _numbered(directory)[::-1]
-        if there:
-            return _usable(next((path for path in there if not damage(path)), there[0]))
-    raise ConfigError(Problem(_KEY, found, do=do))
+def _newest_whole(directory: Path, *, content: bool) -> Path | None:
+    return next((path for path in reversed(_numbered(directory)) if not damage(path, content=content)), None)
 
 
-def _usable(path: Path) -> Path:
-    if wrong := damage(path):
-        raise ConfigError(Problem(_KEY, f"{path} is incomplete: {wrong}", do=_complete_ones(path)))
+def _usable(path: Path, *, content: bool = False) -> Path:
+    if wrong := damage(path, content=content):
+        raise ConfigError(Problem(_KEY, f"{path} is damaged: {wrong}", do=_complete_ones(path)))
     if not _is_sharded(path) and not any((path / name).is_file() for name in _OPTIMIZER):
         do = "Set training.save_only_model=false in runs to go on from, or start anew with finetune.adapters or the model's path"
         raise ConfigError(Problem(_KEY, f"{path} holds no optimizer state", do=do))
