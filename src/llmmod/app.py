@@ -67,14 +67,13 @@ def run_command(argv: Sequence[str]) -> int:
         gc.enable()
     from llmmod.pipeline.jobs import Jobs
 
-    jobs = Jobs(multirun=False)
+    jobs = Jobs(multirun=False, replayed=replayed)
     try:
         with _own_directory(composed, args):
             code = _hydra(jobs.run, args)
     except ConfigError as error:
         return _refused(error)
-    code = max(code, jobs.finish())
-    return code if replayed is None else max(code, jobs.conclude_replay(replayed))
+    return max(code, jobs.finish(), jobs.conclude_replay())
 
 
 def _replay(args: Namespace) -> Run | None:
@@ -94,15 +93,17 @@ def _replay(args: Namespace) -> Run | None:
 
 
 def _as_recorded(run: Run, composed: Composed, args: Namespace) -> Composed:
-    """The configuration of a run that is run again, with the values that its options had then."""
-    from llmmod.runs.replay import changed_since
+    """The configuration of a run that is run again, with the values that its options had then; what else is not as it was is said."""
+    from llmmod.runs.replay import changed_since, otherwise_now
 
     changed = changed_since(run, composed.config)
-    if not changed:
-        return composed
-    print(f"replay: set as they were then: {' '.join(changed)}", file=sys.stderr)
-    _replace_overrides(args, [*args.overrides, *changed])
-    return _compose(args, args.overrides)
+    if changed:
+        print(f"replay: set as they were then: {' '.join(changed)}", file=sys.stderr)
+        _replace_overrides(args, [*args.overrides, *changed])
+        composed = _compose(args, args.overrides)
+    for line in otherwise_now(run) if distributed.rank() == 0 else ():
+        print(f"replay: not as it was then: {line}", file=sys.stderr)
+    return composed
 
 
 def _replace_overrides(args: Namespace, overrides: list[str]) -> None:

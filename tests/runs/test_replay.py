@@ -80,7 +80,7 @@ def test_a_value_of_that_time_is_set_as_it_was(run, name):
 
 
 SCRIPT = """
-import pathlib, sys
+import json, pathlib, sys
 from llmmod.app import run_command
 one, two, three = (pathlib.Path(sys.argv[1]) / name for name in ("one", "two", "three"))
 print("code", run_command(["llmmod", "smoke=true", "pipeline=[train]", "training.predict_steps=2", f"output_dir={one}"]))
@@ -89,6 +89,9 @@ config = one / ".hydra" / "config.yaml"
 config.write_text(config.read_text().replace("weight_decay: 0.0", "weight_decay: 0.125"))
 adapter = one / "train" / "adapter_model.safetensors"
 adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+record = json.loads((one / "run.json").read_text())
+record["data"][0]["content"]["llmmod_qa"], record["versions"]["torch"], record["code"] = "other rows", "1.0", "other files"
+(one / "run.json").write_text(json.dumps(record))
 print("code", run_command(["llmmod", f"replay={one}", f"output_dir={three}"]))
 """
 
@@ -106,4 +109,10 @@ def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp
     read = json.loads((tmp_path / "one" / "run.json").read_text())["data"]
     assert [(account["step"], account["name"]) for account in read] == [("train", "llmmod_qa")], "the data is read once and told once"
     assert "configuration: the same" in done.stdout
+    # What is not as it was is said before it costs anything, and at the end; nothing is said of the replay in which all was.
+    for line in ("versions: torch 1.0 -> ", "code: llmmod's files other files -> "):
+        assert done.stderr.count(f"replay: not as it was then: {line}") == 1
+    log = (tmp_path / "three" / "run.log").read_text()
+    assert log.index("replay: not as it was then: data: rows of llmmod_qa other rows -> ") < log.index("parameters are trained")
+    assert "not as it was" not in (tmp_path / "two" / "run.log").read_text()
     assert (tmp_path / "three" / "compare.html").is_file()

@@ -44,10 +44,11 @@ class Jobs:
         multirun: whether they belong to a sweep.
         sweep: that sweep; None in the processes that run its jobs.
         flags: of the command line, that a single job needs too.
+        replayed: the run that is run again; None where none is.
     """
 
-    def __init__(self, *, multirun: bool, sweep: Sweep | None = None, flags: Sequence[str] = ()) -> None:
-        self._multirun, self._sweep, self._flags = multirun, sweep, flags
+    def __init__(self, *, multirun: bool, sweep: Sweep | None = None, flags: Sequence[str] = (), replayed: Run | None = None) -> None:
+        self._multirun, self._sweep, self._flags, self._replayed = multirun, sweep, flags, replayed
         self._outcomes: list[Outcome] = []
         self._tracebacks = full_error_wanted()  # now: while Hydra runs, its variable is set
 
@@ -94,6 +95,7 @@ class Jobs:
             write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
+        root.replay = None if self._replayed is None else str(self._replayed.directory)
         hydra = HydraConfig.get()
         job_logging: Any = OmegaConf.to_container(hydra.job_logging, resolve=True)
         commands = commands_of(sys.argv, hydra.overrides.task, root, run_dir)
@@ -116,11 +118,11 @@ class Jobs:
             print(f"rank {rank()}: {self._outcomes[0].error}", file=sys.stderr)
         return max(codes, default=EXIT_FAILED)
 
-    def conclude_replay(self, run: Run) -> int:
-        """Print whether a run that was run again came to the same bytes; 0 where it did, else 1."""
-        if rank() != 0 or not self._outcomes:
+    def conclude_replay(self) -> int:
+        """Print whether a run that was run again came to the same bytes; 0 where it did, or where none was, else 1."""
+        if self._replayed is None or rank() != 0 or not self._outcomes:
             return 0
-        said, same = conclude(run, self._outcomes[0].run_dir)
+        said, same = conclude(self._replayed, self._outcomes[0].run_dir)
         for line in said:
             print(line)
         return 0 if same else EXIT_FAILED

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,8 +18,7 @@ from typing import Any
 from llmmod.errors import Pruned
 from llmmod.files.paths import atomic_write, sweep_partial
 from llmmod.protocols import StepReport
-from llmmod.runs.read import code_digest
-from llmmod.upstream import MAIN, installed, processor
+from llmmod.runs.read import surroundings
 
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 2**16
@@ -57,10 +55,7 @@ class Record:
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": 0.0,
-            "versions": {name: installed(name) for name in MAIN},
-            "git_revision": git_revision(),
-            "code": code_digest(),
-            "machine": {"processor": processor(), "cpu_count": os.cpu_count(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+            **surroundings(),
             "seed": seed,
             "error": None,
             "data": [],
@@ -141,16 +136,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by `content` as JSON in one step."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def git_revision() -> str | None:
-    """The commit checked out where the run was started, else the one llmmod runs from; None outside a checkout."""
-    for directory in (Path.cwd(), Path(__file__).parent):
-        command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
-        with suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-            return found.stdout.strip()
-    return None
 
 
 def peak_rss_bytes() -> int:

@@ -11,6 +11,7 @@ another render, or on another base. That can be intended, so it is a warning bef
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,13 @@ from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.quantization import decides_weights
 from llmmod.config.schema.steps import Root, StepConf
 from llmmod.config.step_parts import StepConfigs
+from llmmod.distributed import rank
 from llmmod.instantiate import build, import_own, locate
 from llmmod.pipeline.model_pool import CurrentModel, ModelPool
 from llmmod.protocols import LoadedModel, ModelLineage
 from llmmod.render.segments import Render
 
+log = logging.getLogger("llmmod")
 _SHARED, _OWN = "shared", "own"  # whether the next job of a sweep may have it
 
 
@@ -116,6 +119,9 @@ class Session:
         if key not in self._accounted:
             self._accounted.add(key)
             self.data.append({"step": step, **account})
+            if self.root.replay is not None and rank() == 0:
+                for line in import_own("llmmod.runs.replay.other_data")(self.root.replay, self.data[-1]):
+                    log.warning("replay: not as it was then: %s", line)
         return splits
 
     def base_model(self, step: str) -> Any:

@@ -69,13 +69,23 @@ def differences(one: Run, other: Run) -> list[Section]:
     """All sections, in order; those without a difference too."""
     return [
         Section("configuration", _configuration(one, other), "" if one.config and other.config else "a run has no .hydra/config.yaml"),
-        Section("data", *_data(one, other)),
-        Section("versions", _of_mappings(one.versions, other.versions, without=("git",))),
-        Section("code", _code(one, other)),
+        data_compared(one, other),
+        *surroundings_compared(one, other),
         Section("metrics", _metrics(one, other)),
         Section("history", _histories(one, other)),
         Section("weights", _weights(one, other)),
     ]
+
+
+def surroundings_compared(one: Run, other: Run) -> list[Section]:
+    """Those of versions and of code."""
+    versions = _of_mappings(one.versions, other.versions, without=("git",))
+    return [Section("versions", versions), Section("code", _code(one, other))]
+
+
+def data_compared(one: Run, other: Run) -> Section:
+    """That of the data."""
+    return Section("data", *_data(one, other))
 
 
 def lines(one: Run, other: Run, found: list[Section]) -> list[str]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.config.compose import resolved
+from llmmod.upstream import MAIN, installed, processor
 
 RECORD, METRICS, STATE = "run.json", "metrics.json", "trainer_state.json"
 _SECRET = re.compile(r"(^|[._+])(hub_)?token$|(^|[._])proxies($|\.)")
@@ -115,6 +119,23 @@ def code_digest() -> str:
     for path in sorted(package.rglob("*.py")):
         found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
+
+
+def surroundings() -> dict[str, Any]:
+    """What a run depends on besides its configuration and its data, as run.json has it: versions, llmmod's own files, the machine."""
+    machine = {"processor": processor(), "cpu_count": os.cpu_count(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    versions = {name: installed(name) for name in MAIN}
+    return {"versions": versions, "git_revision": git_revision(), "code": code_digest(), "machine": machine}
+
+
+def git_revision() -> str | None:
+    """The commit checked out where the run was started, else the one llmmod runs from; None outside a checkout."""
+    for directory in (Path.cwd(), Path(__file__).parent):
+        command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+            return found.stdout.strip()
+    return None
 
 
 def read_lines(path: Path, most: int) -> list[dict[str, Any]]:

@@ -19,8 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import atomic_write
 from llmmod.pages.page import write_page
-from llmmod.runs.compare import Section, comparison_page, differences, file_hash, first_cause, lines, open_run, weights_of
-from llmmod.runs.read import Run
+from llmmod.runs.compare import (
+    Section,
+    comparison_page,
+    data_compared,
+    differences,
+    file_hash,
+    first_cause,
+    lines,
+    open_run,
+    surroundings_compared,
+    weights_of,
+)
+from llmmod.runs.read import Run, read_run, surroundings
 
 KEY = "replay"
 _NAME, _PAGE = "replay.json", "compare.html"
@@ -70,6 +81,29 @@ def changed_since(run: Run, config: DictConfig) -> list[str]:
     now: Any = OmegaConf.to_container(config, resolve=False)
     pairs = _differing(recorded, yaml.safe_load(OmegaConf.to_yaml(OmegaConf.create(now))))
     return [f"++{key}={_written(value)}" for key, value in pairs if not _NOT_REPLAYED.match(key) and not _TRUST.search(key)]
+
+
+def otherwise_now(run: Run) -> list[str]:
+    """What is not as it was when a run was run, of versions, machine and llmmod's own code: a line each."""
+    return _said(surroundings_compared(run, Run(run.directory, surroundings()))) if run.record.get("versions") else []
+
+
+def other_data(run_dir: str, account: Mapping[str, Any]) -> list[str]:
+    """What of a dataset is not as it was when a run was run, a line each.
+
+    Args:
+        run_dir: the run's directory.
+        account: of the dataset as it was read now; see `Session.data`.
+    """
+    run = read_run(Path(run_dir))
+    before = [known for known in run.data if all(known.get(key) == account[key] for key in ("step", "name"))]
+    if not before:  # it read none in that step, or it is an older one's account
+        return []
+    return _said([data_compared(Run(run.directory, {"data": before}), Run(run.directory, {"data": [dict(account)]}))])
+
+
+def _said(sections: list[Section]) -> list[str]:
+    return [f"{section.name}: {what} {one} -> {other}" for section in sections for what, one, other in section.differences]
 
 
 def conclude(run: Run, directory: Path) -> tuple[list[str], bool]:
