@@ -1,6 +1,6 @@
 """CPU seconds and peak memory of a command, and the machine they were taken on; shared by the benchmarks.
 
-Clock time is noisy on shared machines, CPU time is not, so every figure here is CPU time of the process and its children.
+Clock time is noisy on shared machines, CPU time is not, so nearly every figure is CPU time of the process and its children.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import platform
 import resource
 import statistics
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,23 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Measured:
-    """What one command cost: CPU seconds (user and system), and its exit code and output."""
+    """What one command cost: CPU seconds (user and system), and its exit code and output; and seconds by the clock."""
 
     cpu_s: float
     code: int
     output: str
+    wall_s: float = 0.0
 
 
 def measure(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> Measured:
     """Run a command to its end and count the CPU seconds of it and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
         list(command), cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return Measured(cpu_s, done.returncode, done.stdout + done.stderr)
+    return Measured(cpu_s, done.returncode, done.stdout + done.stderr, time.monotonic() - began)
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,9 +1,12 @@
 """What a sweep saves, and what a search finds that a grid doesn't.
 
-    python benchmarks/sweep.py --launches 8 --seeds 5
+    python benchmarks/sweep.py --launches 8 --rounds 3 --seeds 5
 
 An 8-point LoRA grid as one sweep, against as many launches of the same jobs, each by itself; CPU seconds of both. The jobs are rehearsals:
 what is saved are imports, the tokenizer, the data and the loaded model.
+
+Two jobs, one after the other and both at once, with all cores: clock and CPU seconds, the ways in turn and in rounds. The jobs train a
+model of four layers that keeps two cores busy.
 
 Then a grid of 8 points against Optuna with pruning, at equal CPU seconds. The task: a random model of two layers learns to answer each
 prompt by one of four letters, drawn evenly, and the token that ends the answer. No model does better than ln(4)/2 = 0.6931 nats a token.
@@ -34,6 +37,19 @@ TASK = [
     "training.eval_strategy=steps", "training.eval_steps=8", "training.save_strategy=no",
     *(f"+model.config.{name}={value}" for name, value in TINY.items()),
 ]  # fmt: skip
+LARGER = {**TINY, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}
+TWO = [
+    "seed=1,2", "model.weights=random", "finetune=full", "dataset=json", "dataset.data_files=long.jsonl", "dataset.val_size=0",
+    "pipeline=[train]", "training.max_steps=20", "training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1",
+    "training.eval_strategy=no", "training.save_strategy=no", *(f"+model.config.{name}={value}" for name, value in LARGER.items()),
+]  # fmt: skip
+_LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
+WAYS = {
+    "one after the other, in one process": ["hydra/launcher=basic"],
+    "one after the other, each in a process (submitit)": [*_LOCAL, "hydra.sweeper.max_batch_size=1"],
+    "at once, joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "at once, submitit": _LOCAL,
+}
 GRID = ["training.learning_rate=1e-4,1e-3,1e-2,1e-1", "training.lr_scheduler_type=constant,cosine"]
 SEARCH = [
     "hydra/sweeper=llmmod_optuna", "hydra.sweeper.n_trials=16", "hydra.sweeper.pruner=median",
@@ -44,13 +60,31 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def typed(arguments, directory):
-    """CPU seconds of a command."""
-    done = measure(
-        [sys.executable, "-m", "llmmod", *arguments], cwd=directory, env={**ENVIRONMENT, "LLMMOD_CACHE": str(directory / "cache")}
-    )
+    """CPU seconds of a command, on one thread."""
+    return measured(arguments, directory, **ENVIRONMENT).cpu_s
+
+
+def measured(arguments, directory, **environment):
+    """What a command cost; it has all cores, unless the environment says otherwise."""
+    command = ["env", "--unset=OMP_NUM_THREADS", *(f"{name}={value}" for name, value in environment.items())]
+    command += [sys.executable, "-m", "llmmod", *arguments]
+    done = measure(command, cwd=directory, env={"LLMMOD_CACHE": str(directory / "cache")})
     if done.code != 0:
         raise RuntimeError(done.output[-2000:])
-    return done.cpu_s
+    return done
+
+
+def two_jobs(rounds, directory):
+    """Name of a way to run two jobs -> its medians over rounds: clock seconds, CPU seconds."""
+    rows = [{"instruction": f"Say a letter, {number}. " + "word " * 40, "output": "ABCD"[number % 4] * 20} for number in range(512)]
+    (directory / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = {name: [] for name in WAYS}
+    for number in range(rounds):
+        for place, (name, launcher) in enumerate(WAYS.items()):
+            arguments = ["-m", *TWO, *launcher, f"hydra.sweep.dir=two-{number}-{place}"]
+            done = measured(arguments, directory, HF_HUB_OFFLINE="1")
+            found[name].append((done.wall_s, done.cpu_s))
+    return {name: tuple(map(median, zip(*values, strict=True))) for name, values in found.items()}
 
 
 def against_launches(launches, directory):
@@ -100,13 +134,21 @@ def jobs(directory):
 def main():
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--launches", type=int, default=8, help="of the eight jobs, how many are launched by themselves")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--launches", type=int, default=8, help="of the eight jobs, how many are launched by themselves; 0: none")
+    parser.add_argument("--rounds", type=int, default=3, help="of two jobs in each way; 0: none")
+    parser.add_argument("--seeds", type=int, default=5, help="of the search; 0: none")
     given = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as place:
-        sweep, single = against_launches(given.launches, Path(place))
-        print(f"an 8-point LoRA grid: {sweep:.1f} CPU s as a sweep, {single:.1f} as eight launches: {sweep / single:.2f}", flush=True)
+        if given.launches:
+            sweep, single = against_launches(given.launches, Path(place))
+            print(f"an 8-point LoRA grid: {sweep:.1f} CPU s as a sweep, {single:.1f} as eight launches: {sweep / single:.2f}", flush=True)
+        if given.rounds:
+            print("| two jobs | clock seconds | CPU seconds |\n|---|---|---|")
+            for name, (wall, cpu) in two_jobs(given.rounds, Path(place)).items():
+                print(f"| {name} | {wall:.1f} | {cpu:.1f} |", flush=True)
+        if not given.seeds:
+            return
         print("| seed | grid: gap | search: gap | trials | of them pruned |\n|---|---|---|---|---|")
         gaps = []
         for seed in range(1, given.seeds + 1):
