@@ -12,9 +12,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from llmmod.errors import ConfigError, Problem
 
@@ -77,6 +78,25 @@ def holder(directory: Path) -> Problem | None:
     finally:
         os.close(opened)
     return None
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others: `host`, `pid`, and when it `began`, in seconds since 1970."""
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether a process, as `this_process` has it, still runs; one of another machine counts as running."""
+    import psutil
+
+    if process["host"] != socket.gethostname():
+        return True
+    try:
+        return bool(abs(psutil.Process(process["pid"]).create_time() - process["began"]) < 1)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _acquired(directory: Path, *, wait: bool) -> int | None:

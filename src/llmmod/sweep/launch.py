@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
-from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, set_aside, write_manifest
+from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, run_again, write_manifest
 from llmmod.sweep.results import has_ended, job_directory, mark_failed
 from llmmod.upstream import replaced, require_upstream
 
@@ -105,10 +105,8 @@ def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sw
         open_jobs = [job for job in group if not has_ended(sweep_dir, job.number)]
         began = [job for job in open_jobs if job_directory(sweep_dir, job.number) is not None]
         if died is not None and len(group) > 1 and began:
-            for job in began:
-                set_aside(job_directory(sweep_dir, job.number) or sweep_dir)
-            groups += [[job] for job in began] + [[job for job in open_jobs if job not in began]]
-            groups = [jobs for jobs in groups if jobs]
+            groups += [[run_again(job, job_directory(sweep_dir, job.number))] for job in began]
+            groups += [waiting] if (waiting := [job for job in open_jobs if job not in began]) else []
         else:
             for job in open_jobs:
                 mark_failed(sweep_dir, job.number, job.overrides, reasons.get(job.number) or died or _SILENT)

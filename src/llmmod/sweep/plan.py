@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,14 +21,16 @@ from hydra.errors import HydraException
 
 from llmmod.config.compose import Composed
 from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.files.lock import holder
 from llmmod.files.paths import atomic_write
-from llmmod.sweep.results import MANIFEST, Goal, read_jobs, read_manifest
+from llmmod.sweep.results import MANIFEST, Goal, ended_from_outside, read_jobs, read_manifest
 from llmmod.sweep.space import corners
 from llmmod.upstream import require_upstream
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra takes sweepers from modules of this name alone
 EARLIER = "earlier"  # a sweep's directory for what failed and is run again
+GOES_ON = "LLMMOD_GOES_ON"  # the variable by which a job knows that it goes on from its own checkpoints
 RAY = "hydra_plugins.llmmod.RayLauncher"
 Compose = Callable[..., Composed]
 
@@ -200,7 +202,7 @@ def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
 def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -> list[Planned]:
     """The jobs with their numbers; of a sweep that goes on, those that are missing or failed, with the numbers that they had.
 
-    What a failed job left is moved to `earlier/`.
+    What a failed job left is moved to `earlier/`, unless it goes on from there. A job that still runs is left alone, and named on stderr.
     """
     if not resumed:
         return [Planned(number, job) for number, job in enumerate(jobs)]
@@ -212,13 +214,45 @@ def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -
         before = left.get(_identity(job))
         if before is not None and before.ended_well:
             continue
-        if before is not None and before.directory is not None:
-            set_aside(before.directory)
+        directory = None if before is None else before.directory
+        if directory is not None and still_runs(directory):
+            continue
         number = numbers.get(_identity(job))
         if number is None:  # it was refused then
             number, later = later, later + 1
-        planned.append(Planned(number, job))
+        planned.append(run_again(Planned(number, job), directory))
     return planned
+
+
+def still_runs(directory: Path) -> bool:
+    """Whether another process holds a job's directory, which is then said on stderr."""
+    problem = holder(directory)
+    if problem is not None:
+        print(f"{problem.found}, and is left to it.", file=sys.stderr)
+    return problem is not None
+
+
+def run_again(job: Planned, directory: Path | None) -> Planned:
+    """A job as it is run once more.
+
+    It goes on from its own checkpoints, in its directory, if it was killed or interrupted and left some. One that failed begins anew, since
+    what was wrong may have been put right. What it left is moved to `earlier/` then.
+
+    Args:
+        job: it.
+        directory: what it left; None: nothing.
+    """
+    if directory is None:
+        return job
+    if can_go_on(directory, job.number):
+        return replace(job, environment={**job.environment, GOES_ON: "1"})
+    set_aside(directory)
+    return job
+
+
+def can_go_on(directory: Path, number: int) -> bool:
+    """Whether a job of this number can go on in its directory; in one of another name than its number, Hydra would not put it again."""
+    return directory.name == str(number) and ended_from_outside(directory) and any(directory.glob("*/checkpoint-*"))
 
 
 def set_aside(directory: Path) -> None:

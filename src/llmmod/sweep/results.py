@@ -218,6 +218,15 @@ def has_ended(sweep_dir: Path, number: int) -> bool:
         return False
 
 
+def ended_from_outside(directory: Path) -> bool:
+    """Whether a job was killed or interrupted, so that none of its steps says that it failed."""
+    try:
+        run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        return run["status"] != "completed" and all(step["status"] != "failed" for step in run["steps"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def mark_failed(sweep_dir: Path, number: int, overrides: Sequence[str], reason: str, *, exit_code: int = 1) -> None:
     """Write in a job's run.json that it failed, since its own process no longer can."""
     directory = job_directory(sweep_dir, number) or sweep_dir / str(number)

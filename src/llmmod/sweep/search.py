@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,16 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from llmmod.errors import ConfigError, Problem, Pruned, did_you_mean, one_line
+from llmmod.files.lock import is_alive, this_process
 from llmmod.sweep.launch import LaunchingSweeper, begin, launch, side_by_side
-from llmmod.sweep.plan import Planned, Sweep, parsed, set_aside, write_manifest
+from llmmod.sweep.plan import Planned, Sweep, can_go_on, parsed, run_again, set_aside, still_runs, write_manifest
 from llmmod.sweep.results import PRUNED, Goal, Job, job_directory, mark_failed, read_job
 from llmmod.sweep.space import Parameter, choose, combinations, fixed_values, search_space
 
 TRIAL = "LLMMOD_TRIAL"  # the variable by which a job knows the trial that it is
-_OWNER = "owner"
+_OWNER = "owner"  # of a trial: the process that asked for it, with the directory of its sweep
 _RETRIED = "retried"
+_GOES_ON = "goes on"  # of a trial: the number of the one whose checkpoints it goes on from
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "random": "RandomSampler", "grid": "RandomSampler"}
 PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner"}
 
@@ -139,11 +140,8 @@ class OptunaSweeper(LaunchingSweeper):
         lines = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
         hydras = [o.input_line or "" for o in parsed(sweep.arguments) if o.is_hydra_override() and not o.is_sweep_override()]
         at_once = self._n_jobs or side_by_side(self.config, trials or 1)
-        while asked := self._ask(optuna, study, at_once, trials):
-            batch = [
-                (trial, Planned(trial.number, [*lines, *choose(space, trial, fixed)], self._environment(storage, trial.number, sweep.goal)))
-                for trial in asked
-            ]
+        while asked := self._ask(optuna, study, sweep_dir, at_once, trials):
+            batch = [(trial, self._planned(trial, [*lines, *choose(space, trial, fixed)], storage, sweep_dir, sweep)) for trial in asked]
             valid = [(trial, job) for trial, job in batch if self._is_valid(sweep, sweep_dir, study, trial, job, hydras)]
             jobs = [job for _, job in valid]
             write_manifest(sweep_dir, sweep, jobs)
@@ -188,25 +186,28 @@ class OptunaSweeper(LaunchingSweeper):
         states = optuna.trial.TrialState
         retried = set(study.user_attrs.get(_RETRIED, []))
         running = study.get_trials(deepcopy=False, states=[states.RUNNING])
-        # A trial has no owner for the moment after it was asked for; only a sweep that is resumed can know that nobody asked just now.
-        lost = [t for t in running if not _is_alive(t.user_attrs.get(_OWNER), unknown=not sweep.resumed)]
+        lost = [trial for trial in running if self._is_lost(trial, sweep_dir, sweep)]
         for trial in [*lost]:
             directory = job_directory(sweep_dir, trial.number)
             if directory is not None and read_job(directory).ended_well:
                 self._tell(optuna, study, trial.number, sweep_dir, sweep.goal)
+                lost.remove(trial)
+            elif directory is not None and still_runs(directory):
                 lost.remove(trial)
         failed = study.get_trials(deepcopy=False, states=[states.FAIL]) if sweep.resumed else []
         again = [trial for trial in [*lost, *failed] if trial.number not in retried]
         for trial in again:
             if trial.state == states.RUNNING:
                 study.tell(trial.number, state=states.FAIL)
-            study.enqueue_trial(trial.params)
-            if (directory := job_directory(sweep_dir, trial.number)) is not None:
+            directory = job_directory(sweep_dir, trial.number)
+            goes_on = directory is not None and self._storage is None and can_go_on(directory, trial.number)
+            study.enqueue_trial(trial.params, user_attrs={_GOES_ON: trial.number} if goes_on else None)
+            if directory is not None and not goes_on:
                 set_aside(directory)
         study.set_user_attr(_RETRIED, sorted(retried | {trial.number for trial in again}))
         return {trial.number for trial in again}
 
-    def _ask(self, optuna: Any, study: Any, at_once: int, trials: int | None) -> list[Any]:
+    def _ask(self, optuna: Any, study: Any, sweep_dir: Path, at_once: int, trials: int | None) -> list[Any]:
         """The next trials; fewer than `at_once` at the end. A trial that was asked for again counts once."""
         asked: list[Any] = []
         while len(asked) < at_once:
@@ -216,9 +217,23 @@ class OptunaSweeper(LaunchingSweeper):
             if trials is not None and len(begun) >= trials:
                 break
             trial = study.ask()
-            trial.set_user_attr(_OWNER, _this_process())
+            trial.set_user_attr(_OWNER, {**this_process(), "directory": str(sweep_dir.resolve())})
             asked.append(trial)
         return asked
+
+    def _is_lost(self, trial: Any, sweep_dir: Path, sweep: Sweep) -> bool:
+        """Whether the process that asked for a trial is gone. The sweep's directory is held, so nobody else asks for trials of its own."""
+        owner = trial.user_attrs.get(_OWNER)
+        if owner is None:  # a trial has none for the moment after it was asked for
+            return sweep.resumed
+        mine = owner.get("directory") == str(sweep_dir.resolve()) or this_process().items() <= owner.items()
+        return mine or not is_alive(owner)
+
+    def _planned(self, trial: Any, overrides: list[str], storage: str, sweep_dir: Path, sweep: Sweep) -> Planned:
+        job, before = Planned(trial.number, overrides, self._environment(storage, trial.number, sweep.goal)), trial.user_attrs.get(_GOES_ON)
+        if before is None or not (sweep_dir / str(before)).is_dir():
+            return job
+        return run_again(job, (sweep_dir / str(before)).rename(sweep_dir / str(trial.number)))
 
     def _environment(self, storage: str, number: int, goal: Goal) -> dict[str, str]:
         if self._pruner is None:
@@ -268,23 +283,3 @@ def _plain(options: Any) -> dict[str, Any]:
 def _stored(parameter: Parameter, text: str) -> Any:
     """The value of a parameter as a study stores it, from its text in an override."""
     return text if parameter.choices else int(text) if parameter.integer else float(text)
-
-
-def _this_process() -> dict[str, Any]:
-    import psutil
-
-    return {"host": platform.node(), "pid": os.getpid(), "began": psutil.Process().create_time()}
-
-
-def _is_alive(owner: Mapping[str, Any] | None, *, unknown: bool) -> bool:
-    """Whether the process that asked for a trial still runs, `unknown` where nobody knows; that of another machine counts as running."""
-    import psutil
-
-    if owner is None or owner["host"] != platform.node():
-        return owner is not None or unknown
-    if owner["pid"] == os.getpid():
-        return False  # this process has only begun
-    try:
-        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1)
-    except psutil.NoSuchProcess:
-        return False

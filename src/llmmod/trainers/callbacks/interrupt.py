@@ -158,9 +158,6 @@ class StopWhenNotFinite(TrainerCallback):  # type: ignore[misc]
 class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
     """Ends a trial of a sweep at an evaluation where other trials were better by then, as `hydra.sweeper.pruner` judges."""
 
-    def __init__(self) -> None:
-        self._evaluations = 0
-
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Report the metrics, and leave the curves of a trial that ends here.
 
@@ -169,9 +166,10 @@ class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
         """
         if "LLMMOD_TRIAL" not in os.environ or state.global_step == 0 or args.world_size > 1:
             return
-        self._evaluations += 1
+        # Counted in the log, which checkpoints have.
+        evaluated = {entry["step"] for entry in state.log_history if entry.get("step") and any(name.startswith("eval_") for name in entry)}
         try:
-            import_own("llmmod.sweep.search.report_evaluation")(self._evaluations, metrics or {})
+            import_own("llmmod.sweep.search.report_evaluation")(len(evaluated), metrics or {})
         except Pruned:
             state.save_to_json(str(Path(args.output_dir) / "trainer_state.json"))
             raise
