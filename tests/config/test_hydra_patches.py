@@ -11,10 +11,12 @@ import yaml
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf import _utils as omegaconf_internals
 from omegaconf.base import Box, Metadata
 
@@ -32,6 +34,8 @@ def unpatched(monkeypatch):
         monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", hydra_patches._group_options)
         monkeypatch.setattr(Box, "_re_parent", hydra_patches._re_parent)
         monkeypatch.setattr(omegaconf_internals, "get_yaml_loader", hydra_patches._pure_yaml_loader)
+        monkeypatch.setattr(DictConfig, "_set_value_impl", hydra_patches._set_value)
+        monkeypatch.setattr(Hydra, "get_help", hydra_patches._get_help)
         monkeypatch.delattr(Metadata, "__deepcopy__")
         monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
 
@@ -94,6 +98,21 @@ def test_the_store_hands_out_copies_of_hydra_s_own_nodes_too(unpatched):
     first = ConfigStore.instance().load("hydra/config.yaml").node
     first.verbose = True
     assert ConfigStore.instance().load("hydra/config.yaml").node.verbose is False
+
+
+@pytest.mark.parametrize("template", [None, "$FLAGS_HELP\n$CONFIG", "no more than $$CONFIG"])
+def test_help_shows_the_values_that_its_template_asks_for(template, unpatched):
+    def shown():
+        with initialize_config_module("llmmod.conf", version_base="1.3"):
+            config = compose("config", overrides=["output_dir=x"], return_hydra_config=True)
+            config.hydra.help.template = template or config.hydra.help.template
+            hydra = Hydra("task", GlobalHydra.instance().config_loader())
+            return hydra.get_help(config.hydra.help, OmegaConf.create({"key": 1}), get_args_parser(), resolve=False)
+
+    ours = shown()
+    unpatched()
+    assert ours == shown()
+    assert ("key: 1" in ours) is (template is not None and "FLAGS" in template)
 
 
 TEXT = "a: [1_000, 1e-4, 2024-01-01, 0x10, yes, 'é', \"\\u00e9\"]\nb: {c: ~, d: 1:30, e: .5}\nf: |\n  x\ng: ${a}\n"

@@ -6,9 +6,21 @@ import omegaconf
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf, UnionNode, ValidationError
 
-from llmmod.config.hydra_patches import structured_node
-from llmmod.config.register import SCHEMAS, schema_class
+from llmmod.config import hydra_patches
+from llmmod.config.register import SCHEMAS, register_schemas, schema_class
 from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.steps import Root
+
+
+@pytest.fixture(autouse=True)
+def _patched():
+    register_schemas()
+
+
+@pytest.fixture
+def unpatched(monkeypatch):
+    """A function that takes the patch away for the rest of the test."""
+    return lambda: monkeypatch.setattr(DictConfig, "_set_value_impl", hydra_patches._set_value)
 
 
 def parts(node, key=""):
@@ -30,29 +42,70 @@ def parts(node, key=""):
 
 
 @pytest.mark.parametrize("path", SCHEMAS)
-def test_it_is_what_omegaconf_makes(path):
+def test_a_schema_s_node_is_what_omegaconf_makes(path, unpatched):
     schema = schema_class(path)
-    ours, theirs = list(parts(structured_node(schema))), list(parts(OmegaConf.structured(schema)))
+    ours = list(parts(OmegaConf.structured(schema)))
+    unpatched()
     assert len(ours) > len(dataclasses.fields(schema))
-    assert ours == theirs
+    assert ours == list(parts(OmegaConf.structured(schema)))
+
+
+@dataclasses.dataclass
+class Inner:
+    values: dict[str, int] = dataclasses.field(default_factory=dict)
+    text: str | None = None
+
+
+@dataclasses.dataclass
+class Outer:
+    one: Inner = omegaconf.MISSING
+    made: Inner = dataclasses.field(default_factory=lambda: Inner({"a": 1}, "x"))
+    each: dict[str, Inner] = dataclasses.field(default_factory=lambda: {"b": Inner()})
+    none: Inner | None = None
+
+
+def merged():
+    """A part that is filled by a merge, one by an assignment, one of a typed mapping, and an instance with flags of its own."""
+    node = OmegaConf.merge(OmegaConf.structured(Outer), {"one": {"text": "y"}, "each": {"c": {"values": {"d": 2}}}})
+    node.none = Inner(text="z")
+    node.each.e = Inner
+    return OmegaConf.create({"a": node, "b": OmegaConf.structured(Outer(one=Inner()), flags={"readonly": True, "allow_objects": True})})
+
+
+def test_nodes_that_merges_and_assignments_fill_are_what_omegaconf_makes(unpatched):
+    ours = list(parts(merged()))
+    unpatched()
+    assert ours == list(parts(merged()))
+
+
+@pytest.mark.parametrize("value", [None, "???", "${x}", {"text": "a"}, 3])
+def test_values_that_are_no_dataclass_go_to_omegaconf(value, unpatched):
+    def set_value():
+        node = OmegaConf.structured(Outer)
+        try:
+            node.made = value
+        except ValidationError as error:
+            return str(error)
+        return list(parts(node))
+
+    ours = set_value()
+    unpatched()
+    assert ours == set_value()
 
 
 def test_it_validates_and_converts_as_any_other():
-    node = structured_node(LoraConf)
+    node = OmegaConf.structured(LoraConf)
     node.r = "16"
     assert node.r == 16
     with pytest.raises(ValidationError, match=r"Value 'x' of type 'str' could not be converted to Integer"):
         node.r = "x"
     with pytest.raises(omegaconf.errors.ConfigAttributeError, match="Key 'rr' not in 'LoraConf'"):
         node.rr = 3
+    with pytest.raises(ValidationError, match="LoraConf"):
+        OmegaConf.structured(Root).model = LoraConf
 
 
 def test_two_nodes_share_nothing():
-    first, second = structured_node(LoraConf), structured_node(LoraConf)
+    first, second = OmegaConf.structured(LoraConf), OmegaConf.structured(LoraConf)
     first.rank_pattern["q_proj"] = 4
     assert second.rank_pattern == {}
-
-
-def test_another_version_makes_it_itself(monkeypatch):
-    monkeypatch.setattr(omegaconf, "__version__", "2.3.2")
-    assert list(parts(structured_node(LoraConf))) == list(parts(OmegaConf.structured(LoraConf)))

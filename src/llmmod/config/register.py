@@ -13,7 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from llmmod.config.hydra_patches import patch_hydra, patch_null_mappings, structured_node
+from llmmod.config.hydra_patches import patch_hydra, patch_null_mappings
 from llmmod.distributed import started
 
 # group/name -> the dataclass
@@ -91,4 +91,4 @@ class _Schema:
     def __deepcopy__(self, memo: dict[int, Any]) -> DictConfig:
         schema = schema_class(self._path)
         assert schema is not None
-        return structured_node(schema)
+        return OmegaConf.structured(schema)  # type: ignore[no-any-return]

@@ -434,9 +434,16 @@ def test_time():
     assert time.process_time() - began < 0.1
 
 
-def test_no_heavy_import():
+def test_no_heavy_import_and_none_of_the_checks_where_no_override_can_be_applied():
     code = """
 import sys
+from llmmod.config.validate import compose_validated
+from llmmod.errors import ConfigError
+try:
+    compose_validated(["training.learning_ratee=1e-4"])
+except ConfigError as error:
+    assert "learning_rate" in str(error)
+assert "llmmod.config.validate.checks" not in sys.modules
 from llmmod.config.compose import compose_config
 from llmmod.config.validate.checks import context_of, validate
 from llmmod.config.validate.training import check_contradictions

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from llmmod.config.schema.base import TrainableDtype
+from llmmod.config.schema.base import TrainableDtype, wide_dataclass
 from llmmod.config.schema.generated.lora import LoraConfig
 
 
@@ -43,7 +43,7 @@ class FreezeConf(FinetuneConf):
     extra_trainable: list[str] = field(default_factory=list)
 
 
-@dataclass
+@wide_dataclass
 class LoraConf(LoraConfig, FinetuneConf):
     """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
 

@@ -5,11 +5,12 @@ That class has no annotations, so this table is kept by hand, in the class's own
 `_from_model_config` and `transformers_version`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from llmmod.config.schema.base import wide_dataclass
 
-@dataclass
+
+@wide_dataclass
 class GenerationConf:
     """Every field of transformers.GenerationConfig."""
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmmod.config.schema.base import wide_dataclass
 from llmmod.config.schema.generated.grpo import GRPOConfig
 from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.training import StageConf
@@ -51,7 +52,7 @@ class GrpoFields:
     num_sample_answers: int = 4  # how many answers of each generation samples.jsonl shows
 
 
-@dataclass
+@wide_dataclass
 class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """GRPO with trl's losses. `num_generations` answers to a prompt are compared with one another, so there is no value head.
 
@@ -118,7 +119,7 @@ class PpoFields:
     num_sample_answers: int = 4  # how many answers of each rollout samples.jsonl shows
 
 
-@dataclass
+@wide_dataclass
 class PpoConf(PpoFields, Seq2SeqTrainingArguments, StageConf):
     """PPO with our own trainer."""
 

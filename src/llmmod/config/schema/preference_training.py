@@ -1,8 +1,9 @@
 """The stages that train on preferences: rm (reward models), dpo, and kto (answers that are each judged good or bad)."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from llmmod.config.schema.base import wide_dataclass
 from llmmod.config.schema.generated.dpo import DPOConfig
 from llmmod.config.schema.generated.kto import KTOConfig
 from llmmod.config.schema.generated.reward import RewardConfig
@@ -10,7 +11,7 @@ from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.training import SCORES, StageConf
 
 
-@dataclass
+@wide_dataclass
 class RmConf(RewardConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """A reward model with trl's trainer."""
 
@@ -32,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
 
-@dataclass
+@wide_dataclass
 class DpoConf(DPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Direct preference optimization with trl's trainer."""
 
@@ -41,7 +42,7 @@ class DpoConf(DPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[m
     f_divergence_type: str = "reverse_kl"
 
 
-@dataclass
+@wide_dataclass
 class KtoConf(KTOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Kahneman-Tversky optimization with trl's trainer."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from llmmod.config.schema.base import wide_dataclass
 from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.generated.sft import SFTConfig
 
@@ -69,12 +70,12 @@ class StageConf:
     callbacks: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@wide_dataclass
 class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Supervised fine-tuning with trl's trainer."""
 
 
-@dataclass
+@wide_dataclass
 class PtConf(SftConf):
     """Pre-training, or going on with it: every token of a document is learnt, with the trainer of supervised fine-tuning."""
 

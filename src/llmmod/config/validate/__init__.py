@@ -41,9 +41,9 @@ def compose_validated(
         ConfigError: with every override that can't be applied, and what the checks say of the keys that the others set. The checks say
             nothing of the rest until the wrong overrides are corrected.
     """
-    from llmmod.config.validate.checks import validate
-
     composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
+    from llmmod.config.validate.checks import validate  # after it: to refuse takes less than the checks' import
+
     problems = validate(composed)
     if composed.refused:
         refused = {problem.key for problem in composed.refused}
