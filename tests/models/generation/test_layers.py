@@ -31,7 +31,7 @@ def with_adapters(model, *kinds, dtype=torch.float64):
 
 def lora(layers):
     """How many of them have adapters: the parameters aside, PEFT's Linear is named as torch's."""
-    return sum(isinstance(layer, LoraLayer) for layer, _ in layers._found)
+    return sum(isinstance(layer, LoraLayer) for layer in layers._found)
 
 
 def logits(model, ids=IDS):
@@ -120,12 +120,12 @@ def test_norms_that_torch_has(option, norms, tiny_tokenizer):
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.3) if "norm" in name else None
     layers = LeanLayers(model)
-    assert sum("RMSNorm" in type(layer).__name__ for layer, _ in layers._found) == norms
+    assert sum("RMSNorm" in type(layer).__name__ for layer in layers._found) == norms
     wanted = logits(model)
     with layers.used():
         assert (logits(model) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     layers = LeanLayers(model.bfloat16())
-    assert all(type(layer) is torch.nn.Linear for layer, _ in layers._found), "rounded in between by transformers"
+    assert all(type(layer) is torch.nn.Linear for layer in layers._found), "rounded in between by transformers"
 
 
 def test_weights_in_pieces_are_left_alone(tiny_llama):

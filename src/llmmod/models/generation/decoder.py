@@ -23,6 +23,7 @@ from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isol
 from llmmod.models.generation.layers import LeanLayers
 from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
+from llmmod.models.generation.step import Step
 from llmmod.models.loading.structure import head_on_positions
 
 _SYNC_EVERY = 16  # steps, on devices that compute ahead
@@ -71,6 +72,7 @@ class Decoder:
         self.device: torch.device = model.device
         self._chooser = TokenChooser(config, self.device)
         self._layers = LeanLayers(model)
+        self._step = Step(model, self._layers)
         eos = config.eos_token_id
         self._ends = torch.tensor(eos if isinstance(eos, list) else [] if eos is None else [eos], device=self.device)
         self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
@@ -224,12 +226,10 @@ class _State:
         for _ in range(times):
             lengths = self._lengths[:count]
             longest = max(row.length + self.made(row) - 1 for row in self.rows)
-            with self._cache.decoding(lengths, longest, self._model.config), self._decoder._layers.used():
-                logits = self._model(
-                    input_ids=self._last[:count, None], position_ids=lengths[:, None], past_key_values=self._cache, use_cache=True
-                ).logits
+            self._cache.advance(lengths, longest)
+            logits = self._decoder._step(self._last[:count], lengths, self._cache)
             lengths += 1
-            self._since.append(self._choose(logits[:, -1], rows))
+            self._since.append(self._choose(logits, rows))
 
     def _choose(self, logits: torch.Tensor, rows: range) -> torch.Tensor:
         """The next token of some slots, int64 [slots]; which of them it ends is noted."""

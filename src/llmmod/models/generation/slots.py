@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -21,6 +21,18 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 NAME = "llmmod_slots"
+
+
+class AttentionArguments(NamedTuple):
+    """What a layer asks of its attention.
+
+    Args:
+        scale: of the scores; None: one over the root of the channels.
+        window: tokens that a token sees, itself included; None: all before it.
+    """
+
+    scale: float | None
+    window: int | None
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -40,6 +52,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._places = self._rows = torch.empty(0, dtype=torch.int64)
         self._longest = 0
         self._masks: dict[tuple[torch.device, torch.dtype, int | None], torch.Tensor] = {}
+        self.asked: list[AttentionArguments] = []  # of each layer in the last step of `attending`
 
     # What transformers asks of a cache
 
@@ -86,19 +99,26 @@ class SlotCache(Cache):  # type: ignore[misc]
         finally:
             self._prefill = None
 
-    @contextmanager
-    def decoding(self, lengths: torch.Tensor, longest: int, config: Any) -> Iterator[None]:
-        """Within it, a model that is given one token a slot attends to all that is in the slot, the new token included.
+    def advance(self, lengths: torch.Tensor, longest: int) -> None:
+        """Make room for one new token a slot, which `attend` and `attending` then store.
 
         Args:
             lengths: tokens in each slot before the new one, int64 [active slots].
             longest: the greatest of them.
-            config: the model's.
         """
         self._reserve(longest + 1)
         self._places, self._longest = lengths, longest + 1
         self._rows = torch.arange(len(lengths), device=lengths.device)
         self._masks.clear()
+
+    @contextmanager
+    def attending(self, config: Any) -> Iterator[None]:
+        """Within it, a model that is given one token a slot attends to all that is in the slot, the new token included.
+
+        Args:
+            config: the model's.
+        """
+        self.asked.clear()
         AttentionInterface.register(NAME, self._attention)
         AttentionMaskInterface.register(NAME, _no_mask)
         own = config._attn_implementation
@@ -107,6 +127,11 @@ class SlotCache(Cache):  # type: ignore[misc]
             yield
         finally:
             config._attn_implementation = own
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asked: AttentionArguments) -> torch.Tensor:
+        """Store a layer's new keys and values, [slots, key heads, channels], and compute its attention, [slots, heads, channels]."""
+        keys, values = self.update(key[:, :, None], value[:, :, None], layer)
+        return self._attended(query, keys, values, asked)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Put one slot's first tokens into another slot."""
@@ -133,15 +158,20 @@ class SlotCache(Cache):  # type: ignore[misc]
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of one new token a slot, [slots, 1, heads, channels]; the heads that share a key are its queries together."""
+        """Attention of one new token a slot, [slots, 1, heads, channels]."""
         if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
             raise ValueError(f"{type(module).__name__} asks for attention that the decoder doesn't compute")
-        count, heads, _, channels = query.shape
-        shared = key.shape[1]
+        self.asked.append(AttentionArguments(scaling, sliding_window))
+        return self._attended(query[:, :, 0], key, value, self.asked[-1])[:, None], None
+
+    def _attended(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, asked: AttentionArguments) -> torch.Tensor:
+        """Attention of one new token a slot, [slots, heads, channels]; the heads that share a key are its queries together."""
+        count, heads, channels = query.shape
+        shared = keys.shape[1]
         packed = query.reshape(count, shared, heads // shared, channels)
-        mask = None if count == 1 and sliding_window is None else self._mask(query, sliding_window)
-        found = functional.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-        return found.reshape(count, heads, 1, value.shape[-1]).transpose(1, 2), None
+        mask = None if count == 1 and asked.window is None else self._mask(query, asked.window)
+        found = functional.scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=asked.scale)
+        return found.reshape(count, heads, values.shape[-1])
 
     def _mask(self, query: torch.Tensor, window: int | None) -> torch.Tensor:
         """0 where a slot's new token may see a place, else minus infinity, [slots, 1, 1, longest] in the query's type; made once a step."""

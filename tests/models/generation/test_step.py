@@ -1,0 +1,125 @@
+"""A step by a forward of our own: transformers' logits of the same token, and transformers' forward wherever anything is otherwise."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import GenerationConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from llmmod.models.generation.decoder import Decoder
+from llmmod.models.generation.step import say_once
+from llmmod.models.loading.tiny import tiny_model
+
+ROOT = Path(__file__).parents[3]
+PROMPTS = [[33, 44, 55], [66, 77, 88, 99, 111], [120]]
+
+
+def decoded(model, *, slots=3):
+    """The logits by which each of six tokens was chosen, and why the model's own forward computed them; None: ours did."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=6)
+    config.max_length = None
+    decoder, seen = Decoder(model, config, slots=slots), []
+    choose = decoder._chooser.__call__
+    decoder._chooser = lambda logits, uniform: seen.append(logits.clone()) or choose(logits, uniform)
+    decoder._chooser.samples = False
+    list(decoder.run(PROMPTS))
+    return seen, None if decoder._step._own else decoder._step._reason
+
+
+def difference(model, monkeypatch, **given):
+    """How far logits by our forward are from those of the model's own, at most, as a share of the largest."""
+    found, reason = decoded(model, **given)
+    assert reason is None
+    with monkeypatch.context() as patched:
+        patched.setattr("llmmod.models.generation.step._why_not", lambda model: "it is the reference")
+        wanted, reason = decoded(model, **given)
+    assert reason == "it is the reference"
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.fixture
+def make(tiny_tokenizer):
+    """A tiny model of an option's architecture whose norms and biases say something."""
+
+    def build(option, **fields):
+        architecture = yaml.safe_load((ROOT / "conf" / "model" / f"{option}.yaml").read_text(encoding="utf-8"))["architecture"]
+        model = tiny_model(architecture | {"initializer_range": 0.2} | fields, tokenizer=tiny_tokenizer, seed=0).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.uniform_(-1, 1) if "norm" in name or name.endswith("bias") else None
+        return model
+
+    return build
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 8}
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    ("option", "fields"),
+    [("llama3", {}), ("mistral", {"sliding_window": 4}), ("qwen2_5", {}), ("qwen3", {}),
+     ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}), ("llama", {"rope_parameters": YARN})],
+    ids=["plain", "a window", "biases", "norms of heads", "a window in one layer", "yarn"],
+)  # fmt: skip
+def test_the_logits_of_transformers(make, option, fields, slots, monkeypatch):
+    """Within 1e-4 of the largest in float32, as the norm of a single row is; within 1e-9 in float64."""
+    model = make(option, **fields)
+    assert difference(model, monkeypatch, slots=slots) <= 1e-4
+    assert difference(model.double(), monkeypatch, slots=slots) <= 1e-9
+
+
+def test_bfloat16_rounds_at_other_places(tiny_llama, monkeypatch):
+    assert difference(copy.deepcopy(tiny_llama).bfloat16(), monkeypatch) <= 0.1
+
+
+def test_an_adapter_and_what_is_hooked_into_a_product(tiny_lora, monkeypatch):
+    """These are called as modules, or as `LeanLayers` has them."""
+    model, seen = tiny_lora.double(), []
+    model.base_model.model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *given: seen.append(given[2].shape))
+    assert difference(model, monkeypatch) <= 1e-9
+    assert seen[0] != seen[1], "a row of prompts, then a token a slot"
+
+
+@pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.0.self_attn", "model.layers.1.mlp"])
+def test_what_takes_part_in_a_layer_does_so(tiny_llama, part):
+    model, calls = copy.deepcopy(tiny_llama), []
+    model.get_submodule(part).register_forward_pre_hook(lambda *given: calls.append(given))
+    _, reason = decoded(model)
+    assert reason == f"something takes part in what {type(model.get_submodule(part)).__name__} computes"
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("option", ["gemma3", "phi1_5", "glm4"])
+def test_other_layers_are_left_to_transformers(make, option):
+    assert decoded(make(option))[1] == "its layers are not built as Llama's"
+
+
+def test_a_layer_that_computes_something_else_is_found_at_the_first_step(tiny_llama, monkeypatch, caplog):
+    """As another release of transformers could have it."""
+    own = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda module, x: 2 * own(module, x))
+    say_once.cache_clear()
+    with caplog.at_level("INFO", logger="llmmod"):
+        model = copy.deepcopy(tiny_llama)
+        first, reason = decoded(model)
+        second, again = decoded(model)
+    assert reason == again
+    assert reason.startswith("its logits would differ by ")
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert [record.getMessage() for record in caplog.records] == [f"each token by LlamaForCausalLM's forward: {reason}"]
+
+
+def test_a_model_is_compared_once(tiny_llama):
+    model, calls = copy.deepcopy(tiny_llama), []
+    norm = model.model.norm
+    norm.register_forward_pre_hook(lambda *given: calls.append(given[1][0].dim()))  # [batch, seq, channels], ours [slots, channels]
+    decoded(model)
+    decoded(model)
+    assert calls.count(3) == 3, "two rows of prompts, one step"
+    assert calls.count(2) == 1 + 4 + 5
