@@ -35,6 +35,13 @@ def test_a_line_of_one_value_has_a_range(value):
     assert drawn.y_ticks
 
 
+def test_values_apart_by_rounding_make_a_level_line_with_short_ticks():
+    drawn = chart("entropy", [Line("training", [(1, 10.789912), (2, 10.789918)])])
+    assert max(len(tick.text) for tick in drawn.y_ticks) <= 3
+    (line,) = drawn.lines
+    assert line.drawn == "0,50 100,50"
+
+
 def test_a_logarithmic_axis_where_values_are_far_apart():
     values = [(0, 1000.0), (1, 10.0), (2, 1.0)]
     assert [tick.text for tick in chart("loss", [Line("a", values)], logarithmic=True).y_ticks] == ["1", "10", "100", "1000"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from llmmod.sweep.page import NAME, importances, write_sweep_page
-from llmmod.sweep.results import Goal, read_jobs, refused_job
+from llmmod.sweep.results import Goal, best_jobs, read_jobs, refused_job
 
 
 def write_job(directory, overrides, status, loss, *, steps=20):
@@ -94,6 +94,18 @@ def test_the_table_begins_with_the_best_job(tmp_path):
         tree = Tree(write_sweep_page(tmp_path, jobs, goal).read_text(encoding="utf-8"))
         best = better((job for job in jobs if job.status == "completed"), key=lambda job: job.metrics["eval_loss"])
         assert tree.all("tr")[1]["data-job"] == best.number
+
+
+def test_what_the_sweep_looks_for_stands_beside_the_job_and_a_job_without_an_error_has_no_empty_box(tmp_path):
+    jobs = write_sweep(tmp_path, 3)
+    write_job(tmp_path / "9", ["seed=9"], "interrupted", None)
+    text = write_sweep_page(tmp_path, read_jobs(tmp_path), Goal()).read_text(encoding="utf-8")
+    assert re.findall(r"<th [^>]*><button[^>]*>([^<]*)", text)[:2] == ["job", "eval_loss"]
+    best = best_jobs(jobs, Goal())[0]
+    cells = re.search(rf'<tr id="job-{best.number}".*?</tr>', text, re.DOTALL)[0]
+    assert re.findall(r'data-key="([^"]*)"', cells)[:2] == [repr(float(best.number)), repr(float(f"{best.metrics['eval_loss']:.6g}"))]
+    assert "9: interrupted" in text
+    assert not re.search(r"<pre>\s*</pre>", text)
 
 
 def test_a_page_without_a_best_job_says_so(tmp_path):

@@ -136,7 +136,7 @@ def chart(title: str, lines: Iterable[Line], *, unit: str = "optimizer step", lo
     xs, ys = ([point[axis] for line in kept for point in line.points] for axis in (0, 1))
     by_logarithm = logarithmic and min(ys) > 0 and max(ys) / min(ys) >= _LOGARITHMIC
     scaled = (lambda y: math.log10(y)) if by_logarithm else (lambda y: y)
-    left, right = _padded(min(xs), max(xs), share=0.0)
+    left, right = (min(xs), max(xs)) if max(xs) > min(xs) else _padded(min(xs), max(xs), share=0.0)
     low, high = _padded(scaled(min(ys)), scaled(max(ys)), share=0.05)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -200,8 +200,8 @@ def number_text(value: float) -> str:
 
 
 def _padded(low: float, high: float, *, share: float) -> tuple[float, float]:
-    """A range that is not empty, a little wider than what lies in it."""
-    if high - low <= abs(high) * 1e-12:
+    """A range that is not empty, a little wider than what lies in it. Values that differ by the rounding of float32 are one value."""
+    if high - low <= abs(high) * 1e-6:
         half = abs(high) / 2 or 0.5
         return low - half, high + half
     return low - share * (high - low), high + share * (high - low)

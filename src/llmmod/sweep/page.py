@@ -72,7 +72,7 @@ def sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str
     order = ranked(jobs, goal)
     scored = [job.number for job in order if job.status == "completed" and goal.values(job.metrics) is not None]
     tones = {number: place / max(1, len(scored) - 1) for place, number in enumerate(scored)}
-    header, cells = table(order)
+    header, cells = _with_goal_first(*table(order), goal)
     rows = [_row(sweep_dir, job, texts) for job, texts in zip(order, cells, strict=True)]
     statuses = Counter(job.status for job in jobs)
     best = best_jobs(jobs, goal)
@@ -98,6 +98,13 @@ def sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str
         metric=goal.metrics[0],
         failures=[row for row in rows if not row.job.ended_well],
     )
+
+
+def _with_goal_first(header: list[str], rows: list[list[str]], goal: Goal) -> tuple[list[str], list[list[str]]]:
+    """A table whose second column is what the sweep looks for, which a phone shows without scrolling."""
+    places = [0, *(header.index(name) for name in goal.metrics if name in header)]
+    places += [place for place in range(len(header)) if place not in places]
+    return [header[place] for place in places], [[row[place] for place in places] for row in rows]
 
 
 def importances(jobs: list[Job], goal: Goal) -> list[Importance]:
