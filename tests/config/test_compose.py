@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from llmmod.config.compose import compose_config, to_root
@@ -13,6 +14,7 @@ from llmmod.config.schema.steps import Root
 from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
 from llmmod.errors import ConfigError
+from llmmod.files.lock import holding
 
 MODELS = ", ".join(sorted(f.stem for f in (conf_directory() / "model").glob("*.yaml")))
 
@@ -346,6 +348,17 @@ class TestFromMemory:
         first.config.training.beta = 9.0
         assert second.config.training.beta == 0.3
         assert compose_config(chosen).config.training.beta != 9.0
+
+    def test_while_a_run_holds_its_directory_nothing_is_composed_anew(self, tmp_path, monkeypatch):
+        first = compose_config(["finetune=freeze"])
+        monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", lambda *_, **__: pytest.fail("composed anew"))
+        with holding(tmp_path, command=[]):
+            assert compose_config(["finetune=freeze"]).config == first.config
+
+    def test_another_environment_gives_other_defaults(self, monkeypatch):
+        assert compose_config([]).config.model.trust_remote_code is False
+        monkeypatch.setenv("LLMMOD_TRUST_REMOTE_CODE", "1")
+        assert compose_config([]).config.model.trust_remote_code is True
 
     def test_a_file_that_changed_is_read_again(self, tmp_path):
         option = tmp_path / "dataset" / "mine.yaml"

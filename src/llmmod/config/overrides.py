@@ -45,6 +45,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeErr
 # What Hydra composed in this process, pickled, about 60 kB each. The jobs of a sweep mostly choose the same options.
 _COMPOSITIONS: dict[Hashable, bytes] = {}
 _MOST_COMPOSITIONS = 100
+_NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_GOES_ON")
 
 
 def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:
@@ -171,7 +172,8 @@ class Composition:
     def _composed(self, lines: list[str]) -> DictConfig:
         """Hydra's composition of these options, from memory if nothing has changed since: a copy takes 3 ms instead of 100."""
         elsewhere = self._config_name != "config" or any(line.startswith("hydra.searchpath") for line in lines)
-        ours = tuple(sorted(item for item in os.environ.items() if item[0].startswith("LLMMOD_")))  # defaults of the schemas
+        # Schemas take defaults from there, though not from what a run notes there of itself.
+        ours = tuple(sorted(item for item in os.environ.items() if item[0].startswith("LLMMOD_") and item[0] not in _NOTES))
         files = _files([conf_directory(), *self._directories])
         key = None if elsewhere else (tuple(lines), ours, files, _stored(ConfigStore.instance().repo))
         if key in _COMPOSITIONS:
