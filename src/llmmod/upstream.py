@@ -188,8 +188,8 @@ PRIVATE_NAMES = (
     Use("trainers.efficient", "trl", "trl.trainer.utils",
         "_ChunkedLogProbFunction _use_triton", "computes the head for labelled tokens alone on a CPU"),
     Use("trainers.online.grpo", "trl", "trl:GRPOTrainer",
-        "_buffered_inputs _calculate_rewards _entropy_window_stats _generate_and_score_completions _generate_single_turn "
-        "_get_per_token_logps_and_entropies _last_world_entropy _metrics _prepare_inputs _step _tokenize_prompts",
+        "_buffered_inputs _calculate_rewards _entropy_bonus_enabled _entropy_window_stats _generate_and_score_completions "
+        "_generate_single_turn _get_per_token_logps_and_entropies _last_world_entropy _metrics _prepare_inputs _step _tokenize_prompts",
         "generates and scores completions as ppo does"),
     Use("trainers.preference.base", "trl", "trl:DPOTrainer",
         "_metrics _precompute_ref_logps _prepare_dataset", "trains on pairs that are tokenized already"),

@@ -10,15 +10,14 @@ from peft import LoraConfig, get_peft_model
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.trainers.online.completions import completion_rows, score_completions
 from llmmod.trainers.reference import initial_weights, reference
 
-BATCH = ([[11, 12, 13], [21]], torch.tensor([[100, 101, 102], [103, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]]))
+IDS = torch.tensor([[11, 12, 13, 100, 101, 102], [21, 103, 7, 8, 9, 10]])
 
 
 def log_probs(model):
     with torch.no_grad():
-        return score_completions(model, completion_rows(*BATCH, pad_id=0)).logps
+        return torch.log_softmax(model(input_ids=IDS).logits, -1)
 
 
 def adapted(model, *, new):

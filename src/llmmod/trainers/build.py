@@ -16,11 +16,12 @@ from llmmod.data.dataset.packing import capacity_of
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.instantiate import build
 from llmmod.models.generation.settings import Reader
+from llmmod.models.loading.structure import base_model
 from llmmod.trainers.arguments import refusal
 from llmmod.trainers.base import LORAPLUS_KEY, StageTrainer
 from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite, StopWhenPruned
 from llmmod.trainers.collation import choose_collator
-from llmmod.trainers.efficient import compile_layers, drop_compiled, prepare_head_for_trl
+from llmmod.trainers.efficient import compile_layers, drop_compiled
 
 _PATCHED = ("forward", "_original_forward")  # what trl and accelerate set on a model
 
@@ -55,7 +56,7 @@ def trainer_from(
             do LoRA+, or one process sees several GPUs.
     """
     _refuse_data_parallel(model, args)
-    prepare_head_for_trl(model)
+    _prepare_head_for_trl(model)
     compiles = bool(getattr(conf, "torch_compile", False))
     multiple, rows = getattr(args, "pad_to_multiple_of", None), args.train_batch_size if compiles else None
     batches = {"pad_to_multiple_of": multiple, "fixed_rows": rows, "trainer": conf.trainer.get("_target_")}
@@ -81,6 +82,24 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _prepare_head_for_trl(model: Any) -> None:
+    """Give a model, in place, the attributes that trl (1.16) reads around its head, where transformers (5.23) names them differently.
+
+    peft's wrapper of a head with `trainable_token_indices` passes on the weight only; Llama 4's text model has another prefix for its
+    trunk; Phi-3.5-MoE's configuration has `num_local_experts` but not `num_experts`.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and not hasattr(head, "bias"):
+        head.bias = None
+    plain: Any = base_model(model)
+    trunk: Any = getattr(plain, "base_model", None)
+    if trunk is plain and hasattr(plain, "model"):
+        plain.base_model_prefix = "model"
+    config = plain.config.get_text_config() if hasattr(plain.config, "get_text_config") else plain.config
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        type(config).attribute_map = {**type(config).attribute_map, "num_experts": "num_local_experts"}  # an alias; it is not saved
 
 
 def _set_loraplus(trainer: Any, ratio: float | None) -> None:

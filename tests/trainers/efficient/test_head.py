@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient against trl's own function, which computes the same in tiles."""
+"""llmmod.trainers.efficient against trl's own function: what the patched head hands to `log_probs`, and when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 import trl.trainer.utils
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from llmmod.trainers import efficient
-from llmmod.trainers.efficient import efficient_head
+from llmmod.trainers.efficient import LogProbFunction, efficient_head
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -30,8 +29,8 @@ def run(function, *, bias=False, softcap=None, scale=1.0, temperature=1.0, outpu
     [{}, {"bias": True}, {"softcap": 3.0}, {"scale": 0.25}, {"temperature": 0.7}, {"outputs": ("log_probs",)}, {"rows": 0}],
     ids=lambda changes: next(iter(changes), "plain"),
 )
-def test_the_same_as_in_tiles(changes):
-    ours, theirs = (run(function, **changes) for function in (efficient._LogProbFunction(ChunkedLogProbFunction), ChunkedLogProbFunction))
+def test_the_same_as_trl_s(changes):
+    ours, theirs = (run(function, **changes) for function in (LogProbFunction(ChunkedLogProbFunction), ChunkedLogProbFunction))
     for mine, its in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
         assert (mine is None) == (its is None)
         if mine is not None:
@@ -39,55 +38,33 @@ def test_the_same_as_in_tiles(changes):
 
 
 def test_bfloat16_within_its_precision():
-    ours, theirs = (run(f, dtype=torch.bfloat16) for f in (efficient._LogProbFunction(ChunkedLogProbFunction), ChunkedLogProbFunction))
+    ours, theirs = (run(f, dtype=torch.bfloat16) for f in (LogProbFunction(ChunkedLogProbFunction), ChunkedLogProbFunction))
     torch.testing.assert_close(ours[0][0], theirs[0][0], rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(ours[1][0], theirs[1][0], rtol=5e-2, atol=5e-2)
 
 
-class Tiles:
-    """Stands for trl's function."""
-
-    called = 0
-
-    def apply(self, *args):
-        self.called += 1
-        return ChunkedLogProbFunction.apply(*args)
-
-
-@pytest.mark.parametrize(("most", "called"), [(7 * 50 - 1, 1), (7 * 50, 0)], ids=["too many logits", "few enough"])
-def test_what_is_left_to_trl(monkeypatch, most, called):
-    monkeypatch.setattr(efficient, "MOST_LOGITS", most)
-    tiles = Tiles()
-    run(efficient._LogProbFunction(tiles))
-    assert tiles.called == called
-
-
-@pytest.mark.parametrize("most", [2**26, 0], ids=["logits kept", "in tiles"])
-def test_what_is_not_needed_is_not_computed(monkeypatch, most):
-    monkeypatch.setattr(efficient, "MOST_LOGITS", most)
-    all_of_it, _ = run(efficient._LogProbFunction(ChunkedLogProbFunction))
-    found, _ = run(efficient._LogProbFunction(ChunkedLogProbFunction, only=("log_probs", "is_top1")))
+def test_what_is_not_needed_is_not_computed():
+    all_of_it, _ = run(LogProbFunction(ChunkedLogProbFunction))
+    found, _ = run(LogProbFunction(ChunkedLogProbFunction, only=("log_probs", "is_top1")))
     assert [x is not None for x in found] == [True, False, False, False, True]
     torch.testing.assert_close(found[0], all_of_it[0])
 
 
 def test_the_patch_ends_with_the_block():
     before = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
-    with efficient_head():
+    with efficient_head() as head:
         assert trl.trainer.utils._use_triton(torch.device("cpu"))
-        assert isinstance(trl.trainer.utils._ChunkedLogProbFunction, efficient._LogProbFunction)
+        assert trl.trainer.utils._ChunkedLogProbFunction is head
     assert (trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction) == before
 
 
-@pytest.mark.parametrize("most", [2**26, 0], ids=["logits kept", "in tiles"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_head_of_float32_computes_in_float32(monkeypatch, most, autocast):
-    monkeypatch.setattr(efficient, "MOST_LOGITS", most)
+def test_a_head_of_float32_computes_in_float32(autocast):
     torch.manual_seed(0)
     hidden = torch.randn(7, 16).bfloat16().requires_grad_()
     weight, targets = torch.randn(50, 16, requires_grad=True), torch.randint(0, 50, (7,))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = efficient._LogProbFunction(ChunkedLogProbFunction).apply(hidden, weight, None, targets, 1.0, 32, None, 1.0, OUTPUTS)
+        found = LogProbFunction(ChunkedLogProbFunction).apply(hidden, weight, None, targets, 1.0, 32, None, 1.0, OUTPUTS)
     expected = torch.log_softmax(hidden.float() @ weight.T, -1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)  # bfloat16 is 1e-2 off
     mine = torch.autograd.grad(found[0].sum(), (hidden, weight), retain_graph=True)

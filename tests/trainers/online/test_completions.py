@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from trl.trainer.utils import add_fused_lm_head
 
-from llmmod.trainers.online.completions import completion_rows, score_completions, token_logps
+from llmmod.trainers.online.completions import completion_rows, score_completions
 
 PROMPTS = [[11, 12, 13], [21], [31, 32, 33, 34, 35, 36]]
 LENGTHS = [4, 1, 2]
@@ -15,16 +16,6 @@ LENGTHS = [4, 1, 2]
 def answers():
     mask = torch.arange(4)[None] < torch.tensor(LENGTHS)[:, None]
     return torch.where(mask, torch.arange(100, 112).view(3, 4), 0), mask
-
-
-def test_the_formulas_are_torch_s_own_and_their_gradient_is_numerically_right():
-    torch.manual_seed(0)
-    logits, tokens = torch.randn(70, 11, dtype=torch.float64, requires_grad=True), torch.randint(0, 11, (70,))
-    expected = torch.distributions.Categorical(logits=logits / 0.7)
-    log_probs, entropy = token_logps(logits, tokens, temperature=0.7)
-    torch.testing.assert_close(log_probs, expected.log_prob(tokens), rtol=0, atol=1e-12)
-    torch.testing.assert_close(entropy, expected.entropy(), rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda z: token_logps(z, tokens, temperature=0.7), (logits,))
 
 
 def test_rows_by_hand(answers):
@@ -43,9 +34,8 @@ def test_rows_by_hand(answers):
 def test_what_a_model_says_is_what_it_says_of_each_alone(tiny_llama, answers, left, temperature):
     head = torch.nn.Linear(32, 1)
     ids, mask = answers
-    found = score_completions(
-        tiny_llama, completion_rows(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head, temperature=temperature
-    )
+    add_fused_lm_head(tiny_llama, temperature=temperature, outputs=("log_probs", "entropy"))
+    found = score_completions(tiny_llama, completion_rows(PROMPTS, ids, mask, pad_id=0, left=left), value_head=head)
     for row, (prompt, count) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
         whole = torch.tensor([[*prompt, *ids[row, :count].tolist()]])
         output = tiny_llama(input_ids=whole, output_hidden_states=True)
@@ -72,5 +62,6 @@ def test_only_answers_reach_the_head(tiny_llama, answers, monkeypatch):
         return real(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    add_fused_lm_head(tiny_llama)
     score_completions(tiny_llama, completion_rows(PROMPTS, *answers, pad_id=0))
     assert rows == [sum(LENGTHS)]

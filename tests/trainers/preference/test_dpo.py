@@ -224,13 +224,13 @@ def test_nothing_is_kept_but_means(dpo_trainer):
 @pytest.mark.parametrize("collator", COLLATORS, ids=["shared", "padded"])
 def test_only_answers_reach_the_head(dpo_trainer, toy_pairs, monkeypatch, collator):
     rows = []
-    real = efficient._LogProbFunction.apply
+    real = efficient.LogProbFunction.apply
 
     def counted(self, hidden, *rest):
         rows.append(hidden.shape[0])
         return real(self, hidden, *rest)
 
-    monkeypatch.setattr(efficient._LogProbFunction, "apply", counted)
+    monkeypatch.setattr(efficient.LogProbFunction, "apply", counted)
     dpo_trainer(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False, collator=collator).train()
     answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in toy_pairs.train)
     assert sum(rows) == 2 * answers  # of the model, and of its reference

@@ -41,7 +41,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 _PACKAGES = {"scipy": "peft asks for it", "bitsandbytes": "it rounds the weights"}
 # Names of heads that `model.lora_targets` or a user may give, and the stages whose loss multiplies by the head's weight itself (trl 1.16).
 _HEADS = ("lm_head", "output_layer", "embed_out")
-_FUSED = ("pt", "sft", "dpo", "kto", "grpo")
+_FUSED = ("pt", "sft", "dpo", "kto", "ppo", "grpo")
 
 
 def check_low_rank(context: Context) -> Iterator[Problem]:

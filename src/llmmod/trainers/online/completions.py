@@ -1,7 +1,7 @@
 """Completions as rows of a batch, the model's log-probabilities of their tokens, and `samples.jsonl`.
 
-A batch passes through the model once, and only the positions that predict completion tokens reach its head. The logits of those are the
-largest array of an optimizer step: beside them, only their gradient is ever built.
+A batch passes through the model once, and only the positions that predict completion tokens reach its head, which is trl's, as in the other
+stages (`trainers.efficient`): the logits of all of them are never in memory at once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from llmmod.files.paths import atomic_write
-from llmmod.models.loading.structure import head_on_positions
-from llmmod.trainers.efficient import tiles
+from llmmod.trainers.efficient import efficient_head
 
 FILE = "samples.jsonl"
+_IGNORED = -100  # the label of a position that predicts no completion token
 
 
 class PolicyOutputs(NamedTuple):
@@ -63,27 +63,37 @@ def completion_rows(
 
 
 def score_completions(
-    model: Any, batch: dict[str, torch.Tensor], *, value_head: nn.Module | None = None, temperature: float = 1.0
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    *,
+    value_head: nn.Module | None = None,
+    outputs: Sequence[str] = ("log_probs", "entropy"),
+    of_entropy: bool = False,
 ) -> PolicyOutputs:
     """Log-probabilities, entropies and values of the completion tokens of a batch.
 
     Args:
-        model: a PreTrainedModel or PeftModel, or what a trainer wrapped it in.
+        model: a PreTrainedModel or PeftModel with trl's head (`trl.trainer.utils.add_fused_lm_head`), whose temperature is that of the
+            sampling; or what a trainer wrapped it in.
         batch: from `completion_rows`, on the model's device.
         value_head: from a hidden state to a value.
-        temperature: of the sampling.
+        outputs: of the head; entropies are zeros if they are not among them.
+        of_entropy: whether the loss depends on the entropy.
     """
     mask = batch["completion_mask"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
-    with head_on_positions(model, row, batch["predicted_from"][mask]) as hidden:
-        logits = model(**inputs, use_cache=False).logits[0]  # [tokens, vocabulary]
-    logps, entropy = token_logps(logits, batch["completions"][mask].to(logits.device), temperature=temperature)
+    place = row, batch["predicted_from"][mask]
+    labels = torch.full_like(batch["input_ids"], _IGNORED).index_put(place, batch["completions"][mask])
+    with efficient_head(only=outputs, of_entropy=of_entropy) as head:
+        found = model(**inputs, shift_labels=labels, fused_lm_head=True)
     values = None
     if value_head is not None:
         weight = next(value_head.parameters())
         with torch.autocast(weight.device.type, enabled=False):  # float32, since advantages are small differences of returns
-            values = _spread(value_head(hidden[0].to(weight))[:, 0], mask)
+            values = _spread(value_head(head.hidden.to(weight))[:, 0], mask)
+    logps = found.log_probs[place]
+    entropy = torch.zeros_like(logps) if found.entropy is None else found.entropy[place]
     return PolicyOutputs(_spread(logps, mask), _spread(entropy, mask), values)
 
 
@@ -91,44 +101,6 @@ def _spread(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The values of the tokens in `mask`, as [batch, completion]."""
     spread = torch.zeros(mask.shape, dtype=values.dtype, device=mask.device)
     return spread.masked_scatter(mask, values.to(mask.device))
-
-
-def token_logps(logits: torch.Tensor, tokens: torch.Tensor, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of each token, and the entropy of its distribution, both float32 [rows] (float64 for float64).
-
-    Args:
-        logits: [rows, vocabulary].
-        tokens: int64 [rows].
-        temperature: of the sampling.
-    """
-    return _TokenLogps.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _TokenLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        sums, entropy = logits.new_empty(len(logits), dtype=dtype), logits.new_empty(len(logits), dtype=dtype)
-        for rows in tiles(len(logits)):
-            tile = logits[rows].to(dtype) / temperature
-            sums[rows] = tile.logsumexp(-1)
-            entropy[rows] = sums[rows] - torch.linalg.vecdot((tile - sums[rows, None]).exp_(), tile)
-        ctx.save_for_backward(logits, tokens, sums, entropy)
-        ctx.temperature = temperature
-        return logits.gather(1, tokens[:, None])[:, 0].to(dtype) / temperature - sums, entropy
-
-    @staticmethod
-    def backward(ctx: Any, of_logps: torch.Tensor, of_entropy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, tokens, sums, entropy = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for rows in tiles(len(logits)):
-            log_p = logits[rows].to(sums.dtype) / ctx.temperature - sums[rows, None]
-            p = log_p.exp()
-            # d log p(token) / d z = 1[token] - p;  d H / d z = -p (log p + H)
-            found = p * (-of_logps[rows, None] - of_entropy[rows, None] * (log_p + entropy[rows, None]))
-            found.scatter_add_(1, tokens[rows, None], of_logps[rows, None])
-            gradient[rows] = found / ctx.temperature
-        return gradient, None, None
 
 
 class Samples:

@@ -180,12 +180,14 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
             found_reference = reference(self.model, self.initial)
             assert found_reference is not None, "without a reference, beta is 0"
             scorer, context = self.model, found_reference
+        outputs = ("log_probs", "entropy") if compute_entropy else ("log_probs",)
+        asked: dict[str, Any] = {"outputs": outputs, "of_entropy": self._entropy_bonus_enabled}
         found = []
         with context, self.accelerator.autocast():
             for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):
                 unpadded = [row[of_row].tolist() for row, of_row in zip(ids[:, :prompts], mask[:, :prompts], strict=True)]
                 batch = completion_rows(unpadded, ids[:, prompts:].cpu(), mask[:, prompts:].cpu(), pad_id=self._sampling.pad_token_id)
-                found.append(score_completions(scorer, Trainer._prepare_inputs(self, batch), temperature=self.temperature))
+                found.append(score_completions(scorer, Trainer._prepare_inputs(self, batch), **asked))
         logps = torch.cat([part.logps for part in found])
         return logps, torch.cat([part.entropy for part in found]) if compute_entropy else None, None
 

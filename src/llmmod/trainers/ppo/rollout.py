@@ -202,15 +202,14 @@ class RolloutCollector:
     def _score(
         self, prompts: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor, *, values: bool = True
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
-        """`logps`, `entropy` and `values`, [prompts, longest], of the policy and of the reference, which is None if unknown."""
-        model, temperature = self._trainer.model, self._args.temperature
-        head = self._trainer.value_head if values else None
+        """`logps` and `values`, [prompts, longest], of the policy and of the reference, which is None if unknown."""
+        model, head = self._trainer.model, self._trainer.value_head if values else None
 
         def by_policy(batch: dict[str, torch.Tensor]) -> PolicyOutputs:
-            return score_completions(model, batch, value_head=head, temperature=temperature)
+            return score_completions(model, batch, value_head=head, outputs=("log_probs",))
 
         def by_reference(batch: dict[str, torch.Tensor]) -> PolicyOutputs:
-            return score_completions(model, batch, temperature=temperature)
+            return score_completions(model, batch, outputs=("log_probs",))
 
         policy = self._score_in_parts(prompts, ids, mask, by_policy)
         context = reference(model, self._trainer.initial)

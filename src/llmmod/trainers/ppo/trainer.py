@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from llmmod.config.schema.online_training import PpoFields
+from llmmod.models.loading.structure import unwrapped
 from llmmod.trainers.means import Means
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, seed_of
 from llmmod.trainers.online.completions import score_completions
@@ -67,6 +68,7 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator or columns, **kwargs)
         if self.args.disable_dropout:
             disable_dropout_in_model(self.model)
+        add_fused_lm_head(unwrapped(self.model), temperature=self.args.temperature, outputs=("log_probs", "entropy"))
         self.value_head = new_value_head(self.model)
         run_dir = Path(self.args.output_dir).parent
         rows = self.args.per_device_train_batch_size
@@ -133,7 +135,7 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """PPO's loss of a micro-batch: the sum over its tokens, divided by the number of tokens of the whole optimizer step."""
         args, mask = self.args, inputs["completion_mask"]
-        now = score_completions(model, inputs, value_head=self.value_head, temperature=args.temperature)
+        now = score_completions(model, inputs, value_head=self.value_head, of_entropy=bool(args.entropy_coef))
         assert now.values is not None
         policy, clipped = policy_losses(now.logps, inputs["old_logps"], inputs["advantages"], cliprange=args.cliprange)
         value, value_clipped = value_losses(now.values, inputs["old_values"], inputs["returns"], cliprange_value=args.cliprange_value)
