@@ -31,6 +31,7 @@ from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
+OWN_DEVICES = ("cpu",)  # where `log_probs` computes the head; elsewhere trl's kernels do
 _PEFT_FORWARD = Linear.forward
 
 
@@ -88,7 +89,7 @@ class LogProbFunction:
         if weight.dtype is torch.float32 and hidden.dtype in (torch.bfloat16, torch.float16):
             with torch.autocast(hidden.device.type, enabled=False):
                 return self.apply(hidden.float(), weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        if hidden.device.type != "cpu":
+        if hidden.device.type not in OWN_DEVICES:
             return self._trls.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         bent = {"temperature": temperature, "softcap": softcap, "scale": scale}
         asked = {"outputs": outputs, "same_gradient": self._same_gradient, "of_entropy": self._of_entropy}

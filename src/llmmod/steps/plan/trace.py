@@ -39,7 +39,7 @@ _DEPTHS = (2, 5)  # layers that are traced of more
 _SLOTS = 64  # completions that are generated together
 _LEAST = 32  # as in models.matmul
 # Names of ours that are other ones while a training is traced.
-_MOST_LOGITS, _GENERATE, _MEASURE = "MOST_LOGITS", "generate_in_order", "_measure"
+_OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measure"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Traced:
             for context in (*contexts, replaced(packing, _MEASURE, _computed(tracer, getattr(packing, _MEASURE)))):
                 stack.enter_context(context)
             if self._on_gpu:
-                stack.enter_context(replaced(efficient, _MOST_LOGITS, 0))  # there the head is computed in tiles
+                stack.enter_context(replaced(efficient, _OWN_DEVICES, ()))  # there trl computes the head
             trainer = trainer_from(
                 conf, model=self.model, args=args, train=train, evaluation=held_out, tokenizer=self._tokenizer, callbacks=[marks]
             )
