@@ -1,7 +1,8 @@
 """KTO learns, whatever is trained: with each of two seeds the better answer comes to be the likelier one of at least 70 % of the held-out
 pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py), once in 5,000 with both.
 
-What is trained on is half of the pairs that dpo has, apart: each answer with whether it is the better one of its pair, all shuffled.
+What is trained on is the pairs that dpo has, apart: each answer with whether it is the better one of its pair, all shuffled. The learning
+rate falls to 0: with a constant one, what the last steps saw moved one seed in twelve by a tenth.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from preferences import judged
 from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
-SETTINGS = good_tokens.SETTINGS | {"learning_rate": 1.5e-2, "beta": 0.5}
+SETTINGS = good_tokens.SETTINGS | {"learning_rate": 1.2e-2, "lr_scheduler_type": "linear", "beta": 0.5}
 
 
 def splits(seed):
     """Judged answers to train on and held out; the answers of a pair come one after the other, the better one first."""
-    return [judged(pairs) for pairs in good_tokens.splits(seed, train=1024)]
+    return [judged(pairs) for pairs in good_tokens.splits(seed, train=2048)]
 
 
 def better_is_likelier(trainer):
