@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -76,6 +77,19 @@ def test_the_logits_of_transformers(make, option, fields, slots, monkeypatch):
 
 def test_bfloat16_rounds_at_other_places(tiny_llama, monkeypatch):
     assert difference(copy.deepcopy(tiny_llama).bfloat16(), monkeypatch) <= 0.1
+
+
+def test_beside_accelerates_forward(tiny_llama, monkeypatch):
+    """It casts, as autocast around the decoder does; taken away again it leaves a forward of the model behind."""
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.prepare(copy.deepcopy(tiny_llama))
+    assert "forward" in vars(model)
+    with accelerator.autocast():
+        assert difference(model, monkeypatch) <= 0.1
+    assert decoded(model)[1] == "something takes part in what LlamaForCausalLM computes", "it casts and nothing around it does"
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    assert "forward" in vars(model)
+    assert difference(model, monkeypatch) <= 1e-4
 
 
 def test_an_adapter_and_what_is_hooked_into_a_product(tiny_lora, monkeypatch):

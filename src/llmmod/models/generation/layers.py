@@ -12,6 +12,7 @@ processors a detour through the kernel that `models.matmul` replaced.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -128,8 +129,19 @@ def _is_whole(weight: Any) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether something takes part in a module's call: hooks, or a forward that accelerate put in front."""
-    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    """Whether something takes part in a module's call: hooks, or another forward in front of its class's own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or ("forward" in vars(module) and not _is_cast_alone(module)))
+
+
+def _is_cast_alone(module: nn.Module) -> bool:
+    """Whether the forward that accelerate (1.15) put in front does what autocast around us does anyway, or nothing any more.
+
+    `Accelerator.prepare` wraps a model's forward into autocast; `unwrap_model` leaves the innermost one behind, without the wrappers.
+    """
+    put: Any = vars(module)["forward"]
+    if "_hf_hook" in vars(module) or inspect.unwrap(getattr(put, "__func__", put)) is not inspect.unwrap(type(module).forward):
+        return False
+    return "_original_forward" not in vars(module) or torch.is_autocast_enabled(next(module.parameters()).device.type)
 
 
 def _forward(

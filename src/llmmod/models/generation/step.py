@@ -82,7 +82,7 @@ class Step:
         """Compute a step once more by the forward of our own, and take this from now on if it is the same."""
         own = _OwnForward(self._base, self._layers, cache.asked)(ids, lengths, cache)
         difference = float((own - logits).norm() / logits.norm())
-        same = difference <= _MOST_DIFFERENCE.get(logits.dtype, _MOST_DIFFERENCE_ROUNDED)
+        same = difference <= _MOST_DIFFERENCE.get(own.dtype, _MOST_DIFFERENCE_ROUNDED)
         _compared[self._base] = list(cache.asked) if same else f"its logits would differ by {difference:.2g}"
         self._decide(_compared[self._base])
 
@@ -106,8 +106,6 @@ def _why_not(model: Any) -> str | None:
     inner: Any = getattr(base, "model", None)
     if family not in _KNOWN or not type(base).__module__.startswith("transformers.models.") or not hasattr(inner, "layers"):
         return "its layers are not built as Llama's"
-    if torch.is_autocast_enabled(model.device.type):
-        return "types are converted by autocast"
     parts = [(inner, "Model")]
     for layer in inner.layers:
         parts += [(layer, "DecoderLayer"), (layer.self_attn, "Attention"), (layer.mlp, "MLP")]
