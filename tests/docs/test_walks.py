@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MOST = {"From the command to the first optimizer step": 30, "One row of data to the loss": 12, "What ppo adds": 16}
+MOST = {"From the command to the first optimizer step": 30, "One row of data to the loss": 12, "What ppo adds": 15}
 COMMAND, ROW, PPO = MOST
 PASSED_BY = 20  # lines; a file of which a walk runs fewer is not in a table
 ENTERED = {COMMAND: 90, ROW: 22, PPO: 26}  # files of which a walk runs any line, at most; the page has these numbers too
