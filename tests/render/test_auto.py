@@ -99,7 +99,7 @@ def test_which_answers_are_trained(byte_level, template, conf, train, trained):
 
 
 def test_nothing_to_train_is_an_error_of_the_data(byte_level):
-    with pytest.raises(DataError, match="no answer in it is trained"):
+    with pytest.raises(DataError, match="none of its answers is trained"):
         auto(byte_level, CHATML).examples(talk("a", "b", train=[False]))
 
 
@@ -191,7 +191,7 @@ def test_a_template_can_come_from_a_file(byte_level, tmp_path):
 @pytest.mark.parametrize(
     ("template", "conf", "says"),
     [
-        (UNDECIDED, {}, "where an answer begins can't be decided: the chat template asks for it with '<think>"),
+        (UNDECIDED, {}, "the beginning of an answer is ambiguous: the chat template ends a prompt with '<think>"),
         (None, {}, "render=auto: this tokenizer has no chat template. Choose the render that the model was trained with"),
         ("missing.jinja", {}, "render.template: no such file: missing.jinja"),
         ("{% for %}", {}, "render.template: the chat template refuses it"),

@@ -234,7 +234,7 @@ def test_tokens_that_one_string_can_not_hold_are_noted(shipped, slow_chatglm2):
     tokenizer.add_tokens(["[gMASK]", "sop"])
     [finding] = certify(Template(tokenizer=tokenizer, **shipped("chatglm2")), Unwritable(tokenizer))
     assert (finding.check, finding.fatal) == ("unwritable", False)
-    assert finding.found == "a chat template can't write [gMASK](3000) sop(3001): who uses the exported one must put it there"
+    assert finding.found == "a chat template can't write [gMASK](3000) sop(3001): programs that use the exported one must add it"
 
 
 @pytest.mark.parametrize("side", ["lstrip", "rstrip"])
@@ -298,7 +298,7 @@ def test_a_refusal_lists_what_is_fatal_with_the_tokens_at_the_seam(byte_level, s
         refuse([*findings, note], "render=chatglm2")
     assert re.sub(r"\(\d+\)", "", str(error.value)) == (
         "render=chatglm2: training sees another prompt than inference asks with (seen in: one question)."
-        " Mend the render, choose another, or train all the same: render.verify=false.\n"
+        " Fix the render, choose another, or train anyway: render.verify=false.\n"
         "   training: … R ou n d ▶ ' ' 0 ] '\\n' '\\n' éĹ …\n"
         "  inference: … R ou n d ▶ ' 1' ] '\\n' '\\n' éĹ ® …"
     )

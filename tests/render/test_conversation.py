@@ -33,9 +33,9 @@ def test_an_empty_system_text_is_a_system_text():
 @pytest.mark.parametrize(
     ("roles", "says"),
     [
-        (["assistant"], "a conversation: message 1 is an answer that follows no question"),
-        (["user", "assistant", "assistant"], "a conversation: message 3 is an answer that follows no question"),
-        (["user", "system"], "a conversation: message 2 is a system message in the midst. Put it first."),
+        (["assistant"], "a conversation: message 1 is an answer without a question before it"),
+        (["user", "assistant", "assistant"], "a conversation: message 3 is an answer without a question before it"),
+        (["user", "system"], "a conversation: message 2 is a system message, but not the first message. Put it first."),
         (["user", "human"], "a conversation: message 2 has the role 'human'. Known are system, user, assistant, tool."),
     ],
     ids=["answer-first", "two-answers", "late-system", "unknown-role"],

@@ -22,10 +22,10 @@ def test_a_value_is_never_searched_for_placeholders(byte_level):
 @pytest.mark.parametrize(
     ("items", "says"),
     [
-        (["{{qeury}}"], "render.prompt[0]: '{{qeury}}' stands for nothing here. Did you mean 'query'?"),
+        (["{{qeury}}"], "render.prompt[0]: '{{qeury}}' is not a placeholder of this part. Did you mean 'query'?"),
         ([3], "render.prompt[0]: found 3. Allowed: a text, or {token: <one token>}."),
         ([{"tokn": "x"}], "render.prompt[0]: found {'tokn': 'x'}. Allowed: a text, or {token: <one token>}."),
-        (["x"], "render.prompt: has no {{query}}, so what it stands for would be left out. Write {{query}} in it."),
+        (["x"], "render.prompt: lacks {{query}}, so that text would be left out. Write {{query}} in it."),
     ],
     ids=["placeholder", "number", "key", "missing"],
 )

@@ -101,7 +101,7 @@ def test_which_answers_are_trained(byte_level, conf, train, trained):
 
 
 def test_nothing_to_train_is_an_error_of_the_data(byte_level):
-    with pytest.raises(DataError, match="no answer in it is trained"):
+    with pytest.raises(DataError, match="none of its answers is trained"):
         render(byte_level, **HUMAN, train_on="last").examples(talk("a", "b", "c", "d", train=[True, False]))
 
 

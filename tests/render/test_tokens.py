@@ -22,7 +22,7 @@ def test_an_unknown_token_is_named_with_its_render_its_nearest_and_what_to_do(to
 
 def test_a_token_that_the_tokenizer_lacks_in_its_place_is_named(byte_level):
     assert str(token_id("mask_token", byte_level, key="render.response[1]", render="mine")) == (
-        "render.response[1]: this tokenizer has no mask_token. Set tokenizer.kwargs.mask_token='…'."
+        "render.response[1]: this tokenizer doesn't have a mask_token. Set tokenizer.kwargs.mask_token='…'."
     )
 
 

@@ -127,7 +127,7 @@ def test_sweeps_share_a_study(monkeypatch, work):
 
 
 def test_a_metric_that_no_job_has_ends_the_search(monkeypatch):
-    with pytest.raises(ConfigError, match=r"job 0 has no metric 'eval_los'\. Did you mean 'eval_loss'\?"):
+    with pytest.raises(ConfigError, match=r"job 0 doesn't have a metric 'eval_los'\. Did you mean 'eval_loss'\?"):
         sweep_of(bowl, *SEARCH, LR, "sweep.metric=eval_los", monkeypatch=monkeypatch)
 
 

@@ -36,7 +36,7 @@ def test_hydra_s_syntax_says_what_a_parameter_may_be(override, parameter):
         ("k=tag(log, interval(0, 1))", "a logarithmic scale from 0"),
         ("k=tag(log, choice(1, 2))", "a logarithmic scale of single values"),
         ("k=tag(lgo, interval(1, 2))", "the tag 'lgo'. Allowed: log"),
-        ('k=tag("other=x", choice(1, 2))', "depends on other, which the command line doesn't mention"),
+        ('k=tag("other=x", choice(1, 2))', "depends on other, which is not on the command line"),
         ('k=tag("k=1", choice(1, 2))', "depends on itself"),
     ],
     ids=["order", "log-of-0", "log-of-values", "tag", "unknown", "circle"],
@@ -66,5 +66,5 @@ def test_the_corners_of_a_space_are_checked_before_it_is_searched():
 
 
 def test_a_grid_can_t_go_through_an_interval():
-    with pytest.raises(ConfigError, match="an interval, which a grid can't go through"):
+    with pytest.raises(ConfigError, match="an interval, and a grid needs single values"):
         combinations(search_space(parsed(["k=interval(0, 1)"])), {})

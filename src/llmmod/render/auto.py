@@ -1,7 +1,7 @@
 """The tokenizer's own chat template as a render: `render=auto`.
 
-Where the template writes an answer in the history otherwise than it wrote it as the last (Qwen3 drops its thoughts), each answer becomes an
-example of its own, whose prompt is what the model would be asked with.
+Some templates write an answer differently once more messages follow it (Qwen3 drops its thoughts). Then each answer becomes an example of
+its own, with the prompt that inference would use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmmod.render.template import deciding_fields, inner_text
 
 _READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
 
-# As `AutoTemplate._alone`: system messages, and what came after the last answer, or before an answer that ends the messages.
+# Does what `AutoTemplate._without_history` does: keeps system messages, and the messages after the last answer that isn't the end of the messages.
 _WITHOUT_HISTORY = (
     "{% set before = namespace(count=0) %}{% for message in messages %}"
     "{% if message['role'] == 'assistant' and not loop.last %}{% set before.count = loop.index %}{% endif %}{% endfor %}"
@@ -34,10 +34,10 @@ class AutoTemplate:
 
     Args:
         tokenizer: its chat template is used, unless `template` gives another: a jinja text, or a path that ends in .jinja.
-        conf: the fields of RenderConf; those that say how a conversation is written have no place here.
+        conf: the fields of RenderConf; those that describe how a conversation is written must not be set.
 
     Raises:
-        ConfigError: no chat template, one that can't be used, or a field that it doesn't read.
+        ConfigError: a missing or unusable chat template, or a field that it doesn't read.
     """
 
     def __init__(self, *, tokenizer: Any, **conf: Any) -> None:
@@ -59,11 +59,11 @@ class AutoTemplate:
         self.stop_ids: list[int] = list(dict.fromkeys(s for s in (self.terminator, tokenizer.eos_token_id, *stops) if isinstance(s, int)))
 
     def examples(self, conversation: Conversation, *, mask_prompt: bool = True) -> list[list[Segment]]:
-        """The training examples of a conversation: one, or one an answer without `use_history` or where the template rewrites history.
+        """The training examples of a conversation: one; or one for each answer without `use_history` or if the template rewrites history.
 
         Raises:
-            DataError: no answer is trained, or the template refuses the messages.
-            ConfigError: it can't be decided where an answer begins.
+            DataError: none of its answers is trained, or the template refuses the messages.
+            ConfigError: the beginning of an answer is ambiguous.
         """
         messages = self._messages(conversation)
         trained = [index for index, message in enumerate(messages) if message.role == "assistant" and message.train]
@@ -71,32 +71,33 @@ class AutoTemplate:
             last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
             trained = [index for index in trained if index == last]
         if not trained:
-            raise DataError(Problem("a conversation", "no answer in it is trained", do="Leave such rows out, or set `train` of an answer"))
+            do = "Leave such rows out, or set `train` of an answer"
+            raise DataError(Problem("a conversation", "none of its answers is trained", do=do))
         if self.conf.use_history:
             return self._with_history(messages, trained, conversation.tools, mask_prompt)
-        alone = (self._alone(messages, index) for index in trained)
-        return [self._of_last_answer(group, conversation.tools, mask_prompt) for group in alone]
+        without_history = (self._without_history(messages, index) for index in trained)
+        return [self._of_last_answer(group, conversation.tools, mask_prompt) for group in without_history]
 
     def prompt(self, conversation: Conversation) -> list[Segment]:
-        """Everything up to where the next answer begins; an answer at the end is dropped, and asked for again."""
+        """Everything up to the beginning of the next answer. An answer at the end is dropped, so that the model writes it."""
         messages = self._messages(conversation)
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not self.conf.use_history:
-            messages = self._alone(messages, len(messages))
+            messages = self._without_history(messages, len(messages))
         text, answers = self._chat.write(messages, asks=True, tools=conversation.tools)
         return self._segments(text, [(span, span[0]) for span in answers or ()], [False] * (len(answers or ()) + 1))
 
     def read_answer(self, text: str, *, ended: bool = True) -> str:
-        """An answer as it was, from text that was generated after `prompt`: without what the template writes around it."""
+        """The answer in generated text, without the text that the template writes around an answer."""
         return inner_text(text, before=self._before, after=self._after, ended=ended)
 
     def chat_template(self) -> str:
-        """The chat template itself; without `use_history` behind a few words that keep the history from it."""
+        """The chat template; without `use_history`, statements in front of it remove the history."""
         return self._chat.text if self.conf.use_history else _WITHOUT_HISTORY + self._chat.text
 
     def identity(self) -> dict[str, Any]:
-        """Every field that a token depends on, and the text of the chat template."""
+        """Every field that affects the tokens, and the text of the chat template."""
         return {"fields": deciding_fields(self.conf), "template": self.chat_template()}
 
     def _with_history(self, messages: Sequence[Message], trained: Sequence[int], tools: Sequence[Any], mask: bool) -> list[list[Segment]]:
@@ -114,7 +115,7 @@ class AutoTemplate:
         return [self._ended(example, ends[-1] in trained and not messages[-1].cut)]
 
     def _of_last_answer(self, messages: Sequence[Message], tools: Sequence[Any], mask: bool) -> list[Segment]:
-        """An example in which the last answer alone is trained, after the prompt that asks for it."""
+        """An example with one trained answer, the last, after the prompt that inference would use."""
         before, history = self._chat.write(messages[:-1], asks=True, tools=tools)
         text, span = self._chat.last_answer(messages, tools=tools)
         _check_written(messages[-1], self._special.shown(text[span[0] : span[1]]))
@@ -125,17 +126,17 @@ class AutoTemplate:
         return self._ended(example, not messages[-1].cut)
 
     def _stop(self, answer: Message, text: str, span: Span) -> int:
-        """How far an answer in what the template wrote is trained: to its end, or to where it was cut off."""
+        """The end of the trained part of an answer: its own end, or the place where it was cut off."""
         start, end = span
         if not answer.cut:
             return end
         said = self._special.hide(answer.content.strip() or answer.reasoning.strip())
         at = text.rfind(said, start, end)
-        behind = f"{self._chat.frame.after}{self._chat.frame.terminator or ''}"  # where the template writes the text otherwise
-        return at + len(said) if at >= 0 else start + len(text[start:end].removesuffix(behind))
+        rest = f"{self._chat.frame.after}{self._chat.frame.terminator or ''}"  # if the template changes the text
+        return at + len(said) if at >= 0 else start + len(text[start:end].removesuffix(rest))
 
     def _segments(self, text: str, answers: Sequence[tuple[Span, int]], prompts: Sequence[bool]) -> list[Segment]:
-        """Segments of a text: answers, each with how far it is trained, and what stands before each, which may be trained too."""
+        """Segments of a text: each answer up to the end of its trained part, and the text before each, which may be trained too."""
         found: list[Segment] = []
         at = 0
         for ((start, end), stop), before in zip(answers, prompts, strict=False):
@@ -146,11 +147,11 @@ class AutoTemplate:
         return found + segments(self._special.split(text[at:]), trained=False)
 
     def _text(self, written: str) -> str:
-        """What the template wrote as a decoded answer has it: without special tokens."""
+        """Rendered text as a decoded answer has it: without special tokens."""
         return "".join(piece for piece in self._special.split(written) if isinstance(piece, str))
 
     def _ended(self, example: list[Segment], trained: bool) -> list[Segment]:
-        """An example with its terminator, where the template leaves that to the next turn."""
+        """An example with its terminator, also if the template writes it only as a part of the next turn."""
         unwritten = self.terminator is not None and not self._chat.frame.is_written
         return [*example, Segment(token=self.terminator, trained=trained)] if unwritten else example
 
@@ -158,21 +159,21 @@ class AutoTemplate:
         system = [Message("system", self.conf.system)] if self.conf.system and conversation.system is None else []
         return [*system, *conversation.messages]
 
-    def _alone(self, messages: Sequence[Message], answer: int) -> list[Message]:
-        """The messages that an answer needs without history: the system message, what came after the last answer, and itself."""
+    def _without_history(self, messages: Sequence[Message], answer: int) -> list[Message]:
+        """The messages that an answer needs without history: the system message, the messages after the answer before, and itself."""
         before = max((index for index in range(answer) if messages[index].role == "assistant"), default=-1)
         return [m for m in messages[: before + 1] if m.role == "system"] + list(messages[before + 1 : answer + 1])
 
 
 def _check_written(answer: Message, written: str) -> None:
-    """Refuse an answer if the template leaves out a call or the reasoning, since training would then see something else."""
+    """Refuse an answer if the template leaves out one of its calls or its reasoning: training would see a different answer."""
     if missing := left_out(answer, written):
         do = "Choose a render that writes it, or leave such rows out"
         raise DataError(Problem("a conversation", f"the chat template leaves out {missing}", do=do))
 
 
 def _prompts(messages: Sequence[Message], mask: bool) -> list[bool]:
-    """Whether what stands before each answer is trained: not if prompts are masked, or a message of it must not be."""
+    """Whether the text before each answer is trained: not if prompts are masked or one of its messages must not be trained."""
     return [not mask and all(message.train and message.role != "tool" for message in asked) for asked in _asked(messages)]
 
 

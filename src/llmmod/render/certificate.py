@@ -1,9 +1,9 @@
-"""The certificate: before training, a proof by example that a render trains what inference will ask for.
+"""The certificate: it shows on examples, before training, that training and inference use the same tokens.
 
-For each answer of some conversations: the ids that training sees are those of the prompt that `chat` and `predict` feed, and then the
-answer's own; the answer and its terminator are trained and nothing else is; generation stops at that terminator and not before; no text
-became a special token or lost a word; and the exported chat template, encoded as one string, gives the prompt's ids.
-What it can't know is whether the form is the one that the model was trained with: it says where the tokenizer's own template differs.
+It checks each answer of some conversations. Training must see the ids of the prompt that `chat` and `predict` use, followed by the answer's
+ids. Only the answer and its terminator may be trained. Generation must stop at that terminator and not earlier. A text must not turn into a
+special token or lose a word. The exported chat template, encoded as one string, must give the prompt's ids.
+The certificate can't know which format the model was trained with. It reports where the tokenizer's own template differs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from llmmod.render.segments import Piece, Render, Segment, segments
 
 
 def certify(render: Render, tokenizer: Any, conversations: Mapping[str, Conversation] | Iterable[Conversation] = ()) -> list[Finding]:
-    """What can't be vouched for, the first finding of each check; empty where all holds.
+    """The first finding of each check that fails; empty if all checks pass.
 
     Args:
-        render: what is to train.
-        tokenizer: with which.
-        conversations: the first of the data, checked besides the synthetic ones; by name, or numbered from 1 on.
+        render: the render to check.
+        tokenizer: the tokenizer to check it with.
+        conversations: the first ones of the data, checked in addition to the synthetic ones; by name, or numbered from 1.
     """
     given = conversations if isinstance(conversations, Mapping) else {f"row {n}": c for n, c in enumerate(conversations, start=1)}
     proof = _Proof(render, tokenizer)
@@ -40,7 +40,7 @@ def certify(render: Render, tokenizer: Any, conversations: Mapping[str, Conversa
             found.setdefault(finding.check, replace(finding, conversation=name))
     for name, conversation in given.items():
         for finding in proof.findings(conversation):
-            # A chat template may have its own way with some text (thoughts), or two texts of a row merge: no fault of the render.
+            # A chat template may treat some texts specially (thoughts), or two texts of a row may merge. The render is not at fault.
             fatal = finding.fatal and finding.check not in ("texts", "exported")
             found.setdefault(finding.check, replace(finding, conversation=name, fatal=fatal))
     if not proof.answers:
@@ -49,14 +49,14 @@ def certify(render: Render, tokenizer: Any, conversations: Mapping[str, Conversa
 
 
 class _Answer(NamedTuple):
-    """An answer as the last of its conversation, as training and inference see it."""
+    """The last answer of a conversation, as training and as inference see it."""
 
     conversation: Conversation
     asked: list[Segment]
     written: list[Segment]
     prompt: list[int]
     example: Encoded
-    neutral: list[int]  # the example's ids, had its texts nothing in them
+    neutral: list[int]  # the example's ids if all of its texts were empty
 
     @property
     def ids(self) -> list[int]:
@@ -74,17 +74,17 @@ class _Proof:
         self.render, self.tokenizer = render, tokenizer
         self.encoder = TextEncoder(tokenizer)
         self.added = dict(tokenizer.added_tokens_decoder)
-        self.answers = 0  # how many could be checked
+        self.answers = 0  # the number of answers checked
         asked = render.prompt(neutral(synthetic_conversations([])["one question"]))
         written = [segment.token for segment in asked if segment.token is not None]
         self.special = frozenset([*tokenizer.all_special_ids, *render.stop_ids, *written]) - {tokenizer.unk_token_id}
         self.spellings: list[str] = list(tokenizer.convert_ids_to_tokens(sorted(self.special)))
 
     def findings(self, conversation: Conversation) -> Iterator[Finding]:
-        """What is wrong with a conversation's answers, and with the whole."""
+        """The faults of each answer, then of the whole conversation."""
         try:
             answers = self._answers(conversation)
-        except DataError:  # a template may refuse a role or an empty text: such a row isn't trained either
+        except DataError:  # a template may refuse a role or an empty text; such a row isn't trained either
             return
         self.answers += len(answers)
         for answer in answers:
@@ -125,7 +125,7 @@ class _Proof:
             yield Finding("terminator", f"generation stops at {self._spelt(sorted(early))}, before an answer's end")
 
     def _pieces(self, answer: _Answer) -> Iterator[Finding]:
-        """An answer's text is to be encoded as the tokenizer encodes a text: as a whole."""
+        """An answer must be encoded as one text, as the tokenizer encodes it."""
         trained = list(takewhile(lambda segment: segment.trained, reversed(answer.written)))[::-1]
         if any(spelling in (segment.text or "") for segment in _joined(trained) for spelling in self.spellings):
             return
@@ -165,14 +165,14 @@ class _Proof:
         texts = [message.content for message in answer.conversation.messages[:-1]]
         history = [message.content for message in answer.conversation.messages[:-1] if message.role == "assistant"]
         if any(spelling in text for text in texts for spelling in self.spellings) or any(text != text.strip() for text in history):
-            return  # one string can't keep these apart, see llmmod.render.export
+            return  # in one string these can't be told apart, see llmmod.render.export
         asked = list(map(_content, answer.asked))
         tokens = [token for token in dict.fromkeys(asked) if isinstance(token, int)]
         swallows = self._swallowing(asked)
         tokenizer, template = self._to_export
         unwritable = [token for token in tokens if token in swallows or not _writable(tokenizer, token)]
         if unwritable:
-            found = f"a chat template can't write {self._spelt(unwritable)}: who uses the exported one must put it there"
+            found = f"a chat template can't write {self._spelt(unwritable)}: programs that use the exported one must add it"
             yield Finding("unwritable", found, fatal=False)
         else:
             yield from self._compared(answer, tokenizer, template, "exported", "the exported chat template gives", fatal=True)
@@ -201,7 +201,7 @@ class _Proof:
             )
 
     def _space(self, answer: _Answer) -> Iterator[Finding]:
-        """A prompt that ends with a space must not be one whose last token the tokenizer would merge with an answer."""
+        """If a prompt ends with a space, the tokenizer must not merge that space with the answer."""
         tail, first = answer.asked[-1].text if answer.asked else None, _joined(answer.written[len(answer.asked) :])[:1]
         text = first[0].text if first else None
         if not tail or not text or not tail.endswith(" ") or text[0].isspace():
@@ -212,7 +212,7 @@ class _Proof:
             yield Finding("space", "the space that ends the prompt belongs to the answer's first token", seam=where)
 
     def _whole(self, conversation: Conversation, answers: Sequence[_Answer]) -> Iterator[Finding]:
-        """Of a whole conversation, the answers that should be trained are, and nothing else is."""
+        """In a whole conversation, exactly the answers that should be trained are trained."""
         conf = getattr(self.render, "conf", None)
         flags = [message.train for message in conversation.messages if message.role == "assistant"]
         if conf is None or not flags:
@@ -229,7 +229,7 @@ class _Proof:
             yield Finding("answers", "what is trained of a conversation is not its answers", seam=where)
 
     def _swallowing(self, pieces: Sequence[Piece]) -> set[int]:
-        """Tokens beside white space that they swallow where both are in one string: `lstrip` and `rstrip` of an AddedToken."""
+        """Tokens next to white space that they absorb when both are in one string: `lstrip` and `rstrip` of an AddedToken."""
         found = set()
         for before, token, after in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
             added = self.added.get(token) if isinstance(token, int) else None
@@ -244,13 +244,13 @@ class _Proof:
 
 
 def _writable(tokenizer: Any, token: int) -> bool:
-    """Whether a tokenizer that reads the token's spelling in one string with other text makes that token of it."""
+    """Whether a tokenizer reads the token's spelling, inside a longer string, as that token."""
     ids = tokenizer(str(tokenizer.convert_ids_to_tokens(token)), add_special_tokens=False)["input_ids"]
     return list(ids) == [token]
 
 
 def _ending(conversation: Conversation, index: int) -> Conversation:
-    """A conversation up to one of its answers, which is trained."""
+    """A conversation up to one of its answers; that answer is trained."""
     messages = list(conversation.messages[: index + 1])
     return Conversation([*messages[:-1], replace(messages[-1], train=True)], conversation.tools)
 
@@ -262,5 +262,5 @@ def _content(segment: Segment) -> Piece:
 
 
 def _joined(found: Sequence[Segment]) -> list[Segment]:
-    """The same with neighbouring texts as one."""
+    """The same segments with neighbouring texts joined."""
     return segments(map(_content, found), trained=True)

@@ -1,7 +1,7 @@
-"""What a tokenizer's chat template makes of messages, and where in it the answers are.
+"""A tokenizer's chat template: the text that it writes for messages, and the position of each answer in that text.
 
-Which part is an answer is found by `{% generation %}`, where the template has it, else by comparing what it makes of the messages up to an
-answer, with what it makes of them with the answer: the first must be the beginning of the second.
+`{% generation %}` tags mark the answers, if the template has them. Otherwise the template renders the messages twice, without an answer and
+with it: the first text must be the beginning of the second, and the answer is the rest.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from llmmod.render.segments import SpecialTokens
 from llmmod.upstream import require_upstream
 
 Span = tuple[int, int]
-Said = dict[str, Any]  # a message as chat templates read it
+MessageDict = dict[str, Any]  # a message as chat templates read it
 _BARE = {"role", "content"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PROBE = "llmmod's probe"  # an answer whose place can be found in any rendering
+_PROBE = "llmmod's probe"  # an answer that is easy to find in rendered text
 
 
-class Written(NamedTuple):
-    """What a template made of messages.
+class RenderedChat(NamedTuple):
+    """The text that a template rendered.
 
     Args:
-        text: the whole.
-        answers: where each answer and its terminator are; None where the template wrote an answer otherwise than it would as the last.
+        text: the whole text.
+        answers: start and end of each answer with its terminator; None if the template writes an answer differently once more messages
+            follow it.
     """
 
     text: str
@@ -37,13 +38,14 @@ class Written(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a template writes around an answer.
+    """The text that a template writes around an answer.
 
     Args:
-        before: the text between its prompt and the answer's own text.
-        after: the text between that and the terminator.
-        terminator: the special token that ends an answer; None where there is none.
-        is_written: whether the template writes it after the last answer, or only the next turn's first token ends one (GLM-4).
+        before: the text between the prompt and the answer's own text.
+        after: the text between the answer's own text and the terminator.
+        terminator: the special token that ends an answer, or None.
+        is_written: whether the template writes the terminator after the last answer too. GLM-4's doesn't: the first token of the next turn
+            ends an answer.
     """
 
     before: str
@@ -61,7 +63,7 @@ class ChatTemplate:
         special: the tokenizer's special tokens.
 
     Raises:
-        ConfigError: the template can't be used, or doesn't begin an answered conversation with the prompt for the answer.
+        ConfigError: the template fails on a simple conversation, or the position of an answer in its text is ambiguous.
     """
 
     def __init__(self, tokenizer: Any, template: str, special: SpecialTokens) -> None:
@@ -74,79 +76,79 @@ class ChatTemplate:
         except DataError as error:
             raise ConfigError(Problem("render.template", error.problem.found, do="Choose a render instead: render=chatml, …")) from error
 
-    def write(self, messages: Sequence[Message], *, asks: bool, tools: Sequence[Any] = ()) -> Written:
-        """What the template makes of messages; `asks`: up to where the next answer begins.
+    def write(self, messages: Sequence[Message], *, asks: bool, tools: Sequence[Any] = ()) -> RenderedChat:
+        """The text of messages; with `asks`, the generation prompt of the next answer follows them.
 
         Raises:
             DataError: the template refuses the messages.
-            ConfigError: it can't be decided where an answer begins.
+            ConfigError: the beginning of an answer is ambiguous.
         """
         if self._has_tags:
             text, spans = self._tagged(messages, asks, tools)
-            return Written(text, spans)
-        said = self._dicts(messages)
-        text = self._string(said, asks, tools)
+            return RenderedChat(text, spans)
+        dicts = self._dicts(messages)
+        text = self._string(dicts, asks, tools)
         answers: list[Span] = []
         for index, message in enumerate(messages):
             if message.role == "assistant":
                 is_whole = index + 1 == len(messages) and not asks  # saves a third of the time with one question
-                upto, span = self._last_answer(said[: index + 1], tools, text if is_whole else None)
+                upto, span = self._last_answer(dicts[: index + 1], tools, text if is_whole else None)
                 if not text.startswith(upto):
-                    return Written(text, None)
+                    return RenderedChat(text, None)
                 answers.append((span[0], self._with_terminator(text, span[1])))
-        return Written(text, answers)
+        return RenderedChat(text, answers)
 
     def last_answer(self, messages: Sequence[Message], *, tools: Sequence[Any] = ()) -> tuple[str, Span]:
-        """What the template makes of messages up to the end of the last, an answer, and where in it that answer is."""
+        """The text of messages up to the end of the last one, which is an answer, and that answer's start and end."""
         if self._has_tags:
             text, spans = self._tagged(messages, False, tools)
             return text[: spans[-1][1]], spans[-1]
         return self._last_answer(self._dicts(messages), tools)
 
-    def _last_answer(self, said: Sequence[Said], tools: Sequence[Any], text: str | None = None) -> tuple[str, Span]:
-        text = self._string(said, False, tools) if text is None else text
-        start = self._prompt_length(said, tools, text)
+    def _last_answer(self, dicts: Sequence[MessageDict], tools: Sequence[Any], text: str | None = None) -> tuple[str, Span]:
+        text = self._string(dicts, False, tools) if text is None else text
+        start = self._prompt_length(dicts, tools, text)
         end = self._end(text, start)
         return text[:end], (start, end)
 
-    def _prompt_length(self, said: Sequence[Said], tools: Sequence[Any], text: str) -> int:
-        """How much of what the template makes of messages, `text`, is the prompt for the answer that ends them."""
-        before = self._string(said[:-1], True, tools)
+    def _prompt_length(self, dicts: Sequence[MessageDict], tools: Sequence[Any], text: str) -> int:
+        """The length of the prompt in `text`, the text of messages that end with an answer."""
+        before = self._string(dicts[:-1], True, tools)
         if not text.startswith(before):
             raise ConfigError(_undecided(before, text))
         return len(before)
 
     def _end(self, text: str, start: int) -> int:
-        """The end of the answer that begins at `start`: behind its terminator, or where the text ends."""
+        """The end of the answer that begins at `start`: after its terminator, or the end of the text."""
         found = self._special.first(text, start) if self.frame.is_written else None
         while found and found[2] != self.frame.terminator:
             found = self._special.first(text, found[1])
         return found[1] if found else len(text)
 
     def _with_terminator(self, text: str, end: int) -> int:
-        """The end of an answer, behind the next turn's first token where that is what ends it."""
+        """The end of an answer. It includes the next turn's first token if that token is the terminator."""
         name = self.frame.terminator or ""
         return end + len(name) if not self.frame.is_written and name and text.startswith(name, end) else end
 
     def _probe(self) -> Frame:
         question, answer = Message("user", "Hello"), Message("assistant", _PROBE)
         asked = [question, answer]
-        said = self._dicts([question, answer, question])
-        whole = self._string(said[:2], False, ())
-        start = self._tagged(asked, False, ())[1][0][0] if self._has_tags else self._prompt_length(said[:2], (), whole)
+        dicts = self._dicts([question, answer, question])
+        whole = self._string(dicts[:2], False, ())
+        start = self._tagged(asked, False, ())[1][0][0] if self._has_tags else self._prompt_length(dicts[:2], (), whole)
         at = whole.find(_PROBE, start)
         if at < 0:
             raise DataError(Problem("render.template", "the chat template doesn't write answers as they are"))
         after = at + len(_PROBE)
         if found := self._special.first(whole, after):
             return Frame(whole[start:at], whole[after : found[0]], found[2], True)
-        longer = self._string(said, False, ())
+        longer = self._string(dicts, False, ())
         found = self._special.first(longer, longer.find(_PROBE) + len(_PROBE))
         follows = found is not None and longer[: found[0]] == whole
         return Frame(whole[start:at], whole[after:], found[2] if found and follows else None, not follows)
 
     def _tagged(self, messages: Sequence[Message], asks: bool, tools: Sequence[Any]) -> tuple[str, list[Span]]:
-        """What the template makes of messages, and where its `{% generation %}` blocks are."""
+        """The text of messages, and the start and end of each `{% generation %}` block."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, spans = self._guarded(
@@ -164,15 +166,15 @@ class ChatTemplate:
             raise ConfigError(Problem("render.template", found, do="Put the tags around each answer with its terminator"))
         return texts[0], [(int(start), int(end)) for start, end in spans[0]]
 
-    def _string(self, said: Sequence[Said], asks: bool, tools: Sequence[Any]) -> str:
-        if said and not tools and all(message.keys() == _BARE for message in said):
-            # What apply_chat_template does with such messages too, without copying all of them each time: half the time.
-            named = {"messages": list(said), "tools": None, "documents": None, "add_generation_prompt": asks, **self._tokens}
+    def _string(self, dicts: Sequence[MessageDict], asks: bool, tools: Sequence[Any]) -> str:
+        if dicts and not tools and all(message.keys() == _BARE for message in dicts):
+            # apply_chat_template renders such messages in the same way, but copies all of them each time. This takes half the time.
+            named = {"messages": list(dicts), "tools": None, "documents": None, "add_generation_prompt": asks, **self._tokens}
             written: str = self._guarded(self._guarded(_compiler(), self.text).render, **named)
             return written
         text: str = self._guarded(
             self._tokenizer.apply_chat_template,
-            list(said),
+            list(dicts),
             tools=list(tools) or None,
             chat_template=self.text,
             add_generation_prompt=asks,
@@ -192,7 +194,7 @@ class ChatTemplate:
         return [self._special.hide_all(as_dict(message, self._reasoning)) for message in messages]
 
 
-def as_dict(message: Message, reasoning: Sequence[str]) -> Said:
+def as_dict(message: Message, reasoning: Sequence[str]) -> MessageDict:
     """A message as chat templates read it.
 
     Args:
@@ -205,13 +207,13 @@ def as_dict(message: Message, reasoning: Sequence[str]) -> Said:
 
 
 def reasoning_names(template: str) -> list[str]:
-    """The names under which a template reads a message's reasoning: one of these is in it, or it writes none."""
+    """The names under which a template reads a message's reasoning; empty if it never writes reasoning."""
     return [name for name in ("reasoning_content", "thinking", "reasoning") if re.search(rf"\b{name}\b", template)]
 
 
 @functools.cache
 def _compiler() -> Callable[[str], Any]:
-    """What `apply_chat_template` compiles a template with, and keeps it."""
+    """The cached function with which `apply_chat_template` compiles a template."""
     from transformers.utils import chat_template_utils
 
     require_upstream(__name__)
@@ -228,7 +230,7 @@ def _undecided(before: str, after: str) -> Problem:
     same = parting(before, after)
     return Problem(
         "render=auto",
-        f"where an answer begins can't be decided: the chat template asks for it with {before[same:][-60:]!r}"
-        f" but writes {after[same:][:60]!r} in its place when it is there",
+        f"the beginning of an answer is ambiguous: the chat template ends a prompt with {before[same:][-60:]!r}"
+        f" but writes {after[same:][:60]!r} there once the answer follows",
         do="Put {% generation %} … {% endgeneration %} around the answer (render.template=my.jinja), or choose a render",
     )

@@ -1,4 +1,4 @@
-"""A conversation, as formats read it from a row and renders write it: messages in order, and what of them may be trained."""
+"""A conversation: messages in order, each marked as trained or not. Formats read it from a row, and renders write it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side says.
+    """A message of one side.
 
     Args:
         role: system, user, assistant, or tool (the result of a call).
-        content: the text as it is; nothing in it is ever read as a placeholder or a special token.
-        train: whether the message may be trained; an assistant message with false is context only.
+        content: the text as it is; placeholders and special tokens in it stay text.
+        train: whether the message may be trained; with false, an assistant message is only context.
         tool_calls: calls that an assistant message makes, as OpenAI's objects.
-        reasoning: what an assistant message thinks before its content, where the row keeps that apart.
-        cut: whether the end of what it says was cut off. What a render writes behind it, the terminator first of all, is then not trained:
-            it would teach a model to end where a limit did.
+        reasoning: the thoughts before an assistant message's content, if the row has them in a field of their own.
+        cut: whether the end of the text was cut off. Then nothing that a render writes after it is trained, above all not the terminator:
+            the model would learn to stop at the limit.
     """
 
     role: str
@@ -48,37 +48,37 @@ class Turn(NamedTuple):
     """A question and its answer.
 
     Args:
-        query: what stands between two answers: the user's text, tool results, or both, a line each.
-        answer: None where it is still to be given.
-        train_query: whether every message of the query may be trained, where prompts are; a tool's result never is.
+        query: the text between two answers: the user's text, tool results, or both, a line each.
+        answer: None if the model is to write it.
+        train_query: whether every message of the query may be trained if prompts are; a tool's result never is.
         train_answer: whether the answer may be trained.
-        behind: what the answer has behind the place where its text was cut off, of which nothing is trained; None: it wasn't.
+        after_cut: the part of the answer after the place where its text was cut off, which is not trained; None: it wasn't cut off.
     """
 
     query: str
     answer: str | None
     train_query: bool = True
     train_answer: bool = True
-    behind: str | None = None
+    after_cut: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order, the system message first where there is one; `tools` are the definitions that calls refer to."""
+    """Messages in order, the system message first if it has one; `tools` are the definitions that calls refer to."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = field(default=())
 
     @property
     def system(self) -> str | None:
-        """The text of the system message, None where there is none: an empty text is a text."""
+        """The text of the system message, or None; an empty text is not None."""
         return self.messages[0].content if self.messages and self.messages[0].role == "system" else None
 
     def turns(self) -> Iterator[Turn]:
-        """Questions with their answers; the last has no answer where the conversation ends with a question.
+        """Questions with their answers; if the conversation ends with a question, the last turn's answer is None.
 
         Raises:
-            DataError: a role that isn't known, a system message that isn't the first, or an answer that follows no question.
+            DataError: an unknown role, a system message that isn't the first, or an answer without a question.
         """
         asked: list[Message] = []
         for number, message in enumerate(self.messages, start=1):
@@ -86,26 +86,26 @@ class Conversation:
                 asked.append(message)
             elif message.role == "assistant":
                 if not asked:
-                    raise _misplaced(number, "is an answer that follows no question", "Join two answers in a row, or leave such rows out")
+                    raise _misplaced(number, "is an answer without a question before it", "Join answers in a row, or leave such rows out")
                 yield _turn(asked, message)
                 asked = []
             elif message.role != "system":
                 raise _misplaced(number, f"has the role '{message.role}'", f"Known are {', '.join(ROLES)}")
             elif number > 1:
-                raise _misplaced(number, "is a system message in the midst", "Put it first")
+                raise _misplaced(number, "is a system message, but not the first message", "Put it first")
         if asked:
             yield _turn(asked, None)
 
 
 def left_out(answer: Message, written: str) -> str | None:
-    """What of an answer isn't in what a render wrote of it: a call of a tool, or its reasoning; None: nothing."""
+    """A tool call or the reasoning of an answer that is missing in its rendered text; None: nothing is missing."""
     if missing := next((name for name in tool_names(answer.tool_calls) if name not in written), None):
         return f"the call of '{missing}'"
     return "the reasoning of an answer" if answer.reasoning.strip() not in written else None
 
 
 def tool_names(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names in definitions or calls of tools, OpenAI's objects or the functions in them."""
+    """The names in definitions or calls of tools, given as OpenAI's objects or the functions in them."""
     functions = (item.get("function", item) for item in items)
     return [str(function["name"]) for function in functions if isinstance(function, Mapping) and function.get("name")]
 

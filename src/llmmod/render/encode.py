@@ -1,9 +1,9 @@
-"""Segments to ids and labels: every text of many examples in one call of the tokenizer, each distinct text once.
+"""Segments to ids and labels: one call of the tokenizer encodes the texts of many examples, each distinct text once.
 
-Nothing in a text is read as a special token, and a text is encoded as it stands: at the beginning, after a token, or after other text.
-Tokenizers with a dummy prefix (SentencePiece's `▁` in front of a text: LLaMA, ChatGLM2) would write a space into the middle of a
-sentence wherever two texts meet. A text that continues another is therefore encoded behind a short text that it can't merge with,
-whose ids are then cut off; ChatGLM2's own `stream_chat` does the same with a line break.
+Special tokens are not recognised in texts, and a text's ids depend on its place: at the beginning, after a token, or after another text.
+Tokenizers with a dummy prefix (SentencePiece's `▁` in front of a text: LLaMA, ChatGLM2) would insert a space wherever two texts meet. A
+text that continues another one is therefore encoded after a short text that it can't merge with, and the ids of that text are cut off.
+ChatGLM2's own `stream_chat` does the same with a line break.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llmmod.render.segments import Segment
 
 IGNORED = -100  # the label of a position where nothing is trained (torch's cross-entropy ignores it)
-_FORERUNNERS = ("\n", "a", "0", ".")  # one of them doesn't merge with what follows
+_FORERUNNERS = ("\n", "a", "0", ".")  # tried in this order until one doesn't merge with the text after it
 
 
 class Encoded(NamedTuple):
@@ -26,13 +26,13 @@ class Encoded(NamedTuple):
 
     @property
     def is_trained(self) -> bool:
-        """Whether anything is learnt from it: the first label is never predicted, since nothing stands before it."""
+        """Whether a label is predicted; the first position never is, since nothing precedes it."""
         later = self.labels[1:]
         return later.count(IGNORED) < len(later)
 
     @property
     def end(self) -> int:
-        """The position after the last label, 0 where there is none."""
+        """The position after the last label; 0 without labels."""
         return next((at for at in range(len(self.labels), 0, -1) if self.labels[at - 1] != IGNORED), 0)
 
     def cut_right(self, limit: int) -> Encoded:
@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
         return Encoded(self.input_ids[:limit], self.labels[:limit])
 
     def cut_left(self, limit: int) -> Encoded:
-        """The last `limit` tokens up to the last label; what follows it has nothing to train."""
+        """The last `limit` tokens up to the last label; nothing after it is trained."""
         stop = self.end
         start = max(0, stop - limit)
         return Encoded(self.input_ids[start:stop], self.labels[start:stop])
@@ -97,11 +97,11 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        self._has_dummy_prefix = self._behind(["a"], "\n") != self._raw(["a"])
+        self._has_dummy_prefix = self._encode_after(["a"], "\n") != self._raw(["a"])
         self._continues_tokens = self._has_dummy_prefix and self._is_continued_by_tokens()
 
     def continues(self, previous: str | int | None) -> bool:
-        """Whether a text after `previous` (a text, a token's id, or None at the beginning) is encoded as the continuation of a text."""
+        """Whether a text after `previous` (a text, a token's id, or None at the beginning) is encoded as a continuation."""
         if not self._has_dummy_prefix or previous is None:
             return False
         return isinstance(previous, str) or self._continues_tokens
@@ -115,8 +115,8 @@ class TextEncoder:
         return found
 
     def tokens_in_text(self, names: Sequence[str]) -> list[str]:
-        """Those of some tokens that a text becomes by merely spelling them: user-defined pieces of a SentencePiece model."""
-        names = [name for name in names if len(name) > 1]  # a text can't be broken inside of one character
+        """Those of the given tokens that are recognised in any text that spells them: user-defined pieces of a SentencePiece model."""
+        names = [name for name in names if len(name) > 1]  # a single character can't be broken up
         known = self._tokenizer.convert_tokens_to_ids(names) if names else []
         return [name for name, token, ids in zip(names, known, self.encode(names), strict=True) if token in ids]
 
@@ -139,19 +139,19 @@ class TextEncoder:
             left = [index for index in range(len(texts)) if index not in found]
             if not left:
                 break
-            encoded = self._behind([texts[index] for index in left], forerunner)
+            encoded = self._encode_after([texts[index] for index in left], forerunner)
             found.update((index, ids) for index, ids in zip(left, encoded, strict=True) if ids is not None)
         left = [index for index in range(len(texts)) if index not in found]
         found.update(zip(left, self._raw([texts[index] for index in left]), strict=True))
         return [found[index] for index in range(len(texts))]
 
-    def _behind(self, texts: Sequence[str], forerunner: str) -> list[list[int] | None]:
-        """Ids of each text behind another, None where the two merge."""
+    def _encode_after(self, texts: Sequence[str], forerunner: str) -> list[list[int] | None]:
+        """Ids of each text after another one; None if the two merge."""
         head, *encoded = self._raw([forerunner, *(forerunner + text for text in texts)])
         return [ids[len(head) :] if ids[: len(head)] == head else None for ids in encoded]
 
     def _is_continued_by_tokens(self) -> bool:
-        """Whether this tokenizer, given a special token and a text in one string, leaves out the dummy prefix after the token."""
+        """Whether this tokenizer omits the dummy prefix after a special token in the same string."""
         special = next(iter(self._tokenizer.all_special_tokens), None)
         if special is None:
             return False
@@ -159,7 +159,7 @@ class TextEncoder:
         return list(ids) == [self._tokenizer.convert_tokens_to_ids(special), *(self._continued(["a"])[0])]
 
     def _broken_up(self, text: str, ids: Sequence[int], continuing: bool) -> list[int]:
-        """Ids of a text that became a special token by spelling it: the same text, broken inside of the spelling."""
+        """Ids of a text that spells a special token, broken up inside the spelling so that the token is not recognised."""
         names = self._tokenizer.convert_ids_to_tokens(list(self._special.intersection(ids)))
         first, *rest = break_up(text, names)
         encoded = [*(self._continued([first]) if continuing else self._raw([first])), *(self._continued(rest))]
@@ -183,7 +183,7 @@ def break_up(text: str, names: Collection[str]) -> list[str]:
 
 @contextmanager
 def _plain(backend: Any) -> Iterator[None]:
-    """The Rust tokenizer with special tokens read as text, and without the truncation and padding that an earlier call has left in it."""
+    """The Rust tokenizer, reading special tokens as text, without the truncation and padding that an earlier call set."""
     special, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
     backend.encode_special_tokens = True
     backend.no_truncation()

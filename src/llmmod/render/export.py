@@ -1,12 +1,12 @@
-"""What a saved model needs for programs that write a prompt as one text: a chat template, and a tokenizer that reads its tokens.
+"""The chat template and tokenizer of a saved model, for programs that write a prompt as one string.
 
-The jinja chat template is equal to a render made of parts. It renders to one string, in which special tokens are then recognised. So tokens
-are written as their texts, BOS among them, and two things can't be carried over: a user's text that spells a special token becomes one, and
-where an answer begins or ends with white space the tokens at that seam may merge. The certificate compares the two.
+The jinja chat template writes the same text as the render. Programs encode that text as one string and recognise special tokens in it, so
+the template spells every token, BOS included. Two things differ from the render: if a user's text spells a special token, it becomes that
+token, and if an answer begins or ends with white space, the tokens there may merge. The certificate compares the two.
 
-ChatGLM2's code puts `[gMASK]` and `sop` before a text by their ids, and never reads a token in a text: "sop" is a part of "gossop". A chat
-template has nothing but text. In a saved tokenizer they are therefore spelt `[gMASK]` and `<sop>`, as GLM-4 spells them, and read where a
-text has them; the ids are the same.
+ChatGLM2's code puts `[gMASK]` and `sop` before a text by their ids and never looks for tokens in a text: "sop" is a part of "gossop". A
+chat template can only write text. A saved tokenizer therefore spells them `[gMASK]` and `<sop>`, as GLM-4 does, and recognises them in a
+text. Their ids stay the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
 
-# In jinja a loop can't set a variable that outlives it; the attributes of a namespace it can.
+# A jinja loop can't set a variable outside of itself, but it can set the attributes of a namespace.
 _TEMPLATE = Text("""\
 {%- set ns = namespace(system=$system, asked=[], query='', text='', round=$round, start=0) -%}
 {%- if messages and messages[0]['role'] == 'system' -%}
@@ -66,8 +66,8 @@ _SKIP_HISTORY = """\
 def write_chat_template(template: Template) -> str:
     """The chat template of a render.
 
-    It writes where the answer begins after every question, whether or not `add_generation_prompt` is set: the parts of a render don't say
-    which of their texts that is. `tools` and `tool_calls` are written as JSON.
+    It writes the generation prompt after every question, whether or not `add_generation_prompt` is set: a render's parts don't say which of
+    their texts that is. `tools` and `tool_calls` are written as JSON.
     """
     return _Writer(template).write()
 
@@ -93,7 +93,7 @@ class _Writer:
         return strip + _either("loop.last", whole, self._written(self.template.response[:-1]))
 
     def _query(self) -> str:
-        """Statements that make the query what the render makes of it."""
+        """Statements that change the query as the render does."""
         strip = "{%- set ns.query = ns.query | trim -%}" if self.conf.strip else ""
         if not self.conf.system_in_query:
             return strip
@@ -110,7 +110,7 @@ class _Writer:
         return f"ns.round == {self.conf.first_round}"
 
     def _prefix(self, system: str) -> Part:
-        """What stands before the first turn, by whether the system text is empty."""
+        """The text before the first turn, which depends on whether the system text is empty."""
         if not system and self.conf.empty_prefix is not None:
             return self.template.empty_prefix
         prefix = [piece for piece in self.template.prefix if system or piece != Slot("system")]
@@ -127,7 +127,7 @@ class _Writer:
         return f"{{{{- {self._expression(part)} -}}}}" if part else ""
 
     def _expression(self, part: Part) -> str:
-        """A part as a jinja expression: texts and tokens that follow one another as one string."""
+        """A part as a jinja expression, neighbouring texts and tokens joined into one string."""
         variables = {"query": "ns.query", "system": "ns.system", "response": "ns.text", "idx": "ns.round"}
         pieces: list[str] = []
         for is_slot, group in groupby(part, key=lambda piece: isinstance(piece, Slot)):
@@ -150,11 +150,11 @@ def _literal(text: str) -> str:
 
 
 def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:
-    """The tokenizer to save, and the chat template with which it writes what the render does; the tokenizer itself where it can.
+    """The tokenizer to save, and the chat template that writes the same as the render.
 
     Args:
-        render: the one that was trained with.
-        tokenizer: the run's.
+        render: the render used in training.
+        tokenizer: the run's tokenizer. It is returned as it is unless some of its tokens have to be spelt differently.
     """
     spelt = getattr(render, "token_texts", None)
     if spelt is None or (other := _readable(tokenizer)) is tokenizer:
@@ -165,7 +165,7 @@ def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:
 
 
 def _readable(tokenizer: Any) -> Any:
-    """A tokenizer with the same ids that reads its special tokens in a text; any that has none to respell is returned as it is."""
+    """A tokenizer with the same ids that recognises its special tokens in a text; the same object if it already does."""
     has = set(RESPELT) <= set(getattr(tokenizer, "added_tokens_encoder", ()))
     if not has or not tokenizer.is_fast or not tokenizer.split_special_tokens:
         return tokenizer
@@ -182,7 +182,7 @@ def _readable(tokenizer: Any) -> Any:
 
 
 def _respelt(made: Any) -> Any:
-    """A tokenizer.json with other names: keys of its vocabulary, of its added tokens and of what begins a text."""
+    """A tokenizer.json with new spellings in its vocabulary, its added tokens and the tokens that begin a text."""
     if isinstance(made, dict):
         return {RESPELT.get(key, key): _respelt(value) for key, value in made.items()}
     if isinstance(made, list):

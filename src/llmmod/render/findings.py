@@ -1,7 +1,7 @@
-"""What the certificate finds: a finding and the error that it becomes, and what it looks at.
+"""Findings of the certificate, the error that they become, and the synthetic conversations that it checks.
 
-A seam shows where two lists of ids part: the tokens before, and how each goes on. The synthetic conversations were written for this
-project; each has something in it that has gone wrong somewhere.
+A seam shows the first difference between two lists of ids: the tokens before it, and how each list continues. The synthetic conversations
+were written for this project; each contains something that has gone wrong in some tool.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _BEFORE, _AFTER = 4, 6  # tokens shown on each side of a seam
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the certificate can't vouch for.
+    """A check of the certificate that failed.
 
     Args:
         check: which of its checks failed.
         found: what was found, as a clause without a full stop.
-        conversation: what is special about the conversation that showed it, or which row it is.
-        seam: the tokens where it shows, a line for each side; may be empty.
-        fatal: whether it makes training wrong; what doesn't is worth knowing.
+        conversation: what is special about the conversation, or its row.
+        seam: the tokens at the first difference, a line for each side; may be empty.
+        fatal: whether training would be wrong; otherwise it is a warning.
     """
 
     check: str
@@ -49,16 +49,16 @@ class Refusal(Problem):
 
 
 def refuse(findings: Iterable[Finding], key: str) -> None:
-    """Nothing, where no finding is fatal.
+    """Raise an error if a finding is fatal.
 
     Args:
         findings: of the certificate.
-        key: what it is about: `render=<name>`, or `tokenizer`.
+        key: `render=<name>` or `tokenizer`.
 
     Raises:
-        ConfigError: with each finding that is fatal.
+        ConfigError: with every fatal finding.
     """
-    do = f"Mend the {key.partition('=')[0]}, choose another, or train all the same: render.verify=false"
+    do = f"Fix the {key.partition('=')[0]}, choose another, or train anyway: render.verify=false"
     fatal = [
         Refusal(key, f"{finding.found} (seen in: {finding.conversation})", do=do, seam=finding.seam)
         for finding in findings
@@ -69,7 +69,7 @@ def refuse(findings: Iterable[Finding], key: str) -> None:
 
 
 def seam(tokenizer: Any, **ids: Sequence[int]) -> str:
-    """A line for each list, from a few tokens before they part on.
+    """A line for each list, from a few tokens before their first difference.
 
     Args:
         tokenizer: gives the tokens' spellings.
@@ -82,12 +82,12 @@ def seam(tokenizer: Any, **ids: Sequence[int]) -> str:
 
 
 def parting(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """The first position at which two sequences differ, the length of the shorter where it begins the longer."""
+    """The first position at which two sequences differ; the length of the shorter one if the longer one begins with it."""
     return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def spelling(tokenizer: Any, token: int) -> str:
-    """A token and its id on one line: its text in quotes, where that is not how the vocabulary spells it, and it is a text of its own."""
+    """A token and its id on one line: its text in quotes, or its spelling in the vocabulary if the token is not a whole text."""
     name, text = str(tokenizer.convert_ids_to_tokens(token)), tokenizer.decode([token])
     is_text = text and text != name and "\ufffd" not in text and not name.startswith("▁")
     return f"{repr(text) if is_text else name}({token})"

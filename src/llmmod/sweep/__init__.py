@@ -1,1 +1,1 @@
-"""Sweeps: which jobs there are, how a launcher runs them, how a search chooses the next, and what is shown at the end."""
+"""Sweeps: the jobs of a sweep, launching them, searching with Optuna, and the results at the end."""

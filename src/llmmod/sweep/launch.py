@@ -1,10 +1,10 @@
-"""Jobs are launched: with any of Hydra's launchers, each in its own directory, and so that one that dies doesn't take the others along.
+"""Launching jobs with any of Hydra's launchers, each in its own directory. If one job's process dies, the others still run.
 
-A job whose run fails says so in its run.json, and the next one starts. What is handled here is a job whose process dies: joblib gives all
-of its jobs up then, and submitit stops waiting for the others. The jobs that were not at fault are launched again, and the one that was is
-marked as failed, with the reason.
+A job whose run fails records that in its run.json, and the next one starts. This module handles jobs whose process dies: joblib then gives
+up all of its jobs, and submitit stops waiting for the others. The jobs that did not cause it are launched again; the one that did is marked
+as failed, with the reason.
 
-Jobs that run side by side on one machine share its cores: each gets as many threads as there are cores for it.
+Jobs that run in parallel on one machine share its cores: each gets as many threads as its share of the cores.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from llmmod.upstream import replaced, require_upstream
 log = logging.getLogger("llmmod")
 _NUMBER = "${hydra.job.num}"
 _THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
-_SILENT = "its process ended without a word; was it killed, or out of memory?"
+_SILENT = "its process ended without an error message; was it killed, or out of memory?"
 
 
 def launch(launcher: Launcher, config: DictConfig, jobs: Sequence[Planned], *, at_once: int | None = None) -> None:
-    """Run jobs to their ends, whatever happens to any of them; run.json of each says how it ended.
+    """Run all jobs, even if some of them die; run.json of each says how it ended.
 
     Args:
-        launcher: Hydra's, set up.
-        config: the sweep's, with Hydra's node.
+        launcher: Hydra's launcher, set up.
+        config: the sweep's configuration, with Hydra's node.
         jobs: in the order in which they begin.
-        at_once: how many are handed to the launcher together; None: as many as it takes.
+        at_once: how many jobs are given to the launcher together; None: as many as it takes.
     """
     sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
     wave = at_once or _most_at_once(config) or len(jobs) or 1
@@ -55,7 +55,7 @@ def launch(launcher: Launcher, config: DictConfig, jobs: Sequence[Planned], *, a
 
 
 def side_by_side(config: DictConfig, jobs: int) -> int:
-    """How many of a number of jobs a launcher runs at a time on this machine."""
+    """How many of the given number of jobs a launcher runs in parallel on this machine."""
     node, cores = config.hydra.launcher, cores_here()
     target = str(node.get("_target_", ""))
     if target.endswith("JoblibLauncher"):
@@ -63,7 +63,7 @@ def side_by_side(config: DictConfig, jobs: int) -> int:
         return min(jobs, wanted if wanted > 0 else max(1, cores + 1 + wanted))
     if target.endswith("LocalLauncher"):
         return min(jobs, cores)
-    return 1  # one after the other, or on machines of their own, where Slurm and Ray share the cores out
+    return 1  # one after the other, or on other machines, where Slurm and Ray divide the cores
 
 
 def cores_here() -> int:
@@ -72,14 +72,14 @@ def cores_here() -> int:
 
 
 def threads_of_each(jobs: int) -> int:
-    """Threads for each of some jobs side by side; fewer where the user's OMP_NUM_THREADS is lower."""
+    """Threads for each of several parallel jobs; fewer if the user's OMP_NUM_THREADS is lower."""
     share = max(1, cores_here() // jobs)
     wanted = os.environ.get(_THREADS[0], "")
     return min(share, int(wanted)) if wanted.isdigit() and int(wanted) else share
 
 
 def _most_at_once(config: DictConfig) -> int | None:
-    """Jobs that are handed over together; submitit starts all local jobs that it is given, each a process."""
+    """How many jobs are launched together. submitit starts a process for every local job at once."""
     wanted: int | None = config.hydra.sweeper.get("max_batch_size")
     if wanted is None and str(config.hydra.launcher.get("_target_", "")).endswith("LocalLauncher"):
         return cores_here()
@@ -87,7 +87,7 @@ def _most_at_once(config: DictConfig) -> int | None:
 
 
 def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sweep_dir: Path) -> None:
-    """Launch jobs together; after the death of a process, those again that were not at fault."""
+    """Launch jobs together. If a process dies, launch the jobs that did not cause it again."""
     groups = [wave]
     while groups:
         group = groups.pop(0)
@@ -113,7 +113,7 @@ def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sw
 
 
 def _raised(result: JobReturn) -> str:
-    """What a job raised."""
+    """The error that a job raised."""
     try:
         _ = result.return_value
     except Exception as error:
@@ -122,7 +122,7 @@ def _raised(result: JobReturn) -> str:
 
 
 def _extra_overrides(config: DictConfig, group: Sequence[Planned]) -> list[list[str]]:
-    """What each job of a group is told besides its own overrides, so that every process writes to the place that is meant."""
+    """Overrides for each job of a group besides its own, so that every process writes to the intended directory."""
     subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     common = [_assigned("hydra.sweep.dir", str(Path(str(config.hydra.sweep.dir)).absolute()))]
     together = side_by_side(config, len(group))
@@ -131,7 +131,7 @@ def _extra_overrides(config: DictConfig, group: Sequence[Planned]) -> list[list[
     extra = []
     for place, job in enumerate(group):
         own = [f"++hydra.job.env_set.{name}={_quoted(value)}" for name, value in job.environment.items()]
-        if job.number != group[0].number + place:  # a launcher counts on from the first
+        if job.number != group[0].number + place:  # a launcher counts up from the first number
             own.append(_assigned("hydra.sweep.subdir", subdir.replace(_NUMBER, str(job.number))))
         extra.append([*common, *own])
     return extra
@@ -142,14 +142,14 @@ def _assigned(key: str, text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as Hydra's grammar quotes it: backslashes count only before a quote."""
+    """A text as Hydra's grammar quotes it: a backslash escapes only before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
 
 
 @contextmanager
 def _waiting_for_all() -> Iterator[None]:
-    """Within it, submitit waits for every job, and gives None for one whose process died."""
+    """A context in which submitit waits for every job and returns None for one whose process died."""
     try:
         from submitit.core.core import Job
     except ImportError:
@@ -170,22 +170,22 @@ def _waiting_for_all() -> Iterator[None]:
 
 
 class LaunchingSweeper(Sweeper):
-    """What our sweepers have in common: the launcher, and the sweep that the command line asks for, `Sweep.current`."""
+    """Base of our sweepers: it has the launcher, and the sweep of the command line, `Sweep.current`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives a sweeper, and make the launcher."""
+        """Keep what Hydra passes to a sweeper, and create the launcher."""
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
 
 
 class GridSweeper(LaunchingSweeper):
-    """Hydra's `basic`: the product of all values. Its jobs have been checked, its `params` are among them."""
+    """Hydra's `basic` sweeper: the product of all values. The jobs have been checked, and `params` are part of them."""
 
     def __init__(self, max_batch_size: int | None = None, params: Any = None) -> None:
         super().__init__()
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs; how each ended stands in its own directory."""
+        """Run the jobs; each one's directory says how it ended."""
         assert self.config is not None
         assert self.launcher is not None
         with begin(self.config) as (sweep, sweep_dir):
@@ -196,10 +196,10 @@ class GridSweeper(LaunchingSweeper):
 
 @contextmanager
 def begin(config: DictConfig) -> Iterator[tuple[Sweep, Path]]:
-    """The sweep that the command line asks for, and its directory, made and held, with Hydra's own account of what was asked.
+    """The sweep of the command line, and its directory, created and locked, with Hydra's own record of the overrides.
 
     Raises:
-        ConfigError: another process holds the directory.
+        ConfigError: another process uses the directory.
     """
     sweep = Sweep.current
     assert sweep is not None
@@ -213,22 +213,22 @@ def begin(config: DictConfig) -> Iterator[tuple[Sweep, Path]]:
 class RayLauncher(Launcher):
     """`hydra/launcher=llmmod_ray`: each job is a task of Ray, on this machine or on a cluster.
 
-    Hydra's own plug-in for Ray (1.2.2) requires cloudpickle below 3.
+    Hydra's own plug-in for Ray (1.2.2) can't be used: it requires cloudpickle below 3.
 
     Args:
         init: arguments of `ray.init`.
-        remote: arguments of `ray.remote`, what each job takes.
+        remote: arguments of `ray.remote`: the resources of each job.
     """
 
     def __init__(self, init: Mapping[str, Any] | None = None, remote: Mapping[str, Any] | None = None) -> None:
         self._init, self._remote = dict(init or {}), dict(remote or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives a launcher."""
+        """Keep what Hydra passes to a launcher."""
         self._context, self._task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
-        """Run the jobs, and give for each what it returned, None for one whose process died.
+        """Run the jobs. Returns the result of each, None for one whose process died.
 
         Raises:
             ConfigError: Ray isn't installed.
@@ -253,7 +253,7 @@ class RayLauncher(Launcher):
 
 
 def _run_job(shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], overrides: list[str], number: int) -> JobReturn:
-    """A job of a sweep, in a process that another one started."""
+    """Run a job of a sweep in a worker process."""
     context, config, task, state, directory = shared
     with suppress(OSError):  # another machine may not have it
         os.chdir(directory)
@@ -267,7 +267,7 @@ def _run_job(shared: tuple[HydraContext, DictConfig, TaskFunction, Any, str], ov
 
 @contextmanager
 def sweepers(sweep: Sweep) -> Iterator[None]:
-    """Within it, Hydra makes our sweepers, which run this sweep."""
+    """A context in which Hydra creates our sweepers, which run this sweep."""
     known: dict[str, Any] = Plugins.instance().class_name_to_class
     before = dict(known)
     known[BASIC], known[RAY] = GridSweeper, RayLauncher

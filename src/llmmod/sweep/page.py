@@ -1,11 +1,10 @@
-"""`sweep.html`: a sweep on one self-contained page. Its table, curves, parallel coordinates, and how much each parameter matters.
+"""`sweep.html`: a sweep on one self-contained page with its table, curves, parallel coordinates and the importance of each parameter.
 
-Everything is drawn here, so that the page says the same without scripts; with them the table can be sorted, and a job is lit up in every
-figure at once. Places are in percent of a drawing.
+This module draws everything, so the page is complete without scripts. Scripts add sorting, and highlight a job in all figures. Positions
+are percentages of a drawing.
 
-How much a parameter matters is the share of the variance of the jobs' ranks that goes with its values alone: epsilon squared of
-Kruskal and Wallis, less what as many groups explain by chance, as adjusted R² has it. Ranks, since one diverged job has most of the
-variance otherwise.
+The importance of a parameter is the share of the variance of the jobs' ranks that its values explain: epsilon squared of Kruskal and
+Wallis, adjusted for the number of groups like adjusted R². Ranks are used since otherwise a single diverged job dominates the variance.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, ranke
 
 NAME = "sweep.html"
 _STATUSES = ("completed", PRUNED, "failed", "interrupted", "missing", "refused")
-_MOST_GROUPS = 4  # of a parameter with many numbers
+_MOST_GROUPS = 4  # into which a parameter's many numbers are divided
 _MOST_NAMES = 12  # of values on an axis
-_LOG_FROM = 30  # largest to smallest value: from here on, an axis is logarithmic
+_LOG_FROM = 30  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
 class Axis(NamedTuple):
-    """An axis of the parallel coordinates: which it is, its name, its ticks, each job's place or None, in percent from below."""
+    """An axis of the parallel coordinates: its number, name and ticks, and each job's position (percent from below) or None."""
 
     at: int
     name: str
@@ -38,7 +37,7 @@ class Axis(NamedTuple):
 
 
 class Importance(NamedTuple):
-    """How much a parameter matters, from 0 to 1; None where there are too few jobs to tell."""
+    """The importance of a parameter, from 0 to 1; None if it needs more jobs."""
 
     name: str
     share: float | None
@@ -46,7 +45,7 @@ class Importance(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A job as the page has it: links to its run and its log, and its cells, each with what sorts it."""
+    """A job's row on the page: links to its run and its log, and its cells, each with its sort key."""
 
     job: Job
     link: str | None
@@ -60,15 +59,15 @@ def write_sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequen
     Args:
         sweep_dir: the sweep's directory.
         jobs: all of them.
-        goal: what the sweep looks for.
-        flags: of the command line, for the command of the best run.
+        goal: the metrics that the sweep optimizes.
+        flags: flags of the command line, for the command of the best run.
     """
     write_page(path := sweep_dir / NAME, sweep_page(sweep_dir, jobs, goal, flags))
     return path
 
 
 def sweep_page(sweep_dir: Path, jobs: list[Job], goal: Goal, flags: Sequence[str] = ()) -> str:
-    """The page as HTML; arguments as of `write_sweep_page`."""
+    """The page as HTML; arguments as in `write_sweep_page`."""
     order = ranked(jobs, goal)
     scored = [job.number for job in order if job.status == "completed" and goal.values(job.metrics) is not None]
     tones = {number: place / max(1, len(scored) - 1) for place, number in enumerate(scored)}
@@ -108,7 +107,7 @@ def _with_goal_first(header: list[str], rows: list[list[str]], goal: Goal) -> tu
 
 
 def importances(jobs: list[Job], goal: Goal) -> list[Importance]:
-    """How much each parameter that varied matters for the first metric, the most important first."""
+    """The importance of each parameter that varied for the first metric, the most important first."""
     scored = [(job, values[0]) for job in jobs if job.status == "completed" and (values := goal.values(job.metrics)) is not None]
     ranks = _ranks([value for _, value in scored])
     found = []
@@ -132,13 +131,13 @@ def _explained(ranks: list[float], groups: list[str]) -> float | None:
 
 
 def _ranks(values: list[float]) -> list[float]:
-    """The rank of each value, the mean one where several are the same."""
+    """The rank of each value; equal values share their mean rank."""
     order = sorted(values)
     return [order.index(value) + (order.count(value) - 1) / 2 for value in values]
 
 
 def _groups(texts: list[str]) -> list[str]:
-    """Values as they are, or where there are many numbers, which part of them each is in."""
+    """The group of each value: the value itself, or for many numbers, the quantile that it is in."""
     numbers = [_number(text) for text in texts]
     different = len(set(texts))
     if different <= _MOST_GROUPS or different * 3 <= len(texts) or any(number is None for number in numbers):
@@ -172,7 +171,7 @@ def _curve_name(goal: Goal) -> str:
 
 
 def _chart(jobs: list[Job], name: str) -> Chart | None:
-    """The curves of a value in the trainers' logs; None where there are none."""
+    """The curves of a value in the trainers' logs, or None."""
     lines = [Line(job.number, points) for job in jobs if job.directory is not None and len(points := _curve(job.directory, name)) > 1]
     return chart("training loss" if name == "loss" else name, lines, logarithmic=True)
 

@@ -1,7 +1,7 @@
-"""Which jobs a command line stands for, each composed and checked beforehand, and which of them are left of a sweep that was ended.
+"""The jobs of a command line, each composed and checked before any runs, and the remaining jobs of an interrupted sweep.
 
-Of a grid every job is known. Of a search its corners are checked, so that a misspelt key is refused before anything is imported; each of
-its trials is checked when it is chosen.
+For a grid, every job is checked. For a search, the corners of its space are checked, so that a misspelt key is refused before anything is
+imported; each trial is checked when it is suggested.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ Compose = Callable[..., Composed]
 
 @dataclass
 class Sweep:
-    """A sweep as the command line asks for it.
+    """A sweep of the command line.
 
     Args:
         arguments: overrides of the command line.
-        jobs: the overrides of each valid job; None: a sweeper other than the basic one finds them.
-        refused: of each job that can't be run, and what is wrong with them.
-        goal: what it looks for.
+        jobs: the overrides of each valid job; None: a sweeper other than the basic one chooses them.
+        refused: the overrides of each refused job, with its error.
+        goal: the metrics that it optimizes.
         compose: composes and checks the overrides of a job, given its number.
-        resumed: whether an earlier sweep goes on.
-        directory: where its jobs are; known once it has begun.
+        resumed: whether it continues an earlier sweep.
+        directory: the directory of its jobs; set when it begins.
     """
 
     arguments: list[str]
@@ -57,7 +57,7 @@ class Sweep:
     resumed: bool = False
     directory: Path | None = None
 
-    current: ClassVar[Sweep | None] = None  # Hydra makes the sweeper, which can't be given more than its configuration
+    current: ClassVar[Sweep | None] = None  # Hydra creates the sweeper and passes only its configuration
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Planned:
     """A job to launch.
 
     Args:
-        number: of its directory.
-        overrides: its own, as typed.
-        environment: variables that it gets besides.
+        number: the number of its directory.
+        overrides: its own overrides, as typed.
+        environment: additional environment variables.
     """
 
     number: int
@@ -76,15 +76,15 @@ class Planned:
 
 
 def plan_sweep(overrides: Sequence[str], compose: Compose, *, resumed: bool) -> Sweep:
-    """The sweep that overrides ask for; what is wrong with single jobs is told on stderr.
+    """The sweep of some overrides. Errors of single jobs are printed on stderr.
 
     Args:
         overrides: of the command line.
-        compose: composes and checks a job's overrides, given `job_num`; it raises ConfigError.
-        resumed: whether an earlier sweep goes on.
+        compose: composes and checks a job's overrides, given `job_num`; raises ConfigError.
+        resumed: whether it continues an earlier sweep.
 
     Raises:
-        ConfigError: no job can be run; with all problems of the first.
+        ConfigError: none of the jobs can be run; with all problems of the first.
     """
     typed = [item.value() for item in parsed(overrides) if item.key_or_group == "hydra/sweeper"]
     grid = not typed or typed[-1] == "basic"
@@ -115,7 +115,7 @@ def plan_sweep(overrides: Sequence[str], compose: Compose, *, resumed: bool) -> 
 def _compose_all(
     jobs: list[list[str]], compose: Compose, *, search: bool
 ) -> tuple[Composed, list[list[str]], list[tuple[list[str], ConfigError]]]:
-    """The first valid job, composed; the overrides of all that are valid; those of the others with their problems."""
+    """The first valid job, composed; the overrides of all valid jobs; those of the refused jobs with their errors."""
     good: list[list[str]] = []
     refused: list[tuple[list[str], ConfigError]] = []
     first = None
@@ -144,7 +144,7 @@ def _tell(refused: list[tuple[list[str], ConfigError]], *, of: int) -> None:
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """The overrides as Hydra understands them.
+    """The overrides as Hydra parses them.
 
     Raises:
         ConfigError: if one can't be parsed.
@@ -175,10 +175,10 @@ def _is_hydras(text: str) -> bool:
 
 
 def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
-    """The overrides that run the sweep again that `sweep.resume` names; None where nothing is to be resumed.
+    """The overrides of the sweep that `sweep.resume` names; None without `sweep.resume`.
 
     Raises:
-        ConfigError: if there is no sweep, or other overrides than Hydra's own would change its jobs.
+        ConfigError: if the directory is not a sweep's, or overrides other than Hydra's own would change its jobs.
     """
     texts = [text for text in overrides if text.startswith("sweep.resume=")]
     named = parsed(texts)
@@ -191,7 +191,7 @@ def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
         raise ConfigError(Problem("sweep.resume", found, do=f"Name one that has {MANIFEST}"))
     typed = [text for text in overrides if not text.startswith("sweep.resume=")]
     if changing := [text for text in typed if not _is_hydras(text)]:
-        found = "a sweep goes on with the jobs that it has, and this would change them"
+        found = "a resumed sweep keeps its jobs, and this would change them"
         raise ConfigError([Problem(text, found, do="Leave it out, or begin a new sweep") for text in changing])
     keys = {text.partition("=")[0].lstrip("+") for text in typed} | {"hydra.sweep.dir"}
     kept = [text for text in stored if text.partition("=")[0].lstrip("+") not in keys]
@@ -200,7 +200,7 @@ def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
 
 
 def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -> list[Planned]:
-    """The jobs with their numbers; of a sweep that goes on, those that are missing or failed, with the numbers that they had.
+    """The jobs with their numbers; for a resumed sweep, the missing and failed jobs, with their old numbers.
 
     What a failed job left is moved to `earlier/`, unless it goes on from there. A job that still runs is left alone, and named on stderr.
     """
@@ -218,7 +218,7 @@ def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -
         if directory is not None and still_runs(directory):
             continue
         number = numbers.get(_identity(job))
-        if number is None:  # it was refused then
+        if number is None:  # the job was refused the first time
             number, later = later, later + 1
         planned.append(run_again(Planned(number, job), directory))
     return planned
@@ -256,7 +256,7 @@ def can_go_on(directory: Path, number: int) -> bool:
 
 
 def set_aside(directory: Path) -> None:
-    """Move what is left of a job to `earlier/` of its sweep, so that the job can be run again in a new directory."""
+    """Move a job's directory to `earlier/` of its sweep, so that the job can run again in a new directory."""
     place = directory.parent / EARLIER
     place.mkdir(exist_ok=True)
     count = 1
@@ -266,7 +266,7 @@ def set_aside(directory: Path) -> None:
 
 
 def write_manifest(sweep_dir: Path, sweep: Sweep, jobs: Sequence[Planned], *, dropped: Collection[int] = ()) -> None:
-    """Write `sweep.json`; jobs that it had and that are not among these stay, but those of the numbers `dropped`."""
+    """Write `sweep.json`. Other jobs that it already has are kept, except those with a number in `dropped`."""
     new = {job.number: [text for text in job.overrides if not _is_hydras(text)] for job in jobs}
     old = {int(job["number"]): job["overrides"] for job in read_manifest(sweep_dir).get("jobs", [])}
     kept = {number: overrides for number, overrides in {**old, **new}.items() if number not in dropped}

@@ -1,7 +1,7 @@
-"""What came of a sweep, read from its directory: the jobs, the table, the best job, and the command that runs it alone.
+"""The results of a sweep, read from its directory: jobs, table, best job, and the command that runs that job alone.
 
-`sweep.json` has the command line and the jobs that it stands for, so that `sweep.resume` knows what is missing. How each job ended stands
-in its own directory. So the results are the same with every launcher, and a sweep that was killed has results too.
+`sweep.json` has the command line and its jobs, so that `sweep.resume` knows which are missing. Each job's directory says how it ended. So
+the results are the same with every launcher, and a killed sweep has results too.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _GONE = "it left no run.json"
 
 @dataclass(frozen=True)
 class Goal:
-    """What a sweep looks for: metrics, each with its direction."""
+    """The metrics that a sweep optimizes, each with its direction."""
 
     metrics: tuple[str, ...] = ("eval_loss",)
     maximize: tuple[bool, ...] = (False,)
 
     @classmethod
     def of(cls, sweep: Any) -> Goal:
-        """Of `sweep.metric` and `sweep.direction`, each a text or a list; a single direction holds for all metrics."""
+        """From `sweep.metric` and `sweep.direction`, each a text or a list; a single direction applies to all metrics."""
         metrics = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
         directions = [sweep.direction] * len(metrics) if isinstance(sweep.direction, str) else list(sweep.direction)
         return cls(tuple(metrics), tuple(direction == "maximize" for direction in directions))
 
     def values(self, metrics: dict[str, float]) -> list[float] | None:
-        """The values of a job's metrics; None where one is missing or is not a finite number."""
+        """The values of a job's metrics; None if one is missing or not a finite number."""
         found = [metrics.get(name) for name in self.metrics]
         if any(isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) for value in found):
             return None
@@ -65,17 +65,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Its number, or its overrides where it got none."""
+        """Its number, or its overrides if it was not given a number."""
         return self.number if self.number != _NO_NUMBER else " ".join(f"{key}={value}" for key, value in self.overrides.items())
 
     @property
     def ended_well(self) -> bool:
-        """Whether nothing is left to do: it completed, or a search ended it."""
+        """Whether it completed or was pruned, so that it needn't run again."""
         return self.status in ("completed", PRUNED)
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
-    """The jobs of a sweep in the order of their numbers; those that were planned and have no directory are `missing`."""
+    """The jobs of a sweep in the order of their numbers; planned jobs without a directory are `missing`."""
     directories = [d for d in sweep_dir.iterdir() if (d / ".hydra" / "overrides.yaml").is_file()]
     jobs = [read_job(d) for d in directories]
     there = [sorted(job.arguments) for job in jobs]
@@ -87,7 +87,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def read_manifest(sweep_dir: Path) -> dict[str, Any]:
-    """What `sweep.json` has: the arguments of the command line, and jobs with number and overrides; nothing where there is none."""
+    """The content of `sweep.json`: the command line's arguments, and jobs with number and overrides; empty without that file."""
     try:
         manifest = json.loads((sweep_dir / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,12 +96,12 @@ def read_manifest(sweep_dir: Path) -> dict[str, Any]:
 
 
 def refused_job(overrides: Sequence[str], error: str) -> Job:
-    """A job that wasn't run, so that it has neither number nor directory."""
+    """A job that was refused, so it has neither number nor directory."""
     return Job(_NO_NUMBER, _split_overrides(overrides), "refused", {}, error)
 
 
 def table(jobs: list[Job]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the job, each override that differs between jobs, the status, then every metric that any job has."""
+    """Header and rows: the job, each override that differs between jobs, the status, then all metrics."""
     varied, measured = varied_keys(jobs), _keys(j.metrics for j in jobs)
     header = ["job", *varied, "status", *measured]
     rows = [
@@ -128,12 +128,12 @@ def write_leaderboard(sweep_dir: Path, jobs: list[Job]) -> Path:
 
 
 def ranked(jobs: list[Job], goal: Goal) -> list[Job]:
-    """The jobs with the best first, by the first metric; those that didn't complete, or lack it, last and in their order."""
+    """The jobs from best to worst by the first metric; jobs that didn't complete or lack it come last, in their order."""
     return sorted(jobs, key=lambda job: _rank(job, goal))
 
 
 def best_jobs(jobs: list[Job], goal: Goal) -> list[Job]:
-    """The best completed job; of several metrics, each job that no other beats in all of them (the Pareto front)."""
+    """The best completed job; with several metrics, the Pareto front."""
     valued = [(job, _costs(job, goal)) for job in ranked(jobs, goal) if job.status == "completed"]
     scored = [(job, costs) for job, costs in valued if costs is not None]
     if len(goal.metrics) == 1:
@@ -142,25 +142,25 @@ def best_jobs(jobs: list[Job], goal: Goal) -> list[Job]:
 
 
 def command_of(job: Job, flags: Sequence[str] = ()) -> str:
-    """The command that runs a job alone, as it is to be typed.
+    """The command that runs a job alone, ready to type.
 
     Args:
         job: a job of a sweep.
-        flags: of the sweep's command line, which a single run needs too: `--config-dir`, `--config-name`, `--allow` with their values.
+        flags: flags of the sweep's command line that a single run needs too: `--config-dir`, `--config-name`, `--allow` with their values.
     """
     own = [without_secret(text) for text in job.arguments if not text.lstrip("+").startswith("sweep.")]
     return shlex.join(["llmmod", *flags, *own])
 
 
 def printed(jobs: list[Job], most_metrics: int = 6, *, first: Sequence[str] = ()) -> str:
-    """The table for a terminal: at most `most_metrics` of the metrics, those that differ and those that people compare first.
+    """The table for a terminal, with at most `most_metrics` metrics: those that differ, and those that people compare first.
 
-    Where a run has several steps of a kind, each one's metrics rather than the last one's under the plain name.
+    If a run has several steps of a kind, it shows each one's metrics instead of the last one's under the plain name.
 
     Args:
         jobs: a row each.
         most_metrics: columns.
-        first: metrics that are shown whatever others there are.
+        first: metrics that are always shown.
     """
     header, rows = table(jobs)
     begin = header.index("status") + 1
@@ -175,7 +175,7 @@ def printed(jobs: list[Job], most_metrics: int = 6, *, first: Sequence[str] = ()
 
 
 def read_job(directory: Path) -> Job:
-    """A job as its directory has it."""
+    """A job, read from its directory."""
     overrides = yaml.safe_load((directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
     try:
         run = json.loads((directory / "run.json").read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def read_job(directory: Path) -> Job:
 
 
 def job_directory(sweep_dir: Path, number: int) -> Path | None:
-    """The directory of a job; None where it never began."""
+    """The directory of a job; None if it never began."""
     if (sweep_dir / str(number) / ".hydra").is_dir():
         return sweep_dir / str(number)
     of_job = re.compile(rf"^    num: {number}$", re.MULTILINE)  # hydra.job.num; parsing takes 50 times as long
@@ -210,7 +210,7 @@ def job_directory(sweep_dir: Path, number: int) -> Path | None:
 
 
 def has_ended(sweep_dir: Path, number: int) -> bool:
-    """Whether a job's own account says how it ended."""
+    """Whether a job's own run.json says how it ended."""
     directory = job_directory(sweep_dir, number)
     try:
         return directory is not None and json.loads((directory / "run.json").read_text(encoding="utf-8"))["status"] != "running"
@@ -228,7 +228,7 @@ def ended_from_outside(directory: Path) -> bool:
 
 
 def mark_failed(sweep_dir: Path, number: int, overrides: Sequence[str], reason: str, *, exit_code: int = 1) -> None:
-    """Write in a job's run.json that it failed, since its own process no longer can."""
+    """Write into a job's run.json that it failed, since its own process can't any more."""
     directory = job_directory(sweep_dir, number) or sweep_dir / str(number)
     (directory / ".hydra").mkdir(parents=True, exist_ok=True)
     if not (file := directory / ".hydra" / "overrides.yaml").is_file():
@@ -248,7 +248,7 @@ def _split_overrides(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _costs(job: Job, goal: Goal) -> list[float] | None:
-    """A job's values with the sign that makes less better."""
+    """A job's values, signed so that lower is better."""
     values = goal.values(job.metrics)
     return None if values is None else [-value if up else value for value, up in zip(values, goal.maximize, strict=True)]
 

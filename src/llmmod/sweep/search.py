@@ -1,8 +1,7 @@
-"""A search by Optuna: a study on the disk chooses each trial, and a trial is a job.
+"""A search with Optuna: a study on the disk suggests each trial, and each trial is a job.
 
-The study is asked for trials and told how they ended, so that any of Hydra's launchers can run them, and its storage may be shared by
-several processes and machines. What a study of a process that was killed left open is asked for again. Optuna is imported when a search
-begins.
+It uses Optuna's ask-and-tell interface, so any of Hydra's launchers can run the trials, and several processes and machines can share the
+storage. If a process is killed, its unfinished trials are enqueued again. Optuna is imported when a search begins.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner"}
 
 
 def load_optuna() -> Any:
-    """The library, quiet.
+    """The optuna module, with its logging turned down.
 
     Raises:
         ConfigError: it isn't installed.
@@ -47,7 +46,7 @@ def load_optuna() -> Any:
 
 
 def open_storage(text: str) -> Any:
-    """An optuna storage: of a URL such as `sqlite:///study.db`, else a journal file."""
+    """An optuna storage: from a URL such as `sqlite:///study.db`, else a journal file."""
     optuna = load_optuna()
     if "://" in text:
         return optuna.storages.get_storage(text)
@@ -56,20 +55,20 @@ def open_storage(text: str) -> Any:
 
 
 def make_pruner(name: str | None, options: Mapping[str, Any]) -> Any:
-    """An optuna pruner by its name; None: one that prunes nothing."""
+    """An optuna pruner by its name; None: one that never prunes."""
     pruners = load_optuna().pruners
     return pruners.NopPruner() if name is None else getattr(pruners, PRUNERS[name])(**options)
 
 
 def report_evaluation(number: int, metrics: Mapping[str, float]) -> None:
-    """Tell the study of this process's trial what an evaluation gave; nothing where the process runs no trial that can be pruned.
+    """Report an evaluation to the study of this process's trial. Does nothing if this process doesn't run a trial that can be pruned.
 
     Args:
-        number: of the evaluation in this run, from 1.
-        metrics: of the evaluation.
+        number: the number of the evaluation in this run, from 1.
+        metrics: the metrics of the evaluation.
 
     Raises:
-        Pruned: the trial is not worth going on with.
+        Pruned: the pruner ends the trial.
     """
     said = json.loads(os.environ[TRIAL])
     value = metrics.get(said["metric"])
@@ -88,7 +87,7 @@ def report_evaluation(number: int, metrics: Mapping[str, float]) -> None:
 
 
 class OptunaSweeper(LaunchingSweeper):
-    """`hydra/sweeper=llmmod_optuna`; conf/hydra/sweeper/llmmod_optuna.yaml says what each argument is."""
+    """`hydra/sweeper=llmmod_optuna`; conf/hydra/sweeper/llmmod_optuna.yaml explains each argument."""
 
     def __init__(
         self,
@@ -110,10 +109,10 @@ class OptunaSweeper(LaunchingSweeper):
         self._storage, self._study_name = storage, study_name
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run trials until there are as many as wanted.
+        """Run the wanted number of trials.
 
         Raises:
-            ConfigError: an argument of the sweeper is wrong, or the jobs have no such metric.
+            ConfigError: an argument of the sweeper is wrong, or the jobs don't have the metric.
         """
         assert self.config is not None
         optuna = load_optuna()
@@ -150,15 +149,15 @@ class OptunaSweeper(LaunchingSweeper):
                 self._tell(optuna, study, trial.number, sweep_dir, sweep.goal)
 
     def _check(self, goal: Goal) -> None:
-        """Raise a ConfigError for an argument that is wrong."""
+        """Raise a ConfigError for wrong arguments."""
         problems = []
         for key, value, known in (("sampler", self._sampler, SAMPLERS), ("pruner", self._pruner, PRUNERS)):
             if value is not None and value not in known:
-                problems.append(Problem(f"hydra.sweeper.{key}", f"no such {key} '{value}'", did_you_mean(str(value), known)))
+                problems.append(Problem(f"hydra.sweeper.{key}", f"'{value}' is not a {key}", did_you_mean(str(value), known)))
         if self._n_trials is None and self._sampler != "grid":
-            problems.append(Problem("hydra.sweeper.n_trials", "null, and only a grid has an end of its own", do="Set it"))
+            problems.append(Problem("hydra.sweeper.n_trials", "null, and only a grid ends by itself", do="Set it"))
         if self._pruner is not None and len(goal.metrics) > 1:
-            found = f"'{self._pruner}' compares by one metric, and sweep.metric has several"
+            found = f"'{self._pruner}' compares trials by one metric, but sweep.metric has several"
             problems.append(Problem("hydra.sweeper.pruner", found, do="Leave it out"))
         if problems:
             raise ConfigError(problems)
@@ -169,7 +168,7 @@ class OptunaSweeper(LaunchingSweeper):
         named = {"storage": open_storage(storage), "study_name": self._study_name}
         study = optuna.create_study(**named, directions=directions, load_if_exists=True)
         seed = self._seed if self._seed is not None or self._storage is not None else int(self.config.seed)
-        if seed is not None:  # a study that goes on must not draw again what it has drawn
+        if seed is not None:  # a resumed study must not draw the same values again
             seed += len(study.get_trials(deepcopy=False))
         try:
             study.sampler = getattr(optuna.samplers, SAMPLERS[self._sampler])(seed=seed, **self._sampler_options)
@@ -182,7 +181,7 @@ class OptunaSweeper(LaunchingSweeper):
         return study
 
     def _take_up(self, optuna: Any, study: Any, sweep_dir: Path, sweep: Sweep) -> set[int]:
-        """Tell what a process that is gone did not, and ask again for what it left open, or for all that failed; returns their numbers."""
+        """Report trials that a dead process finished; enqueue its open trials, or all failed ones, again; return their numbers."""
         states = optuna.trial.TrialState
         retried = set(study.user_attrs.get(_RETRIED, []))
         running = study.get_trials(deepcopy=False, states=[states.RUNNING])
@@ -243,7 +242,7 @@ class OptunaSweeper(LaunchingSweeper):
         return {TRIAL: json.dumps({**said, "pruner": self._pruner, "pruner_options": self._pruner_options})}
 
     def _is_valid(self, sweep: Sweep, sweep_dir: Path, study: Any, trial: Any, job: Planned, hydras: Sequence[str]) -> bool:
-        """Whether a trial is a configuration that can be run; if not, it is told so, and costs nothing."""
+        """Whether a trial's configuration is valid; if not, the study learns that the trial failed, and it isn't launched."""
         try:
             sweep.compose([*job.overrides, *hydras], job_num=job.number)
         except ConfigError as error:
@@ -273,7 +272,7 @@ def _no_metric(goal: Goal, job: Job) -> Problem:
     missing = [name for name in goal.metrics if name not in job.metrics]
     if not missing:
         return Problem("sweep.metric", f"{', '.join(goal.metrics)} of job {job.name} is not a finite number")
-    return Problem("sweep.metric", f"job {job.name} has no metric '{missing[0]}'", did_you_mean(missing[0], job.metrics))
+    return Problem("sweep.metric", f"job {job.name} doesn't have a metric '{missing[0]}'", did_you_mean(missing[0], job.metrics))
 
 
 def _plain(options: Any) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""What the parameters of a search may be, in Hydra's own syntax.
+"""The parameters of a search, in Hydra's own syntax.
 
 | override | values |
 |---|---|
 | `key=a,b` and `key=choice(a, b)` | one of these |
-| `key=range(4, 33, 4)` | 4, 8, … 32: the end is left out, as everywhere in Hydra |
+| `key=range(4, 33, 4)` | 4, 8, … 32: the end is excluded, as everywhere in Hydra |
 | `key=interval(0.0, 0.2)` | any number from the first to the last |
 | `key='int(interval(4, 64))'` | any whole number from the first to the last |
 | `key='tag(log, interval(1e-5, 1e-3))'` | the same on a logarithmic scale |
-| `key='tag("finetune=lora,qlora", …)'` | exists only in trials with one of these options |
+| `key='tag("finetune=lora,qlora", …)'` | a parameter only of trials with one of these options |
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Parameter:
     """A parameter of a search.
 
     Args:
-        key: as an override has it, with `+` where that stands before it.
+        key: as in an override, with its `+` if it has one.
         choices: the texts of its values; empty: a number from `low` to `high`, both included.
-        step: between neighbouring values; None: any value.
+        step: the distance between neighbouring values; None: any value.
         integer: whether it is a whole number.
-        log: whether it is chosen on a logarithmic scale.
-        conditions: it exists only where each of these keys has one of these values.
+        log: whether its scale is logarithmic.
+        conditions: it exists only if each of these keys has one of these values.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Parameter:
     conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def exists(self, chosen: Mapping[str, str]) -> bool:
-        """Whether it exists in a trial with these values, by their keys."""
+        """Whether it exists in a trial with these values by key."""
         return all(chosen.get(key) in values for key, values in self.conditions)
 
     def suggest(self, trial: Any) -> str:
@@ -67,7 +67,7 @@ class Parameter:
             return list(self.choices)
         if self.step is None and not (self.integer and not self.log):
             do = "Give a range or a choice, or another sampler"
-            raise ConfigError(Problem(self.key, "an interval, which a grid can't go through", do=do))
+            raise ConfigError(Problem(self.key, "an interval, and a grid needs single values", do=do))
         step = self.step or 1
         numbers = [self.low + number * step for number in range(round((self.high - self.low) / step) + 1)]
         return [str(round(number)) if self.integer else repr(number) for number in numbers]
@@ -81,10 +81,10 @@ class Parameter:
 
 
 def search_space(overrides: Sequence[Override]) -> list[Parameter]:
-    """The parameters that overrides leave open, each after those that it depends on.
+    """The parameters in overrides, each after those that it depends on.
 
     Raises:
-        ConfigError: with everything that is wrong with them.
+        ConfigError: with all of their problems.
     """
     problems: list[Problem] = []
     found: list[Parameter] = []
@@ -98,7 +98,7 @@ def search_space(overrides: Sequence[Override]) -> list[Parameter]:
     for parameter in found:
         for key, _ in parameter.conditions:
             if key not in known:
-                found_text = f"depends on {key}, which the command line doesn't mention"
+                found_text = f"depends on {key}, which is not on the command line"
                 problems.append(Problem(parameter.key, found_text, do=f"Vary it: {key}=choice(…)"))
     if problems:
         raise ConfigError(problems)
@@ -165,7 +165,7 @@ def _parameter(override: Override) -> Parameter:
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
         if low is None or high is None or low > high:
-            raise ConfigError(Problem(key, f"an interval from {low} to {high}", do="Begin with the lower number"))
+            raise ConfigError(Problem(key, f"an interval from {low} to {high}", do="Put the lower number first"))
         if log and low <= 0:
             raise ConfigError(Problem(key, f"a logarithmic scale from {low}", "Allowed: above 0"))
         return Parameter(key, low=low, high=high, integer=isinstance(low, int) and isinstance(high, int), log=log, conditions=conditions)
@@ -193,7 +193,7 @@ def _ordered(space: list[Parameter]) -> list[Parameter]:
         waiting = {_plain(parameter.key) for parameter in left}
         ready = [p for p in left if not any(key in waiting for key, _ in p.conditions)]
         if not ready:
-            raise ConfigError(Problem(left[0].key, "depends on itself, by way of the conditions of others"))
+            raise ConfigError(Problem(left[0].key, "depends on itself through the conditions of other parameters"))
         done += ready
         left = [p for p in left if p not in ready]
     return done

@@ -62,7 +62,7 @@ def test_what_was_cut_and_left_out_is_counted(tokenizing, chatml, tiny_tokenizer
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_a_row_that_cannot_be_trained_ends_it_or_is_left_out(tokenizing, num_proc):
     rows = placed("a", "b") + placed("c", train=False)
-    with pytest.raises(DataError, match=r"x\.json, row 1: no answer in it is trained"):
+    with pytest.raises(DataError, match=r"x\.json, row 1: none of its answers is trained"):
         build_dataset(rows, tokenizing(), num_proc=num_proc)
     built = build_dataset(rows, tokenizing(), num_proc=num_proc, skip=True)
     assert built.per_record == [1, 1, 0]

@@ -62,11 +62,11 @@ def test_a_buffer_of_one_keeps_the_order_of_the_rows(stream, answers):
 
 def test_a_conversation_that_cannot_be_trained_ends_it_or_is_left_out(stream, answers, caplog):
     rows = placed(1) + placed(1, train=False)
-    with pytest.raises(DataError, match="x, row 1: no answer in it is trained"):
+    with pytest.raises(DataError, match="x, row 1: none of its answers is trained"):
         list(islice(stream(rows), 5))
     assert answers(islice(stream(rows, skip=True), 2)) == ["answer 0", "answer 0"]
     assert [record.message for record in caplog.records] == [
-        "mine: 1 bad rows were left out (dataset.on_bad_row=skip), the first: x, row 1: no answer in it is trained. "
+        "mine: 1 bad rows were left out (dataset.on_bad_row=skip), the first: x, row 1: none of its answers is trained. "
         "Leave such rows out, or set `train` of an answer."
     ]
 

@@ -155,7 +155,7 @@ def test_a_conversation_whose_answers_are_all_masked_is_told_with_its_row(tokeni
     masked = Conversation([Message("user", "Hi"), Message("assistant", "Yes.", train=False)])
     fine, bad = tokenizing(512).tokenize(placed(conversation("Hi", "Yes."), masked))
     assert len(fine.examples) == 1
-    assert str(bad.error).startswith("x.json, row 2: no answer in it is trained")
+    assert str(bad.error).startswith("x.json, row 2: none of its answers is trained")
 
 
 def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
