@@ -181,7 +181,7 @@ def _hydra(task: Callable[..., object], args: Namespace) -> int:
 
 @contextmanager
 def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
-    """Within it, no other run writes to the run's directory, where Hydra writes before a step begins.
+    """A context in which no other run writes to the run's directory, where Hydra writes before a step begins.
 
     With `auto_resume` it may be that of an earlier run. Of two runs that are begun within a second, and named by it, one takes the next.
 

@@ -130,7 +130,7 @@ def disable_code_prompt() -> None:
 
 @contextmanager
 def code_refused(key: str, name: str) -> Iterator[None]:
-    """Within it, a checkpoint whose code nobody allowed is a ConfigError; arguments as of `code_problem`."""
+    """A context in which a checkpoint whose code nobody allowed is a ConfigError; arguments as of `code_problem`."""
     try:
         yield
     except ValueError as error:

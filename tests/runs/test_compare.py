@@ -88,13 +88,13 @@ def test_records_that_are_missing_are_said_to_be(tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "run.json").write_text("{}")
     one, other = (open_run(str(tmp_path / name), "runs") for name in ("one", "bare"))
-    assert "configuration: not known (a run has no .hydra/config.yaml)" in lines(one, other, differences(one, other))
+    assert "configuration: not known (a run lacks .hydra/config.yaml)" in lines(one, other, differences(one, other))
 
 
-@pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_a_directory_without_a_run_is_refused(tmp_path, name):
+@pytest.mark.parametrize(("name", "found"), [("nowhere", "nowhere is not a directory"), ("empty", "empty doesn't have a run.json")])
+def test_a_directory_without_a_run_is_refused(tmp_path, name, found):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="there is no"):
+    with pytest.raises(ConfigError, match=found):
         open_run(str(tmp_path / name), "steps.compare.runs")
 
 

@@ -40,7 +40,7 @@ def test_overrides_are_those_of_the_run_less_where_it_was_and_how_it_was_begun(r
 
 
 def test_a_value_beside_it_is_refused(run):
-    with pytest.raises(ConfigError, match=r"seed: typed beside replay.*llmmod seed=7"):
+    with pytest.raises(ConfigError, match=r"seed: typed with replay.*llmmod seed=7"):
         replayed_overrides(run({"seed": 7}, ["seed=7"]), ["replay=x", "seed=8"])
 
 

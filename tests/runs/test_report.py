@@ -88,7 +88,7 @@ def test_the_page_loads_nothing_and_links_to_files_of_the_run_alone(finished):
 
 
 def test_a_directory_without_anything_has_a_report(tmp_path):
-    assert "There is no record of a step." in page_of(tmp_path).text
+    assert "The run has not recorded a step." in page_of(tmp_path).text
 
 
 @pytest.mark.parametrize("broken", ["", "[]", "{", "null", '{"steps": 3, "data": {"a": 1}, "versions": null}', '{"log_history": 1}'])

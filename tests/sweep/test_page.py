@@ -111,7 +111,7 @@ def test_what_the_sweep_looks_for_stands_beside_the_job_and_a_job_without_an_err
 def test_a_page_without_a_best_job_says_so(tmp_path):
     write_job(tmp_path / "0", ["seed=1"], "failed", None)
     text = write_sweep_page(tmp_path, read_jobs(tmp_path), Goal()).read_text(encoding="utf-8")
-    assert "None of the jobs that completed has eval_loss" in text
+    assert "None of the completed jobs has eval_loss" in text
     assert "Parallel" not in text
 
 

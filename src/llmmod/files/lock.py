@@ -31,7 +31,7 @@ class DirectoryInUseError(ConfigError):
 
 @contextmanager
 def holding(directory: Path, *, command: Sequence[str] = (), wait: bool = False) -> Iterator[None]:
-    """Within it, no other process holds a directory, which is made.
+    """A context in which no other process holds a directory, which is made.
 
     Args:
         directory: of a run.

@@ -36,7 +36,7 @@ def helps_here() -> bool:
 
 @contextmanager
 def onednn_products() -> Iterator[None]:
-    """Within it, oneDNN multiplies float32 matrices on the CPU, if it is the quicker one here."""
+    """A context in which oneDNN multiplies float32 matrices on the CPU, if it is the quicker one here."""
     if not helps_here():
         yield
         return
@@ -46,7 +46,7 @@ def onednn_products() -> Iterator[None]:
 
 @contextmanager
 def replaced_kernels() -> Iterator[None]:
-    """Within it, oneDNN multiplies float32 matrices on the CPU; nothing changes in the rounding but its order."""
+    """A context in which oneDNN multiplies float32 matrices on the CPU; nothing changes in the rounding but its order."""
     require_upstream(__name__)
     multiply = torch.ops.mkldnn._linear_pointwise
     own = {name: torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm")}

@@ -84,7 +84,7 @@ def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -
 
 @contextmanager
 def packed_attention(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Within it, the model's attention stays within the examples of `inputs`, if these have boundaries; forward and backward.
+    """A context in which the model's attention stays within the examples of `inputs`, if these have boundaries; forward and backward.
 
     Only then the model's attention is another than its own, so that generation and padded batches are as ever. Both passes belong into
     the block: with gradient checkpointing the backward pass computes attention anew.

@@ -21,7 +21,7 @@ from llmmod.render.template import deciding_fields, inner_text
 
 _READ = frozenset({"_target_", "name", "system", "stop_words", "use_history", "train_on", "verify", "template"})
 
-# Does what `AutoTemplate._without_history` does: keeps system messages, and the messages after the last answer that isn't the end of the messages.
+# As `AutoTemplate._without_history`: keeps system messages, and what follows the last answer that is not the final message.
 _WITHOUT_HISTORY = (
     "{% set before = namespace(count=0) %}{% for message in messages %}"
     "{% if message['role'] == 'assistant' and not loop.last %}{% set before.count = loop.index %}{% endif %}{% endfor %}"

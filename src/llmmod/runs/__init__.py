@@ -1,1 +1,1 @@
-"""What a run leaves in its directory, read again: its report, how two runs differ, and whether one can be repeated."""
+"""Reading finished runs from their directories: the report, comparing two runs, and replaying one."""

@@ -1,7 +1,7 @@
-"""What differs between two runs: configuration, data, versions, code, and what came out, in this order.
+"""The differences of two runs: configuration, data, versions, code and results, in this order.
 
-The order is that of causes: where the configuration differs, the rest may follow from it. It all comes from the runs' directories, and
-nothing of it needs a model. What depends on the clock alone, such as seconds and tokens a second, is left out.
+Causes come first: if the configuration differs, the rest may follow from it. Everything is read from the runs' directories, without a
+model. Values that only measure time, such as seconds and tokens per second, are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from llmmod.pages.page import Chart, Line, chart, page
 from llmmod.runs.read import RECORD, History, Run, measures, read_run, series
 
 _ABSENT = "not there"
-_NOT_COMPARED = ("output_dir", "auto_resume", "replay")  # where a run is, and how it was begun
+_NOT_COMPARED = ("output_dir", "auto_resume", "replay")  # the run's directory, and the way it was started
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _MOST_CHARACTERS = 300
 
 
 class Difference(NamedTuple):
-    """Something of which two runs have different values, as text."""
+    """An item whose values differ in two runs, as text."""
 
     what: str
     one: str
@@ -32,12 +32,12 @@ class Difference(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What differs of one kind.
+    """The differences of one kind.
 
     Args:
-        name: of the kind.
-        differences: empty where both are the same.
-        note: what nobody can compare, since a run has no record of it; may be empty.
+        name: the kind.
+        differences: empty if both runs are the same.
+        note: what can't be compared since a run doesn't record it; may be empty.
     """
 
     name: str
@@ -46,27 +46,27 @@ class Section(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """How many there are, in words."""
+        """The number of differences, in words."""
         count = len(self.differences)
         found = f"{count} difference{'' if count == 1 else 's'}" if count else "not known" if self.note else "the same"
         return f"{found} ({self.note})" if self.note else found
 
 
 def open_run(path: str, key: str) -> Run:
-    """The run in a directory that a user named.
+    """The run in a directory that a user gave.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the directory is missing, or not a run's.
     """
     directory = Path(path).expanduser()
     if not (directory / RECORD).is_file():
-        found = f"there is no {RECORD} in {directory}" if directory.is_dir() else f"there is no directory {directory}"
-        raise ConfigError(Problem(key, found, do="Name the directory of a run, such as outputs/sft-smollm2-lora/2026-11-28_10-00-00"))
+        found = f"{directory} doesn't have a {RECORD}" if directory.is_dir() else f"{directory} is not a directory"
+        raise ConfigError(Problem(key, found, do="Give the directory of a run, such as outputs/sft-smollm2-lora/2026-11-28_10-00-00"))
     return read_run(directory)
 
 
 def differences(one: Run, other: Run) -> list[Section]:
-    """All sections, in order; those without a difference too."""
+    """All sections in order, including those without differences."""
     return [
         Section("configuration", _configuration(one, other), "" if one.config and other.config else "a run has no .hydra/config.yaml"),
         data_compared(one, other),
@@ -89,7 +89,7 @@ def data_compared(one: Run, other: Run) -> Section:
 
 
 def lines(one: Run, other: Run, found: list[Section]) -> list[str]:
-    """The comparison for a terminal."""
+    """The comparison as lines for a terminal."""
     written = [f"one:   {one.directory}", f"other: {other.directory}"]
     for section in found:
         written.append(f"{section.name}: {section.verdict}")
@@ -99,13 +99,13 @@ def lines(one: Run, other: Run, found: list[Section]) -> list[str]:
 
 
 def comparison_page(one: Run, other: Run, found: list[Section]) -> str:
-    """The same as a page, with the curves of both in one drawing each."""
+    """The comparison as an HTML page; each chart has the curves of both runs."""
     charts = list(_charts(one, other))
     return page("llmmod.runs", "compare.html", one=str(one.directory), other=str(other.directory), sections=found, charts=charts)
 
 
 def weights_of(run: Run) -> dict[str, Path]:
-    """Relative path -> file, of all weights that the steps left; not of checkpoints."""
+    """Relative path -> file, for all weights that the steps wrote, without checkpoints."""
     paths = [path for path in run.files if path.suffix in _WEIGHTS and not any(part.startswith("checkpoint-") for part in path.parts)]
     return {path.as_posix(): run.directory / path for path in paths if len(path.parts) > 1}
 
@@ -124,7 +124,7 @@ def _configuration(one: Run, other: Run) -> list[Difference]:
 
 
 def _data(one: Run, other: Run) -> tuple[list[Difference], str]:
-    """What the steps read, by its digest; of what has none, the account in words."""
+    """Differences of the data that the steps read, by digest; data without a digest is compared by its description."""
     known = [{f"{account.get('name')}, read by {account.get('step')}": account for account in run.data} for run in (one, other)]
     found, unknown = [], []
     for name in dict.fromkeys([*known[0], *known[1]]):
@@ -141,11 +141,11 @@ def _data(one: Run, other: Run) -> tuple[list[Difference], str]:
             found.append(Difference(name, *("; ".join(map(str, lines or [])) for lines in described)))
     if unknown:
         return found, f"without a digest: {', '.join(unknown)}"
-    return found, "" if known[0] or known[1] else "no step read any"
+    return found, "" if known[0] or known[1] else "not read by any step"
 
 
 def _code(one: Run, other: Run) -> list[Difference]:
-    """llmmod's own files by their digest; the commit where a run has no digest, or where it explains the difference."""
+    """The digest of llmmod's own files; the commit too, if a run lacks the digest or the commit explains the difference."""
     codes = [str(run.record.get("code") or "") for run in (one, other)]
     commits = [run.versions["git"] for run in (one, other)]
     found = [Difference("llmmod's files", *codes)] if all(codes) and codes[0] != codes[1] else []
@@ -159,7 +159,7 @@ def _metrics(one: Run, other: Run) -> list[Difference]:
 
 
 def _histories(one: Run, other: Run) -> list[Difference]:
-    """Of each training, the first line of the log that differs."""
+    """The first line of each training's log that differs."""
     found = []
     for step in dict.fromkeys([*one.histories, *other.histories]):
         pairs = zip_longest(*(_measured(run.histories.get(step, [])) for run in (one, other)))
@@ -197,7 +197,7 @@ def _text(value: Any) -> str:
 
 
 def _charts(one: Run, other: Run) -> Iterator[Chart]:
-    """Of what both trainings log, their values side by side."""
+    """Charts of the values that both trainings log."""
     for step in dict.fromkeys([*one.histories, *other.histories]):
         both = [series(run.histories.get(step, [])) for run in (one, other)]
         for name in ("loss", "eval_loss", "reward", "eval_reward", *(name for name in both[0] if name.startswith("eval_predict_"))):
@@ -208,7 +208,7 @@ def _charts(one: Run, other: Run) -> Iterator[Chart]:
 
 
 def first_cause(found: list[Section]) -> str:
-    """The first thing that differs, in a line; empty where nothing does."""
+    """The first difference, in a line; empty without a difference."""
     for section in found:
         for what, before, after in section.differences[:1]:
             more = f", and {len(section.differences) - 1} more" if len(section.differences) > 1 else ""

@@ -1,7 +1,7 @@
-"""A run as its directory tells of it: what was asked, what came out, and how the training went.
+"""A run, read from its directory: configuration, results, and the trainers' logs.
 
-Everything may be missing, since a run can end anywhere; what is missing or can't be read is empty here. Secrets are left out: values of
-keys that hold a token or a proxy are replaced wherever they were typed.
+A run can end at any point, so any file may be missing; values that are missing or unreadable are empty here. Values of keys that hold a
+token or a proxy are secret and are replaced wherever they were typed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD, METRICS, STATE = "run.json", "metrics.json", "trainer_state.json"
 _SECRET = re.compile(r"(^|[._+])(hub_)?token$|(^|[._])proxies($|\.)")
 _HIDDEN = "***"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Of a log entry, what says when it was made or how fast, rather than how well the training went.
+# Fields of a log entry that give its time or the speed, rather than a measure of the training.
 _OF_THE_CLOCK = re.compile(r"^(epoch|step|total_flos|num_input_tokens_seen|num_tokens)$|_(runtime|per_second|preparation_time)$")
 _SMOOTHING = 0.8  # weight of the average so far at each new point
 History = list[dict[str, Any]]
@@ -39,12 +39,12 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """What there is of a run.
+    """A run's files as values.
 
     Args:
-        directory: absolute.
-        record: of run.json.
-        metrics: of metrics.json.
+        directory: absolute path.
+        record: content of run.json.
+        metrics: content of metrics.json.
         config: the composed configuration as key -> value, down to the leaves, interpolations resolved.
         overrides: as typed.
         choices: group -> option.
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def data(self) -> list[dict[str, Any]]:
-        """The accounts of the datasets that were read."""
+        """The descriptions of the datasets that were read."""
         return _mappings(self.record.get("data"))
 
     @property
@@ -78,12 +78,12 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command line that asked for it, secrets left out."""
+        """The command line of the run, without secrets."""
         return shlex.join(["llmmod", *map(without_secret, self.overrides)])
 
     @property
     def files(self) -> Iterator[Path]:
-        """Its files, sorted, relative to its directory; not those whose name begins with a dot."""
+        """Its files, sorted, relative to its directory, without hidden ones."""
         for path in sorted(self.directory.rglob("*")):
             relative = path.relative_to(self.directory)
             if path.is_file() and not any(part.startswith(".") for part in relative.parts):
@@ -91,7 +91,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """The run in a directory; it needn't be complete, and it needn't be one."""
+    """The run in a directory. The run may be incomplete; for any other directory the result is empty."""
     plain = _yaml(directory / ".hydra" / "config.yaml")
     hydra = _yaml(directory / ".hydra" / "hydra.yaml")
     overrides = _yaml(directory / ".hydra" / "overrides.yaml")
@@ -108,12 +108,12 @@ def read_run(directory: Path) -> Run:
 
 
 def measures(name: str) -> bool:
-    """Whether a metric says something of the model rather than of the clock."""
+    """Whether a metric measures the model rather than time."""
     return not _OF_THE_CLOCK.search(name)
 
 
 def code_digest() -> str:
-    """SHA-256 of llmmod's own files, 64 hex digits: a version or a commit doesn't tell what was changed in a checkout."""
+    """SHA-256 of llmmod's own files, 64 hex digits. A version or a commit does not show uncommitted changes."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -139,7 +139,7 @@ def git_revision() -> str | None:
 
 
 def read_lines(path: Path, most: int) -> list[dict[str, Any]]:
-    """The first objects of a JSON Lines file, at most `most`; none where there is no such file."""
+    """The first objects of a JSON Lines file, at most `most`; empty without the file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             read = [json.loads(line) for line in islice(file, most)]
@@ -156,13 +156,13 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def without_secret(override: str) -> str:
-    """An override as it may be shown."""
+    """An override with a secret value replaced."""
     key, equals, _ = override.partition("=")
     return f"{key}={_HIDDEN}" if equals and _SECRET.search(key) else override
 
 
 def series(history: History) -> dict[str, list[tuple[float, float]]]:
-    """Name -> (optimizer step, value) of everything that a log measures, in the order in which it first appears."""
+    """Name -> (optimizer step, value) of every measure in a log, in order of first appearance."""
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in history:
         step = entry.get("step")
@@ -175,7 +175,7 @@ def series(history: History) -> dict[str, list[tuple[float, float]]]:
 
 
 def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
-    """The exponential moving average with bias correction (Kingma & Ba 2015, section 3); a value that is not finite is passed over."""
+    """The exponential moving average with bias correction (Kingma & Ba 2015, section 3); values that are not finite are skipped."""
     average, weight, averages = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
@@ -185,7 +185,7 @@ def smoothed(values: Sequence[float], keep: float = _SMOOTHING) -> list[float]:
 
 
 def _histories(directory: Path) -> dict[str, History]:
-    """The log of each training step; of one that did not end, that of its newest checkpoint."""
+    """The log of each training step; for an unfinished one, the log in its newest checkpoint."""
     found = {}
     for step in sorted(directory.iterdir()) if directory.is_dir() else ():
         numbered = {int(match[1]): path for path in step.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))}

@@ -1,8 +1,8 @@
-"""`replay=<a run's directory>`: the same run again, in a directory of its own, and whether it came to the same bytes.
+"""`replay=<a run's directory>`: repeat a run in a new directory, and compare the bytes of the results.
 
-What is run is the configuration that the run has in `.hydra/`, not what its overrides mean today: where an option or a default has changed
-since, the value of that time is set once more. Left out is where it was written and how it was begun, and what earlier runs left is not
-taken: every step does its work. That a checkpoint's own code may run is not taken from a file; it has to be typed again.
+It runs the configuration recorded in the run's `.hydra/`, not what its overrides mean today: if an option or a default has changed since,
+the recorded value is set as an override. The output directory and the way the run was started are not copied. Results of earlier runs are
+not reused, so every step does its work. Trust in a checkpoint's own code is never taken from a file; it has to be typed again.
 """
 
 from __future__ import annotations
@@ -35,46 +35,46 @@ from llmmod.runs.read import Run, read_run, surroundings
 
 KEY = "replay"
 _NAME, _PAGE = "replay.json", "compare.html"
-# Where a run is, how it was begun, and what it takes from earlier ones.
+# Keys for the run's directory, the way it was started, and the reuse of earlier results.
 _NOT_REPLAYED = re.compile(r"^(output_dir|auto_resume|replay|reuse|sweep(\..+)?|hydra([./].+)?|(.+\.)?resume_from_checkpoint)$")
 _TRUST = re.compile(r"(^|\.)trust_remote_code$")
-_ESCAPED, _ESCAPE = re.compile(r"[\\()\[\]{}:=, \t]"), r"\\\g<0>"  # in names, which Hydra's grammar does not quote
+_ESCAPED, _ESCAPE = re.compile(r"[\\()\[\]{}:=, \t]"), r"\\\g<0>"  # for keys, which can't be quoted in Hydra's grammar
 _TYPED_BESIDE = ("output_dir",)
 
 
 def asked_for(overrides: Sequence[str]) -> str | None:
-    """The directory of `replay=…` on a command line; None where there is none."""
+    """The directory of `replay=…` on a command line, or None."""
     found = [text.partition("=")[2] for text in overrides if _key(text) == KEY and "=" in text]
     return found[-1].strip("'\"") if found else None
 
 
 def replayed_overrides(run: Run, typed: Sequence[str]) -> list[str]:
-    """The overrides that a run had, and those that may be typed beside `replay`: `output_dir`, and the trust in a checkpoint's own code.
+    """The overrides of a run, plus those that may be typed with `replay`: `output_dir`, and trust in a checkpoint's own code.
 
     Raises:
-        ConfigError: something else is typed, the run has no record of its configuration, or trusted code that isn't trusted now.
+        ConfigError: another override is typed, the run's configuration isn't recorded, or the run trusted code that isn't trusted now.
     """
     beside = [text for text in typed if _key(text) != KEY]
     other = [text for text in beside if _key(text) not in _TYPED_BESIDE and not _TRUST.search(_key(text))]
     if other:
         do = f"Leave it out, or run that configuration yourself: {run.command}"
-        raise ConfigError([Problem(_key(text), f"typed beside {KEY}, which runs the very same again", do=do) for text in other])
+        raise ConfigError([Problem(_key(text), f"typed with {KEY}, which repeats a run unchanged", do=do) for text in other])
     if not run.config:
-        raise ConfigError(Problem(KEY, f"{run.directory} has no .hydra/config.yaml, so nobody knows what was run"))
+        raise ConfigError(Problem(KEY, f"{run.directory} doesn't have .hydra/config.yaml, the record of what was run"))
     trusted = {_key(text) for text in beside if _TRUST.search(_key(text))}
     for key, value in run.config.items():
         if _TRUST.search(key) and value is True and key not in trusted:
-            raise ConfigError(Problem(key, "true in that run, and not from the command line", do=f"If you trust that code, add {key}=true"))
+            raise ConfigError(Problem(key, "true in that run, but not on this command line", do=f"If you trust that code, add {key}=true"))
     recorded = yaml.safe_load((run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) if run.overrides else []
     kept = [str(text) for text in recorded if not _NOT_REPLAYED.match(_key(text)) and not _TRUST.search(_key(text))]
     return [*kept, "reuse=false", *beside]
 
 
 def changed_since(run: Run, config: DictConfig) -> list[str]:
-    """Overrides that give a run's configuration back its values where options or defaults have changed since.
+    """Overrides that restore a run's recorded values where options or defaults have changed since.
 
     Args:
-        run: that is run again.
+        run: the run to repeat.
         config: what its overrides compose to now.
     """
     recorded = yaml.safe_load((run.directory / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
@@ -107,22 +107,22 @@ def _said(sections: list[Section]) -> list[str]:
 
 
 def conclude(run: Run, directory: Path) -> tuple[list[str], bool]:
-    """What became of a run that was run again, in lines, and whether it came to the same bytes.
+    """The outcome of a replay in lines, and whether its bytes are the same.
 
     Args:
-        run: that was run.
-        directory: of the new one; it gets replay.json and compare.html.
+        run: the original run.
+        directory: the new run's directory; replay.json and compare.html are written into it.
     """
     again = open_run(str(directory), KEY)
     found = [_replayed(section) for section in differences(run, again)]
     came_to = [section for section in found if section.name in ("history", "metrics", "weights")]
     same = not any(section.differences for section in came_to)
-    # A metric of the end differs because something before it does.
+    # A final metric differs because something before it does, so the first difference is reported.
     first = first_cause(sorted(found, key=lambda section: section.name in ("metrics", "weights")))
     weights = {name: file_hash(path) for name, path in weights_of(again).items()}
     if same:
         said = [f"{KEY}: the same bytes: {name}, SHA-256 {digest}" for name, digest in weights.items()]
-        said += [] if weights else [f"{KEY}: the same metrics and the same log; neither run left weights"]
+        said += [] if weights else [f"{KEY}: the same metrics and the same log; neither run wrote weights"]
     else:
         said = [f"{KEY}: not the same. First differs: {first}", *(f"  {line}" for line in lines(run, again, found))]
         said += _unrecorded(found)
@@ -134,7 +134,7 @@ def conclude(run: Run, directory: Path) -> tuple[list[str], bool]:
 
 
 def _replayed(section: Section) -> Section:
-    """Without what a replay changes itself."""
+    """A section without the differences that a replay always has."""
     kept = [difference for difference in section.differences if section.name != "configuration" or not _NOT_REPLAYED.match(difference.what)]
     return section._replace(differences=kept)
 
@@ -143,7 +143,7 @@ def _unrecorded(found: list[Section]) -> list[str]:
     causes = [section for section in found if section.name in ("configuration", "data", "versions", "code")]
     if any(section.differences for section in causes):
         return []
-    return [f"{KEY}: nothing that a run records explains it: bits also depend on the processor, and on what else a GPU's kernels choose"]
+    return [f"{KEY}: the records of the runs don't explain it: bits also depend on the processor and on the algorithms of a GPU's kernels"]
 
 
 def _key(override: str) -> str:
@@ -151,7 +151,7 @@ def _key(override: str) -> str:
 
 
 def _differing(recorded: Any, now: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a recorded configuration that are not so now; a mapping as a whole where a name in it has a dot."""
+    """The leaves of a recorded configuration that differ now; if a key in a mapping has a dot, the mapping as a whole."""
     whole = not isinstance(recorded, Mapping) or not recorded or any("." in str(name) for name in recorded)
     if whole:
         if recorded != now:
@@ -175,6 +175,6 @@ def _written(value: Any) -> str:
         return "{" + ",".join(f"{_ESCAPED.sub(_ESCAPE, str(name))}:{_written(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_written, value)) + "]"
-    # Backslashes are literal but before a quote, or at the end.
+    # A backslash is literal unless it precedes a quote or ends the text.
     quoted = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
     return f"'{quoted}'"

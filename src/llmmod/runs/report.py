@@ -1,6 +1,6 @@
-"""`report.html` of a run: how it went, on one self-contained page, made of the files in its directory.
+"""`report.html` of a run: its course and results on one self-contained page, made from the files in its directory.
 
-It is written when a run ends, however it ends, and takes what is there. A report that can't be made is not an error of the run.
+It is written whenever a run ends, also after a failure, from the files that exist. A failing report does not fail the run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOT_COMPARED = ("output_dir",)
 
 
 class Changed(NamedTuple):
-    """A value that is not the default: its key, the default, the run's, and whether it was typed as such or came with an option."""
+    """A value that is not the default: its key, the default, the run's value, and whether it was typed or came with an option."""
 
     key: str
     before: str
@@ -41,7 +41,7 @@ class Changed(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A held-out example: the prompt, the data's answer, and the model's; `base` is that of the model before the training, or None."""
+    """A held-out example: the prompt, the data's answer, and the model's answer; `base` is the answer before the training, or None."""
 
     prompt: str
     label: str
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What the card at the top says, as the certificate's card of a preview does."""
+    """The text of the card at the top of the page."""
 
     refused: bool
     headline: str
@@ -59,7 +59,7 @@ class Status(NamedTuple):
 
 
 def write_report(directory: Path) -> Path | None:
-    """Write the report of the run in a directory; None where that fails, which a line in the log says."""
+    """Write the report of the run in a directory; None if that fails, with a line in the log."""
     try:
         write_page(directory / NAME, report(read_run(directory)))
     except Exception as error:
@@ -101,7 +101,7 @@ def _status(run: Run, status: str) -> Status:
     seconds = run.record.get("seconds")
     took = f" after {_clock(seconds)}" if isinstance(seconds, int | float) else ""
     done = [step.get("name") for step in run.steps if step.get("status") == "completed"]
-    steps = f"{len(done)} of {len(run.steps)} steps done: {', '.join(map(str, done))}" if run.steps else "There is no record of a step."
+    steps = f"{len(done)} of {len(run.steps)} steps done: {', '.join(map(str, done))}" if run.steps else "The run has not recorded a step."
     explanation = str(run.record.get("error") or "") or steps
     return Status(status != "completed", headline + took, explanation)
 
@@ -145,7 +145,7 @@ def _charts(run: Run) -> Iterator[Chart]:
 
 
 def _pictures(run: Run) -> Iterator[tuple[str, str]]:
-    """What a plan drew, as (name of the step, address of an image); as an image, nothing in it can run."""
+    """The pictures of plans, as (name of the step, address of an image). Scripts in an SVG do not run in an image."""
     for step in run.steps:
         name = str(step.get("name", "?"))
         with suppress(OSError):
@@ -157,7 +157,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, before the training, now) of each."""
+    """(name, value before the training, value now) of each metric."""
     texts = {name: number_text(value) if isinstance(value, int | float) else str(value) for name, value in metrics.items()}
     compared = {f"{name}_before" for name in texts}
     return [(name, texts.get(f"{name}_before", ""), text) for name, text in texts.items() if name not in compared]
@@ -171,7 +171,7 @@ def _step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(run: Run) -> list[Answer]:
-    """Those that were answered before and after the training, or while it went on; else the first ones that were answered."""
+    """Answers to the same prompts before and after the training, or during it; else the first answers."""
     found = []
     for step in run.steps:
         place = run.directory / str(step.get("name", "?"))
@@ -196,7 +196,7 @@ def _cut(text: Any) -> str:
 
 
 def _changes(run: Run) -> list[Changed]:
-    """What is not as `llmmod` alone would have it, the options and what was typed first."""
+    """The values that differ from plain `llmmod`, options and typed values first."""
     if not run.config:
         return []
     try:
@@ -222,7 +222,7 @@ def _text(value: Any) -> str:
 
 
 def _files(run: Run) -> list[tuple[str, str, str]]:
-    """(path, link, size) of its files, each checkpoint as one line."""
+    """(path, link, size) of the run's files, each checkpoint as one line."""
 
     def place(path: Path) -> str:
         depth = next((number for number, part in enumerate(path.parts) if part.startswith("checkpoint-")), len(path.parts))

@@ -124,7 +124,7 @@ def _refuse_data_parallel(model: Any, args: Any) -> None:
 
 @contextmanager
 def _trained_dtypes_kept(model: Any) -> Iterator[None]:
-    """Within it, trained parameters keep their dtype and their bits.
+    """A context in which trained parameters keep their dtype and their bits.
 
     trl 1.16 rounds adapters on quantized weights to bfloat16. An update of less than a 256th of a weight is lost in it: at a rate of 2e-4,
     nearly all of Adam's updates.
@@ -138,7 +138,7 @@ def _trained_dtypes_kept(model: Any) -> Iterator[None]:
 
 @contextmanager
 def restored_after_training(model: Any) -> Iterator[None]:
-    """Within it, a trainer may change the model; afterwards only its weights differ, and it is in evaluation mode, without gradients.
+    """A context in which a trainer may change the model; afterwards only its weights differ, and it is in evaluation mode, without gradients.
 
     trl sets all dropout to 0 in a model that it compares with a reference, and turns gradient checkpointing on. trl and accelerate replace
     `forward`: a deep copy of such a model would compute with the weights of the original (trl 1.16), and each trainer would wrap autocast

@@ -112,7 +112,7 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
 
 @contextmanager
 def engine_of(args: Any) -> Iterator[None]:
-    """Within it, a trainer with these arguments is joined by the engine that they say; afterwards, trainers are joined by DDP again.
+    """A context in which a trainer with these arguments is joined by the engine that they say; afterwards, trainers are joined by DDP again.
 
     accelerate (1.15) keeps one engine for the life of a process, and takes FSDP on accelerators alone, though FSDP2 works by gloo on a CPU.
 
@@ -246,7 +246,7 @@ def shared_dataloader(trainer: Any, dataset: Any, make: Callable[..., Any], *arg
 
 @contextmanager
 def without_placeholder(trainer: Any, inputs: Any) -> Iterator[None]:
-    """Within it, a batch has no mark; if it had one, the trainer's loss and its gradient are 0."""
+    """A context in which a batch has no mark; if it had one, the trainer's loss and its gradient are 0."""
     if not isinstance(inputs, dict) or inputs.pop(PLACEHOLDER, None) is None:  # grpo's are lists of prompts
         yield
         return
@@ -266,7 +266,7 @@ def leave_group() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it, the launcher's loggers are silent: they repeat what the processes say, as errors of the launcher."""
+    """A context in which the launcher's loggers are silent: they repeat what the processes say, as errors of the launcher."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.")]
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
@@ -281,7 +281,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Within it, the launcher sets signal handlers; afterwards, those of before are back."""
+    """A context in which the launcher sets signal handlers; afterwards, those of before are back."""
     main = threading.current_thread() is threading.main_thread()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.Signals[name] for name in _SIGNALS)} if main else {}
     try:

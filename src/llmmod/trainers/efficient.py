@@ -133,7 +133,7 @@ class _WhenTraining:
 
 @contextmanager
 def efficient_lora() -> Iterator[None]:
-    """Within it, plain LoRA adapters of plain linear layers add to the layer's output in place; all others run peft's code.
+    """A context in which plain LoRA adapters of plain linear layers add to the layer's output in place; all others run peft's code.
 
     Patches `peft.tuners.lora.layer.Linear.forward`.
     """

@@ -27,14 +27,14 @@ def test_a_device_without_memory_names_the_keys_to_lower_and_what_was_planned(se
     with pytest.raises(RunError) as raised, memory_explained(session, "train"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert str(raised.value) == (
-        "training.per_device_train_batch_size: 8, and memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB.); plan had said: "
+        "training.per_device_train_batch_size: 8, and memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB.); the plan was: "
         "30.0 GB on a GPU, which has 24.0 GB: it does NOT fit. Try 4 with training.gradient_accumulation_steps=2, which trains the same. "
-        "Less memory take: model.gradient_checkpointing=true (slower), dataset.cutoff_len, finetune=lora."
+        "Use less memory: model.gradient_checkpointing=true (slower), dataset.cutoff_len, finetune=lora."
     )
 
 
 def test_a_real_allocation_that_no_machine_has_is_recognised(session):
-    with pytest.raises(RunError, match="it was not planned: 'pipeline=\\[plan\\]' says"), memory_explained(session, "train"):
+    with pytest.raises(RunError, match="it was not planned: 'pipeline=\\[plan\\]' shows"), memory_explained(session, "train"):
         torch.empty(2**55)
 
 

@@ -149,7 +149,7 @@ def test_before_a_training_that_will_not_fit_there_is_a_warning(checkpoint, tmp_
     figures = warn_if_too_large(session, "plan", device=Device("cuda", "a small GPU", 605_000_000, 600_000_000, here=False))
     assert figures is not None
     assert not figures.fits
-    assert "this training will hardly fit" in caplog.text
+    assert "this training will probably not fit" in caplog.text
     assert session.get(SAID).endswith("on a small GPU, which has 605 MB: it does NOT fit")
 
 

@@ -63,7 +63,7 @@ def loftq(weight: torch.Tensor, *, bits: int, rank: int, iterations: int) -> tup
 
 @contextmanager
 def loftq_anywhere() -> Iterator[None]:
-    """Within it, peft makes LoftQ's adapters by `loftq`, on the device that a weight is on.
+    """A context in which peft makes LoftQ's adapters by `loftq`, on the device that a weight is on.
 
     Patches `peft.tuners.lora.layer.LoraLayer.loftq_init`.
     """
@@ -152,7 +152,7 @@ def restore_initial_adapter(adapted: Any) -> bool:
 
 @contextmanager
 def as_base(adapted: Any) -> Iterator[None]:
-    """Within it, a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
+    """A context in which a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is None:
         with base_biases(adapted), warnings.catch_warnings():
@@ -171,7 +171,7 @@ def as_base(adapted: Any) -> Iterator[None]:
 
 @contextmanager
 def base_biases(adapted: Any) -> Iterator[None]:
-    """Within it, the base of a PeftModel has the biases that it had before they were trained with the adapter."""
+    """A context in which the base of a PeftModel has the biases that it had before they were trained with the adapter."""
     trained = [(parameter, parameter.data) for parameter, _ in getattr(adapted, _BIASES, ())]
     restore_biases(adapted)
     try:

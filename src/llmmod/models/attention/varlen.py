@@ -47,7 +47,7 @@ class PackingMethod(StrEnum):
 
 @contextmanager
 def isolate_examples(config: Any, inputs: Mapping[str, Any], method: PackingMethod) -> Iterator[None]:
-    """Within it, the attention of a model stays within the examples of `inputs`; forward and backward.
+    """A context in which the attention of a model stays within the examples of `inputs`; forward and backward.
 
     Args:
         config: the model's.

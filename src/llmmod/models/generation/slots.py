@@ -92,7 +92,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def prefilling(self, prompts: list[Prefilled]) -> Iterator[None]:
-        """Within it, what the model computes are the keys and values of these prompts."""
+        """A context in which what the model computes are the keys and values of these prompts."""
         self._prefill = prompts
         try:
             yield

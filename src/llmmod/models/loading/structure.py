@@ -40,7 +40,7 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Within it, the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
+    """A context in which the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
 
     It is a hook, since the families differ in what they do between trunk and head, and behind the head: scales, soft caps, norms.
 

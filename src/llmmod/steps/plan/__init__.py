@@ -1,1 +1,1 @@
-"""The step `plan`: what a training takes, before it is run and with no weights loaded."""
+"""The step `plan`: the memory and time that a training needs, without running it or loading weights."""

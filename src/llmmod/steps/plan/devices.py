@@ -1,8 +1,8 @@
-"""The device that a training is planned for, what of a model each of several holds, and how many FLOPs a second it computes.
+"""The device that a training is planned for, each device's share of a model, and the device's speed in FLOP/s.
 
-What is divided follows ZeRO (Rajbhandari et al. 2020, figure 1): `deepspeed_zero2` divides gradients and the optimizer's states,
-`deepspeed_zero3` and `fsdp` the weights too; then the weights of the layer that is computed and of the one after it are whole, and so are
-the gradients of one. `ddp` divides nothing, and copies gradients into buckets (torch's default, `gradient_as_bucket_view=False`).
+Sharding follows ZeRO (Rajbhandari et al. 2020, figure 1). `deepspeed_zero2` shards gradients and the optimizer's states. `deepspeed_zero3`
+and `fsdp` shard the weights too; the weights of the current layer and of the next one are then gathered, and so are the gradients of one
+layer. `ddp` doesn't shard, and copies gradients into buckets (torch's default, `gradient_as_bucket_view=False`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _DIVIDED = {
     "deepspeed_zero3": ("weights", "reference", "gradients", "optimizer"),
 }
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_CONTEXT = 600 * 10**6  # bytes of a CUDA context with cuBLAS; an assumption, no GPU was at hand
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
-_SECONDS = 0.2  # of a measurement
+_CONTEXT = 600 * 10**6  # bytes of a CUDA context with cuBLAS; assumed, not measured
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # memory limits of a container
+_SECONDS = 0.2  # duration of a measurement
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Device:
 
     Args:
         kind: `cpu`, `cuda`, …
-        name: as the report has it.
-        bytes: that a training may take of it.
-        baseline: of those, what is taken before there is a model.
+        name: its name in the report.
+        bytes: the memory that a training may use.
+        baseline: the part of it that is used before the model is loaded.
         here: whether it is in this machine.
     """
 
@@ -64,10 +64,10 @@ class Device:
 
 
 def device_for(memory: str | int | None, *, use_cpu: bool) -> Device:
-    """The device that there is, or one with so much memory.
+    """This machine's device, or a device with the given memory.
 
     Args:
-        memory: `steps.plan.device_memory`; None: that of this machine.
+        memory: `steps.plan.device_memory`; None: this machine's memory.
         use_cpu: `training.use_cpu`.
 
     Raises:
@@ -99,14 +99,14 @@ def parse_bytes(text: str | int) -> int:
 
 
 def per_device(parts: Counter[str], way: str, processes: int, *, layer: int, trained: int) -> Counter[str]:
-    """What each device holds of a peak, bytes by part.
+    """A device's share of a peak: part -> bytes.
 
     Args:
-        parts: on one device.
+        parts: the parts on a single device.
         way: `distributed.name`.
-        processes: that train together.
+        processes: the number of processes.
         layer: bytes of the weights of a layer.
-        trained: bytes of the gradients of all that is trained.
+        trained: bytes of the gradients of all trained weights.
     """
     held = Counter(parts)
     if way == "none" or processes < 2:
@@ -121,7 +121,7 @@ def per_device(parts: Counter[str], way: str, processes: int, *, layer: int, tra
 
 
 def measured_rate(device: Device, *, hub_cache_dir: str | None) -> float:
-    """FLOPs a second of a product of matrices on a device of this machine, measured once and kept; 0 for one that isn't here."""
+    """FLOP/s of a matrix product on a device of this machine, measured once and cached; 0 for a device that isn't in this machine."""
     if not device.here:
         return 0.0
     dtype = torch.bfloat16 if device.is_gpu else torch.float32
@@ -140,7 +140,7 @@ def measured_rate(device: Device, *, hub_cache_dir: str | None) -> float:
 
 
 def _rate(matrix: torch.Tensor) -> float:
-    """FLOPs a second, of CPU time where it is computed on it, which others' work doesn't lengthen."""
+    """FLOP/s; on a CPU, of CPU time, so that other programs do not affect it."""
     on_cpu = matrix.device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     wait: Any = (lambda: None) if on_cpu else torch.accelerator.synchronize

@@ -1,4 +1,4 @@
-"""What a plan says: its numbers, as lines for the terminal, as metrics, and as one picture."""
+"""The figures of a plan, as lines for the terminal, as metrics, and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 from llmmod.steps.plan.devices import Device
 
-# Part -> what it is called, its colour in the picture.
+# Part -> its name and its colour in the picture.
 SHOWN: Mapping[str, tuple[str, str]] = {
     "baseline": ("program", "#8a8f98"),
     "weights": ("weights", "#3b6fb6"),
@@ -28,22 +28,22 @@ _STYLE = "svg.plan{color:#222}@media(prefers-color-scheme:dark){svg.plan{color:#
 
 @dataclass(frozen=True)
 class PlanFigures:
-    """A plan.
+    """The figures of a plan.
 
     Args:
-        device: that it is for.
+        device: the device that it is for.
         way: how several processes share the model.
-        processes: that train together.
-        memory: bytes of each device, by part.
-        parameters, trained: of the model, and those that are trained.
-        tokens: of the training data, all epochs; None: nobody knows.
-        steps: optimizer steps; None: nobody knows.
-        flops: of all steps; None where their number isn't known.
-        rate: FLOPs a second, measured; 0 where they weren't.
-        micro_batch: the largest that fits; None: not looked for.
-        cutoff_len: the longest example that fits; None: not looked for.
-        advice: overrides that make it fit, the cheapest in speed first.
-        notes: what was assumed.
+        processes: the number of processes.
+        memory: the memory of each device: part -> bytes.
+        parameters, trained: the number of the model's parameters, and of its trained parameters.
+        tokens: tokens of the training data in all epochs; None: not known.
+        steps: optimizer steps; None: not known.
+        flops: FLOPs of all steps; None: not known.
+        rate: FLOP/s, measured; 0: not measured.
+        micro_batch: the largest micro-batch that fits; None: not computed.
+        cutoff_len: the longest example that fits; None: not computed.
+        advice: overrides that make it fit, the one with the lowest cost first.
+        notes: assumptions.
     """
 
     device: Device
@@ -63,28 +63,28 @@ class PlanFigures:
 
     @property
     def total(self) -> int:
-        """Bytes of each device."""
+        """The memory of each device, bytes."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether a device has as many."""
+        """Whether the device has enough memory."""
         return self.total <= self.device.bytes
 
     @property
     def seconds(self) -> float | None:
-        """How long the steps take at half of the measured rate; None where it wasn't measured."""
+        """The duration of the steps at half of the measured rate; None if it wasn't measured."""
         return None if not self.rate or self.flops is None else self.flops / (self.rate / 2 * self.processes)
 
     @property
     def verdict(self) -> str:
-        """How much it is, of how much there is."""
+        """The memory needed, the memory of the device, and whether it fits, in words."""
         each = f"each of {self.processes} devices ({self.way})" if self.processes > 1 else self.device.name
         fits = "fits" if self.fits else "does NOT fit"
         return f"{gigabytes(self.total)} on {each}, which has {gigabytes(self.device.bytes)}: it {fits}"
 
     def metrics(self) -> dict[str, float]:
-        """For metrics.json."""
+        """The figures for metrics.json."""
         named = {
             "plan_memory_bytes": self.total,
             **{f"plan_memory_{part}_bytes": self.memory.get(part, 0) for part in SHOWN},
@@ -102,7 +102,7 @@ class PlanFigures:
         return {name: float(value) for name, value in named.items() if value is not None}
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The lines for the terminal."""
         share = f" ({self.trained / self.parameters:.2%})" if self.trained < self.parameters else ""
         found = [f"{self.parameters:,} parameters, {self.trained:,} of them trained{share}"]
         work = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
@@ -110,7 +110,7 @@ class PlanFigures:
         work += [f"{self.flops:.3g} FLOPs"] if self.flops is not None else []
         if self.seconds is not None:
             work.append(
-                f"about {shown_time(self.seconds)} at half of the {self.rate / 1e9:,.0f} GFLOP/s that a product of matrices reaches"
+                f"about {shown_time(self.seconds)} at half of the {self.rate / 1e9:,.0f} GFLOP/s of a matrix product"
             )
         found += [", ".join(work)] if work else []
         found.append(self.verdict)
@@ -128,7 +128,7 @@ class PlanFigures:
         return [(part, self.memory[part]) for part in SHOWN if self.memory.get(part)]
 
     def picture(self) -> str:
-        """The memory of a device as a bar, with a line where the device ends: an SVG for a page."""
+        """The memory as a bar, with a line at the device's capacity: an SVG for a page."""
         scale = (_WIDTH - 20) / max(self.total, self.device.bytes)
         boxes, legend, x = [], [], 10.0
         for number, (part, size) in enumerate(self.ordered()):
@@ -152,12 +152,12 @@ class PlanFigures:
 
 
 def memory_of(parts: Counter[str], *, baseline: int, fragments: int, reward: int) -> dict[str, int]:
-    """All of a device's memory by part."""
+    """The memory of a device: part -> bytes."""
     return {"baseline": baseline, **parts, "reward": reward, "fragments": fragments}
 
 
 def gigabytes(size: float) -> str:
-    """`12.3 GB`, `640 MB`; of 10^9 and 10^6 bytes."""
+    """`12.3 GB`, `640 MB`, in units of 10^9 and 10^6 bytes."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

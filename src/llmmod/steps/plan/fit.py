@@ -1,8 +1,8 @@
-"""How much of a device a training takes, and what would make it take less: `Planner` traces the training as it is, and with changes.
+"""The memory that a training needs on a device, and changes that reduce it: `Planner` traces the training as it is and with changes.
 
-The changes come in the order of what they cost in speed: a smaller micro-batch with more accumulation costs little, computing activations
-again about a quarter (one more forward pass), adapters instead of whole weights and 4-bit weights change what is learnt or how exactly,
-and more devices cost money.
+The changes are ordered by their cost. A smaller micro-batch with more accumulation costs little speed. Gradient checkpointing costs about a
+quarter (one more forward pass). Adapters instead of whole weights, and 4-bit weights, change what is learnt or how precisely. More devices
+cost money.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-_GPU_FRAGMENTS = 0.05  # of what tensors take, that torch's caching allocator holds besides; an assumption, no GPU was at hand
+_GPU_FRAGMENTS = 0.05  # share that torch's caching allocator reserves in addition to the tensors; assumed, not measured on a GPU
 _MOST_ADVICE = 4
 _CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
@@ -35,12 +35,12 @@ class Planner:
 
     Args:
         conf: part -> configuration: `model`, `finetune`, `training`.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         hub: `hub.*`.
         smoke: whether it is a rehearsal.
-        device: that it is for.
-        way, processes: how several share it.
-        reward: bytes of reward models.
+        device: the device to plan for.
+        way, processes: how the training is distributed, and over how many processes.
+        reward: bytes of the reward models.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Planner:
             head = conf["training"].head
             self.model = planned_model(conf["model"], conf["finetune"], head=head, on_gpu=device.is_gpu, **self._given)
         training = conf["training"]
-        if device.is_gpu and not device.here:  # what `training_arguments` would choose there
+        if device.is_gpu and not device.here:  # as `training_arguments` would choose on that GPU
             training = replace(
                 training, use_cpu=True, bf16=not getattr(training, "fp16", False) if training.bf16 is None else training.bf16
             )
@@ -62,24 +62,24 @@ class Planner:
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """The numbers of parameters and of those that are trained; a packed weight counts the weights that it stands for."""
+        """The number of parameters, and of trained parameters; a packed weight counts as its unpacked weights."""
         packed = sum(layer.stands_for - layer.weight.numel() for layer in self.model.modules() if isinstance(layer, PlannedLinear))
         counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         return sum(size for size, _ in counts) + packed, sum(size for size, trained in counts if trained)
 
     def trace(self, rows: Rows, **changes: Any) -> Trace:
-        """A trace of the training on these rows; `changes`: of `training.*`."""
+        """A trace of the training on these rows; `changes`: changes to `training.*`."""
         if self._by_rows:
             changes["per_device_train_batch_size"] = len(rows.train)
         return self.traced.run(rows, **changes)
 
     @property
     def _by_rows(self) -> bool:
-        """Whether a micro-batch is as many examples as are given; of prompts it is as many completions."""
+        """Whether a micro-batch consists of examples; in ppo and grpo it consists of completions."""
         return bool(self.conf["training"].data_kind != "prompt")
 
     def memory(self, trace: Trace) -> dict[str, int]:
-        """Bytes of each device by part, at the peak."""
+        """The memory of each device at the peak: part -> bytes."""
         layer = max(sum(p.nbytes for p in layer.parameters()) for layer in self.traced.layers)
         trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
         held = [per_device(peak.parts, self.way, self.processes, layer=layer, trained=trained) for peak in trace.peaks.values()]
@@ -88,18 +88,18 @@ class Planner:
         return {**parts, "fragments": fragments, "reward": self.reward, "baseline": self.device.baseline}
 
     def total(self, rows: Rows, **changes: Any) -> int:
-        """Bytes of each device, of a training on these rows."""
+        """The memory of each device for a training on these rows, bytes."""
         return sum(self.memory(self.trace(rows, **changes)).values())
 
     def largest(self, rows: Rows, total: int) -> tuple[int, int | None]:
-        """The largest micro-batch of examples like the longest that fits, and the longest examples that fit with this micro-batch.
+        """The largest micro-batch of the longest examples that fits, and the longest examples that fit with this micro-batch.
 
-        The peak is a line in the tokens of a micro-batch, through this one and a small one. Where attention keeps its scores it is none in
-        the length of an example, and the length is None.
+        The peak is linear in the tokens of a micro-batch; two traces give the line. If attention saves its scores, the peak is not linear
+        in the length of an example, and that length is None.
 
         Args:
             rows: a micro-batch.
-            total: bytes of each device with it.
+            total: the memory of each device with that micro-batch, bytes.
         """
         longest, least = max(rows.train, key=tokens_of), 2 if self.conf["training"].stage == "kto" else 1
         small = [stretched(longest, max(8, length_of(longest) // 2))] * least
@@ -113,7 +113,7 @@ class Planner:
         return int(room / tokens_of(longest)), None if eager else min(positions, length)
 
     def advice(self, rows: Rows) -> list[str]:
-        """Overrides to paste, each of which makes the training fit, the cheapest in speed first."""
+        """Overrides to paste, each of which makes the training fit, the one with the lowest cost first."""
         return list(islice(self._fitting(rows), _MOST_ADVICE))
 
     def _fitting(self, rows: Rows) -> Iterator[str]:
@@ -134,7 +134,7 @@ class Planner:
                     break
 
     def _smaller(self, rows: Rows, words: str = "", **changes: Any) -> str | None:
-        """The overrides with the largest micro-batch that fits, all of it, a half, a quarter, …; None where the smallest doesn't fit."""
+        """Overrides with the largest micro-batch that fits, out of the whole, a half, a quarter, …; None if the smallest doesn't fit."""
         conf, count = self.conf["training"], len(rows.train)
         longest = sorted(rows.train, key=tokens_of, reverse=True)
         least = count if not self._by_rows else min(count, 2 if conf.stage == "kto" else 1)
@@ -151,13 +151,13 @@ class Planner:
         return None
 
     def _shared(self, processes: int) -> Planner:
-        """The same, divided among processes."""
+        """A planner of the same training on several processes."""
         other = copy.copy(self)
         other.way, other.processes = "fsdp", processes
         return other
 
     def _other_ways(self) -> Iterator[tuple[str, Planner]]:
-        """Adapters instead of whole weights, and adapters on 4-bit weights: the override, and a planner of that."""
+        """Adapters instead of whole weights, and adapters on 4-bit weights: the override, and its planner."""
         finetune, model = self.conf["finetune"], self.conf["model"]
         if not isinstance(finetune, LoraConf):
             finetune = LoraConf(name="lora", target_modules=model.lora_targets, r=8, lora_alpha=16, task_type="CAUSAL_LM")
@@ -184,7 +184,7 @@ def length_of(row: Mapping[str, Any]) -> int:
 
 
 def stretched(row: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """An example of so many tokens, made of another; prompt and answers keep their shares."""
+    """An example stretched or cut to `tokens`; prompt and answers keep their shares."""
     now = length_of(row)
     found: dict[str, Any] = {}
     for name, value in row.items():

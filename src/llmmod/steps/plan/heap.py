@@ -1,9 +1,9 @@
-"""What a process holds of what its tensors take and give back: glibc's malloc, followed block by block.
+"""A model of glibc's malloc: the memory that a process has while its tensors are allocated and freed.
 
-It can't use a hole again for the same size: aligned memory needs 96 bytes more than it keeps, and small objects take the gaps beside it.
-Here they have a gap until a hundred more blocks have come, the number with which 19 of 22 trainings of SmolLM2 were within 10 % of the
-measured peak RSS (`benchmarks/plan.py`); without, most were 5 to 16 % below it. Where holes open is a matter of chance in part: the plan of
-kto and ppo with finetune=freeze is a fifth too large.
+malloc can't reuse a hole for a block of the same size: aligned memory needs 96 bytes more than it keeps, and small objects fill the gaps
+next to it. Here such a gap stays occupied until a hundred more blocks have been allocated. With that number, 19 of 22 trainings of SmolLM2
+were within 10 % of the measured peak RSS (`benchmarks/plan.py`); without it, most were 5 to 16 % below. Chance decides in part where holes
+open: the plan of kto and ppo with finetune=freeze is a fifth too large.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import bisect
 from collections import deque
 
 _GAP_LIFE = 100  # blocks
-_MOST_THRESHOLD = 32 << 20  # bytes: larger blocks are always mapped by themselves
+_MOST_THRESHOLD = 32 << 20  # bytes: larger blocks are always mapped separately
 
 
 class Heap:
-    """The memory of a process under glibc's malloc (2.36), as far as blocks of kilobytes and more decide it.
+    """The memory of a process under glibc's malloc (2.36), counting blocks of a kilobyte or more.
 
-    Best fit among the holes, neighbours joined; what fits none is cut from the top, or mapped by itself from a size on that grows with what
-    is given back. The top rarely shrinks, since a small object mostly lies above.
+    A block goes into the best-fitting hole, and neighbouring holes are joined. If it fits into none, it is cut from the top, or mapped
+    separately above a threshold, which grows as mapped blocks are freed. The top rarely shrinks, since a small object usually lies above
+    it.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Heap:
         return self._resident + self._mapped
 
     def take(self, number: int, size: int) -> None:
-        """A block, by a number of its own."""
+        """Allocate a block; `number` identifies it."""
         self._blocks += 1
         while self._gaps and self._gaps[0][0] <= self._blocks:
             self._join(*self._gaps.popleft()[1:])
@@ -67,7 +68,7 @@ class Heap:
                 self._gaps.append((self._blocks + _GAP_LIFE, at, gap))
 
     def give(self, number: int) -> None:
-        """Give a block back."""
+        """Free a block."""
         start, size = self._used.pop(number)
         if start >= 0:
             self._join(start, size)

@@ -1,12 +1,12 @@
-"""What a program holds in memory, operation by operation, while it runs on tensors without values.
+"""The memory of a program, operation by operation, while it runs on fake tensors.
 
 `Tracer` is a dispatch mode. Floating-point tensors are fake (`torch._subclasses.FakeTensor`: a shape, a dtype and a device), so a model of
-any size costs nothing. Integers and masks are real: the code that is traced may read them, and what it picks by a mask has its true shape.
-A number that is read from a fake tensor is 1. Every storage counts from its first use until nothing refers to it, in the part it belongs
-to, which is how autograd, checkpointing and the optimizer show as they are.
+any size costs nothing. Integers and masks are real: the traced code may read them, and indexing with a mask gives the true shape. A number
+read from a fake tensor is 1. A storage counts, in its part, from its first use until nothing refers to it. So the effects of autograd,
+checkpointing and the optimizer are included.
 
-The live bytes are exact: on a Llama of 135M weights they equal what torch's profiler reports. `heap` says what a process
-holds of them.
+The live bytes are exact: for a Llama with 135M weights they equal the figures of torch's profiler. `heap` computes the memory of the
+process from them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _IN_PLACE = ("aten::_fused_adamw_", "aten::_fused_adam_", "aten::_fused_sgd_", "
 
 @dataclass
 class Peak:
-    """The largest amount of memory in a stretch of a program, bytes.
+    """The peak memory of a phase of a program, bytes.
 
     Args:
-        parts: what it was made of, by `PARTS`.
-        heap: what the process held then at most, beyond what it held before.
+        parts: its parts, by the names in `PARTS`.
+        heap: the peak of the process's memory in that phase, in addition to its memory before.
     """
 
     parts: Counter[str] = field(default_factory=Counter)
@@ -47,16 +47,16 @@ class Peak:
 
     @property
     def live(self) -> int:
-        """All parts together."""
+        """The sum of all parts."""
         return self.parts.total()
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
-    """See the module. `phase` names the stretch of the program that is running; `peaks` has the peak of each.
+    """Counts memory and FLOPs, see the module's docstring. `phase` names the current phase; `peaks` has the peak of each phase.
 
     Args:
-        vocabulary: the last dimension that makes a tensor one of logits.
-        scratch: the bytes that a matrix product takes for itself, given its left and right factor.
+        vocabulary: tensors with this last dimension are logits.
+        scratch: returns the bytes of a matrix product's workspace, given its left and right factor.
     """
 
     def __init__(self, vocabulary: int = 0, *, scratch: Callable[[Any, Any], int] | None = None) -> None:
@@ -71,18 +71,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self.flops: Counter[str] = Counter()
 
     def restart(self) -> None:
-        """Forget all peaks; the heap then holds what is held now, and has no holes."""
+        """Forget all peaks, and start with a heap that has the current tensors and is not fragmented."""
         self.peaks, self.flops, self.phase, self._heap = {}, Counter(), "start", Heap()
         for number, size, _ in self._known.values():
             self._heap.take(number, size)
 
     def held(self, part: str) -> int:
-        """Bytes of a part that are held now."""
+        """The current size of a part, bytes."""
         return self._now[part]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it, operations are computed as if there were no tracer."""
+        """A context in which operations run without the tracer."""
         self._paused = True
         try:
             yield
@@ -90,7 +90,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
             self._paused = False
 
     def tag(self, tensors: Any, part: str) -> None:
-        """Count tensors, wherever they are nested, to a part."""
+        """Assign tensors, however nested, to a part."""
         if isinstance(tensors, torch.Tensor):
             key = id(tensors.untyped_storage())
             if key in self._known:
@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
                 self.tag(value, part)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operation: its outputs are fake where an input is, or where it makes floating-point numbers of nothing."""
+        """Run an operation: its outputs are fake if an input is fake, or if it creates a floating-point tensor."""
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
@@ -124,7 +124,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         if name == "aten::_local_scalar_dense":
             return 1.0 if args[0].dtype.is_floating_point else 1
         if name == "aten::any" and len(args) == 1:
-            return torch.tensor(False)  # of an adapter's B, which is 0 before training
+            return torch.tensor(False)  # read from an adapter's B, which is 0 before training
         if name in _IN_PLACE:
             return None
         if name == "aten::nonzero":
@@ -154,7 +154,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = id(storage)  # the same object as long as anything refers to the storage
+        key = id(storage)  # stable as long as anything refers to the storage
         if key in self._known:
             return
         size = storage.nbytes()
@@ -177,7 +177,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors of an operation's arguments or outputs, which are nested once at most."""
+    """The tensors in an operation's arguments or outputs, nested at most once."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -186,22 +186,22 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def _places(index: Any) -> list[Any]:
-    """An index as one that fake tensors take: of a mask, the numbers of what it picks."""
+    """An index that fake tensors accept: a mask becomes the positions that it selects."""
     if not isinstance(index, torch.Tensor) or index.dtype is not torch.bool:
         return [index]
     return list((_all_of(index) if isinstance(index, FakeTensor) else index.nonzero()).unbind(1))
 
 
 def _all_of(mask: torch.Tensor) -> torch.Tensor:
-    """What a mask without values picks: all there is."""
+    """The positions that a fake mask selects: all of them."""
     return torch.ones(mask.shape, dtype=torch.bool).nonzero()
 
 
 @contextmanager
 def without_values(tracer: Tracer) -> Iterator[Tracer]:
-    """Within it, models are built, moved and trained on tensors without values, and the tracer counts them.
+    """A context in which models are built, moved and trained on fake tensors, which the tracer counts.
 
-    torch (2.13) converts a module of fake tensors by swapping them, which fails where anything refers to them weakly.
+    torch (2.13) moves a module of fake tensors by swapping them, which fails if anything has a weak reference to them.
     """
     with replaced(torch.nn.Module, "_apply", _convert), tracer:
         yield tracer

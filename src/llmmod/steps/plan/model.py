@@ -1,7 +1,7 @@
-"""A model as a training has it, without weights: from its configuration alone, on tensors without values.
+"""A training's model built from its configuration alone, with fake tensors instead of weights.
 
-It is built and prepared by the same code as the real one: random weights of the checkpoint's configuration, the reward head, what
-`finetune.*` trains. Only quantized layers are ours: they hold what bitsandbytes would, and unpack a whole matrix for each product.
+The same code as for the real model builds and prepares it: the checkpoint's configuration, the reward head, the setup of `finetune.*`. Only
+the quantized layers are our own: they have the same bytes as bitsandbytes' layers, and unpack a whole matrix for each product.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _SCALES = 256  # scales that share a second one
 
 
 def planned_model(conf: ModelConf, finetune: Any, *, head: str, hub: HubConf, smoke: bool, tokenizer: Any, on_gpu: bool) -> Any:
-    """The model of a training before its first step; to be called within `memory.without_values`.
+    """The model of a training before its first step. Call it inside `memory.without_values`.
 
     Args:
         conf: `model.*`.
-        finetune: `finetune.*`; adapters that it starts from are not read, as merged they take nothing.
+        finetune: `finetune.*`; adapters to start from are not read, since merged adapters take no memory.
         head: `language` or `reward`.
         hub: `hub.*`.
-        smoke: the tiny model of a rehearsal instead.
-        tokenizer: whose ids it reads.
-        on_gpu: whether it is to run on one.
+        smoke: build the tiny model of a rehearsal instead.
+        tokenizer: the model's tokenizer.
+        on_gpu: whether it will run on a GPU.
 
     Raises:
-        ConfigError: there is no configuration, or what is asked of the model doesn't go together.
+        ConfigError: the checkpoint's configuration is missing, or the settings contradict each other.
     """
     quantized = quantization_config(conf.quantization)
     plain = replace(conf, weights=Weights.random, quantization=QuantizationConf(), print_structure=False, device_map=None)
     if conf.attn_implementation not in (None, "eager"):
-        plain = replace(plain, attn_implementation=None)  # SDPA keeps what flash attention does
+        plain = replace(plain, attn_implementation=None)  # SDPA keeps the same tensors as flash attention
     if conf.dtype is Dtype.auto and not smoke:
         plain = replace(plain, dtype=_stored_dtype(conf, hub))
     model = build_model(plain, hub=hub, smoke=smoke, tokenizer=tokenizer)
@@ -57,15 +57,15 @@ def planned_model(conf: ModelConf, finetune: Any, *, head: str, hub: HubConf, sm
         model = with_reward_head(model, seed=0)
     changes: dict[str, Any] = {"adapters": [], "resume_adapter": False}
     if isinstance(getattr(finetune, "init_lora_weights", True), str):
-        changes["init_lora_weights"] = True  # those that are made of the weights have the same shapes
+        changes["init_lora_weights"] = True  # initialisations that read the weights give the same shapes
     return locate(finetune._target_)(model, replace(finetune, **changes))
 
 
 def _stored_dtype(conf: ModelConf, hub: HubConf) -> Dtype:
-    """The type that a checkpoint's configuration says its weights have."""
+    """The dtype of the weights according to a checkpoint's configuration."""
     checkpoint = model_checkpoint(conf)
     if checkpoint.gguf_file is not None:
-        return Dtype.float32  # they are unpacked
+        return Dtype.float32  # loading unpacks them
     where = {"revision": conf.revision, "trust_remote_code": conf.trust_remote_code or None, "cache_dir": hub.cache_dir, "token": hub.token}
     given = {name: value for name, value in where.items() if value is not None}
     stored = load_config(checkpoint, {}, local_files_only=hub.offline, **given).get_text_config().dtype
@@ -74,9 +74,9 @@ def _stored_dtype(conf: ModelConf, hub: HubConf) -> Dtype:
 
 @contextmanager
 def with_layers(model: Any, count: int) -> Iterator[None]:
-    """Within it, a model has its last `count` layers only, and those before them that are trained.
+    """A context in which a model has only its last `count` layers, and the trained layers before them.
 
-    Layers that are trained differ from those that are not, so a model that trains some of its layers keeps them all, beside `count` others.
+    Trained and frozen layers differ, so a model that trains some of its layers keeps all of those, and `count` others.
     """
     base = base_model(model)
     name, layers = decoder_layers(base)
@@ -92,18 +92,18 @@ def with_layers(model: Any, count: int) -> Iterator[None]:
 
 
 def varied_layers(layers: nn.ModuleList) -> list[int]:
-    """The numbers of the layers that are alike in what is trained of them: all, or those that are frozen where others are trained."""
+    """The indices of the layers whose number may vary: all layers, or the frozen ones if others are trained."""
     trained = [number for number, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())]
     return [n for n in range(len(layers)) if n not in trained] if 0 < len(trained) < len(layers) else [*range(len(layers))]
 
 
 class PlannedLinear(nn.Linear):
-    """A linear layer with the bytes of a quantized one.
+    """A linear layer that takes as many bytes as a quantized one.
 
     Args:
-        linear: the layer that it stands for.
+        linear: the layer that it replaces.
         conf: `model.quantization.*`.
-        dtype: of its products.
+        dtype: dtype of its products.
     """
 
     def __init__(self, linear: nn.Linear, conf: QuantizationConf, dtype: torch.dtype) -> None:
@@ -123,7 +123,7 @@ class PlannedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """Keeps the packed weight alone, and unpacks it again for the gradient, as bitsandbytes does."""
+    """A product that saves only the packed weight and unpacks it again in the backward pass, as bitsandbytes does."""
 
     @staticmethod
     def forward(ctx: Any, given: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -134,13 +134,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        """The gradient of what is given."""
+        """The gradient of the input."""
         (packed,) = ctx.saved_tensors
         return gradient @ packed.new_empty(ctx.shape, dtype=gradient.dtype), None, None
 
 
 def _quantize(model: Any, conf: QuantizationConf, *, dtype: torch.dtype) -> None:
-    """Put planned layers where bitsandbytes has its own: the linear layers but the head; the rest becomes float32, as for training."""
+    """Replace the layers that bitsandbytes quantizes: all linear layers except the head. The rest becomes float32, as for training."""
     layers = decoder_layers(model)[1]
     for parent in [module for layer in layers for module in layer.modules()]:
         for name, child in list(parent.named_children()):

@@ -1,6 +1,6 @@
-"""What a training will take, in seconds and with no weights loaded: memory by part, tokens, steps, FLOPs, and whether it fits the device.
+"""Plan a training in seconds, without loading weights: memory by part, tokens, steps, FLOPs, and whether it fits the device.
 
-`plan_training` is the step's work without its output; a run on a GPU calls it before it trains.
+`plan_training` does the step's work without writing files; a run on a GPU calls it before it trains.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from llmmod.steps.plan.trace import Rows
 from llmmod.steps.preview.figures import examples_of, measured
 
 log = logging.getLogger("llmmod.plan")
-_DRAWN = 2000  # micro-batches of random order, of which the largest is traced
-_STREAMED = 1000  # examples of a stream that are looked at
+_DRAWN = 2000  # micro-batches in random order; the largest is traced
+_STREAMED = 1000  # examples of a stream that are read
 _FILES = ("plan.json", "plan.svg")
 
 
@@ -40,21 +40,21 @@ class Plan:
 
     Args:
         conf: `steps.<name>`.
-        name: the step's name, and that of its directory.
+        name: the name of the step and of its directory.
     """
 
     def __init__(self, conf: PlanConf, name: str) -> None:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Write `<run>/<name>/plan.json` and `plan.svg`, and report the numbers.
+        """Write `<run>/<name>/plan.json` and `plan.svg`, and report the figures.
 
         Raises:
-            ConfigError: as the training would find, before it loads weights; or this process is one of several.
+            ConfigError: an error that the training would raise before it loads weights; or this process is one of several.
         """
         if world_size() > 1:
-            found = f"{self.name} stands in it, and is made by one process, not by {world_size()}"
-            raise ConfigError(Problem("pipeline", found, do="Run it by itself: 'pipeline=[plan]' plans for as many as distributed.* says"))
+            found = f"has the step {self.name}, which needs a single process, not {world_size()}"
+            raise ConfigError(Problem("pipeline", found, do="Run it alone: 'pipeline=[plan]' plans for the processes of distributed.*"))
         figures = plan_training(session, self.name, self.conf)
         session.put(SAID, figures.verdict)
         session.put("plan_picture", f"data:image/svg+xml;base64,{b64encode(figures.picture().encode()).decode()}")  # for preview.html
@@ -71,14 +71,14 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     """The plan of a step's training.
 
     Args:
-        session: the run's.
-        step: whose configuration is planned.
+        session: the run's session.
+        step: the training step to plan.
         conf: `steps.plan`.
-        quick: leave out what only a reader of the plan wants: time and largest sizes.
-        device: that it is for; None: as `conf` says, or the one that there is.
+        quick: leave out the time and the largest sizes, which only a reader of the plan needs.
+        device: the device to plan for; None: that of `conf`, or this machine's.
 
     Raises:
-        ConfigError: as the training would find.
+        ConfigError: an error that the training would raise.
     """
     training, root = session.conf(step, "training"), session.root
     device = device or device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
@@ -86,7 +86,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     splits, tokenizer = session.splits(step), session.tokenizer(step)
     numbers = measured(splits.train, examples_of(splits.train, streamed=_STREAMED), training, smoke=root.smoke, packs=0)
     rows = rows_of(splits, training, seed=root.seed)
-    notes = [] if numbers.figures.complete else [f"tokens and the largest batch are of the first {numbers.figures.examples:,} examples"]
+    notes = [] if numbers.figures.complete else [f"tokens and the largest batch come from the first {numbers.figures.examples:,} examples"]
     given = {part: session.conf(step, part) for part in ("model", "finetune", "training")}
     reward, of_reward = reward_bytes(training)
     planner = Planner(
@@ -97,7 +97,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     fits = sum(memory.values()) <= device.bytes
     parameters, trained = planner.parameters
     epochs, steps = numbers.plan.epochs, numbers.plan.steps
-    # The plan's step is the largest one; others have fewer tokens, and attention's share falls with their length.
+    # The traced step is the largest one. Others have fewer tokens, and shorter examples spend a smaller share on attention.
     in_step = sum(map(tokens_of, rows.train)) * trace.micro_batches
     tokens = None if epochs is None else round(numbers.figures.tokens * epochs)
     flops = None if tokens is None else trace.flops / max(1, in_step) * tokens
@@ -122,37 +122,37 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
 
 
 def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) -> PlanFigures | None:
-    """Plan a training before it begins, and warn where it won't fit; `steps.plan.out_of_memory` tells what the plan had said.
+    """Plan a training before it begins, and warn if it won't fit. `steps.plan.out_of_memory` quotes the plan later.
 
     Args:
-        session: the run's.
-        step: that trains.
-        device: that it is for; None: the GPU that there is.
+        session: the run's session.
+        step: the step that trains.
+        device: the device to plan for; None: this machine's GPU.
 
     Returns:
-        The plan; None where it can't be made, which stops nobody.
+        The plan; None if planning fails, which does not stop the training.
     """
     try:
         figures = plan_training(session, step, PlanConf(), quick=True, device=device)
-    except Exception as error:  # whatever a class of anybody's raises on tensors without values
-        log.info("this training can't be planned, and goes on without: %s", one_line(error, 200))
+    except Exception as error:  # a user's class may raise anything on fake tensors
+        log.info("this training can't be planned and starts without a plan: %s", one_line(error, 200))
         log.debug("why", exc_info=error)
         return None
     session.put(SAID, figures.verdict)
     if not figures.fits:
-        log.warning("this training will hardly fit: %s", session.get(SAID))
+        log.warning("this training will probably not fit: %s", session.get(SAID))
         for line in figures.advice:
             log.warning("to make it fit: %s", line)
     return figures
 
 
 def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
-    """The largest micro-batch that the order of the examples makes, and the largest of the evaluation.
+    """The largest micro-batch of the training for a random order of the examples, and the largest batch of the evaluation.
 
     Args:
         splits: the examples.
         training: `training.*`.
-        seed: of the order that is tried; the run's own order differs.
+        seed: seed of that order; the run's own order differs.
     """
     size, capacity = training.per_device_train_batch_size, capacity_of(splits.train)
     train = splits.train if hasattr(splits.train, "__len__") else examples_of(splits.train, streamed=_STREAMED)
@@ -174,12 +174,12 @@ def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
 
 
 def reward_bytes(training: Any) -> tuple[int, Sequence[str]]:
-    """Bytes of the reward models that a training names by their directories, as their files have them, and what isn't counted."""
+    """The size of the files of the reward models that a training names by directory, bytes; and notes on those that aren't counted."""
     size, notes = 0, []
     for node in reward_nodes(training.reward).values() if hasattr(training, "reward") else ():
         if "path" in node:
             files = [*Path(str(node["path"])).expanduser().glob("*.safetensors")]
             size += sum(file.stat().st_size for file in files)
         elif "step" in node:
-            notes.append(f"the reward model that {node['step']} leaves is not counted")
+            notes.append(f"the reward model of step {node['step']} is not counted")
     return size, notes

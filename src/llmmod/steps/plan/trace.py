@@ -1,11 +1,10 @@
-"""Two optimizer steps of the real trainer, on a model without values: what they hold in memory, stretch by stretch, and their FLOPs.
+"""Trace two optimizer steps of the real trainer on a model with fake tensors: memory in each phase, and FLOPs.
 
-The trainer, its collator, its loss and its optimizer are those of the run, so what they share, keep, compute again or leave out is in the
-trace: the head on labelled positions only, the prompt that two answers share, the reference that is the model with its adapter off. In the
-second step the optimizer has its states. Completions of ppo and grpo are not generated: they are as long as they may be, and the cache that
-they would take is.
+Trainer, collator, loss and optimizer are those of the run, so the trace includes their savings: the head only on labelled positions, the
+prompt that two answers share, the reference that is the model with its adapter off. In the second step the optimizer has its states.
+Completions of ppo and grpo are not generated: they get the largest allowed length, and their cache is allocated.
 
-A model of many alike layers is traced with few of them, twice. Each stretch's peak is linear in the number of layers.
+A model with many equal layers is traced twice, with few of them. The peak of each phase is linear in the number of layers.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from llmmod.trainers.online import grpo
 from llmmod.trainers.ppo import rollout
 from llmmod.upstream import replaced
 
-_DEPTHS = (2, 5)  # layers that are traced of more
-_SLOTS = 64  # completions that are generated together
+_DEPTHS = (2, 5)  # numbers of layers traced for a deeper model
+_SLOTS = 64  # completions generated together
 _LEAST = 32  # as in models.matmul
 # Names of ours that are other ones while a training is traced.
 _OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measure"
@@ -44,11 +43,11 @@ _OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measur
 
 @dataclass(frozen=True)
 class Rows:
-    """What a training is traced on.
+    """The rows that a training is traced on.
 
     Args:
         train: the examples of a micro-batch.
-        held_out: those of a batch of the evaluation; none where nothing is evaluated.
+        held_out: the examples of an evaluation batch; empty without an evaluation.
         capacity: tokens of a packed row; None: rows aren't packed.
     """
 
@@ -59,12 +58,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a traced training takes.
+    """The result of tracing a training.
 
     Args:
-        peaks: stretch of the run -> its peak.
-        flops: of an optimizer step with `micro_batches`.
-        micro_batches: of that step.
+        peaks: phase of the run -> its peak.
+        flops: FLOPs of an optimizer step with `micro_batches`.
+        micro_batches: micro-batches of that step.
     """
 
     peaks: Mapping[str, Peak]
@@ -73,24 +72,24 @@ class Trace:
 
     @property
     def peak(self) -> Peak:
-        """The largest of the stretches, by what the tensors take."""
+        """The peak of the phase whose tensors take most."""
         return max(self.peaks.values(), key=lambda peak: peak.live)
 
     @property
     def heap(self) -> int:
-        """The most that the process holds, bytes."""
+        """The most memory that the process has, bytes."""
         return max(peak.heap for peak in self.peaks.values())
 
 
 class Traced:
-    """A training that can be traced, again with other rows or arguments.
+    """A training that can be traced several times, with different rows or arguments.
 
     Args:
         model: from `planned_model`.
-        tracer: in which it was made.
+        tracer: the tracer in which the model was built.
         training: `training.*`.
-        tokenizer: the model's.
-        on_gpu: whether it is to run on one.
+        tokenizer: the model's tokenizer.
+        on_gpu: whether it will run on a GPU.
         smoke: whether it is a rehearsal.
     """
 
@@ -103,7 +102,7 @@ class Traced:
         tracer.vocabulary = base_model(model).config.get_text_config().vocab_size
 
     def run(self, rows: Rows, **changes: Any) -> Trace:
-        """The trace of a training on these rows; `changes`: of `training.*`."""
+        """The trace of a training on these rows; `changes`: changes to `training.*`."""
         conf = replace(self.training, **_without_effects(self.training), **changes)
         varied = len(varied_layers(self.layers))
         depths = [varied] if varied <= _DEPTHS[1] + 1 else [*_DEPTHS]
@@ -117,12 +116,12 @@ class Traced:
         if rows.capacity is not None:
             train.capacity = rows.capacity
         held_out = Dataset.from_list([*rows.held_out]) if rows.held_out else None
-        gc.freeze()  # what is imported would be looked through each time that the trainer frees memory
+        gc.freeze()  # else each of the trainer's gc.collect calls would visit every imported object
         try:
             with with_layers(self.model, depth), tempfile.TemporaryDirectory() as directory:
                 args = training_arguments(conf, output_dir=Path(directory) / "train", seed=1, smoke=self._smoke, has_eval=False)
                 self._train(conf, args, train, held_out, marks)
-            gc.collect()  # trainer and model hold each other, and a reference would count for the next trace
+            gc.collect()  # trainer and model refer to each other; what is left would count in the next trace
         finally:
             gc.unfreeze()
         flops = sum(count for phase, count in tracer.flops.items() if phase.startswith("2."))
@@ -142,7 +141,7 @@ class Traced:
             marks.trainer = trainer
             if isinstance(getattr(trainer, "ref_model", None), torch.nn.Module):
                 tracer.tag([*trainer.ref_model.parameters()], "reference")
-                tracer.tag(self._weights, "weights")  # those that both have
+                tracer.tag(self._weights, "weights")  # the model and the reference share these
             trainer.train()
             if held_out is not None:
                 trainer.evaluate()
@@ -151,7 +150,7 @@ class Traced:
 
 
 def _computed(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is computed with values: how a class keeps packed examples apart is measured on a tiny model of it."""
+    """The function with the tracer paused: llmmod measures on a tiny real model how its class separates packed examples."""
 
     def compute(*args: Any) -> Any:
         with tracer.paused():
@@ -161,7 +160,7 @@ def _computed(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any
 
 
 def scratch_of(left: torch.Tensor, right: torch.Tensor) -> int:
-    """Bytes that a product takes for itself: oneDNN orders the right factor anew; of float32, where `models.matmul` takes it."""
+    """Bytes of a product's workspace: oneDNN reorders the right factor, in float32 if `models.matmul` uses it."""
     if left.dtype is torch.bfloat16:
         return int(right.nbytes)
     is_ordered = left.dtype is torch.float32 and left.shape[0] > 1 and min(left.shape[1], right.shape[1]) >= _LEAST
@@ -169,7 +168,7 @@ def scratch_of(left: torch.Tensor, right: torch.Tensor) -> int:
 
 
 def _without_effects(conf: Any) -> dict[str, Any]:
-    """The changes to `training.*` for two steps that leave nothing behind."""
+    """The changes to `training.*` for two steps without logs, checkpoints and other effects."""
     wanted = {
         "max_steps": 2, "gradient_accumulation_steps": min(conf.gradient_accumulation_steps, 2), "eval_strategy": "no",
         "save_strategy": "no", "logging_steps": 1, "report_to": "none", "load_best_model_at_end": False, "eval_on_start": False,
@@ -182,7 +181,7 @@ def _without_effects(conf: Any) -> dict[str, Any]:
 
 
 class _Marks(TrainerCallback):
-    """Names the stretch of the run that is traced: steps, forward, head, backward of the layers, optimizer."""
+    """Tells the tracer the phase of the run: step, forward, head, backward of the layers, optimizer."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer, self._step, self._forwards, self._backward = tracer, 0, 0, False
@@ -190,7 +189,7 @@ class _Marks(TrainerCallback):
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """Within it, the layers of a model tell where it is."""
+        """A context in which hooks on a model's layers name the phase."""
         layers = decoder_layers(base_model(model))[1]
         names = {len(layers) - 1: "top", 0: "bottom"}
         handles = [
@@ -206,13 +205,13 @@ class _Marks(TrainerCallback):
                 handle.remove()
 
     def __deepcopy__(self, memo: Any) -> _Marks:
-        return self  # a copy of the model, as the reference is, has the same hooks
+        return self  # a copy of the model, such as the reference, has the same hooks
 
     def _enter(self, name: str) -> None:
         self._tracer.phase = f"{self._step}.{self._forwards} {name}"
 
     def _before(self, module: Any, args: Any) -> None:
-        if not self._backward:  # checkpointing computes forward again
+        if not self._backward:  # gradient checkpointing repeats the forward pass
             self._forwards += 1
             self._enter("forward" if torch.is_grad_enabled() else "forward without gradients")
 
@@ -233,33 +232,33 @@ class _Marks(TrainerCallback):
         self._enter(f"backward, {name}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The next step."""
+        """Begin the next step."""
         self._step, self._forwards = self._step + 1, 0
         initial = getattr(self.trainer, "initial", None)
         self._tracer.tag(initial, "reference")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What follows is the evaluation."""
+        """Begin the evaluation."""
         self._step = 0
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A micro-batch is done."""
+        """End a micro-batch."""
         self._backward = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The gradients are complete."""
+        """Begin the optimizer's phase."""
         self._backward = False
         self._enter("optimizer")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimizer has its states."""
+        """Tag the optimizer's states."""
         self._tracer.tag(dict(self.trainer.optimizer.state), "optimizer")
         self._enter("rest")
 
 
 @contextmanager
 def _completions(tracer: Tracer) -> Iterator[None]:
-    """Within it, completions of ppo and grpo have the tokens that they may have at most, and take the cache for it."""
+    """A context in which completions of ppo and grpo have the largest allowed length, and their cache is allocated."""
 
     def generate(model: Any, prompts: Any, *, config: Any, batch_size: int | None = None, **given: Any) -> list[list[int]]:
         text = base_model(model).config.get_text_config()
@@ -278,12 +277,12 @@ def _completions(tracer: Tracer) -> Iterator[None]:
 
 
 def _empty(model: Any, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor without values, of the model's dtype unless another is named."""
+    """A fake tensor, in the model's dtype unless `dtype` is given."""
     return next(base_model(model).parameters()).new_empty(shape, dtype=dtype or base_model(model).dtype)
 
 
 def _at_depth(traces: Sequence[tuple[int, Trace]], depth: int) -> Trace:
-    """The trace with `depth` layers, from those with fewer."""
+    """The trace with `depth` layers, extrapolated from traces with fewer."""
     if len(traces) == 1:
         return traces[0][1]
     (few, first), (more, second) = traces

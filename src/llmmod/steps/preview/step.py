@@ -128,7 +128,7 @@ def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True,
         f"Checked on made-up conversations{of_data}: prompts have the ids that chat and predict feed, answers and the token that ends "
         f"them are trained{prompts} and nothing else is, generation stops there, and no text became a special token."
     )
-    return Verdict(False, "Certified: training sees what inference will ask for", explanation, findings)
+    return Verdict(False, "Certified: training and inference use the same tokens", explanation, findings)
 
 
 def spread(items: Any, wanted: int) -> list[tuple[int, Any]]:

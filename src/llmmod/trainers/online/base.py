@@ -69,7 +69,7 @@ def seed_of(*parts: object) -> int:
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Within it, random numbers come from a seed; afterwards, the random state of training is as it was.
+    """A context in which random numbers come from a seed; afterwards, the random state of training is as it was.
 
     So a rollout depends on the policy and on its number only, and a resumed run samples what the uninterrupted run would have.
     """

@@ -266,7 +266,7 @@ def _unused_reward(**given: Any) -> list[float]:
 
 @contextmanager
 def _without_reference(args: GrpoArguments) -> Iterator[None]:
-    """Within it, trl doesn't create a reference model, and doesn't read reward weights by name."""
+    """A context in which trl doesn't create a reference model, and doesn't read reward weights by name."""
     beta, weights = args.beta, args.reward_weights
     args.beta, args.reward_weights = 0.0, None  # type: ignore[assignment]
     try:
@@ -277,7 +277,7 @@ def _without_reference(args: GrpoArguments) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, a model is in evaluation mode."""
+    """A context in which a model is in evaluation mode."""
     training = model.training
     model.eval()
     try:

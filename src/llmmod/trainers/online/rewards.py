@@ -84,7 +84,7 @@ class Rewards:
 
     @contextmanager
     def left_out(self, model: Any) -> Iterator[None]:
-        """Within it, `model.save_pretrained` saves the trained adapter only, not those of rewards."""
+        """A context in which `model.save_pretrained` saves the trained adapter only, not those of rewards."""
         if not hasattr(model, "peft_config") or len(model.peft_config) == 1:
             yield
             return

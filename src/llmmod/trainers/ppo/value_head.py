@@ -62,7 +62,7 @@ def set_constant(head: nn.Module, value: float) -> None:
 
 @contextmanager
 def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
-    """Within it, the head is a submodule of the model."""
+    """A context in which the head is a submodule of the model."""
     base = unwrapped(model)
     base.add_module(NAME, head)
     try:
@@ -73,7 +73,7 @@ def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_value_head(model: Any) -> Iterator[None]:
-    """Within it, the head is not a submodule of the model, which is saved and loaded without it."""
+    """A context in which the head is not a submodule of the model, which is saved and loaded without it."""
     base = unwrapped(model)
     head = base._modules.pop(NAME, None)
     try:

@@ -237,7 +237,7 @@ class ReferenceTrainer(StageTrainer):
 
 @contextmanager
 def without_gathering(accelerator: Any) -> Iterator[None]:
-    """Within it, trl's metrics are those of this process only: processes may have different numbers of batches."""
+    """A context in which trl's metrics are those of this process only: processes may have different numbers of batches."""
     before = {name: vars(accelerator)[name] for name in _GATHERS if name in vars(accelerator)}
     vars(accelerator).update(dict.fromkeys(_GATHERS, lambda values, *args, **kwargs: values))
     try:

@@ -79,7 +79,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _weighted_losses(self, weights: torch.Tensor, good: torch.Tensor) -> Iterator[None]:
-        """Within it, each example's loss is multiplied by its weight, by way of trl's (1.16) factors of good and bad completions."""
+        """A context in which each example's loss is multiplied by its weight, by way of trl's (1.16) factors of good and bad completions."""
         own = self.desirable_weight, self.undesirable_weight
         self.desirable_weight, self.undesirable_weight = own[0] * weights[good], own[1] * weights[~good]
         try:
