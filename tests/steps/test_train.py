@@ -361,7 +361,7 @@ def test_nan_stops_with_the_last_checkpoint_kept(session):
 def test_streamed_examples_need_a_number_of_steps(session, toy_splits):
     splits = copy.copy(toy_splits)
     splits.train = toy_splits.train.to_iterable_dataset()
-    with pytest.raises(ConfigError, match=r"training\.max_steps: a streamed dataset has no known length"):
+    with pytest.raises(ConfigError, match=r"training\.max_steps: the length of a streamed dataset is unknown"):
         train(session(splits=splits))
     made = session("long enough", splits=splits, max_steps=3)
     train(made)
@@ -371,7 +371,7 @@ def test_streamed_examples_need_a_number_of_steps(session, toy_splits):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resume_from_checkpoint": "nowhere"}, "training.resume_from_checkpoint: there is no directory nowhere"),
+        ({"resume_from_checkpoint": "nowhere"}, "training.resume_from_checkpoint: nowhere is not a directory"),
         ({"packing": True}, "training.packing: "),
     ],
     ids=["resume", "packing"],

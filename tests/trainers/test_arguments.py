@@ -74,9 +74,9 @@ def test_precision_on_a_cpu(sft_conf, tmp_path, changes, bf16, fp16):
 @pytest.mark.parametrize("name", ["fp16", "activation_offloading"])
 def test_what_a_cpu_has_not_is_refused_and_a_rehearsal_goes_without_it(sft_conf, tmp_path, caplog, name):
     conf = sft_conf(use_cpu=True, **{name: True})
-    assert refused(conf, tmp_path).startswith(f"training.{name}: true, and it does nothing on a CPU. Set training.")
+    assert refused(conf, tmp_path).startswith(f"training.{name}: true, but it has no effect on a CPU. Set training.")
     assert getattr(arguments(conf, tmp_path, smoke=True), name) is False
-    assert f"training.{name} does nothing on a CPU: this rehearsal goes without it" in caplog.text
+    assert f"training.{name} has no effect on a CPU: this rehearsal runs without it" in caplog.text
 
 
 def test_the_run_s_seed_unless_training_has_its_own(sft_conf, tmp_path):
@@ -171,7 +171,7 @@ def test_all_that_is_said_elsewhere_is_told_at_once(sft_conf, tmp_path):
 
 def test_an_argument_that_the_class_has_not(tmp_path):
     message = refused(PlainConf(logging_dirs=[1]), tmp_path)
-    assert "training.logging_dirs: transformers.Seq2SeqTrainingArguments has no such argument" in message
+    assert "training.logging_dirs: not an argument of transformers.Seq2SeqTrainingArguments" in message
 
 
 def test_an_accelerator_gets_batches_from_pinned_memory_without_waiting(sft_conf, tmp_path, monkeypatch):

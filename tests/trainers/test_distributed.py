@@ -111,12 +111,11 @@ def test_no_example_of_an_epoch_is_taken_twice(examples, size, processes):
         (2, 2, 1, True, None),
         (2, 1, 8, False, None),
         (1, 2, 2, False, None),
-        (2, 1, 4, False, "is of 2 processes, and now there is 1: 2 times 4 examples, and 1 times 4, so that it would go on with other "
+        (2, 1, 4, False, "is of 2 processes, and now there is 1: 2 times 4 examples, and 1 times 4, so it would continue with other "
          "examples. Set training.per_device_train_batch_size=8."),
-        (1, 3, 4, False, "is of 1 process, and now there are 3: 1 times 4 examples, and 3 times 4, so that it would go on with other "
+        (1, 3, 4, False, "is of 1 process, and now there are 3: 1 times 4 examples, and 3 times 4, so it would continue with other "
          "examples. Start 1."),
-        (2, 1, 8, True, "is of 2 processes, and now there is 1, each with completions of its own. Start 2, or begin anew with "
-         "its weights."),
+        (2, 1, 8, True, "is of 2 processes, and now there is 1, each with its own completions. Start 2, or train its weights anew."),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_other_processes_goes_on_with_the_same_examples_or_is_refused(tmp_path, before, now, size, samples, refused):

@@ -97,5 +97,5 @@ def test_a_trainer_that_does_not_know_it_is_refused(toy_trainer, toy_splits, sft
     conf = sft_conf(trainer={"_target_": "trl.SFTTrainer"}, collator={"_target_": "llmmod.data.collators.PaddingCollator"})
     args = toy_trainer(model=adapted).args
     parts = {"train": toy_splits.train, "evaluation": toy_splits.eval, "tokenizer": tiny_tokenizer}
-    with pytest.raises(ConfigError, match=r"finetune.loraplus_lr_ratio: 4, but SFTTrainer makes an optimizer of its own"):
+    with pytest.raises(ConfigError, match=r"finetune.loraplus_lr_ratio: 4, but SFTTrainer makes its own optimizer"):
         trainer_from(conf, model=adapted, args=args, loraplus_lr_ratio=4.0, **parts)

@@ -1,7 +1,7 @@
 """The arguments object of a stage's trainer, made from `training.*`.
 
-Only values that differ from the class's own defaults are passed, so deprecated arguments stay unset. What the configuration leaves open
-depends on the device: trl's configs train in bfloat16 by default, which a CPU refuses.
+Only values that differ from the class's own defaults are passed, so deprecated arguments stay unset. Values that the configuration leaves
+open depend on the device: trl's configs train in bfloat16 by default, which a CPU refuses.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SMOKE_STEPS = 2
 SMOKE_BATCH = 2
 SMOKE_TOKENS = 16
 _BATCH_FIELDS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-# Arguments that need an accelerator -> what to do where there is none.
+# Arguments that need an accelerator -> what to do without one.
 _ACCELERATOR_ONLY = {
-    "fp16": "Set training.bf16=true, which a CPU has, or leave it out",
-    "activation_offloading": "Set training.gradient_checkpointing=true, which saves memory there too",
+    "fp16": "Set training.bf16=true, which works on a CPU, or leave it out",
+    "activation_offloading": "Set training.gradient_checkpointing=true, which saves memory on a CPU too",
 }
 
 
@@ -50,8 +50,8 @@ def training_arguments(
         output_dir: of checkpoints.
         seed: the run's seed, unless `training.seed` is set.
         smoke: whether this is a rehearsal: two optimizer steps with small batches.
-        has_eval: whether there are held-out examples; without, there is no evaluation during training.
-        engine: arguments that join several processes, from `engine_arguments`.
+        has_eval: whether examples are held out; otherwise the training runs without evaluations.
+        engine: the engine's arguments for several processes, from `engine_arguments`.
 
     Raises:
         ConfigError: the class doesn't have an argument, or refuses a value or a combination of values, or the device can't do it.
@@ -59,12 +59,12 @@ def training_arguments(
     target = locate(conf._target_)
     values = _changed(conf, target)
     known = {field.name for field in dataclasses.fields(target)}
-    elsewhere = "llmmod does this before the trainer sees the data, so it would change nothing"
+    elsewhere = "llmmod does this before the trainer sees the data, so it would have no effect"
     problems = [Problem(f"training.{n}", elsewhere, do=f"Set {SAID_ELSEWHERE[n]}") for n in values if n in SAID_ELSEWHERE]
     if values.pop("sortish_sampler", False):  # Seq2SeqTrainer's name for it
         values["train_sampling_strategy"] = "group_by_length"
     unknown = [name for name in values if name not in known and name not in SAID_ELSEWHERE]
-    problems += [Problem(f"training.{name}", f"{conf._target_} has no such argument") for name in unknown]
+    problems += [Problem(f"training.{name}", f"not an argument of {conf._target_}") for name in unknown]
     if problems:
         raise ConfigError(problems)
     values.setdefault("seed", seed)
@@ -75,14 +75,14 @@ def training_arguments(
         values.setdefault("accelerator_config", {"non_blocking": True})  # from pinned memory a batch is copied while the device computes
     values |= _best(conf, values)
     values |= _precision(conf, fp16=values.get("fp16", False)) | _checkpointing(conf, known)
-    # Our callbacks report progress, and our data code prepares: the trainer must not print, prepare, or drop columns.
+    # Our callbacks report progress, and our code prepares the data: the trainer must not print, prepare, or drop columns.
     fixed = {"output_dir": str(output_dir), "disable_tqdm": True, "remove_unused_columns": False}
     fixed |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
     values |= {name: value for name, value in fixed.items() if name in known}
     if not has_eval:
         values |= {"eval_strategy": "no", "eval_on_start": False}
     if smoke:
-        _construct(target, values)  # so that the class checks the numbers of the real run, too
+        _construct(target, values)  # the class checks the values of the real run too
         values |= {name: value for name, value in _rehearsal(conf).items() if name in known}
     return _construct(target, values)
 
@@ -112,16 +112,16 @@ def _has_accelerator(conf: Any) -> bool:
 
 
 def _refuse_on_cpu(values: dict[str, Any], *, smoke: bool) -> None:
-    """Refuse what a CPU can't do, and where the libraries (transformers 5.23, trl 1.16) ignore it or fail; a rehearsal goes without it.
+    """Refuse arguments that the libraries (transformers 5.23, trl 1.16) ignore or fail on with a CPU; a rehearsal drops them.
 
     Raises:
-        ConfigError: it is set, and this is not a rehearsal.
+        ConfigError: one is set, and this is not a rehearsal.
     """
     found = [name for name in _ACCELERATOR_ONLY if values.get(name)]
     if found and not smoke:
-        raise ConfigError(Problem(f"training.{name}", "true, and it does nothing on a CPU", do=_ACCELERATOR_ONLY[name]) for name in found)
+        raise ConfigError(Problem(f"training.{name}", "true, but it has no effect on a CPU", do=_ACCELERATOR_ONLY[name]) for name in found)
     for name in found:
-        log.warning("training.%s does nothing on a CPU: this rehearsal goes without it", name)
+        log.warning("training.%s has no effect on a CPU: this rehearsal runs without it", name)
         del values[name]
 
 
@@ -134,9 +134,9 @@ def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
 
 
 def _best(conf: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The metric by which a training stops early, and whether less of it is better, where transformers (5.23) would not know.
+    """The metric for early stopping, and whether lower is better, if transformers (5.23) would not know.
 
-    There only names that end in `loss` are better the lower they are.
+    transformers assumes that lower is better only for names that end in `loss`.
     """
     metric = values.get("metric_for_best_model")
     if metric is None and conf.early_stopping_patience is not None:
@@ -155,8 +155,9 @@ def _checkpointing(conf: Any, known: set[str]) -> dict[str, Any]:
 
 
 def _rehearsal(conf: Any) -> dict[str, Any]:
-    """What `smoke=true` changes: two optimizer steps, both logged, and a checkpoint at the end, unless one is due earlier. Completions
-    are short, and a reward model on the disk does not score them.
+    """The changes of `smoke=true`: two optimizer steps, both logged, and a checkpoint at the end, unless one is due earlier.
+
+    Completions are short, and a reward model on the disk does not score them.
     """
     batch = {name: min(getattr(conf, name), SMOKE_BATCH) for name in _BATCH_FIELDS}
     batch["max_completion_length"] = min(getattr(conf, "max_completion_length", None) or SMOKE_TOKENS, SMOKE_TOKENS)
@@ -176,7 +177,7 @@ def _construct(target: Any, values: dict[str, Any]) -> Any:
 
 
 def engine_arguments(conf: DistributedConf) -> dict[str, Any]:
-    """The arguments of transformers.TrainingArguments for the engine that `distributed.name` says; empty for none and ddp."""
+    """The arguments of transformers.TrainingArguments for the engine of `distributed.name`; empty for none and ddp."""
     if conf.name == "fsdp":
         return {"fsdp": True, "fsdp_config": {name: value for name, value in dataclasses.asdict(conf.fsdp).items() if value is not None}}
     if conf.name.startswith("deepspeed"):
@@ -185,11 +186,11 @@ def engine_arguments(conf: DistributedConf) -> dict[str, Any]:
 
 
 def deepspeed_config(conf: DeepspeedConf, *, stage: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. transformers fills in what is "auto" from the trainer's arguments and the model.
+    """DeepSpeed's configuration. transformers replaces each "auto" by the value of the trainer's arguments or the model.
 
     Args:
         conf: `distributed.deepspeed`.
-        stage: of ZeRO, 2 or 3.
+        stage: the stage of ZeRO, 2 or 3.
     """
     zero: dict[str, Any] = {
         "stage": stage,
@@ -210,13 +211,13 @@ def deepspeed_config(conf: DeepspeedConf, *, stage: int) -> dict[str, Any]:
     composed: dict[str, Any] = {"zero_optimization": zero, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}} | dict.fromkeys(
         of_trainer, "auto"
     )
-    # The trainer has made its optimizer, also for LoRA+. With offloading, DeepSpeed refuses an optimizer that isn't its own without this.
+    # The trainer makes the optimizer, also for LoRA+. With offloading, DeepSpeed accepts only its own optimizers unless this is set.
     composed |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     return _merged(composed, conf.extra)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of keys as one; what the second says wins."""
+    """Two nested mappings merged; values of the second win."""
     both = [name for name, value in over.items() if isinstance(under.get(name), dict) and isinstance(value, dict)]
     return {**under, **over, **{name: _merged(under[name], over[name]) for name in both}}
 

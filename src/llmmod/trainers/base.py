@@ -1,8 +1,8 @@
 """`StageTrainer`, the mixin of all our trainers, put before the library's class: `class SftTrainer(StageTrainer, trl.SFTTrainer)`.
 
 It checks each step's loss and gradient before they are applied, keeps evaluation from changing the course of training, and writes
-checkpoints that hold what is needed to resume and to load the model, and nothing else. It does not send telemetry. Beside it: the order
-of examples in an epoch, LoRA+ and NEFTune.
+checkpoints with only the files that resuming and loading need. It does not send telemetry. This module also has the order of examples in an
+epoch, LoRA+ and NEFTune.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class StageTrainer(ResumableTrainer):
 
     optimizer: Any
     control: Any
-    loraplus_lr_ratio: float | None = None  # how much faster matrices B learn than A; None: all alike. Set by `trainers.build`
+    loraplus_lr_ratio: float | None = None  # learning rate of matrices B relative to A; None: the same. Set by `trainers.build`
     # Whether the last batches of an epoch are divided among the processes as they are; False: the sampler fills them up.
     shares_last_batch = True
     # Decodes the completions that the model writes while it trains. Set by `trainers.build`.
     reader: Any = None
-    # Answers held-out prompts at every `predict_steps`: (model, a file for the answers, called for each) -> metrics. Set by the train step.
+    # Answers held-out prompts every `predict_steps`: (model, file for the answers, callback for each) -> metrics. Set by the train step.
     answer_held_out: Callable[[Any, Path, Callable[[], None]], dict[str, float]] | None = None
     predict_steps = 1
-    _answered: tuple[int, dict[str, float]] | None = None  # the step at which they were answered last, and the metrics
+    _answered: tuple[int, dict[str, float]] | None = None  # the step of the last answers, and their metrics
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer that `training.optim` names, with LoRA+'s learning rates if they are configured."""
@@ -131,13 +131,13 @@ class StageTrainer(ResumableTrainer):
         return metrics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The library's evaluation, with the metrics of what the model answers."""
+        """The library's evaluation, with the metrics of the model's answers."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update(self.answer_metrics(metric_key_prefix))
         return output
 
     def answer_metrics(self, prefix: str) -> dict[str, float]:
-        """The metrics of the model's answers to held-out prompts, `<prefix>_predict_…`; empty where none are due at this step.
+        """The metrics of the model's answers to held-out prompts, `<prefix>_predict_…`; empty if they are not due at this step.
 
         The random numbers of sampled answers are the same each time; `evaluate` keeps those of training.
         """
@@ -157,17 +157,17 @@ class StageTrainer(ResumableTrainer):
         return {f"{prefix}_predict_{name}": value for name, value in self._answered[1].items()}
 
     def _after_answer(self) -> None:
-        """Let a signal end an evaluation between two answers, and progress be shown."""
+        """Show progress, and let a signal end an evaluation between two answers."""
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # trl adds some of its metrics to the line of the log alone.
+        # trl adds some of its metrics only to the log.
         wanted, metrics = self.args.metric_for_best_model, {**(self.state.log_history or [{}])[-1], **metrics}
         if wanted is not None and (name := logged_name(wanted)) not in metrics:
             if name.startswith("eval_predict_") and self.answer_held_out is not None and self.state.global_step % self.predict_steps:
                 return False  # the prompts were not answered at this step
             measured = [known.removeprefix("eval_") for known in metrics if known.startswith("eval_")]
-            found = f"{wanted}, and no evaluation measures it"
+            found = f"{wanted}, which the evaluations don't measure"
             raise ConfigError(Problem("training.metric_for_best_model", found, did_you_mean(wanted.removeprefix("eval_"), measured)))
         return bool(super()._determine_best_metric(metrics, trial))
 
@@ -195,13 +195,13 @@ class StageTrainer(ResumableTrainer):
 
 
 class EvaluateEvery(TrainerCallback):  # type: ignore[misc]
-    """Has the trainer evaluate every so many optimizer steps, beside the evaluations of `training.eval_strategy`."""
+    """Makes the trainer evaluate every `steps` optimizer steps, in addition to the evaluations of `training.eval_strategy`."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for an evaluation where one is due."""
+        """Request an evaluation if one is due."""
         control.should_evaluate |= state.global_step % self._steps == 0
 
 

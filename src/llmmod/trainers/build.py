@@ -49,7 +49,7 @@ def trainer_from(
         tokenizer: saved with each checkpoint.
         callbacks: ours.
         loraplus_lr_ratio: `finetune.loraplus_lr_ratio`.
-        reader: decodes the completions that the model writes while it trains; None: they keep what the render writes around them.
+        reader: decodes the completions that the model writes while it trains; None: they keep the text that the render writes around them.
 
     Raises:
         ConfigError: the trainer refuses an argument or a combination of arguments, packed examples can't be kept apart, the trainer can't
@@ -106,19 +106,19 @@ def _set_loraplus(trainer: Any, ratio: float | None) -> None:
     if isinstance(trainer, StageTrainer):
         trainer.loraplus_lr_ratio = ratio
     elif ratio is not None:
-        found = f"{ratio:g}, but {type(trainer).__name__} makes an optimizer of its own"
+        found = f"{ratio:g}, but {type(trainer).__name__} makes its own optimizer"
         raise ConfigError(Problem(LORAPLUS_KEY, found, do="Derive it from llmmod.trainers.base.StageTrainer"))
 
 
 def _refuse_data_parallel(model: Any, args: Any) -> None:
     """Refuse several GPUs in one process, unless the model spans them: the Trainer would wrap it in `nn.DataParallel`.
 
-    Its replicas compute parts of the batch with what is attached to the one model: a hook that picks rows of the whole batch (ppo), a
-    `forward` bound to the original (trl), an adapter that is switched. trl's trainers refuse it too, after they have prepared everything.
+    Its replicas would use parts of the original model: a hook that picks rows of the whole batch (ppo), a `forward` bound to the original
+    (trl), an adapter that is switched. trl's trainers refuse it too, but only after all preparation.
     """
     if args.n_gpu > 1 and not spans_devices(model):
         found = f"one process sees {args.n_gpu} GPUs, and would train copies of the model in its threads (nn.DataParallel)"
-        start = f"Start a process a GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or show it one: CUDA_VISIBLE_DEVICES=0"
+        start = f"Start a process for each GPU: torchrun --nproc-per-node={args.n_gpu} -m llmmod …; or use one: CUDA_VISIBLE_DEVICES=0"
         raise ConfigError(Problem("training", found, do=start))
 
 
@@ -138,7 +138,7 @@ def _trained_dtypes_kept(model: Any) -> Iterator[None]:
 
 @contextmanager
 def restored_after_training(model: Any) -> Iterator[None]:
-    """A context in which a trainer may change the model; afterwards only its weights differ, and it is in evaluation mode, without gradients.
+    """A context in which a trainer may change the model; then only its weights differ, and it is in evaluation mode.
 
     trl sets all dropout to 0 in a model that it compares with a reference, and turns gradient checkpointing on. trl and accelerate replace
     `forward`: a deep copy of such a model would compute with the weights of the original (trl 1.16), and each trainer would wrap autocast
@@ -169,7 +169,7 @@ def restored_after_training(model: Any) -> Iterator[None]:
 
 
 def _return_outputs(model: Any, args: Any, inputs: Mapping[str, Any], outputs: Any) -> None:
-    """Move what a model that spans devices gives to the device of its input, where labels and losses are.
+    """Move the outputs of a model that spans devices to the device of its input, where labels and losses are.
 
     accelerate's own hook does it, but trl 1.16 replaces the `forward` that has it.
     """
@@ -197,7 +197,7 @@ def check_max_steps(conf: Any, train: Any) -> None:
         ConfigError: the examples are streamed, so that their number is unknown, and `training.max_steps` isn't set.
     """
     if not hasattr(train, "__len__") and conf.max_steps <= 0:
-        found = "a streamed dataset has no known length, so a number of epochs says nothing"
+        found = "the length of a streamed dataset is unknown, so a number of epochs is not enough"
         raise ConfigError(Problem("training.max_steps", found, do="Set training.max_steps"))
 
 
@@ -207,7 +207,7 @@ def spans_devices(model: Any) -> bool:
 
 
 def prepare_for_inference(model: Any, *, use_cpu: bool = False) -> Any:
-    """The same model in evaluation mode; on this process's accelerator, if there is one and the model has not been placed yet.
+    """The same model in evaluation mode; moved to this process's accelerator, if it has one and the model has not been placed yet.
 
     Args:
         model: a PreTrainedModel or PeftModel.
@@ -216,8 +216,8 @@ def prepare_for_inference(model: Any, *, use_cpu: bool = False) -> Any:
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False) or model.device.type != "cpu"
     if torch.accelerator.is_available() and not use_cpu and not placed:
         kind = torch.accelerator.current_accelerator()
-        assert kind is not None  # is_available() said so
-        # accelerate places processes like this; several may share an accelerator.
+        assert kind is not None  # is_available() is true
+        # accelerate assigns devices to processes in the same way; several processes may share one.
         number = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
         model.to(torch.device(kind.type, number))
     return model.eval()

@@ -1,11 +1,11 @@
-"""`ResumableTrainer`, the part of our trainers that makes a run go on from a checkpoint as if it had never stopped.
+"""`ResumableTrainer`, the base of our trainers: a run resumed from a checkpoint gives the same bits as an uninterrupted run.
 
-transformers (5.23) writes a checkpoint where it will stay, and forgets some of what a training is made of: the loss and the metrics since
-the last line of the log, the loss and the time before the checkpoint, random states of further devices. Here a checkpoint is written
-aside and moved into place, and `training_state_<process>.pt` holds what is missing. Weights, optimizer, schedule, scaler, log and the
+transformers (5.23) writes a checkpoint directly to its final place, and omits a part of the state: the loss and the metrics since the last
+line of the log, the loss and the time before the checkpoint, random states of further devices. Here a checkpoint is written to a temporary
+directory and moved into place, and `training_state_<process>.pt` has the missing state. Weights, optimizer, schedule, scaler, log and the
 random states of Python, NumPy and torch are in transformers' own files.
 
-The order of examples needs no state: it depends on the seed and the epoch, and transformers skips the batches that were taken.
+The order of examples doesn't need a state: it depends on the seed and the epoch, and transformers skips the batches already used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-_FULL_BYTES = 2**20  # what a file system that is full may have left
+_FULL_BYTES = 2**20  # a file system with less free space counts as full
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -37,8 +37,8 @@ else:
 class ResumableTrainer(_Trainer):  # type: ignore[misc]
     """A mixin for trainers that derive from transformers.Trainer. Those with more state add it to `training_state`."""
 
-    _aside: Path | None = None  # where a checkpoint is being written
-    _loaded: dict[str, Any] | None = None  # the state in the checkpoint that the training goes on from, until it is restored
+    _aside: Path | None = None  # the temporary directory of a checkpoint in progress
+    _loaded: dict[str, Any] | None = None  # the state of the checkpoint to resume from, until it is restored
     _began, _earlier_s = 0.0, 0.0  # seconds since 1970; seconds of training before the checkpoint
     _goes_on = False
     _evaluation_due = _save_due = False
@@ -54,10 +54,10 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             self.remove_callback(_Begin)
 
     def training_state(self) -> dict[str, Any]:
-        """What this process needs to go on after the current step, beside transformers' files: numbers, tensors, lists and dicts."""
+        """The state of this process after the current step that transformers' files lack: numbers, tensors, lists and dicts."""
         state = {"loss": self._tr_loss.cpu(), "total_loss": self._total_loss_scalar, "logged": self._globalstep_last_logged}
         state |= {"seconds": self._earlier_s + time.time() - self._began, "devices": _device_states(self.args)}
-        # Of an evaluation that a signal ended: the run that goes on makes it.
+        # Drop the metrics of an evaluation that a signal ended: the resumed run repeats it.
         state |= {"evaluation_due": self.control.should_evaluate, "save_due": self.control.should_evaluate and self.control.should_save}
         if hasattr(self, "_metrics"):  # trl's, since the last line of the log
             state["metrics"] = {name: list(values) for name, values in self._metrics["train"].items()}
@@ -65,7 +65,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
         return state
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; called when the library has set its counters, and before the first step."""
+        """Restore a state; called after the library has set its counters and before the first step."""
         self._tr_loss += state["loss"].to(self._tr_loss.device)
         self._total_loss_scalar, self._globalstep_last_logged = state["total_loss"], state["logged"]
         self._earlier_s, self._devices = state["seconds"], state["devices"]
@@ -75,13 +75,13 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             self._total_train_tokens = state["tokens"]
 
     def begin(self) -> None:
-        """Set what a checkpoint has, if the training goes on from one; called before the first step of every training."""
+        """Restore the state of the checkpoint, if the training resumes from one; called before the first step of every training."""
         self._began, self._earlier_s, self._goes_on = time.time(), 0.0, self._loaded is not None
         if self._loaded is not None:
             self.load_training_state(self._loaded)
             directory = Path(self.args.output_dir)
             if self.args.should_save and checkpoints(directory)[-1:] == [Path(self._checkpoint)]:
-                self._rotate(directory, Path(self._checkpoint))  # a killed process may not have come to it
+                self._rotate(directory, Path(self._checkpoint))  # the killed process may not have done it
         self._loaded = None
 
     # Writing
@@ -97,7 +97,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self._aside = None
             best = self.state.best_model_checkpoint
-            if best is not None and Path(best).parent == aside:  # it is the one that is being written
+            if best is not None and Path(best).parent == aside:  # the one in progress
                 self.state.best_model_checkpoint = best = str(directory / name)
                 if self.args.should_save:
                     self.state.save_to_json(str(aside / name / "trainer_state.json"))
@@ -106,17 +106,17 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
                 put_in_place(aside / name, directory / name)
                 self._rotate(directory, directory / name)
             wait()
-            # On a machine whose disk the first process doesn't see, its processes have written their random states.
+            # If machines don't share a disk, the processes of the others have written only their random states.
             if self.args.local_process_index == 0 and (aside / name).is_dir():
                 put_in_place(aside / name, directory / name)
         except RuntimeError as error:
-            if shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't say why it can't write
+            if shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't give the reason of a failure
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside / name)) from error
             raise
         finally:
             self._aside = None
             if self.args.local_process_index == 0:
-                shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint may have filled the disk
+                shutil.rmtree(aside, ignore_errors=True)  # the partial checkpoint may have filled the disk
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(directory / name))
 
@@ -128,7 +128,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
         return str(super()._get_output_dir(trial) if self._aside is None else self._aside)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._aside is None:  # it is uploaded in the background, from where it stays
+        if self._aside is None:  # the upload runs in the background and needs the final path
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -139,7 +139,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (file := self._state_file(checkpoint)).is_file():  # transformers alone writes none
+        if checkpoint is not None and (file := self._state_file(checkpoint)).is_file():  # plain transformers doesn't write it
             self._loaded = torch.load(file, map_location="cpu", weights_only=True)
             self._checkpoint = checkpoint
 
@@ -152,7 +152,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._evaluate_if_due(kwargs["trial"], kwargs["start_time"])
-        # After a checkpoint of the last step, or of where it stopped early, transformers 5.23 would do another.
+        # transformers 5.23 would do another step after a checkpoint of the last step or of an early stop.
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
         else:
@@ -160,7 +160,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         self._evaluate_if_due(trial, start_time)
-        if self._goes_on:  # loss, time and speed are those of the whole training
+        if self._goes_on:  # report loss, time and speed of the whole training
             self._initial_global_step = 0
             start_time -= self._earlier_s
         return super()._finalize_training(trial, num_train_samples, start_time)
@@ -188,7 +188,7 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
 
 
 def _device_states(args: Any) -> list[torch.Tensor]:
-    """The random state of each device that a single process computes on: transformers keeps that of one, and none of Apple's."""
+    """The random state of each device that a single process uses: transformers saves one device's state, and never Apple's."""
     if not torch.accelerator.is_available() or args.world_size > 1:
         return []
     module = _device_module()

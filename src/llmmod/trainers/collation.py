@@ -1,4 +1,4 @@
-"""Which collator makes the batches of a training: one row of all examples where the model keeps them apart, padded rows elsewhere."""
+"""The collator of a training: one row of all examples if the model keeps them separate, padded rows otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmmod.models.packing import why_not_packed
 from llmmod.trainers.base import StageTrainer
 
 log = logging.getLogger("llmmod.train")
-# A collator that puts a whole batch into one row -> the one that pads instead.
+# A collator that puts a whole batch into one row -> the one that pads.
 _PADDING: Mapping[Any, type[PaddingCollator | PreferenceCollator | RewardCollator]] = {
     FlatteningCollator: PaddingCollator,
     PrefixSharingCollator: PreferenceCollator,
@@ -33,16 +33,16 @@ def choose_collator(
     fixed_rows: int | None = None,
     trainer: str | None = None,
 ) -> Any:
-    """The collator that a configuration names, or the padding one if the model can't have its rows; None for none.
+    """The collator that a configuration names, or its padding counterpart if the model mixes the examples of a row; None if not named.
 
     Args:
         node: `training.collator`.
-        model: has to keep the examples of a row apart.
+        model: the model; decides whether examples of a row stay separate.
         tokenizer: passed to the collator.
         train: the training examples.
         pad_to_multiple_of: `training.pad_to_multiple_of`, tokens.
-        fixed_rows: packed rows of a batch, if all batches are to have the same shape; None: shapes may differ.
-        trainer: the class that gets the batches, `training.trainer._target_`; None: one of ours.
+        fixed_rows: packed rows of a batch, if all batches must have the same shape; None: shapes may differ.
+        trainer: the trainer's class, `training.trainer._target_`; None: one of ours.
 
     Raises:
         ConfigError: the examples are packed, and the model, the trainer or the collator can't keep them apart.
@@ -57,7 +57,7 @@ def choose_collator(
     elif flattens:
         reason = _why_trainer_mixes(trainer) or why_not_packed(model, branches=collator is not FlatteningCollator, packed=packed)
     elif collator is PaddingCollator and packed:
-        reason = "training.collator=PaddingCollator takes a row for one example"
+        reason = "training.collator=PaddingCollator treats a row as one example"
     if reason is not None and packed:
         raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
     arguments: dict[str, Any] = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
@@ -85,7 +85,7 @@ def check_trainer(trainer: str | None, train: Any) -> None:
 
 
 def _why_trainer_mixes(trainer: str | None) -> str | None:
-    """Why the examples of a row would see each other in this trainer; None if they don't."""
+    """The reason why the examples of a row see each other in this trainer; None if they don't."""
     if trainer is None:
         return None
     found = locate(trainer)

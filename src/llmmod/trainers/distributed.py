@@ -1,10 +1,10 @@
-"""Several processes: how they are started, which engine joins them, and which examples each of them takes.
+"""Training with several processes: starting them, choosing the engine, and distributing the examples.
 
-torch's elastic launcher starts them, as torchrun does. When one of them fails, the launcher ends the others. A signal to the parent goes to
-all of them, and they get the time to finish their step and to write a checkpoint.
+torch's elastic launcher starts them, as torchrun does. If one of them fails, the launcher ends the others. The parent forwards a signal to
+all of them, and gives them time to finish their step and write a checkpoint.
 
-At the end of an epoch there may be too few examples for all processes. accelerate (1.15) then takes the first ones again, and their
-gradients count twice. Here a process takes what is left, and where nothing is, a placeholder whose loss counts 0.
+At the end of an epoch the examples may not suffice for all processes. accelerate (1.15) then repeats the first ones, and their gradients
+count twice. Here a process takes the remaining examples; if none remain, it takes a placeholder whose loss counts 0.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.upstream import require_upstream
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
-_SAVING_S = 600  # for a step and a checkpoint after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT says otherwise
-_MEETING_S = 900  # for all machines to come
-PLACEHOLDER = "placeholder"  # in a batch whose loss counts 0
+_SAVING_S = 600  # for a step and a checkpoint after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT overrides it
+_MEETING_S = 900  # until all machines have joined
+PLACEHOLDER = "placeholder"  # key in a batch whose loss counts 0
 _FSDP = "ACCELERATE_USE_FSDP"
 
 
@@ -46,8 +46,8 @@ class Ended:
     """How processes ended.
 
     Args:
-        signal: the number of the signal that ended them, by way of the parent.
-        failures: rank -> exit code, negative for a signal's number, in the order in which they were seen.
+        signal: the number of the signal that the parent received and forwarded.
+        failures: rank -> exit code (negative: a signal's number), in the order in which they were noticed.
     """
 
     signal: int | None = None
@@ -55,23 +55,23 @@ class Ended:
 
 
 def processes_of(conf: DistributedConf, *, use_cpu: bool) -> int:
-    """How many processes this machine starts: `distributed.processes`, else one for each GPU, and one where there is none.
+    """The number of processes on this machine: `distributed.processes`, else one for each GPU, at least one.
 
     Args:
         conf: `distributed.*`.
         use_cpu: `training.use_cpu`.
 
     Raises:
-        ConfigError: there are fewer GPUs, or the engine needs several processes.
+        ConfigError: the machine has fewer GPUs, or the engine needs several processes.
     """
     gpus = 0 if use_cpu or not torch.accelerator.is_available() else torch.accelerator.device_count()
     count = conf.processes or max(1, gpus)
     key = "distributed.processes"
     if gpus and count > gpus:
         do = "Start one process for each, or train on the CPU: training.use_cpu=true"
-        raise ConfigError(Problem(key, f"{count}, and this machine has {gpus} GPU{'s' * (gpus > 1)}", do=do))
+        raise ConfigError(Problem(key, f"{count}, but this machine has {gpus} GPU{'s' * (gpus > 1)}", do=do))
     if count * conf.nodes == 1 and conf.name != "ddp" and not gpus:
-        raise ConfigError(Problem(key, f"1, and distributed={conf.name} divides a model among several processes", do="Set it to 2 or more"))
+        raise ConfigError(Problem(key, f"1, but distributed={conf.name} shards a model over several processes", do="Set it to 2 or more"))
     return count
 
 
@@ -79,10 +79,10 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
     """Run `python <arguments>` in several processes, and wait until all have ended.
 
     Args:
-        arguments: of Python.
-        conf: `distributed.*`, for the machines that take part.
-        count: how many processes this machine starts.
-        directory: for the launcher's own files.
+        arguments: Python's arguments.
+        conf: `distributed.*`, for the participating machines.
+        count: the number of processes on this machine.
+        directory: the directory for the launcher's own files.
     """
     several = conf.nodes > 1
     config = LaunchConfig(
@@ -112,9 +112,10 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
 
 @contextmanager
 def engine_of(args: Any) -> Iterator[None]:
-    """A context in which a trainer with these arguments is joined by the engine that they say; afterwards, trainers are joined by DDP again.
+    """A context in which a trainer uses the engine of its arguments; afterwards, trainers use DDP again.
 
-    accelerate (1.15) keeps one engine for the life of a process, and takes FSDP on accelerators alone, though FSDP2 works by gloo on a CPU.
+    accelerate (1.15) keeps one engine for the life of a process, and allows FSDP only on accelerators, although FSDP2 works on a CPU with
+    gloo.
 
     Args:
         args: the trainer's arguments.
@@ -139,15 +140,15 @@ def engine_of(args: Any) -> Iterator[None]:
 
 
 def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> None:
-    """Refuse to go on from a checkpoint of another number of processes, where the training would go on with other examples.
+    """Refuse to resume a checkpoint of another number of processes if the training would continue with other examples.
 
     Args:
-        checkpoint: its directory; None: nothing to check.
+        checkpoint: its directory; None: don't check.
         args: the trainer's arguments.
-        samples: whether the training samples completions: a checkpoint has those of each process.
+        samples: whether the training samples completions, which a checkpoint stores for each process.
 
     Raises:
-        ConfigError: the processes of a step take more or fewer examples together, or the completions belong to other processes.
+        ConfigError: a step would use more or fewer examples in total, or the completions belong to other processes.
     """
     if checkpoint is None:
         return
@@ -157,31 +158,31 @@ def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> Non
     key, there = "training.resume_from_checkpoint", "is 1" if now == 1 else f"are {now}"
     found = f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {there}"
     if samples:
-        raise ConfigError(Problem(key, f"{found}, each with completions of its own", do=f"Start {before}, or begin anew with its weights"))
+        raise ConfigError(Problem(key, f"{found}, each with its own completions", do=f"Start {before}, or train its weights anew"))
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     each = state.get("train_batch_size") or args.train_batch_size
     if before * each != now * args.train_batch_size:
         found += f": {before} times {each} examples, and {now} times {args.train_batch_size}"
         do = f"Set training.per_device_train_batch_size={before * each // now}" if before * each % now == 0 else f"Start {before}"
-        raise ConfigError(Problem(key, f"{found}, so that it would go on with other examples", do=do))
+        raise ConfigError(Problem(key, f"{found}, so it would continue with other examples", do=do))
 
 
 def gather_whole(trainer: Any) -> None:
-    """Let the next `save_model` of a trainer write one whole model, whatever its checkpoints hold."""
+    """Make the next `save_model` of a trainer write one whole model, even if its checkpoints are sharded."""
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
 class _Unused(int):
-    """The index of an example that stands where there is none."""
+    """The index of a placeholder."""
 
 
 class _Placeholder(list[Any]):
-    """A batch's only example, which stands where there is none."""
+    """The example of a placeholder, alone in its batch."""
 
 
 class _SharedBatches(BatchSamplerShard):  # type: ignore[misc]
-    """A process's batches of each round; in the last round of an epoch, what is left, or a placeholder."""
+    """A process's batches; in the last round of an epoch, the remaining examples, or a placeholder."""
 
     def __iter__(self) -> Iterator[list[int]]:
         round_: list[list[int]] = []
@@ -195,7 +196,7 @@ class _SharedBatches(BatchSamplerShard):  # type: ignore[misc]
 
 
 class _Examples:
-    """The examples of a dataset; a placeholder can be recognised among them."""
+    """The examples of a dataset, with placeholders marked."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = examples
@@ -214,7 +215,7 @@ class _Examples:
 
 @dataclass
 class _Collator:
-    """The batch of a collator, with a mark where its only example is a placeholder."""
+    """A collator that marks the batch of a placeholder."""
 
     collator: Any
 
@@ -224,13 +225,13 @@ class _Collator:
 
 
 def shared_dataloader(trainer: Any, dataset: Any, make: Callable[..., Any], *args: Any) -> Any:
-    """The data loader of a process for a training, which takes no example twice; see the module.
+    """The data loader of a process for a training. It never repeats an example; see the module's docstring.
 
     Args:
-        trainer: whose collator it is.
-        dataset: the examples; those of a stream are shared by accelerate.
+        trainer: the trainer, which has the collator.
+        dataset: the examples; accelerate distributes those of a stream.
         make: makes the loader of a dataset with the trainer's collator.
-        args: further ones of `make`.
+        args: further arguments of `make`.
     """
     if trainer.accelerator.num_processes == 1 or not hasattr(dataset, "__len__") or trainer.args.dataloader_drop_last:
         return make(dataset, *args)
@@ -246,7 +247,7 @@ def shared_dataloader(trainer: Any, dataset: Any, make: Callable[..., Any], *arg
 
 @contextmanager
 def without_placeholder(trainer: Any, inputs: Any) -> Iterator[None]:
-    """A context in which a batch has no mark; if it had one, the trainer's loss and its gradient are 0."""
+    """A context in which the mark of a placeholder is removed from a batch, and a placeholder's loss and gradient are 0."""
     if not isinstance(inputs, dict) or inputs.pop(PLACEHOLDER, None) is None:  # grpo's are lists of prompts
         yield
         return
@@ -266,7 +267,7 @@ def leave_group() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A context in which the launcher's loggers are silent: they repeat what the processes say, as errors of the launcher."""
+    """A context in which the launcher's loggers are silent: they repeat the errors of the processes as the launcher's own."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.")]
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
@@ -281,7 +282,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """A context in which the launcher sets signal handlers; afterwards, those of before are back."""
+    """A context in which the launcher may set signal handlers; afterwards, the earlier ones are restored."""
     main = threading.current_thread() is threading.main_thread()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.Signals[name] for name in _SIGNALS)} if main else {}
     try:

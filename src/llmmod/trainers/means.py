@@ -1,9 +1,9 @@
-"""Exact means over batches of different sizes, and what they weigh: only sums are kept, so memory does not grow with the examples.
+"""Exact means over batches of different sizes, and the weights of examples. Only sums are kept, so memory does not grow with the examples.
 
-Several examples may come from one row, as the pairs of ranked answers do; each row then counts as much as any other. An example's weight
-is 1 divided by the number of its row's examples (`data.examples.answers`). In training, weights are scaled to a mean of 1 over the
-dataset: a step's loss then has its usual size, and over an epoch each row counts the same, whatever steps its examples are in. The mean
-of a stream is unknown, so there it is that of the optimizer step.
+Several examples may come from one row, such as the pairs of ranked answers; every row still counts the same. An example's weight is 1
+divided by the number of its row's examples (`data.examples.answers`). In training, weights are scaled to a mean of 1 over the dataset, so
+that a step's loss keeps its usual size and each row counts the same over an epoch. For a stream that mean is unknown, so the mean of the
+optimizer step is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Means:
         Args:
             values: name -> mean over the batch.
             weight: of the batch, e.g. its number of examples.
-            weights: name -> weight, for names whose mean is over something else.
+            weights: name -> weight, for means over other items than the examples.
         """
         for name, value in values.items():
             own = weight if weights is None else weights.get(name, weight)
@@ -101,7 +101,7 @@ class RowWeights:
         self._of_step = 1.0
 
     def see_step(self, batches: Sequence[Mapping[str, Any]], accelerator: Any) -> None:
-        """Compute the mean weight of an optimizer step over all processes, where that of the dataset is unknown."""
+        """Compute the mean weight of an optimizer step over all processes, if the dataset's mean is unknown."""
         if self._mean is None and batches and WEIGHT in batches[0]:
             found = torch.cat([batch[WEIGHT].float() for batch in batches])
             sums = accelerator.reduce(torch.stack([found.sum(), found.new_tensor(len(found))]).to(accelerator.device), "sum")

@@ -31,7 +31,7 @@ from llmmod.models.adapters.base_changing_init import as_base, has_lost_base
 log = logging.getLogger("llmmod.train")
 _ROWS = 1000  # rows that are hashed at a time
 _ZERO_AT_START = ("lora_B", "lora_embedding_A")  # parameter names of peft 0.21
-# Of an example's summed log-probability: another model differs by far more, another device by far less.
+# Tolerance for an example's summed log-probability: another model differs by far more, another device by far less.
 _RELATIVE_TOLERANCE, _ABSOLUTE_TOLERANCE = 1e-3, 1e-2
 
 
@@ -121,7 +121,7 @@ def save_reference_logps(path: Path, columns: Mapping[str, NDArray[np.float32]],
 
 
 def load_reference_logps(path: Path, *, digest: str, first: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:
-    """The stored columns; None if there are none, or if they belong to other examples or to another model.
+    """The stored columns; None without a file, or if they belong to other examples or to another model.
 
     Args:
         path: the file.

@@ -47,7 +47,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """The labelled tokens of an optimizer step; a placeholder has none."""
+        """The number of labelled tokens of an optimizer step; a placeholder counts 0."""
         unlabelled = [{**b, "labels": torch.full_like(b["labels"], -100)} if PLACEHOLDER in b else b for b in batch_samples]
         return super()._get_num_items_in_batch(unlabelled, device)
 
@@ -80,7 +80,7 @@ def sums_by_example(values: Sequence[torch.Tensor], boundaries: torch.Tensor | N
 
     Args:
         values: each [rows, tokens - 1], for the second token of a row and those after it; 0 where a token has no label.
-        boundaries: where the examples of a single row begin and where the last one ends; None: each row is an example.
+        boundaries: the start of each example in a single row, and the end of the last one; None: each row is an example.
     """
     if boundaries is None:
         return torch.stack([value.float().sum(1) for value in values], dim=1)

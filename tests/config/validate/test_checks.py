@@ -118,7 +118,7 @@ REFUSED = {
     ),
     "argument of a target": (
         "+training.callbacks.e={_target_:transformers.EarlyStoppingCallback,early_stopping_patienc:3}",
-        "training.callbacks.e.early_stopping_patienc: transformers.EarlyStoppingCallback has no such argument. Did you mean "
+        "training.callbacks.e.early_stopping_patienc: not an argument of transformers.EarlyStoppingCallback. Did you mean "
         "'early_stopping_patience'?",
     ),
     # pipeline
@@ -283,7 +283,7 @@ def test_a_stream_can_be_packed(told):
     assert told("dataset.streaming=true", "dataset.packing=true", "training.max_steps=3") == []
     for smoke in ("false", "true"):
         (line,) = told("dataset.streaming=true", f"smoke={smoke}")
-        assert line.startswith("training.max_steps: not set, and a streamed dataset has no known length")
+        assert line.startswith("training.max_steps: not set, and the length of a streamed dataset is unknown")
 
 
 def test_shifted_attention_over_packed_examples():

@@ -128,7 +128,7 @@ def checkpoint(run):
 class TestCheckpoint:
     def test_points_nowhere(self, told):
         assert told(f"{RESUME}=/nowhere") == [
-            f"{RESUME}: there is no directory /nowhere. Give the path of a checkpoint, or true for this run's newest."
+            f"{RESUME}: /nowhere is not a directory. Give the path of a checkpoint, or true for this run's newest."
         ]
 
     def test_the_newest_of_this_run(self, told, tmp_path):
@@ -147,7 +147,7 @@ class TestCheckpoint:
         directory = checkpoint(tmp_path / "old")
         (directory / "optimizer.pt").write_bytes((directory / "optimizer.pt").read_bytes()[:20])
         assert told(f"{RESUME}={directory}") == [
-            f"{RESUME}: {directory} is damaged: optimizer.pt is cut off or can't be read. Take another checkpoint, or start anew."
+            f"{RESUME}: {directory} is damaged: optimizer.pt is cut off or can't be read. Choose another checkpoint, or start a new run."
         ]
 
 

@@ -12,7 +12,7 @@ HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_t
     [
         (
             ["training.reward.path=./nowhere"],
-            "training.reward.path: there is no directory ./nowhere. Give what stage=rm wrote: <run>/train.",
+            "training.reward.path: ./nowhere is not a directory. Give what stage=rm wrote: <run>/train.",
         ),
         (
             ["training.reward.path=empty"],

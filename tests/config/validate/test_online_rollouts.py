@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 SHIFTED = "model.shift_attn: true, and answers are sampled without it, so that their probabilities would differ. Set it to false."
-STREAMED = "dataset.streaming: true, and {} comes back to its prompts. Set it to false."
+STREAMED = "dataset.streaming: true, and {} reads its prompts again. Set it to false."
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])

@@ -392,7 +392,7 @@ def test_what_is_said_of_a_stream(load, caplog):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"val_size": 0.1}, "dataset.val_size: 0.1, but a streamed dataset has no known length to take a fraction of."),
+        ({"val_size": 0.1}, "dataset.val_size: 0.1, a fraction of a streamed dataset, whose length is unknown."),
         ({"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on."),
     ],
     ids=["fraction", "all"],

@@ -68,7 +68,7 @@ def test_before_any_checkpoint(toy_trainer):
     trainer = toy_trainer(eval_strategy="no", eval_on_start=False)
     real = trainer.compute_loss
     trainer.compute_loss = lambda *args, **kwargs: real(*args, **kwargs) * math.nan
-    with pytest.raises(RunError, match=r"at optimizer step 1\..*No checkpoint had been written yet"):
+    with pytest.raises(RunError, match=r"at optimizer step 1\..*A checkpoint had not been written yet"):
         trainer.train()
 
 

@@ -85,8 +85,8 @@ def refused(wanted, train_dir):
 
 
 def test_points_nowhere(run, tmp_path):
-    assert "there is no directory /nowhere/checkpoint-7" in refused("/nowhere/checkpoint-7", tmp_path)
-    assert f"There are {run}/train/checkpoint-10, {run}/train/checkpoint-2." in refused(f"{run}/train/checkpoint-7", tmp_path)
+    assert "/nowhere/checkpoint-7 is not a directory" in refused("/nowhere/checkpoint-7", tmp_path)
+    assert f"Choose one of {run}/train/checkpoint-10, {run}/train/checkpoint-2." in refused(f"{run}/train/checkpoint-7", tmp_path)
 
 
 def test_true_where_nothing_was_saved_is_the_beginning(run, tmp_path):
@@ -98,7 +98,7 @@ def test_true_where_nothing_was_saved_is_the_beginning(run, tmp_path):
 
 
 def test_a_directory_that_is_something_else(tmp_path):
-    assert "is no checkpoint and holds none" in refused(str(tmp_path), tmp_path / "train")
+    assert "is not a checkpoint and doesn't contain one" in refused(str(tmp_path), tmp_path / "train")
 
 
 def test_an_unfinished_checkpoint(run, tmp_path):
@@ -107,7 +107,7 @@ def test_an_unfinished_checkpoint(run, tmp_path):
 
 def test_a_checkpoint_of_weights_alone(run, tmp_path):
     (run / "train" / "checkpoint-10" / "optimizer.pt").unlink()
-    assert "holds no optimizer state" in refused(f"{run}/train/checkpoint-10", tmp_path)
+    assert "doesn't have an optimizer state" in refused(f"{run}/train/checkpoint-10", tmp_path)
 
 
 def cut(file):
@@ -134,7 +134,7 @@ DAMAGE = {
         lambda c: (c / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})),
         "model-00001-of-00002.safetensors is missing",
     ),
-    "state missing": (lambda c: (c / "trainer_state.json").unlink(), "it has no readable trainer_state.json"),
+    "state missing": (lambda c: (c / "trainer_state.json").unlink(), "trainer_state.json is missing or can't be read"),
 }  # fmt: skip
 
 
@@ -148,13 +148,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused_by_its_name(run, tmp_pa
     assert over[train / "checkpoint-10"].startswith(said)
     message = refused(f"{train}/checkpoint-10", tmp_path)
     assert f"{train}/checkpoint-10 is damaged: {said}" in message
-    assert message.endswith(f"Take another: {train}/checkpoint-2.")
+    assert message.endswith(f"Choose another: {train}/checkpoint-2.")
 
 
 def test_where_all_are_damaged_the_newest_of_a_directory_is_named(run, tmp_path):
     for step in (2, 10):
         cut(run / "train" / f"checkpoint-{step}" / "optimizer.pt")
-    assert f"{run}/train/checkpoint-12 is damaged: it has no readable trainer_state.json" in refused(str(run), tmp_path)
+    assert f"{run}/train/checkpoint-12 is damaged: trainer_state.json is missing or can't be read" in refused(str(run), tmp_path)
 
 
 def test_whole_checkpoints_of_other_kinds_pass(tmp_path):

@@ -195,14 +195,14 @@ def test_the_best_is_the_one_that_earns_most(grpo_trainer):
 
 
 def test_refused(grpo_trainer, toy_prompts, tiny_llama):
-    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and grpo comes back to its prompts\. Set it to false"):
+    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and grpo reads its prompts again\. Set it to false"):
         grpo_trainer(train=toy_prompts[0].to_iterable_dataset())
-    with pytest.raises(ConfigError, match=r"training\.collator: set, and grpo makes its batches of completions itself\. Leave it out"):
+    with pytest.raises(ConfigError, match=r"training\.collator: set, but grpo makes its batches of completions itself\. Leave it out"):
         grpo_trainer(collator={"_target_": "llmmod.data.collators.PaddingCollator"})
-    with pytest.raises(ConfigError, match=r"training\.generation_kwargs\.min_tokens: GenerationConfig has no such field"):
+    with pytest.raises(ConfigError, match=r"training\.generation_kwargs\.min_tokens: not a field of GenerationConfig"):
         grpo_trainer(generation_kwargs={"min_tokens": 3})
     tiny_llama.config.output_router_logits, tiny_llama.config.router_aux_loss_coef = False, 0.001
-    with pytest.raises(ConfigError, match=r"training\.router_aux_loss_coef: 0\.001 by the model's config.*Set it to 0"):
+    with pytest.raises(ConfigError, match=r"training\.router_aux_loss_coef: 0\.001 in the model's config.*Set it to 0"):
         grpo_trainer()
 
 

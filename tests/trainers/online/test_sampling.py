@@ -33,5 +33,5 @@ def test_ends_are_those_of_the_model(tiny_llama):
 
 
 def test_refused(tiny_llama):
-    with pytest.raises(ConfigError, match=r"training\.generation_kwargs\.min_tokens: GenerationConfig has no such field"):
+    with pytest.raises(ConfigError, match=r"training\.generation_kwargs\.min_tokens: not a field of GenerationConfig"):
         sampling_settings(Arguments(min_tokens=3), tiny_llama)

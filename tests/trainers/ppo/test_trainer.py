@@ -215,7 +215,7 @@ def test_what_is_left(ppo_trainer, tmp_path):
 
 
 def test_a_stream_is_refused(ppo_trainer, toy_prompts):
-    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and ppo comes back to its prompts\. Set it to false"):
+    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and ppo reads its prompts again\. Set it to false"):
         ppo_trainer(train=toy_prompts[0].to_iterable_dataset())
 
 

@@ -328,7 +328,7 @@ def test_what_was_kept_of_another_model_is_worked_out_anew(trained, tmp_path):
 
 def test_a_stream_has_no_end_to_look_forward_to(dpo_trainer, toy_pairs):
     stream = toy_pairs.train.to_iterable_dataset()
-    with pytest.raises(ConfigError, match=r"training\.precompute_ref_log_probs: true, but a streamed dataset has no end"):
+    with pytest.raises(ConfigError, match=r"training\.precompute_ref_log_probs: true, but the end of a streamed dataset is unknown"):
         dpo_trainer(train=stream, max_steps=2, precompute_ref_log_probs=True, gradient_accumulation_steps=1).train()
 
 

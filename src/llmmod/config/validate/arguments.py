@@ -57,7 +57,7 @@ def check_arguments(context: Context) -> Iterator[Problem]:
             yield Problem(f"{key}._target_", f"there is no module {absent}", _nearest_module(absent))
         elif not typed and (names := [name for name in node if name not in _SPECIAL]) and (known := parameters(target)) is not None:
             wrong = [name for name in names if name not in known]
-            yield from (Problem(f"{key}.{name}", f"{target} has no such argument", did_you_mean(str(name), known)) for name in wrong)
+            yield from (Problem(f"{key}.{name}", f"not an argument of {target}", did_you_mean(str(name), known)) for name in wrong)
 
 
 def nodes_of(tree: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """Training on a model's own completions (stage=ppo, stage=grpo): rewards, rollouts, and groups of completions.
 
-A reward must name one source that can score. A rollout samples from the model as it is trained, and comes back to its prompts. Arguments
+A reward must name one source that can score. A rollout samples from the current policy, and reads its prompts again. Arguments
 of groups must fit together, and some arguments of trl's GRPO are refused, since llmmod computes their part itself.
 """
 
@@ -97,7 +97,7 @@ def _check_path(key: str, path: str) -> Iterator[Problem]:
         problem = import_own("llmmod.models.loading.stage_file.wrong_head")(path, found, wanted="reward", key=key)
         yield from [problem] if problem is not None else []
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        yield Problem(key, f"there is no directory {path}", do="Give what stage=rm wrote: <run>/train")
+        yield Problem(key, f"{path} is not a directory", do="Give what stage=rm wrote: <run>/train")
 
 
 def _check_function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
@@ -126,7 +126,7 @@ def check_rollouts(context: Context) -> Iterator[Problem]:
             found = "true, and answers are sampled without it, so that their probabilities would differ"
             yield Problem(f"{model}.shift_attn", found, do="Set it to false")
         if context.get(f"{dataset}.streaming"):
-            yield Problem(f"{dataset}.streaming", f"true, and {training.get('stage')} comes back to its prompts", do="Set it to false")
+            yield Problem(f"{dataset}.streaming", f"true, and {training.get('stage')} reads its prompts again", do="Set it to false")
         strings, conf = (training.get("generation_kwargs") or {}).get("stop_strings"), context.part(step, "training")
         if strings and training.get("mask_truncated_completions"):
             found = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"

@@ -123,7 +123,7 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
         neutral = ", ".join(f"{name}={'0' if name == 'val_size' else 'null'}" for name in ways if name != own)
         yield Problem(f"{place}.{own}", f"set, and {others} holds examples out as well", do=f"Keep one of them: {neutral}")
     if dataset.get("streaming") and isinstance(dataset.get("val_size"), float) and 0 < dataset["val_size"] < 1:
-        found = f"{dataset['val_size']:g}, but a streamed dataset has no known length to take a fraction of"
+        found = f"{dataset['val_size']:g}, a fraction of a streamed dataset, whose length is unknown"
         yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
     if dataset.get("streaming"):
         yield from _unknown_length(context, place)
@@ -134,7 +134,7 @@ def _unknown_length(context: Context, place: str) -> Iterator[Problem]:
         training = context.part(step, "training")
         trains = context.trains(step) and context.part(step, "dataset") == place
         if trains and (context.get(f"{training}.max_steps") or -1) < 1:
-            found = "not set, and a streamed dataset has no known length, so a number of epochs says nothing"
+            found = "not set, and the length of a streamed dataset is unknown, so a number of epochs is not enough"
             yield Problem(f"{training}.max_steps", found, do="Set it")
 
 

@@ -159,7 +159,7 @@ class _Part:
     def of(cls, builder: DatasetBuilder) -> _Part:
         size = builder.opened.conf.val_size
         if size < 0 or size != int(size):
-            found = f"{size:g}, but a streamed dataset has no known length to take a fraction of"
+            found = f"{size:g}, a fraction of a streamed dataset, whose length is unknown"
             raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
         return cls(builder.opened, min(int(size), SMOKE_EVAL) if builder.smoke else int(size), int(size))
 

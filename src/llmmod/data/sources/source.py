@@ -161,7 +161,7 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
     sliced = "[" in spec
     named = {name: source for name, source in splits.items() if name in spec}
     if any(is_streamed(source) for source in named.values()) and needs_length(spec):
-        found = f"'{spec}', but a streamed dataset has no known length to take a part of"
+        found = f"'{spec}', a part of a streamed dataset, whose length is unknown"
         raise ConfigError(Problem("dataset.split", found, "Allowed: rows counted from the beginning, as train[100:200]"))
     lengths = {name: _count(source) if sliced else 0 for name, source in named.items()}
     try:

@@ -1,1 +1,1 @@
-"""What happens around the steps of a training: progress, curves, interruption, resuming."""
+"""Callbacks of a training: progress, curves, interruption, resuming."""

@@ -1,8 +1,7 @@
-"""Ending a training early: by a signal, after the current step, by a loss that is not finite, where nothing gets better any more, and by
-a sweep's pruner.
+"""Ending a training early: after a signal, for a loss that is not finite, if the metric stops improving, and by a sweep's pruner.
 
-Ctrl-C, SIGTERM and SIGUSR1, which Slurm sends before the time is up, let the current step finish; then a checkpoint is written and the
-run ends as the signal asks. A second signal ends it at once. Several processes agree at the end of each step.
+After Ctrl-C, SIGTERM or SIGUSR1 (Slurm sends it before the time limit), the current step finishes, a checkpoint is written, and the run
+ends with the signal's exit code. A second signal ends it at once. Several processes agree at the end of each step.
 `training.resume_from_checkpoint` continues from there with the same bits as an uninterrupted run.
 
 A loss that is NaN or infinite ends the run before it spoils the weights. transformers' `logging_nan_inf_filter` instead replaces it in
@@ -32,7 +31,7 @@ from llmmod.trainers.callbacks.resume import checkpoints
 
 log = logging.getLogger("llmmod.train")
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_SAME_WISH_S = 3.0  # torchrun sends on to its processes what a terminal has sent them already
+_SAME_WISH_S = 3.0  # torchrun forwards to its processes a signal that the terminal has already sent them
 _LOSSES = ("loss", "eval_loss")
 
 
@@ -45,7 +44,7 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
 
     Use it as a context around `trainer.train()`. At the end of the block, the signal is raised again for the previous handler.
 
-    Set `stops_at_end` to False for a trainer that knows to take no further step after a checkpoint of the last one.
+    Set `stops_at_end` to False for a trainer that does not take another step after a checkpoint of the last step.
 
     Args:
         several: whether several processes train together: they stop after the same step, if one of them gets a signal.
@@ -131,7 +130,7 @@ def not_finite(what: str, value: float, *, step: int, args: Any) -> RunError:
         args: the trainer's arguments.
     """
     kept = checkpoints(Path(args.output_dir))
-    left = f"The last checkpoint, {kept[-1]}, is from before" if kept else "No checkpoint had been written yet"
+    left = f"The last checkpoint, {kept[-1]}, is from before" if kept else "A checkpoint had not been written yet"
     norm = args.max_grad_norm
     clipping = f"a lower training.max_grad_norm (it was {norm:g})" if norm else "training.max_grad_norm=1 (it was 0, no clipping)"
     return RunError(
@@ -156,13 +155,13 @@ class StopWhenNotFinite(TrainerCallback):  # type: ignore[misc]
 
 
 class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
-    """Ends a trial of a sweep at an evaluation where other trials were better by then, as `hydra.sweeper.pruner` judges."""
+    """Ends a trial of a sweep at an evaluation if `hydra.sweeper.pruner` decides that other trials were better by then."""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Report the metrics, and leave the curves of a trial that ends here.
+        """Report the metrics; if the trial ends, draw its curves first.
 
         Raises:
-            Pruned: if it does.
+            Pruned: the trial ends.
         """
         if "LLMMOD_TRIAL" not in os.environ or state.global_step == 0 or args.world_size > 1:
             return
@@ -176,35 +175,35 @@ class StopWhenPruned(TrainerCallback):  # type: ignore[misc]
 
 
 class StopWhenNoBetter(TrainerCallback):  # type: ignore[misc]
-    """Ends the training after `patience` evaluations in a row that are not better than the best one before them.
+    """Ends the training after `patience` evaluations in a row without an improvement on the best one.
 
-    As transformers' EarlyStoppingCallback (5.23), which keeps its count in itself: a resumed run would count from 0. This one counts in
-    the log, which checkpoints have. Evaluations without the metric, where the model has answered no prompts, count as none; neither does
-    the one before the first step.
+    transformers' EarlyStoppingCallback (5.23) keeps its count in the callback, so a resumed run would count from 0. This one counts in the
+    log, which is part of a checkpoint. Evaluations that don't have the metric (predictions were not due) don't count, nor does the
+    evaluation before the first step.
 
     Args:
-        patience: evaluations.
-        threshold: by how much a value must be better than the best one.
+        patience: the number of evaluations.
+        threshold: the least difference from the best value that counts as an improvement.
     """
 
     def __init__(self, patience: int, threshold: float = 0.0) -> None:
         self._patience, self._threshold = patience, threshold
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop before the first step if training resumes from where it had stopped."""
+        """Stop before the first step if the training that resumes had already stopped."""
         control.should_training_stop |= self._without_progress(args, state) >= self._patience
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop after an evaluation if it was one too many."""
+        """Stop after an evaluation if `patience` is used up."""
         if not control.should_training_stop and (count := self._without_progress(args, state)) >= self._patience:
             name = logged_name(args.metric_for_best_model)
-            log.info("step %d: %s has not become better for %d evaluations: the training stops", state.global_step, name, count)
+            log.info("step %d: %s has not improved for %d evaluations: the training stops", state.global_step, name, count)
             control.should_training_stop = True
 
     def _without_progress(self, args: Any, state: Any) -> int:
-        """How many evaluations ago the metric was last better than ever before."""
+        """The number of evaluations since the metric last improved."""
         name, best, count = logged_name(args.metric_for_best_model), math.nan, 0
-        # The end of an epoch can be evaluated twice, as that and as a step.
+        # The same step can be evaluated twice: as a step, and as the end of an epoch.
         for value in {entry["step"]: entry[name] for entry in state.log_history if name in entry and entry.get("step")}.values():
             gain = (value - best) * (1 if args.greater_is_better else -1)
             count = 0 if gain > self._threshold or math.isnan(best) else count + 1
@@ -213,5 +212,5 @@ class StopWhenNoBetter(TrainerCallback):  # type: ignore[misc]
 
 
 def logged_name(metric: str) -> str:
-    """A metric of `training.metric_for_best_model` as the log has it."""
+    """The name in the log of `training.metric_for_best_model`."""
     return metric if metric.startswith("eval_") else f"eval_{metric}"

@@ -1,4 +1,4 @@
-"""How far a training has come (steps, loss, tokens a second, the time left), as lines and as pictures; and how far other long work has.
+"""Progress of a training (steps, loss, tokens per second, time left) as lines and as pictures, and progress of other long work.
 
 A terminal gets a bar that redraws itself; elsewhere there is a line at each logging step, or every ten seconds. The loss curve and the
 curves of metrics such as reward and KL are drawn when the training ends, also when it was interrupted.

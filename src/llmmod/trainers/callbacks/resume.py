@@ -1,8 +1,8 @@
-"""The checkpoints of a training: how one is put into place, and which one `training.resume_from_checkpoint` means.
+"""The checkpoints of a training: writing them atomically, and finding the one that `training.resume_from_checkpoint` means.
 
-A checkpoint is written in `.saving/` and moved into place when it is whole, so a killed process leaves it there or not at all. A manifest
-in it has the size and the checksum of each file: a power failure leaves files that are cut off or empty, a disk or a copy changes bits. The
-checksums are compared before a training goes on from a checkpoint; all else goes by sizes and by the table of contents of each file.
+A checkpoint is written in `.saving/` and moved into place when it is complete, so a killed process never leaves a partial one. Its manifest
+has the size and the checksum of each file: a power failure can truncate files, a disk or a copy can change bits. Checksums are compared
+before a training resumes; other checks only compare sizes and each file's table of contents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from llmmod.errors import ConfigError, Problem
 
-ASIDE = ".saving"  # in the directory of the checkpoints
+ASIDE = ".saving"  # next to the checkpoints
 MANIFEST = "manifest.json"
 
 _KEY = "training.resume_from_checkpoint"
@@ -38,7 +38,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def passed_over(directory: Path, checkpoint: Path | None) -> dict[Path, str]:
-    """The damaged checkpoints in a directory that are later than this one, and what is wrong with each; None: all damaged ones.
+    """The damaged checkpoints that are later than this one, each with its fault; None: all damaged ones.
 
     Their bytes are compared too.
     """
@@ -49,17 +49,17 @@ def passed_over(directory: Path, checkpoint: Path | None) -> dict[Path, str]:
 
 
 def damage(path: Path, *, content: bool = False) -> str:
-    """What is wrong with the files of a checkpoint; empty if nothing is.
+    """The fault of a checkpoint's files; empty if they are complete.
 
     Args:
         path: its directory.
-        content: whether every byte is compared with the checksums, 0.1 s for 500 MB that are in memory. A checkpoint that several
-            processes wrote in parts has none, nor has one of transformers alone.
+        content: whether to compare every byte with the checksums: 0.1 s for 500 MB that are in memory. A sharded checkpoint doesn't have
+            checksums, nor does one of plain transformers.
     """
     if not _is_complete(path / _STATE):  # the trainer writes this file last
-        return f"it has no readable {_STATE}"
+        return f"{_STATE} is missing or can't be read"
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    if (path / MANIFEST).is_file():  # transformers alone writes none
+    if (path / MANIFEST).is_file():  # checkpoints of plain transformers lack it
         try:
             manifest = _read_manifest(path)
         except (ValueError, AttributeError, TypeError, KeyError):
@@ -84,7 +84,7 @@ def damage(path: Path, *, content: bool = False) -> str:
 
 
 def put_in_place(made: Path, place: Path) -> None:
-    """Move a checkpoint that is written to its place, all of it on the disk first; one that was there is replaced."""
+    """Flush a written checkpoint to the disk and move it to its place, replacing an older one of the same step."""
     files = [file for file in sorted(made.rglob("*")) if file.is_file() and file.name != MANIFEST]
     manifest: dict[str, dict[str, Any]] = {file.relative_to(made).as_posix(): {_SIZE: file.stat().st_size} for file in files}
     if not _is_sharded(made):  # its parts may lie in the memory of other machines
@@ -98,9 +98,9 @@ def put_in_place(made: Path, place: Path) -> None:
 
 
 def settle(directory: Path) -> None:
-    """Finish what a killed process had begun: a whole checkpoint goes to its place, the rest of what was being written goes away.
+    """Finish the work of a killed process: move a complete checkpoint to its place, and delete a partial one.
 
-    Only the process that trains in the directory may do it.
+    Only the process that trains in the directory may call it.
     """
     aside = directory / ASIDE
     for made in _numbered(aside):
@@ -110,9 +110,9 @@ def settle(directory: Path) -> None:
 
 
 def rotate(directory: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:
-    """Remove the oldest checkpoints beyond `training.save_total_limit`, damaged ones first; never the newest one nor the best.
+    """Remove the oldest checkpoints beyond `training.save_total_limit`, damaged ones first, but never the newest or the best one.
 
-    Each is moved aside first: a process that is killed meanwhile leaves a whole checkpoint or none.
+    Each is moved to `.saving/` first, so that a process killed meanwhile does not leave a partial checkpoint.
     """
     if not limit or limit < 0:
         return
@@ -125,18 +125,18 @@ def rotate(directory: Path, limit: int | None, *, newest: Path, best: Path | Non
         gone.parent.mkdir(exist_ok=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        with suppress(OSError):  # what is being written lies there
+        with suppress(OSError):  # a checkpoint may be in progress there
             gone.parent.rmdir()
 
 
 def _move(made: Path, place: Path) -> None:
-    if place.exists():  # what it held is that of an earlier attempt, and made holds the same step
+    if place.exists():  # from an earlier attempt at the same step
         place.rename(made.with_name(f"gone-{place.name}"))
     made.rename(place)
 
 
 def _flush(path: Path) -> None:
-    """Have what is written there on the disk before anything that follows."""
+    """Flush files to the disk before anything that follows."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -218,12 +218,12 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path, content: bool
 
     Args:
         wanted: a checkpoint; a directory with checkpoints (a run's directory or its `train/`), of which the newest whole one is taken;
-            true for the newest whole one of this run, if it has one; None or false for none.
+            true for the newest whole one of this run, if it has one; None or false to start from the beginning.
         train_dir: the directory of this run's train step.
-        content: whether every byte of a checkpoint is compared with its checksum; see `damage`.
+        content: whether to compare every byte of a checkpoint with its checksum; see `damage`.
 
     Raises:
-        ConfigError: there is no such checkpoint, or training can't resume from it.
+        ConfigError: the checkpoint is missing, or training can't resume from it.
     """
     if wanted is None or str(wanted).lower() in ("", "false", "null", "none"):
         return None
@@ -232,13 +232,13 @@ def find_checkpoint(wanted: str | bool | None, *, train_dir: Path, content: bool
         return None if newest is None else _usable(newest)
     path = Path(str(wanted)).expanduser()
     if not path.is_dir():
-        raise ConfigError(Problem(_KEY, f"there is no directory {path}", do=_siblings(path)))
+        raise ConfigError(Problem(_KEY, f"{path} is not a directory", do=_siblings(path)))
     if _NAME.fullmatch(path.name) or any((path / name).is_file() for name in _OPTIMIZER):
         return _usable(path, content=content)
     for directory in (path, path / "train"):
         if there := _numbered(directory):
             return _usable(_newest_whole(directory, content=content) or there[-1])
-    raise ConfigError(Problem(_KEY, f"{path} is no checkpoint and holds none", do="Name a directory checkpoint-N"))
+    raise ConfigError(Problem(_KEY, f"{path} is not a checkpoint and doesn't contain one", do="Give a directory checkpoint-N"))
 
 
 def _newest_whole(directory: Path, *, content: bool) -> Path | None:
@@ -249,14 +249,14 @@ def _usable(path: Path, *, content: bool = False) -> Path:
     if wrong := damage(path, content=content):
         raise ConfigError(Problem(_KEY, f"{path} is damaged: {wrong}", do=_complete_ones(path)))
     if not _is_sharded(path) and not any((path / name).is_file() for name in _OPTIMIZER):
-        do = "Set training.save_only_model=false in runs to go on from, or start anew with finetune.adapters or the model's path"
-        raise ConfigError(Problem(_KEY, f"{path} holds no optimizer state", do=do))
+        do = "Set training.save_only_model=false in runs to resume, or start a new run with finetune.adapters or the model's path"
+        raise ConfigError(Problem(_KEY, f"{path} doesn't have an optimizer state", do=do))
     return path
 
 
 def _complete_ones(path: Path) -> str:
     kept = checkpoints(path.parent)
-    return f"Take another: {', '.join(str(p) for p in reversed(kept))}" if kept else "Take another checkpoint, or start anew"
+    return f"Choose another: {', '.join(str(p) for p in reversed(kept))}" if kept else "Choose another checkpoint, or start a new run"
 
 
 def _siblings(path: Path) -> str:
@@ -264,4 +264,4 @@ def _siblings(path: Path) -> str:
     kept = checkpoints(path.parent) or checkpoints(path / "train")
     if not kept:
         return "Give the path of a checkpoint, or true for this run's newest"
-    return f"There are {', '.join(str(p) for p in reversed(kept))}"
+    return f"Choose one of {', '.join(str(p) for p in reversed(kept))}"

@@ -1,1 +1,1 @@
-"""Trainers whose policy writes completions that are scored: grpo, and what it shares with ppo."""
+"""Trainers whose policy writes completions that are scored: grpo, and the common base of grpo and ppo."""

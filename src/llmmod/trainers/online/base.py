@@ -1,9 +1,9 @@
-"""What grpo and ppo share: a mixin between StageTrainer and the library's class, and how completions are sampled.
+"""The common base of grpo and ppo: a mixin between StageTrainer and the library's class, and the sampling of completions.
 
-The Trainer counts the batches of its data loader to know the optimizer steps of an epoch, the learning rate and where a resumed run
-continues. So each batch that it takes is the prompts of a whole rollout, repeated for all steps that learn from the rollout
-(`RolloutSampler`). Sampling has its own random numbers. Held-out completions are sampled with the same ones each time, and a checkpoint
-holds the trained adapter but not the adapters of reward models.
+The Trainer counts the batches of its data loader to find the optimizer steps of an epoch, the learning rate and the place where a resumed
+run continues. So each batch has the prompts of a whole rollout and is repeated for all steps that learn from that rollout
+(`RolloutSampler`). Sampling has its own random numbers, and held-out completions always use the same ones. A checkpoint contains the
+trained adapter but not the adapters of reward models.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def sampling_settings(args: Any, model: Any) -> GenerationConfig:
     fields |= {name: getattr(args, name) for name in _GRPO_FIELDS if getattr(args, name, None) is not None}
     known = GenerationConfig().to_dict()
     if unknown := [name for name in args.generation_kwargs if name not in known]:
-        raise ConfigError(Problem(f"training.generation_kwargs.{unknown[0]}", "GenerationConfig has no such field"))
+        raise ConfigError(Problem(f"training.generation_kwargs.{unknown[0]}", "not a field of GenerationConfig"))
     chosen = GenerationConfig(do_sample=True, **{**fields, **args.generation_kwargs})
     stop_ids = [ends] if isinstance(ends, int) else list(ends or [])
     return generation_config(chosen, model, stop_ids=stop_ids, pad_id=model.generation_config.pad_token_id)
@@ -90,7 +90,7 @@ class RolloutSampler(Sampler[int]):
         times: how often the indices of a rollout are repeated.
         seed: of the order.
         shuffle: False: the order of the data.
-        each: how often an index comes in a row, for a group of completions of one prompt.
+        each: consecutive repetitions of an index, for a group of completions of one prompt.
     """
 
     def __init__(self, examples: int, *, size: int, times: int, seed: int, shuffle: bool = True, each: int = 1) -> None:
@@ -143,12 +143,12 @@ class OnlineTrainer(StageTrainer):
 
     def __init__(self, *, args: Any, train_dataset: Any, **kwargs: Any) -> None:
         if not hasattr(train_dataset, "__len__"):
-            raise ConfigError(Problem("dataset.streaming", f"true, and {self.stage} comes back to its prompts", do="Set it to false"))
+            raise ConfigError(Problem("dataset.streaming", f"true, and {self.stage} reads its prompts again", do="Set it to false"))
         super().__init__(args=args, train_dataset=train_dataset, **kwargs)
         self.reader = Reader(self.processing_class)
         self.initial: dict[str, torch.Tensor] | None = None  # the weights before training; see `trainers.reference`
         self._held_out, self._rewards_so_far = Means(), RunningMoments()
-        self.compared: list[str] = []  # names of the metrics of texts, whose value before the training is reported
+        self.compared: list[str] = []  # metrics of texts whose value before the training is also reported
         self._text_metrics: list[Metric] = []
         self._rows_measured = self._rows_held_out = 0  # completions, or prompts in ppo, of all processes
         self.samples = Samples(Path(self.args.output_dir), self.args.num_sample_answers if self.is_world_process_zero() else 0)
@@ -159,12 +159,12 @@ class OnlineTrainer(StageTrainer):
             return super().train(*args, **kwargs)
 
     def begin(self) -> None:
-        """See `ResumableTrainer`; samples of steps that are taken again go away."""
+        """See `ResumableTrainer`; removes the samples of steps that the run repeats."""
         super().begin()
         self.samples.forget_after(self.state.global_step)
 
     def training_state(self) -> dict[str, Any]:
-        """See `ResumableTrainer`; with what is reported of the evaluation before the first step."""
+        """See `ResumableTrainer`; with the metrics of the evaluation before the first step."""
         return super().training_state() | {"compared": self.compared}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -203,9 +203,9 @@ class OnlineTrainer(StageTrainer):
         return output
 
     def next_held_out(self, count: int) -> tuple[int, int]:
-        """The number of the first row of this process's next batch, and how many of its rows don't fill up the last batch.
+        """The number of the first row of this process's next batch, and how many of its rows are not padding of the last batch.
 
-        What is sampled for a row depends on the seed and the row's number, whatever the batches and the processes are.
+        The samples for a row depend only on the seed and the row's number, not on batches and processes.
 
         Args:
             count: rows of the batch: completions, or prompts in ppo.

@@ -23,7 +23,7 @@ _IGNORED = -100  # the label of a position that predicts no completion token
 
 
 class PolicyOutputs(NamedTuple):
-    """A model's outputs for completion tokens, each [batch, completion], 0 where there is no token."""
+    """A model's outputs for completion tokens, each [batch, completion], 0 for padding."""
 
     logps: torch.Tensor
     entropy: torch.Tensor
@@ -38,8 +38,8 @@ def completion_rows(
     Args:
         prompts: ids.
         completions: ids, padded on the right, [batch, completion].
-        mask: which of them are tokens, bool [batch, completion].
-        pad_id: the padding.
+        mask: true for tokens, false for padding, bool [batch, completion].
+        pad_id: the id of the padding.
         left: pad on the left, with positions that start at the first real token.
 
     Returns:
@@ -108,7 +108,7 @@ class Samples:
 
     Args:
         directory: of the step.
-        count: completions of each rollout; 0: there is no file.
+        count: completions of each rollout; 0: don't write the file.
     """
 
     def __init__(self, directory: Path, count: int) -> None:
@@ -128,7 +128,7 @@ class Samples:
         Args:
             step: optimizer steps before it.
             prompts, completions: texts.
-            numbers: name -> one number for each completion, NaN where there is none.
+            numbers: name -> one number for each completion, NaN if it is missing.
         """
         if not self._count:
             return

@@ -1,12 +1,12 @@
 """`stage=grpo`: Group Relative Policy Optimization (Shao et al. 2024) with trl's losses and advantages, on our completions and rewards.
 
 Several completions of each prompt are sampled and scored, and each is compared with the others of its prompt. trl computes the loss
-(`loss_type`, `scale_rewards`, …). Ours are the prompts' ids, sampling and stop conditions, rewards, the reference and log-probabilities
-(`trainers.online`, `trainers.reference`).
+(`loss_type`, `scale_rewards`, …). Our code provides the prompts' ids, sampling and stop conditions, rewards, the reference and
+log-probabilities (`trainers.online`, `trainers.reference`).
 
-It differs from trl's GRPOTrainer (1.16): rows are padded on the right, so that positions start with the prompt; the last prompts of an
-epoch are not dropped, the first ones fill up their batch; a resumed run gives the same bits; `eval_loss` is left out, since it means
-nothing for a policy that is compared with itself.
+Differences from trl's GRPOTrainer (1.16): rows are padded on the right, so that positions start with the prompt; the last prompts of an
+epoch are not dropped, since the first ones fill up their batch; a resumed run gives the same bits; `eval_loss` is left out, since it is
+meaningless for a policy that is compared with itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         assert args is not None
         if data_collator is not None:
-            raise ConfigError(Problem("training.collator", "set, and grpo makes its batches of completions itself", do="Leave it out"))
+            raise ConfigError(Problem("training.collator", "set, but grpo makes its batches of completions itself", do="Leave it out"))
         self._sampling = sampling_settings(args, model)
         self._ends = Ends(self._sampling, kwargs.get("processing_class"))
         self._lists: list[list[int]] = []  # the completions sampled last, and whether each ended
@@ -74,7 +74,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         with _without_reference(args):
             super().__init__(model=model, reward_funcs=[_unused_reward] * len(names), args=args, train_dataset=train_dataset, **kwargs)
         if self.aux_loss_enabled:
-            found = f"{self.router_aux_loss_coef:g} by the model's config, and grpo doesn't learn from that loss"
+            found = f"{self.router_aux_loss_coef:g} in the model's config, and grpo doesn't use that loss"
             raise ConfigError(Problem("training.router_aux_loss_coef", found, do="Set it to 0"))
         self.eos_token_ids = list(self._sampling.eos_token_id)  # trl would add the tokenizer's
         self.reward_func_names = names

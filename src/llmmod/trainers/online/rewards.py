@@ -65,7 +65,7 @@ class Rewards:
 
     Args:
         scorers: by name.
-        weights: by name; 1 where there is none.
+        weights: by name; 1 for a name without a weight.
     """
 
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float] | None = None) -> None:
@@ -113,7 +113,7 @@ def rewards_from(
         weights: `training.reward_weights`.
         model: the policy; a reward adapter of the same base model is added to it.
         tokenizer: decodes prompts.
-        run_dir: where the run's steps have their directories.
+        run_dir: the run's directory, which has those of its steps.
         rows: completions that a reward model scores at once.
         left_out: the score of a completion for which a function returns None.
 
@@ -183,8 +183,8 @@ class FunctionScorer:
 class ModelScorer:
     """Scores with a reward model.
 
-    A reward adapter that was trained on the policy's base model is added to the policy beside its own adapter. If the policy has none, or
-    can't hold it, the adapter gets a copy of that base model. Any other reward model is loaded by itself.
+    A reward adapter that was trained on the policy's base model is added to the policy as a second adapter. If the policy isn't a PeftModel
+    or can't take it, the adapter gets a copy of that base model. Any other reward model is loaded separately.
 
     Args:
         path: of a reward adapter or a full reward model.
@@ -194,7 +194,7 @@ class ModelScorer:
         rows: completions scored at once.
 
     Raises:
-        ConfigError: there is no such reward model, or it reads another vocabulary.
+        ConfigError: the reward model is missing, or it has another vocabulary.
     """
 
     def __init__(self, path: str, policy: Any, *, name: str, pad_id: int, rows: int) -> None:
@@ -205,7 +205,7 @@ class ModelScorer:
         if self.shares_base:
             self._model = shared_base_reward(policy, path, name=name, key=KEY)
         else:
-            # A copy of a model that is spread would call the modules of the original, and LoftQ's has lost its base.
+            # A copy of a model that spans devices would call the modules of the original, and LoftQ has changed the base.
             copied = policy if same and not spans_devices(policy) and not (adapted and has_lost_base(policy)) else None
             self._model = prepare_for_inference(_own_reward_model(path, copied), use_cpu=policy.device.type == "cpu").requires_grad_(False)
             _check_vocabulary(path, self._model, policy)
@@ -229,14 +229,14 @@ class ModelScorer:
 
 
 def same_lineage(path: Path, policy: Any) -> bool:
-    """Whether a directory holds an adapter that was trained on the very weights that the policy started from."""
+    """Whether a directory has an adapter that was trained on the same weights that the policy started from."""
     if not (path / "adapter_config.json").is_file():
         return False
     base = base_model(policy)
     left, own = read_stage_file(path), getattr(base, LINEAGE_ATTRIBUTE, None)
     if left is not None and own is not None:
         return left.lineage.resolve(path) == own
-    # One of the two doesn't say all that it started from, and a name alone says nothing of earlier adapters and of quantization.
+    # One of the two doesn't record its full lineage. A model's name alone doesn't tell about earlier adapters and quantization.
     lineage = ModelLineage(None, []) if left is None else left.lineage
     plain = ModelLineage(lineage.base, [], lineage.gguf_file)
     if is_quantized(base) or lineage != plain or (own is not None and len(own) != len(plain.resolve(path))):
@@ -246,7 +246,7 @@ def same_lineage(path: Path, policy: Any) -> bool:
 
 
 def _own_reward_model(path: str, policy: Any) -> Any:
-    """A reward model by itself; an adapter on a copy of the base model of `policy`, if that is given."""
+    """A separate reward model; an adapter gets a copy of the base model of `policy`, if that is given."""
     if policy is None:
         return load_reward_model(path, key=KEY)
     base = copy.deepcopy(policy)
@@ -260,5 +260,5 @@ def _own_reward_model(path: str, policy: Any) -> Any:
 def _check_vocabulary(path: str, model: Any, policy: Any) -> None:
     found, own = (each.config.get_text_config().vocab_size for each in (model, policy))
     if found != own:
-        what = f"'{path}' reads a vocabulary of {found} tokens and the model that is trained writes one of {own}"
+        what = f"'{path}' has a vocabulary of {found} tokens, but the trained model has {own}"
         raise ConfigError(Problem(KEY, what, do="Train a reward model on the same model: stage=rm"))

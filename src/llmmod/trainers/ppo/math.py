@@ -118,7 +118,7 @@ def advantages_and_returns(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GAE (Schulman et al. 2016, eq. 16), and returns (advantages plus values), the target of the value head. Both are 0 outside the mask.
 
-    A completion that was cut off ends like any other: its score, with the penalty, is for what it is, and nothing follows.
+    A completion that was cut off ends like any other: its score includes the penalty, and no reward follows.
 
     Args:
         rewards: [batch, seq].
@@ -132,7 +132,7 @@ def advantages_and_returns(
     advantage = next_value = torch.zeros_like(values[:, 0])
     for place in reversed(range(values.shape[1])):
         delta = rewards[:, place] + gamma * next_value - values[:, place]
-        # Behind the end of a completion all three are 0.
+        # After the end of a completion all three are 0.
         advantage = delta + gamma * lam * advantage
         advantages[:, place], next_value = advantage, values[:, place]
     return advantages, advantages + values

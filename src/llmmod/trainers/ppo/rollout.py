@@ -38,12 +38,12 @@ require_upstream(__name__)
 
 @dataclass
 class Rollout:
-    """Prompts and completions. Tensors are [completions, tokens of the longest], 0 behind the end of a completion.
+    """Prompts and completions. Tensors are [completions, tokens of the longest], 0 after the end of a completion.
 
     Args:
         prompts: ids.
         completions: ids.
-        mask: which of them are tokens.
+        mask: true for tokens, false for padding.
         logps: of the tokens when they were sampled.
         values: expected before each token.
         advantages: of the tokens.
@@ -106,7 +106,7 @@ def in_parts(numbers: Sequence[int], size: int, *, by_length: Sequence[int] | No
 
 
 class RolloutCollector:
-    """Collects rollouts for a PpoTrainer, and keeps what lasts beyond a rollout: the scale of scores and the KL coefficient.
+    """Collects rollouts for a PpoTrainer, and keeps the state between rollouts: the scale of scores and the KL coefficient.
 
     Args:
         trainer: its model, value head, rewards and arguments are used.
@@ -161,7 +161,7 @@ class RolloutCollector:
     def measure(self, prompts: Mapping[str, Sequence[Any]], *, first: int, count: int) -> dict[str, torch.Tensor]:
         """The metrics of held-out prompts, each [prompts], in the mean of `num_generations_eval` completions.
 
-        `reward` is in the units of the score. Without a known reference there is no `kl`, and `reward` is without its penalty.
+        `reward` is in the units of the score. If the reference is unknown, `kl` is left out, and `reward` doesn't include its penalty.
 
         Args:
             prompts: the values of each column, `prompt_ids` among them.

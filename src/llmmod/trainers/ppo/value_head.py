@@ -1,7 +1,7 @@
-"""The value head of PPO: a linear layer on the policy's trunk that predicts, before each token, the return from there on.
+"""The value head of PPO: a linear layer on the policy's trunk that predicts the return from each token on.
 
 During training it is a submodule of the model, so that optimizer, gradient clipping and several processes include it. The saved model is
-the policy without it; a checkpoint has it in a file of its own, for resuming.
+the policy without it; a checkpoint has it in a separate file, for resuming.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def new_value_head(model: Any) -> ValueHead:
 def set_constant(head: nn.Module, value: float) -> None:
     """Make a new head predict `value` for all tokens.
 
-    With the mean return of the first rollout, a completion's advantage is from the first step on how much better it is than the others.
-    With zeros, the whole score would be an advantage, most of it (by GAE) that of the last tokens, however good the completion is; and a
-    step of Adam moves the head by little more than the learning rate.
+    With the mean return of the first rollout, a completion's advantage measures from the first step on how much better it is than the
+    others. With zeros, the whole score would be an advantage, however good the completion is, and GAE would give most of it to the last
+    tokens; a step of Adam moves the head by little more than the learning rate.
     """
     with torch.no_grad():
         head.bias.fill_(value)  # type: ignore[operator,union-attr]
@@ -93,10 +93,10 @@ def load_value_head(head: nn.Module, directory: Path) -> None:
     """Read the head from a checkpoint.
 
     Raises:
-        ConfigError: there is none, or it is that of another model.
+        ConfigError: it is missing, or it belongs to another model.
     """
     try:
         head.load_state_dict(load_file(directory / FILE))
     except (OSError, RuntimeError) as error:
-        found = f"{directory} has no value head that fits: {one_line(error, 200)}"
-        raise ConfigError(Problem("training.resume_from_checkpoint", found, do="Name a checkpoint of stage=ppo")) from error
+        found = f"{directory} doesn't have a value head that fits: {one_line(error, 200)}"
+        raise ConfigError(Problem("training.resume_from_checkpoint", found, do="Give a checkpoint of stage=ppo")) from error

@@ -1,8 +1,8 @@
-"""What dpo and kto share: a mixin that compares the model with its reference, put between StageTrainer and trl's class.
+"""The common base of dpo and kto: a mixin between StageTrainer and trl's class that compares the model with its reference.
 
 trl's loss gets the reference's log-probabilities with the batch. They come
 
-- with a new adapter, from the same model with the adapter off; there is not a second model;
+- with a new adapter, from the same model with the adapter off, without a second model;
 - with whole weights, from a frozen copy, which shares the layers that are not trained;
 - with `training.precompute_ref_log_probs`, from before the training, stored in the run's directory. An adapter that changes the model
   from the start always uses this, since switching it off does not give the model at the start.
@@ -104,7 +104,7 @@ class ReferenceTrainer(StageTrainer):
         if self.columns[0] in inputs:
             return inputs
         if self.ref_model is None and not self._adapter:
-            found = "evaluate, and there is no model to compare these whole weights with"
+            found = "evaluate, but whole weights don't come with the reference model that they are compared with"
             raise ConfigError(Problem("pipeline", found, do="Put train before it, whose evaluation has that model, or evaluate an adapter"))
         return inputs | self._reference_logps(inputs)
 
@@ -157,7 +157,7 @@ class ReferenceTrainer(StageTrainer):
         return output
 
     def training_state(self) -> dict[str, Any]:
-        """See `ResumableTrainer`; with the means since the last line of the log, and the reference where it follows the model."""
+        """See `ResumableTrainer`; with the means since the last line of the log, and the reference if it follows the model."""
         follows = getattr(self.args, "sync_ref_model", False) and self.ref_model is not None
         reference = self.ref_model.state_dict() if follows else None
         return super().training_state() | {"means": self._means["train"].state(), "reference": reference}
@@ -177,7 +177,7 @@ class ReferenceTrainer(StageTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
         even = self.accelerator.even_batches
-        # With even batches, an evaluation would measure some examples twice. Sharded weights need them.
+        # With even batches, an evaluation would measure some examples twice. Sharded weights require even batches.
         self.accelerator.even_batches = even and (is_training or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         try:
             return super()._get_dataloader(self._with_logps.get(id(dataset), dataset), *args, is_training=is_training, **kwargs)
@@ -197,7 +197,7 @@ class ReferenceTrainer(StageTrainer):
             ConfigError: the dataset is streamed.
         """
         if not isinstance(dataset, Dataset):
-            found = "true, but a streamed dataset has no end"
+            found = "true, but the end of a streamed dataset is unknown"
             raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to false"))
         kept, key = self.ref_model, examples_digest(dataset)
         if self._adapter and not self._off_is_reference:
@@ -255,6 +255,6 @@ def _frozen_reference(model: Any, args: Any) -> Any:
         ConfigError: the model spans several devices; a copy would call the modules of the original.
     """
     if spans_devices(model):
-        found = "false, and a model that is spread over devices can't be copied as the reference"
+        found = "false, but a model that spans devices can't be copied as the reference"
         raise ConfigError(Problem("training.precompute_ref_log_probs", found, do="Set it to true"))
     return frozen_copy(model, share=not getattr(args, "sync_ref_model", False))

@@ -155,7 +155,7 @@ class _RecordedModel:
 
 
 def by_completion(values: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The values of a row's labels by completion, [2 pairs, tokens of the longest completion]; 0 behind the end of a completion.
+    """The values of a row's labels by completion, [2 pairs, tokens of the longest completion]; 0 after the end of a completion.
 
     Args:
         values: of the row, [1, tokens].
@@ -163,7 +163,7 @@ def by_completion(values: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
         mask: `completion_mask`, [2 pairs, 1 + tokens of the longest completion].
     """
     by_pair = torch.stack(mask[:, 1:].bool().chunk(2), dim=1)  # [pairs, 2, tokens]
-    # Labelled positions first, in their order: to pick them by a mask, an accelerator halts until their number is known.
+    # Labelled positions first, in order. Indexing with a mask would stall an accelerator until their number is known.
     labelled = torch.argsort((labels[0] < 0).long(), stable=True)
     found = values.new_zeros(by_pair.shape).masked_scatter(by_pair, values[0].index_select(0, labelled))
     return found.transpose(0, 1).flatten(0, 1)

@@ -54,7 +54,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
             found = f"true, and the mismatched pairs of the loss {self.loss_type} are made in training"
             raise ConfigError(Problem("training.precompute_ref_log_probs", found, do=f"Set it to false. {do}"))
         if self._adapter and not self._off_is_reference:
-            found = f"an adapter that changes the model from the start, whose reference the loss {self.loss_type} can't know"
+            found = f"an adapter that changes the model from the start, so that the loss {self.loss_type} lacks a reference"
             raise ConfigError(Problem("finetune", found, do=f"Begin a new adapter on the merged model. {do}"))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -79,7 +79,7 @@ class KtoTrainer(ReferenceTrainer, KTOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _weighted_losses(self, weights: torch.Tensor, good: torch.Tensor) -> Iterator[None]:
-        """A context in which each example's loss is multiplied by its weight, by way of trl's (1.16) factors of good and bad completions."""
+        """A context in which each example's loss is multiplied by its weight, through trl's (1.16) factors of good and bad completions."""
         own = self.desirable_weight, self.undesirable_weight
         self.desirable_weight, self.undesirable_weight = own[0] * weights[good], own[1] * weights[~good]
         try:
