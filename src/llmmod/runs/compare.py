@@ -68,7 +68,7 @@ def open_run(path: str, key: str) -> Run:
 def differences(one: Run, other: Run) -> list[Section]:
     """All sections in order, including those without differences."""
     return [
-        Section("configuration", _configuration(one, other), "" if one.config and other.config else "a run has no .hydra/config.yaml"),
+        Section("configuration", _configuration(one, other), "" if one.config and other.config else "a run lacks .hydra/config.yaml"),
         data_compared(one, other),
         *surroundings_compared(one, other),
         Section("metrics", _metrics(one, other)),
@@ -78,13 +78,13 @@ def differences(one: Run, other: Run) -> list[Section]:
 
 
 def surroundings_compared(one: Run, other: Run) -> list[Section]:
-    """Those of versions and of code."""
+    """The sections of versions and of code."""
     versions = _of_mappings(one.versions, other.versions, without=("git",))
     return [Section("versions", versions), Section("code", _code(one, other))]
 
 
 def data_compared(one: Run, other: Run) -> Section:
-    """That of the data."""
+    """The section of the data."""
     return Section("data", *_data(one, other))
 
 

@@ -28,9 +28,9 @@ from llmmod.sweep.space import corners
 from llmmod.upstream import require_upstream
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra takes sweepers from modules of this name alone
-EARLIER = "earlier"  # a sweep's directory for what failed and is run again
-GOES_ON = "LLMMOD_GOES_ON"  # the variable by which a job knows that it goes on from its own checkpoints
+OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra accepts sweepers only from packages of this name
+EARLIER = "earlier"  # the sweep's directory for failed jobs that run again
+GOES_ON = "LLMMOD_GOES_ON"  # the environment variable of a job that resumes from its own checkpoints
 RAY = "hydra_plugins.llmmod.RayLauncher"
 Compose = Callable[..., Composed]
 
@@ -202,7 +202,8 @@ def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
 def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -> list[Planned]:
     """The jobs with their numbers; for a resumed sweep, the missing and failed jobs, with their old numbers.
 
-    What a failed job left is moved to `earlier/`, unless it goes on from there. A job that still runs is left alone, and named on stderr.
+    The directory of a failed job is moved to `earlier/`, unless the job resumes in it. A job that still runs is skipped, with a line on
+    stderr.
     """
     if not resumed:
         return [Planned(number, job) for number, job in enumerate(jobs)]
@@ -225,22 +226,22 @@ def planned_jobs(sweep_dir: Path, jobs: Sequence[list[str]], *, resumed: bool) -
 
 
 def still_runs(directory: Path) -> bool:
-    """Whether another process holds a job's directory, which is then said on stderr."""
+    """Whether another process uses a job's directory; if so, print that on stderr."""
     problem = holder(directory)
     if problem is not None:
-        print(f"{problem.found}, and is left to it.", file=sys.stderr)
+        print(f"{problem.found}, so it is skipped.", file=sys.stderr)
     return problem is not None
 
 
 def run_again(job: Planned, directory: Path | None) -> Planned:
-    """A job as it is run once more.
+    """A job to run again.
 
-    It goes on from its own checkpoints, in its directory, if it was killed or interrupted and left some. One that failed begins anew, since
-    what was wrong may have been put right. What it left is moved to `earlier/` then.
+    A job that was killed or interrupted resumes from its own checkpoints, if it has any. A failed job starts from the beginning, since the
+    cause may have been fixed; its old directory is then moved to `earlier/`.
 
     Args:
-        job: it.
-        directory: what it left; None: nothing.
+        job: the job.
+        directory: its old directory, or None.
     """
     if directory is None:
         return job
@@ -251,7 +252,7 @@ def run_again(job: Planned, directory: Path | None) -> Planned:
 
 
 def can_go_on(directory: Path, number: int) -> bool:
-    """Whether a job of this number can go on in its directory; in one of another name than its number, Hydra would not put it again."""
+    """Whether a job can resume in its directory: it has checkpoints, and it is named by the job's number, as Hydra will name it again."""
     return directory.name == str(number) and ended_from_outside(directory) and any(directory.glob("*/checkpoint-*"))
 
 

@@ -23,10 +23,10 @@ from llmmod.sweep.plan import Planned, Sweep, can_go_on, parsed, run_again, set_
 from llmmod.sweep.results import PRUNED, Goal, Job, job_directory, mark_failed, read_job
 from llmmod.sweep.space import Parameter, choose, combinations, fixed_values, search_space
 
-TRIAL = "LLMMOD_TRIAL"  # the variable by which a job knows the trial that it is
-_OWNER = "owner"  # of a trial: the process that asked for it, with the directory of its sweep
+TRIAL = "LLMMOD_TRIAL"  # the environment variable that gives a job its trial
+_OWNER = "owner"  # attribute of a trial: the process that asked for it, with the directory of its sweep
 _RETRIED = "retried"
-_GOES_ON = "goes on"  # of a trial: the number of the one whose checkpoints it goes on from
+_GOES_ON = "goes on"  # attribute of a trial: the number of the trial whose checkpoints it resumes from
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "random": "RandomSampler", "grid": "RandomSampler"}
 PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner"}
 
@@ -207,7 +207,7 @@ class OptunaSweeper(LaunchingSweeper):
         return {trial.number for trial in again}
 
     def _ask(self, optuna: Any, study: Any, sweep_dir: Path, at_once: int, trials: int | None) -> list[Any]:
-        """The next trials; fewer than `at_once` at the end. A trial that was asked for again counts once."""
+        """The next trials; fewer than `at_once` at the end. A trial that was enqueued again counts once."""
         asked: list[Any] = []
         while len(asked) < at_once:
             retried = set(study.user_attrs.get(_RETRIED, []))
@@ -221,9 +221,9 @@ class OptunaSweeper(LaunchingSweeper):
         return asked
 
     def _is_lost(self, trial: Any, sweep_dir: Path, sweep: Sweep) -> bool:
-        """Whether the process that asked for a trial is gone. The sweep's directory is held, so nobody else asks for trials of its own."""
+        """Whether the process that asked for a trial is gone. This process has locked the sweep's directory, so its trials are ours."""
         owner = trial.user_attrs.get(_OWNER)
-        if owner is None:  # a trial has none for the moment after it was asked for
+        if owner is None:  # a trial does not have an owner yet right after `ask`
             return sweep.resumed
         mine = owner.get("directory") == str(sweep_dir.resolve()) or this_process().items() <= owner.items()
         return mine or not is_alive(owner)

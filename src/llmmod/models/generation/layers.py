@@ -62,7 +62,7 @@ class LeanLayers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Within it, the model computes by these; without gradients."""
+        """A context in which the model computes by these; without gradients."""
         for layer, forward in self._found.items():
             vars(layer)["forward"] = forward  # as `nn.Module.__setattr__` would, at a tenth of its time
         try:

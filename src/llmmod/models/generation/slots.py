@@ -113,7 +113,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def attending(self, config: Any) -> Iterator[None]:
-        """Within it, a model that is given one token a slot attends to all that is in the slot, the new token included.
+        """A context in which a model that is given one token a slot attends to all that is in the slot, the new token included.
 
         Args:
             config: the model's.
