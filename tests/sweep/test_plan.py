@@ -100,7 +100,7 @@ def test_a_sweep_goes_on_with_its_own_arguments(ended):
     [
         (["sweep.resume=nowhere"], "sweep.resume: no such directory: 'nowhere'"),
         (["sweep.resume=tests"], "'tests' is not a sweep's directory"),
-        (["finetune.r=64", "sweep.resume=ENDED"], "finetune.r=64: a sweep goes on with the jobs that it has"),
+        (["finetune.r=64", "sweep.resume=ENDED"], "finetune.r=64: a resumed sweep keeps its jobs"),
     ],
     ids=["missing", "another", "changing"],
 )
