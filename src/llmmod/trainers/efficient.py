@@ -39,7 +39,7 @@ _PEFT_FORWARD = Linear.forward
 def efficient_head(
     *, only: Sequence[str] | None = None, same_gradient: bool = False, of_entropy: bool = False
 ) -> Iterator[LogProbFunction]:
-    """Within it, trl's LM head computes labelled positions only, on every device; on a CPU, it computes their logits once.
+    """A context in which trl's LM head computes labelled positions only, on every device; on a CPU, it computes their logits once.
 
     Patches what `trl.trainer.utils.add_fused_lm_head` (1.16.0) looks up when it is called; Triton's kernels make their own check.
 
