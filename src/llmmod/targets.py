@@ -68,7 +68,8 @@ PACKAGES: dict[str, Package] = {
         functions=(
             "llmmod.data.formats", "llmmod.data.dataset.load.load_splits", "llmmod.metrics", "llmmod.models.adapters.setup.setup_lora",
             "llmmod.models.adapters.setup.setup_full", "llmmod.models.adapters.setup.setup_freeze",
-            "llmmod.models.loading.load.load_model", "llmmod.models.loading.tokenizer.load_tokenizer", "llmmod.rewards",
+            "llmmod.models.adapters.reward_models.load_reward_model", "llmmod.models.loading.load.load_model",
+            "llmmod.models.loading.tokenizer.load_tokenizer", "llmmod.rewards",
         ),
     ),
     "torch": Package(
