@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -22,20 +23,23 @@ STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
 WAYS = ("full", "freeze", "lora", "qlora")
 USUAL = (
     "model.weights=random", "training.max_steps=2", "training.eval_strategy=no", "training.save_strategy=no", "training.logging_steps=1",
+    "dataset.val_files=null", "dataset.val_size=0", "dataset.max_samples=8",
 )  # fmt: skip
 OF_PLAN = ("steps.plan.largest=false", "steps.plan.measure_speed=false")
-ONLINE = ("training.num_sample_answers=0",)
+OF_STAGE = {
+    "ppo": ("training.num_sample_answers=0", "training.num_mini_batches=1", "training.num_ppo_epochs=1", "dataset.max_samples=16"),
+    "grpo": ("training.num_sample_answers=0", "dataset.max_samples=4"),
+}  # fmt: skip
+PACKED = ("dataset.packing=true", "dataset.cutoff_len=512", "training.per_device_train_batch_size=2", "dataset.max_samples=40")
 OF_SFT = {
     "bfloat16": ("model.dtype=bfloat16",),
     "bf16 autocast": ("training.bf16=true",),
     "checkpointing": ("model.gradient_checkpointing=true",),
-    "packed": ("dataset.packing=true", "dataset.cutoff_len=512", "training.per_device_train_batch_size=2"),
-    "packed, checkpointing": (
-        "dataset.packing=true", "dataset.cutoff_len=512", "training.per_device_train_batch_size=2", "model.gradient_checkpointing=true",
-    ),
-    "batch 1": ("training.per_device_train_batch_size=1",),
-    "batch 24": ("training.per_device_train_batch_size=24",),
-    "accumulated": ("training.gradient_accumulation_steps=2",),
+    "packed": PACKED,
+    "packed, checkpointing": (*PACKED, "model.gradient_checkpointing=true"),
+    "batch 1": ("training.per_device_train_batch_size=1", "dataset.max_samples=1"),
+    "batch 24": ("training.per_device_train_batch_size=24", "dataset.max_samples=24"),
+    "accumulated": ("training.gradient_accumulation_steps=4", "dataset.max_samples=32"),
 }  # fmt: skip
 
 
@@ -44,8 +48,7 @@ def cells() -> dict[str, tuple[str, ...]]:
     found = {}
     for stage in STAGES:
         for way in WAYS:
-            more = ONLINE if stage in ("ppo", "grpo") else ()
-            found[f"{stage} {way}"] = (f"stage={stage}", f"finetune={way}", *more)
+            found[f"{stage} {way}"] = (f"stage={stage}", f"finetune={way}", *OF_STAGE.get(stage, ()))
     for name, overrides in OF_SFT.items():
         for way in ("full", "lora"):
             found[f"sft {way}, {name}"] = ("stage=sft", f"finetune={way}", *overrides)
@@ -69,6 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cells whose name has this in it")
     parser.add_argument("--list", action="store_true", help="print the names alone")
+    parser.add_argument("--measured", type=Path, help="a file with what trainings took: read where it has one, else written")
     asked = parser.parse_args()
     chosen = {name: overrides for name, overrides in cells().items() if asked.only in name}
     if asked.list:
@@ -76,14 +80,21 @@ def main() -> int:
         return 0
     print("| training | planned GB | measured GB | planned / measured |\n|---|---|---|---|", flush=True)
     ratios, failed = {}, []
+    peaks = json.loads(asked.measured.read_text(encoding="utf-8")) if asked.measured and asked.measured.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         for number, (name, overrides) in enumerate(chosen.items()):
             _, code, said = run((*overrides, *OF_PLAN), "plan", Path(place) / f"plan{number}")
-            peak, trained, more = (0, 1, said) if code else run(overrides, "train", Path(place) / f"train{number}")
-            if code or trained:
+            if not code and name not in peaks:
+                peak, code, said = run(overrides, "train", Path(place) / f"train{number}")
+                shutil.rmtree(Path(place) / f"train{number}", ignore_errors=True)
+                peaks |= {} if code else {name: peak}
+            if code:
                 failed.append(name)
-                print(f"| {name} | failed: {more.strip().splitlines()[-1:]} | | |", flush=True)
+                print(f"| {name} | failed: {said.strip().splitlines()[-1:]} | | |", flush=True)
                 continue
+            if asked.measured:
+                asked.measured.write_text(json.dumps(peaks, indent=1), encoding="utf-8")
+            peak = peaks[name]
             planned = json.loads((Path(place) / f"plan{number}" / "metrics.json").read_text(encoding="utf-8"))["plan_memory_bytes"]
             ratios[name] = planned / peak
             print(f"| {name} | {planned / 1e9:.2f} | {peak / 1e9:.2f} | {ratios[name]:.3f} |", flush=True)

@@ -58,6 +58,26 @@ def test_what_is_picked_by_a_mask_has_its_true_shape_and_numbers_can_be_read():
         assert float(picked.sum()) == 1.0
 
 
+def test_an_order_of_examples_keeps_its_numbers():
+    """What has integers without naming a dtype: an index without values would make masks and ids of none."""
+    tracer, mask = Tracer(), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    with without_values(tracer):
+        order = torch.randperm(2)
+        assert sorted(order.tolist()) == torch.arange(2).tolist() == [0, 1]
+        assert sorted(mask[order].sum(1).tolist()) == [1, 2]
+        assert float(torch.ones(3).sum()) == 1.0  # floating-point numbers have no values
+
+
+def test_without_gradients_the_gaps_beside_a_block_are_free_at_once():
+    heap, size = Heap(), 1 << 20
+    heap.take(0, 16 << 20, crowded=False)
+    heap.give(0)
+    for number in range(1, 40):
+        heap.take(number, size, crowded=False)
+        heap.give(number)
+    assert heap.bytes <= (16 << 20) + 8192
+
+
 @pytest.mark.parametrize(("life", "grows"), [(100, True), (0, False)])
 def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(life, grows, monkeypatch):
     """glibc asks for 96 bytes more than an aligned block keeps, and leaves them beside it."""

@@ -1,9 +1,9 @@
 """A model of glibc's malloc: the memory that a process has while its tensors are allocated and freed.
 
 malloc can't reuse a hole for a block of the same size: aligned memory needs 96 bytes more than it keeps, and small objects fill the gaps
-next to it. Here such a gap stays occupied until a hundred more blocks have been allocated. With that number, 19 of 22 trainings of SmolLM2
-were within 10 % of the measured peak RSS (`benchmarks/plan.py`); without it, most were 5 to 16 % below. Chance decides in part where holes
-open: the plan of kto and ppo with finetune=freeze is a fifth too large.
+next to it. Objects of autograd's graph stay there: in a forward pass with gradients and in the backward pass a gap stays occupied until a
+hundred more blocks have been allocated, the one number that is fitted, to trainings of SmolLM2-135M (`benchmarks/plan.py`). Without
+gradients the gaps are free at once: the forward passes of a rollout and of a reference leave few holes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Heap:
         """Bytes that the process has touched and not returned."""
         return self._resident + self._mapped
 
-    def take(self, number: int, size: int) -> None:
-        """Allocate a block; `number` identifies it."""
+    def take(self, number: int, size: int, *, crowded: bool = True) -> None:
+        """Allocate a block; `number` identifies it; `crowded`: small objects of autograd fill the gaps next to it."""
         self._blocks += 1
         while self._gaps and self._gaps[0][0] <= self._blocks:
             self._join(*self._gaps.popleft()[1:])
@@ -64,8 +64,10 @@ class Heap:
         before += 64 if 0 < before < 32 else 0
         self._used[number] = (start + before, kept)
         for at, gap in ((start, before), (start + before + kept, need - before - kept)):
-            if gap >= 32:
+            if gap >= 32 and crowded:
                 self._gaps.append((self._blocks + _GAP_LIFE, at, gap))
+            elif gap >= 32:
+                self._join(at, gap)
 
     def give(self, number: int) -> None:
         """Free a block."""

@@ -112,9 +112,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         name, given = func.name().partition(".")[0], [*_tensors(args), *_tensors(kwargs.values())]
         if any(isinstance(tensor, FakeTensor) for tensor in given):
             out = self._of_fake(func, name, args, kwargs)
-        elif not given and kwargs.get("dtype", torch.get_default_dtype()).is_floating_point and name != "aten::arange":
-            out = self._run(func, args, kwargs)
-        else:
+        elif given or not _makes_floats(out := self._run(func, args, kwargs)):
             out = func(*args, **kwargs)
         for tensor in _tensors((out,)):
             self._see(tensor)
@@ -163,7 +161,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self._count += 1
         self._known[key] = (self._count, size, part)
         self._now[part] += size
-        self._heap.take(self._count, size)
+        self._heap.take(self._count, size, crowded=torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1)
         weakref.finalize(storage, self._drop, key)
         peak = self.peaks.setdefault(self.phase, Peak())
         if self._now.total() > peak.live:
@@ -183,6 +181,11 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from (part for part in value if isinstance(part, torch.Tensor))
+
+
+def _makes_floats(out: Any) -> bool:
+    """Whether something new is to have no values; what orders examples (`randperm`, `arange`) has integers, also without a `dtype`."""
+    return isinstance(out, torch.Tensor) and out.is_floating_point()
 
 
 def _places(index: Any) -> list[Any]:

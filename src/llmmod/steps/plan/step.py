@@ -165,7 +165,8 @@ def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
     batches = [order.permutation(len(sizes))[:size] for _ in range(_DRAWN // max(1, size))] if len(sizes) > size else [longest]
     batches += [longest] if training.train_sampling_strategy == "group_by_length" else []
     chosen = max(batches, key=lambda numbers: int(sizes[numbers].sum()))
-    filled = [int(chosen[place % len(chosen)]) for place in range(size)]
+    count = size if training.data_kind == "prompt" else len(chosen)  # prompts are drawn again until there are enough
+    filled = [int(chosen[place % len(chosen)]) for place in range(count)]
     held_out: list[Mapping[str, Any]] = []
     if splits.eval is not None and training.eval_strategy != "no" and hasattr(splits.eval, "__len__"):
         count = min(training.per_device_eval_batch_size, len(splits.eval))

@@ -4,7 +4,8 @@ Trainer, collator, loss and optimizer are those of the run, so the trace include
 prompt that two answers share, the reference that is the model with its adapter off. In the second step the optimizer has its states.
 Completions of ppo and grpo are not generated: they get the largest allowed length, and their cache is allocated.
 
-A model with many equal layers is traced twice, with few of them. The peak of each phase is linear in the number of layers.
+For a GPU, a model with many equal layers is traced twice, with few of them: the tensors of each phase are linear in the number of layers.
+The holes in a CPU's heap are not, so all layers are traced there, up to 48.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from llmmod.trainers.ppo import rollout
 from llmmod.upstream import replaced
 
 _DEPTHS = (2, 5)  # numbers of layers traced for a deeper model
+_MOST_ON_CPU = 48  # layers that are all traced there: 0.2 CPU s each
 _SLOTS = 64  # completions generated together
 _LEAST = 32  # as in models.matmul
-# Names of ours that are other ones while a training is traced.
-_OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measure"
+_OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measure"  # of ours, replaced in a trace
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Traced:
         """The trace of a training on these rows; `changes`: changes to `training.*`."""
         conf = replace(self.training, **_without_effects(self.training), **changes)
         varied = len(varied_layers(self.layers))
-        depths = [varied] if varied <= _DEPTHS[1] + 1 else [*_DEPTHS]
+        depths = [varied] if varied <= (_DEPTHS[1] + 1 if self._on_gpu else _MOST_ON_CPU) else [*_DEPTHS]
         return _at_depth([(depth, self._traced(conf, rows, depth)) for depth in depths], varied)
 
     def _traced(self, conf: Any, rows: Rows, depth: int) -> Trace:
