@@ -75,6 +75,12 @@ def test_the_logits_of_transformers(make, option, fields, slots, monkeypatch):
     assert difference(model.double(), monkeypatch, slots=slots) <= 1e-9
 
 
+def test_layers_that_the_configuration_leaves_out(tiny_llama, monkeypatch):
+    model = copy.deepcopy(tiny_llama)
+    model.config.num_hidden_layers = 1
+    assert difference(model, monkeypatch) <= 1e-4
+
+
 def test_bfloat16_rounds_at_other_places(tiny_llama, monkeypatch):
     assert difference(copy.deepcopy(tiny_llama).bfloat16(), monkeypatch) <= 0.1
 

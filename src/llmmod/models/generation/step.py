@@ -127,7 +127,8 @@ class _OwnForward:
     def __init__(self, base: Any, layers: LeanLayers, asked: list[AttentionArguments]) -> None:
         inner = base.model
         self._embed, self._positions = inner.embed_tokens, inner.rotary_emb
-        self._layers = [_layer(layer, layers, *pair) for layer, pair in zip(inner.layers, enumerate(asked), strict=True)]
+        used = inner.layers[: base.config.num_hidden_layers]
+        self._layers = [_layer(layer, layers, *pair) for layer, pair in zip(used, enumerate(asked), strict=True)]
         self._norm, self._head = layers.of(inner.norm), layers.of(base.lm_head)
 
     def __call__(self, ids: torch.Tensor, lengths: torch.Tensor, cache: SlotCache) -> torch.Tensor:
