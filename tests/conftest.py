@@ -6,10 +6,12 @@ import gc
 import logging
 import os
 import signal
+import subprocess
 import sys
 
 import hypothesis
 import pytest
+import warm
 from elsewhere import elsewhere
 from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
 
@@ -63,6 +65,16 @@ def _cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMMOD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """What stands for `[sys.executable]` before a command that imports torch and trl: see tests/support/warm.py."""
+    place = tmp_path_factory.mktemp("warm") / "socket"
+    with subprocess.Popen([sys.executable, warm.__file__, "serve", place], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield warm.python_of(place)
+        server.stdin.close()
 
 
 @pytest.fixture(autouse=True)

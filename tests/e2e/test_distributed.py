@@ -69,7 +69,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     together = [overrides(stage, f"two/{stage}", 2) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
     together += [overrides("sft", f"sharded/{way}", 2, "distributed=fsdp", finetune=way) for way in ("full", "lora")]
-    by_two(together, tmp_path / "cache")
+    by_two(together, tmp_path / "cache", [sys.executable])
     for stage in STAGES:
         alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}", 1)))
         found = metrics_of(tmp_path / "two" / stage)

@@ -15,9 +15,9 @@ effects, of_trials, of_runs = (importlib.import_module(name) for name in ("effec
 SEED, COUNT = "21", "7"  # none that compiles: that takes 24 s of CPU a run, and tests/trainers has tests of it
 
 
-def test_a_sample_of_all_arguments():
+def test_a_sample_of_all_arguments(warm_python):
     """In a process of its own, which it forks: one where others have computed before may not be."""
-    command = [sys.executable, str(FILE), "--sample", COUNT, "--seed", SEED]
+    command = [*warm_python, str(FILE), "--sample", COUNT, "--seed", SEED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"| all | {COUNT} |" in done.stdout

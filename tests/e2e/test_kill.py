@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import pytest
 from cells import FILE
@@ -13,8 +12,8 @@ CELLS = ("sft lora streamed packed mixed", "kto qlora plain", "ppo full plain")
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_the_one_that_was_left_alone():
-    command = [sys.executable, str(FILE.with_name("kill.py")), str(len(CELLS)), "--events", "--seed", "2", "--only", *CELLS]
+def test_a_killed_run_ends_as_the_one_that_was_left_alone(warm_python):
+    command = [*warm_python, str(FILE.with_name("kill.py")), str(len(CELLS)), "--events", "--seed", "2", "--only", *CELLS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
     print(done.stdout, done.stderr[-2000:])

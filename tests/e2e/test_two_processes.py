@@ -46,13 +46,13 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture
-def together(directory, checkpoint, rows):
+def together(directory, checkpoint, rows, warm_python):
     """The directory with all runs by two processes, which are begun once for both tests, and what they wrote to stderr."""
     said = directory / "said.txt"
     if not said.exists():
         runs = several(checkpoint, rows) | single(checkpoint, rows, 1)
         chosen = [[*overrides, f"output_dir={directory / name}"] for name, overrides in runs.items()]
-        said.write_text(by_two(chosen, directory / "cache"), encoding="utf-8")
+        said.write_text(by_two(chosen, directory / "cache", warm_python), encoding="utf-8")
     return directory, said.read_text(encoding="utf-8")
 
 

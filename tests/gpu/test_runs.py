@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_two_processes_on_one_card_measure_as_one_does(checkpoint, tmp_path):
         own = [f"stage={stage}", f"output_dir={tmp_path / where / stage}", f"training.per_device_train_batch_size={size}"]
         return [*own, *model, *settings, *more]
 
-    by_two([chosen(stage, "two", 1, "training.ddp_backend=gloo") for stage in stages], tmp_path / "cache")
+    by_two([chosen(stage, "two", 1, "training.ddp_backend=gloo") for stage in stages], tmp_path / "cache", [sys.executable])
     for stage in stages:
         alone = llmmod.run(llmmod.compose(chosen(stage, "one", 2)))
         together = json.loads((tmp_path / "two" / stage / "metrics.json").read_text())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -96,9 +95,9 @@ print("code", run_command(["llmmod", f"replay={one}", f"output_dir={three}"]))
 """
 
 
-def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp_path):
+def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp_path, warm_python):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    command = [*warm_python, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=environment)
     assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 0", "code 0", "code 1"], done.stderr[-2000:]
     assert "replay: the same bytes: train/adapter_model.safetensors" in done.stdout

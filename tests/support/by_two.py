@@ -10,12 +10,16 @@ import subprocess
 import sys
 
 
-def by_two(runs, cache):
-    """What two processes write to stderr that take these runs together, one after the other, each a list of overrides."""
+def by_two(runs, cache, python):
+    """What two processes write to stderr that take these runs together, one after the other, each a list of overrides.
+
+    `python` begins what torchrun starts: `[sys.executable]`, or the fixture `warm_python`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", __file__, json.dumps(runs)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
     environment = {**os.environ, "LLMMOD_CACHE": str(cache)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

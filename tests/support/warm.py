@@ -1,0 +1,109 @@
+"""Commands of Python that begin with torch, transformers, trl and peft imported, which takes 6 s of CPU otherwise.
+
+`python_of(socket)` stands where `sys.executable` would: a small client, which asks the server to fork, hands its own streams, directory and
+environment to the fork, passes signals on, and ends as it ends. The server has imported everything and computed nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def python_of(place):
+    """The beginning of a command line, as `[sys.executable]` would be."""
+    return [sys.executable, __file__, "client", str(place)]
+
+
+def serve(place):
+    """Import everything, say so, and fork for each client, until stdin ends."""
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    from forks import import_everything
+
+    import_everything()
+    sys.path.pop()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that look after a fork
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(place)
+        listening.listen()
+        print("ready", flush=True)
+        while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [])[0]):
+            assert ready
+            connection, _ = listening.accept()
+            if os.fork() == 0:
+                listening.close()
+                look_after(connection)
+            connection.close()
+
+
+def look_after(connection):
+    """Do in a fork what the client asks for; pass its signals on, and end it should the client end before."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    while not text.endswith(b"\0"):
+        text += connection.recv(1 << 20)
+    asked = json.loads(text[:-1])
+    process = os.fork()
+    if process == 0:
+        connection.close()
+        sys.exit(do(asked, streams))
+    for stream in streams:
+        os.close(stream)
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if select.select([connection], [], [], 0.02)[0]:
+            for number in connection.recv(16) or [signal.SIGKILL]:
+                os.kill(process, number)
+    connection.send(str(os.waitstatus_to_exitcode(ended[1])).encode())
+    os._exit(0)
+
+
+def do(asked, streams):
+    """Be the command that was asked for."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["directory"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    first, *rest = asked["arguments"]
+    sys.argv = rest if first == "-m" else ["-c", *rest[1:]] if first == "-c" else [first, *rest]
+    sys.path[0] = "" if first in ("-m", "-c") else str(Path(first).parent.resolve())
+    if first == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        exec(rest[0], {"__name__": "__main__"})
+    else:
+        runpy.run_path(first, run_name="__main__")
+
+
+def ask(place, arguments):
+    """What the client does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(place)
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, frame: connection.send(bytes([number])))
+        asked = {"arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}
+        socket.send_fds(connection, [b" "], [0, 1, 2])
+        connection.sendall(json.dumps(asked).encode() + b"\0")
+        code = int(connection.recv(16) or 1)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        sys.exit(ask(sys.argv[2], sys.argv[3:]))
