@@ -100,7 +100,7 @@ PRIVATE_NAMES = (
         "holds trained weights in float32, computes in the model's type, and removes its hooks again"),
     Use("models.attention.shifted", "torch", "torch.nn.functional",
         "scaled_dot_product_attention", "shifts the attention of Falcon, which computes its own"),
-    Use("models.generation.layers", "torch", "torch.nn:Module", "_forward_hooks _forward_pre_hooks", "leaves layers with hooks to PEFT"),
+    Use("models.loading.structure", "torch", "torch.nn:Module", "_forward_hooks _forward_pre_hooks", "leaves layers with hooks alone"),
     Use("models.loading.quantization", "torch", "torch", "_C", "packs matrices into 4 bit a part at a time"),
     Use("steps.plan.memory", "torch", "torch._subclasses.fake_tensor", "FakeTensor FakeTensorMode", "runs a training without values"),
     Use("steps.plan.memory", "torch", "torch.utils._python_dispatch", "TorchDispatchMode", "counts the memory of each operation"),

@@ -33,8 +33,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from llmmod.models.generation.layers import is_hooked
-from llmmod.models.loading.structure import decoder_layers
+from llmmod.models.loading.structure import decoder_layers, is_hooked
 from llmmod.trainers.log_probs import log_probs
 from llmmod.upstream import require_upstream
 

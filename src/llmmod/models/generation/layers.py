@@ -12,7 +12,6 @@ processors a detour through the kernel that `models.matmul` replaced.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,10 +22,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 
+from llmmod.models.loading.structure import is_hooked
 from llmmod.models.matmul import linear
-from llmmod.upstream import require_upstream
-
-require_upstream(__name__)
 
 _KINDS = ("Linear", "Linear4bit")  # peft's layers that compute the sum above
 
@@ -126,22 +123,6 @@ def _is_rms_norm(layer: Any) -> bool:
 def _is_whole(weight: Any) -> bool:
     """Whether a weight stays the tensor that it is; FSDP's are pieces, which other tensors replace while a layer computes."""
     return type(weight) is nn.Parameter
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether something takes part in a module's call: hooks, or another forward in front of its class's own."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or ("forward" in vars(module) and not _is_cast_alone(module)))
-
-
-def _is_cast_alone(module: nn.Module) -> bool:
-    """Whether the forward that accelerate (1.15) put in front does what autocast around us does anyway, or nothing any more.
-
-    `Accelerator.prepare` wraps a model's forward into autocast; `unwrap_model` leaves the innermost one behind, without the wrappers.
-    """
-    put: Any = vars(module)["forward"]
-    if "_hf_hook" in vars(module) or inspect.unwrap(getattr(put, "__func__", put)) is not inspect.unwrap(type(module).forward):
-        return False
-    return "_original_forward" not in vars(module) or torch.is_autocast_enabled(next(module.parameters()).device.type)
 
 
 def _forward(

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
-from llmmod.models.generation.layers import LeanLayers, is_hooked
+from llmmod.models.generation.layers import LeanLayers
 from llmmod.models.generation.slots import AttentionArguments, SlotCache
-from llmmod.models.loading.structure import base_model
+from llmmod.models.loading.structure import base_model, is_hooked
 
 log = logging.getLogger("llmmod")
 _Product = Callable[[torch.Tensor], torch.Tensor]

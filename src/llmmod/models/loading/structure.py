@@ -8,6 +8,7 @@ shared with the original, not copied.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -144,3 +145,19 @@ def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, *
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     return new
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something takes part in a module's call: hooks, or another forward in front of its class's own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or ("forward" in vars(module) and not _is_cast_alone(module)))
+
+
+def _is_cast_alone(module: nn.Module) -> bool:
+    """Whether the forward that accelerate (1.15) put in front does what autocast around us does anyway, or nothing any more.
+
+    `Accelerator.prepare` wraps a model's forward into autocast; `unwrap_model` leaves the innermost one behind, without the wrappers.
+    """
+    put: Any = vars(module)["forward"]
+    if "_hf_hook" in vars(module) or inspect.unwrap(getattr(put, "__func__", put)) is not inspect.unwrap(type(module).forward):
+        return False
+    return "_original_forward" not in vars(module) or torch.is_autocast_enabled(next(module.parameters()).device.type)
