@@ -104,6 +104,8 @@ PRIVATE_NAMES = (
     Use("models.loading.quantization", "torch", "torch", "_C", "packs matrices into 4 bit a part at a time"),
     Use("steps.plan.memory", "torch", "torch._subclasses.fake_tensor", "FakeTensor FakeTensorMode", "runs a training without values"),
     Use("steps.plan.memory", "torch", "torch.utils._python_dispatch", "TorchDispatchMode", "counts the memory of each operation"),
+    Use("steps.plan.memory", "torch", "torch", "_C", "asks whether a backward pass is running"),
+    Use("steps.plan.memory", "torch", "torch._C", "_current_graph_task_id", "asks whether a backward pass is running"),
     Use("steps.plan.memory", "torch", "torch.nn:Module", "_apply", "converts modules whose tensors have no values"),
     Use("models.matmul", "torch", "torch.library:Library", "_destroy", "takes its matrix products back"),
     Use("models.matmul", "torch", "torch.ops:mkldnn", "_linear_pointwise", "multiplies matrices on AMD processors"),
