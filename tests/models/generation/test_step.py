@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -87,6 +88,7 @@ def test_bfloat16_rounds_at_other_places(tiny_llama, monkeypatch):
 
 def test_beside_accelerates_forward(tiny_llama, monkeypatch):
     """It casts, as autocast around the decoder does; taken away again it leaves a forward of the model behind."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # a training before it has chosen a precision for the process
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     model = accelerator.prepare(copy.deepcopy(tiny_llama))
     assert "forward" in vars(model)
