@@ -28,7 +28,7 @@ def metrics_of(run_dir):
 # examples to train on, the second step has one for two processes.
 REWARD = "+training.reward.varied._target_=by_two.varied"
 STAGES = {
-    "sft": [],
+    "sft": ["training.predict_steps=1", "generation.max_new_tokens=4"],
     "rm": [],
     "dpo": ["training.loss_type=[sigmoid,sft]"],
     "kto": ["training.loss_type=apo_zero_unpaired"],

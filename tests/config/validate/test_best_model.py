@@ -30,6 +30,10 @@ REFUSED = {
             f"dataset.{name}=null" for name in ("val_files", "val_split")), "dataset.val_size=0"],
         "training.predict_steps: set, and no examples are held out to answer. Set dataset.val_size.",
     ),
+    "a model that no process has": (
+        ["training.predict_steps=2", "distributed=fsdp", "distributed.processes=2"],
+        "training.predict_steps: set, and with distributed=fsdp no process has the whole model that would answer. Leave it out, or set",
+    ),
     "a best model that was not kept": (
         [*AT_END, "training.eval_steps=10", "training.save_steps=10", "training.predict_steps=15"],
         "training.predict_steps: 15, and checkpoints are written every 10 steps, so the best model might be one that was not kept.",

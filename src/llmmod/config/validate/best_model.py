@@ -36,6 +36,7 @@ OF_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "llmmod.metrics.length.Length": ("words",),
     "llmmod.metrics.repetition.Repetition": ("repeated-4-grams",),
 }
+_SHARDED = ("fsdp", "deepspeed_zero3")  # engines by which no process has all parameters
 _BY_PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that go by a metric of every evaluation
 
 
@@ -94,6 +95,10 @@ def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> I
         return
     if evaluates_nothing(context, place):
         yield Problem(key, "set, and no examples are held out to answer", do="Set dataset.val_size")
+        return
+    if (engine := context.get("distributed.name")) in _SHARDED:
+        found = f"set, and with distributed={engine} no process has the whole model that would answer"
+        yield Problem(key, found, do="Leave it out, or set distributed=ddp")
         return
     saves, every = training.get("save_strategy"), training.get("save_steps")
     if training.get("load_best_model_at_end") and saves != "best":
