@@ -134,6 +134,8 @@ class Context(StepParts):
             return (*DATA, "finetune.adapters", "training")  # what a stage does instead of answering may go by any of its arguments
         if schema is EvaluateConf and self.get(f"{self.part(step, 'training')}.predict_with_generate"):
             return (*found, *SPEAKS, "steps.predict")
+        if schema is TrainConf and self.get(f"{self.part(step, 'training')}.predict_steps") is not None:
+            return (*found, *SPEAKS, "steps.predict")
         return found
 
     def trains(self, step: str) -> bool:

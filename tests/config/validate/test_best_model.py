@@ -54,6 +54,10 @@ REFUSED = {
     ),
 }  # fmt: skip
 RIGHT = {
+    "what answers alone read": [
+        "pipeline=[train]", "training.predict_steps=4", "generation.max_new_tokens=4", "steps.predict.max_samples=3",
+        f"{BEST}predict_rouge-l",
+    ],
     "by answers": [f"{BEST}predict_rouge-l", "training.predict_steps=4"],
     "with its prefix": [f"{BEST}eval_predict_bleu-4", "training.predict_steps=4"],
     "kept when it is best": [
