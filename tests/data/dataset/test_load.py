@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from written_rows import write
 
@@ -349,12 +350,26 @@ def test_streamed_examples_are_those_of_the_same_rows_over_and_over(load):
 
 
 def test_a_stream_is_read_in_a_worker_of_a_data_loader(load, monkeypatch):
-    """A tokenizer that has encoded in threads waits for them for ever in a fork, where they are not."""
+    """A tokenizer that has encoded in threads waits for them for ever in a fork, where they are not; so does torch (libgomp)."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     write(ROWS)
     expected = load().train.to_list()
-    loader = DataLoader(streamed(load).train, num_workers=1, collate_fn=lambda rows: rows[0], timeout=60)
-    assert list(islice(loader, 3)) == expected[:3]
+
+    def threads_used():
+        return bool((torch.ones(2**20) == 1).all())
+
+    def collate(rows):
+        assert threads_used()
+        return rows[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert threads_used()
+        loader = DataLoader(streamed(load).train, num_workers=1, collate_fn=collate, timeout=60)
+        assert list(islice(loader, 3)) == expected[:3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_stream_holds_out_the_first_rows(load, trained_text):
