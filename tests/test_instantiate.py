@@ -178,7 +178,7 @@ def test_an_allowed_module_that_fails_to_import_is_the_users_error(tmp_path, mon
     monkeypatch.setenv("LLMMOD_ALLOW", "broken_beside,absent_module")
     with pytest.raises(ConfigError, match=r"broken_beside.X: importing broken_beside needs not_there_at_all, which isn't installed"):
         locate("broken_beside.X")
-    with pytest.raises(ConfigError, match=r"absent_module.X: there is no module absent_module. Is it installed, or beside your"):
+    with pytest.raises(ConfigError, match=r"absent_module.X: module absent_module does not exist. Is it installed, or beside your"):
         locate("absent_module.X")
 
 

@@ -157,7 +157,7 @@ def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
     except ModuleNotFoundError as error:
         if parent is not None and error.name == name:
             return _ABSENT
-        missing = f"there is no module {name}" if error.name == name else f"importing {name} needs {error.name}, which isn't installed"
+        missing = f"module {name} does not exist" if error.name == name else f"importing {name} needs {error.name}, which isn't installed"
         raise ConfigError(Problem(path, missing, do="Is it installed, or beside your working directory?")) from error
     except Exception as error:
         raise ConfigError(Problem(path, f"importing {name} failed: {one_line(error)}")) from error

@@ -21,8 +21,8 @@ MODELS = ", ".join(sorted(f.stem for f in (conf_directory() / "model").glob("*.y
 REFUSED = {
     "misspelt key": ("training.learning_ratee=1", "training.learning_ratee: no such field. Did you mean 'learning_rate'?"),
     "misspelt key deeper": ("model.quantization.bit=4", "model.quantization.bit: no such field. Did you mean 'bits'?"),
-    "misspelt part above": ("model.rope_scalin.x=1", "model.rope_scalin.x: there is no model.rope_scalin. Did you mean 'rope_scaling'?"),
-    "misspelt step": ("steps.prdict.batch_size=3", "steps.prdict.batch_size: there is no steps.prdict. Did you mean 'predict'?"),
+    "misspelt part above": ("model.rope_scalin.x=1", "model.rope_scalin.x: model.rope_scalin does not exist. Did you mean 'rope_scaling'?"),
+    "misspelt step": ("steps.prdict.batch_size=3", "steps.prdict.batch_size: steps.prdict does not exist. Did you mean 'predict'?"),
     "misspelt option": ("model=chatglm22", "model=chatglm22: no such option. Did you mean 'chatglm2'?"),
     "option with nothing near": ("model=zzz", f"model=zzz: no such option. Allowed: {MODELS}."),
     "misspelt group": ("modle=chatglm2", "modle: no such key or group. Did you mean 'model'?"),
@@ -46,27 +46,27 @@ REFUSED = {
         "dataset.cutoff_policy=rigt",
         "dataset.cutoff_policy: found 'rigt'. Did you mean 'right'? Allowed: proportional, right, left, drop.",
     ),
-    "key below a value": ("finetune.r.x=3", "finetune.r.x: finetune.r is a value, and has no keys."),
+    "key below a value": ("finetune.r.x=3", "finetune.r.x: finetune.r is a single value without keys."),
     "value for a whole part": ("training=3", "training: found 3. Expected keys with values. Choose an option: stage=…."),
     "new key in a free mapping": ("model.config.x=3", "model.config.x: no such field. To add a new one, write +model.config.x=…."),
     "key of an inherited part": (
         "steps.evaluate.dataset.val_size=3",
-        "steps.evaluate.dataset.val_size: steps.evaluate.dataset is null, so it is the root's, and has no keys of its own. "
+        "steps.evaluate.dataset.val_size: steps.evaluate.dataset is null, so the step uses the root's, which can't be set here. "
         "Choose one for this step: +dataset@steps.evaluate.dataset=….",
     ),
-    "plus on what exists": ("+training.learning_rate=3", "+training.learning_rate: is there already. Leave out the +."),
+    "plus on what exists": ("+training.learning_rate=3", "+training.learning_rate: exists already. Leave out the +."),
     "plus on a chosen group": ("+model=qwen", "+model=qwen: an option of this group is chosen already. Leave out the +."),
     "taking out a field": (
         "~training.learning_rate",
-        "~training.learning_rate: can't be taken out. Set training.learning_rate=null where it is to have no value.",
+        "~training.learning_rate: can't be removed. Set training.learning_rate=null to give it no value.",
     ),
-    "taking out nothing": ("~training.xy", "~training.xy: is not there to be taken out."),
+    "taking out nothing": ("~training.xy", "~training.xy: does not exist, so it can't be removed."),
     "a group that isn't in the list": (
         "quantization=nf4",
-        "quantization=nf4: no option of this group is chosen yet. To add one, write +quantization@model.quantization=nf4.",
+        "quantization=nf4: an option of this group is not chosen yet. To add one, write +quantization@model.quantization=nf4.",
     ),
     "a group in a wrong place": ("render@foo=chatml", "render@foo=chatml: this group has no such place. Did you mean to override render?"),
-    "a place for what is no group": ("a.b@c=d", "a.b@c=d: there is no group 'a.b'."),
+    "a place for what is no group": ("a.b@c=d", "a.b@c=d: 'a.b' is not a group."),
     "null for an option": ("model=null", f"model=null: no such option. Allowed: {MODELS}."),
     "list not closed": (
         "pipeline=[train",
@@ -161,9 +161,9 @@ class TestConfigDir:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("nam: x", "model.nam: no such field. Did you mean 'name'? It stands in model/mine."),
-            ("print_structure: 2x", "model.print_structure: found '2x'. Expected true or false. It stands in model/mine."),
-            ("weights: rand", "model.weights: found 'rand'. Did you mean 'random'? Allowed: pretrained, random. It stands in model/mine."),
+            ("nam: x", "model.nam: no such field. Did you mean 'name'? It is in model/mine."),
+            ("print_structure: 2x", "model.print_structure: found '2x'. Expected true or false. It is in model/mine."),
+            ("weights: rand", "model.weights: found 'rand'. Did you mean 'random'? Allowed: pretrained, random. It is in model/mine."),
         ],
         ids=["key", "type", "enum"],
     )
@@ -196,7 +196,7 @@ class TestConfigDir:
     def test_an_override_of_a_group_that_does_not_exist(self, tmp_path):
         (tmp_path / "experiment").mkdir()
         (tmp_path / "experiment" / "e.yaml").write_text("# @package _global_\ndefaults:\n  - override /modle: llama\n")
-        message = "override modle: no such group. Did you mean 'model'? It stands in experiment/e.yaml."
+        message = "override modle: no such group. Did you mean 'model'? It is in experiment/e.yaml."
         with pytest.raises(ConfigError) as error:
             compose_config(["experiment=e"], config_dir=str(tmp_path))
         assert str(error.value) == message
@@ -214,7 +214,7 @@ class TestConfigDir:
     def test_a_main_configuration_of_the_users_own(self, tmp_path):
         (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nseed: 7\n")
         assert compose_config([], config_dir=str(tmp_path), config_name="mine").config.seed == 7
-        with pytest.raises(ConfigError, match="--config-name: there is no configuration 'mien'"):
+        with pytest.raises(ConfigError, match="--config-name: 'mien' is not a configuration"):
             compose_config([], config_dir=str(tmp_path), config_name="mien")
 
     def test_a_main_configuration_imports_no_package(self, tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ class TestToRoot:
         with pytest.raises(ConfigError) as error:
             to_root(compose_config(["dataset.name=???", "output_dir=${nope}", "+model.kwargs.x=${oc.env:NO_SUCH_VARIABLE}"]).config)
         told = str(error.value).splitlines()
-        assert told[0].startswith("model.kwargs.x: '${oc.env:NO_SUCH_VARIABLE}' can't be worked out: ")
+        assert told[0].startswith("model.kwargs.x: '${oc.env:NO_SUCH_VARIABLE}' can't be resolved: ")
         assert told[1:] == ["dataset.name: is not set. Set it: dataset.name=….", "output_dir: '${nope}' refers to a missing key."]
 
     def test_a_config_of_another_make(self):

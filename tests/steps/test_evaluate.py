@@ -97,7 +97,7 @@ def test_a_copy_of_a_trained_model_computes_with_its_own_weights(session):
 def test_nothing_held_out(session, toy_splits):
     splits = copy.copy(toy_splits)
     splits.eval, splits.eval_conversations = None, []
-    with pytest.raises(ConfigError, match=r"dataset\.val_size: no examples are held out.*dataset\.val_files"):
+    with pytest.raises(ConfigError, match=r"dataset\.val_size: examples are not held out.*dataset\.val_files"):
         evaluate(session(splits=splits))
 
 

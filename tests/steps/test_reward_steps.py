@@ -83,7 +83,7 @@ def test_predict_takes_the_first_pairs(trained):
 
 
 def test_nothing_held_out_is_refused(session):
-    with pytest.raises(ConfigError, match="no examples are held out"):
+    with pytest.raises(ConfigError, match="examples are not held out"):
         Predict(PredictConf(), "predict").run(session(evaluation=None))
 
 

@@ -1,7 +1,7 @@
-"""From a command line to a composed configuration, with every override that can't be applied named at once.
+"""From a command line to a composed configuration; one error names every override that can't be applied.
 
-Hydra stops at the first override that it can't apply. So it composes with the choices of options alone; then Hydra's own code applies
-every other override, one by one, and each that fails is kept. This costs no second composing, which takes most of the time of a refusal.
+Hydra stops at the first override that it can't apply. So it composes only the choices of options; then Hydra's own code applies every other
+override, one by one, and failures are collected. This avoids composing twice, which would take most of the time of a refusal.
 
 `resolved` gives a composed configuration as plain Python containers, `to_root` as the dataclasses of the schemas.
 """
@@ -67,7 +67,7 @@ def _one_by_one(config: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[Any, Any, str]]:
-    """Each leaf as the container that holds it, its name there, and its key."""
+    """Each leaf as its container, its name there, and its key."""
     for name, item in list(node.items() if isinstance(node, dict) else enumerate(node)):
         below = f"{key}[{name}]" if isinstance(node, list) else f"{key}.{name}" if key else str(name)
         if isinstance(item, (dict, list)):
@@ -85,16 +85,16 @@ def _problem(key: str, value: str, error: OmegaConfBaseException) -> Problem:
         return Problem(key, f"'{value}' refers to a key that is not set")
     if isinstance(error, InterpolationKeyError):
         return Problem(key, f"'{value}' refers to a missing key")
-    return Problem(key, f"'{value}' can't be worked out: {str(error).splitlines()[0]}")
+    return Problem(key, f"'{value}' can't be resolved: {str(error).splitlines()[0]}")
 
 
 @dataclass
 class Composed:
-    """A composed configuration, and how it came about.
+    """A composed configuration and its origin.
 
     Args:
-        config: all that a run reads; without Hydra's own node.
-        hydra: Hydra's node, where it was asked for.
+        config: everything that a run reads, without Hydra's own node.
+        hydra: Hydra's node, if it was requested.
         overrides: as typed.
         choices: group -> option, as Hydra names them: `model`, `step@steps.train`.
         user_keys: the keys that the overrides set, down to the leaves.
@@ -113,7 +113,7 @@ class Composed:
     failed_groups: list[str] = field(default_factory=list)
 
     def lacks_option(self, key: str) -> bool:
-        """Whether a key lies in a part whose option could not be chosen, so that nothing can be said of it."""
+        """Whether a key is in a part whose option could not be chosen, so that the key can't be checked."""
         return in_groups(key, self.failed_groups)
 
 
@@ -125,7 +125,7 @@ def compose_config(
     with_hydra: bool = False,
     job_num: int | None = None,
 ) -> Composed:
-    """What a command line's overrides compose to.
+    """The configuration that a command line's overrides compose to.
 
     Args:
         overrides: as typed, `group=option` and `key=value`.
@@ -146,10 +146,10 @@ def compose_config(
 def compose_accepted(
     overrides: Sequence[str], *, config_dir: str | None, config_name: str, with_hydra: bool, job_num: int | None
 ) -> Composed:
-    """What the overrides that can be applied compose to; `refused` has a problem for each other. Arguments as of `compose_config`.
+    """The configuration from all overrides that can be applied; `refused` has the others' problems. Arguments as in `compose_config`.
 
     Raises:
-        ConfigError: if nothing can be composed, or no override that sets a key can be applied.
+        ConfigError: if composing fails, or none of the overrides that set a key can be applied.
     """
     register_schemas()
     parsed, unread = parse(overrides)
@@ -181,10 +181,10 @@ def compose_accepted(
 
 
 def to_root(config: DictConfig) -> Root:
-    """The configuration as plain Python, in the schemas' dataclasses; to be made once, at the border.
+    """The configuration as the schemas' dataclasses.
 
     Raises:
-        ConfigError: naming each key that isn't set, each interpolation that fails, and each argument that would run what it points at.
+        ConfigError: naming each key that isn't set, each interpolation that fails, and each argument that would run code.
     """
     plain, problems = resolved(config)
     problems += check_code_arguments(plain)  # also of what only Hydra knew, and of what its sweeper added

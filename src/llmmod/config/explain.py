@@ -34,7 +34,7 @@ _PLACE_OF_GROUP = {"quantization": "model.quantization"}  # groups that aren't i
 
 
 def explain_parse_error(text: str, error: BaseException) -> Problem:
-    """What to say of an override that Hydra's grammar doesn't read."""
+    """The problem of an override that Hydra's grammar can't parse."""
     if "=" not in text:
         return Problem(text or "''", "is not an override", do="Write key=value or group=option")
     opened = next((o for o, c in ("[]", "{}", "()") if text.count(o) > text.count(c)), None)
@@ -48,10 +48,10 @@ def explain_parse_error(text: str, error: BaseException) -> Problem:
 
 
 def explain_compose_error(error: BaseException, choosing: Mapping[int, Override], config_name: str) -> tuple[int | None, Problem]:
-    """The position of the choice that made composing fail, None where none did, and what to say of it."""
+    """The position of the choice that made composing fail, or None, and its problem."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file == config_name:
-        return None, Problem("--config-name", f"there is no configuration '{config_name}'")
+        return None, Problem("--config-name", f"'{config_name}' is not a configuration")
     file = re.match(r"In '([^']+)'", text)
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file)
@@ -68,7 +68,7 @@ def explain_compose_error(error: BaseException, choosing: Mapping[int, Override]
         return None, Problem("a YAML file of --config-dir", found, do="Save it as UTF-8")
     blamed = _position_of_cause(text, choosing, file)
     if inner := re.match(r"In '([^']+)': Could not override '([^']+)'", text):
-        return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It stands in {inner[1]}.yaml")
+        return blamed, Problem(f"override {inner[2]}", "no such group", nearest_or_all(inner[2], groups()), f"It is in {inner[1]}.yaml")
     if cause := _omegaconf(error):
         return blamed, _explain_file(cause, file[1] if file else "")
     if blamed is None:
@@ -77,33 +77,33 @@ def explain_compose_error(error: BaseException, choosing: Mapping[int, Override]
 
 
 def _explain_choice(override: Override, error: BaseException) -> Problem:
-    """What to say of a choice that finds no place in the defaults list, or is refused there for another reason."""
+    """The problem of a choice that doesn't match the defaults list, or that Hydra refuses for another reason."""
     typed, group = str(override.input_line), override.key_or_group
     if "Did you mean" in str(error):
         return Problem(typed, "this group has no such place", re.sub(r".*(Did you mean .*?\?).*", r"\1", str(error), flags=re.DOTALL))
     if "No match in the defaults list" in str(error):
         place = _PLACE_OF_GROUP.get(group, override.package or group)
-        return Problem(typed, "no option of this group is chosen yet", do=f"To add one, write +{group}@{place}={override.value()}")
+        return Problem(typed, "an option of this group is not chosen yet", do=f"To add one, write +{group}@{place}={override.value()}")
     if str(error).startswith("Multiple values for") or "appears more than once" in str(error):
         return Problem(typed, "an option of this group is chosen already", do="Leave out the +")
     return Problem(typed, one_line(error))
 
 
 def explain_apply_error(override: Override, error: BaseException, config: DictConfig, choices: Mapping[str, str]) -> Problem:
-    """What to say of an override that the composed configuration doesn't take."""
+    """The problem of an override that the composed configuration doesn't accept."""
     key = override.key_or_group
     if override.package is not None:
-        return Problem(str(override.input_line), f"there is no group '{key}'")
+        return Problem(str(override.input_line), f"'{key}' is not a group")
     if key.startswith("hydra.") or key == "hydra":
         return _explain_hydra_key(override, error, config)
     if problem := _below_null(key, override.value(), config):
         return problem
     cause = _omegaconf(error)
     if override.is_delete():
-        found = "can't be taken out" if cause else "is not there to be taken out"
-        return Problem(f"~{key}", found, do=f"Set {key}=null where it is to have no value" if cause else "")
+        found = "can't be removed" if cause else "does not exist, so it can't be removed"
+        return Problem(f"~{key}", found, do=f"Set {key}=null to give it no value" if cause else "")
     if override.is_add() and cause is None:
-        return Problem(f"+{key}", "is there already", do="Leave out the +")
+        return Problem(f"+{key}", "exists already", do="Leave out the +")
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         deepest = str(cause.full_key or "")
         return no_such_field(deepest if deepest.startswith(f"{key}.") else key, config, choices)
@@ -112,7 +112,7 @@ def explain_apply_error(override: Override, error: BaseException, config: DictCo
 
 
 def check_replaced_node(override: Override, nodes: Mapping[str, type]) -> Problem | None:
-    """What to say of a value that would take the place of a whole part, which OmegaConf lets happen where the part isn't typed."""
+    """The problem of a value that would replace a whole part, which OmegaConf allows if the part isn't typed."""
     key, value = override.key_or_group, override.value()
     if override.is_delete() or isinstance(value, dict) or (isinstance(value, str) and value.startswith("${")):
         return None
@@ -125,7 +125,7 @@ def check_replaced_node(override: Override, nodes: Mapping[str, type]) -> Proble
 
 
 def check_coercion(override: Override, nodes: Mapping[str, type]) -> Problem | None:
-    """What to say of a value that OmegaConf would make another of without a word: 5 becomes true, true becomes the text 'True'."""
+    """The problem of a value that OmegaConf would silently convert: 5 to true, true to the text 'True'."""
     value = override.value()
     hint = None if override.is_delete() else _hint(override.key_or_group, nodes)
     taken = set(union_members(hint)) - {type(None)}
@@ -135,18 +135,18 @@ def check_coercion(override: Override, nodes: Mapping[str, type]) -> Problem | N
 
 
 def wrong_value(key: str, value: Any, nodes: Mapping[str, type]) -> Problem | None:
-    """What to say of a value that a typed field doesn't take; None where the field isn't typed."""
+    """The problem of a value that a typed field doesn't accept; None if the field isn't typed."""
     hint = _hint(key, nodes)
     if hint is None:
         parts = split_key(key)
         if len(parts) > 1 and _hint(".".join(parts[:-1]), nodes) is not None:
-            return Problem(key, f"{'.'.join(parts[:-1])} is a value, and has no keys")
+            return Problem(key, f"{'.'.join(parts[:-1])} is a single value without keys")
         return None
     return wrong_type(key, value, hint)
 
 
 def wrong_type(key: str, value: Any, hint: Any) -> Problem:
-    """What to say of a value that a type doesn't take."""
+    """The problem of a value that a type doesn't accept."""
     enums = [member for member in union_members(hint) if isinstance(member, type) and issubclass(member, Enum)]
     if enums:
         return Problem(key, f"found {shown(value)}", allowed(value, [member.name for member in enums[0]]))
@@ -156,14 +156,14 @@ def wrong_type(key: str, value: Any, hint: Any) -> Problem:
 
 
 def _hint(key: str, nodes: Mapping[str, type]) -> Any:
-    """The type of a field, None where no dataclass has it."""
+    """The type of a field; None if it isn't a dataclass's field."""
     parts = split_key(key)
     schema = nodes.get(".".join(parts[:-1]))
     return hints(schema).get(parts[-1]) if schema is not None else None
 
 
 def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
-    """What to say of a key below one that is null, which has no keys of its own."""
+    """The problem of a key below a key that is null."""
     node: Any = OmegaConf.to_container(config, resolve=False)
     parts = split_key(key)
     for depth, part in enumerate([*parts, *(value if isinstance(value, dict) else {})]):
@@ -171,9 +171,9 @@ def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
             null, rest = ".".join(parts[:depth]), ".".join(parts[depth:]) or "a"
             group, place, _ = part_of(f"{null}.x")
             if null.startswith("steps.") and null == place:
-                found = f"{null} is null, so it is the root's, and has no keys of its own"
+                found = f"{null} is null, so the step uses the root's, which can't be set here"
                 return Problem(key, found, do=f"Choose one for this step: +{group}@{null}=…")
-            return Problem(key, f"{null} is null, and has no keys to set", do=f"Give it whole: '{null}={{{rest}: …}}'")
+            return Problem(key, f"{null} is null, so it doesn't have keys to set", do=f"Set all of it: '{null}={{{rest}: …}}'")
         if not isinstance(node, dict) or part not in node:
             return None
         node = node[part]
@@ -181,7 +181,7 @@ def _below_null(key: str, value: Any, config: DictConfig) -> Problem | None:
 
 
 def check_null_part(override: Override, config: DictConfig) -> Problem | None:
-    """What to say of a key of a step's part that is null: OmegaConf would make a part of that key alone where it isn't typed."""
+    """The problem of a key of a step's part that is null: if it isn't typed, OmegaConf would create a part with only that key."""
     parts = split_key(override.key_or_group)
     if parts[0] != "steps" or len(parts) < 4 or parts[2] not in PARTS or parts[2:] == ["model", "from_step"]:
         return None
@@ -200,11 +200,11 @@ def _explain_hydra_key(override: Override, error: BaseException, config: DictCon
 
 
 def _explain_file(cause: OmegaConfBaseException, file: str) -> Problem:
-    """What to say of a key or a value in an option's file."""
+    """The problem of a key or a value in an option's file."""
     key = str(cause.full_key or cause.key or "")
     if not key:
         return Problem(f"{file}.yaml", first_line(cause))
-    place = f"It stands in {file}.yaml" if file else ""
+    place = f"It is in {file}.yaml" if file else ""
     schema: Any = cause.object_type
     known = hints(schema) if isinstance(schema, type) and is_dataclass(schema) else {}
     name = split_key(key)[-1] if split_key(key) else key
@@ -218,7 +218,7 @@ def _explain_file(cause: OmegaConfBaseException, file: str) -> Problem:
 
 
 def _position_of_cause(text: str, choosing: Mapping[int, Override], file: re.Match[str] | None) -> int | None:
-    """The position of the override that an error speaks of: by its own key, or by the option that it chose."""
+    """The position of the override that an error is about: by its own key, or by the option that it chose."""
     words = {word.strip("'\".,:") for word in text.split()}
     for position, override in choosing.items():
         option = f"{override.key_or_group}/{override.value()}"
@@ -233,7 +233,7 @@ def _named_in(file: re.Match[str] | None) -> str:
 
 
 def _omegaconf(error: BaseException | None) -> OmegaConfBaseException | None:
-    """OmegaConf's error that another was raised for, or the error itself."""
+    """OmegaConf's error that caused an error, or the error itself."""
     while error is not None:
         if isinstance(error, OmegaConfBaseException):
             return error

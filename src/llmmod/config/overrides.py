@@ -1,6 +1,6 @@
-"""Overrides, parsed and applied one by one, with each refusal kept as a `Problem`.
+"""Overrides, parsed and applied one by one; each failure becomes a `Problem`.
 
-Hydra decides what an override means: its parser reads it, its rule tells what is a group, its code applies it. That needs
+Hydra decides what an override means: its parser reads it, its rule decides what is a group, its code applies it. That needs
 `hydra._internal`, since the public compose API stops at the first error.
 """
 
@@ -49,7 +49,7 @@ _NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_GOES_ON")
 
 
 def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:
-    """The overrides that can be read, and a problem for each other, by their position."""
+    """The overrides that can be parsed, and the problems of the others, by position."""
     parser = OverridesParser.create()
     parsed: dict[int, Override] = {}
     unread: dict[int, Problem] = {}
@@ -71,7 +71,7 @@ def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Prob
 
 
 class Composition:
-    """One composing, and what becomes of each override.
+    """One composition, and the outcome of each override.
 
     Args:
         overrides: position -> override, parsed; none of a sweep.
@@ -95,9 +95,9 @@ class Composition:
         self._loader = ConfigLoaderImpl(search_path)
 
     def compose(self, unread: Mapping[int, Problem]) -> list[Problem]:
-        """Compose with what is right of the overrides; a problem for each that isn't, in their order, `unread` among them.
+        """Compose with the valid overrides; returns the problems of the others, in order, including `unread`.
 
-        `config` stays None where nothing could be composed.
+        `config` stays None if composing fails.
         """
         problems = check_directories(self._directories) + self._check_primary()
         if problems:
@@ -125,7 +125,7 @@ class Composition:
         return [key for key, value in leaves if value is True]
 
     def _chooses(self, override: Override) -> bool:
-        """Whether an override chooses an option of a group; Hydra's search path counts as one, as it must be known beforehand."""
+        """Whether an override chooses an option of a group; Hydra's search path counts too, since it must be known first."""
         if override.key_or_group == "hydra.searchpath":
             return True
         return not isinstance(override.value(), dict) and self._loader.repository.group_exists(override.key_or_group)
@@ -157,7 +157,7 @@ class Composition:
         return [Problem("hydra.searchpath", f"'{p}' may not be imported", do=f"If you trust it, add --allow {p}") for p in refused]
 
     def _load(self, choosing: dict[int, Override], found: dict[int, Problem]) -> tuple[DictConfig | None, list[Problem]]:
-        """Compose with options alone, leaving out those that Hydra refuses; None where a file is wrong whatever is left out."""
+        """Compose only the options, without those that Hydra refuses; None if a file itself is wrong."""
         while True:
             lines = [str(o.input_line) for o in choosing.values()]
             try:
@@ -170,7 +170,7 @@ class Composition:
                 self._leave_out(choosing, blamed)
 
     def _composed(self, lines: list[str]) -> DictConfig:
-        """Hydra's composition of these options, from memory if nothing has changed since: a copy takes 3 ms instead of 100."""
+        """Hydra's composition of these options, from a cache if nothing has changed: a copy takes 3 ms instead of 100."""
         elsewhere = self._config_name != "config" or any(line.startswith("hydra.searchpath") for line in lines)
         # Schemas take defaults from there, though not from what a run notes there of itself.
         ours = tuple(sorted(item for item in os.environ.items() if item[0].startswith("LLMMOD_") and item[0] not in _NOTES))
@@ -204,7 +204,7 @@ class Composition:
                     found[position] = explain_apply_error(override, error, self.config, choices)
 
     def _note(self, applied: list[Override]) -> None:
-        """Write down in Hydra's node what was applied, as Hydra does for what it applies itself."""
+        """Record the applied overrides in Hydra's node, as Hydra does for its own."""
         assert self.config is not None
         job = self.config.hydra.job
         for override in applied:
@@ -216,13 +216,13 @@ class Composition:
 
 
 def in_groups(key: str, groups: Collection[str]) -> bool:
-    """Whether a key lies in a part whose option is chosen by one of these groups: `model`, `step@steps.train`."""
+    """Whether a key is in a part whose option one of these groups chooses: `model`, `step@steps.train`."""
     group, node, _ = part_of(key)
     return group in groups or f"{group}@{node}" in groups
 
 
 def check_directories(found: Sequence[Path]) -> list[Problem]:
-    """A problem for each directory that isn't there, and for each file with a shipped option's name: Hydra would read the shipped one."""
+    """A problem for each missing directory, and for each file with a shipped option's name: Hydra would read the shipped one."""
     problems = [Problem(str(directory), "no such directory, to look for options in") for directory in found if not directory.is_dir()]
     for directory in found:
         for file in sorted(directory.rglob("*.yaml")):

@@ -1,7 +1,7 @@
-"""The arguments that a class or function takes, read from its source, since importing it would load what it needs.
+"""The arguments that a class or function takes, read from its source, since importing it would load its libraries.
 
 It follows modules on the disk, names that a package's `__init__` imports, transformers' and trl's tables of lazy imports, bases, and the
-fields of dataclasses. Where that decides nothing, the answer is None, and building the object decides.
+fields of dataclasses. If that is not enough, the answer is None, and building the object decides.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Module:
 
 
 def parameters(path: str) -> frozenset[str] | None:
-    """The names of the arguments that a dotted path's class or function takes, None where that isn't decided."""
+    """The names of the arguments that a dotted path's class or function takes; None if unknown."""
     return _parameters(path, os.getcwd())
 
 
 def called(path: str) -> Function | None:
-    """What runs when the object at a dotted path is called, a class's by its `__call__`; None where that isn't decided."""
+    """The function that runs when the object at a dotted path is called, for a class its `__call__`; None if unknown."""
     directory = os.getcwd()
     module, names = _parted(path, directory)
     resolved = _resolved(module, names[0], directory, _DEEPEST) if module is not None and len(names) == 1 else None
@@ -111,7 +111,7 @@ def _of_class(module: Module, cls: ast.ClassDef, directory: str, depth: int) -> 
 
 
 def _of_function(function: Function, skip: int = 0) -> frozenset[str] | None:
-    """A function's named arguments without its first `skip`, None where it takes any."""
+    """A function's named arguments without its first `skip`; None if it takes any."""
     if function.args.kwarg is not None:
         return None
     named = [*function.args.posonlyargs, *function.args.args][skip:]
@@ -141,7 +141,7 @@ def _definition(module: Module, name: str, directory: str) -> ast.stmt | tuple[s
 
 
 def _definition_of(module: Module, name: str, directory: str) -> tuple[str, str] | None:
-    """(module, name) where a module that another imports everything from has the name."""
+    """(module, name) if a module from which another imports everything has the name."""
     return (module.name, name) if _definition(module, name, directory) is not None else None
 
 
@@ -179,7 +179,7 @@ def _absolute(module: Module, item: ast.ImportFrom) -> str:
 
 @cache
 def _module(name: str, directory: str) -> Module | None:
-    """A module's source, None where there is none in Python."""
+    """A module's Python source, or None."""
     spec = find_module(name, directory)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None

@@ -19,7 +19,7 @@ from llmmod.config.wording import PARTS
 
 
 class StepParts(ABC):
-    """A configuration's parts, step by step; a class that has it says how a value is got, and which steps there are."""
+    """The parts of a configuration for each step; a subclass provides the values and the steps."""
 
     @property
     @abstractmethod
@@ -35,7 +35,7 @@ class StepParts(ABC):
         """Whether a step trains."""
 
     def part(self, step: str, part: str) -> str:
-        """The key of the `model`, `dataset`, … that a step goes by: its own, that of the step whose model it takes, or the root's.
+        """The key of the `model`, `dataset`, … that a step uses: its own, that of the step whose model it uses, or the root's.
 
         With `model.from_step` the part `model` is that of the step it names.
         """
@@ -49,14 +49,14 @@ class StepParts(ABC):
         return part if followed is None or part not in PARTS else self.part(followed, part)
 
     def from_step(self, step: str) -> str | None:
-        """The earlier training step that `model.from_step` names, where there is such a one."""
+        """The earlier training step that `model.from_step` names, or None."""
         named = self.get(f"steps.{step}.model.from_step")
         return named if named in self.training_steps_before(step) else None
 
     def followed(self, step: str) -> str | None:
-        """The training step whose model a step that doesn't train takes; None where it takes the model of its configuration.
+        """The training step whose model a step that doesn't train uses; None if it uses the model of its configuration.
 
-        It is `model.from_step`, else the last training step before it that left a language model, or the last where none did.
+        It is `model.from_step`, else the last training step before it with a language model, else the last training step before it.
         """
         if self.get(f"steps.{step}.model") is not None:
             return self.from_step(step)
@@ -65,11 +65,11 @@ class StepParts(ABC):
         return next(reversed(writing or trained), None)
 
     def head(self, step: str) -> str:
-        """What is on top of the model that a step trains or takes: `language` or `reward`."""
+        """The head of the model that a step trains or uses: `language` or `reward`."""
         return str(self.get(f"{self.part(step, 'training')}.head") or "language")
 
     def training_steps_before(self, step: str) -> list[str]:
-        """The training steps before a step, in order; none where it isn't in the pipeline."""
+        """The training steps before a step, in order; empty if it isn't in the pipeline."""
         before = self.steps[: self.steps.index(step)] if step in self.steps else []
         return [name for name in before if self.trains(name)]
 
@@ -80,11 +80,11 @@ class Context(StepParts):
 
     Args:
         config: as composed.
-        plain: the same as dicts and lists, interpolations resolved; None where one fails.
+        plain: the same as dicts and lists, interpolations resolved; None for one that fails.
         nodes: key -> dataclass.
         user_keys: what the user set.
         choices: group -> option.
-        hydra: Hydra's own node as plain containers, interpolations as they are; None where there is none.
+        hydra: Hydra's own node as plain containers, interpolations as they are, or None.
         in_sweep: whether this is a job of a sweep, whose directory Hydra chooses.
     """
 
@@ -119,7 +119,7 @@ class Context(StepParts):
         return [name for name in self.get("pipeline") or [] if isinstance(known.get(str(name)), dict)]
 
     def step_type(self, step: str) -> type:
-        """The dataclass of a step; `object` where it has none."""
+        """The dataclass of a step, or `object`."""
         return self.nodes.get(f"steps.{step}", object)
 
     def needs_model(self, step: str) -> bool:
@@ -148,13 +148,13 @@ class Context(StepParts):
         return list(dict.fromkeys(used))
 
     def labelled_nodes(self) -> Iterator[tuple[str, str, type]]:
-        """Each typed node: its key, what it is called wherever it stands (`training`, `model.quantization`, `step`), its dataclass."""
+        """Each typed node: its key, its name regardless of its place (`training`, `model.quantization`, `step`), its dataclass."""
         for key, schema in self.nodes.items():
             yield key, label(key), schema
 
 
 def label(key: str) -> str:
-    """What a node is called wherever it stands: `training` for `steps.dpo.training` too, `step` for a step."""
+    """The name of a node regardless of its place: `training` for `steps.dpo.training` too, `step` for a step."""
     parts = key.split(".")
     if parts[0] != "steps" or len(parts) == 1:
         return key
@@ -164,7 +164,7 @@ def label(key: str) -> str:
 
 
 class StepConfigs(StepParts):
-    """Those of a validated configuration.
+    """The parts of each step in a validated configuration.
 
     Args:
         root: the configuration.
@@ -190,5 +190,5 @@ class StepConfigs(StepParts):
         return isinstance(self._root.steps[step], TrainConf)
 
     def of(self, step: str, part: str) -> Any:
-        """The part that a step goes by."""
+        """The part that a step uses."""
         return self.get(self.part(step, part))

@@ -38,14 +38,14 @@ def shown(value: Any) -> str:
 
 
 def expected(hint: Any) -> str:
-    """What a field takes, e.g. `a number, or null`."""
+    """The values that a field takes, e.g. `a number, or null`."""
     parts = union_members(hint)
     named = [_named(part) for part in parts if part is not type(None)]
     return ", or ".join(dict.fromkeys(named)) + (", or null" if type(None) in parts else "")
 
 
 def allowed(value: Any, choices: Sequence[str]) -> str:
-    """Which choices there are, the nearest first; of a long list the nearest three."""
+    """The choices, the nearest first; of a long list the nearest three."""
     text = str(value)
     if len(choices) <= _LISTED:
         close = did_you_mean(text, choices) if nearest(text, choices) else ""
@@ -55,7 +55,7 @@ def allowed(value: Any, choices: Sequence[str]) -> str:
 
 
 def nearest_or_all(name: str, choices: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, else the choices where they are few."""
+    """`Did you mean 'x'?`, else the choices if they are few."""
     known = sorted({c for c in choices if not c.startswith("_")})
     if nearest(name, known):
         return did_you_mean(name, known)
@@ -116,7 +116,7 @@ def _typed(node: Any, key: str) -> Iterator[tuple[str, type]]:
 
 
 def part_of(key: str) -> tuple[str, str, str]:
-    """The part of a configuration that a key lies in: its group, its node's key, and what is left of the key below it."""
+    """The part of a configuration that has a key: its group, its node's key, and the rest of the key below it."""
     parts = split_key(key)
     if parts[0] == "steps" and len(parts) > 1:
         depth = 3 if len(parts) > 3 and parts[2] in PARTS else 2
@@ -127,7 +127,7 @@ def part_of(key: str) -> tuple[str, str, str]:
 
 
 def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> Problem:
-    """What to say of a key that the configuration hasn't: the option it belongs to, or the nearest name."""
+    """The problem of a key that the configuration doesn't have: the option it belongs to, or the nearest name."""
     nodes = typed_nodes(config)
     plain = OmegaConf.to_container(config, resolve=False)
     group, node, rest = part_of(key)
@@ -138,7 +138,7 @@ def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> P
     parts = split_key(key)
     depth, siblings = _first_missing(parts, plain, nodes)
     name = parts[depth]
-    found = "no such field" if depth == len(parts) - 1 else f"there is no {'.'.join(parts[: depth + 1])}"
+    found = "no such field" if depth == len(parts) - 1 else f"{'.'.join(parts[: depth + 1])} does not exist"
     if depth == 0:
         found, siblings = "no such key or group", [*siblings, *groups()]
     elsewhere = [] if nearest(name, siblings) else _elsewhere(parts[-1], nodes)
@@ -148,7 +148,7 @@ def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> P
 
 
 def _first_missing(parts: list[str], plain: Any, nodes: Mapping[str, type]) -> tuple[int, list[str]]:
-    """At which component a key leaves the tree of what there can be, and the names that there are."""
+    """The component at which a key leaves the tree of possible keys, and the names allowed there."""
     for depth, part in enumerate(parts):
         schema = nodes.get(".".join(parts[:depth]))
         names = list(hints(schema)) if schema is not None else [str(name) for name in plain] if isinstance(plain, dict) else []
@@ -179,13 +179,13 @@ def _is_declared(name: str) -> bool:
 
 
 def option_schema(file: Path) -> type | None:
-    """The dataclass that an option's file starts from; None where it names none."""
+    """The dataclass that an option's file starts from, or None."""
     line = _SCHEMA_LINE.search(file.read_text(encoding="utf-8"))
     return schema_class(line[1]) if line is not None else None
 
 
 def _has_field(schema: Any, parts: list[str]) -> bool:
-    """Whether a dataclass has a field at a path of names; below a free mapping nothing is known, so no."""
+    """Whether a dataclass has a field at a path of names; false below a free mapping, where it is unknown."""
     for part in parts:
         schema = next((member for member in union_members(schema) if is_dataclass(member)), None)
         if schema is None or part not in hints(schema):  # type: ignore[arg-type]

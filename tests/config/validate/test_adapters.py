@@ -21,8 +21,8 @@ REFUSED = {
         "finetune.init_lora_weights: 'olora' with ",
     ),
     "DoRA and PiSSA": (["finetune.use_dora=true", "finetune.init_lora_weights=pissa"], "finetune.use_dora: true with "),
-    "EVA": (["finetune.init_lora_weights=eva"], "finetune.init_lora_weights: 'eva' takes its first values from a pass over examples"),
-    "CorDA": (["finetune.init_lora_weights=corda"], "finetune.init_lora_weights: 'corda' takes its first values from a pass"),
+    "EVA": (["finetune.init_lora_weights=eva"], "finetune.init_lora_weights: 'eva' needs a pass over examples"),
+    "CorDA": (["finetune.init_lora_weights=corda"], "finetune.init_lora_weights: 'corda' needs a pass"),
     "LoftQ of 2 bits": (
         ["finetune.init_lora_weights=loftq", "+finetune.loftq_config.loftq_bits=2"],
         "finetune.loftq_config.loftq_bits: found 2. Allowed: 4, 8.",
@@ -36,16 +36,16 @@ REFUSED = {
         ["finetune.target_modules=all-linear", "finetune.layers_to_transform=[1]"],
         "finetune.layers_to_transform: set with finetune.target_modules=all-linear",
     ),
-    "a pattern without layers": (["finetune.layers_pattern=layers"], "finetune.layers_pattern: set, and finetune.layers_to_transform"),
+    "a pattern without layers": (["finetune.layers_pattern=layers"], "finetune.layers_pattern: set, but finetune.layers_to_transform"),
     "a layer before the first": (["finetune.layers_to_transform=[0,-1]"], "finetune.layers_to_transform: found -1. Allowed: numbers of"),
     "biases of adapters": (
         ["finetune.lora_bias=true"],
-        "finetune.lora_bias: true, and an export has no place for a bias in layers that have none. Leave it false.",
+        "finetune.lora_bias: true, and an export can't store a bias in layers without one. Leave it false.",
     ),
     "layers that share weights": (["finetune.layer_replication=[[0,2],[1,2]]"], "finetune.layer_replication: [[0, 2], [1, 2]], and layers"),
     "Activated LoRA": (["finetune.alora_invocation_tokens=[5,6]"], "finetune.alora_invocation_tokens: [5, 6], and such an adapter is off"),
-    "QALoRA": (["finetune.use_qalora=true"], "finetune.use_qalora: true, and it is for weights of GPTQ alone"),
-    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: {'a': 1}, and Megatron's parallel layers aren't made here"),
+    "QALoRA": (["finetune.use_qalora=true"], "finetune.use_qalora: true, and it only works with GPTQ weights"),
+    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: {'a': 1}, and llmmod doesn't use Megatron's layers"),
     "an adapter on the head": (
         ["finetune.target_modules=[q_proj,lm_head]"],
         "finetune.target_modules: names lm_head, but the loss is computed from the head's own weight, so an adapter on it would never be "

@@ -10,25 +10,25 @@ AT_END = ["training.load_best_model_at_end=true", "training.eval_strategy=steps"
 REFUSED = {
     "a name that nobody knows": (
         [f"{BEST}eval_los"],
-        "training.metric_for_best_model: eval_los, and no evaluation of this stage measures it. Did you mean 'loss'?",
+        "training.metric_for_best_model: eval_los, which this stage's evaluations don't measure. Did you mean 'loss'?",
     ),
-    "another stage's": (["stage=dpo", f"{BEST}perplexity"], "training.metric_for_best_model: perplexity, and no evaluation of this stage"),
+    "another stage's": (["stage=dpo", f"{BEST}perplexity"], "training.metric_for_best_model: perplexity, which this stage's evaluations"),
     "an answer's, without answers": (
         [f"{BEST}predict_rouge-l"],
-        "training.metric_for_best_model: predict_rouge-l, and the model answers no prompts while it trains. Set training.predict_steps.",
+        "training.metric_for_best_model: predict_rouge-l, but the model doesn't answer prompts in training. Set training.predict_steps.",
     ),
     "an answer's, misspelt": (
         [f"{BEST}predict_rougeL", "training.predict_steps=2"],
-        "training.metric_for_best_model: predict_rougeL, and no evaluation of this stage measures it. Did you mean 'predict_rouge-l'?",
+        "training.metric_for_best_model: predict_rougeL, which this stage's evaluations don't measure. Did you mean 'predict_rouge-l'?",
     ),
     "answers of a model that writes nothing": (
         ["stage=rm", "training.predict_steps=2"],
-        "training.predict_steps: set, and the model of training.stage=rm doesn't write. Leave it out.",
+        "training.predict_steps: set, but the model of training.stage=rm doesn't write. Leave it out.",
     ),
     "nobody to answer": (
         ["training.predict_steps=2", "training.eval_strategy=no", "training.eval_on_start=false", "pipeline=[train]", *(
             f"dataset.{name}=null" for name in ("val_files", "val_split")), "dataset.val_size=0"],
-        "training.predict_steps: set, and no examples are held out to answer. Set dataset.val_size.",
+        "training.predict_steps: set, but examples to answer are not held out. Set dataset.val_size.",
     ),
     "a model that no process has": (
         ["training.predict_steps=2", "distributed=fsdp", "distributed.processes=2"],
@@ -36,7 +36,7 @@ REFUSED = {
     ),
     "a best model that was not kept": (
         [*AT_END, "training.eval_steps=10", "training.save_steps=10", "training.predict_steps=15"],
-        "training.predict_steps: 15, and checkpoints are written every 10 steps, so the best model might be one that was not kept.",
+        "training.predict_steps: 15, but checkpoints are written every 10 steps, so the best model might not be saved.",
     ),
     "a schedule that needs it each time": (
         [f"{BEST}predict_rouge-l", "training.predict_steps=4", "training.eval_strategy=steps", "training.eval_steps=2",
@@ -45,7 +45,7 @@ REFUSED = {
     ),
     "patience with nothing": (
         ["training.early_stopping_patience=2", "training.eval_strategy=no"],
-        "training.early_stopping_patience: set with training.eval_strategy=no, and there is no evaluation to go by.",
+        "training.early_stopping_patience: set with training.eval_strategy=no, so it doesn't have an evaluation to compare.",
     ),
     "no patience at all": (["training.early_stopping_patience=0"], "training.early_stopping_patience: found 0. Allowed: 1 or more."),
     "a threshold of nothing": (

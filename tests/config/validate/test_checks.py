@@ -114,7 +114,7 @@ REFUSED = {
     ),
     "target that isn't there": (
         "+steps.predict.metrics.x._target_=llmmod.metrics.roug.Rouge",
-        "steps.predict.metrics.x._target_: there is no module llmmod.metrics.roug. Did you mean 'rouge'?",
+        "steps.predict.metrics.x._target_: the module llmmod.metrics.roug does not exist. Did you mean 'rouge'?",
     ),
     "argument of a target": (
         "+training.callbacks.e={_target_:transformers.EarlyStoppingCallback,early_stopping_patienc:3}",
@@ -142,12 +142,12 @@ REFUSED = {
     ),
     "nobody to chat with": (
         "pipeline=[chat] model.weights=random",
-        "model.weights: random, and no step before chat trains, so there is nothing to chat with. Put train before it, or set "
+        "model.weights: random, and no step before chat trains, so chat doesn't have a trained model. Put train before it, or set "
         "weights=pretrained.",
     ),
     "nothing to measure": (
         "dataset.val_files=null",
-        "dataset.val_size: no examples are held out, so evaluate has nothing to measure. "
+        "dataset.val_size: examples are not held out, so evaluate can't measure anything. "
         "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files, or leave evaluate out of the pipeline.",
     ),
     "a step without a schema": (
@@ -185,7 +185,7 @@ REFUSED = {
     ),
     "no adapter to resume": (
         "finetune.resume_adapter=true",
-        "finetune.resume_adapter: true, and there is no adapter to go on with. Name it: 'finetune.adapters=[path]'.",
+        "finetune.resume_adapter: true, but finetune.adapters is empty. Name it: 'finetune.adapters=[path]'.",
     ),
     "two precisions": ("training.bf16=true training.fp16=true", "training.fp16: true, and training.bf16 too. Keep one of them."),
     "best of nothing": (
@@ -228,7 +228,7 @@ REFUSED = {
     ),
     "evaluating on nothing": (
         "pipeline=[train] dataset.val_files=null training.eval_strategy=epoch",
-        "training.eval_strategy: no examples are held out to evaluate on. Set dataset.val_size.",
+        "training.eval_strategy: examples to evaluate on are not held out. Set dataset.val_size.",
     ),
     "quantization that is off": (
         "model.quantization.double_quant=false",

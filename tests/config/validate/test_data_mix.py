@@ -46,7 +46,7 @@ def test_a_mix_may_be_written_in_one(told):
         ("+dataset.mix.c.path=none.json", "dataset.mix.c.path: no such file or directory: 'none.json'"),
         ("+dataset.mix.c.path=jsom", None),
         ("+dataset.mix.a.val_files=none.json", "dataset.mix.a.val_files: no such file or directory: 'none.json'"),
-        ("+dataset.mix.c.weight=1", "dataset.mix.c.path: there is no data to read. Set dataset.mix.c.path or dataset.mix.c.data_files."),
+        ("+dataset.mix.c.weight=1", "dataset.mix.c.path: is not set. Set dataset.mix.c.path or dataset.mix.c.data_files."),
         ("dataset.path=a.json", "dataset.path: not read with dataset.mix, whose datasets have their own. Set dataset.mix.<name>.path."),
     ],
 )

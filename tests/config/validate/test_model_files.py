@@ -55,7 +55,7 @@ class TestData:
 
     def test_no_data(self, told):
         more = [f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1"]
-        assert told("dataset.path=null", *more) == ["dataset.path: there is no data to read. Set dataset.path or dataset.data_files."]
+        assert told("dataset.path=null", *more) == ["dataset.path: is not set. Set dataset.path or dataset.data_files."]
         assert told("dataset.path=json", *more) == ["dataset.path: 'json' reads files, and none are given. Set dataset.data_files."]
 
     def test_data_is_looked_at_in_a_rehearsal_too(self, told):

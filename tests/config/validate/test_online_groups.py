@@ -59,7 +59,7 @@ OWN = "true, and llmmod's own sampling answers, with the model that is trained. 
             "training.loss_type: found 'gspo'. Did you mean 'sapo'? Allowed: grpo, bnpo, dr_grpo, dapo, cispo, sapo, vespo, luspo.",
         ),
         (["training.scale_rewards=groups"], "training.scale_rewards: found 'groups'. Did you mean 'group'? Allowed: group, batch, none."),
-        (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: there is no such reward. Did you mean 'overlap'?"),
+        (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: not a reward. Did you mean 'overlap'?"),
         (["training.vllm_mode=server"], "training.vllm_mode: the model itself answers, and no other engine."),
         (["training.vespo_k_pos=1"], "training.vespo_k_pos: only the loss vespo reads it."),
         (["training.epsilon=0.1", "training.loss_type=sapo"], "training.epsilon: not read by this loss_type."),

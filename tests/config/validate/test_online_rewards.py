@@ -33,7 +33,7 @@ HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_t
             ["+training.reward.mine=null"],
             f"training.reward: every reward is left out, so no answer is better than another. {HOW}",
         ),
-        (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: there is no such reward. Did you mean 'overlap'?"),
+        (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: not a reward. Did you mean 'overlap'?"),
         (["training.kl_estimator=k2"], "training.kl_estimator: found 'k2'. Allowed: k1, k3."),
         (["training.lam=1.5"], "training.lam: found 1.5. Allowed: from 0 to 1."),
     ],

@@ -14,7 +14,7 @@ CASES = {
     "as a mapping": ("'steps.second.model={from_step: first}'", []),
     "misspelt": (
         "steps.second.model.from_step=firts",
-        ["steps.second.model.from_step: there is no training step 'firts' before second. Did you mean 'first'?"],
+        ["steps.second.model.from_step: 'firts' is not a training step before second. Did you mean 'first'?"],
     ),
     "later": (
         "steps.first.model.from_step=second",
@@ -35,7 +35,7 @@ CASES = {
     ),
     "not in the pipeline": (
         "'pipeline=[second]' steps.second.model.from_step=train",
-        ["steps.second.model.from_step: there is no training step 'train' before second. Put one before second in the pipeline."],
+        ["steps.second.model.from_step: 'train' is not a training step before second. Put one before second in the pipeline."],
     ),
     "root": (
         "model.from_step=first",
@@ -59,7 +59,7 @@ CASES = {
     "key of a part that is null": (
         "steps.second.finetune.r=4",
         [
-            "steps.second.finetune.r: steps.second.finetune is null, so it is the root's, and has no keys of its own. "
+            "steps.second.finetune.r: steps.second.finetune is null, so the step uses the root's, which can't be set here. "
             "Choose one for this step: +finetune@steps.second.finetune=…."
         ],
     ),

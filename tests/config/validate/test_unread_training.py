@@ -97,7 +97,7 @@ def test_a_package_that_is_not_there(told, monkeypatch, field, module, package):
     find = arguments.find_module
     monkeypatch.setattr(arguments, "find_module", lambda name, *more: None if name == module else find(name, *more))
     name, _, value = field.partition("=")
-    assert told(f"training.{field}") == [f"training.{name}: {value}, and {package} isn't installed. Install it: pip install {package}."]
+    assert told(f"training.{field}") == [f"training.{name}: {value}, but {package} isn't installed. Install it: pip install {package}."]
     monkeypatch.setattr(arguments, "find_module", lambda name, *more: object() if name == module else find(name, *more))
     assert told(f"training.{field}") == []
 

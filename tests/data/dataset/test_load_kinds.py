@@ -228,7 +228,7 @@ def test_answers_that_are_all_good_or_all_bad_are_reported(load, caplog, label, 
     rows = JUDGED if label is None else [row | {"label": label} for row in JUDGED]
     load("judgement", rows)
     found = [message for message in caplog.messages if "the label of every answer" in message]
-    expected = f"mine: the label of every answer to train on is {str(label).lower()}: there is no {told} answer to learn from"
+    expected = f"mine: the label of every answer to train on is {str(label).lower()}: the {told} answers to learn from are missing"
     assert found == ([expected] if told else [])
 
 

@@ -116,7 +116,7 @@ def test_columns(available, given, columns):
         (
             {"prompt": "q", "chosen": "same", "rejected": "same"},
             TRL,
-            "column 'rejected': the same as 'chosen', so there is nothing to compare.",
+            "column 'rejected': the same as 'chosen', so they can't be compared.",
         ),
         ({"prompt": " ", "chosen": "good", "rejected": "bad"}, TRL, "column 'prompt': empty."),
         (
@@ -140,7 +140,7 @@ def test_columns(available, given, columns):
         (
             {"chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "other"), said("assistant", "b")]},
             WHOLE,
-            "column 'rejected': it begins otherwise than 'chosen', so there is no prompt that both answer.",
+            "column 'rejected': it begins differently from 'chosen', so the two don't answer the same prompt.",
         ),
     ],
 )

@@ -185,10 +185,10 @@ def test_a_part_has_its_text_under_either_name(part):
         ),
         ({"messages": "hello"}, "the text 'hello' where a list is expected."),
         ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
-        (chat(("user", "a")), "no turn of the assistant, so there is nothing to train."),
+        (chat(("user", "a")), "it lacks a turn of the assistant, so nothing would be trained."),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]},
-            "every turn of the assistant has train: false or weight: 0, so there is nothing to train.",
+            "every turn of the assistant has train: false or weight: 0, so nothing would be trained.",
         ),
         (chat(("assistant", "b"), ("user", "a")), "turn 1 is a turn of assistant at the beginning."),
         (chat(("user", "a"), ("assistant", "b"), ("assistant", "c")), "turn 3 is a turn of assistant after a turn of assistant."),

@@ -109,7 +109,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "dataset.path: there is no data to read. Set dataset.path or dataset.data_files."),
+        ({}, "dataset.path: is not set. Set dataset.path or dataset.data_files."),
         ({"path": "json"}, "dataset.path: 'json' reads files, and none are given. Set dataset.data_files."),
         ({"path": "none.json"}, "dataset.path: no such file or directory: 'none.json' ({here}/none.json). Did you mean 'one.json'?"),
         ({"path": "./none"}, "dataset.path: no such file or directory: './none' ({here}/none)."),

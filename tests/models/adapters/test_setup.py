@@ -178,7 +178,7 @@ def test_a_trainer_may_turn_checkpointing_on(tiny_llama, ids, tmp_path, reentran
 
 
 def test_resuming_nothing_is_refused(tiny_llama):
-    with pytest.raises(ConfigError, match=r"finetune.resume_adapter: there is no adapter to go on with"):
+    with pytest.raises(ConfigError, match=r"finetune.resume_adapter: true, but finetune.adapters is empty"):
         setup_lora(tiny_llama, lora(resume_adapter=True))
 
 

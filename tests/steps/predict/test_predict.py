@@ -158,7 +158,7 @@ def test_an_interruption_loses_no_answer(session, monkeypatch):
 def test_nothing_held_out(session, toy_splits):
     splits = copy.copy(toy_splits)
     splits.eval, splits.eval_conversations = None, []
-    with pytest.raises(ConfigError, match=r"dataset\.val_size: no examples are held out"):
+    with pytest.raises(ConfigError, match=r"dataset\.val_size: examples are not held out"):
         predict(session(splits=splits))
 
 

@@ -1,7 +1,7 @@
-"""Everything that is wrong with a configuration is found here, at once, and before anything heavy is imported.
+"""Finds all problems of a configuration at once, before anything heavy is imported.
 
-The checks themselves stand in the modules of this package, and `checks.CHECKS` lists them. They are imported when the first configuration
-is checked: an override that can't be applied is refused without them, which saves a tenth of the time of a refusal.
+The modules of this package have the checks, and `checks.CHECKS` lists them. They are imported when the first configuration is checked: an
+override that can't be applied is refused without them, which saves a tenth of the time of a refusal.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def compose_validated(
     with_hydra: bool = False,
     job_num: int | None = None,
 ) -> Composed:
-    """What a command line's overrides compose to, with every check passed; arguments as of `compose_config`.
+    """The configuration that a command line's overrides compose to, with every check passed; arguments as in `compose_config`.
 
     Raises:
-        ConfigError: with every override that can't be applied, and what the checks say of the keys that the others set. The checks say
-            nothing of the rest until the wrong overrides are corrected.
+        ConfigError: with every override that can't be applied, and the checks' problems with keys that the other overrides set. Problems
+            with the rest are not reported until the wrong overrides are corrected.
     """
     composed = compose_accepted(overrides, config_dir=config_dir, config_name=config_name, with_hydra=with_hydra, job_num=job_num)
     from llmmod.config.validate.checks import validate  # after it: to refuse takes less than the checks' import

@@ -1,4 +1,4 @@
-"""Low-rank adapters that can't be made as they are asked for: what peft refuses only once a model is loaded, or ignores silently."""
+"""Settings of low-rank adapters that don't work: peft refuses them only once a model is loaded, or ignores them silently."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from llmmod.config.step_parts import Context
 from llmmod.config.wording import shown
 from llmmod.errors import Problem
 
-# First values that are worked out of the weights, and change them.
+# Initialisations that are computed from the weights, and change them.
 _BASE_CHANGING = ("pissa", "olora", "loftq")
-# First values that peft works out of examples, in a pass over the data that a run doesn't make.
+# Initialisations that peft computes from examples, in a pass over the data that a run doesn't make.
 _DATA_DRIVEN = ("eva", "corda", "lora_ga")
-# Fields of adapters that no plain model can hold once they are merged -> why; such an adapter can't be exported, nor be one of a chain.
+# Fields of adapters that a plain model can't store once they are merged -> why; such an adapter can't be exported or be one of a chain.
 NOT_MERGED = {
-    "alora_invocation_tokens": "such an adapter is off until these tokens come, which weights that it is merged into can't be",
-    "layer_replication": "layers that share weights would learn apart, which a model that is saved can't hold",
-    "arrow_config": "it chooses among several adapters for each token, and there is one here",
+    "alora_invocation_tokens": "such an adapter is off until these tokens come, which merged weights can't be",
+    "layer_replication": "layers that share weights would get different adapters, which a saved model can't store",
+    "arrow_config": "it chooses among several adapters for each token, but a run has one",
 }
 _PEFT_WRITES = "peft writes it itself"
-_NEEDS_DATA = "its first values come from a pass over examples, which isn't made here"
+_NEEDS_DATA = "its initial values need a pass over examples, which llmmod doesn't make"
 # field -> the only values that work all the way (train, save, load, export), and why others don't; tests/models/adapters/test_fields.py
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     **{name: ((None,), why) for name, why in NOT_MERGED.items()},
-    "lora_bias": ((False,), "an export has no place for a bias in layers that have none"),
+    "lora_bias": ((False,), "an export can't store a bias in layers without one"),
     "task_type": (("CAUSAL_LM",), "language models are trained here; stage=rm says itself what it needs"),
     "peft_type": ((None, "LORA"), "finetune=lora is LoRA"),
     "inference_mode": ((False,), "nothing would be trained"),
     "fan_in_fan_out": ((False,), "peft sees on each layer how its weight is stored"),
-    "use_qalora": ((False,), "it is for weights of GPTQ alone (peft 0.21)"),
-    "qalora_group_size": ((16,), "only use_qalora reads it, which is for weights of GPTQ alone (peft 0.21)"),
-    "megatron_config": ((None,), "Megatron's parallel layers aren't made here"),
-    "megatron_core": (("megatron.core",), "Megatron's parallel layers aren't made here"),
+    "use_qalora": ((False,), "it only works with GPTQ weights (peft 0.21)"),
+    "qalora_group_size": ((16,), "only use_qalora reads it, which only works with GPTQ weights (peft 0.21)"),
+    "megatron_config": ((None,), "llmmod doesn't use Megatron's layers"),
+    "megatron_core": (("megatron.core",), "llmmod doesn't use Megatron's layers"),
     "revision": ((None,), "peft writes it itself, from model.revision"),
     **dict.fromkeys(("auto_mapping", "peft_version", "base_model_name_or_path"), ((None,), _PEFT_WRITES)),
     **dict.fromkeys(("eva_config", "corda_config", "lora_ga_config"), ((None,), _NEEDS_DATA)),
@@ -71,7 +71,7 @@ def _check_fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
 def _check_init(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     init, key = conf["init_lora_weights"], f"{place}.init_lora_weights"
     if init in _DATA_DRIVEN:
-        yield Problem(key, f"'{init}' takes its first values from a pass over examples, which isn't made here", do="Use pissa or olora")
+        yield Problem(key, f"'{init}' needs a pass over examples, which llmmod doesn't make", do="Use pissa or olora")
     if init == "loftq":
         for package, why in _PACKAGES.items():
             if find_module(package) is None:
@@ -90,10 +90,10 @@ def _check_layers(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     targets, layers = conf.get("target_modules"), conf.get("layers_to_transform")
     for name in ("layers_to_transform", "layers_pattern"):
         if conf.get(name) is not None and isinstance(targets, str):
-            found = f"set with {place}.target_modules={targets}, and peft picks layers only of modules that are listed"
+            found = f"set with {place}.target_modules={targets}, but peft selects layers only of listed modules"
             yield Problem(f"{place}.{name}", found, do=f"List them: {place}.target_modules=[q_proj,v_proj]")
     if conf.get("layers_pattern") and layers is None:
-        yield Problem(f"{place}.layers_pattern", f"set, and {place}.layers_to_transform isn't", do="Set both, or neither")
+        yield Problem(f"{place}.layers_pattern", f"set, but {place}.layers_to_transform isn't", do="Set both, or neither")
     numbers = layers if isinstance(layers, list) else [layers]
     for number in (n for n in numbers if isinstance(n, int) and n < 0):
         yield Problem(f"{place}.layers_to_transform", f"found {number}", "Allowed: numbers of layers, the first is 0")
@@ -109,10 +109,10 @@ def _check_dora(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
 def _check_quantized(place: str, conf: dict[str, Any], bits_key: str, bits: Any) -> Iterator[Problem]:
     init = conf["init_lora_weights"]
     if bits is not None and isinstance(init, str) and init.startswith(_BASE_CHANGING):
-        found = f"'{init}' with {bits_key}={bits}: it changes the weights, which would be rounded anew"
+        found = f"'{init}' with {bits_key}={bits}: it changes the weights, which would have to be quantized again"
         yield Problem(f"{place}.init_lora_weights", found, do=f"Use finetune=lora with {bits_key}=null, or leave it true")
     if bits == 8 and conf.get("use_dora"):
-        found = f"true with {bits_key}=8, whose weights peft can't take the norm of on every device (0.21)"
+        found = f"true with {bits_key}=8, but peft (0.21) can't compute the norm of such weights on every device"
         yield Problem(f"{place}.use_dora", found, do="Use 4 bits, or leave use_dora false")
 
 

@@ -1,7 +1,7 @@
-"""Arguments that a target does not take, that would run code, or that need a package which isn't installed.
+"""Arguments that a target doesn't take, that would run code, or that need a package that isn't installed.
 
-Everything is read from the text of the configuration and from sources; nothing that a configuration names is imported. Only in Hydra's own
-node are the objects themselves looked at, since Hydra builds them without asking `instantiate`.
+Everything is read from the text of the configuration and from sources; modules that a configuration names are not imported. Only in Hydra's
+own node the objects themselves are checked, since Hydra builds them without `instantiate`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _OPTIMIZERS: Mapping[tuple[str, ...], tuple[str, str]] = {
 
 
 def check_arguments(context: Context) -> Iterator[Problem]:
-    """A problem for each argument in a free node that its target doesn't take, and for each module that there isn't."""
+    """A problem for each argument in a free node that its target doesn't take, and for each missing module."""
     for key, node in nodes_of(context.plain, ""):
         target = node["_target_"]
         if not isinstance(target, str) or refusal(target):
             continue  # `check_named` refuses it
         typed = key in context.nodes
         if (absent := _absent_module(target)) and (not typed or context.user_set(f"{key}._target_")):
-            yield Problem(f"{key}._target_", f"there is no module {absent}", _nearest_module(absent))
+            yield Problem(f"{key}._target_", f"the module {absent} does not exist", _nearest_module(absent))
         elif not typed and (names := [name for name in node if name not in _SPECIAL]) and (known := parameters(target)) is not None:
             wrong = [name for name in names if name not in known]
             yield from (Problem(f"{key}.{name}", f"not an argument of {target}", did_you_mean(str(name), known)) for name in wrong)
@@ -73,9 +73,9 @@ def nodes_of(tree: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _absent_module(target: str) -> str:
-    """The first module of a path that isn't there, empty where none is missing.
+    """The first missing module of a path, or an empty text.
 
-    Of other packages only the package itself is looked for: below it, names may be made when they are asked for.
+    For other packages only the package itself is checked, since it may create names below it dynamically.
     """
     parts = target.split(".")
     for depth in range(1, len(parts) if parts[0] == "llmmod" else 2):
@@ -84,7 +84,7 @@ def _absent_module(target: str) -> str:
         if spec is None:
             return name
         if spec.submodule_search_locations is None:
-            return ""  # a module in one file: what follows are names in it
+            return ""  # a module in one file; the rest are names in it
     return ""
 
 
@@ -97,7 +97,7 @@ def _nearest_module(module: str) -> str:
 
 
 def check_code(context: Context) -> Iterator[Problem]:
-    """A problem for each such argument, wherever it stands."""
+    """A problem for each such argument, anywhere in the configuration."""
     yield from check_code_arguments(context.plain)
     for key, node in nodes_of(context.plain, ""):
         if key not in context.nodes:  # those of the schemas have keys of their own for where they write
@@ -111,7 +111,7 @@ def check_named(context: Context) -> Iterator[Problem]:
     if context.hydra is not None:
         refused = check_targets(context.hydra, "hydra")
         yield from refused
-        # Hydra builds these itself: what an allowed module borrows from another must be found here.
+        # Hydra builds these itself, so names that an allowed module imports from another one must be checked here.
         for key, path in _targets(context.hydra, "hydra"):
             if within(path, allowed_prefixes()) and key not in {problem.key for problem in refused}:
                 yield from _refused_object(key, path)
@@ -135,7 +135,7 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def check_packages(context: Context) -> Iterator[Problem]:
-    """A problem for each argument of a training step whose package isn't there."""
+    """A problem for each argument of a training step whose package isn't installed."""
     for place in dict.fromkeys(context.part(step, "training") for step in context.steps if context.trains(step)):
         training = context.get(place) or {}
         needed = [(name, package) for name, package in _FIELDS.items() if training.get(name)]
@@ -143,5 +143,5 @@ def check_packages(context: Context) -> Iterator[Problem]:
         for name, (module, package) in [*needed, *of_optimizer]:
             if find_module(module) is None:
                 value = "true" if training[name] is True else training[name]
-                found = f"{value if isinstance(value, str) else 'set'}, and {package} isn't installed"
+                found = f"{value if isinstance(value, str) else 'set'}, but {package} isn't installed"
                 yield Problem(f"{place}.{name}", found, do=f"Install it: pip install {package}")

@@ -1,7 +1,7 @@
-"""The best model of a training: by which metric it is found, and when that is measured.
+"""The best model of a training: the metric that selects it, and the times at which it is measured.
 
-A metric that no evaluation measures is refused with the nearest names. What a metric or a trainer of the user's own measures is not known
-before it runs; such names are checked later: those of answers before the model is loaded, the others at the first evaluation.
+A metric that the evaluations don't measure is refused with the nearest names. The measures of a user's own metric or trainer are unknown
+before it runs; such names are checked later: metrics of answers before the model is loaded, others at the first evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PREFERENCES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected",
     "entropy",
 )  # fmt: skip
-# Trainer -> what an evaluation of its measures; a name that ends in a slash stands for all that begin so.
+# Trainer -> the metrics of its evaluation; a name that ends in a slash stands for all names that begin with it.
 MEASURED: Mapping[str, tuple[str, ...]] = {
     "llmmod.trainers.sft.SftTrainer": ("loss", "perplexity", "token_accuracy"),
     "llmmod.trainers.rm.RmTrainer": ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward"),
@@ -36,12 +36,12 @@ OF_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "llmmod.metrics.length.Length": ("words",),
     "llmmod.metrics.repetition.Repetition": ("repeated-4-grams",),
 }
-_SHARDED = ("fsdp", "deepspeed_zero3")  # engines by which no process has all parameters
-_BY_PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that go by a metric of every evaluation
+_SHARDED = ("fsdp", "deepspeed_zero3")  # engines that shard the parameters
+_BY_PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that use a metric of every evaluation
 
 
 def check_best_model(context: Context) -> Iterator[Problem]:
-    """A problem for each metric that nothing measures, and for each evaluation that comes when the best model could not be kept."""
+    """A problem for each metric that isn't measured, and for each evaluation whose model could not be saved as the best one."""
     for place in context.places("training"):
         training = context.get(place) or {}
         if not any(context.trains(step) and context.part(step, "training") == place for step in context.steps):
@@ -50,7 +50,7 @@ def check_best_model(context: Context) -> Iterator[Problem]:
         yield from _predictions(context, place, training)
         evaluated = training.get("eval_strategy") != "no" or training.get("predict_steps") is not None
         if training.get("early_stopping_patience") is not None and not evaluated:
-            found = f"set with {place}.eval_strategy=no, and there is no evaluation to go by"
+            found = f"set with {place}.eval_strategy=no, so it doesn't have an evaluation to compare"
             yield Problem(f"{place}.early_stopping_patience", found, do=f"Set {place}.eval_strategy to steps or epoch")
 
 
@@ -68,15 +68,15 @@ def _metric(context: Context, place: str, training: Mapping[str, Any]) -> Iterat
     measured = [*(one for one in known if not one.endswith("/")), *of_texts, *generated]
     if name in measured or name.startswith(tuple(one for one in known if one.endswith("/"))):
         if name in generated and training.get("predict_steps") is None:
-            found = f"{wanted}, and the model answers no prompts while it trains"
+            found = f"{wanted}, but the model doesn't answer prompts in training"
             yield Problem(key, found, do=f"Set {place}.predict_steps")
     elif not (any_text or (any_answer and name.startswith(_GENERATED) and _answers(training))):
-        found = f"{wanted}, and no evaluation of this stage measures it"
+        found = f"{wanted}, which this stage's evaluations don't measure"
         yield Problem(key, found, did_you_mean(name, measured), f"Known: {', '.join(measured)}")
 
 
 def _names(metrics: Any) -> tuple[list[str], bool]:
-    """What metrics measure, and whether one of them is of the user's own, which may measure anything."""
+    """The names that metrics measure, and whether one of the metrics is the user's own, which may measure anything."""
     targets = [str(node.get("_target_")) for node in (metrics or {}).values() if isinstance(node, dict)]
     return [name for target in targets for name in OF_ANSWERS.get(target, ())], any(target not in OF_ANSWERS for target in targets)
 
@@ -86,15 +86,15 @@ def _answers(training: Mapping[str, Any]) -> bool:
 
 
 def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    """Whether prompts are answered at steps that the rest goes well with."""
+    """A problem for each setting that contradicts the steps at which prompts are answered."""
     steps, key = training.get("predict_steps"), f"{place}.predict_steps"
     if steps is None:
         return
     if (training.get("predict") or {}).get("_target_") not in (ANSWERS, CONTINUES):
-        yield Problem(key, f"set, and the model of {place}.stage={training.get('stage')} doesn't write", do="Leave it out")
+        yield Problem(key, f"set, but the model of {place}.stage={training.get('stage')} doesn't write", do="Leave it out")
         return
     if evaluates_nothing(context, place):
-        yield Problem(key, "set, and no examples are held out to answer", do="Set dataset.val_size")
+        yield Problem(key, "set, but examples to answer are not held out", do="Set dataset.val_size")
         return
     if (engine := context.get("distributed.name")) in _SHARDED:
         found = f"set, and with distributed={engine} no process has the whole model that would answer"
@@ -105,7 +105,7 @@ def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> I
         at_steps = saves == "steps" and isinstance(every, int | float) and every >= 1
         if not at_steps or steps % every:
             when = f"every {every:g} steps" if at_steps else f"by {place}.save_strategy={saves}"
-            found = f"{steps}, and checkpoints are written {when}, so the best model might be one that was not kept"
+            found = f"{steps}, but checkpoints are written {when}, so the best model might not be saved"
             yield Problem(key, found, do=f"Set {place}.save_strategy=best, or a multiple of save_steps")
     by_answers = str(training.get("metric_for_best_model")).removeprefix("eval_").startswith(_GENERATED)
     if by_answers and training.get("lr_scheduler_type") in _BY_PLATEAU and training.get("eval_strategy") != "no":

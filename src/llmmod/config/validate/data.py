@@ -45,7 +45,7 @@ def check_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
     path, files, val_files = dataset.get("path"), dataset.get("data_files"), dataset.get("val_files")
     if path is None and not files:
         if dataset.get("_target_") == "llmmod.data.dataset.load.load_splits":
-            yield Problem(f"{place}.path", "there is no data to read", do=f"Set {place}.path or {place}.data_files")
+            yield Problem(f"{place}.path", "is not set", do=f"Set {place}.path or {place}.data_files")
         return
     base = None
     if path is not None and not (path in BUILDERS and (files or not Path(path).exists())):

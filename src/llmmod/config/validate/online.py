@@ -112,7 +112,7 @@ def _check_function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
 def _check_weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]) -> Iterator[Problem]:
     if all(node is None or isinstance(node, Mapping) or name in SOURCES for name, node in conf.items()):
         names = reward_nodes(conf)
-        yield from (Problem(f"{key}.{name}", "there is no such reward", did_you_mean(name, names)) for name in weights if name not in names)
+        yield from (Problem(f"{key}.{name}", "not a reward", did_you_mean(name, names)) for name in weights if name not in names)
 
 
 def check_rollouts(context: Context) -> Iterator[Problem]:

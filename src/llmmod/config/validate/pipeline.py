@@ -83,7 +83,7 @@ def _without_model(context: Context) -> Iterator[Problem]:
             yield Problem(f"{key}.pretrained_model_name_or_path", found, do="Give a hub id or a directory")
         elif random and context.step_type(step) is ChatConf and not _is_trained(context, step):
             seen.add(key)
-            found = f"random, and no step before {step} trains, so there is nothing to chat with"
+            found = f"random, and no step before {step} trains, so chat doesn't have a trained model"
             yield Problem(f"{key}.weights", found, do="Put train before it, or set weights=pretrained")
 
 
@@ -97,7 +97,7 @@ def _without_validation(context: Context) -> Iterator[Problem]:
         key = context.part(step, "dataset")
         if key not in seen and issubclass(context.step_type(step), (EvaluateConf, PredictConf)) and not holds_out(context, key):
             seen.add(key)
-            found = f"no examples are held out, so {step} has nothing to measure"
+            found = f"examples are not held out, so {step} can't measure anything"
             do = f"Set {key}.val_size (0.1: a tenth of them), {key}.val_split or {key}.val_files, or leave {step} out of the pipeline"
             yield Problem(f"{key}.val_size", found, do=do)
 
@@ -134,7 +134,7 @@ def _not_before(context: Context, step: str, named: str, key: str) -> Problem:
         return Problem(key, f"{named} doesn't come before {step} in the pipeline [{pipeline}]", allowed, "Change their order")
     close = nearest(named, before)
     do = "" if before else f"Put one before {step} in the pipeline"
-    return Problem(key, f"there is no training step {shown(named)} before {step}", f"Did you mean '{close[0]}'?" if close else allowed, do)
+    return Problem(key, f"{shown(named)} is not a training step before {step}", f"Did you mean '{close[0]}'?" if close else allowed, do)
 
 
 def _other_head(context: Context, step: str, named: str, key: str) -> Iterator[Problem]:

@@ -97,7 +97,7 @@ def _rope(context: Context, place: str) -> Iterator[Problem]:
 def _adapters(context: Context, place: str) -> Iterator[Problem]:
     if context.get(f"{place}.resume_adapter") and not context.get(f"{place}.adapters"):
         do = f"Name it: '{place}.adapters=[path]'"
-        yield Problem(f"{place}.resume_adapter", "true, and there is no adapter to go on with", do=do)
+        yield Problem(f"{place}.resume_adapter", "true, but finetune.adapters is empty", do=do)
 
 
 def _training(context: Context, place: str) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ _PROJECTED = ("galore_", "apollo_")
 _WITHOUT_ADAM = ("adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_", "galore_", "lomo", "adalomo", "grokadamw", "schedule_free_sgd")
 _WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor", "lomo", "adalomo")
 _SORTED = ("random", "group_by_length")  # the usual one, and the name that all trainers have for that of Seq2SeqTrainer
-_NOT_HELD_OUT = "no examples are held out to evaluate on|Set dataset.val_size"
+_NOT_HELD_OUT = "examples to evaluate on are not held out|Set dataset.val_size"
 _NOT_RESUMED = "only a resumed training reads it|Set training.resume_from_checkpoint"
 _NO_WORKERS = "not read with dataloader_num_workers=0"
 

@@ -128,4 +128,4 @@ def _warn_of_one_label(splits: Splits, name: str) -> None:
     labels = {label for table in train.with_format("arrow").iter(batch_size=1000) for label in table["label"].unique().to_pylist()}
     if len(labels) == 1:
         said, lacking = ("true", "bad (undesirable)") if True in labels else ("false", "good (desirable)")
-        log.warning("%s: the label of every answer to train on is %s: there is no %s answer to learn from", name, said, lacking)
+        log.warning("%s: the label of every answer to train on is %s: the %s answers to learn from are missing", name, said, lacking)

@@ -61,7 +61,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
         differ = (at for at, (one, other) in enumerate(zip(*sides, strict=False)) if one != other)
         same = next(differ, min(map(len, sides)))
         if not same:
-            raise RowError(f"it begins otherwise than '{names[0]}', so there is no prompt that both answer", column=names[1])
+            raise RowError(f"it begins differently from '{names[0]}', so the two don't answer the same prompt", column=names[1])
         prompt = shared.with_own_system(sides[0][:same], row, columns)
         return _compared(prompt, [side[same:] for side in sides], row, columns, names)
     if any(whole):
@@ -76,7 +76,7 @@ def _compared(
     prompt: Sequence[Message], sides: Sequence[Sequence[Message]], row: Row, columns: Mapping[str, str], names: Sequence[str]
 ) -> PromptRecord:
     if sides[0] == sides[1]:
-        raise RowError(f"the same as '{names[0]}', so there is nothing to compare", column=names[1])
+        raise RowError(f"the same as '{names[0]}', so they can't be compared", column=names[1])
     answers = [shared.only_answer(side, name) for side, name in zip(sides, names, strict=True)]
     place = shared.prompt_column(columns) or names[0]
     return PromptRecord(shared.as_prompt(prompt, place, tools=read_tools(row, columns)), answers)

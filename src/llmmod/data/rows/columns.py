@@ -223,9 +223,9 @@ def as_conversation(messages: Sequence[Message], column: str | None = None, *, t
     _check_order(messages, column)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
-        raise RowError("no turn of the assistant, so there is nothing to train", column=column)
+        raise RowError("it lacks a turn of the assistant, so nothing would be trained", column=column)
     if not any(messages[index].train for index in answers):
-        raise RowError("every turn of the assistant has train: false or weight: 0, so there is nothing to train", column=column)
+        raise RowError("every turn of the assistant has train: false or weight: 0, so nothing would be trained", column=column)
     return Conversation(list(messages[: answers[-1] + 1]), list(tools))
 
 

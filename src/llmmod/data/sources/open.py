@@ -67,7 +67,7 @@ def open_source(
         DataError: a file can't be read.
     """
     if path is None and not data_files:
-        raise ConfigError(Problem("dataset.path", "there is no data to read", do="Set dataset.path or dataset.data_files"))
+        raise ConfigError(Problem("dataset.path", "is not set", do="Set dataset.path or dataset.data_files"))
     if data_files and _is_remote(data_files):
         if path is None:
             suffix = str(data_files).rstrip("'\"]}").rpartition(".")[2]

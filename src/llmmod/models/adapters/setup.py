@@ -76,7 +76,7 @@ def setup_lora(model: Any, conf: LoraConf) -> Any:
     """
     model = with_float32_parts(model)
     if conf.resume_adapter and not conf.adapters:
-        raise ConfigError(Problem("finetune.resume_adapter", "there is no adapter to go on with", do="Name it in finetune.adapters"))
+        raise ConfigError(Problem("finetune.resume_adapter", "true, but finetune.adapters is empty", do="Name it in finetune.adapters"))
     if conf.resume_adapter:
         adapted = load_adapter(merge_adapters(model, conf.adapters[:-1]), conf.adapters[-1], trainable=True)
     else:

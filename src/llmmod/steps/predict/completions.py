@@ -120,7 +120,7 @@ class PredictAnswers:
             log.info("%s: this model has no adapter that could be switched off", key)
             return False
         if lost := has_lost_base(model):
-            log.info("%s: LoftQ has quantized the model's own weights, so there is none to compare with", key)
+            log.info("%s: LoftQ has quantized the model's own weights, so the base model can't be compared", key)
         return not lost
 
     def _compare(

@@ -84,7 +84,7 @@ def held_out_examples(session: Any, step: str, *, of: str = "eval") -> Any:
     found = getattr(session.splits(step), of)
     if found is None or (hasattr(found, "__len__") and not len(found)):  # streamed ones have no length
         do = "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files"
-        raise ConfigError(Problem("dataset.val_size", "no examples are held out, so there is nothing to measure", do=do))
+        raise ConfigError(Problem("dataset.val_size", "examples are not held out, so nothing can be measured", do=do))
     return found
 
 
@@ -103,7 +103,7 @@ def generation_settings(session: Any, name: str, model: Any) -> GenerationConfig
         try:
             chosen = GenerationConfig.from_pretrained(given)
         except OSError as error:
-            found = f"there is no generation_config.json in {given}: {one_line(error, 200)}"
+            found = f"{given} doesn't have a readable generation_config.json: {one_line(error, 200)}"
             raise ConfigError(
                 Problem("training.generation_config", found, do="Name a directory that has one, or give its fields")
             ) from error
