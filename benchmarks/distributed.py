@@ -28,6 +28,7 @@ STAGES = {
 }
 ONLINE = ("ppo", "grpo")
 UNEVEN = ["dataset.val_files=null", "dataset.val_size=1", "dataset.max_samples=4"]
+HELD_OUT = ["dataset.val_files=null", "dataset.val_size=3", "dataset.max_samples=7"]  # three, which two processes don't divide
 SGD = [
     "training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
     "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
@@ -48,11 +49,12 @@ def runs() -> Iterator[tuple[str, int, list[str]]]:
             if data == "even" or stage not in (*ONLINE, "pt"):
                 for processes in (1, 2):
                     yield f"{stage} {data} {processes}", processes, trained(stage, "full", processes, *SGD, *more)
-    for stage in ("pt", "sft", "dpo"):
+    for stage in ("pt", "sft", "rm", "dpo", "kto"):
         for finetune in ("full", "lora"):
+            more = HELD_OUT if stage in ("dpo", "kto") else []
             for processes, engine in ((1, "none"), (2, "fsdp")):
                 name = f"{stage} {finetune} {engine}"
-                yield name, processes, trained(stage, finetune, processes, *SGD, f"distributed={engine}")
+                yield name, processes, trained(stage, finetune, processes, *SGD, *more, f"distributed={engine}")
     saved = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
     for engine, of in (("ddp", ("sft", "full")), ("ddp", ("grpo", "full")), ("fsdp", ("sft", "full")), ("fsdp", ("sft", "lora"))):
         for before, after in ((2, 2), (2, 1), (1, 2)) if engine == "ddp" else ((2, 2),):

@@ -54,6 +54,16 @@ def problems(*overrides):
             "distributed.address: only read with distributed.nodes=2 or more.",
         ),
         (
+            ["distributed=fsdp", "stage=ppo"],
+            "distributed: fsdp, which divides the model, and stage=ppo samples completions with it as a whole. Allowed: ddp, "
+            "deepspeed_zero2. Set distributed=ddp.",
+        ),
+        (
+            ["distributed=fsdp", "experiment=rlhf", "pipeline=[sft,rm,ppo]"],
+            "distributed: fsdp, which divides the model, and stage=ppo samples completions with it as a whole. Allowed: ddp, "
+            "deepspeed_zero2. Set distributed=ddp.",
+        ),
+        (
             ["distributed=ddp", "distributed.processes=2", "stage=grpo", "training.generation_batch_size=8"],
             "training.generation_batch_size: 8 answers, in micro-batches of 16. Allowed: multiples of 16.",
         ),

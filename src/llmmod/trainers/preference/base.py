@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from llmmod.models.packing import packed_attention
 from llmmod.trainers.base import StageTrainer
 from llmmod.trainers.build import spans_devices
 from llmmod.trainers.callbacks.progress import counting
+from llmmod.trainers.distributed import PLACEHOLDER, shared_dataloader
 from llmmod.trainers.efficient import efficient_head
 from llmmod.trainers.means import Means, RowWeights, without_weights
 from llmmod.trainers.reference import (
@@ -146,8 +148,11 @@ class ReferenceTrainer(StageTrainer):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Add a batch to the means of `evaluation_loop`."""
+        is_placeholder, before = inputs.pop(PLACEHOLDER, None) is not None, self._means["eval"].state()
         with packed_attention(self.model, inputs), without_gathering(self.accelerator):
             super().prediction_step(model, inputs, True)
+        if is_placeholder:
+            self._means["eval"].load(before)
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -176,11 +181,14 @@ class ReferenceTrainer(StageTrainer):
         super().log(logs, start_time)
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        even = self.accelerator.even_batches
-        # With even batches, an evaluation would measure some examples twice. Sharded weights require even batches.
-        self.accelerator.even_batches = even and (is_training or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        dataset, even = self._with_logps.get(id(dataset), dataset), self.accelerator.even_batches
+        make: Any = partial(super()._get_dataloader, is_training=is_training, **kwargs)
+        if not is_training and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return shared_dataloader(self, dataset, make, *args)  # each process computes as many batches, since it gathers weights for them
+        # With even batches, an evaluation would measure some examples twice.
+        self.accelerator.even_batches = even and is_training
         try:
-            return super()._get_dataloader(self._with_logps.get(id(dataset), dataset), *args, is_training=is_training, **kwargs)
+            return make(dataset, *args)
         finally:
             self.accelerator.even_batches = even
 
