@@ -19,7 +19,7 @@ from llmmod.trainers.preference.dpo import by_completion
 
 __all__ = ["work"]
 
-# On a CPU the head keeps its logits, elsewhere trl's tiles compute them twice: the same sums in another order.
+# On a CPU the head is `log_probs`, elsewhere trl's tiles: the same sums in another order.
 NEAR = 1e-4
 FIRST, SECOND = f"{NAME}:0", f"{NAME}:1"
 

@@ -119,7 +119,8 @@ def test_a_sweep_ends_with_a_table(work):
     ]
     assert "Launching 2 jobs" in resumed.said
     assert (work / "sweep" / "0" / "run.json").read_bytes() == before
-    assert (work / "sweep" / "earlier" / "3-1").is_dir()
+    assert json.loads((work / "sweep" / "3" / "run.json").read_text())["status"] == "completed"
+    assert not (work / "sweep" / "earlier").exists()  # a killed job resumes where it was
 
 
 def test_a_failing_job_does_not_end_the_sweep(work):

@@ -57,7 +57,7 @@ def efficient_head(
     """
     use_triton, function = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
     replacing = LogProbFunction(function, only, same_gradient=same_gradient, of_entropy=of_entropy)
-    trl.trainer.utils._use_triton = lambda device: use_triton(device) or device.type == "cpu"
+    trl.trainer.utils._use_triton = lambda device: True  # what picks the labelled positions
     trl.trainer.utils._ChunkedLogProbFunction = replacing
     try:
         yield replacing

@@ -233,7 +233,7 @@ class TestModels:
     def test_another_vocabulary_is_refused(self, path):
         other = SimpleNamespace(device=torch.device("cpu"), name_or_path="other", config=SimpleNamespace(), modules=list)
         other.config.get_text_config = lambda: SimpleNamespace(vocab_size=7)
-        with pytest.raises(ConfigError, match=r"training\.reward: .* reads a vocabulary of 400 tokens and .* writes one of 7"):
+        with pytest.raises(ConfigError, match=r"training\.reward: .* has a vocabulary of 400 tokens, but the trained model has 7"):
             self.scorer(path, other)
 
     def test_the_policy_alone_is_saved(self, base, path, tmp_path, tiny_tokenizer):
