@@ -289,6 +289,9 @@ def choices():
     del options["step"]  # each is in the main defaults list
     alone = [["finetune=qlora", f"quantization@model.quantization={name}"] for name in options.pop("quantization")]
     alone += [[f"experiment={name}"] for name in options.pop("experiment", [])]
+    # Models that are divided can't be sampled from: ppo and grpo refuse these.
+    alone += [["stage=sft", f"distributed={name}"] for name in ("fsdp", "deepspeed_zero3")]
+    options["distributed"] = [name for name in options["distributed"] if name not in ("fsdp", "deepspeed_zero3")]
     lines = {group: [f"{group}={name}" for name in names] for group, names in options.items()}
     most = max(map(len, lines.values()))
     return alone + [[of_group[turn % len(of_group)] for of_group in lines.values() if of_group] for turn in range(most)]
