@@ -134,9 +134,9 @@ def test_a_metric_that_no_job_has_ends_the_search(monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hydra.sweeper.sampler=tpee", "hydra.sweeper.sampler: no such sampler 'tpee'. Did you mean 'tpe'?"),
-        ("hydra.sweeper.pruner=best", "hydra.sweeper.pruner: no such pruner 'best'"),
-        ("hydra.sweeper.n_trials=null", "hydra.sweeper.n_trials: null, and only a grid has an end"),
+        ("hydra.sweeper.sampler=tpee", "hydra.sweeper.sampler: 'tpee' is not a sampler. Did you mean 'tpe'?"),
+        ("hydra.sweeper.pruner=best", "hydra.sweeper.pruner: 'best' is not a pruner"),
+        ("hydra.sweeper.n_trials=null", "hydra.sweeper.n_trials: null, and only a grid ends by itself"),
         ("hydra.sweeper.sampler_options={startup: 1}", "Optuna refuses its options"),
         ("finetune.rr=range(1,9)", "finetune.rr: no such field. Did you mean 'r'?"),
     ],

@@ -75,7 +75,7 @@ def test_our_trainers_get_rows_of_several(tiny_tokenizer, toy_splits):
 def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):
     assert isinstance(collator(tiny_tokenizer, PAD), PaddingCollator)
     assert collator(tiny_tokenizer, {}) is None
-    with pytest.raises(ConfigError, match="PaddingCollator takes a row for one example"):
+    with pytest.raises(ConfigError, match="PaddingCollator treats a row as one example"):
         collator(tiny_tokenizer, PAD, train=PackedDataset(toy_splits.train, 64))
 
 

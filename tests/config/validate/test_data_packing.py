@@ -21,7 +21,7 @@ WAY_OUT = "Leave it to the stage, derive yours from llmmod.trainers.sft.SftTrain
         ),
         (
             ["training.collator._target_=llmmod.data.collators.PaddingCollator"],
-            "dataset.packing: true, and training.collator._target_=llmmod.data.collators.PaddingCollator takes a row for one example. "
+            "dataset.packing: true, and training.collator._target_=llmmod.data.collators.PaddingCollator treats a row as one example. "
             "Set it to false.",
         ),
         (

@@ -145,7 +145,7 @@ def test_a_function_of_the_users_own_reads_rows(made):
     [
         (lambda row: row["nope"], "failed on it: KeyError: 'nope'"),
         (lambda row: "text", "made the text 'text' of it where a Conversation or a list of {role, content} is expected"),
-        (lambda row: [{"role": "user", "content": "q"}], "no turn of the assistant"),
+        (lambda row: [{"role": "user", "content": "q"}], "lacks a turn of the assistant"),
     ],
     ids=["raises", "type", "no-answer"],
 )

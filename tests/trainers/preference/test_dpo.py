@@ -333,7 +333,7 @@ def test_a_stream_has_no_end_to_look_forward_to(dpo_trainer, toy_pairs):
 
 
 def test_whole_weights_alone_have_nothing_to_be_compared_with(dpo_trainer, toy_pairs):
-    with pytest.raises(ConfigError, match="no model to compare these whole weights with"):
+    with pytest.raises(ConfigError, match="whole weights don't come with the reference model"):
         dpo_trainer(train=toy_pairs.eval).evaluate()
 
 

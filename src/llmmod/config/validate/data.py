@@ -204,7 +204,7 @@ def _trainer(context: Context, training: str) -> Problem | None:
 
 def _why_not_packed(context: Context, step: str, training: str) -> str | None:
     if context.get(f"{training}.collator._target_") == _PAD_RIGHT:
-        return f"{training}.collator._target_={_PAD_RIGHT} takes a row for one example"
+        return f"{training}.collator._target_={_PAD_RIGHT} treats a row as one example"
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):
         return f"{training}.pad_to_multiple_of asks for padding"
     attention = context.get(f"{context.part(step, 'model')}.attn_implementation")
