@@ -17,11 +17,18 @@ from transformers import TrainingArguments
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
 from llmmod.errors import ConfigError
 from llmmod.trainers.arguments import deepspeed_config, engine_arguments
-from llmmod.trainers.distributed import PLACEHOLDER, check_processes, run_processes, shared_dataloader
+from llmmod.trainers.distributed import PLACEHOLDER, check_processes, processes_of, run_processes, shared_dataloader
 
 
 def test_one_process_and_ddp_need_no_arguments():
     assert engine_arguments(DistributedConf()) == engine_arguments(DistributedConf(name="ddp")) == {}
+
+
+def test_offloading_from_the_cpu_is_refused():
+    conf = DistributedConf(name="fsdp", processes=2, fsdp=FsdpConf(cpu_offload=True))
+    with pytest.raises(ConfigError, match=r"^distributed\.fsdp\.cpu_offload: true, but the training is on the CPU, .* Set it to false\."):
+        processes_of(conf, use_cpu=True)
+    assert processes_of(DistributedConf(name="fsdp", processes=2), use_cpu=True) == 2
 
 
 def test_fsdp_is_what_transformers_makes_of_it(tmp_path):

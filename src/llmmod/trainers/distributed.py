@@ -62,7 +62,7 @@ def processes_of(conf: DistributedConf, *, use_cpu: bool) -> int:
         use_cpu: `training.use_cpu`.
 
     Raises:
-        ConfigError: the machine has fewer GPUs, or the engine needs several processes.
+        ConfigError: the machine has fewer GPUs, the engine needs several processes, or parameters are to be offloaded from no GPU.
     """
     gpus = 0 if use_cpu or not torch.accelerator.is_available() else torch.accelerator.device_count()
     count = conf.processes or max(1, gpus)
@@ -72,6 +72,9 @@ def processes_of(conf: DistributedConf, *, use_cpu: bool) -> int:
         raise ConfigError(Problem(key, f"{count}, but this machine has {gpus} GPU{'s' * (gpus > 1)}", do=do))
     if count * conf.nodes == 1 and conf.name != "ddp" and not gpus:
         raise ConfigError(Problem(key, f"1, but distributed={conf.name} shards a model over several processes", do="Set it to 2 or more"))
+    if conf.name == "fsdp" and conf.fsdp.cpu_offload and not gpus:
+        found = "true, but the training is on the CPU, and parameters can only be offloaded from a GPU"
+        raise ConfigError(Problem("distributed.fsdp.cpu_offload", found, do="Set it to false"))
     return count
 
 
