@@ -99,9 +99,10 @@ class LogProbFunction:
                 return self.apply(hidden.float(), weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         if hidden.device.type not in OWN_DEVICES:
             return self._trls.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        bent = {"temperature": temperature, "softcap": softcap, "scale": scale}
-        asked = {"outputs": outputs, "same_gradient": self._same_gradient, "of_entropy": self._of_entropy}
-        return log_probs(hidden, weight, bias, targets, **bent, **asked)  # type: ignore[arg-type]
+        return log_probs(
+            hidden, weight, bias, targets, temperature=temperature, softcap=softcap, scale=scale, outputs=outputs,
+            same_gradient=self._same_gradient, of_entropy=self._of_entropy,
+        )  # fmt: skip
 
 
 def compile_layers(model: Any, *, backend: str | None, mode: str | None, fixed: bool) -> None:
@@ -209,12 +210,8 @@ def _mlp_forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
         (name,) = down.active_adapters
         base, low, high = down.base_layer, down.lora_A[name].weight, down.lora_B[name].weight
         return _GatedLora.apply(gate, up, mlp.act_fn, base.weight, base.bias, low, high, down.scaling[name])  # type: ignore[no-untyped-call,no-any-return]
-    product = checkpoint(_product, mlp.act_fn, gate, up, use_reentrant=False, preserve_rng_state=False)
+    product = checkpoint(lambda gate, up: mlp.act_fn(gate) * up, gate, up, use_reentrant=False, preserve_rng_state=False)
     return down(product)  # type: ignore[no-any-return]
-
-
-def _product(act: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return act(gate) * up  # type: ignore[no-any-return]
 
 
 def _is_frozen_under_lora(layer: Any, x: torch.Tensor) -> bool:

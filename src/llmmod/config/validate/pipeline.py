@@ -186,10 +186,10 @@ def check_distributed(context: Context) -> Iterator[Problem]:
         yield Problem("distributed.processes", found, do="Leave it out: torchrun and accelerate say how many")
     if conf["name"].startswith("deepspeed") and find_module("deepspeed") is None:
         yield Problem("distributed", f"{conf['name']}, and deepspeed isn't installed", do="Install it: pip install deepspeed")
-    for stage in sorted({context.get(f"{place}.stage") for place in context.places("training")} & {*_SAMPLING}):
-        if conf["name"] in ("fsdp", "deepspeed_zero3"):
-            found = f"{conf['name']}, which divides the model, and stage={stage} samples completions with it as a whole"
-            yield Problem("distributed", found, "Allowed: ddp, deepspeed_zero2", "Set distributed=ddp")
+    stages = {context.get(f"{place}.stage") for place in context.places("training")} & {*_SAMPLING}
+    if conf["name"] in ("fsdp", "deepspeed_zero3") and stages:
+        found = f"{conf['name']}, which divides the model, and stage={min(stages)} samples completions with it as a whole"
+        yield Problem("distributed", found, "Allowed: ddp, deepspeed_zero2", "Set distributed=ddp")
     zero = conf["deepspeed"]
     if zero["nvme_path"] is None and "nvme" in (zero["offload_optimizer"], zero["offload_param"]):
         yield Problem("distributed.deepspeed.nvme_path", "is not set, and something is offloaded to nvme", do="Name a directory there")
