@@ -54,23 +54,23 @@ def test_the_numbers(way):
 
 
 @pytest.mark.usefixtures("sizes")
-@pytest.mark.parametrize("of_entropy", [False, True], ids=["", "of the entropy too"])
+@pytest.mark.parametrize("entropy_gradient", [False, True], ids=["", "of the entropy too"])
 @pytest.mark.parametrize("alike", [True, False], ids=["mean", "weighted"])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_gradient(way, alike, of_entropy):
+def test_the_gradient(way, alike, entropy_gradient):
     """Of a mean and of a weighted sum; the hint that the tokens are treated alike is right or wrong."""
     changes = dict(WAYS[way])
     *tensors, targets = given(bias=changes.pop("bias", False))
     trained, weights = [x for x in tensors if x is not None], torch.ones(ROWS).double() / ROWS if alike else torch.randn(ROWS).double()
 
     def gradients(found):
-        loss = (found[0] * weights).sum() + (0.3 * found[1] * weights.flip(0)).sum() * of_entropy
+        loss = (found[0] * weights).sum() + (0.3 * found[1] * weights.flip(0)).sum() * entropy_gradient
         return torch.autograd.grad(loss, trained)
 
     its = gradients(plain(*tensors, targets, **changes))
     for hint in (False, True):
-        found = log_probs(*tensors, targets, outputs=OUTPUTS, same_gradient=hint, of_entropy=of_entropy, **changes)
-        if not of_entropy:
+        found = log_probs(*tensors, targets, outputs=OUTPUTS, uniform_gradient=hint, entropy_gradient=entropy_gradient, **changes)
+        if not entropy_gradient:
             found = (found[0], found[1].detach(), *found[2:])
         for mine, expected in zip(gradients(found), its, strict=True):
             torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
@@ -79,7 +79,7 @@ def test_the_gradient(way, alike, of_entropy):
 def test_the_gradient_in_float32_is_the_plain_one_within_a_millionth():
     tensors = given(dtype=torch.float32)
     wanted = tensors[:2]
-    mine, its = (torch.autograd.grad(found[0].mean(), wanted) for found in (log_probs(*tensors, same_gradient=True), plain(*tensors)))
+    mine, its = (torch.autograd.grad(found[0].mean(), wanted) for found in (log_probs(*tensors, uniform_gradient=True), plain(*tensors)))
     for one, other in zip(mine, its, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_the_gradient_in_float32_is_the_plain_one_within_a_millionth():
 def test_what_is_frozen_gets_no_gradient(frozen):
     *tensors, targets = given(bias=True)
     tensors[frozen].requires_grad_(False)
-    (found, *_) = log_probs(*tensors, targets, same_gradient=True)
+    (found, *_) = log_probs(*tensors, targets, uniform_gradient=True)
     found.sum().backward()
     expected = torch.autograd.grad(plain(*tensors, targets)[0].sum(), [x for x in tensors if x.requires_grad])
     for mine, its in zip([x.grad for x in tensors if x.requires_grad], expected, strict=True):
@@ -98,7 +98,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 def test_a_second_backward_pass_gives_the_same():
     tensors = given()
-    (found, *_) = log_probs(*tensors, same_gradient=True)
+    (found, *_) = log_probs(*tensors, uniform_gradient=True)
     first, second = (torch.autograd.grad(found.sum(), tensors[:2], retain_graph=True) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -109,10 +109,10 @@ def test_without_a_gradient_only_the_logits_are_computed(monkeypatch):
     real = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: products.append(one.shape) or real(one, other))
     with torch.no_grad():
-        found = log_probs(*tensors, outputs=OUTPUTS, same_gradient=True)[0]
+        found = log_probs(*tensors, outputs=OUTPUTS, uniform_gradient=True)[0]
     assert not found.requires_grad
     assert products == []
-    log_probs(*tensors, same_gradient=True)
+    log_probs(*tensors, uniform_gradient=True)
     assert products == [(ROWS, VOCABULARY), (VOCABULARY, ROWS)]  # of the hidden states, and of the weight
 
 
@@ -138,7 +138,7 @@ def test_no_array_is_larger_than_a_tile(monkeypatch):
 
 def test_no_rows():
     tensors = given(rows=0, bias=True)
-    found = log_probs(*tensors, outputs=OUTPUTS, same_gradient=True)
+    found = log_probs(*tensors, outputs=OUTPUTS, uniform_gradient=True)
     assert [len(values) for values in found] == [0] * 5
     found[0].sum().backward()
     assert not any(tensor.grad.any() for tensor in tensors[:3])
@@ -153,7 +153,7 @@ def test_under_autocast_it_is_of_16_bits_and_the_gradient_of_its_own_type():
     tensors = given(dtype=torch.float32, bias=True)
     for hint in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
-            found = log_probs(*tensors, same_gradient=hint)[0]
+            found = log_probs(*tensors, uniform_gradient=hint)[0]
         its = plain(*tensors)[0]
         assert found.dtype is torch.float32
         torch.testing.assert_close(found, its, rtol=2e-2, atol=5e-2)

@@ -45,7 +45,8 @@ REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeErr
 # What Hydra composed in this process, pickled, about 60 kB each. The jobs of a sweep mostly choose the same options.
 _COMPOSITIONS: dict[Hashable, bytes] = {}
 _MOST_COMPOSITIONS = 100
-_NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_GOES_ON")
+# Environment variables by which a process tells another one something that is not composed.
+_NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_RESUMES")
 
 
 def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:

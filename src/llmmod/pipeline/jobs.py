@@ -32,7 +32,7 @@ from llmmod.pipeline.run import Outcome, full_error_wanted
 from llmmod.pipeline.session import Left
 from llmmod.runs.read import Run
 from llmmod.runs.replay import conclude
-from llmmod.sweep.plan import GOES_ON, Sweep
+from llmmod.sweep.plan import RESUMES, Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
 _LEFT = Left()  # of the sweep's last job in this process
@@ -96,7 +96,7 @@ class Jobs:
             write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
-        root.auto_resume |= GOES_ON in os.environ
+        root.auto_resume |= RESUMES in os.environ
         root.replay = None if self._replayed is None else str(self._replayed.directory)
         hydra = HydraConfig.get()
         job_logging: Any = OmegaConf.to_container(hydra.job_logging, resolve=True)

@@ -44,8 +44,8 @@ def commands_of(argv: Sequence[str], overrides: Sequence[str], root: Root, run_d
     start, parts = _program(argv), StepConfigs(root)
     keys = list(dict.fromkeys(f"{parts.part(step, 'training')}.{_KEY}" for step in parts.steps if parts.trains(step)))
     kept = [text for text in overrides if text.lstrip("+~").partition("=")[0] not in (_OUTPUT, _AUTO, *keys)]
-    goes_on = [*start, *kept, directory_override(run_dir), *(f"{key}=true" for key in keys)]
-    return {"command": shlex.join([*start, *overrides]), "resume_command": shlex.join(goes_on) if keys else None, "cwd": os.getcwd()}
+    resumed = [*start, *kept, directory_override(run_dir), *(f"{key}=true" for key in keys)]
+    return {"command": shlex.join([*start, *overrides]), "resume_command": shlex.join(resumed) if keys else None, "cwd": os.getcwd()}
 
 
 def directory_override(run_dir: Path) -> str:

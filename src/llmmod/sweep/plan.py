@@ -30,7 +30,7 @@ from llmmod.upstream import require_upstream
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OPTUNA = "hydra_plugins.llmmod.OptunaSweeper"  # Hydra accepts sweepers only from packages of this name
 EARLIER = "earlier"  # the sweep's directory for failed jobs that run again
-GOES_ON = "LLMMOD_GOES_ON"  # the environment variable of a job that resumes from its own checkpoints
+RESUMES = "LLMMOD_RESUMES"  # the environment variable of a job that resumes from its own checkpoints
 RAY = "hydra_plugins.llmmod.RayLauncher"
 Compose = Callable[..., Composed]
 
@@ -245,13 +245,13 @@ def run_again(job: Planned, directory: Path | None) -> Planned:
     """
     if directory is None:
         return job
-    if can_go_on(directory, job.number):
-        return replace(job, environment={**job.environment, GOES_ON: "1"})
+    if can_resume(directory, job.number):
+        return replace(job, environment={**job.environment, RESUMES: "1"})
     set_aside(directory)
     return job
 
 
-def can_go_on(directory: Path, number: int) -> bool:
+def can_resume(directory: Path, number: int) -> bool:
     """Whether a job can resume in its directory: it has checkpoints, and it is named by the job's number, as Hydra will name it again."""
     return directory.name == str(number) and ended_from_outside(directory) and any(directory.glob("*/checkpoint-*"))
 

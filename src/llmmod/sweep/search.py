@@ -19,14 +19,14 @@ from omegaconf import OmegaConf
 from llmmod.errors import ConfigError, Problem, Pruned, did_you_mean, one_line
 from llmmod.files.lock import is_alive, this_process
 from llmmod.sweep.launch import LaunchingSweeper, begin, launch, side_by_side
-from llmmod.sweep.plan import Planned, Sweep, can_go_on, parsed, run_again, set_aside, still_runs, write_manifest
+from llmmod.sweep.plan import Planned, Sweep, can_resume, parsed, run_again, set_aside, still_runs, write_manifest
 from llmmod.sweep.results import PRUNED, Goal, Job, job_directory, mark_failed, read_job
 from llmmod.sweep.space import Parameter, choose, combinations, fixed_values, search_space
 
 TRIAL = "LLMMOD_TRIAL"  # the environment variable that gives a job its trial
 _OWNER = "owner"  # attribute of a trial: the process that asked for it, with the directory of its sweep
 _RETRIED = "retried"
-_GOES_ON = "goes on"  # attribute of a trial: the number of the trial whose checkpoints it resumes from
+_RESUMES = "resumes"  # attribute of a trial: the number of the trial whose checkpoints it resumes from
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "random": "RandomSampler", "grid": "RandomSampler"}
 PRUNERS = {"median": "MedianPruner", "hyperband": "HyperbandPruner"}
 
@@ -199,9 +199,9 @@ class OptunaSweeper(LaunchingSweeper):
             if trial.state == states.RUNNING:
                 study.tell(trial.number, state=states.FAIL)
             directory = job_directory(sweep_dir, trial.number)
-            goes_on = directory is not None and self._storage is None and can_go_on(directory, trial.number)
-            study.enqueue_trial(trial.params, user_attrs={_GOES_ON: trial.number} if goes_on else None)
-            if directory is not None and not goes_on:
+            resumes = directory is not None and self._storage is None and can_resume(directory, trial.number)
+            study.enqueue_trial(trial.params, user_attrs={_RESUMES: trial.number} if resumes else None)
+            if directory is not None and not resumes:
                 set_aside(directory)
         study.set_user_attr(_RETRIED, sorted(retried | {trial.number for trial in again}))
         return {trial.number for trial in again}
@@ -229,7 +229,7 @@ class OptunaSweeper(LaunchingSweeper):
         return mine or not is_alive(owner)
 
     def _planned(self, trial: Any, overrides: list[str], storage: str, sweep_dir: Path, sweep: Sweep) -> Planned:
-        job, before = Planned(trial.number, overrides, self._environment(storage, trial.number, sweep.goal)), trial.user_attrs.get(_GOES_ON)
+        job, before = Planned(trial.number, overrides, self._environment(storage, trial.number, sweep.goal)), trial.user_attrs.get(_RESUMES)
         if before is None or not (sweep_dir / str(before)).is_dir():
             return job
         return run_again(job, (sweep_dir / str(before)).rename(sweep_dir / str(trial.number)))

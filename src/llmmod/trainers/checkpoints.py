@@ -40,7 +40,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
     _aside: Path | None = None  # the temporary directory of a checkpoint in progress
     _loaded: dict[str, Any] | None = None  # the state of the checkpoint to resume from, until it is restored
     _began, _earlier_s = 0.0, 0.0  # seconds since 1970; seconds of training before the checkpoint
-    _goes_on = False
+    _resumes = False
     _evaluation_due = _save_due = False
     _devices: Sequence[torch.Tensor] = ()
     _checkpoint = ""
@@ -76,7 +76,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def begin(self) -> None:
         """Restore the state of the checkpoint, if the training resumes from one; called before the first step of every training."""
-        self._began, self._earlier_s, self._goes_on = time.time(), 0.0, self._loaded is not None
+        self._began, self._earlier_s, self._resumes = time.time(), 0.0, self._loaded is not None
         if self._loaded is not None:
             self.load_training_state(self._loaded)
             directory = Path(self.args.output_dir)
@@ -160,7 +160,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         self._evaluate_if_due(trial, start_time)
-        if self._goes_on:  # report loss, time and speed of the whole training
+        if self._resumes:  # report loss, time and speed of the whole training
             self._initial_global_step = 0
             start_time -= self._earlier_s
         return super()._finalize_training(trial, num_train_samples, start_time)

@@ -45,7 +45,7 @@ _PEFT_FORWARD = Linear.forward
 
 @contextmanager
 def efficient_head(
-    *, only: Sequence[str] | None = None, same_gradient: bool = False, of_entropy: bool = False
+    *, only: Sequence[str] | None = None, uniform_gradient: bool = False, entropy_gradient: bool = False
 ) -> Iterator[LogProbFunction]:
     """A context in which trl's LM head computes labelled positions only, on every device; on a CPU, it computes their logits once.
 
@@ -53,10 +53,10 @@ def efficient_head(
 
     Args:
         only: the outputs that are needed here, of those that the head was set up with (`add_fused_lm_head(outputs=…)`); None: all.
-        same_gradient, of_entropy: as `log_probs` has them.
+        uniform_gradient, entropy_gradient: as `log_probs` has them.
     """
     use_triton, function = trl.trainer.utils._use_triton, trl.trainer.utils._ChunkedLogProbFunction
-    replacing = LogProbFunction(function, only, same_gradient=same_gradient, of_entropy=of_entropy)
+    replacing = LogProbFunction(function, only, uniform_gradient=uniform_gradient, entropy_gradient=entropy_gradient)
     trl.trainer.utils._use_triton = lambda device: True  # what picks the labelled positions
     trl.trainer.utils._ChunkedLogProbFunction = replacing
     try:
@@ -72,11 +72,13 @@ class LogProbFunction:
 
     Args:
         trls: the class that it replaces.
-        only, same_gradient, of_entropy: as `efficient_head` has them.
+        only, uniform_gradient, entropy_gradient: as `efficient_head` has them.
     """
 
-    def __init__(self, trls: Any, only: Sequence[str] | None = None, *, same_gradient: bool = False, of_entropy: bool = False) -> None:
-        self._trls, self._only, self._same_gradient, self._of_entropy = trls, only, same_gradient, of_entropy
+    def __init__(
+        self, trls: Any, only: Sequence[str] | None = None, *, uniform_gradient: bool = False, entropy_gradient: bool = False
+    ) -> None:
+        self._trls, self._only, self._uniform_gradient, self._entropy_gradient = trls, only, uniform_gradient, entropy_gradient
         self.hidden = torch.empty(0)  # that the head got last, [rows, channels]
 
     def apply(
@@ -101,7 +103,7 @@ class LogProbFunction:
             return self._trls.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         return log_probs(
             hidden, weight, bias, targets, temperature=temperature, softcap=softcap, scale=scale, outputs=outputs,
-            same_gradient=self._same_gradient, of_entropy=self._of_entropy,
+            uniform_gradient=self._uniform_gradient, entropy_gradient=self._entropy_gradient,
         )  # fmt: skip
 
 

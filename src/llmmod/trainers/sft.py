@@ -43,7 +43,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The sum of the losses of labelled positions, divided by `num_items_in_batch`, or else by their number."""
-        with efficient_head(same_gradient=self.args.loss_type == "nll"):
+        with efficient_head(uniform_gradient=self.args.loss_type == "nll"):
             return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:

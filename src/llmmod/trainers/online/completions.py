@@ -68,7 +68,7 @@ def score_completions(
     *,
     value_head: nn.Module | None = None,
     outputs: Sequence[str] = ("log_probs", "entropy"),
-    of_entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> PolicyOutputs:
     """Log-probabilities, entropies and values of the completion tokens of a batch.
 
@@ -78,14 +78,14 @@ def score_completions(
         batch: from `completion_rows`, on the model's device.
         value_head: from a hidden state to a value.
         outputs: of the head; entropies are zeros if they are not among them.
-        of_entropy: whether the loss depends on the entropy.
+        entropy_gradient: whether the loss depends on the entropy.
     """
     mask = batch["completion_mask"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     row = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)[mask]
     place = row, batch["predicted_from"][mask]
     labels = torch.full_like(batch["input_ids"], _IGNORED).index_put(place, batch["completions"][mask])
-    with efficient_head(only=outputs, of_entropy=of_entropy) as head:
+    with efficient_head(only=outputs, entropy_gradient=entropy_gradient) as head:
         found = model(**inputs, shift_labels=labels, fused_lm_head=True)
     values = None
     if value_head is not None:

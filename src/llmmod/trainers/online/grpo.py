@@ -181,7 +181,7 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
             assert found_reference is not None, "without a reference, beta is 0"
             scorer, context = self.model, found_reference
         outputs = ("log_probs", "entropy") if compute_entropy else ("log_probs",)
-        asked: dict[str, Any] = {"outputs": outputs, "of_entropy": self._entropy_bonus_enabled}
+        asked: dict[str, Any] = {"outputs": outputs, "entropy_gradient": self._entropy_bonus_enabled}
         found = []
         with context, self.accelerator.autocast():
             for ids, mask in zip(*(torch.split(part, size) for part in (input_ids, attention_mask.bool())), strict=True):

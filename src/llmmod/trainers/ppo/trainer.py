@@ -135,7 +135,7 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """PPO's loss of a micro-batch: the sum over its tokens, divided by the number of tokens of the whole optimizer step."""
         args, mask = self.args, inputs["completion_mask"]
-        now = score_completions(model, inputs, value_head=self.value_head, of_entropy=bool(args.entropy_coef))
+        now = score_completions(model, inputs, value_head=self.value_head, entropy_gradient=bool(args.entropy_coef))
         assert now.values is not None
         policy, clipped = policy_losses(now.logps, inputs["old_logps"], inputs["advantages"], cliprange=args.cliprange)
         value, value_clipped = value_losses(now.values, inputs["old_values"], inputs["returns"], cliprange_value=args.cliprange_value)

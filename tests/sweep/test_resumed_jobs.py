@@ -9,7 +9,7 @@ from holder import held_by_another
 from light_jobs import left, sweep_of
 from typed import typed
 
-from llmmod.sweep.plan import GOES_ON, Planned, planned_jobs, write_manifest
+from llmmod.sweep.plan import RESUMES, Planned, planned_jobs, write_manifest
 from llmmod.sweep.results import read_jobs
 
 
@@ -69,7 +69,7 @@ def ended(work):
 
 def test_what_failed_by_itself_begins_anew_and_what_was_ended_goes_on(work, ended):
     planned = planned_jobs(work, ended, resumed=True)
-    assert [dict(job.environment) for job in planned] == [*[{GOES_ON: "1"}] * 3, {}]
+    assert [dict(job.environment) for job in planned] == [*[{RESUMES: "1"}] * 3, {}]
     assert [path.name for path in (work / "earlier").iterdir()] == ["3-1"]
 
 
@@ -95,7 +95,7 @@ def test_a_trial_of_a_search_goes_on_on_any_machine(monkeypatch, work, host):
     def job(config):
         import os
 
-        place = left({"eval_loss": 1.0}, goes_on=GOES_ON in os.environ, steps=[])
+        place = left({"eval_loss": 1.0}, goes_on=RESUMES in os.environ, steps=[])
         if place.name == "1":
             left({}, status="running", steps=[{"name": "train", "status": "running"}])
             (place / "train" / "checkpoint-3").mkdir(parents=True)
