@@ -12,8 +12,10 @@ besides, and prints the token that ends the completion.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import psutil
@@ -26,12 +28,12 @@ from llmmod.models.attention.rope import depends_on_length
 from llmmod.models.attention.varlen import PackingMethod
 from llmmod.models.generation.decoder import Decoder
 from llmmod.models.generation.settings import Ends, Reader, unread
-from llmmod.models.generation.step import say_once
 from llmmod.models.packing import packing_support
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
+log = logging.getLogger("llmmod")
 _MOST_SLOTS = {"cpu": 64}  # beyond it a step takes as much longer as it has more rows
 _MOST_SLOTS_ELSEWHERE = 256
 _MEMORY_SHARE = 0.25  # of what is free
@@ -70,7 +72,7 @@ def generate(
         raise ConfigError(Problem("generation.max_length", found, do="Set generation.max_new_tokens instead"))
     size = batch_size or _slots(model, config.max_length or longest + (config.max_new_tokens or 0))
     if reason := why_not_decoded(model, config):
-        say_once(f"transformers' own loop generates: {reason}")
+        _say_once(reason)
         if first and config.do_sample:
             torch.manual_seed(_drawn_seed(config) + first)  # not what the process samples that has the first prompts
         yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
@@ -78,6 +80,12 @@ def generate(
     seed = _drawn_seed(config)
     branches = packing_support(model).branches
     yield from Decoder(model, config, slots=size, tokenizer=tokenizer, seed=seed, first=first, branches=branches).run(prompts)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    """Say why the decoder doesn't generate, at the first of many calls."""
+    log.info("transformers' own loop generates: %s", reason)
 
 
 def _drawn_seed(config: GenerationConfig) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -95,8 +94,8 @@ class Step:
         self._say()
 
     def _say(self) -> None:
-        name = type(self._base).__name__
-        say_once(f"each token by {name}'s forward: {self._reason}" if self._reason else f"each token of {name} by a forward of our own")
+        # For whoever asks for it: at the first token, a chat's answer is under way on the terminal.
+        log.debug("%s decodes by %s", type(self._base).__name__, f"its own forward: {self._reason}" if self._reason else "llmmod's")
 
 
 def _why_not(model: Any) -> str | None:
@@ -196,9 +195,3 @@ def _layer(layer: Any, layers: LeanLayers, number: int, asked: AttentionArgument
         down=layers.of(mlp.down_proj),
         activation=functional.silu if type(mlp.act_fn) is SiLUActivation else mlp.act_fn,
     )
-
-
-@cache
-def say_once(message: str) -> None:
-    """Say which way generation goes, at the first of many calls."""
-    log.info(message)
