@@ -28,7 +28,7 @@ MOST_SIDE_BY_SIDE = 12
 COPIED = ("config.schema", "data.formats", "metrics", "rewards", "steps")
 SHORT = {
     "__main__": "what `python -m llmmod` asks for",
-    "distributed": "rank and world size, which code above the torch line asks for too",
+    "distributed": "rank, world size and cores, which code above the torch line asks for too",
 }
 
 

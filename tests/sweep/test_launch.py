@@ -7,7 +7,8 @@ import pytest
 import yaml
 from light_jobs import sweep_of
 
-from llmmod.sweep.launch import cores_here, threads_of_each
+from llmmod.distributed import cores
+from llmmod.sweep.launch import threads_of_each
 from llmmod.sweep.results import read_jobs
 
 
@@ -58,13 +59,13 @@ def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, mo
     assert jobs[1].error
     assert yaml.safe_load((directory / "1" / ".hydra" / "overrides.yaml").read_text()) == ["seed=1", "smoke=True"]
     assert json.loads((directory / "0" / "run.json").read_text())["pid"] != os.getpid()
-    shared = threads_of_each(min(2, cores_here()))
-    assert (directory / "0" / "threads").read_text() in (str(shared), str(cores_here()))
+    shared = threads_of_each(min(2, cores()))
+    assert (directory / "0" / "threads").read_text() in (str(shared), str(cores()))
 
 
 def test_jobs_side_by_side_share_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("llmmod.sweep.launch.cores_here", lambda: 8)
+    monkeypatch.setattr("llmmod.sweep.launch.cores", lambda: 8)
     assert [threads_of_each(jobs) for jobs in (1, 2, 3, 16)] == [8, 4, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert [threads_of_each(jobs) for jobs in (1, 2, 4)] == [3, 3, 2]

@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.schema.steps import PlanConf, Root
-from llmmod.distributed import is_launched, rank
+from llmmod.distributed import cores, is_launched, rank
 from llmmod.errors import LlmmodError
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
@@ -192,7 +192,7 @@ def work(file: Path) -> int:
         sys.path[:] = pickle.load(opened)
         frozen: Frozen = pickle.load(opened)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"]))))
     if rank() != 0:
         logging.getLogger().addHandler(logging.NullHandler())  # or Python would print warnings itself
     elif frozen.job_logging is not None:

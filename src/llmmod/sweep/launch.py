@@ -26,6 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from llmmod.distributed import cores
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
@@ -56,24 +57,19 @@ def launch(launcher: Launcher, config: DictConfig, jobs: Sequence[Planned], *, a
 
 def side_by_side(config: DictConfig, jobs: int) -> int:
     """How many of the given number of jobs a launcher runs in parallel on this machine."""
-    node, cores = config.hydra.launcher, cores_here()
+    node, here = config.hydra.launcher, cores()
     target = str(node.get("_target_", ""))
     if target.endswith("JoblibLauncher"):
         wanted = int(node.get("n_jobs") or 1)
-        return min(jobs, wanted if wanted > 0 else max(1, cores + 1 + wanted))
+        return min(jobs, wanted if wanted > 0 else max(1, here + 1 + wanted))
     if target.endswith("LocalLauncher"):
-        return min(jobs, cores)
+        return min(jobs, here)
     return 1  # one after the other, or on other machines, where Slurm and Ray divide the cores
-
-
-def cores_here() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of_each(jobs: int) -> int:
     """Threads for each of several parallel jobs; fewer if the user's OMP_NUM_THREADS is lower."""
-    share = max(1, cores_here() // jobs)
+    share = max(1, cores() // jobs)
     wanted = os.environ.get(_THREADS[0], "")
     return min(share, int(wanted)) if wanted.isdigit() and int(wanted) else share
 
@@ -82,7 +78,7 @@ def _most_at_once(config: DictConfig) -> int | None:
     """How many jobs are launched together. submitit starts a process for every local job at once."""
     wanted: int | None = config.hydra.sweeper.get("max_batch_size")
     if wanted is None and str(config.hydra.launcher.get("_target_", "")).endswith("LocalLauncher"):
-        return cores_here()
+        return cores()
     return wanted
 
 

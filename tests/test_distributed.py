@@ -1,0 +1,60 @@
+"""What of the machine a process may use."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from llmmod.distributed import cores
+
+V1 = "4:memory:/docker/ab\n3:cpu,cpuacct:{group}\n"
+QUOTA, PERIOD = "sys/fs/cgroup/cpu/{}cpu.cfs_quota_us", "sys/fs/cgroup/cpu/{}cpu.cfs_period_us"
+
+
+@pytest.fixture
+def has_64_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+
+
+# Files of a Linux machine with 64 cores, as `docker run --cpus=2` and its like make them.
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, 64, id="no control groups"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2, id="a container, v2"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64, id="a container without a quota, v2"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, id="one and a half"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1, id="less than one"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9600000 100000\n"}, 64, id="more than there are"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "400000 100000\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"},
+            4,
+            id="the group above has one, v2",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V1.format(group="/docker/ab"), QUOTA.format(""): "200000\n", PERIOD.format(""): "100000\n"},
+            2,
+            id="a container whose group has the host's path, v1",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V1.format(group="/a"), QUOTA.format("a/"): "300000\n", PERIOD.format("a/"): "100000\n"},
+            3,
+            id="a group, v1",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V1.format(group="/"), QUOTA.format(""): "-1\n", PERIOD.format(""): "100000\n"}, 64, id="no quota, v1"
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("has_64_cores")
+def test_a_quota_of_cpu_time_limits_the_cores(files, expected, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores(tmp_path) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone says which cores a process may use")
+def test_this_machine_has_at_least_one_core_and_not_more_than_it_may_use():
+    assert 1 <= cores() <= len(os.sched_getaffinity(0))
