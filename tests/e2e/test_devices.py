@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+
 import observed
 import plain_loop as plain
 import pytest
@@ -22,6 +25,8 @@ __all__ = ["work"]
 # On a CPU the head is `log_probs`, elsewhere trl's tiles: the same sums in another order.
 NEAR = 1e-4
 FIRST, SECOND = f"{NAME}:0", f"{NAME}:1"
+PREDICTED = ["pipeline=[train,evaluate,predict]", "steps.predict.max_samples=3"]
+SAMPLED = ["generation.max_new_tokens=5"]
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +37,17 @@ def on_cpu():
 
 @pytest.fixture
 def run(work, tmp_path, monkeypatch, on_cpu):
-    """Losses, gradients and evaluation of three steps of a stage."""
+    """Losses, gradients and evaluation of three steps of a stage, and, with an adapter, what `predict` writes."""
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
 
     def found(stage, way, where, *more):
-        chosen = [*overrides(work, stage, "float32", *of_way(way), *more), "pipeline=[train,evaluate]", "training.bf16=false"]
+        steps = ["pipeline=[train,evaluate]"] if way == "full" else PREDICTED + SAMPLED * (stage != "rm")
+        chosen = [*overrides(work, stage, "float32", *of_way(way), *more), *steps, "training.bf16=false"]
         metrics = llmmod.run(llmmod.compose([*chosen, f"output_dir={tmp_path / where}"]))
         training, timed = observed.TRAININGS[-1], ("_runtime", "_per_second")
         evaluation = {name: value for name, value in metrics.items() if name.startswith("eval_") and not name.endswith(timed)}
-        return training.losses, training.gradients, evaluation
+        files = sorted((tmp_path / where).glob("predict/*.jsonl"))
+        return training.losses, training.gradients, evaluation, [json.loads(line) for file in files for line in file.open()]
 
     def both(stage, way, *more):
         if (stage, way, more) not in on_cpu:
@@ -56,12 +63,18 @@ def assert_same(found, expected):
     assert len(found[1]) == plain.STEPS
     assert max(relative(*both) for both in zip(found[1], expected[1], strict=True)) < NEAR
     assert found[2] == pytest.approx(expected[2], rel=NEAR, abs=NEAR)
+    assert len(found[3]) == len(expected[3])
+    for line, other in zip(found[3], expected[3], strict=True):
+        numbers = {name: pytest.approx(value, rel=NEAR, abs=NEAR) for name, value in other.items() if isinstance(value, float)}
+        assert line == {**other, **numbers}
 
 
 @pytest.mark.parametrize("way", ["full", "lora"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_on_one_device(run, stage, way):
-    assert_same(*run(stage, way))
+    found, expected = run(stage, way)
+    assert_same(found, expected)
+    assert (len(found[3]) >= 3) == (way == "lora")
     assert WAITS["to the CPU"] > 0  # the weights, when they are saved: it was there
 
 
@@ -96,6 +109,8 @@ def test_devices_do_not_mix():
             on_cpu[torch.zeros(1, dtype=torch.int64, device=FIRST)]
         with pytest.raises(TypeError, match="can't convert"):
             first.numpy()
+        with pytest.raises(TypeError, match="float64, which it doesn't support"):
+            first.double()
         assert (first + torch.tensor(1.0)).device == first[torch.tensor([0])].device == torch.device(FIRST)
         moved = (first.requires_grad_() * 2).to(SECOND)
         (moved * second).sum().backward()
@@ -136,3 +151,21 @@ def test_a_row_s_values_by_completion_halt_nothing():
         assert +WAITS == {}
         assert found.detach().tolist() == [[1, 2, 0], [5, 0, 0], [3, 0, 0], [6, 7, 8]]
         assert values.grad.tolist() == [[0, 2, 4, 6, 0, 10, 12, 14, 16]]
+
+
+@pytest.mark.parametrize("base", ["shared", "its own"])
+def test_a_reward_model_scores_completions_there(work, tmp_path, monkeypatch, base):
+    """ppo's, that the stage rm has trained: as an adapter on the policy's weights, or a model of its own beside it."""
+    monkeypatch.setenv("LLMMOD_ALLOW", "observed")
+    short = ["training.max_steps=1", "training.bf16=false", "training.gradient_accumulation_steps=1", "pipeline=[train]"]
+    reward = [*overrides(work, "rm", "float32", *of_way("lora" if base == "shared" else "full")), *short, f"output_dir={tmp_path}/rm"]
+    llmmod.run(llmmod.compose(reward))
+    scores = []
+    for where in (nullcontext(), standing_in()):
+        chosen = [*overrides(work, "ppo", "float32", *of_way("lora")), *short, f"output_dir={tmp_path}/ppo{len(scores)}"]
+        chosen = [f"+training.reward.mine.path={tmp_path}/rm/train" if "reward.mine" in text else text for text in chosen]
+        with where:
+            scores.append(llmmod.run(llmmod.compose([*chosen, "pipeline=[train,evaluate]"])))
+    compared = [name for name in scores[0] if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))]
+    assert {name: scores[1][name] for name in compared} == pytest.approx({name: scores[0][name] for name in compared}, rel=NEAR, abs=NEAR)
+    assert abs(scores[0]["eval_score"]) > 1e-3

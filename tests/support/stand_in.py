@@ -1,6 +1,7 @@
 """A stand-in for an accelerator: tensors that hold real numbers in the CPU's memory and report another device.
 
-Whatever mixes devices fails as on a GPU, and whatever makes the host wait for one is counted. Numbers, random ones too, are the CPU's.
+Whatever mixes devices fails as on a GPU, and float64 as on Apple's; whatever makes the host wait for one is counted. Numbers, random ones
+too, are the CPU's.
 
 A tensor that stands there is a wrapper (`torch.Tensor._make_wrapper_subclass`) around one of the CPU. As on a GPU, a CPU tensor
 without dimensions may take part, and indices may; all else has to be moved first.
@@ -180,6 +181,8 @@ def dispatched(func, args, kwargs):
         plain["device"] = CPU
     with torch._C._DisableTorchDispatch():
         found = func(*plain_args, **plain)
+    if there != CPU and any(value.dtype is torch.float64 for value in tree_flatten(found)[0] if isinstance(value, torch.Tensor)):
+        raise TypeError(f"Cannot convert a tensor of {there} to float64, which it doesn't support ({func})")  # as Apple's GPUs say
     if there == CPU:
         return args[0] if packet is aten.copy_ else found
     return tree_map_only(torch.Tensor, lambda tensor: inputs[id(tensor)] if id(tensor) in inputs else Placed(tensor, there), found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 import transformers
 import trl
 
+from llmmod.config.schema.base import Dtype
 from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.training import StageConf
 from llmmod.errors import ConfigError
+from llmmod.models.loading.quantization import _compute_dtype
 from llmmod.trainers.arguments import training_arguments
 
 on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="says what is decided for a CPU")
@@ -181,3 +184,18 @@ def test_an_accelerator_gets_batches_from_pinned_memory_without_waiting(sft_conf
     own = arguments(sft_conf(accelerator_config={"non_blocking": False, "split_batches": True}), tmp_path)
     assert (own.accelerator_config.non_blocking, own.accelerator_config.split_batches) == (False, True)
     assert not arguments(sft_conf(use_cpu=True), tmp_path).accelerator_config.non_blocking
+
+
+@pytest.mark.parametrize(("generation", "native"), [(7, False), (8, True)], ids=["T4", "A100"])
+def test_a_gpu_that_emulates_bfloat16_is_not_asked_for_it(sft_conf, tmp_path, monkeypatch, generation, native):
+    """torch says that a T4 and a V100 have it, since it can make such tensors there."""
+    monkeypatch.setattr("llmmod.trainers.arguments._has_accelerator", lambda conf: True)
+    of_gpu = {"is_available": True, "current_device": 0, "get_device_properties": SimpleNamespace(major=generation)}
+    for name, value in {**of_gpu, "_check_bf16_tensor_supported": True}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    assert torch.cuda.is_bf16_supported()
+    made = {}
+    monkeypatch.setattr("llmmod.trainers.arguments._construct", lambda target, values: made.update(values))
+    arguments(sft_conf(bf16=None), tmp_path)
+    assert made["bf16"] is native
+    assert _compute_dtype(Dtype.auto) == ("bfloat16" if native else "float32")

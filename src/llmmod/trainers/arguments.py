@@ -130,7 +130,14 @@ def _precision(conf: Any, *, fp16: bool) -> dict[str, Any]:
     on_cpu = not _has_accelerator(conf)
     if conf.bf16 is not None:
         return {"use_cpu": on_cpu, "bf16": conf.bf16}
-    return {"use_cpu": on_cpu, "bf16": not on_cpu and not fp16 and is_torch_bf16_gpu_available()}
+    return {"use_cpu": on_cpu, "bf16": not on_cpu and not fp16 and _has_bfloat16()}
+
+
+def _has_bfloat16() -> bool:
+    """Whether the accelerator computes in bfloat16. transformers (5.23) also counts GPUs that emulate it slowly, such as T4 and V100."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(is_torch_bf16_gpu_available())
 
 
 def _best(conf: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class RmTrainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
         weights = torch.ones_like(found[:, :1]) if weights is None else weights[:, None]
         # Gathered by pair, which drops the duplicates that fill the last batch of several processes.
         found = self.accelerator.gather_for_metrics(torch.cat([found * weights, weights], dim=1))
-        self._sums += found.double().sum(0).cpu()
+        self._sums += found.cpu().double().sum(0)
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:

@@ -61,7 +61,7 @@ class SftTrainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
             outputs = model(**inputs, fused_lm_head=True)
         sums = sums_by_example([-outputs.log_probs, outputs.label_mask, outputs.is_top1], inputs.get(BOUNDARIES))
         # Gathered by example, [batch, 3], which drops the duplicates that fill the last batch of several processes.
-        self._sums += self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()
+        self._sums += self.accelerator.gather_for_metrics(sums).cpu().double().sum(0)
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:

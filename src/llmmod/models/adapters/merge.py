@@ -94,7 +94,7 @@ def divergence(model: Any, other: Any, ids: Sequence[int]) -> float:
     """
     was_training = model.training
     with torch.no_grad():
-        true, found = (m.eval()(torch.tensor([list(ids)], device=m.device)).logits[0].double().cpu() for m in (model, other))
+        true, found = (m.eval()(torch.tensor([list(ids)], device=m.device)).logits[0].cpu().double() for m in (model, other))
     model.train(was_training)
     return functional.kl_div(found.log_softmax(-1), true.log_softmax(-1), log_target=True, reduction="batchmean").item()
 

@@ -142,7 +142,7 @@ class _State:
         self._least = torch.zeros(slots, **on)  # before which none may end
         self._ended_at = torch.zeros(slots, **on)  # tokens up to the one that ended the completion; 0: none did yet
         self._tails = torch.full((slots, decoder._tail), _NO_TOKEN, **on)
-        self._uniform = torch.zeros(slots, 0, dtype=torch.float64, device=decoder.device)
+        self._uniform = torch.zeros(slots, 0, device=decoder.device)  # float32: Apple's GPUs don't have float64
         self._since: list[torch.Tensor] = []  # tokens chosen since the last look, each [rows]
 
     def made(self, row: _Row) -> int:

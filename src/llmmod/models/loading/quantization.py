@@ -71,7 +71,7 @@ def _compute_dtype(chosen: Dtype) -> str:
     """The type of matrix products: `auto` is bfloat16 where the accelerator has it, else float32."""
     if chosen is not Dtype.auto:
         return str(chosen.value)
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 @contextmanager

@@ -209,14 +209,14 @@ class GrpoTrainer(OnlineTrainer, GRPOTrainer):  # type: ignore[misc]
         rows, width = batch["completion_ids"].shape
         with torch.no_grad(), self.compute_loss_context_manager():
             logps, entropies, _ = self._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=rows, compute_entropy=True)
-        tokens = batch["completion_mask"][: self._place[1]].double()
+        tokens = batch["completion_mask"][: self._place[1]].cpu().double()
         of_tokens = {"entropy": entropies}
         if self.beta:
             apart = batch["ref_per_token_logps"] - logps
             of_tokens["kl"] = torch.exp(apart) - apart - 1
         for name, values in of_tokens.items():
             assert values is not None
-            self._held_out.add({name: float((values[: len(tokens)] * tokens).sum() / tokens.sum().clamp(min=1))}, float(tokens.sum()))
+            self._held_out.add({name: float((values[: len(tokens)].cpu() * tokens).sum() / tokens.sum().clamp(min=1))}, float(tokens.sum()))
         self._metrics["eval"].clear()
         self._place = None
         return None, None, None

@@ -137,7 +137,7 @@ class RolloutCollector:
         rewards = token_rewards(apply_missing_eos_penalty(scaled, ended, args.missing_eos_penalty), kl, mask, kl_coef=self.kl_coef.value)
         total = rewards.sum(1)
         if args.whiten_rewards:
-            rewards = whitened(rewards, mask, shift_mean=False, reduce=self._sum)
+            rewards = whitened(rewards, mask, shift_mean=False, reduce=self.sum_of_processes)
         if self._trainer.state.global_step == 0:
             policy["values"] = self._initial_values(rewards, mask)
         advantages, returns = advantages_and_returns(rewards, policy["values"], mask, gamma=args.gamma, lam=args.lam)
@@ -147,14 +147,14 @@ class RolloutCollector:
         lines = {name: values.tolist() for name, values in numbers.items()}
         self._trainer.samples.write(self._trainer.state.global_step, prompts=shown, completions=texts, **lines)
         if args.whiten_advantages:
-            advantages = whitened(advantages, mask, reduce=self._sum)
+            advantages = whitened(advantages, mask, reduce=self.sum_of_processes)
         prompt_ids = [list(prompt) for prompt in prompts["prompt_ids"]]
         return Rollout(prompt_ids, ids, mask, policy["logps"], policy["values"], advantages, returns)
 
     def _initial_values(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Set the value head to the mean return of the first rollout; its values, [completions, tokens]."""
         _, returns = advantages_and_returns(rewards, torch.zeros_like(rewards), mask, gamma=self._args.gamma, lam=1.0)
-        mean, _ = masked_moments(returns, mask, self._sum)
+        mean, _ = masked_moments(returns, mask, self.sum_of_processes)
         set_constant(self._trainer.value_head, mean.item())
         return torch.where(mask, mean.to(rewards), 0.0)
 
@@ -243,7 +243,10 @@ class RolloutCollector:
         """Whether a completion has a terminator, bool [completions]."""
         return torch.tensor([self._ends.ended(prompt, ids) for prompt, ids in zip(prompts, lists, strict=True)])
 
-    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+    def sum_of_processes(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor of each process."""
+        if self._trainer.accelerator.num_processes == 1:
+            return value  # not moved: a device may not have float64
         summed: torch.Tensor = self._trainer.accelerator.reduce(value.to(self._args.device)).to(value.device)
         return summed
 
@@ -253,10 +256,10 @@ class RolloutCollector:
         """Add the metrics of a rollout over all processes to the trainer's means, and adapt the KL coefficient."""
         lengths = mask.sum(1).float()
         sums = torch.stack([*numbers.values(), lengths, ended.float(), torch.ones_like(lengths)]).double().sum(1)
-        *totals, count = self._sum(sums).tolist()
+        *totals, count = self.sum_of_processes(sums).tolist()
         names = (*numbers, "answer_length", "terminated")
         metrics = {name: total / count for name, total in zip(names, totals, strict=True)}
-        errors, spread = (masked_moments(each, mask, self._sum)[1].item() for each in (returns - values, returns))
+        errors, spread = (masked_moments(each, mask, self.sum_of_processes)[1].item() for each in (returns - values, returns))
         metrics |= {"explained_variance": explained_variance(errors, spread), "kl_coef": self.kl_coef.value}
         self._trainer.means.add(metrics)
         self.kl_coef.update(metrics["kl"], int(count))

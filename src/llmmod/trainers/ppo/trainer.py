@@ -143,8 +143,9 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         if args.entropy_coef:
             loss = loss - args.entropy_coef * now.entropy
         kl = token_kl(inputs["old_logps"], now.logps, estimator="k3")
-        numbers = torch.stack([number.detach()[mask].double().sum() for number in (policy, value, now.entropy, kl, clipped, value_clipped)])
-        self._loss_sums += torch.cat([numbers, mask.sum()[None].double()]).cpu()
+        numbers = torch.stack([number.detach() for number in (policy, value, now.entropy, kl, clipped, value_clipped, mask)])
+        # Added on the CPU: Apple's GPUs don't have float64, and a mask as an index would make the host wait for each of them.
+        self._loss_sums += torch.where(mask, numbers, 0.0).cpu().double().sum((1, 2))
         tokens = mask.sum() if num_items_in_batch is None else num_items_in_batch
         # The gradients of several processes are averaged.
         loss = (loss * mask).sum() / tokens * self.accelerator.num_processes
@@ -154,7 +155,7 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         """The loss of one micro-batch; its gradient is accumulated. After the last one of a step, the metrics are added to the means."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            *sums, tokens = self.accelerator.reduce(self._loss_sums.to(self.args.device)).tolist()
+            *sums, tokens = self.collector.sum_of_processes(self._loss_sums).tolist()
             self._loss_sums = torch.zeros_like(self._loss_sums)
             found = {name: total / max(tokens, 1) for name, total in zip(_LOSS_METRICS, sums, strict=True)}
             self.means.add(found)
@@ -172,8 +173,9 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         """Add a batch to the means of `evaluation_loop`."""
         first, count = self.next_held_out(len(inputs["prompt_ids"]))
         found = self.collector.measure(inputs, first=first, count=count)
-        # Gathered by prompt, which drops the duplicates that fill the last batch of several processes.
-        numbers = self.accelerator.gather_for_metrics(torch.stack(list(found.values()), dim=1).to(self.args.device)).cpu()
+        numbers = torch.stack(list(found.values()), dim=1)
+        if self.accelerator.num_processes > 1:  # gathered by prompt, which drops the duplicates that fill the last batch
+            numbers = self.accelerator.gather_for_metrics(numbers.to(self.args.device)).cpu()
         self._held_out.add(dict(zip(found, numbers.mean(0).tolist(), strict=True)), len(numbers))
         self._rewards_so_far.update(numbers[:, list(found).index("reward")])
         return None, None, None
