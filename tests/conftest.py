@@ -41,6 +41,12 @@ def pytest_collection_finish():
     """Look for garbage from now on, among what tests make."""
     gc.freeze()
     gc.enable()
+    gc.unfreeze = _refuse_to_unfreeze
+
+
+def _refuse_to_unfreeze():
+    """Whoever unfreezes makes each later training look through all libraries, 0.3 s each time."""
+    raise AssertionError("gc.unfreeze() also unfreezes what others have frozen: freeze nothing, or leave it frozen")
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"

@@ -117,14 +117,10 @@ class Traced:
         if rows.capacity is not None:
             train.capacity = rows.capacity
         held_out = Dataset.from_list([*rows.held_out]) if rows.held_out else None
-        gc.freeze()  # else each of the trainer's gc.collect calls would visit every imported object
-        try:
-            with with_layers(self.model, depth), tempfile.TemporaryDirectory() as directory:
-                args = training_arguments(conf, output_dir=Path(directory) / "train", seed=1, smoke=self._smoke, has_eval=False)
-                self._train(conf, args, train, held_out, marks)
-            gc.collect()  # trainer and model refer to each other; what is left would count in the next trace
-        finally:
-            gc.unfreeze()
+        with with_layers(self.model, depth), tempfile.TemporaryDirectory() as directory:
+            args = training_arguments(conf, output_dir=Path(directory) / "train", seed=1, smoke=self._smoke, has_eval=False)
+            self._train(conf, args, train, held_out, marks)
+        gc.collect()  # trainer and model refer to each other; what is left would count in the next trace
         flops = sum(count for phase, count in tracer.flops.items() if phase.startswith("2."))
         return Trace(dict(tracer.peaks), flops, conf.gradient_accumulation_steps)
 
