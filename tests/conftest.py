@@ -83,16 +83,23 @@ def warm_python(tmp_path_factory):
         server.stdin.close()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_outlives_a_module_is_no_garbage():
+    """Libraries and caches are never looked through again: each training collects garbage twice, which takes 0.3 s or more without."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _libraries_are_no_garbage():
-    """What was imported since the last time is never looked through again: each training collects garbage, which takes 0.3 s without."""
-    if len(sys.modules) > _looked_through["modules"] + 100:
+    """Nor is what a test before this one has imported."""
+    if len(sys.modules) > _frozen["modules"] + 100:
         gc.collect()
         gc.freeze()
-        _looked_through["modules"] = len(sys.modules)
+        _frozen["modules"] = len(sys.modules)
 
 
-_looked_through = {"modules": 0}
+_frozen = {"modules": 0}
 
 
 @pytest.fixture(autouse=True)

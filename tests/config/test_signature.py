@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import os
 
 import pytest
 
+from llmmod.config import signature
 from llmmod.config.signature import called, parameters, required
 from llmmod.instantiate import locate
 
@@ -124,3 +127,32 @@ def test_source(package, name, expected):
 def test_what_is_called(package, name, expected):
     found = called(f"beside_package.{name}")
     assert found is None if expected is None else found is not None and required(found) == expected.split()
+
+
+def test_a_file_is_parsed_once_for_all_working_directories(tmp_path, monkeypatch):
+    """A sweep's jobs may each have their own; each used to parse and keep transformers' arguments, 200 MB of trees after a hundred."""
+    signature._parsed.cache_clear()
+    files = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert "learning_rate" in parameters("transformers.TrainingArguments")
+        files.append(signature._parsed.cache_info().currsize)
+    assert files[0] == files[1] > 0
+
+
+def test_trees_hold_no_bodies_of_functions(tmp_path, monkeypatch):
+    (tmp_path / "long_body.py").write_text("class A:\n    def __init__(self, a):\n" + "        a = a + 1\n" * 500)
+    monkeypatch.chdir(tmp_path)
+    assert parameters("long_body.A") == {"a"}
+    assert sum(1 for _ in ast.walk(signature._module("long_body", str(tmp_path)).tree)) < 20
+
+
+def test_a_file_that_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "changes_soon.py"
+    file.write_text("def f(a): ...\n")
+    assert [arg.arg for arg in called("changes_soon.f").args.args] == ["a"]
+    file.write_text("def f(a, b): ...\n")
+    os.utime(file, ns=(1, 1))
+    assert [arg.arg for arg in called("changes_soon.f").args.args] == ["a", "b"]

@@ -177,11 +177,23 @@ def _absolute(module: Module, item: ast.ImportFrom) -> str:
     return f"{base}.{item.module}" if item.module else base
 
 
-@cache
 def _module(name: str, directory: str) -> Module | None:
     """A module's Python source, or None."""
     spec = find_module(name, directory)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    return Module(name, spec.submodule_search_locations is not None, tree)
+    return _parsed(name, spec.origin, spec.submodule_search_locations is not None, os.stat(spec.origin).st_mtime_ns)
+
+
+@cache
+def _parsed(name: str, file: str, is_package: bool, changed_ns: int) -> Module:
+    """A module's source without the bodies of its functions, which would be nine tenths of the tree.
+
+    Trees are kept by file: one process validates jobs of many working directories.
+    """
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    for statement in _statements(tree.body):
+        for item in [statement, *(statement.body if isinstance(statement, ast.ClassDef) else [])]:
+            if isinstance(item, Function):
+                item.body = []
+    return Module(name, is_package, tree)
