@@ -12,10 +12,12 @@ import time
 import psutil
 import pytest
 from by_two import by_two
+from changed_bits import flip
 from checkpoint import checkpoint, overrides_of, rows
 from safetensors.torch import load_file
 
 import llmmod
+from llmmod.trainers.callbacks.resume import damage
 
 __all__ = ["checkpoint", "rows"]
 
@@ -69,7 +71,8 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     resumed = [*saved, f"training.resume_from_checkpoint={tmp_path / 'whole' / 'train' / 'checkpoint-1'}"]
     together = [overrides(stage, f"two/{stage}", 2, *ANSWERING.get(stage, [])) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
-    together += [overrides("sft", f"sharded/{way}", 2, "distributed=fsdp", finetune=way) for way in ("full", "lora")]
+    kept = ["distributed=fsdp", *saved[:2]]
+    together += [overrides("sft", f"sharded/{way}", 2, *kept, finetune=way) for way in ("full", "lora")]
     by_two(together, tmp_path / "cache", [sys.executable])
     for stage in STAGES:
         alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}", 1, *ANSWERING.get(stage, []))))
@@ -82,6 +85,11 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     for way, alone in (("full", "one/sft"), ("lora", "alone/lora")):
         assert apart(alone, f"sharded/{way}") < 1e-5 * RATE, way
         assert files_of(tmp_path / alone / "train") == files_of(tmp_path / "sharded" / way / "train")
+        parts = tmp_path / "sharded" / way / "train" / "checkpoint-2"
+        assert damage(parts, content=True) == ""
+        changed = max(parts.rglob("*.distcp"), key=lambda file: file.stat().st_size)
+        flip(changed, bit=4 * changed.stat().st_size)
+        assert damage(parts, content=True) == f"{changed.relative_to(parts)} has changed since it was saved"
 
 
 def files_of(directory):

@@ -11,6 +11,7 @@ The order of examples doesn't need a state: it depends on the seed and the epoch
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, put_in_place, rotate
+from llmmod.errors import Problem, RunError
+from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, checksums_of_share, damage, put_in_place, rotate
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -77,6 +80,8 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
     def begin(self) -> None:
         """Restore the state of the checkpoint, if the training resumes from one; called before the first step of every training."""
         self._began, self._earlier_s, self._resumes = time.time(), 0.0, self._loaded is not None
+        if self._resumes and self.state.best_model_checkpoint is None:
+            self.state.best_model_checkpoint = _best_if_moved(Path(self._checkpoint))
         if self._loaded is not None:
             self.load_training_state(self._loaded)
             directory = Path(self.args.output_dir)
@@ -102,8 +107,9 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
                 if self.args.should_save:
                     self.state.save_to_json(str(aside / name / "trainer_state.json"))
             wait()
+            checksums = self._checksums(aside / name)
             if self.args.should_save:
-                put_in_place(aside / name, directory / name)
+                put_in_place(aside / name, directory / name, checksums=checksums)
                 self._rotate(directory, directory / name)
             wait()
             # If machines don't share a disk, the processes of the others have written only their random states.
@@ -119,6 +125,15 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
                 shutil.rmtree(aside, ignore_errors=True)  # the partial checkpoint may have filled the disk
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(directory / name))
+
+    def _checksums(self, made: Path) -> dict[str, str]:
+        """The checksums of a sharded checkpoint, of which each process reads a share; none where a single process reads all files."""
+        if self.args.world_size == 1 or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return {}
+        shares: list[Any] = [None] * self.args.world_size
+        own = checksums_of_share(made, process=self.args.process_index, processes=self.args.world_size)
+        torch.distributed.all_gather_object(shares, own)
+        return {name: checksum for share in shares for name, checksum in share.items()}
 
     def _rotate(self, directory: Path, newest: Path) -> None:
         best = self.state.best_model_checkpoint
@@ -136,6 +151,18 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
         torch.save(self.training_state(), self._state_file(output_dir))
 
     # Going on
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        found = [damage(best, content=True) if self.args.should_save else ""]
+        if self.args.world_size > 1:
+            broadcast_object_list(found)
+        if found[0]:
+            kept = [path for path in checkpoints(Path(self.args.output_dir)) if path != best]
+            do = f"To go on from {kept[-1]} without it: " if kept else "To train again without it: "
+            do += "training.resume_from_checkpoint=true training.load_best_model_at_end=false"
+            raise RunError(str(Problem("training.load_best_model_at_end", f"{best} is damaged: {found[0]}", do=do)))
+        super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -185,6 +212,13 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer is not None:
             self._trainer.begin()
+
+
+def _best_if_moved(checkpoint: Path) -> str | None:
+    """The best checkpoint that a checkpoint names, if its run's directory has been moved; transformers (5.23) then forgets it."""
+    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_model_checkpoint")
+    moved = checkpoint.parent / Path(best or "none").name
+    return str(moved) if moved.is_dir() else None
 
 
 def _device_states(args: Any) -> list[torch.Tensor]:

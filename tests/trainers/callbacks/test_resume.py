@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+from changed_bits import flip
 from safetensors.torch import save_file
 
 from llmmod.errors import ConfigError
@@ -20,6 +21,7 @@ from llmmod.trainers.callbacks.resume import (
     MANIFEST,
     checkpoints,
     checksum_of,
+    checksums_of_share,
     damage,
     find_checkpoint,
     passed_over,
@@ -198,14 +200,6 @@ def test_its_manifest_tells_what_is_missing_and_what_is_cut(tmp_path, name):
     assert damage(place) == "manifest.json is cut off or can't be read"
 
 
-def flip(file, *, bit):
-    """Change one bit, and leave the times as they were, as a bad disk does."""
-    content, before = bytearray(file.read_bytes()), file.stat()
-    content[bit // 8] ^= 1 << bit % 8
-    file.write_bytes(content)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-
-
 @pytest.mark.parametrize("name", [*MISSING, "trainer_state.json"])
 def test_a_changed_bit_is_found_in_any_file_and_the_checkpoint_before_is_taken(tmp_path, name):
     train = tmp_path / "train"
@@ -220,17 +214,37 @@ def test_a_changed_bit_is_found_in_any_file_and_the_checkpoint_before_is_taken(t
         assert find_checkpoint(True, train_dir=train) == newest
 
 
-def test_manifests_of_sizes_alone_and_of_parts_by_several_processes_have_no_checksums(tmp_path):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "adapter_config.json"])
+def test_a_changed_bit_of_what_describes_a_file_is_damage_rather_than_an_error(tmp_path, name):
+    place = put(tmp_path, 3)
+    size = 8 * (place / name).stat().st_size
+    for bit in (*range(0, min(size, 2000), 61), *range(max(0, size - 2000), size, 61)):
+        flip(place / name, bit=bit)
+        assert damage(place) in ("", f"{name} is cut off or can't be read")
+        assert damage(place, content=True) == f"{name} has changed since it was saved"
+        flip(place / name, bit=bit)
+
+
+def test_a_manifest_of_sizes_alone_has_no_checksums(tmp_path):
     place = put(tmp_path, 3)
     sizes = {file.name: file.stat().st_size for file in place.iterdir() if file.name != MANIFEST}
     (place / MANIFEST).write_text(json.dumps(sizes))
     assert damage(place, content=True) == ""
-    shutil.rmtree(place)
+
+
+def test_of_a_sharded_checkpoint_each_process_reads_a_share(tmp_path):
     made = written(tmp_path / ASIDE / "checkpoint-5")
     (made / "optimizer_0").mkdir()
-    put_in_place(made, tmp_path / made.name)
-    assert "crc32" not in (tmp_path / made.name / MANIFEST).read_text()
-    assert damage(tmp_path / made.name, content=True) == ""
+    for number in range(3):
+        (made / "optimizer_0" / f"__{number}_0.distcp").write_bytes(bytes([number]) * 100)
+    shares = [checksums_of_share(made, process=number, processes=3) for number in range(3)]
+    files = [file.relative_to(made).as_posix() for file in made.rglob("*") if file.is_file()]
+    assert sorted(name for share in shares for name in share) == sorted(files)
+    put_in_place(made, place := tmp_path / made.name, checksums={name: checksum for share in shares for name, checksum in share.items()})
+    assert damage(place, content=True) == ""
+    flip(place / "optimizer_0" / "__2_0.distcp", bit=11)
+    assert damage(place) == ""
+    assert damage(place, content=True) == "optimizer_0/__2_0.distcp has changed since it was saved"
 
 
 def test_the_checksum_is_that_of_gzip_and_zip(tmp_path):

@@ -1,0 +1,11 @@
+"""Files that change on the disk."""
+
+import os
+
+
+def flip(file, *, bit):
+    """Change one bit, and leave the times as they were, as a bad disk does."""
+    content, before = bytearray(file.read_bytes()), file.stat()
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
