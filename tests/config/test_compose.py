@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -292,6 +293,10 @@ def choices():
     # Models that are divided can't be sampled from: ppo and grpo refuse these.
     alone += [["stage=sft", f"distributed={name}"] for name in ("fsdp", "deepspeed_zero3")]
     options["distributed"] = [name for name in options["distributed"] if name not in ("fsdp", "deepspeed_zero3")]
+    # A stage that the dataset fits; what remains, with datasets of any kind.
+    fitting = {"llmmod_judged": "kto", "llmmod_pairs": "rm", "llmmod_prompts": "ppo", "llmmod_qa": "sft", "llmmod_text": "pt"}
+    rest = cycle(sorted(set(options["stage"]) - set(fitting.values())))
+    options["stage"] = [fitting.get(name) or next(rest) for name in options["dataset"]]
     lines = {group: [f"{group}={name}" for name in names] for group, names in options.items()}
     most = max(map(len, lines.values()))
     return alone + [[of_group[turn % len(of_group)] for of_group in lines.values() if of_group] for turn in range(most)]
@@ -321,6 +326,7 @@ def test_every_file_starts_with_the_command_that_uses_it(file):
 def test_composing_and_refusing_import_no_torch():
     code = """
 import sys
+from itertools import cycle
 from llmmod.errors import ConfigError
 from llmmod.config.compose import compose_config, to_root
 from llmmod.config.validate import validated

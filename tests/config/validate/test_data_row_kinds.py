@@ -1,6 +1,73 @@
+"""Datasets whose rows are of another kind than those of the stage, and options that rows of its kind don't have."""
+
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
+
 import pytest
+
+from llmmod.config.validate.data import FORMATS
+from llmmod.data import formats
+
+STAGES = {
+    "pt": "llmmod_text", "sft": "llmmod_qa", "rm": "llmmod_pairs", "ppo": "llmmod_prompts", "dpo": "llmmod_pairs", "kto": "llmmod_judged",
+    "grpo": "llmmod_prompts",
+}  # fmt: skip
+OF = {"llmmod_text": "document", "llmmod_qa": "conversation", "llmmod_pairs": "preference", "llmmod_judged": "judgement"}
+OF |= {"llmmod_prompts": "prompt"}
+OWN = "or json and hub for data of your own."
+
+
+def test_the_kinds_are_those_of_the_formats():
+    names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
+    assert {name: import_module(f"{formats.__name__}.{name}").KIND for name in names} == FORMATS
+
+
+@pytest.mark.parametrize("dataset", OF)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_dataset_with_every_stage(told, stage, dataset):
+    own, found = STAGES[stage], told(f"stage={stage}", f"dataset={dataset}")
+    if dataset == own:
+        assert found == []
+    else:
+        needs = f"'{dataset}' has a {OF[dataset]} in each row, and stage={stage} needs a {OF[own]}"
+        assert found == [f"dataset: {needs}. Allowed: {own}, {OWN}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["dataset.format=text"],
+            "dataset.format: 'text' makes a document of a row, not a conversation. Allowed: auto, alpaca, messages, sharegpt.",
+        ),
+        (
+            ["stage=dpo", "dataset=json", "+dataset.mix={a: {path: our/a, val_size: 2}, more: {path: our/more, format: kto}}"],
+            "dataset.mix.more.format: 'kto' makes a judgement of a row, not a preference. Allowed: auto, preference.",
+        ),
+        (
+            ["experiment=rlhf", "dataset@steps.rm.dataset=llmmod_qa"],
+            f"steps.rm.dataset: 'llmmod_qa' has a conversation in each row, and stage=rm needs a preference. Allowed: llmmod_pairs, {OWN}",
+        ),
+    ],
+    ids=["a format", "in a mix", "of a step"],
+)
+def test_a_format_for_other_rows(told, overrides, message):
+    assert told(*overrides) == [message]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["stage=kto", "dataset=llmmod_pairs", "pipeline=[chat]"],
+        ["stage=kto", "dataset.format=auto"],
+        ["stage=kto", "dataset.format={_target_: llmmod.data.formats.text.read}"],
+    ],
+    ids=["not read", "found by the columns", "a function"],
+)
+def test_what_can_not_be_known_passes(told, overrides):
+    assert [line for line in told(*overrides) if line.startswith("dataset")] == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from llmmod.config.step_parts import Context
 from llmmod.config.validate.adapters import check_low_rank
 from llmmod.config.validate.arguments import check_arguments, check_code, check_named, check_packages
 from llmmod.config.validate.best_model import check_best_model
-from llmmod.config.validate.data import check_data_files, check_data_kinds, check_mix, check_packing
+from llmmod.config.validate.data import check_data_files, check_data_kinds, check_formats, check_mix, check_packing
 from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
 from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype
 from llmmod.config.validate.online import check_groups, check_rewards, check_rollouts
@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     check_low_rank,
     check_trainable_dtype,
     check_attention,
+    check_formats,
     check_data_kinds,
     check_mix,
     check_preferences,

@@ -1,4 +1,4 @@
-"""Datasets: files that are not there, options that a stage's rows don't have, mixes, and packing.
+"""Datasets: files that are not there, rows of another kind than the stage's, options that its rows don't have, mixes, and packing.
 
 The entries of `dataset.mix` have names of the user's own, so that OmegaConf has no type for them and each field is checked here. Packing is
 judged from names alone; `llmmod.trainers.collation` judges what only a loaded model or class can say.
@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.config.schema.data import ColumnsConf, MixedConf
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.values import ABOVE_0, ACCEPTED, BOUNDS, accepts
-from llmmod.config.wording import expected, hints, nearest_or_all, shown
+from llmmod.config.wording import conf_directory, expected, hints, nearest_or_all, shown
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import find_files, is_hub_id, resolve_path
 from llmmod.instantiate import import_own
@@ -30,6 +31,11 @@ _BOUNDS = {"weight": ABOVE_0, **{name: bound for name, bound in BOUNDS["dataset"
 _EXPECTED = "Expected a text, or keys with values, written {a: 1}, or a list, written [a,b]"
 # Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
 _LIBRARIES = ("trl", "transformers")
+# What each format makes of a row: its KIND, which takes an import to read.
+FORMATS = {
+    "alpaca": "conversation", "kto": "judgement", "messages": "conversation", "preference": "preference", "prompt": "prompt",
+    "sharegpt": "conversation", "text": "document",
+}  # fmt: skip
 _PAD_RIGHT = "llmmod.data.collators.PaddingCollator"
 
 
@@ -112,6 +118,35 @@ def check_data_kinds(context: Context) -> Iterator[Problem]:
             kind = sorted(found)[0]
             said = f"true, but each row of this stage is a {kind}, and only conversations and documents share rows"
             yield Problem(f"{place}.packing", said, do="Set it to false")
+
+
+def check_formats(context: Context) -> Iterator[Problem]:
+    """A problem for each dataset whose format makes something else of a row than its stage needs."""
+    read = context.places("dataset")
+    pairs = {(context.part(step, "dataset"), context.part(step, "training")): None for step in context.steps}
+    for place, training in pairs:
+        wanted, dataset = context.get(f"{training}.data_kind"), context.get(place) or {}
+        if place not in read or wanted not in FORMATS.values():
+            continue
+        mixed = {f"{place}.mix.{name}": entry for name, entry in (dataset.get("mix") or {}).items() if isinstance(entry, Mapping)}
+        asked = {key if entry.get("format") else place: entry.get("format") or dataset.get("format") for key, entry in mixed.items()}
+        for key, name in (asked or {place: dataset.get("format")}).items():
+            kind = FORMATS.get(name) if isinstance(name, str) else None
+            if kind in (wanted, None):
+                continue
+            if context.user_set(f"{key}.format"):
+                allowed = ", ".join(other for other in FORMATS if FORMATS[other] == wanted)
+                yield Problem(f"{key}.format", f"'{name}' makes a {kind} of a row, not a {wanted}", f"Allowed: auto, {allowed}")
+            else:
+                found = f"'{dataset.get('name')}' has a {kind} in each row, and stage={context.get(f'{training}.stage')} needs a {wanted}"
+                yield Problem(key, found, f"Allowed: {', '.join(_options(str(wanted)))}, or json and hub for data of your own")
+
+
+def _options(kind: str) -> Iterator[str]:
+    """The options of `dataset` whose format makes this of a row."""
+    for path in sorted((conf_directory() / "dataset").glob("*.yaml")):
+        if FORMATS.get(yaml.safe_load(path.read_text(encoding="utf-8")).get("format")) == kind:
+            yield path.stem
 
 
 def check_mix(context: Context) -> Iterator[Problem]:
