@@ -24,14 +24,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from llmmod.distributed import rank
+from llmmod.distributed import SAME_WISH_S, note_signal, rank
 from llmmod.errors import Pruned, RunError
 from llmmod.instantiate import import_own
 from llmmod.trainers.callbacks.resume import checkpoints
 
 log = logging.getLogger("llmmod.train")
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-_SAME_WISH_S = 3.0  # torchrun forwards to its processes a signal that the terminal has already sent them
 _LOSSES = ("loss", "eval_loss")
 
 
@@ -97,7 +96,7 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._several:
-            if time.monotonic() - self._when_s < _SAME_WISH_S:
+            if time.monotonic() - self._when_s < SAME_WISH_S:
                 return
             self._when_s = time.monotonic()
             if self._received:
@@ -105,6 +104,7 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
                 signal.raise_signal(number)
                 return
             self._received = number
+            note_signal()
         else:
             self.caught = number
             self._restore_handlers()
