@@ -4,10 +4,13 @@ import json
 import pickle
 
 import yaml
+from light_jobs import sweep_of
 from omegaconf import OmegaConf
 
 from llmmod.errors import ConfigError, Problem
 from llmmod.pipeline.jobs import Jobs
+from llmmod.pipeline.record import write_json
+from llmmod.pipeline.run import Outcome
 from llmmod.sweep.plan import Sweep
 from llmmod.sweep.results import Goal
 
@@ -44,6 +47,26 @@ def test_a_pruned_job_is_no_failure(tmp_path, capsys):
     job(tmp_path / "1", ["seed=2"], "pruned", {"eval_loss": 9.0}, exit_code=0, error="Pruned at evaluation 1")
     assert Jobs(multirun=True, sweep=sweep_in(tmp_path)).finish() == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_job_that_its_queue_begins_again_resumes(tmp_path, monkeypatch):
+    begun = []
+
+    def run_configured(root, run_dir, *, commands, **ignored):
+        begun.append((root.auto_resume, commands.get("job_id")))
+        write_json(run_dir / "run.json", {"status": "running", **commands})
+        return Outcome("completed", run_dir, {})
+
+    def begin():
+        sweep_of(Jobs(multirun=True).run, "seed=1", "smoke=true", f"hydra.sweep.dir={tmp_path}", monkeypatch=monkeypatch)
+        return begun.pop()
+
+    monkeypatch.setattr("llmmod.pipeline.jobs.run_configured", run_configured)
+    assert begin() == (False, None)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    resumes, identity = begin()  # in a directory that another job has used
+    assert (resumes, bool(identity)) == (False, True)
+    assert begin() == (True, identity)
 
 
 def test_the_function_that_hydra_calls_travels_without_the_sweep(tmp_path):

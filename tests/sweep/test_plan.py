@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 
 from llmmod.config.validate import compose_validated
 from llmmod.errors import ConfigError
@@ -44,6 +45,38 @@ def test_a_wrong_job_is_told_and_the_others_are_planned(capsys):
     said = capsys.readouterr().err
     assert "finetune.r: found 0" in said
     assert "1 of 2 jobs can't be run; the others are." in said
+
+
+SLURM = "hydra/launcher: submitit_slurm submits jobs by Slurm's sbatch and srun, and this machine doesn't have "
+
+
+@pytest.mark.parametrize("there", [[], ["sbatch"], ["sbatch", "srun"]], ids=" ".join)
+def test_slurm_is_refused_where_there_is_none(there, monkeypatch, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name in there:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    own = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1"]
+    if len(there) == 2:
+        assert plan_sweep([*own, "seed=1,2", "smoke=true"], compose, resumed=False).jobs == [
+            ["seed=1", "smoke=True"],
+            ["seed=2", "smoke=True"],
+        ]
+        return
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep([*own, "seed=1,2", "smoke=true"], compose, resumed=False)
+    missing = " or ".join(name for name in ("sbatch", "srun") if name not in there)
+    assert str(caught.value) == f"{SLURM}{missing}. Type the command on a login node of the cluster, or use submitit_local."
+
+
+def test_a_launcher_whose_package_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("llmmod.config.validate.pipeline.find_module", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^hydra/launcher: llmmod_ray needs ray\. pip install 'llmmod\[ray\]'\.$"):
+        plan_sweep(["hydra/launcher=llmmod_ray", "seed=1,2", "smoke=true"], compose, resumed=False)
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "submitit_local.yaml")
+    with pytest.raises(ConfigError, match=r"^hydra/launcher=submitit_local: isn't installed\. pip install 'llmmod\[slurm\]'\.$"):
+        plan_sweep(["hydra/launcher=submitit_local", "seed=1,2", "smoke=true"], compose, resumed=False)
 
 
 def test_the_sweeper_s_params_are_values_as_well():

@@ -46,6 +46,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeErr
 _COMPOSITIONS: dict[Hashable, bytes] = {}
 _MOST_COMPOSITIONS = 100
 # Environment variables by which a process tells another one something that is not composed.
+_EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launchers that packages of their own bring
 _NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_RESUMES")
 
 
@@ -145,6 +146,8 @@ class Composition:
         if not wrong:
             return None
         typed = f"{override.get_key_element()}={wrong[0] if isinstance(wrong[0], str) else shown(wrong[0])}"
+        if override.key_or_group == "hydra/launcher" and (extra := _EXTRAS.get(str(wrong[0]))):
+            return Problem(typed, "isn't installed", do=f"pip install 'llmmod[{extra}]'")
         return Problem(typed, "no such option", nearest_or_all(str(wrong[0]), options))
 
     def _check_primary(self) -> list[Problem]:

@@ -8,6 +8,7 @@ launcher.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shlex
@@ -96,11 +97,12 @@ class Jobs:
             write_json(run_dir / "run.json", {"status": "failed", "error": str(error), "exit_code": error.exit_code, "steps": []})
             return Outcome("failed", run_dir, {}, error=error)
         root.output_dir = str(run_dir)
-        root.auto_resume |= RESUMES in os.environ
-        root.replay = None if self._replayed is None else str(self._replayed.directory)
         hydra = HydraConfig.get()
+        queued = {"job_id": hydra.job.id} if "SUBMITIT_EXECUTOR" in os.environ else {}
+        root.auto_resume |= RESUMES in os.environ or bool(queued and queued.items() <= _read_run(run_dir).items())
+        root.replay = None if self._replayed is None else str(self._replayed.directory)
         job_logging: Any = OmegaConf.to_container(hydra.job_logging, resolve=True)
-        commands = commands_of(sys.argv, hydra.overrides.task, root, run_dir)
+        commands = commands_of(sys.argv, hydra.overrides.task, root, run_dir) | queued
         return run_configured(root, run_dir, job_logging=job_logging, commands=commands, left=_LEFT if self._multirun else None)
 
     def finish(self) -> int:
@@ -147,6 +149,15 @@ class Jobs:
         if any(job.status != "refused" for job in failed):
             again = shlex.join(["llmmod", *self._flags, "-m", f"sweep.resume={sweep_dir}"])
             print(f"What is missing or failed is run by: {again}", file=sys.stderr)
+
+
+def _read_run(run_dir: Path) -> dict[str, Any]:
+    """The run.json of a job that a queue has begun before and now begins again; empty where it begins for the first time."""
+    try:
+        run: dict[str, Any] = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return run
 
 
 def _print_outcome(outcome: Outcome, *, tracebacks: bool) -> None:

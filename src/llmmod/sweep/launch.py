@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from llmmod.distributed import cores
-from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.errors import one_line
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
 from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, run_again, write_manifest
@@ -224,15 +224,9 @@ class RayLauncher(Launcher):
         self._context, self._task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
-        """Run the jobs. Returns the result of each, None for one whose process died.
+        """Run the jobs. Returns the result of each, None for one whose process died."""
+        import ray
 
-        Raises:
-            ConfigError: Ray isn't installed.
-        """
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(Problem("hydra/launcher", "llmmod_ray needs ray", do="pip install 'llmmod[ray]'")) from error
         if not ray.is_initialized():
             ray.init(**{"include_dashboard": False, **self._init})
         run = ray.remote(**{"max_retries": 0, **self._remote})(_run_job)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupting(TrainerCallback):
@@ -47,6 +47,16 @@ def test_the_step_is_finished_first(toy_trainer, handled, number, capfd):
     assert trainer.state.global_step == 3
     assert handled == [number]
     assert f"{number.name}: finishing this step, then saving; once more ends it at once" in capfd.readouterr().err
+
+
+def test_a_signal_of_queues_is_left_alone_where_no_launcher_listens():
+    before = signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    try:
+        with StopAfterStep():
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_the_end_of_an_evaluation_is_not_waited_for(toy_trainer, handled):

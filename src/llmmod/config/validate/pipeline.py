@@ -25,6 +25,7 @@ from llmmod.errors import Problem, nearest
 from llmmod.files.lock import holder
 
 _OWN = ("from_step", "name")
+_SLURM = ("sbatch", "srun")
 _SAMPLING = ("ppo", "grpo")  # stages that generate while they train
 KEY = "output_dir"
 _OTHER = "Choose another directory"
@@ -57,7 +58,7 @@ def check_pipeline(context: Context) -> Iterator[Problem]:
 
 
 def check_sweep(context: Context) -> Iterator[Problem]:
-    """A problem if what a sweep looks for isn't a metric, or each with its direction."""
+    """A problem if what a sweep looks for isn't a metric, or each with its direction, and if this machine can't launch its jobs."""
     metric, direction = context.get("sweep.metric"), context.get("sweep.direction")
     names = metric if isinstance(metric, list) else [metric]
     if not names:
@@ -65,6 +66,12 @@ def check_sweep(context: Context) -> Iterator[Problem]:
     if isinstance(direction, list) and len(direction) != len(names):
         found = f"{len(direction)} directions for {len(names)} metrics"
         yield Problem("sweep.direction", found, do="Give one for each, or one for all")
+    launcher = str(((context.hydra or {}).get("launcher") or {}).get("_target_")) if context.in_sweep else ""
+    if launcher.endswith(".SlurmLauncher") and (missing := [program for program in _SLURM if shutil.which(program) is None]):
+        found = f"submitit_slurm submits jobs by Slurm's {' and '.join(_SLURM)}, and this machine doesn't have {' or '.join(missing)}"
+        yield Problem("hydra/launcher", found, do="Type the command on a login node of the cluster, or use submitit_local")
+    if launcher.endswith(".RayLauncher") and find_module("ray") is None:
+        yield Problem("hydra/launcher", "llmmod_ray needs ray", do="pip install 'llmmod[ray]'")
 
 
 def _without_model(context: Context) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ from llmmod.trainers.callbacks.resume import checkpoints
 
 log = logging.getLogger("llmmod.train")
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_QUEUES = (signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()
 _LOSSES = ("loss", "eval_loss")
 
 
@@ -58,7 +59,9 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
 
     def __enter__(self) -> StopAfterStep:
         if self._enabled:
-            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            # SIGUSR2 where something listens to it: submitit, which starts a job again that its queue has stopped.
+            listening = [number for number in _QUEUES if callable(signal.getsignal(number))]
+            self._before = {number: signal.signal(number, self._on_signal) for number in (*_SIGNALS, *listening)}
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
