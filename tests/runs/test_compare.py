@@ -105,7 +105,7 @@ def test_the_step_prints_it_and_imports_no_torch(tmp_path):
     script = f"""
 import sys
 from llmmod.app import run_command
-code = run_command(["llmmod", "pipeline=[compare]", {runs!r}, "output_dir={tmp_path / 'compared'}"])
+code = run_command(["llmmod", "pipeline=[compare]", {runs!r}, "output_dir={tmp_path / "compared"}"])
 print("exit code", code, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)

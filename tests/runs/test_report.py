@@ -7,24 +7,13 @@ import logging
 
 import pytest
 from html_page import Page
+from written_runs import put, write_run
 
 from llmmod.config.compose import compose_config
 from llmmod.runs import report as module
 from llmmod.runs.report import write_report
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'"{{ 7*7 }}{% raw %}\u202e\x1b[31m"""
-
-
-def write(directory, **files):
-    """Files of a run by their paths, with `__` for a slash; what isn't text becomes JSON."""
-    for name, content in files.items():
-        path = directory / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-def put(directory, path, content):
-    write(directory, **{path.replace("/", "__"): content})
 
 
 def page_of(directory):
@@ -34,26 +23,7 @@ def page_of(directory):
 
 @pytest.fixture
 def finished(tmp_path):
-    """A run with everything, written by hand; its texts are Chinese where they can be."""
-    from omegaconf import OmegaConf
-
-    overrides = ["finetune.r=3", "hub.token=hf_secret", "seed=7"]
-    put(tmp_path, ".hydra/overrides.yaml", json.dumps(overrides))
-    put(tmp_path, ".hydra/config.yaml", OmegaConf.to_yaml(compose_config(overrides).config))
-    choices = {"model": "qwen3", "stage": "sft", "hydra/output": "default"}
-    put(tmp_path, ".hydra/hydra.yaml", json.dumps({"hydra": {"runtime": {"choices": choices}}}))
-    measured = {"seconds": 61.5, "cpu_seconds": 3725.0, "peak_rss_bytes": 2e9}
-    steps = [{"name": "train", "status": "completed", "artifacts": {"adapter": "train"}, **measured}]
-    data = [{"step": "train", "name": "问答", "render": "chatml", "certified": True, "findings": [], "lines": ["2 rows"], "content": {}}]
-    versions = {"llmmod": "0.1.0", "torch": "2.13.0"}
-    steps += [{"name": "predict", "status": "completed"}]
-    put(tmp_path, "run.json", {"status": "completed", "seconds": 70.0, "versions": versions, "steps": steps, "data": data, "error": None})
-    put(tmp_path, "metrics.json", {"train_loss": 0.5, "eval_loss": 0.693147, "eval_loss_before": 2.5})
-    history = [{"step": 0, "eval_loss": 2.5}, {"step": 1, "loss": 2.0, "learning_rate": 1e-4, "grad_norm": 3.0}]
-    put(tmp_path, "train/trainer_state.json", {"log_history": [*history, {"step": 2, "loss": 1.0, "eval_predict_rouge-l": 50.0}]})
-    answers = {"question": "什么是渲染?", "label": "对话", "base": "不知道", "tuned": "对话的书写形式。😀"}
-    put(tmp_path, "predict/comparison.json", [answers])
-    return tmp_path
+    return write_run(tmp_path)
 
 
 def test_it_says_what_was_asked_and_what_came_out(finished):

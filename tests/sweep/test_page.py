@@ -1,40 +1,13 @@
 """sweep.html: what it says and draws, with few jobs and with many."""
 
-import json
-import random
 import re
 from html.parser import HTMLParser
 
 import pytest
-import yaml
+from written_runs import write_job, write_sweep
 
 from llmmod.sweep.page import NAME, importances, write_sweep_page
 from llmmod.sweep.results import Goal, best_jobs, read_jobs, refused_job
-
-
-def write_job(directory, overrides, status, loss, *, steps=20):
-    (directory / ".hydra").mkdir(parents=True)
-    (directory / "train").mkdir()
-    (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-    (directory / "run.json").write_text(json.dumps({"status": status, "error": None if status == "completed" else "<b>it broke</b>"}))
-    (directory / "run.log").write_text("")
-    (directory / "metrics.json").write_text(json.dumps({} if loss is None else {"eval_loss": loss, "train_loss": loss * 2}))
-    logs = [{"step": step, "loss": 4 / step + (loss or 9)} for step in range(1, steps)]
-    logs += [{"step": step, "eval_loss": 3 / step + (loss or 9)} for step in range(5, steps, 5)]
-    (directory / "train" / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
-
-
-def write_sweep(directory, count):
-    """Jobs whose loss goes by the learning rate, a little by the rank, and not at all by the seed; every seventh fails."""
-    draw = random.Random(0)
-    for number in range(count):
-        exponent, r = draw.uniform(-5, -2), draw.choice([4, 8, 16])
-        overrides = [f"finetune.learning_rate={10**exponent:.3g}", f"finetune.r={r}", f"seed={draw.randrange(4)}", "stage=sft"]
-        failed = number % 7 == 2
-        write_job(
-            directory / str(number), overrides, "failed" if failed else "completed", None if failed else (exponent + 3.5) ** 2 + 1 / r
-        )
-    return read_jobs(directory)
 
 
 class Tree(HTMLParser):
