@@ -71,7 +71,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     resumed = [*saved, f"training.resume_from_checkpoint={tmp_path / 'whole' / 'train' / 'checkpoint-1'}"]
     together = [overrides(stage, f"two/{stage}", 2, *ANSWERING.get(stage, [])) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
-    kept = ["distributed=fsdp", *saved[:2]]
+    kept = ["distributed=fsdp", "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT", *saved[:2]]
     together += [overrides("sft", f"sharded/{way}", 2, *kept, finetune=way) for way in ("full", "lora")]
     by_two(together, tmp_path / "cache", [sys.executable])
     for stage in STAGES:
