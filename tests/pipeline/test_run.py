@@ -103,6 +103,25 @@ def test_a_signal_is_an_interruption(tmp_path, number, code):
     assert {name: run[name] for name in commands} == commands
 
 
+@pytest.mark.parametrize("queued_again", [False, True])
+def test_a_job_that_its_queue_stops_is_interrupted_unless_it_is_queued_again(tmp_path, queued_again):
+    def tell_queue(number, frame):
+        raise SystemExit(-1) if queued_again else RuntimeError("timed-out too many times")  # as submitit does
+
+    before = signal.signal(signal.SIGUSR2, tell_queue)
+    try:
+        root = root_of(first=Conf(lambda: os.kill(os.getpid(), signal.SIGUSR2)))
+        if queued_again:
+            with pytest.raises(SystemExit):
+                run_pipeline(root, tmp_path)
+            assert run_json(tmp_path)["status"] == "running"
+        else:
+            outcome = run_pipeline(root, tmp_path)
+            assert (outcome.status, outcome.exit_code) == ("interrupted", 140)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_auto_resume_leaves_a_completed_run_as_it_is_and_runs_any_other(tmp_path):
     root = root_of(first=Conf())
     assert run_pipeline(root, tmp_path).status == "completed"

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
@@ -210,14 +211,27 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay."""
+    """SIGTERM and SIGUSR1 end the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay.
+
+    So does SIGUSR2 in a job of submitit, unless submitit queues the job again: it raises an error if that is not allowed (any more).
+    """
+    before: dict[int, Any] = {}
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    def ask_queue(number: int, frame: FrameType | None) -> None:
+        try:
+            before[number](number, frame)
+        except Exception as error:
+            raise Interrupted(number) from error
+
+    handlers = {getattr(signal, name): stop for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
+    if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
+        handlers[signal.SIGUSR2] = ask_queue
     try:
-        before = {number: signal.signal(number, stop) for number in numbers}
+        for number, handler in handlers.items():
+            before[number] = signal.signal(number, handler)
     except ValueError:
         yield
         return
