@@ -23,4 +23,5 @@ def test_a_step_that_begins_with_another_s_model_takes_over_what_is_that_model_s
 
 
 def test_a_rate_that_is_a_part_of_the_adapter_s(told):
-    assert told(*OWN, "+dataset@steps.second.dataset=llmmod_pairs", "stage@steps.second.training=dpo") == [SAID]
+    data = ("dataset=llmmod_qa", "+dataset@steps.second.dataset=llmmod_pairs")  # of the second step's stage, which would be the root's
+    assert told(*OWN, *data, "stage@steps.second.training=dpo") == [SAID]
