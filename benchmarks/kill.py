@@ -2,6 +2,7 @@
 
     python benchmarks/kill.py                 fifty kills, over every stage × full, lora, qlora, and ways to read data
     python benchmarks/kill.py 5 --seed 1      five of them
+    python benchmarks/kill.py 80 --more       each combination of those ways, and early stopping by an answered metric
 
 A run is a process of its own, which gets SIGKILL; the same command with `training.resume_from_checkpoint=true` follows. Compared byte for
 byte are the weights, the state of the optimizer, the schedule, the random states, the log and the samples; times are left out. The models
@@ -49,6 +50,23 @@ def cells() -> list[Cell]:
     found += [Cell(stage, "lora", "streamed") for stage in STAGES if stage not in ONLINE]
     found += [Cell(stage, "lora", data) for stage, data in product(STAGES, ("mixed", "workers"))]
     return [*found, Cell("sft", "lora", "streamed packed mixed"), Cell("sft", "lora", "streamed workers")]
+
+
+def more_cells() -> list[Cell]:
+    """Combinations of ways to read data that stages take together, with each way to fine-tune in turn; and the best model by answers."""
+    found = []
+    for stage in STAGES:
+        ways = ["mixed workers"]
+        if stage not in ONLINE:
+            ways += ["streamed mixed", "streamed workers", "streamed mixed workers"]
+        if stage in ("pt", "sft"):
+            ways += ["packed mixed", "packed workers", "packed mixed workers", "streamed packed", "streamed packed workers"]
+            ways += ["streamed packed mixed workers"]
+        if stage not in ("pt", "rm"):
+            ways += ["best", "best mixed workers"]
+        found += [Cell(stage, WAYS[number % len(WAYS)], data) for number, data in enumerate(ways, start=STAGES.index(stage))]
+    found += [Cell(stage, way, data) for stage, way, data in product(STAGES, ("full", "qlora"), ("mixed", "workers"))]
+    return found + [Cell(stage, way, "streamed") for stage, way in product(STAGES, ("full", "qlora")) if stage not in ONLINE]
 
 
 def make_model(directory: Path) -> list[str]:
@@ -101,6 +119,16 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
         "max_steps": STEPS, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4,
         "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2,
     }  # fmt: skip
+    if "best" in ways:  # the same after early stopping, whose count of evaluations a resumed training must know
+        every |= {
+            "eval_steps": 2,
+            "save_steps": 2,
+            "predict_steps": 2,
+            "metric_for_best_model": "predict_rouge-l",
+            "greater_is_better": True,
+        }
+        every |= {"load_best_model_at_end": True, "early_stopping_patience": 2, "save_total_limit": 2}
+        found += ["generation.max_new_tokens=6"]
     found += [f"training.{name}={value}" for name, value in every.items()]
     if cell.stage in ONLINE:
         found += ["training.max_completion_length=6", "+training.reward.short={_target_: llmmod.rewards.brevity, limit: 8}"]
@@ -205,11 +233,11 @@ def _differ(one: Any, other: Any, where: str) -> Iterator[str]:
         yield where
 
 
-def main(kills: int, seed: int, only: list[str], *, by_event: bool) -> int:
+def main(kills: int, seed: int, only: list[str], *, by_event: bool, more: bool = False) -> int:
     """Print a line for each kill and their count; 1 where a run ended otherwise."""
     print(machine(), file=sys.stderr)
     draw, same = random.Random(seed), 0
-    chosen = [cell for cell in cells() if any(name in " ".join(cell) for name in only)]
+    chosen = [cell for cell in (more_cells() if more else cells()) if any(name in " ".join(cell) for name in only)]
     draw.shuffle(chosen)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
@@ -268,5 +296,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[""], help="cells whose names have one of these, e.g. 'dpo lora'")
     parser.add_argument("--events", action="store_true", help="kill at events, not at seconds")
+    parser.add_argument("--more", action="store_true", help="the further combinations instead")
     given = parser.parse_args()
-    sys.exit(main(given.kills, given.seed, given.only, by_event=given.events))
+    sys.exit(main(given.kills, given.seed, given.only, by_event=given.events, more=given.more))
