@@ -1,34 +1,61 @@
-"""Real tokens a CPU second and peak memory of supervised fine-tuning, beside trl's own trainer with the same model and examples.
+"""Real tokens a CPU second and peak memory of supervised fine-tuning, beside trl's own trainer and LLaMA-Factory with the same rows.
 
-    python benchmarks/training.py
+    python benchmarks/training.py [--llamafactory /another/environment/bin/python] [--only 'LoRA, packed'] [--steps 6]
 
-LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Examples of
-alpaca's lengths, the last three quarters of each trained, as in instruction data: in batches of 4, at most 512 tokens long, and packed into
-rows of 1,024, one a batch.
-trl pads and packs as it does by itself; compiled is `training.torch_compile`, whose compilation is not counted. Each trains in a process
-of its own, in turn; counted are the CPU seconds from the end of the first optimizer step to the end of the last, and real tokens alone.
+A SmolLM2-135M in float32 with random weights, which take the time of trained ones: all weights trained, or LoRA of rank 8 on all linear
+layers. Examples of alpaca's lengths, the last three quarters of each trained, as in instruction data: in batches of 4, at most 512 tokens
+long, and packed into rows of 1,024, one a batch, in which examples do not see each other. Each trainer pads and packs as it does by itself,
+and gets the rows in the same order. Compiled is `torch_compile`, which llmmod applies to layers and the others to the whole model.
+
+Each cell of the table is a process of its own, in turn. Counted are real tokens, and the CPU seconds from the end of the first optimizer
+step to the end of the last; where layers are compiled, from the end of the third, since shapes that vary are compiled twice. LLaMA-Factory
+(0.9.5) needs other versions of transformers and trl: an environment with it is made by `pip install llamafactory==0.9.5`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 from measure import machine, measure
 
-STEPS = 12
 BATCH, LONGEST = 4, 512
 ROW = 1024
-VOCABULARY = 49152
+VOCABULARY, FIRST = 49152, 5  # ids below the first are padding
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+}  # fmt: skip
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+UNPACKED, PACKED = f"batches of {BATCH}", f"packed rows of {ROW:,}"
+TRAINERS = ("llmmod", "trl", "LLaMA-Factory")
+TOKENIZER = Path(__file__).parent.parent / "src" / "llmmod" / "models" / "loading" / "tiny_tokenizer"
 
 
-KINDS = ("batches of 4", "packed rows", "packed rows, compiled")
+class Cell(NamedTuple):
+    """What is measured; `steps`: optimizer steps, those that aren't counted included."""
+
+    trainer: str
+    lora: bool
+    packed: bool
+    compiled: bool
+    steps: int
+
+    @property
+    def uncounted(self):
+        """Optimizer steps before those that count."""
+        return 3 if self.compiled else 1
 
 
 def examples():
@@ -36,54 +63,54 @@ def examples():
     from datasets import Dataset
 
     draw = random.Random(1)
-    lengths = [min(LONGEST, max(30, int(draw.lognormvariate(5.3, 0.6)))) for _ in range(BATCH * (STEPS + 1) * 2)]
-    rows = [[draw.randrange(5, VOCABULARY) for _ in range(length)] for length in lengths]
+    lengths = [min(LONGEST, max(30, int(draw.lognormvariate(5.3, 0.6)))) for _ in range(BATCH * 26)]
+    rows = [[draw.randrange(FIRST, VOCABULARY) for _ in range(length)] for length in lengths]
     return Dataset.from_list([{"input_ids": ids, "labels": [-100] * (len(ids) // 4) + ids[len(ids) // 4 :]} for ids in rows])
 
 
-def model():
-    """SmolLM2-135M's architecture with an adapter."""
+def model(*, lora=True):
+    """SmolLM2-135M's architecture, with an adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-    )
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(LlamaForCausalLM(config), lora)
+    plain = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    return get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", **LORA)) if lora else plain
 
 
-def clock():
-    """A callback that counts the CPU seconds of the steps after the first, and the tokens that the trainer says were in them."""
+def clock(uncounted):
+    """A callback that counts the CPU seconds of the steps after the first ones, and the real tokens in their batches."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            now = time.process_time(), state.num_input_tokens_seen
-            self.first = getattr(self, "first", now)
-            self.last = now
+        def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+            self.collate, self.tokens, self.ends = loader.collate_fn, [], []
+            loader.collate_fn = self.counted  # a loader makes a batch before it is needed, but in order
 
-        def tokens_per_cpu_s(self):
-            return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
+        def counted(self, rows):
+            batch = self.collate(rows)
+            self.tokens.append(int((batch["input_ids"] >= FIRST).sum()))
+            return batch
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.ends.append(time.process_time())
+
+        def on_train_end(self, args, state, control, **kwargs):
+            tokens, cpu_s = sum(self.tokens[uncounted : len(self.ends)]), self.ends[-1] - self.ends[uncounted - 1]
+            peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            print("\n" + json.dumps({"tokens_per_cpu_s": tokens / cpu_s, "peak_gb": peak_gb}))
 
     return Clock()
 
 
-def ours(packed, directory, counted, compiled=False):
+def llmmod(cell, directory):
     """llmmod's trainer, as `stage=sft` builds it."""
     from llmmod.config.schema.training import SftConf
     from llmmod.data.dataset.packing import PackedDataset
     from llmmod.models.loading.tiny import tiny_tokenizer
+    from llmmod.models.matmul import onednn_products
     from llmmod.trainers.arguments import training_arguments
     from llmmod.trainers.build import trainer_from
 
@@ -91,63 +118,118 @@ def ours(packed, directory, counted, compiled=False):
         stage="sft",
         trainer={"_target_": "llmmod.trainers.sft.SftTrainer"},
         collator={"_target_": "llmmod.data.collators.FlatteningCollator"},
-        **arguments(packed),
-        torch_compile=compiled,
+        **arguments(cell),
     )
-    train = PackedDataset(examples(), ROW) if packed else examples()
+    train = PackedDataset(examples(), ROW) if cell.packed else examples()
     args = training_arguments(conf, output_dir=Path(directory), seed=1, smoke=False, has_eval=False)
-    return trainer_from(conf, model=model(), args=args, train=train, evaluation=None, tokenizer=tiny_tokenizer(), callbacks=[counted])
+    parts = {"args": args, "train": train, "evaluation": None, "tokenizer": tiny_tokenizer(), "callbacks": [clock(cell.uncounted)]}
+    with onednn_products():  # as a run of llmmod has them
+        trainer_from(conf, model=model(lora=cell.lora), **parts).train()
 
 
-def theirs(packed, directory, counted):
-    """trl's trainer with its own collator."""
+def trl(cell, directory):
+    """trl's trainer with its own collator and packing."""
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from llmmod.models.loading.tiny import tiny_tokenizer
+    packing = {"packing": True, "max_length": ROW} if cell.packed else {"max_length": LONGEST}
+    args = SFTConfig(directory, use_cpu=True, bf16=False, disable_tqdm=True, **packing, **arguments(cell))
+    tokenizer, counted = AutoTokenizer.from_pretrained(TOKENIZER), clock(cell.uncounted)
+    SFTTrainer(model(lora=cell.lora), args, train_dataset=examples(), processing_class=tokenizer, callbacks=[counted]).train()
 
-    packing = {"packing": True, "max_length": ROW} if packed else {"max_length": LONGEST}
-    args = SFTConfig(directory, use_cpu=True, bf16=False, disable_tqdm=True, **packing, **arguments(packed))
-    return SFTTrainer(model(), args, train_dataset=examples(), processing_class=tiny_tokenizer(), callbacks=[counted])
+
+def llamafactory(cell, directory):
+    """LLaMA-Factory's command `train`, on ids that its own code packs, each example by itself (`neat_packing`)."""
+    from datasets import Dataset
+    from llamafactory.data.processor import supervised
+    from llamafactory.train.tuner import run_exp
+    from transformers import AutoTokenizer, LlamaConfig
+
+    class OnIds:
+        def _encode_data_example(self, prompt, response, **others):
+            return list(prompt[0]), list(response[0])
+
+    plain, packing = supervised.SupervisedDatasetProcessor, supervised.PackedSupervisedDatasetProcessor
+    encoder = type("Encoder", (OnIds, packing if cell.packed else plain), {})
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    settings = SimpleNamespace(cutoff_len=ROW - 1, neat_packing=True)  # a token of padding follows each row
+    rows, path = examples(), Path(directory)
+    columns = {"_prompt": [[ids] for ids in rows["input_ids"]], "_response": [[ids] for ids in rows["labels"]]}
+    columns |= {name: [None] * len(rows) for name in ("_system", "_tools", "_images", "_videos", "_audios")}
+    encoded = encoder(template=None, tokenizer=tokenizer, processor=None, data_args=settings).preprocess_dataset(columns)
+    Dataset.from_dict(dict(encoded)).save_to_disk(path / "rows")
+    shutil.copytree(TOKENIZER, path / "model")
+    LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"]).save_pretrained(path / "model")
+    given = arguments(cell) | {"disable_gradient_checkpointing": True, "disable_shuffling": True, "neat_packing": cell.packed}
+    del given["gradient_checkpointing"], given["train_sampling_strategy"]
+    lora = {"finetuning_type": "lora", "lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_target": "all"}
+    given |= lora if cell.lora else {"finetuning_type": "full"}
+    given |= {"model_name_or_path": str(path / "model"), "train_from_scratch": True, "template": "empty", "dataset": "rows"}
+    given |= {"tokenized_path": str(path / "rows"), "output_dir": str(path / "output"), "stage": "sft", "do_train": True}
+    run_exp(given, [clock(cell.uncounted)])
 
 
-def arguments(packed):
-    """What both trainers are given."""
+def arguments(cell):
+    """What all trainers are given."""
     return {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 1 if packed else BATCH,
+        "max_steps": cell.steps,
+        "per_device_train_batch_size": 1 if cell.packed else BATCH,
         "learning_rate": 1e-4,
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "logging_steps": 1000,
-        "include_num_input_tokens_seen": "non_padding",
         "report_to": "none",
+        "train_sampling_strategy": "sequential",
+        "torch_compile": cell.compiled,
     }
 
 
-def one(name, kind):
-    """Train, and print what it took as JSON."""
-    from llmmod.models.matmul import onednn_products
-
-    counted, compiled = clock(), {"compiled": True} if kind == KINDS[2] else {}
-    products = onednn_products() if name == "llmmod" else nullcontext()  # as a run of llmmod has them
-    with products, tempfile.TemporaryDirectory() as directory:
-        {"llmmod": ours, "trl": theirs}[name](kind != KINDS[0], directory, counted, **compiled).train()
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print("\n" + json.dumps({"tokens_per_cpu_s": counted.tokens_per_cpu_s(), "peak_gb": peak_gb}))
+def one(cell):
+    """Train, which prints what it took as JSON."""
+    with tempfile.TemporaryDirectory() as directory:
+        dict(zip(TRAINERS, (llmmod, trl, llamafactory), strict=True))[cell.trainer](cell, directory)
 
 
-def main() -> None:
-    """Print a line for each trainer and each kind of batch."""
-    print(machine())
-    for kind in KINDS:
-        for name in ("llmmod", "trl") if kind != KINDS[2] else ("llmmod",):
-            done = measure([sys.executable, __file__, name, kind], env={"HF_HUB_OFFLINE": "1", "CI": "1"})
-            if done.code:
-                sys.exit(done.output[-3000:])
-            line = next(line for line in reversed(done.output.splitlines()) if line.startswith('{"tokens_per_cpu_s"'))
-            found = json.loads(line)
-            print(f"{kind:21} {name:7} {found['tokens_per_cpu_s']:6.1f} real tokens a CPU second, peak RSS {found['peak_gb']:.2f} GB")
+def measured(cell, python):
+    """What a cell's process printed; None where its trainer can't train, whose last line is then printed."""
+    done = measure([python, __file__, "--cell", json.dumps(cell)], env={"HF_HUB_OFFLINE": "1", "CI": "1"})
+    lines = done.output.splitlines()
+    found = next((json.loads(line) for line in reversed(lines) if line.startswith('{"tokens_per_cpu_s"')), None)
+    if found is None:
+        if cell.trainer == "llmmod":
+            sys.exit(done.output[-3000:])
+        print("\n".join(lines[-3:]))
+    return found
+
+
+def main():
+    """Print what each cell took, and then the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--llamafactory", metavar="PYTHON", help="of an environment that has LLaMA-Factory")
+    parser.add_argument("--only", default="", help="parts of the names of rows, with commas between them")
+    parser.add_argument("--trainers", default=",".join(TRAINERS), help="with commas between them")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps, of which the first isn't counted")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.cell:
+        one(Cell(*json.loads(given.cell)))
+        return
+    pythons = dict(zip(TRAINERS, (sys.executable, sys.executable, given.llamafactory), strict=True))
+    pythons = {name: python for name, python in pythons.items() if python and name in given.trainers.split(",")}
+    print(machine(), flush=True)
+    table = [f"| | {' | '.join(pythons)} |", "|---" * (1 + len(pythons)) + "|"]
+    for lora, compiled, packed in product((True, False), (False, True), (False, True)):
+        name = f"{'LoRA' if lora else 'full'}, {PACKED if packed else UNPACKED}{', compiled' if compiled else ''}"
+        if not all(part.strip() in name for part in given.only.split(",")):
+            continue
+        shown = []
+        for trainer, python in pythons.items():
+            found = measured(Cell(trainer, lora, packed, compiled, given.steps + 2 * compiled), python)
+            shown.append("–" if found is None else f"{found['tokens_per_cpu_s']:.1f}; {found['peak_gb']:.2f} GB")
+            print(f"{name}: {trainer} {shown[-1]}", flush=True)
+        table.append(f"| {name} | {' | '.join(shown)} |")
+    print("\n" + "\n".join(table))
 
 
 if __name__ == "__main__":
-    one(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    main()
