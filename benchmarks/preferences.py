@@ -1,0 +1,269 @@
+"""Answer tokens a CPU second and peak memory of dpo, kto, rm, ppo and grpo, beside trl's own trainers with the same model and rows.
+
+    python benchmarks/preferences.py [--stages dpo,kto,rm,ppo,grpo] [--steps 5]
+
+LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Lengths as of
+preference data: prompts of 70 tokens in the median, answers of 210, both log-normal, at most 512 together, so that three quarters of what a
+trainer without shared prompts sees are answers. Batches of 2 pairs, or of 4 judged answers for kto; trainers get ids, in the same order.
+
+ppo and grpo sample their answers. Each of them ends at one of a thousand tokens, as a random model takes one after 45 tokens in the mean,
+and at 128 at the latest; ppo has rollouts of 16 prompts, each learnt from twice, grpo 8 answers to each of 4 prompts. The reward, the share
+of even ids, costs nothing. trl 1.16 has no PPO: beside it stands `sft`, llmmod's supervised fine-tuning on answers of the same lengths.
+
+Each trainer is a process of its own, in turn. Counted are the tokens of answers, and the CPU seconds from the end of the first optimizer
+step, or of the first rollout's last, to the end of the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import machine, measure
+from training import FIRST, LONGEST, LORA, SHAPE, VOCABULARY, model
+
+PAIRS, JUDGED, ONLINE = 2, 4, 8  # rows of a batch
+PROMPT, ANSWER, SPREAD = 70, 210, 0.6
+SHORTEST_ANSWER, LONGEST_PROMPT = 20, 200
+ENDS = [*range(FIRST, FIRST + 1024)]  # tokens that end a sampled answer
+NEW = 128
+STAGES = {"dpo": ("llmmod", "trl"), "kto": ("llmmod", "trl"), "rm": ("llmmod", "trl"), "ppo": ("llmmod", "sft"), "grpo": ("llmmod", "trl")}
+BATCHES = {"dpo": (PAIRS, 1), "kto": (JUDGED, 1), "rm": (PAIRS, 1), "ppo": (ONLINE, 2), "grpo": (ONLINE, 4)}  # rows, accumulated
+PASSES = 2  # over a rollout of ppo
+
+
+def rows(stage, steps):
+    """What the trainer of a stage learns from, as ids."""
+    draw = random.Random(1)
+
+    def ids(median, least, most):
+        length = min(most, max(least, int(median * draw.lognormvariate(0, SPREAD))))
+        return [draw.randrange(ENDS[-1] + 1, VOCABULARY) for _ in range(length)]
+
+    size, accumulated = BATCHES[stage]
+    for number in range(size * accumulated * (steps + 1)):
+        row = {"prompt_ids": ids(PROMPT, 10, LONGEST_PROMPT)}
+        most = LONGEST - len(row["prompt_ids"])
+        if stage == "kto":
+            row |= {"completion_ids": ids(ANSWER, SHORTEST_ANSWER, most), "label": number % 2 == 0}
+        elif stage in ("dpo", "rm"):
+            row |= {name: ids(ANSWER, SHORTEST_ANSWER, most) for name in ("chosen_ids", "rejected_ids")}
+        yield row
+
+
+def answer_tokens(row):
+    """Of all answers of a row."""
+    return sum(len(row.get(name, ())) for name in ("chosen_ids", "rejected_ids", "completion_ids"))
+
+
+class Reward:
+    """The share of even ids, for trl's trainer and for llmmod's; counts the tokens of the answers that it scores."""
+
+    __name__ = "even"
+    tokens = 0
+
+    def __call__(self, completion_ids, **others):
+        """A number for each answer."""
+        self.tokens += sum(map(len, completion_ids))
+        return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+    def score(self, completions):
+        """The same of llmmod's `Completions`, as a tensor."""
+        import torch
+
+        return torch.tensor(self(completions.ids))
+
+
+def clock(stage, count):
+    """A callback that prints what the steps after the first ones took; `count`: optimizer steps so far -> tokens so far."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.ends = []
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.ends.append((time.process_time(), count(state.global_step)))
+
+        def on_train_end(self, args, state, control, **kwargs):
+            (began, before), (ended, after) = self.ends[PASSES - 1 if stage == "ppo" else 0], self.ends[-1]
+            peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            print("\n" + json.dumps({"tokens_per_cpu_s": (after - before) / (ended - began), "peak_gb": peak_gb}))
+
+    return Clock()
+
+
+def llmmod(stage, data, directory, given):
+    """llmmod's trainer, as `stage=…` builds it."""
+    from llmmod.config.schema import online_training, preference_training
+    from llmmod.models.matmul import onednn_products
+    from llmmod.trainers.online.rewards import Rewards
+
+    trainer, collator, conf = {
+        "dpo": ("preference.dpo.DpoTrainer", "PrefixSharingCollator", preference_training.DpoConf),
+        "kto": ("preference.kto.KtoTrainer", "KTOCollator", preference_training.KtoConf),
+        "rm": ("rm.RmTrainer", "PrefixSharingRewardCollator", preference_training.RmConf),
+        "ppo": ("ppo.trainer.PpoTrainer", None, online_training.PpoConf),
+        "grpo": ("online.grpo.GrpoTrainer", None, online_training.GrpoConf),
+    }[stage]
+    given = given | ({"collator": {"_target_": f"llmmod.data.preference_collators.{collator}"}} if collator else {})
+    given = given | ({"num_ppo_epochs": PASSES} if stage == "ppo" else {})
+    conf = conf(stage=stage, trainer={"_target_": f"llmmod.trainers.{trainer}"}, **given)
+    reward = Reward()
+    with onednn_products():  # as a run of llmmod has them
+        made = trainer_of(conf, reward_model() if stage == "rm" else policy(), data, directory, counted(stage, data, reward))
+        if stage in ("ppo", "grpo"):
+            made.rewards = Rewards(dict.fromkeys(getattr(made, "reward_func_names", ["even"]), reward.score))
+        made.train()
+
+
+def sft(stage, data, directory, given):
+    """llmmod's supervised fine-tuning on answers as long as those that ppo samples."""
+    from datasets import Dataset
+
+    from llmmod.config.schema.training import SftConf
+    from llmmod.models.matmul import onednn_products
+
+    draw, learnt = random.Random(2), []
+    for row in data:
+        length = next((n for n in range(1, NEW) if draw.randrange(VOCABULARY) < len(ENDS)), NEW)
+        answer = [draw.randrange(FIRST, VOCABULARY) for _ in range(length)]
+        prompt = row["prompt_ids"]
+        learnt.append({"completion_ids": answer, "input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    trainer, collator = {"_target_": "llmmod.trainers.sft.SftTrainer"}, {"_target_": "llmmod.data.collators.FlatteningCollator"}
+    del given["max_completion_length"]
+    given["max_steps"] //= PASSES
+    conf = SftConf(stage="sft", trainer=trainer, collator=collator, **given)
+    data = Dataset.from_list(learnt)
+    with onednn_products():
+        trainer_of(conf, policy(), data, directory, counted("sft", data, None, size=ONLINE * 2)).train()
+
+
+def trainer_of(conf, learner, data, directory, callback):
+    """The trainer of a stage of llmmod."""
+    from llmmod.models.loading.tiny import tiny_tokenizer
+    from llmmod.trainers.arguments import training_arguments
+    from llmmod.trainers.build import trainer_from
+
+    args = training_arguments(conf, output_dir=Path(directory), seed=1, smoke=False, has_eval=False)
+    return trainer_from(conf, model=learner, args=args, train=data, evaluation=None, tokenizer=tiny_tokenizer(), callbacks=[callback])
+
+
+def policy(*, lora=True):
+    """The language model; its answers end at one of `ENDS`."""
+    made = model(lora=lora)
+    made.generation_config.eos_token_id, made.generation_config.pad_token_id = ENDS, 2
+    return made
+
+
+def reward_model():
+    """The same model with a reward head, and with an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    from llmmod.models.reward import with_reward_head
+
+    return get_peft_model(with_reward_head(model(lora=False)), LoraConfig(task_type="SEQ_CLS", **LORA))
+
+
+def trl(stage, data, directory, given):
+    """trl's trainer with its own collator, on ids as they are; its reference is the model without the adapter too."""
+    import trl as library
+    from peft import LoraConfig
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from llmmod.models.loading.tiny import tiny_tokenizer
+
+    name, reward = {"dpo": "DPO", "kto": "KTO", "rm": "Reward", "grpo": "GRPO"}[stage], Reward()
+    given = given | {"use_cpu": True, "bf16": False, "disable_tqdm": True, "remove_unused_columns": False}
+    args = getattr(library, f"{name}Config")(directory, **given, **({} if stage == "grpo" else {"max_length": None}))
+
+    class OnIds(getattr(library, f"{name}Trainer")):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _tokenize_prompts(self, prompts):
+            return [json.loads(prompt) for prompt in prompts], None, {}
+
+    callback, more = counted(stage, data, reward), {}
+    if stage == "kto":  # each batch's answers behind one another's prompts, as its own preparation makes them
+        answers = data["completion_ids"]
+        data = data.add_column("KL_completion_ids", [answers[n - 1 if n % JUDGED else n + JUDGED - 1] for n in range(len(data))])
+    elif stage == "rm":
+        data = data.map(lambda row: {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")})
+    elif stage == "grpo":
+        data, more = data.map(lambda row: {"prompt": json.dumps(row["prompt_ids"])}), {"reward_funcs": reward}
+    learner = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1)) if stage == "rm" else policy(lora=False)
+    lora = LoraConfig(task_type="SEQ_CLS" if stage == "rm" else "CAUSAL_LM", **LORA)
+    OnIds(learner, args=args, train_dataset=data, processing_class=tiny_tokenizer(), callbacks=[callback], peft_config=lora, **more).train()
+
+
+def counted(stage, data, reward, *, size=None):
+    """The clock of a stage: it counts sampled answers by their reward, others by the rows that the steps so far have had."""
+    if stage in ("ppo", "grpo"):
+        return clock(stage, lambda steps: reward.tokens)
+    tokens, size = [answer_tokens(row) for row in data], size or BATCHES[stage][0]
+    return clock(stage, lambda steps: sum(tokens[: steps * size]))
+
+
+def arguments(stage, steps):
+    """What all trainers of a stage are given."""
+    size, accumulated = BATCHES[stage]
+    online = {"max_completion_length": NEW} if stage in ("ppo", "grpo") else {}
+    return online | {
+        "max_steps": steps * PASSES if stage == "ppo" else steps,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": accumulated,
+        "learning_rate": 1e-4,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 1000,
+        "report_to": "none",
+        "train_sampling_strategy": "sequential",
+    }
+
+
+def one(stage, name, steps):
+    """Train, which prints what it took as JSON."""
+    from datasets import Dataset
+
+    data = Dataset.from_list(list(rows(stage, steps)))
+    with tempfile.TemporaryDirectory() as directory:
+        {"llmmod": llmmod, "trl": trl, "sft": sft}[name](stage, data, directory, arguments(stage, steps))
+
+
+def main():
+    """Print what each trainer took, and then the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--stages", default=",".join(STAGES), help="with commas between them")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps, or rollouts of ppo, of which the first isn't counted")
+    parser.add_argument("--one", nargs=2, metavar=("STAGE", "TRAINER"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(*given.one, given.steps)
+        return
+    print(machine(), flush=True)
+    table = ["| | llmmod | beside it | times as fast |", "|---|---|---|---|"]
+    for stage in given.stages.split(","):
+        speed, shown = [], []
+        for name in STAGES[stage]:
+            command = [sys.executable, __file__, "--one", stage, name, "--steps", str(given.steps)]
+            done = measure(command, env={"HF_HUB_OFFLINE": "1", "CI": "1"})
+            found = next((json.loads(line) for line in reversed(done.output.splitlines()) if line.startswith('{"tokens_per_cpu_s"')), None)
+            if found is None:
+                sys.exit(done.output[-3000:])
+            speed.append(found["tokens_per_cpu_s"])
+            shown.append(f"{speed[-1]:.1f}; {found['peak_gb']:.2f} GB")
+            print(f"{stage}: {name} {shown[-1]}", flush=True)
+        beside = STAGES[stage][1]
+        table.append(f"| {stage} | {shown[0]} | {beside}: {shown[1]} | {speed[0] / speed[1]:.2f} |")
+    print("\n" + "\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
