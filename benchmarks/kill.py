@@ -123,10 +123,10 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
         every |= {
             "eval_steps": 2,
             "save_steps": 2,
-            "predict_steps": 2,
-            "metric_for_best_model": "predict_rouge-l",
+            "metric_for_best_model": "words" if cell.stage in ONLINE else "predict_rouge-l",
             "greater_is_better": True,
         }
+        every |= {} if cell.stage in ONLINE else {"predict_steps": 2}
         every |= {"load_best_model_at_end": True, "early_stopping_patience": 2, "save_total_limit": 2}
         found += ["generation.max_new_tokens=6"]
     found += [f"training.{name}={value}" for name, value in every.items()]

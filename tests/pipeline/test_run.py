@@ -76,10 +76,15 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
         (ConfigError(Problem("model.x", "no such thing")), 2, "model.x: no such thing."),
         (ValueError("bad\nshape"), 1, "second: ValueError: bad shape."),
         (OSError(errno.ENOSPC, "No space left", "/d"), 1, "second: the disk is full: [Errno 28] No space left: '/d'."),
+        (
+            OSError(errno.EFBIG, "File too large", "/d"),
+            1,
+            "second: a file became too large: [Errno 27] File too large: '/d'. Raise the limit",
+        ),
         (caused(OSError(errno.ENOSPC, "No space left", "/d")), 1, "second: the disk is full: it can't be saved."),
         (Exception("No space left on device (os error 28)"), 1, "second: the disk is full: No space left on device (os error 28)."),
     ],
-    ids=["config", "unexpected", "full-disk", "full-disk-below", "full-disk-in-rust"],
+    ids=["config", "unexpected", "full-disk", "too-large", "full-disk-below", "full-disk-in-rust"],
 )
 def test_an_error_keeps_what_came_before_and_gives_the_exit_code(tmp_path, error, code, words):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf(raising(error)), third=Conf()), tmp_path)

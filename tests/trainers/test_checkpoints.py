@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,20 @@ def test_the_best_checkpoint_is_found_again_if_the_run_has_been_moved(toy_traine
     trainer.train(resume_from_checkpoint=str(there / "checkpoint-4"))
     assert trainer.state.best_model_checkpoint == str(there / "checkpoint-2")
     assert [path.name for path in there.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_limit_that_torch_reached_is_named(toy_trainer, tmp_path):
+    """torch.save says `unexpected pos 1014592 vs 1014480`."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer = toy_trainer(**SETTINGS)
+    # Above the size of the weights, below that of the optimizer's state, which is twice as large.
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trainer.model.parameters())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.5 * weights), before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())

@@ -200,6 +200,9 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
             "training.save_total_limit=1 keeps fewer checkpoints"
         )
         explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {one_line(error, 600)}", do=do)))
+    elif isinstance(error, OSError) and error.errno == errno.EFBIG:
+        do = "Raise the limit of a file's size (ulimit -f), or choose another directory. The last checkpoint is intact"
+        explained = RunError(str(Problem(where, f"a file became too large: {one_line(error, 600)}", do=do)))
     elif isinstance(error, PermissionError) and where == "output_dir":
         explained = ConfigError(Problem(where, f"{error.filename} can't be written: {error.strerror}", do="Choose another directory"))
     else:

@@ -30,6 +30,7 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 _FULL_BYTES = 2**20  # a file system with less free space counts as full
+_PROBE_BYTES = 2**25  # written where torch can't write a checkpoint, to learn the reason
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -115,9 +116,9 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             # If machines don't share a disk, the processes of the others have written only their random states.
             if self.args.local_process_index == 0 and (aside / name).is_dir():
                 put_in_place(aside / name, directory / name)
-        except RuntimeError as error:
-            if shutil.disk_usage(directory).free < _FULL_BYTES:  # torch.save (2.13) doesn't give the reason of a failure
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside / name)) from error
+        except RuntimeError as error:  # torch.save (2.13) doesn't give the reason of a failure
+            if (reason := _why_not_written(aside)) is not None:
+                raise OSError(reason, os.strerror(reason), str(aside / name)) from error
             raise
         finally:
             self._aside = None
@@ -212,6 +213,24 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer is not None:
             self._trainer.begin()
+
+
+def _why_not_written(directory: Path) -> int | None:
+    """The system's number of the reason why nothing more can be written to a directory: its disk is full, a quota or a limit is reached."""
+    if not directory.is_dir():  # it was not about files
+        return None
+    if shutil.disk_usage(directory).free < _FULL_BYTES:
+        return errno.ENOSPC
+    largest = max((file.stat().st_size for file in directory.rglob("*") if file.is_file()), default=0)
+    try:
+        with (directory / "probe").open("wb", buffering=0) as file:
+            for _ in range(_PROBE_BYTES // _FULL_BYTES):
+                file.write(os.urandom(_FULL_BYTES))
+            os.fsync(file.fileno())
+            file.truncate(largest + _PROBE_BYTES)  # a limit of a file's size holds for the hole at its end too
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _best_if_moved(checkpoint: Path) -> str | None:
