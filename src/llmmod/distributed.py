@@ -15,9 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-NOTICED = "LLMMOD_NOTICED"  # the environment variable with the directory where processes note a signal
-SAME_WISH_S = 3.0  # torchrun forwards to its processes a signal that the terminal has already sent them
-
 
 def rank() -> int:
     """This process's rank, 0 where there is one process."""
@@ -89,13 +86,6 @@ def _quotas(root: Path) -> Iterator[float]:
                 quota, period = " ".join((directory / name).read_text(encoding="utf-8") for name in files).split()
                 if int(quota) > 0:  # -1: not limited
                     yield int(quota) / int(period)
-
-
-def note_signal() -> None:
-    """Let the process that started this one know that a signal has been noticed, and that the training ends after its step."""
-    if directory := os.environ.get(NOTICED):
-        with suppress(OSError):
-            (Path(directory) / f"{NOTICED}-{rank()}").touch()
 
 
 @cache

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.pipeline.jobs import Jobs
 from llmmod.pipeline.record import write_json
-from llmmod.pipeline.run import Outcome
+from llmmod.pipeline.run import Interrupted, Outcome
 from llmmod.sweep.plan import Sweep
-from llmmod.sweep.results import Goal
+from llmmod.sweep.results import Goal, read_jobs
 
 
 def job(directory, overrides, status, metrics, **more):
@@ -67,6 +67,22 @@ def test_a_job_that_its_queue_begins_again_resumes(tmp_path, monkeypatch):
     resumes, identity = begin()  # in a directory that another job has used
     assert (resumes, bool(identity)) == (False, True)
     assert begin() == (True, identity)
+
+
+def test_after_a_signal_a_process_of_several_begins_no_further_job(tmp_path, monkeypatch):
+    begun = []
+
+    def run_configured(root, run_dir, **ignored):
+        begun.append(run_dir.name)
+        write_json(run_dir / "run.json", {"status": "interrupted", "exit_code": 143, "steps": []})
+        return Outcome("interrupted", run_dir, {}, error=Interrupted(15))
+
+    monkeypatch.setattr("llmmod.pipeline.jobs.run_configured", run_configured)
+    monkeypatch.setattr("llmmod.pipeline.jobs._stopped_by", [])
+    sweep_of(Jobs(multirun=True).run, "seed=1,2", "smoke=true", f"hydra.sweep.dir={tmp_path}", monkeypatch=monkeypatch)
+    assert begun == ["0"]
+    assert [(job.status, job.exit_code) for job in read_jobs(tmp_path)] == [("interrupted", 143)] * 2
+    assert read_jobs(tmp_path)[1].error == "the sweep was stopped before"
 
 
 def test_the_function_that_hydra_calls_travels_without_the_sweep(tmp_path):

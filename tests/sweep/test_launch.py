@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+import time
 
 import pytest
 import yaml
@@ -61,6 +64,54 @@ def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, mo
     assert json.loads((directory / "0" / "run.json").read_text())["pid"] != os.getpid()
     shared = threads_of_each(min(2, cores()))
     assert (directory / "0" / "threads").read_text() in (str(shared), str(cores()))
+
+
+def wait_for_signal():
+    """A job that ends once its process gets SIGTERM; a nested function, which travels to another process by its code."""
+
+    def run(config):
+        import json
+        import signal
+        import time
+        from pathlib import Path
+
+        from hydra.core.hydra_config import HydraConfig
+
+        place, got = Path(HydraConfig.get().runtime.output_dir), []
+        signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+        (place / "ready").touch()
+        while not got:
+            time.sleep(0.02)
+        (place / "run.json").write_text(json.dumps({"status": "interrupted", "exit_code": 143, "steps": []}))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package", "more"),
+    [
+        ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_local", "hydra_plugins.hydra_submitit_launcher", []),
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_a_signal_reaches_every_job_and_none_begins_after_it(launcher, package, more, monkeypatch, tmp_path):
+    pytest.importorskip(package)
+    monkeypatch.setattr("llmmod.sweep.launch.cores", lambda: 2)
+
+    def send_when_ready():
+        while len(list(tmp_path.glob("*/ready"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send_when_ready, daemon=True)
+    before = signal.getsignal(signal.SIGTERM)
+    sender.start()
+    own = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.max_batch_size=2", *more]
+    _, code = sweep_of(wait_for_signal(), "seed=0,1,2", "smoke=true", *own, monkeypatch=monkeypatch)
+    assert code == 1
+    assert [(job.number, job.status) for job in read_jobs(tmp_path)] == [("0", "interrupted"), ("1", "interrupted"), ("2", "missing")]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_jobs_side_by_side_share_the_cores(monkeypatch):

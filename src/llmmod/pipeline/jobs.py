@@ -36,6 +36,7 @@ from llmmod.runs.replay import conclude
 from llmmod.sweep.plan import RESUMES, Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
+_stopped_by: list[int] = []  # the exit code of the job that a signal has ended in this process, one of several of a sweep
 _LEFT = Left()  # of the sweep's last job in this process
 
 
@@ -70,7 +71,7 @@ class Jobs:
             The value of `sweep.metric`, a list where there are several; None where the job failed or has no such metric.
 
         Raises:
-            KeyboardInterrupt: if the job was interrupted, which ends a sweep.
+            KeyboardInterrupt: if the job was interrupted, which ends a sweep in this process.
         """
         hydra = HydraConfig.get()
         run_dir = Path(hydra.runtime.output_dir)
@@ -79,11 +80,18 @@ class Jobs:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, io.TextIOWrapper):
                 handler.stream.reconfigure(errors="backslashreplace")  # what a file or a library says needn't be text
+        if _stopped_by:
+            stopped = {"status": "interrupted", "error": "the sweep was stopped before", "exit_code": _stopped_by[0], "steps": []}
+            write_json(run_dir / "run.json", stopped)
+            return None
         outcome = self._outcome(config, run_dir)
         self._outcomes.append(outcome)
         if outcome.error is not None and self._multirun:
             _print_outcome(outcome, tracebacks=self._tracebacks)
         if outcome.status == "interrupted":
+            if self._sweep is None and self._multirun:  # joblib would kill the other jobs while they save
+                _stopped_by.append(outcome.exit_code)
+                return None
             raise KeyboardInterrupt
         values = Goal.of(config.sweep).values(outcome.metrics) if outcome.status == "completed" else None
         return values[0] if values is not None and len(values) == 1 else values

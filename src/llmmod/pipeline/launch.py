@@ -12,14 +12,12 @@ import logging
 import logging.config
 import os
 import pickle
-import select
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.schema.steps import PlanConf, Root
-from llmmod.distributed import NOTICED, SAME_WISH_S, cores, is_launched, rank
+from llmmod.distributed import cores, is_launched, rank
 from llmmod.errors import LlmmodError
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
@@ -36,11 +34,10 @@ from llmmod.pipeline.resume import directory_to_go_on_in
 from llmmod.pipeline.run import Interrupted, Outcome, run_pipeline
 from llmmod.pipeline.session import Left
 from llmmod.runs.report import write_report
+from llmmod.signals import killed_if_hung
 
 # What a process says that only lost its peers (torch 2.13, gloo and NCCL).
 _LOST_PEERS = ("closed by peer", "reset by peer", "gloo", "NCCL", "TCPStore", "Broken pipe", "DistBackendError", "DistNetworkError")
-_STOPS = {getattr(signal, name).value for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT") if hasattr(signal, name)}
-_NOTICE_S = 60.0  # in which one of the processes must notice a signal
 log = logging.getLogger("llmmod")
 
 
@@ -114,68 +111,6 @@ def run_configured(
         close_record(run_dir, outcome.status, str(outcome.error), exit_code=outcome.exit_code)
         write_report(run_dir)
     return outcome
-
-
-@contextmanager
-def killed_if_hung(directory: Path) -> Iterator[None]:
-    """A context in which a second signal kills the processes that the launcher started, as does a first one that none of them notices.
-
-    A process that waits in a collective for a peer that never comes runs no signal handlers of Python, and torch's launcher would wait as
-    long for it as for one that saves a checkpoint.
-
-    Args:
-        directory: named on the command line of each process; `note_signal` writes to it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    os.environ[NOTICED] = str(directory)
-    watcher = threading.Thread(target=_watch, args=(readable, directory), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.environ.pop(NOTICED)
-        os.close(writable)  # ends the watcher
-        watcher.join()
-        os.close(readable)
-
-
-def _watch(readable: int, directory: Path) -> None:
-    """Read the numbers of this process's signals until the end of the file, and kill the processes where they are to be."""
-    first: float | None = None
-    noticed = False
-    while True:
-        wait_s = None if first is None or noticed else max(0.0, first + _NOTICE_S - time.monotonic())
-        if not select.select([readable], [], [], wait_s)[0]:
-            noticed = any(directory.glob(f"{NOTICED}-*"))
-            if noticed:
-                continue
-            log.warning("The processes have not noticed the signal for %.0f s: they are killed", _NOTICE_S)
-        elif not (numbers := os.read(readable, 64)):
-            return
-        elif not _STOPS & set(numbers):
-            continue
-        elif first is None or time.monotonic() - first < SAME_WISH_S:
-            first = first or time.monotonic()
-            continue
-        _kill_processes(directory)
-        noticed = True
-
-
-def _kill_processes(directory: Path) -> None:
-    import psutil
-
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any(str(directory) in argument for argument in process.cmdline()):
-                for each in (*process.children(recursive=True), process):
-                    with suppress(psutil.NoSuchProcess):
-                        each.kill()
 
 
 def run_config(config: DictConfig) -> dict[str, float]:

@@ -30,6 +30,7 @@ from llmmod.distributed import cores
 from llmmod.errors import one_line
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
+from llmmod.signals import signals_to_jobs
 from llmmod.sweep.plan import BASIC, OPTUNA, RAY, Planned, Sweep, planned_jobs, run_again, write_manifest
 from llmmod.sweep.results import has_ended, job_directory, mark_failed
 from llmmod.upstream import replaced, require_upstream
@@ -51,8 +52,18 @@ def launch(launcher: Launcher, config: DictConfig, jobs: Sequence[Planned], *, a
     """
     sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
     wave = at_once or _most_at_once(config) or len(jobs) or 1
-    for begin in range(0, len(jobs), wave):
-        _launch_wave(launcher, config, list(jobs[begin : begin + wave]), sweep_dir)
+    with signals_to_jobs(apart=_in_processes(config)) as received:
+        for begin in range(0, len(jobs), wave):
+            _launch_wave(launcher, config, list(jobs[begin : begin + wave]), sweep_dir, received)
+            if received:
+                raise KeyboardInterrupt
+
+
+def _in_processes(config: DictConfig) -> bool:
+    """Whether a launcher runs jobs in other processes of this machine."""
+    node = config.hydra.launcher
+    target = str(node.get("_target_", ""))
+    return target.endswith("LocalLauncher") or (target.endswith("JoblibLauncher") and node.get("n_jobs") != 1)
 
 
 def side_by_side(config: DictConfig, jobs: int) -> int:
@@ -82,8 +93,8 @@ def _most_at_once(config: DictConfig) -> int | None:
     return wanted
 
 
-def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sweep_dir: Path) -> None:
-    """Launch jobs together. If a process dies, launch the jobs that did not cause it again."""
+def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sweep_dir: Path, received: Sequence[int]) -> None:
+    """Launch jobs together. If a process dies, launch the jobs that did not cause it again, unless a signal was received."""
     groups = [wave]
     while groups:
         group = groups.pop(0)
@@ -100,6 +111,8 @@ def _launch_wave(launcher: Launcher, config: DictConfig, wave: list[Planned], sw
                 died = one_line(error, 600)
         open_jobs = [job for job in group if not has_ended(sweep_dir, job.number)]
         began = [job for job in open_jobs if job_directory(sweep_dir, job.number) is not None]
+        if received:
+            return
         if died is not None and len(group) > 1 and began:
             groups += [[run_again(job, job_directory(sweep_dir, job.number))] for job in began]
             groups += [waiting] if (waiting := [job for job in open_jobs if job not in began]) else []

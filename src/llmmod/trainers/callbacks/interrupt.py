@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from llmmod.distributed import SAME_WISH_S, note_signal, rank
+from llmmod.distributed import rank
 from llmmod.errors import Pruned, RunError
 from llmmod.instantiate import import_own
+from llmmod.signals import SAME_WISH_S, note_signal
 from llmmod.trainers.callbacks.resume import checkpoints
 
 log = logging.getLogger("llmmod.train")

@@ -13,8 +13,9 @@ import pytest
 RANK = """
 import ctypes, sys
 from pathlib import Path
-from llmmod.distributed import note_signal, rank
+from llmmod.distributed import rank
 from llmmod.pipeline.run import _signals_as_interrupts
+from llmmod.signals import note_signal
 with _signals_as_interrupts():
     if sys.argv[2] == "one notices" and rank() == 0:
         note_signal()
@@ -27,10 +28,10 @@ PARENT = f"""
 import sys
 from pathlib import Path
 from llmmod.config.schema.distributed import DistributedConf
-from llmmod.pipeline import launch
+from llmmod import signals
 from llmmod.trainers.distributed import run_processes
-directory, case, launch._NOTICE_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
-with launch.killed_if_hung(Path(directory)):
+directory, case, signals._NOTICE_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
+with signals.killed_if_hung(Path(directory)):
     ended = run_processes(["-c", {RANK!r}, directory, case], conf=DistributedConf(name="ddp"), count=2, directory=directory)
 sys.exit(128 + ended.signal)
 """

@@ -1,0 +1,137 @@
+"""Signals to a process that has started others: to the processes of a training, or to the jobs of a sweep.
+
+The others finish their optimizer step and save a checkpoint (`trainers.callbacks.interrupt`). Here they get the signal, and are killed
+where they don't notice it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from llmmod.distributed import rank
+
+NOTICED = "LLMMOD_NOTICED"  # the environment variable with the directory where processes note a signal
+SAME_WISH_S = 3.0  # torchrun forwards to its processes a signal that the terminal has already sent them
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+_JOB_PROCESSES = ("popen_loky_posix", "submitit.core._submit")  # on the command lines of joblib's and submitit's processes
+_STOPS = {getattr(signal, name).value for name in (*_SIGNALS, "SIGHUP", "SIGQUIT") if hasattr(signal, name)}
+_NOTICE_S = 60.0  # in which one of the processes must notice a signal
+log = logging.getLogger("llmmod")
+
+
+def note_signal() -> None:
+    """Let the process that started this one know that a signal has been noticed, and that the training ends after its step."""
+    if directory := os.environ.get(NOTICED):
+        with suppress(OSError):
+            (Path(directory) / f"{NOTICED}-{rank()}").touch()
+
+
+@contextmanager
+def killed_if_hung(directory: Path) -> Iterator[None]:
+    """A context in which a second signal kills the processes that the launcher started, as does a first one that none of them notices.
+
+    A process that waits in a collective for a peer that never comes runs no signal handlers of Python, and torch's launcher would wait as
+    long for it as for one that saves a checkpoint.
+
+    Args:
+        directory: named on the command line of each process; `note_signal` writes to it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    os.environ[NOTICED] = str(directory)
+    watcher = threading.Thread(target=_watch, args=(readable, directory), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.environ.pop(NOTICED)
+        os.close(writable)  # ends the watcher
+        watcher.join()
+        os.close(readable)
+
+
+def _watch(readable: int, directory: Path) -> None:
+    """Read the numbers of this process's signals until the end of the file, and kill the processes where they are to be."""
+    first: float | None = None
+    noticed = False
+    while True:
+        wait_s = None if first is None or noticed else max(0.0, first + _NOTICE_S - time.monotonic())
+        if not select.select([readable], [], [], wait_s)[0]:
+            noticed = any(directory.glob(f"{NOTICED}-*"))
+            if noticed:
+                continue
+            log.warning("The processes have not noticed the signal for %.0f s: they are killed", _NOTICE_S)
+        elif not (numbers := os.read(readable, 64)):
+            return
+        elif not _STOPS & set(numbers):
+            continue
+        elif first is None or time.monotonic() - first < SAME_WISH_S:
+            first = first or time.monotonic()
+            continue
+        _kill_processes(directory)
+        noticed = True
+
+
+def _kill_processes(directory: Path) -> None:
+    import psutil
+
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(str(directory) in argument for argument in process.cmdline()):
+                for each in (*process.children(recursive=True), process):
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
+
+
+@contextmanager
+def signals_to_jobs(*, apart: bool) -> Iterator[list[int]]:
+    """A context in which a signal goes to the jobs of a sweep in other processes of this machine, which save a checkpoint and end.
+
+    A second signal isn't held back. A terminal sends Ctrl-C to all processes itself. Yields the list of the signals so far.
+
+    Args:
+        apart: whether there are such jobs; if not, signals are left to others.
+    """
+    received: list[int] = []
+    if not apart or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+        if number != signal.SIGINT or not os.isatty(0):
+            import psutil
+
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if any(sign in " ".join(process.cmdline()) for sign in _JOB_PROCESSES):
+                        process.send_signal(number)
+        with suppress(OSError):
+            os.write(2, f"{signal.Signals(number).name}: the jobs finish their steps and save; once more ends the sweep at once\n".encode())
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in _SIGNALS if hasattr(signal, name)}
+    for number in before:
+        signal.signal(number, pass_on)
+    try:
+        yield received
+    finally:
+        restore()
