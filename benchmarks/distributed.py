@@ -1,14 +1,18 @@
 """What two processes train, measure, save and resume, beside what one does: a table, on a CPU by gloo.
 
-    python benchmarks/distributed.py
+    python benchmarks/distributed.py                          all runs; those of DeepSpeed where it is installed
+    python benchmarks/distributed.py --only fsdp 'sft lora'   those whose name has all of that in it
 
-Every run is a rehearsal: a tiny Llama of random weights on the demonstration data. One pair of processes makes all runs of two processes,
+Every run is a rehearsal: a tiny Llama of random weights on the demonstration data. ZeRO 3 draws others than one process does: to compare
+the two, train them from a checkpoint. One pair of processes makes all runs of two processes,
 one process all others. A gradient is what two steps of SGD without momentum change, divided by the learning rate; the table has the
 largest difference of any weight. `uneven` has three examples for steps of two, so that one process has nothing in the last step.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -33,6 +37,7 @@ SGD = [
     "training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
     "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
 ]  # fmt: skip
+SAVED = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
 NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL goes by the batch
 
 
@@ -49,19 +54,36 @@ def runs() -> Iterator[tuple[str, int, list[str]]]:
             if data == "even" or stage not in (*ONLINE, "pt"):
                 for processes in (1, 2):
                     yield f"{stage} {data} {processes}", processes, trained(stage, "full", processes, *SGD, *more)
-    for stage in ("pt", "sft", "rm", "dpo", "kto"):
-        for finetune in ("full", "lora"):
-            more = HELD_OUT if stage in ("dpo", "kto") else []
-            for processes, engine in ((1, "none"), (2, "fsdp")):
-                name = f"{stage} {finetune} {engine}"
-                yield name, processes, trained(stage, finetune, processes, *SGD, *more, f"distributed={engine}")
-    saved = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
-    for engine, of in (("ddp", ("sft", "full")), ("ddp", ("grpo", "full")), ("fsdp", ("sft", "full")), ("fsdp", ("sft", "lora"))):
-        for before, after in ((2, 2), (2, 1), (1, 2)) if engine == "ddp" else ((2, 2),):
-            name = f"{engine} {' '.join(of)} {before} to {after}"
-            own = [f"distributed={engine}"] if engine == "fsdp" else []
-            yield f"{name} whole", before, trained(*of, before, *saved, *own)
-            yield f"{name} resumed", after, trained(*of, after, *saved, *own, f"training.resume_from_checkpoint=<{name} whole>")
+    cells = [(stage, finetune, "fsdp") for stage in ("pt", "sft", "rm", "dpo", "kto") for finetune in ("full", "lora")]
+    cells += [("sft", finetune, engine) for engine in deepspeed() for finetune in ("full", "lora")]
+    for stage, finetune, engine in cells:
+        more = HELD_OUT if stage in ("dpo", "kto") else []
+        for processes, by in ((1, "none"), (2, engine)):
+            name = f"{stage} {finetune} {engine} {processes}"
+            yield name, processes, trained(stage, finetune, processes, *SGD, *more, f"distributed={by}")
+    for engine, stage, finetune, own in resumed():
+        for before, after in ((2, 2), (2, 1), (1, 2)):
+            name = f"{engine} {stage} {finetune} {before} to {after}"
+            by = {1: [], 2: own}  # one process has no engine
+            yield f"{name} whole", before, trained(stage, finetune, before, *SAVED, *by[before])
+            on = f"training.resume_from_checkpoint=<{name} whole>"
+            yield f"{name} resumed", after, trained(stage, finetune, after, *SAVED, *by[after], on)
+
+
+def resumed() -> Iterator[tuple[str, str, str, list[str]]]:
+    """(name of the engine, stage, way to fine-tune, the engine's overrides) of the runs that go on from a checkpoint."""
+    yield "ddp", "sft", "full", []
+    yield "ddp", "grpo", "full", []
+    for finetune in ("full", "lora"):
+        yield "fsdp", "sft", finetune, ["distributed=fsdp"]
+        yield "fsdp sharded", "sft", finetune, ["distributed=fsdp", "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"]
+        for engine in deepspeed():
+            yield engine, "sft", finetune, [f"distributed={engine}"]
+
+
+def deepspeed() -> Sequence[str]:
+    """The engines of DeepSpeed, if it is installed."""
+    return ("deepspeed_zero2", "deepspeed_zero3") if importlib.util.find_spec("deepspeed") else ()
 
 
 def varied(completion_ids: Sequence[Sequence[int]], **columns: object) -> list[float]:
@@ -73,16 +95,15 @@ def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
     """Make runs one after the other; an error of a run is kept as its result."""
     import llmmod
     from llmmod.distributed import rank
-    from llmmod.errors import LlmmodError
 
     os.environ["LLMMOD_ALLOW"] = "distributed"  # this file, for its reward
     for name, overrides in todo:
         given = [text.replace("<", f"{where}/").replace(" whole>", " whole/train/checkpoint-1") for text in overrides]
         try:
             llmmod.run(llmmod.compose([*given, f"output_dir='{where / name}'"]))
-        except LlmmodError as error:
+        except Exception as error:  # the next run may do better
             if rank() == 0:
-                (where / f"{name}.error").write_text(str(error))
+                (where / f"{name}.error").write_text(str(error) or repr(error))
 
 
 def started(where: Path, processes: int, todo: Sequence[tuple[str, list[str]]]) -> None:
@@ -107,18 +128,16 @@ def apart(one: Path, two: Path) -> tuple[float, float]:
     return weights, max(abs(metrics[0][name] - metrics[1][name]) / max(1.0, abs(metrics[0][name])) for name in compared)
 
 
-def main() -> None:
-    """Make all runs, and print the table."""
+def main(wanted: Sequence[str]) -> None:
+    """Make the runs whose names have all of these words in them, and print the table."""
     with tempfile.TemporaryDirectory() as directory:
-        where, all_runs = Path(directory), list(runs())
+        where, all_runs = Path(directory), [made for made in runs() if all(word in made[0] for word in wanted)]
         # Runs that go on from a run of other processes come last.
         for last in (False, True):
             for processes in (1, 2):
-                started(
-                    where,
-                    processes,
-                    [(name, overrides) for name, count, overrides in all_runs if count == processes and name.endswith("resumed") == last],
-                )
+                todo = [(name, overrides) for name, count, overrides in all_runs if count == processes and name.endswith("resumed") == last]
+                if todo:
+                    started(where, processes, todo)
         print(f"{'run':40s}  {'beside':28s}  weights    metrics")
         names = [name for name, _, _ in all_runs]
         for one, two in zip(names[::2], names[1::2], strict=True):
@@ -133,7 +152,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) == 2 and Path(sys.argv[1]).is_dir():
         work(Path(sys.argv[1]), json.loads((Path(sys.argv[1]) / "todo.json").read_text()))
     else:
-        main()
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="runs whose name has all of these in it")
+        main(parser.parse_args().only)

@@ -204,7 +204,7 @@ PRIVATE_NAMES = (
     Use("trainers.efficient", "peft", "peft.tuners.lora.layer:Linear", "forward", "adds an adapter's output in place"),
     Use("trainers.preference.base", "accelerate", "accelerate:Accelerator", "_models", "trains without a second model as the reference"),
     Use("trainers.distributed", "accelerate", "accelerate.state:PartialState", "_shared_state", "joins processes by FSDP on a CPU"),
-    Use("trainers.distributed", "accelerate", "accelerate.state:AcceleratorState", "_reset_state", "leaves FSDP after a training"),
+    Use("trainers.distributed", "accelerate", "accelerate.state:AcceleratorState", "_reset_state", "leaves an engine after a training"),
     Use("data.sources.open", "datasets", "datasets.config", "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),
     Use("data.sources.open", "huggingface_hub", "huggingface_hub.constants",
         "HF_HUB_OFFLINE", "reads a data set of the hub from the cache"),

@@ -15,6 +15,7 @@ from by_two import by_two
 from changed_bits import flip
 from checkpoint import checkpoint, overrides_of, rows
 from safetensors.torch import load_file
+from typed import typed
 
 import llmmod
 from llmmod.trainers.callbacks.resume import damage
@@ -30,6 +31,7 @@ def metrics_of(run_dir):
 # examples to train on, the second step has one for two processes.
 REWARD = "+training.reward.varied._target_=by_two.varied"
 STAGES = {
+    "pt": [],
     "sft": [],
     "rm": [],
     "dpo": ["training.loss_type=[sigmoid,sft]"],
@@ -39,7 +41,15 @@ STAGES = {
 }
 UNEQUAL = ("train_", "eval_kl")  # trl has the former of the first process alone; the latter goes by the batch
 RATE = 0.1
+FSDP = ["distributed=fsdp"]
+# Of kto the evaluation: each process gathers weights for as many batches, and of fifteen one counts nothing.
+SHARDED = [(stage, way) for stage in ("pt", "sft", "dpo") for way in ("full", "lora")] + [("kto", "full")]
 ANSWERING = {"sft": ["training.predict_steps=1", "generation.max_new_tokens=4"]}
+
+
+def exported(stage):
+    """The overrides of a run that exports, with the same generation_config.json."""
+    return ["pipeline=[train,export]", *(["generation.max_new_tokens=4"] if stage == "sft" else [])]
 
 
 @pytest.mark.slow
@@ -71,29 +81,45 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     resumed = [*saved, f"training.resume_from_checkpoint={tmp_path / 'whole' / 'train' / 'checkpoint-1'}"]
     together = [overrides(stage, f"two/{stage}", 2, *ANSWERING.get(stage, [])) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
-    kept = ["distributed=fsdp", "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT", *saved[:2]]
-    together += [overrides("sft", f"sharded/{way}", 2, *kept, finetune=way) for way in ("full", "lora")]
+    together += [overrides(stage, f"sharded/{stage}/{way}", 2, *FSDP, *exported(stage), finetune=way) for stage, way in SHARDED]
+    for way, engine in (("full", [*FSDP, "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"]), ("lora", FSDP)):
+        on = f"training.resume_from_checkpoint={tmp_path / 'halves' / way / 'train' / 'checkpoint-1'}"
+        together += [overrides("sft", f"halves/{way}", 2, *saved, *engine, finetune=way)]
+        together += [overrides("sft", f"halves/{way} resumed", 2, *saved, *engine, on, finetune=way)]
     by_two(together, tmp_path / "cache", [sys.executable])
-    for stage in STAGES:
-        alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}", 1, *ANSWERING.get(stage, []))))
-        found = metrics_of(tmp_path / "two" / stage)
-        expected = {name: value for name, value in alone.items() if not name.startswith(UNEQUAL)}
-        assert {name: found.get(name) for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5), stage
-        assert apart(f"one/{stage}", f"two/{stage}") < 1e-5 * RATE, stage
+    for stage, way in dict.fromkeys([(stage, "full") for stage in STAGES] + SHARDED):
+        own = [*ANSWERING.get(stage, []), *(exported(stage) if (stage, way) in SHARDED else [])]
+        alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}/{way}", 1, *own, finetune=way)))
+        if way == "full":
+            assert_measured(tmp_path / "two" / stage, alone)
+            assert apart(f"one/{stage}/{way}", f"two/{stage}") < 1e-5 * RATE, stage
+        if (stage, way) in SHARDED:
+            assert_measured(tmp_path / "sharded" / stage / way, {name: alone[name] for name in alone if "predict" not in name})
+            assert apart(f"one/{stage}/{way}", f"sharded/{stage}/{way}") < 1e-5 * RATE, (stage, way)
+            for step in ("train", "export"):
+                assert files_of(tmp_path / "one" / stage / way / step) == files_of(tmp_path / "sharded" / stage / way / step)
     assert apart("whole", "resumed") == 0.0
-    llmmod.run(llmmod.compose(overrides("sft", "alone/lora", 1, finetune="lora")))
-    for way, alone in (("full", "one/sft"), ("lora", "alone/lora")):
-        assert apart(alone, f"sharded/{way}") < 1e-5 * RATE, way
-        assert files_of(tmp_path / alone / "train") == files_of(tmp_path / "sharded" / way / "train")
-        parts = tmp_path / "sharded" / way / "train" / "checkpoint-2"
-        assert damage(parts, content=True) == ""
-        changed = max(parts.rglob("*.distcp"), key=lambda file: file.stat().st_size)
-        flip(changed, bit=4 * changed.stat().st_size)
-        assert damage(parts, content=True) == f"{changed.relative_to(parts)} has changed since it was saved"
+    for way in ("full", "lora"):
+        assert apart(f"halves/{way}", f"halves/{way} resumed") == 0.0
+    parts = tmp_path / "halves" / "full" / "train" / "checkpoint-2"
+    assert damage(parts, content=True) == ""
+    changed = max(parts.rglob("*.distcp"), key=lambda file: file.stat().st_size)
+    flip(changed, bit=4 * changed.stat().st_size)
+    assert damage(parts, content=True) == f"{changed.relative_to(parts)} has changed since it was saved"
+
+
+def assert_measured(directory, alone):
+    """That a run of two processes measured what one process did."""
+    found = metrics_of(directory)
+    expected = {name: value for name, value in alone.items() if not name.startswith(UNEQUAL)}
+    assert {name: found.get(name) for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5), directory
 
 
 def files_of(directory):
-    return {path.name for path in directory.iterdir() if path.is_file()}
+    """Names, and what those of JSON say; an adapter's modules are a set, and trainer_state.json has the batch size of a process."""
+    found = {path.name: json.loads(path.read_text()) if path.suffix == ".json" else {} for path in directory.iterdir() if path.is_file()}
+    found.pop("trainer_state.json", None)
+    return {name: {key: sorted(map(str, v)) if isinstance(v, list) else v for key, v in said.items()} for name, said in found.items()}
 
 
 @pytest.mark.slow
@@ -125,3 +151,16 @@ def test_what_happens_to_one_happens_to_all(checkpoint, rows, tmp_path, number, 
     assert (run["status"], run["exit_code"]) == ("failed" if number == signal.SIGKILL else "interrupted", code)
     kept = list((tmp_path / "run" / "train").glob("checkpoint-*"))
     assert len(kept) == (number == signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_its_job_of_a_sweep_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
+    monkeypatch.chdir(tmp_path)
+    step = ["pipeline=[preview]", "steps.preview._target_=by_two.OneDies"]
+    ended = typed("-m", "seed=2,1", *step, "distributed=ddp", "distributed.processes=2", "hydra.sweep.dir=sweep")
+    assert ended.code == 137
+    assert "rank 1: killed by SIGKILL" in ended.said
+    killed, done = (json.loads((tmp_path / "sweep" / job / "run.json").read_text()) for job in "01")
+    assert (killed["status"], killed["exit_code"], done["status"]) == ("failed", 137, "completed")
+    assert metrics_of(tmp_path / "sweep" / "1")["processes"] == 2

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
+from llmmod.config.schema.distributed import DistributedConf, FsdpConf
 from llmmod.config.schema.finetune import FullConf
 from llmmod.config.schema.steps import TrainConf
 from llmmod.data.dataset.packing import PackedDataset
@@ -399,3 +400,11 @@ def test_files_are_readable_by_whom_the_umask_allows(session, umask, mode):
     files = [path for path in made.run_dir.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".pt"}
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(mode) for path in files}
+
+
+def test_offloading_from_the_cpu_is_refused_under_torchrun_too(session):
+    """There the processes are started already, and the step is the first to know where it trains."""
+    made = session()
+    made.root.distributed = DistributedConf(name="fsdp", fsdp=FsdpConf(cpu_offload=True))
+    with pytest.raises(ConfigError, match=r"^distributed\.fsdp\.cpu_offload: true, but the training is on the CPU"):
+        train(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def by_two(runs, cache, python):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
     environment = {**os.environ, "LLMMOD_CACHE": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -29,6 +30,21 @@ def by_two(runs, cache, python):
 def varied(completion_ids, **columns):
     """A reward that differs from completion to completion, also of a model that knows nothing."""
     return [sum(ids) % 17 / 7 for ids in completion_ids]
+
+
+class OneDies:
+    """A step in whose second process a run with seed=2 is killed; it takes the place of another step."""
+
+    def __init__(self, conf, name):
+        self.name = name
+
+    def run(self, session):
+        from llmmod.distributed import rank
+        from llmmod.protocols import StepReport
+
+        if session.root.seed == 2 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return StepReport({"processes": float(os.environ["WORLD_SIZE"])})
 
 
 if __name__ == "__main__":

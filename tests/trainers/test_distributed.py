@@ -17,7 +17,8 @@ from transformers import TrainingArguments
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
 from llmmod.errors import ConfigError
 from llmmod.trainers.arguments import deepspeed_config, engine_arguments
-from llmmod.trainers.distributed import PLACEHOLDER, check_processes, processes_of, run_processes, shared_dataloader
+from llmmod.trainers.checkpoints import check_processes
+from llmmod.trainers.distributed import PLACEHOLDER, processes_of, run_processes, shared_dataloader
 
 
 def test_one_process_and_ddp_need_no_arguments():
@@ -130,5 +131,26 @@ def test_a_checkpoint_of_other_processes_goes_on_with_the_same_examples_or_is_re
         (tmp_path / ("rng_state.pth" if before == 1 else f"rng_state_{number}.pth")).touch()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"train_batch_size": 4}))
     with nullcontext() if refused is None else pytest.raises(ConfigError) as raised:
-        check_processes(tmp_path, SimpleNamespace(world_size=now, train_batch_size=size), samples=samples)
+        args = SimpleNamespace(world_size=now, train_batch_size=size, fsdp=False, deepspeed=None)
+        check_processes(tmp_path, args, samples=samples)
     assert refused is None or str(raised.value) == f"training.resume_from_checkpoint: {tmp_path} {refused}"
+
+
+FSDP, SHARDED = "distributed=fsdp", "distributed=fsdp distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"
+ENGINES = {"distributed=none": "optimizer.pt", FSDP: "pytorch_model_fsdp.bin", SHARDED: "pytorch_model_fsdp_0"}
+ENGINES["distributed=deepspeed_…"] = "latest"
+
+
+@pytest.mark.parametrize("now", ENGINES)
+@pytest.mark.parametrize("written", ENGINES)
+def test_an_engine_goes_on_from_checkpoints_that_it_can_read(tmp_path, written, now):
+    (tmp_path / ENGINES[written]).touch()
+    (tmp_path / "rng_state.pth").touch()
+    conf = DistributedConf(name="fsdp", fsdp=FsdpConf(state_dict_type="SHARDED_STATE_DICT" if now == SHARDED else "FULL_STATE_DICT"))
+    arguments = engine_arguments(conf) if "fsdp" in now else {}
+    args = TrainingArguments(output_dir=str(tmp_path), **arguments)
+    args.deepspeed = "a configuration" if "deepspeed" in now else None
+    with nullcontext() if written == now else pytest.raises(ConfigError) as raised:
+        check_processes(tmp_path, args, samples=False)
+    said = f"has weights and optimizer as {written} writes them, and this run has {now}. Set {written}, or train its weights anew."
+    assert written == now or str(raised.value) == f"training.resume_from_checkpoint: {tmp_path} {said}"

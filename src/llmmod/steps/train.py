@@ -38,9 +38,9 @@ from llmmod.trainers.build import check_max_steps, release, restored_after_train
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps, StopWhenNoBetter
 from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
-from llmmod.trainers.checkpoints import ResumableTrainer
+from llmmod.trainers.checkpoints import ResumableTrainer, check_processes
 from llmmod.trainers.collation import check_trainer
-from llmmod.trainers.distributed import check_processes, engine_of, gather_whole
+from llmmod.trainers.distributed import check_offloading, engine_of, gather_whole
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream
 
@@ -81,7 +81,9 @@ class Train:
         splits = session.splits(self.name)
         check_max_steps(conf, splits.train)
         check_trainer(conf.trainer.get("_target_"), splits.train)
-        root, has_eval, engine = session.root, splits.eval is not None, engine_arguments(session.root.distributed)
+        root, has_eval = session.root, splits.eval is not None
+        check_offloading(root.distributed, use_cpu=conf.use_cpu)
+        engine = engine_arguments(root.distributed)
         args = training_arguments(conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=has_eval, engine=engine)
         checkpoint = _agreed(checkpoint)
         check_processes(checkpoint, args, samples=conf.data_kind == "prompt")

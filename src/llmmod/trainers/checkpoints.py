@@ -6,6 +6,7 @@ directory and moved into place, and `training_state_<process>.pt` has the missin
 random states of Python, NumPy and torch are in transformers' own files.
 
 The order of examples doesn't need a state: it depends on the seed and the epoch, and transformers skips the batches already used.
+`check_processes` refuses a checkpoint of another engine or number of processes with which the training would not go on as it was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from llmmod.errors import Problem, RunError
+from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, checksums_of_share, damage, put_in_place, rotate
 from llmmod.upstream import require_upstream
 
@@ -31,6 +32,9 @@ require_upstream(__name__)
 
 _FULL_BYTES = 2**20  # a file system with less free space counts as full
 _PROBE_BYTES = 2**25  # written where torch can't write a checkpoint, to learn the reason
+# Engines whose checkpoints differ.
+_PLAIN, _GATHERED, _DEEPSPEED = "distributed=none", "distributed=fsdp", "distributed=deepspeed_…"
+_SHARDED = "distributed=fsdp distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -238,6 +242,50 @@ def _best_if_moved(checkpoint: Path) -> str | None:
     best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_model_checkpoint")
     moved = checkpoint.parent / Path(best or "none").name
     return str(moved) if moved.is_dir() else None
+
+
+def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> None:
+    """Refuse to resume a checkpoint of another engine, or of other processes if the training would continue with other examples.
+
+    Args:
+        checkpoint: its directory; None: don't check.
+        args: the trainer's arguments.
+        samples: whether the training samples completions, which a checkpoint stores for each process.
+
+    Raises:
+        ConfigError: the engine can't read its files, a step would use other examples, or the completions belong to other processes.
+    """
+    if checkpoint is None:
+        return
+    key, written, here = "training.resume_from_checkpoint", _engine_of(checkpoint), _engine(args)
+    if written != here:  # transformers (5.23) finds this out when the model is loaded, and names a file or the engine's class
+        found = f"{checkpoint} has weights and optimizer as {written} writes them, and this run has {here}"
+        raise ConfigError(Problem(key, found, do=f"Set {written}, or train its weights anew"))
+    before, now = max(1, len(list(checkpoint.glob("rng_state_*.pth")))), args.world_size
+    if before == now:
+        return
+    found = f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {'is 1' if now == 1 else f'are {now}'}"
+    if samples:
+        raise ConfigError(Problem(key, f"{found}, each with its own completions", do=f"Start {before}, or train its weights anew"))
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    each = state.get("train_batch_size") or args.train_batch_size
+    if before * each != now * args.train_batch_size:
+        found += f": {before} times {each} examples, and {now} times {args.train_batch_size}"
+        do = f"Set training.per_device_train_batch_size={before * each // now}" if before * each % now == 0 else f"Start {before}"
+        raise ConfigError(Problem(key, f"{found}, so it would continue with other examples", do=do))
+
+
+def _engine(args: Any) -> str:
+    """The overrides of the engine of a trainer's arguments, as far as they decide what a checkpoint's files are."""
+    if args.fsdp:
+        return _SHARDED if "SHARDED" in str(args.fsdp_plugin_args["state_dict_type"]) else _GATHERED
+    return _DEEPSPEED if args.deepspeed else _PLAIN
+
+
+def _engine_of(checkpoint: Path) -> str:
+    """The same of a checkpoint, by the names of its files."""
+    names = {"pytorch_model_fsdp.bin": _GATHERED, "pytorch_model_fsdp_0": _SHARDED, "latest": _DEEPSPEED}
+    return next((engine for name, engine in names.items() if (checkpoint / name).exists()), _PLAIN)
 
 
 def _device_states(args: Any) -> list[torch.Tensor]:

@@ -9,7 +9,6 @@ count twice. Here a process takes the remaining examples; if none remain, it tak
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -19,7 +18,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers.integrations import unset_hf_deepspeed_config
 
 from llmmod.config.schema.distributed import DistributedConf
 from llmmod.errors import ConfigError, Problem
@@ -72,10 +71,19 @@ def processes_of(conf: DistributedConf, *, use_cpu: bool) -> int:
         raise ConfigError(Problem(key, f"{count}, but this machine has {gpus} GPU{'s' * (gpus > 1)}", do=do))
     if count * conf.nodes == 1 and conf.name != "ddp" and not gpus:
         raise ConfigError(Problem(key, f"1, but distributed={conf.name} shards a model over several processes", do="Set it to 2 or more"))
-    if conf.name == "fsdp" and conf.fsdp.cpu_offload and not gpus:
+    check_offloading(conf, use_cpu=not gpus)
+    return count
+
+
+def check_offloading(conf: DistributedConf, *, use_cpu: bool) -> None:
+    """Refuse to offload parameters that are on the CPU already, which fails in the first step (torch 2.13).
+
+    Raises:
+        ConfigError: parameters are to be offloaded from no GPU.
+    """
+    if conf.name == "fsdp" and conf.fsdp.cpu_offload and (use_cpu or not torch.accelerator.is_available()):
         found = "true, but the training is on the CPU, and parameters can only be offloaded from a GPU"
         raise ConfigError(Problem("distributed.fsdp.cpu_offload", found, do="Set it to false"))
-    return count
 
 
 def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int, directory: str) -> Ended:
@@ -118,15 +126,19 @@ def engine_of(args: Any) -> Iterator[None]:
     """A context in which a trainer uses the engine of its arguments; afterwards, trainers use DDP again.
 
     accelerate (1.15) keeps one engine for the life of a process, and allows FSDP only on accelerators, although FSDP2 works on a CPU with
-    gloo.
+    gloo. On a CPU it also doesn't tell DeepSpeed that there are other processes, which ZeRO 3 must know when the model is made.
 
     Args:
         args: the trainer's arguments.
     """
-    if not args.fsdp:
+    if not args.fsdp and not args.deepspeed:
         yield
         return
     require_upstream(__name__)
+    if args.deepspeed:
+        with _deepspeed():
+            yield
+        return
     kept, shared = os.environ.get(_FSDP), PartialState._shared_state
     before = shared["distributed_type"]
     AcceleratorState._reset_state()
@@ -142,32 +154,24 @@ def engine_of(args: Any) -> Iterator[None]:
             os.environ[_FSDP] = kept
 
 
-def check_processes(checkpoint: Path | None, args: Any, *, samples: bool) -> None:
-    """Refuse to resume a checkpoint of another number of processes if the training would continue with other examples.
+@contextmanager
+def _deepspeed() -> Iterator[None]:
+    """`engine_of` for DeepSpeed, which the trainer's arguments have switched on already: for transformers, and for accelerate."""
+    if torch.distributed.is_initialized():
+        import deepspeed  # type: ignore[import-not-found]
 
-    Args:
-        checkpoint: its directory; None: don't check.
-        args: the trainer's arguments.
-        samples: whether the training samples completions, which a checkpoint stores for each process.
-
-    Raises:
-        ConfigError: a step would use more or fewer examples in total, or the completions belong to other processes.
-    """
-    if checkpoint is None:
-        return
-    before, now = max(1, len(list(checkpoint.glob("rng_state_*.pth")))), args.world_size
-    if before == now:
-        return
-    key, there = "training.resume_from_checkpoint", "is 1" if now == 1 else f"are {now}"
-    found = f"{checkpoint} is of {before} process{'es' * (before > 1)}, and now there {there}"
-    if samples:
-        raise ConfigError(Problem(key, f"{found}, each with its own completions", do=f"Start {before}, or train its weights anew"))
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    each = state.get("train_batch_size") or args.train_batch_size
-    if before * each != now * args.train_batch_size:
-        found += f": {before} times {each} examples, and {now} times {args.train_batch_size}"
-        do = f"Set training.per_device_train_batch_size={before * each // now}" if before * each % now == 0 else f"Start {before}"
-        raise ConfigError(Problem(key, f"{found}, so it would continue with other examples", do=do))
+        deepspeed.init_distributed()  # takes the group that there is
+    shared = PartialState._shared_state
+    before = shared["distributed_type"]
+    if before == DistributedType.DEEPSPEED:  # on GPUs accelerate decides early
+        before = DistributedType.MULTI_GPU if shared["num_processes"] > 1 else DistributedType.NO
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()  # or the next model would be made in parts
+        AcceleratorState._reset_state()
+        shared["distributed_type"] = before
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
 def gather_whole(trainer: Any) -> None:

@@ -174,6 +174,8 @@ def _is_plain(layer: Any, x: torch.Tensor) -> bool:
     (name,) = layer.active_adapters
     if name not in layer.lora_A or name in layer.lora_variant or type(layer.base_layer) is not torch.nn.Linear:
         return False
+    if hasattr(layer.lora_B[name].weight, "ds_id"):  # ZeRO 3 gathers a weight only for its module's own forward
+        return False
     same = x.dtype == layer.base_layer.weight.dtype == layer.lora_A[name].weight.dtype
     return same and layer.lora_B[name].bias is None and not torch.is_autocast_enabled(x.device.type)
 

@@ -94,11 +94,12 @@ class ParameterCount:
 
 
 def count_parameters(model: Any) -> ParameterCount:
-    """The numbers of a model's parameters; a quantized weight counts the weights it stands for, not the bytes that hold them."""
+    """The numbers of a model's parameters; a quantized or divided weight counts the weights it stands for, not what is held of it here."""
     sizes = []
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)  # of bitsandbytes.nn.Params4bit: two weights a byte
-        sizes.append((parameter.numel() if state is None else math.prod(state.shape), parameter.requires_grad))
+        here = getattr(parameter, "ds_numel", parameter.numel())  # of ZeRO 3, between two uses
+        sizes.append((here if state is None else math.prod(state.shape), parameter.requires_grad))
     return ParameterCount(trained=sum(size for size, trained in sizes if trained), total=sum(size for size, _ in sizes))
 
 
