@@ -126,9 +126,8 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
             "metric_for_best_model": "words" if cell.stage in ONLINE else "predict_rouge-l",
             "greater_is_better": True,
         }
-        every |= {} if cell.stage in ONLINE else {"predict_steps": 2}
         every |= {"load_best_model_at_end": True, "early_stopping_patience": 2, "save_total_limit": 2}
-        found += ["generation.max_new_tokens=6"]
+        found += [] if cell.stage in ONLINE else ["training.predict_steps=2", "generation.max_new_tokens=6"]
     found += [f"training.{name}={value}" for name, value in every.items()]
     if cell.stage in ONLINE:
         found += ["training.max_completion_length=6", "+training.reward.short={_target_: llmmod.rewards.brevity, limit: 8}"]
