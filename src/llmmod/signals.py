@@ -1,19 +1,22 @@
-"""Signals to a process that has started others: to the processes of a training, or to the jobs of a sweep.
+"""Signals to a process that has started others: the processes of a training, the jobs of a sweep, the workers of a data loader.
 
-The others finish their optimizer step and save a checkpoint (`trainers.callbacks.interrupt`). Here they get the signal, and are killed
-where they don't notice it.
+Processes and jobs finish their optimizer step and save a checkpoint (`trainers.callbacks.interrupt`). Here they get the signal, and are
+killed where they don't notice it. Workers ignore it.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +131,35 @@ def signals_to_jobs(*, apart: bool) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in _SIGNALS if hasattr(signal, name)}
+    handlers = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in before:
         signal.signal(number, pass_on)
     try:
         yield received
     finally:
         restore()
+
+
+def init_worker(init: Callable[[int], None] | None, number: int) -> None:
+    """Let a worker of a data loader ignore the signals that end a training: it is needed until the end of the step.
+
+    Slurm sends SIGTERM to all processes of a job, and a terminal sends Ctrl-C to all.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if init is not None:
+        init(number)
+
+
+@cache
+def kill_workers_at_exit() -> None:
+    """At the exit of this process, kill the workers that an error has left; multiprocessing would end them by SIGTERM, and wait."""
+
+    def kill() -> None:
+        for process in active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(kill)

@@ -166,8 +166,8 @@ PRIVATE_NAMES = (
         "trains in one order for a seed, checks each gradient, finds the best model by any metric, and saves what is needed alone"),
     Use("trainers.online.base", "transformers", "transformers.trainer:Trainer", "_save", "saves the trained adapter without a reward's"),
     Use("trainers.checkpoints", "transformers", "transformers.trainer:Trainer",
-        "_finalize_training _get_output_dir _load_best_model _load_optimizer_and_scheduler _load_rng_state _maybe_log_save_evaluate "
-        "_push_from_checkpoint _run_epoch _save_checkpoint _save_rng_state",
+        "_finalize_training _get_dataloader _get_output_dir _load_best_model _load_optimizer_and_scheduler _load_rng_state "
+        "_maybe_log_save_evaluate _push_from_checkpoint _run_epoch _save_checkpoint _save_rng_state",
         "goes on from a checkpoint as if the run had never stopped"),
     Use("trainers.online.grpo", "transformers", "transformers.trainer:Trainer",
         "_get_train_sampler _track_num_input_tokens", "takes batches of prompts"),

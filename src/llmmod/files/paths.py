@@ -6,9 +6,11 @@ install is editable. The package is found, never imported: none of its code runs
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,8 @@ from llmmod.errors import ConfigError, Problem, did_you_mean, nearest
 PACKAGE = "pkg://"
 MAGIC = frozenset("*?[")
 _PARTIAL = re.compile(r"\..+\.\d+")
+_FULL_BYTES = 2**20  # a file system with less free space counts as full
+_PROBE_BYTES = 2**25  # written where a library couldn't write, to learn the reason
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -157,3 +161,21 @@ def readable_by_umask(directory: Path) -> None:
             mode = new.stat().st_mode
         for file in files:
             file.chmod(mode)
+
+
+def why_not_written(directory: Path) -> int | None:
+    """The system's number of the reason why nothing more can be written to a directory: its disk is full, a quota or a limit is reached."""
+    if not directory.is_dir():  # it was not about files
+        return None
+    if shutil.disk_usage(directory).free < _FULL_BYTES:
+        return errno.ENOSPC
+    largest = max((file.stat().st_size for file in directory.rglob("*") if file.is_file()), default=0)
+    try:
+        with (directory / "probe").open("wb", buffering=0) as file:
+            for _ in range(_PROBE_BYTES // _FULL_BYTES):
+                file.write(os.urandom(_FULL_BYTES))
+            os.fsync(file.fileno())
+            file.truncate(largest + _PROBE_BYTES)  # a limit of a file's size holds for the hole at its end too
+    except OSError as error:
+        return error.errno
+    return None

@@ -11,12 +11,12 @@ The order of examples doesn't need a state: it depends on the seed and the epoch
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from llmmod.errors import ConfigError, Problem, RunError
+from llmmod.files.paths import why_not_written
+from llmmod.signals import init_worker, kill_workers_at_exit
 from llmmod.trainers.callbacks.resume import ASIDE, checkpoints, checksums_of_share, damage, put_in_place, rotate
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-_FULL_BYTES = 2**20  # a file system with less free space counts as full
-_PROBE_BYTES = 2**25  # written where torch can't write a checkpoint, to learn the reason
 # Engines whose checkpoints differ.
 _PLAIN, _GATHERED, _DEEPSPEED = "distributed=none", "distributed=fsdp", "distributed=deepspeed_…"
 _SHARDED = "distributed=fsdp distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"
@@ -94,6 +94,14 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
                 self._rotate(directory, Path(self._checkpoint))  # the killed process may not have done it
         self._loaded = None
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        own = getattr(loader, "base_dataloader", loader)  # accelerate's are proxies
+        if own.num_workers:
+            own.worker_init_fn = partial(init_worker, own.worker_init_fn)
+            kill_workers_at_exit()
+        return loader
+
     # Writing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -121,7 +129,7 @@ class ResumableTrainer(_Trainer):  # type: ignore[misc]
             if self.args.local_process_index == 0 and (aside / name).is_dir():
                 put_in_place(aside / name, directory / name)
         except RuntimeError as error:  # torch.save (2.13) doesn't give the reason of a failure
-            if (reason := _why_not_written(aside)) is not None:
+            if (reason := why_not_written(aside)) is not None:
                 raise OSError(reason, os.strerror(reason), str(aside / name)) from error
             raise
         finally:
@@ -217,24 +225,6 @@ class _Begin(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer is not None:
             self._trainer.begin()
-
-
-def _why_not_written(directory: Path) -> int | None:
-    """The system's number of the reason why nothing more can be written to a directory: its disk is full, a quota or a limit is reached."""
-    if not directory.is_dir():  # it was not about files
-        return None
-    if shutil.disk_usage(directory).free < _FULL_BYTES:
-        return errno.ENOSPC
-    largest = max((file.stat().st_size for file in directory.rglob("*") if file.is_file()), default=0)
-    try:
-        with (directory / "probe").open("wb", buffering=0) as file:
-            for _ in range(_PROBE_BYTES // _FULL_BYTES):
-                file.write(os.urandom(_FULL_BYTES))
-            os.fsync(file.fileno())
-            file.truncate(largest + _PROBE_BYTES)  # a limit of a file's size holds for the hole at its end too
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def _best_if_moved(checkpoint: Path) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,22 @@ from transformers import TrainerCallback
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class InterruptingAll(TrainerCallback):
+    """Sends a signal to the workers of the data loader and then to this process, as a queue does, before the second half of a step."""
+
+    def __init__(self, number):
+        self._number, self.workers = number, 0
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == 1 and not self.workers:
+            workers = multiprocessing.active_children()
+            self.workers = len(workers)
+            for process in workers:
+                os.kill(process.pid, self._number)
+            time.sleep(0.2)
+            os.kill(os.getpid(), self._number)
 
 
 class Interrupting(TrainerCallback):
@@ -49,14 +67,35 @@ def test_the_step_is_finished_first(toy_trainer, handled, number, capfd):
     assert f"{number.name}: finishing this step, then saving; once more ends it at once" in capfd.readouterr().err
 
 
-def test_a_signal_of_queues_is_left_alone_where_no_launcher_listens():
-    before = signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+@pytest.mark.parametrize(
+    ("number", "handler"),
+    [
+        pytest.param(signal.SIGUSR2, signal.SIG_DFL, id="that of queues where no launcher listens"),
+        pytest.param(signal.SIGINT, signal.SIG_IGN, id="one that is ignored, as in the background of a script"),
+    ],
+)
+def test_a_signal_is_left_alone(number, handler):
+    before = signal.signal(number, handler)
     try:
         with StopAfterStep():
-            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+            assert signal.getsignal(number) == handler
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_workers_of_the_data_loader_work_to_the_end_of_the_step(toy_trainer, handled, number, capfd):
+    """Without prefetched batches: the step needs two more of them."""
+    stop, signals = StopAfterStep(), InterruptingAll(number)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "dataloader_prefetch_factor": 1}
+    trainer = toy_trainer(callbacks=[stop, signals], dataloader_num_workers=1, **settings)
+    with stop, pytest.raises(StoppedBetweenSteps):
+        trainer.train()
+    assert signals.workers == 1
+    assert trainer.state.global_step == 2
+    assert handled == [number]
+    assert capfd.readouterr().err.count("finishing this step") == 1
 
 
 def test_the_end_of_an_evaluation_is_not_waited_for(toy_trainer, handled):

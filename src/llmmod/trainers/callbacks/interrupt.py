@@ -62,7 +62,8 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         if self._enabled:
             # SIGUSR2 where something listens to it: submitit, which starts a job again that its queue has stopped.
             listening = [number for number in _QUEUES if callable(signal.getsignal(number))]
-            self._before = {number: signal.signal(number, self._on_signal) for number in (*_SIGNALS, *listening)}
+            wanted = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # SIGINT, in the background of a script
+            self._before = {number: signal.signal(number, self._on_signal) for number in (*wanted, *listening)}
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
