@@ -2,7 +2,10 @@
 
     python benchmarks/plan.py                       all cells: 7 stages × 4 ways, and dtype, checkpointing, packing, batches of sft
     python benchmarks/plan.py --only dpo            cells whose name has that in it
-    python benchmarks/plan.py --list                their names
+    python benchmarks/plan.py --list                their names, with their numbers
+    python benchmarks/plan.py --cells 0-10 --results plan.jsonl
+                                                    the first eleven; each is a line of that file as soon as it has run. The table is of all
+                                                    lines of the file, so that a range can follow another one
 
 The model is SmolLM2-135M's shape with random weights, in which weights and activations outweigh the 0.6 GB that the libraries take before
 there is a model. That baseline is the process's own at the moment of planning, and counts in `plan_memory_bytes`, as it does in the peak
@@ -14,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -67,42 +69,66 @@ def run(overrides: tuple[str, ...], pipeline: str, directory: Path) -> tuple[int
     return used.ru_maxrss * 1024, os.waitstatus_to_exitcode(status), log.read_text(encoding="utf-8", errors="replace")
 
 
-def main() -> int:
-    """Print the table; exit code 1 where a run failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name has this in it")
-    parser.add_argument("--list", action="store_true", help="print the names alone")
-    parser.add_argument("--measured", type=Path, help="a file with what trainings took: read where it has one, else written")
-    asked = parser.parse_args()
-    chosen = {name: overrides for name, overrides in cells().items() if asked.only in name}
-    if asked.list:
-        print("\n".join(chosen))
-        return 0
-    print("| training | planned GB | measured GB | planned / measured |\n|---|---|---|---|", flush=True)
-    ratios, failed = {}, []
-    peaks = json.loads(asked.measured.read_text(encoding="utf-8")) if asked.measured and asked.measured.exists() else {}
+def measured(name: str, overrides: tuple[str, ...], peaks: dict[str, int]) -> dict[str, object]:
+    """A cell's line: `planned` and `measured` bytes, or `failed`, what its process said last."""
     with tempfile.TemporaryDirectory() as place:
-        for number, (name, overrides) in enumerate(chosen.items()):
-            _, code, said = run((*overrides, *OF_PLAN), "plan", Path(place) / f"plan{number}")
-            if not code and name not in peaks:
-                peak, code, said = run(overrides, "train", Path(place) / f"train{number}")
-                shutil.rmtree(Path(place) / f"train{number}", ignore_errors=True)
-                peaks |= {} if code else {name: peak}
-            if code:
-                failed.append(name)
-                print(f"| {name} | failed: {said.strip().splitlines()[-1:]} | | |", flush=True)
-                continue
-            if asked.measured:
-                asked.measured.write_text(json.dumps(peaks, indent=1), encoding="utf-8")
-            peak = peaks[name]
-            planned = json.loads((Path(place) / f"plan{number}" / "metrics.json").read_text(encoding="utf-8"))["plan_memory_bytes"]
-            ratios[name] = planned / peak
-            print(f"| {name} | {planned / 1e9:.2f} | {peak / 1e9:.2f} | {ratios[name]:.3f} |", flush=True)
+        _, code, said = run((*overrides, *OF_PLAN), "plan", Path(place) / "plan")
+        if not code and name not in peaks:
+            peak, code, said = run(overrides, "train", Path(place) / "train")
+            peaks |= {} if code else {name: peak}
+        if code:
+            return {"cell": name, "failed": " ".join(said.strip().splitlines()[-1:])}
+        planned = json.loads((Path(place) / "plan" / "metrics.json").read_text(encoding="utf-8"))["plan_memory_bytes"]
+        return {"cell": name, "planned": planned, "measured": peaks[name]}
+
+
+def show(lines: list[dict[str, object]]) -> int:
+    """Print the table, how many are within 10 %, and the worst; exit code 1 where a run failed."""
+    print("| training | planned GB | measured GB | planned / measured |\n|---|---|---|---|")
+    ratios = {}
+    for line in lines:
+        if "failed" in line:
+            print(f"| {line['cell']} | failed: {line['failed']} | | |")
+            continue
+        planned, peak = float(str(line["planned"])), float(str(line["measured"]))
+        ratios[line["cell"]] = planned / peak
+        print(f"| {line['cell']} | {planned / 1e9:.2f} | {peak / 1e9:.2f} | {planned / peak:.3f} |")
     if ratios:
         worst = max(ratios, key=lambda name: abs(ratios[name] - 1))
         within = sum(abs(ratio - 1) <= 0.1 for ratio in ratios.values())
-        print(f"\n{within} of {len(ratios)} within 10 %; the worst is {worst}: {ratios[worst]:.3f}; {len(failed)} failed.")
-    return bool(failed)
+        failed = len(lines) - len(ratios)
+        print(f"\n{within} of {len(ratios)} within 10 %; the worst is {worst}: {ratios[worst]:.3f}; {failed} failed.")
+    return int(len(ratios) < len(lines))
+
+
+def main() -> int:
+    """Run the cells that are asked for, and print the table; exit code 1 where a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cells whose name has this in it")
+    parser.add_argument("--cells", default="", help="cells by their numbers, from 0: 7, or 0-10, both included")
+    parser.add_argument("--list", action="store_true", help="print numbers and names alone")
+    parser.add_argument("--measured", type=Path, help="a file with what trainings took: read where it has one, else written")
+    parser.add_argument("--results", type=Path, help="a file that each cell's line is appended to")
+    asked = parser.parse_args()
+    first, _, last = asked.cells.partition("-")
+    numbers = range(int(first), int(last or first) + 1) if first else range(len(cells()))
+    chosen = {name: overrides for n, (name, overrides) in enumerate(cells().items()) if n in numbers and asked.only in name}
+    if asked.list:
+        print("\n".join(f"{number:2d}  {name}" for number, name in enumerate(cells()) if name in chosen))
+        return 0
+    peaks = json.loads(asked.measured.read_text(encoding="utf-8")) if asked.measured and asked.measured.exists() else {}
+    lines = {}
+    if asked.results and asked.results.exists():
+        lines = {line["cell"]: line for line in map(json.loads, asked.results.read_text(encoding="utf-8").splitlines())}
+    for name, overrides in chosen.items():
+        lines[name] = measured(name, overrides, peaks)
+        print(json.dumps(lines[name]), flush=True)
+        if asked.results:
+            with asked.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(lines[name]) + "\n")
+        if asked.measured:
+            asked.measured.write_text(json.dumps(peaks, indent=1), encoding="utf-8")
+    return show(list(lines.values()))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,51 @@ def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, 
     assert planned(directory, *small, *figures.advice[0].split(), tmp_path=tmp_path).fits
 
 
+@pytest.mark.parametrize(
+    ("overrides", "share", "advice"),
+    [
+        # Its evaluation is larger than its training.
+        (["finetune=lora", "training.per_device_train_batch_size=1"], 0.7, "training.per_device_eval_batch_size=4"),
+        # Its rollouts are, and accumulation keeps gradients; sizes that divide 6.
+        (["stage=ppo", "finetune=lora", "training.per_device_train_batch_size=6", "training.gradient_accumulation_steps=1"], 0.5,
+         "training.per_device_train_batch_size=3 training.gradient_accumulation_steps=2"),
+    ],
+    ids=["evaluation", "ppo"],
+)  # fmt: skip
+def test_a_plan_with_the_advice_pasted_says_that_it_fits(checkpoint, tmp_path, monkeypatch, overrides, share, advice):
+    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 1)
+    directory = checkpoint(num_hidden_layers=2)
+    much = planned(directory, *overrides, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
+    memory = f"steps.plan.device_memory={int(600e6 + share * (much.total - 600e6))}"
+    assert planned(directory, *overrides, memory, tmp_path=tmp_path).advice == [advice]
+    assert planned(directory, *overrides, memory, *advice.split(), tmp_path=tmp_path).fits
+
+
+def test_the_largest_micro_batch_fits_and_one_more_does_not(checkpoint, tmp_path):
+    directory, rows = checkpoint(num_hidden_layers=2), tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "What is it?", "response": "It is what it is, and not another thing."}\n' * 16)
+    columns = ["dataset.columns.prompt=prompt", "dataset.columns.response=response"]
+    chosen = ["dataset=json", f"dataset.data_files={rows}", *columns, "dataset.val_size=0", "finetune=lora"]
+    chosen += ["steps.plan.device_memory=608MB", "training.per_device_train_batch_size=2"]
+    figures = planned(directory, *chosen, "steps.plan.largest=true", tmp_path=tmp_path)
+    assert 2 < figures.micro_batch < 16
+    assert figures.cutoff_len > 40
+    for more in (0, 1):
+        size = f"training.per_device_train_batch_size={figures.micro_batch + more}"
+        assert planned(directory, *chosen, size, tmp_path=tmp_path).fits == (not more)
+
+
+def test_several_processes_are_advised_with_as_many_examples_in_a_step(checkpoint, tmp_path):
+    directory = checkpoint(num_hidden_layers=2)
+    chosen = ["finetune=full", "dataset.val_files=null", "training.per_device_train_batch_size=4"]
+    much = planned(directory, *chosen, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
+    memory = f"steps.plan.device_memory={int(600e6 + 0.6 * (much.total - 600e6))}"
+    (line,) = (text for text in planned(directory, *chosen, memory, tmp_path=tmp_path).advice if "fsdp" in text)
+    assert line.startswith("distributed=fsdp distributed.processes=2 training.per_device_train_batch_size=2")
+    shared = planned(directory, *chosen, memory, *line.split(), tmp_path=tmp_path)
+    assert (shared.fits, shared.processes, shared.steps) == (True, 2, much.steps)
+
+
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 gb", 1_500_000_000), (5000, 5000)])
 def test_amounts_of_memory(text, size):
     assert parse_bytes(text) == size

@@ -8,25 +8,30 @@ cost money.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.errors import ConfigError
 from llmmod.models.loading.structure import base_model
 from llmmod.steps.plan.devices import Device, per_device
 from llmmod.steps.plan.memory import Tracer, without_values
 from llmmod.steps.plan.model import PlannedLinear, planned_model
-from llmmod.steps.plan.trace import Rows, Trace, Traced, scratch_of
+from llmmod.steps.plan.trace import EVALUATION, Rows, Trace, Traced, extrapolated, scratch_of
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
 _GPU_FRAGMENTS = 0.05  # share that torch's caching allocator reserves in addition to the tensors; assumed, not measured on a GPU
 _MOST_ADVICE = 4
+_MOST_TRACES = 3  # of a search for the largest size
+_MOST_TOKENS = 2**24  # of a micro-batch
+_MOST_TRACED = 2**15  # tokens; tokens are real, so that more would take seconds
 _CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
@@ -74,6 +79,11 @@ class Planner:
         return self.traced.run(rows, **changes)
 
     @property
+    def _least(self) -> int:
+        """The fewest examples of a micro-batch: kto compares each with another one."""
+        return 2 if self.conf["training"].stage == "kto" else 1
+
+    @property
     def _by_rows(self) -> bool:
         """Whether a micro-batch consists of examples; in ppo and grpo it consists of completions."""
         return bool(self.conf["training"].data_kind != "prompt")
@@ -87,68 +97,126 @@ class Planner:
         fragments = round(_GPU_FRAGMENTS * parts.total()) if self.device.is_gpu else max(0, trace.heap - trace.peak.live)
         return {**parts, "fragments": fragments, "reward": self.reward, "baseline": self.device.baseline}
 
-    def total(self, rows: Rows, **changes: Any) -> int:
-        """The memory of each device for a training on these rows, bytes."""
-        return sum(self.memory(self.trace(rows, **changes)).values())
+    def total(self, trace: Trace) -> int:
+        """The memory of each device at the peak, bytes."""
+        return sum(self.memory(trace).values())
 
-    def largest(self, rows: Rows, total: int) -> tuple[int, int | None]:
+    def largest(self, rows: Rows, trace: Trace) -> tuple[int, int | None]:
         """The largest micro-batch of the longest examples that fits, and the longest examples that fit with this micro-batch.
 
-        The peak is linear in the tokens of a micro-batch; two traces give the line. If attention saves its scores, the peak is not linear
-        in the length of an example, and that length is None.
+        If attention saves its scores, memory is not linear in the length of an example, and that length is None.
 
         Args:
-            rows: a micro-batch.
-            total: the memory of each device with that micro-batch, bytes.
+            rows: a micro-batch, and an evaluation batch, which stays as it is.
+            trace: of these rows.
         """
-        longest, least = max(rows.train, key=tokens_of), 2 if self.conf["training"].stage == "kto" else 1
+        longest, least = max(rows.train, key=tokens_of), self._least
         small = [stretched(longest, max(8, length_of(longest) // 2))] * least
-        tokens, fewer = sum(map(tokens_of, rows.train)), sum(map(tokens_of, small))
-        slope = max(1.0, (total - self.total(replace(rows, train=small, held_out=()))) / max(1, tokens - fewer))
-        room = max(0.0, tokens + (self.device.bytes - total) / slope)
+        if _tokens(small) == _tokens(rows.train):
+            small = [longest] * (2 * least)
+        known = {_tokens(rows.train): trace, _tokens(small): self.trace(replace(rows, train=small))}
+        number = self._most(known, rows, lambda n: [longest] * n, limits=(least, _MOST_TOKENS // tokens_of(longest)))
         text = base_model(self.model).config.get_text_config()
+        if text._attn_implementation == "eager":
+            return number, None
         positions = getattr(text, "max_position_embeddings", None) or 2**17
-        length = int(room / tokens * length_of(longest) * tokens / (tokens_of(longest) * len(rows.train)))
-        eager = text._attn_implementation == "eager"
-        return int(room / tokens_of(longest)), None if eager else min(positions, length)
+        return number, self._most(known, rows, lambda n: [stretched(longest, n)] * len(rows.train), limits=(8, positions))
 
-    def advice(self, rows: Rows) -> list[str]:
-        """Overrides to paste, each of which makes the training fit, the one with the lowest cost first."""
-        return list(islice(self._fitting(rows), _MOST_ADVICE))
+    def _most(self, known: dict[int, Trace], rows: Rows, make: Callable[[int], list[Any]], *, limits: tuple[int, int]) -> int:
+        """The largest number within limits for which the rows of `make` fit; 0 if not even those of the lower limit do.
 
-    def _fitting(self, rows: Rows) -> Iterator[str]:
-        line = self._smaller(rows)
+        The memory of each phase of a run is linear in the tokens of a micro-batch: two traces give that of all others. What is found is
+        traced too, since the holes in a CPU's heap are not linear.
+
+        Args:
+            known: tokens -> trace, for two micro-batches at least; what is traced here is added.
+            rows: whose evaluation batch is a part of each trace.
+            make: number -> the rows of a micro-batch.
+            limits: of the number.
+        """
+        numbers, found = range(limits[0], limits[1] + 1), 0
+        for _ in range(_MOST_TRACES):
+            points = sorted(known.items())[-2:]
+
+            def too_large(number: int, points: Sequence[tuple[int, Trace]] = points) -> bool:
+                return self.total(extrapolated(points, _tokens(make(number)))) > self.device.bytes
+
+            found = numbers[0] + bisect_left(numbers, True, key=too_large) - 1
+            if found < numbers[0]:
+                return 0
+            if (tokens := _tokens(make(found))) in known or tokens > _MOST_TRACED:
+                break
+            known[tokens] = self.trace(replace(rows, train=make(found)))
+        return found
+
+    def advice(self, rows_for: Callable[[Any], Rows]) -> list[str]:
+        """Overrides to paste, each of which makes the training fit, the one with the lowest cost first.
+
+        Args:
+            rows_for: `training.*` -> the rows that a plan of it traces, so that a plan with the overrides finds the same.
+        """
+        return list(islice(self._fitting(rows_for), _MOST_ADVICE))
+
+    def _fitting(self, rows_for: Callable[[Any], Rows]) -> Iterator[str]:
+        line = self._smaller(rows_for)
         if line is None and not self.conf["training"].gradient_checkpointing:
-            line = self._smaller(rows, "model.gradient_checkpointing=true", **_CHECKPOINTING)
+            line = self._smaller(rows_for, "model.gradient_checkpointing=true", **_CHECKPOINTING)
         if line is not None:
             yield line
         for words, changed in self._other_ways():
-            line = changed._smaller(rows, words) or changed._smaller(rows, f"{words} model.gradient_checkpointing=true", **_CHECKPOINTING)
+            line = changed._smaller(rows_for, words)
+            line = line or changed._smaller(rows_for, f"{words} model.gradient_checkpointing=true", **_CHECKPOINTING)
             if line is not None:
                 yield line
-        if self.way in ("none", "ddp") and self.device.is_gpu:
-            for processes in (2, 4, 8, 16):
-                line = self._shared(processes)._smaller(rows, f"distributed=fsdp distributed.processes={processes}")
-                if line is not None:
-                    yield line
-                    break
+        if self.way in ("none", "ddp") and self.device.is_gpu and self._by_rows:  # ppo and grpo sample with the whole model
+            for times in (1, 2, 4, 8, 16):
+                if (processes := times * self.processes) > 1:
+                    words = f"distributed=fsdp distributed.processes={processes}"
+                    line = self._shared(processes)._smaller(rows_for, words, processes=times)
+                    if line is not None:
+                        yield line
+                        break
 
-    def _smaller(self, rows: Rows, words: str = "", **changes: Any) -> str | None:
-        """Overrides with the largest micro-batch that fits, out of the whole, a half, a quarter, …; None if the smallest doesn't fit."""
-        conf, count = self.conf["training"], len(rows.train)
-        longest = sorted(rows.train, key=tokens_of, reverse=True)
-        least = count if not self._by_rows else min(count, 2 if conf.stage == "kto" else 1)
-        counts = [count >> power for power in range(0 if words else 1, count.bit_length()) if count >> power >= least]
-        if len(counts) > 1 and self.total(replace(rows, train=longest[: counts[-1]], held_out=()), **changes) > self.device.bytes:
+    def _smaller(self, rows_for: Callable[[Any], Rows], words: str = "", *, processes: int = 1, **changes: Any) -> str | None:
+        """Overrides with the largest micro-batch that fits and as many examples in a step; None if the smallest doesn't fit.
+
+        Args:
+            rows_for: as for `advice`.
+            words: overrides that are decided.
+            processes: how many do the work of one process of the training as it is.
+            changes: what `words` change of `training.*`.
+        """
+        conf = self.conf["training"]
+        size, examples = conf.per_device_train_batch_size, conf.per_device_train_batch_size * conf.gradient_accumulation_steps
+        examples = examples if examples % processes else examples // processes  # if they can't be divided, a step has more
+        sizes = [n for n in range(min(size, examples), 0, -1) if examples % n == 0 and (n >= self._least or n == size)]
+
+        def fitting(number: int) -> str | None:
+            given = {"per_device_train_batch_size": number, "gradient_accumulation_steps": examples // number}
+            return self._with_evaluation(rows_for, words, {**given, **changes})
+
+        smallest = fitting(sizes[-1]) if sizes else None
+        if smallest is None:
             return None
-        for fewer in counts:
-            if self.total(replace(rows, train=longest[:fewer], held_out=()), **changes) <= self.device.bytes:
-                own, times = [words] if words else [], -(-count // fewer)
-                if times > 1:
-                    own += [f"training.per_device_train_batch_size={fewer}"]
-                    own += [f"training.gradient_accumulation_steps={conf.gradient_accumulation_steps * times}"]
-                return " ".join(own) or None
-        return None
+        return next((line for number in sizes[:-1] if (line := fitting(number)) is not None), smallest)
+
+    def _with_evaluation(self, rows_for: Callable[[Any], Rows], words: str, changes: Mapping[str, Any]) -> str | None:
+        """The overrides of these changes if the training fits, with a smaller evaluation batch if they are the larger ones; else None."""
+        conf = replace(self.conf["training"], **changes)
+        while True:
+            try:
+                trace = self.trace(rows_for(conf), **changes)
+            except ConfigError:  # the trainer refuses the combination
+                return None
+            if self.total(trace) <= self.device.bytes:
+                break
+            training = replace(trace, peaks={name: peak for name, peak in trace.peaks.items() if not name.startswith(EVALUATION)})
+            if conf.per_device_eval_batch_size == 1 or self.total(training) > self.device.bytes:
+                return None
+            conf = replace(conf, per_device_eval_batch_size=conf.per_device_eval_batch_size // 2)
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+        own = [f"training.{n}={getattr(conf, n)}" for n in names if getattr(conf, n) != getattr(self.conf["training"], n)]
+        return " ".join([words, *own]).strip() or None
 
     def _shared(self, processes: int) -> Planner:
         """A planner of the same training on several processes."""
@@ -173,6 +241,11 @@ class Planner:
 def tokens_of(row: Mapping[str, Any]) -> int:
     """Tokens of an example in all its columns of ids."""
     return sum(len(value) for name, value in row.items() if name.endswith("_ids"))
+
+
+def _tokens(rows: Sequence[Mapping[str, Any]]) -> int:
+    counts = Counter(map(id, rows))  # many are the same one
+    return sum(tokens_of(row) * counts.pop(id(row), 0) for row in rows)
 
 
 def length_of(row: Mapping[str, Any]) -> int:

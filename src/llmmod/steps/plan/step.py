@@ -18,7 +18,7 @@ import numpy as np
 from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import PlanConf
 from llmmod.data.dataset.packing import capacity_of, lengths
-from llmmod.distributed import world_size
+from llmmod.distributed import expected_processes, world_size
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
@@ -30,7 +30,7 @@ from llmmod.steps.plan.trace import Rows
 from llmmod.steps.preview.figures import examples_of, measured
 
 log = logging.getLogger("llmmod.plan")
-_DRAWN = 2000  # micro-batches in random order; the largest is traced
+_DRAWN = 2000  # examples that are drawn in random order, an epoch at least; the largest micro-batch is traced
 _STREAMED = 1000  # examples of a stream that are read
 _FILES = ("plan.json", "plan.svg")
 
@@ -82,9 +82,10 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     """
     training, root = session.conf(step, "training"), session.root
     device = device or device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
-    way, processes = root.distributed.name, (root.distributed.processes or 1) * root.distributed.nodes
+    way, processes = root.distributed.name, expected_processes(asdict(root.distributed))
     splits, tokenizer = session.splits(step), session.tokenizer(step)
-    numbers = measured(splits.train, examples_of(splits.train, streamed=_STREAMED), training, smoke=root.smoke, packs=0)
+    examples, devices = examples_of(splits.train, streamed=_STREAMED), None if way == "none" else processes
+    numbers = measured(splits.train, examples, training, smoke=root.smoke, packs=0, devices=devices)
     rows = rows_of(splits, training, seed=root.seed)
     notes = [] if numbers.figures.complete else [f"tokens and the largest batch come from the first {numbers.figures.examples:,} examples"]
     given = {part: session.conf(step, part) for part in ("model", "finetune", "training")}
@@ -102,7 +103,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     tokens = None if epochs is None else round(numbers.figures.tokens * epochs)
     flops = None if tokens is None else trace.flops / max(1, in_step) * tokens
     looked = conf.largest and not quick and training.data_kind != "prompt"
-    micro_batch, cutoff_len = planner.largest(rows, sum(memory.values())) if looked else (None, None)
+    micro_batch, cutoff_len = planner.largest(rows, trace) if looked else (None, None)
     return PlanFigures(
         device=device,
         way=way,
@@ -116,7 +117,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         rate=0.0 if quick or not conf.measure_speed else measured_rate(device, hub_cache_dir=root.hub.cache_dir),
         micro_batch=micro_batch,
         cutoff_len=cutoff_len,
-        advice=[] if fits else planner.advice(rows),
+        advice=[] if fits else planner.advice(lambda changed: rows_of(splits, changed, seed=root.seed)),
         notes=[*notes, *of_reward],
     )
 
@@ -161,10 +162,11 @@ def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
         size = size if getattr(training, "num_generations", None) is None else max(1, size // training.num_generations)
         size *= training.gradient_accumulation_steps if training.stage == "ppo" else 1
     order = np.random.default_rng(seed)
-    longest = np.argsort(-sizes)[:size]
-    batches = [order.permutation(len(sizes))[:size] for _ in range(_DRAWN // max(1, size))] if len(sizes) > size else [longest]
-    batches += [longest] if training.train_sampling_strategy == "group_by_length" else []
-    chosen = max(batches, key=lambda numbers: int(sizes[numbers].sum()))
+    chosen = np.argsort(-sizes)[:size]
+    if len(sizes) > size and training.train_sampling_strategy != "group_by_length":
+        whole = len(sizes) - len(sizes) % size  # as many as full micro-batches take of an epoch
+        batches = np.concatenate([order.permutation(len(sizes))[:whole] for _ in range(max(1, _DRAWN // whole))]).reshape(-1, size)
+        chosen = batches[sizes[batches].sum(1).argmax()]
     count = size if training.data_kind == "prompt" else len(chosen)  # prompts are drawn again until there are enough
     filled = [int(chosen[place % len(chosen)]) for place in range(count)]
     held_out: list[Mapping[str, Any]] = []

@@ -37,6 +37,7 @@ from llmmod.upstream import replaced
 
 _DEPTHS = (2, 5)  # numbers of layers traced for a deeper model
 _MOST_ON_CPU = 48  # layers that are all traced there: 0.2 CPU s each
+EVALUATION = "0."  # begins the names of the phases of an evaluation
 _SLOTS = 64  # completions generated together
 _LEAST = 32  # as in models.matmul
 _OWN_DEVICES, _GENERATE, _MEASURE = "OWN_DEVICES", "generate_in_order", "_measure"  # of ours, replaced in a trace
@@ -104,10 +105,12 @@ class Traced:
 
     def run(self, rows: Rows, **changes: Any) -> Trace:
         """The trace of a training on these rows; `changes`: changes to `training.*`."""
-        conf = replace(self.training, **_without_effects(self.training), **changes)
+        conf = replace(self.training, **changes)
+        conf = replace(conf, **_without_effects(conf))
         varied = len(varied_layers(self.layers))
         depths = [varied] if varied <= (_DEPTHS[1] + 1 if self._on_gpu else _MOST_ON_CPU) else [*_DEPTHS]
-        return _at_depth([(depth, self._traced(conf, rows, depth)) for depth in depths], varied)
+        traces = [(depth, self._traced(conf, rows, depth)) for depth in depths]
+        return traces[0][1] if len(traces) == 1 else extrapolated(traces, varied)
 
     def _traced(self, conf: Any, rows: Rows, depth: int) -> Trace:
         tracer, marks = self._tracer, _Marks(self._tracer)
@@ -166,8 +169,11 @@ def scratch_of(left: torch.Tensor, right: torch.Tensor) -> int:
 
 def _without_effects(conf: Any) -> dict[str, Any]:
     """The changes to `training.*` for two steps without logs, checkpoints and other effects."""
+    times = min(conf.gradient_accumulation_steps, 2)
+    if times * conf.per_device_train_batch_size % (getattr(conf, "num_generations", None) or 1):
+        times = conf.gradient_accumulation_steps  # grpo's completions of a prompt are in as many micro-batches
     wanted = {
-        "max_steps": 2, "gradient_accumulation_steps": min(conf.gradient_accumulation_steps, 2), "eval_strategy": "no",
+        "max_steps": 2, "gradient_accumulation_steps": times, "eval_strategy": "no",
         "save_strategy": "no", "logging_steps": 1, "report_to": "none", "load_best_model_at_end": False, "eval_on_start": False,
         "torch_compile": False, "callbacks": {}, "metrics": {}, "train_sampling_strategy": "sequential", "num_ppo_epochs": 1,
         "num_mini_batches": 1, "num_iterations": 1, "reward": {"length": {"_target_": "llmmod.rewards.brevity"}}, "reward_weights": {},
@@ -278,12 +284,10 @@ def _empty(model: Any, *shape: int, dtype: torch.dtype | None = None) -> torch.T
     return next(base_model(model).parameters()).new_empty(shape, dtype=dtype or base_model(model).dtype)
 
 
-def _at_depth(traces: Sequence[tuple[int, Trace]], depth: int) -> Trace:
-    """The trace with `depth` layers, extrapolated from traces with fewer."""
-    if len(traces) == 1:
-        return traces[0][1]
+def extrapolated(traces: Sequence[tuple[int, Trace]], size: int) -> Trace:
+    """The trace at a size (layers, or tokens of a micro-batch), from traces at two others: phase by phase, linear."""
     (few, first), (more, second) = traces
-    share = (depth - few) / (more - few)
+    share = (size - few) / (more - few)
 
     def line(one: float, other: float) -> float:
         return one + (other - one) * share

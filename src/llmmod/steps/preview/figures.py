@@ -154,18 +154,19 @@ class Plan:
         return self.per_device * self.accumulation * self.devices
 
 
-def plan(conf: Any, rows: int | None, *, smoke: bool) -> Plan:
+def plan(conf: Any, rows: int | None, *, smoke: bool, devices: int | None = None) -> Plan:
     """The batches and steps of a training on `rows` rows, counted as by transformers' Trainer (5.23, `set_initial_training_values`).
 
     Args:
         conf: a StageConf, `training.*` as plain Python.
         rows: of the training data; None: streamed.
         smoke: whether this is a rehearsal.
+        devices: how many train together; None: those of this process and its peers.
     """
     per_device, accumulation, max_steps = conf.per_device_train_batch_size, conf.gradient_accumulation_steps, conf.max_steps
     if smoke:
         per_device, accumulation, max_steps = min(per_device, SMOKE_BATCH), min(accumulation, SMOKE_BATCH), SMOKE_STEPS
-    devices = _devices(conf)
+    devices = devices or _devices(conf)
     if rows is None:
         return Plan(None, per_device, accumulation, devices, max_steps if max_steps > 0 else None, None)
     generations = getattr(conf, "num_generations", None)
@@ -203,7 +204,7 @@ class Measured(NamedTuple):
     plan: Plan
 
 
-def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int) -> Measured:
+def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int, devices: int | None = None) -> Measured:
     """The numbers of training data.
 
     Args:
@@ -212,9 +213,10 @@ def measured(train: Any, examples: Any, conf: Any, *, smoke: bool, packs: int) -
         conf: a StageConf, `training.*` as plain Python.
         smoke: whether this is a rehearsal.
         packs: rows of a packed dataset to draw, at most.
+        devices: as for `plan`.
     """
     count = len(train) if hasattr(train, "__len__") else None
-    return Measured(measure(examples, complete=count is not None), packs_of(train, packs), plan(conf, count, smoke=smoke))
+    return Measured(measure(examples, complete=count is not None), packs_of(train, packs), plan(conf, count, smoke=smoke, devices=devices))
 
 
 def _devices(conf: Any) -> int:
