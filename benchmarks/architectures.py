@@ -1,4 +1,4 @@
-"""Whether any causal language model of transformers can be fine-tuned by its path alone (`model=auto`), as a table in Markdown.
+"""Which causal language models of transformers can be fine-tuned by their path (`model=auto`), as a table in Markdown.
 
     python benchmarks/architectures.py                     28 architectures outside the options of `model`
     python benchmarks/architectures.py mamba opt           these alone, by model_type

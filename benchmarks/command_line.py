@@ -1,4 +1,4 @@
-"""What the command line costs before any work begins: `--help`, `--cfg job`, and the refusal of a misspelt key.
+"""The cost of the command line before a run: `--help`, `--cfg job`, and the refusal of a misspelt key.
 
     python benchmarks/command_line.py [runs]
 

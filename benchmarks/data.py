@@ -1,4 +1,4 @@
-"""How fast rows become tokens beside the bare Rust tokenizer, and how much memory many rows take beside few.
+"""The speed of turning rows into tokens compared with the bare Rust tokenizer, and the memory for many rows compared with few.
 
     python benchmarks/data.py              20,000 examples for speed; 1,000 and 200,000 rows for memory, a few minutes
     python benchmarks/data.py --million    memory alone, a million rows of a few words each, a quarter of an hour

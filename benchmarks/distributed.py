@@ -1,4 +1,4 @@
-"""What two processes train, measure, save and resume, beside what one does: a table, on a CPU by gloo.
+"""Two processes compared with one: training, metrics, saving and resuming, as a table, on a CPU with gloo.
 
     python benchmarks/distributed.py                          all runs; those of DeepSpeed where it is installed
     python benchmarks/distributed.py --only fsdp 'sft lora'   those whose name has all of that in it

@@ -1,4 +1,4 @@
-"""Which keys of `training` do something: each field of every stage's arguments, set to something other than its default, and tried.
+"""Which keys of `training` have an effect: tries each field of every stage's arguments with another value than its default.
 
     python benchmarks/effects.py                            all fields of all stages; how many do what, in Markdown
     python benchmarks/effects.py --stage dpo kto            of these stages

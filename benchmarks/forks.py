@@ -1,4 +1,4 @@
-"""Runs of llmmod in forks of one process that has imported everything, and what two runs are compared without: Linux and macOS."""
+"""Runs of llmmod in forks of a process with everything imported, and the keys left out of comparisons of two runs: Linux and macOS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation beside transformers' own loop: tokens a CPU second, of predictions, of rollouts and of one stream.
+"""Generation compared with transformers' own loop: tokens per CPU second, of predictions, of rollouts and of one stream.
 
     python benchmarks/generation.py [--rounds 3] [--llamacpp /another/environment/bin/python]
 

@@ -1,4 +1,4 @@
-"""Tokens a second, the share of a GPU's peak, its memory, and how often the host waits for it, beside trl's own trainers.
+"""Tokens per second, share of a GPU's peak, its memory, and how often the host waits for it, compared with trl's own trainers.
 
     python benchmarks/gpu.py               every cell, each in a process of its own; without a GPU it says so
     python benchmarks/gpu.py rehearsal     two small cells on the CPU, which show that it runs and nothing else

@@ -1,4 +1,4 @@
-"""By how much the memory of an evaluation, or of predictions, grows with the number of examples: MB, at 250 and at 2,000 of them.
+"""The growth of memory of an evaluation, or of predictions, with the number of examples: MB, for 250 and for 2,000.
 
     python benchmarks/growth.py
 

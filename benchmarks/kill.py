@@ -1,4 +1,4 @@
-"""Whether a run that is killed and started again ends as the run that was left alone: trainings of each stage, killed at random moments.
+"""Whether a killed and restarted run ends like an uninterrupted one: trainings of each stage, killed at random moments.
 
     python benchmarks/kill.py                 fifty kills, over every stage × full, lora, qlora, and ways to read data
     python benchmarks/kill.py 5 --seed 1      five of them

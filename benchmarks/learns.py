@@ -1,4 +1,4 @@
-"""What each stage learns: measured on held-out examples of the demonstration data before and after, with SmolLM2 and LoRA.
+"""Learning of each stage: measured on held-out examples of the demonstration data before and after, with SmolLM2 and LoRA.
 
     python benchmarks/learns.py --stages sft,rm --seeds 1
 

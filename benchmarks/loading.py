@@ -1,4 +1,4 @@
-"""How much memory loading a model takes at its peak, as a multiple of the model's own size in memory, as a table in Markdown.
+"""Peak memory of loading a model, as a multiple of the model's own size in memory, as a table in Markdown.
 
     python benchmarks/loading.py
 

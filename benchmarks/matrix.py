@@ -1,4 +1,4 @@
-"""Which models can be fine-tuned in which ways: each pair trained, evaluated, exported, loaded again and resumed, as a table in Markdown.
+"""Models and ways to fine-tune: each pair trained, evaluated, exported, loaded again and resumed, as a table in Markdown.
 
     python benchmarks/matrix.py                            every option of `model` × full, freeze, lora, qlora, in stage sft
     python benchmarks/matrix.py chatglm2 falcon            these alone

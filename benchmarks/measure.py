@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory of a command, and the machine they were taken on; shared by the benchmarks.
+"""CPU seconds and peak memory of a command, and the machine; shared by the benchmarks.
 
 Clock time is noisy on shared machines, CPU time is not, so nearly every figure is CPU time of the process and its children.
 """

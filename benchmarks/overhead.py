@@ -1,4 +1,4 @@
-"""What a run of llmmod costs beyond a script written by hand with the same trl trainer, model, data and steps.
+"""The cost of a run of llmmod beyond a hand-written script with the same trl trainer, model, data and steps.
 
     python benchmarks/overhead.py [steps a run] [pairs]
 

@@ -1,4 +1,4 @@
-"""What `plan` says of a training's memory, and what the training took: a table in Markdown, the worst cell at the end.
+"""The memory that `plan` predicts for a training, and the measured one: a table in Markdown, with the worst cell at the end.
 
     python benchmarks/plan.py                       all cells: 7 stages × 4 ways, and dtype, checkpointing, packing, batches of sft
     python benchmarks/plan.py --only dpo            cells whose name has that in it

@@ -1,4 +1,4 @@
-"""What a reward model of `experiment=rlhf` makes of answers that are no sentences of the pairs: whether it can be fooled, and by what.
+"""Scores of an `experiment=rlhf` reward model for answers that are not sentences of the pairs: whether it can be exploited, and by what.
 
     llmmod experiment=rlhf output_dir=outputs/mine 'pipeline=[sft,rm]'
     python benchmarks/reward_model.py outputs/mine

@@ -1,4 +1,4 @@
-"""Whole RLHF runs of SmolLM2 with LoRA, each one command: what every step took, and what held-out examples say before and after it.
+"""Whole RLHF runs of SmolLM2 with LoRA, each one command: the cost of each step, and held-out metrics before and after it.
 
     python benchmarks/rlhf.py
     python benchmarks/rlhf.py --seeds 1,2,3 --without-again steps.ppo.training.kl_coef=0.05

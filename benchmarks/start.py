@@ -1,4 +1,4 @@
-"""What the main job costs before its trainer begins: imports, the configuration, tokenizer, data, model and adapter.
+"""The cost of the main job before its trainer starts: imports, the configuration, tokenizer, data, model and adapter.
 
     python benchmarks/start.py
 

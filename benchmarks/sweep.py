@@ -1,4 +1,4 @@
-"""What a sweep saves, and how near a search and a grid come to the best value.
+"""The savings of a sweep, and how close a search and a grid get to the best value.
 
     python benchmarks/sweep.py --launches 8 --rounds 3 --seeds 5
 

@@ -1,4 +1,4 @@
-"""Real tokens a CPU second and peak memory of supervised fine-tuning, beside trl's own trainer and LLaMA-Factory with the same rows.
+"""Real tokens per CPU second and peak memory of supervised fine-tuning, compared with trl's trainer and LLaMA-Factory on the same rows.
 
     python benchmarks/training.py [--llamafactory /another/environment/bin/python] [--only 'LoRA, packed'] [--steps 6]
 

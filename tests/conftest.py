@@ -1,4 +1,4 @@
-"""What many tests need: a small tokenizer and small models, made in a second, with random weights and no download."""
+"""Common fixtures: a small tokenizer and small models with random weights, built in a second without a download."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_su
 
 __all__ = ["elsewhere", "pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
 
-# The models here are so small that a second thread costs more than it brings, and on a busy machine several times as much. Subprocesses
-# inherit it.
+# The models here are so small that a second thread makes them slower, on a busy machine several times. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What is expected here was computed on a CPU; tests/gpu is for GPUs.
+# Expected values here are from a CPU; tests/gpu is for GPUs.
 if not os.environ.get("LLMMOD_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# The libraries that test modules import make half a million objects that stay. To look through them for garbage again and again takes a
-# quarter of the time of importing them.
+# The libraries that test modules import create half a million permanent objects. Garbage collection would scan them repeatedly, which
+# takes a quarter of the import's time.
 gc.disable()
 
-# A machine that does something else besides is slow, not wrong.
+# A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
-# A shell starts what runs in its background deaf to Ctrl-C; the tests send some.
+# A shell's background processes ignore Ctrl-C; the tests send some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
-    """Look for garbage from now on, among what tests make."""
+    """Turn on garbage collection, for the objects of tests."""
     gc.freeze()
     gc.enable()
     gc.unfreeze = _refuse_to_unfreeze
 
 
 def _refuse_to_unfreeze():
-    """Whoever unfreezes makes each later training look through all libraries, 0.3 s each time."""
+    """After an unfreeze, each later training would scan the objects of all libraries, 0.3 s each time."""
     raise AssertionError("gc.unfreeze() also unfreezes what others have frozen: freeze nothing, or leave it frozen")
 
 
@@ -59,7 +58,7 @@ _CORPUS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def handlers_stay_open():
-    """A command that ends in this process closes no handler: absl's closes its stream with it, which here can be pytest's own file."""
+    """The end of a command in this process must not close handlers: absl's closes its stream too, which may be pytest's own file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "shutdown", lambda *_: None)
         yield
@@ -67,7 +66,7 @@ def handlers_stay_open():
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory):
-    """Nothing that a test makes is kept where a user's examples are."""
+    """A test's examples are not written to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMMOD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -75,7 +74,7 @@ def _cache_of_the_tests(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory):
-    """What stands for `[sys.executable]` before a command that imports torch and trl: see tests/support/warm.py."""
+    """The replacement for `[sys.executable]` in a command that imports torch and trl: see tests/support/warm.py."""
     place = tmp_path_factory.mktemp("warm") / "socket"
     with subprocess.Popen([sys.executable, warm.__file__, "serve", place], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"ready\n"
@@ -85,14 +84,14 @@ def warm_python(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_outlives_a_module_is_no_garbage():
-    """Libraries and caches are never looked through again: each training collects garbage twice, which takes 0.3 s or more without."""
+    """Objects of libraries and caches are frozen: each training collects garbage twice, which would take 0.3 s or more."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _libraries_are_no_garbage():
-    """Nor is what a test before this one has imported."""
+    """Freeze the objects that earlier tests imported, too."""
     if len(sys.modules) > _frozen["modules"] + 100:
         gc.collect()
         gc.freeze()
@@ -104,7 +103,7 @@ _frozen = {"modules": 0}
 
 @pytest.fixture(autouse=True)
 def _no_curves(request, monkeypatch):
-    """A training's curves take up to a third of a short run's time: they are drawn for tests that are marked `curves`."""
+    """A training's curves take up to a third of a short run's time, so they are only drawn for tests marked `curves`."""
     progress = sys.modules.get("llmmod.trainers.callbacks.progress")
     if progress is not None and "curves" not in request.keywords:
         monkeypatch.setattr(progress, "_draw", lambda state, path, draw: None)
@@ -131,7 +130,7 @@ def tiny_tokenizer():
 
 @pytest.fixture
 def tiny_llama(tiny_tokenizer):
-    """A Llama of 2 layers and 32 channels, the same weights each time, that says whole characters only."""
+    """A Llama of 2 layers and 32 channels with the same weights each time, which generates only whole characters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -24,7 +24,7 @@ LIGHT = ["app", "config", "data.formats", "distributed", "errors", "files.paths"
 LIGHT += ["runs", "signals", "sweep", "targets", "upstream"]
 MOST_MODULES = 202  # without the generated ones
 MOST_SIDE_BY_SIDE = 12
-# Whoever adds a format, metric, reward, schema or step copies a file, so these may be short; the others hold an idea, which takes 60 lines.
+# Users add formats, metrics, rewards, schemas and steps by copying a file, so these may be short; other modules have at least 60 lines.
 COPIED = ("config.schema", "data.formats", "metrics", "rewards", "steps")
 SHORT = {
     "__main__": "what `python -m llmmod` asks for",
@@ -68,7 +68,7 @@ def test_what_is_public_is_documented(path):
 
 
 def _overrides(node):
-    """Marked as the implementation of something that is documented where it is declared, or a property's setter."""
+    """Whether it is marked as an override, which is documented at its declaration, or is a property's setter."""
     return any(ast.unparse(decorator).endswith(("override", "setter", "overload")) for decorator in node.decorator_list)
 
 
@@ -82,7 +82,7 @@ def test_a_module_holds_an_idea_and_not_a_fragment_of_one():
 
 
 def imports(path, known):
-    """Modules of ours that a module imports, at its top or inside a function; not those that only a type checker reads."""
+    """Modules of ours that a module imports, at its top or inside a function; without imports for type checkers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     for_types = {id(node) for guard in guards for node in ast.walk(guard)}
@@ -96,7 +96,7 @@ def imports(path, known):
 
 
 def circles(edges):
-    """The sets of nodes that reach one another."""
+    """The sets of nodes that reach each other."""
     reached = {}
     for start in edges:
         seen, ahead = set(), [start]
@@ -110,7 +110,7 @@ def circles(edges):
 
 
 def test_no_import_goes_in_a_circle():
-    """Neither between modules nor between packages, where a module belongs to the package that it lies in directly."""
+    """Neither between modules nor between packages; a module belongs to its direct package."""
     paths = {module_name(path): path for path in MODULES}
     package = {name: name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in paths.items()}
     modules, packages = {}, defaultdict(set)
@@ -144,7 +144,7 @@ def test_names_that_say_nothing_are_not_used(path):
 
 
 def test_light_modules_import_nothing_heavy():
-    """All of them in one fresh process, so that what one of them pulls in by way of another is seen too."""
+    """All of them in one new process, so that indirect imports are found too."""
     names = [name for name in map(module_name, MODULES) if any(f"{name}.".startswith(f"llmmod.{light}.") for light in LIGHT)]
     assert len(names) > 30, "the list of light modules matches nothing"
     script = f"""

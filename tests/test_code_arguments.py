@@ -1,4 +1,4 @@
-"""No component that a configuration may name runs what a hostile directory holds, whatever the configuration hands it.
+"""A component that a configuration may name doesn't run code of a hostile directory, with any arguments.
 
 Every callable that the rules of `targets` allow is called by a node, as a configuration would, with arguments that point at such a
 directory. Audit events (PEP 578) tell what is compiled, imported, unpickled, started and written meanwhile.

@@ -1,4 +1,4 @@
-"""Modules are found where they are, and not imported for it."""
+"""Modules are found without importing them."""
 
 from __future__ import annotations
 

@@ -60,10 +60,13 @@ def test_components_are_found(path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("torch.nn.Linaer", "torch.nn.Linaer: torch.nn has no 'Linaer'. Did you mean 'Linear'?"),
-        ("llmmod.metrics.no_such.Thing", "llmmod.metrics.no_such.Thing: llmmod.metrics has no 'no_such'."),
+        ("torch.nn.Linaer", "torch.nn.Linaer: torch.nn doesn't have 'Linaer'. Did you mean 'Linear'?"),
+        ("llmmod.metrics.no_such.Thing", "llmmod.metrics.no_such.Thing: llmmod.metrics doesn't have 'no_such'."),
         ("torch.nn.Module.apply", "torch.nn.Module.apply: Module.apply is a method, which needs an object."),
-        ("torch.nn.functional.torch.load", "torch.nn.functional.torch.load: is really torch.serialization.load, which may not be named"),
+        (
+            "torch.nn.functional.torch.load",
+            "torch.nn.functional.torch.load: is really torch.serialization.load, which a configuration must not name",
+        ),
         ("torch.float32", "torch.float32: is a dtype, neither class nor function."),
     ],
 )
@@ -177,7 +180,7 @@ def test_an_allowed_module_that_fails_to_import_is_the_users_error(tmp_path, mon
     monkeypatch.setenv("LLMMOD_ALLOW", "broken_beside,absent_module")
     with pytest.raises(ConfigError, match=r"broken_beside.X: importing broken_beside needs not_there_at_all, which isn't installed"):
         locate("broken_beside.X")
-    with pytest.raises(ConfigError, match=r"absent_module.X: module absent_module does not exist. Is it installed, or beside your"):
+    with pytest.raises(ConfigError, match=r"absent_module.X: module absent_module does not exist. Is it installed, or in your"):
         locate("absent_module.X")
 
 
@@ -234,8 +237,11 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("node", "message"),
         [
-            ({"_target_": "beside_user.Thing", "aa": 1}, "beside_user.Thing: has no argument 'aa'. Did you mean 'a'[?]"),
-            ({"_target_": "beside_user.Thing", "a": 1, "bb": 1, "cc": 1}, "has no argument 'bb'.*\n.*has no argument 'cc'"),
+            ({"_target_": "beside_user.Thing", "aa": 1}, "beside_user.Thing: doesn't have an argument 'aa'. Did you mean 'a'[?]"),
+            (
+                {"_target_": "beside_user.Thing", "a": 1, "bb": 1, "cc": 1},
+                "doesn't have an argument 'bb'.*\n.*doesn't have an argument 'cc'",
+            ),
             ({"_target_": "beside_user.Thing"}, "beside_user.Thing: missing a required argument: 'a'."),
             ({"a": 1}, "'' is not a dotted path"),
             ({"_target_": "beside_user.Thing", "_args_": "ab"}, "_args_: found 'ab'. Expected a list"),

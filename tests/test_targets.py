@@ -1,4 +1,4 @@
-"""What a configuration may name, judged by the text of the path alone."""
+"""The paths that a configuration may name, by their text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_is_no_dotted_path_is_refused(path):
 
 
 def test_the_user_allows_a_module_in_the_environment(monkeypatch):
-    assert refusal("my_package.rewards.Length") == "'my_package.rewards.Length' may not be named by a configuration"
+    assert refusal("my_package.rewards.Length") == "a configuration must not name 'my_package.rewards.Length'"
     monkeypatch.setenv("LLMMOD_ALLOW", "my_package.rewards, other")
     assert allowed_prefixes() == ("my_package.rewards", "other")
     assert refusal("my_package.rewards.Length") == ""
@@ -94,7 +94,7 @@ def test_what_the_user_can_not_allow(monkeypatch, prefix):
 
 def test_the_message_says_how_to_allow(monkeypatch):
     assert [str(p) for p in check_targets({"training": {"trainer": {"_target_": "mine.Trainer"}}})] == [
-        "training.trainer._target_: 'mine.Trainer' may not be named by a configuration. "
+        "training.trainer._target_: a configuration must not name 'mine.Trainer'. "
         "Allowed: components of llmmod, torch, transformers, trl, peft, datasets, accelerate. "
         "If you trust that module, add --allow mine, or set LLMMOD_ALLOW=mine."
     ]

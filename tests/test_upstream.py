@@ -1,4 +1,4 @@
-"""What we lean on in other libraries: their versions, and their private names, which the table and the source must agree on."""
+"""Our dependence on other libraries: their versions, and their private names, on which the table and the source must agree."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_use_of_a_private_name_is_found(text, names):
 
 
 def test_the_installed_libraries_have_every_name_of_the_table():
-    there = [use for use in PRIVATE_NAMES if installed(use.package) is not None]  # submitit is one that a run can do without
+    there = [use for use in PRIVATE_NAMES if installed(use.package) is not None]  # submitit is optional, for example
     assert [str(problem) for use in there for problem in missing_names(use)] == []
 
 
@@ -125,7 +125,7 @@ def test_a_name_that_is_gone_is_said_with_the_versions_that_have_it(monkeypatch)
     assert isinstance(error.value, LlmmodError)
     first, second = str(error.value).splitlines()
     assert first == (
-        f"hydra.version._gone: not in hydra-core {version('hydra-core')}, which is installed. llmmod reads flags by it."
+        f"hydra.version._gone: not in hydra-core {version('hydra-core')}, which is installed. llmmod reads flags with it."
         " Known to work: hydra-core 1.3.*. Install one of them: pip install 'hydra-core>=1.3,<1.4'."
     )
     assert second.startswith("hydra.version.getLogger: ")

@@ -1,4 +1,4 @@
-"""The wheel, built and installed elsewhere, runs from another directory with all that travels in it."""
+"""The wheel, built and installed elsewhere, runs from another directory with all of its data files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCES = ["pyproject.toml", "README.md", "LICENSE", "src", "conf", "data"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built from a copy: setuptools packs whatever an earlier build left in build/, files that are gone from the source included."""
+    """Built from a copy: setuptools also packs files of an earlier build in build/, even if they are deleted in the source."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in SOURCES:
         path = ROOT / name
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A directory with the wheel in it and nothing of this checkout."""
+    """A directory with the wheel, without this checkout."""
     target = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
     subprocess.run(command, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Runs of llmmod, each in a fork of one process that has imported everything, and what they leave."""
+"""Runs of llmmod, each in a fork of a process with everything imported, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks/effects.py tries: each argument of each stage, with a value that is another than its usual one."""
+"""The trials of benchmarks/effects.py: each argument of each stage, with another value than its default."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """llmmod: train, evaluate, export and chat with large language models by configuration alone.
 
-Four functions for notebooks and other programs; importing this module loads nothing else.
+Four functions for notebooks and other programs; this module doesn't import others before they are called.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def run(config: DictConfig) -> dict[str, float]:
-    """Run a composed configuration, in this process unless `distributed` asks for several; the metrics, flat, as in metrics.json.
+    """Run a composed configuration, in this process unless `distributed` sets several; returns the metrics, flat, as in metrics.json.
 
     Raises:
-        ConfigError: if the configuration, changed since `compose`, is no longer right.
-        LlmmodError: if a step fails; run.json in `output_dir` says which.
+        ConfigError: if the configuration was changed since `compose` and is no longer valid.
+        LlmmodError: if a step fails; run.json in `output_dir` names the step.
     """
     from llmmod.pipeline.launch import run_config
 

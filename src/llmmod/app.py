@@ -1,7 +1,7 @@
-"""The command line: compose, validate, run; `-m` for a sweep, and everything Hydra's own flags do.
+"""The command line: compose, validate, run; `-m` starts a sweep, and Hydra's own flags work.
 
-Composing and validating come first and without torch, for every job of a sweep, so that all mistakes are told at once and before
-anything is downloaded or written. Then Hydra runs the jobs as it always does.
+All jobs of a sweep are composed and validated first, without torch, so that all mistakes are reported at once, before downloads and
+writes. Then Hydra runs the jobs as usual.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def main() -> None:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Do what a command line asks, and return its exit code."""
+    """Run a command line, and return its exit code."""
     if "--version" in argv[1:]:
         print(report())
         return 0
-    gc.disable()  # importing and composing make many objects and little garbage: 7 % of the CPU time of a refusal
+    gc.disable()  # importing and composing create many objects and little garbage; this saves 7 % of the CPU time of a refusal
     try:
         require_upstream(__name__)
         from hydra._internal.utils import get_args_parser
@@ -77,10 +77,10 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def _replay(args: Namespace) -> Run | None:
-    """The run that `replay=…` names, whose overrides are then those of this one; None where nothing is run again.
+    """The run that `replay=…` names, whose overrides replace those of the command line; None without `replay`.
 
     Raises:
-        ConfigError: there is no such run, or something is typed that would change it.
+        ConfigError: the run doesn't exist, or the command has other arguments, which would change it.
     """
     if not any(text.startswith("replay=") for text in args.overrides):
         return None
@@ -93,31 +93,31 @@ def _replay(args: Namespace) -> Run | None:
 
 
 def _as_recorded(run: Run, composed: Composed, args: Namespace) -> Composed:
-    """The configuration of a run that is run again, with the values that its options had then; what else is not as it was is said."""
+    """The configuration of a repeated run, with its recorded values; prints other differences."""
     from llmmod.runs.replay import changed_since, otherwise_now
 
     changed = changed_since(run, composed.config)
     if changed:
-        print(f"replay: set as they were then: {' '.join(changed)}", file=sys.stderr)
+        print(f"replay: set to the recorded values: {' '.join(changed)}", file=sys.stderr)
         _replace_overrides(args, [*args.overrides, *changed])
         composed = _compose(args, args.overrides)
     for line in otherwise_now(run) if distributed.rank() == 0 else ():
-        print(f"replay: not as it was then: {line}", file=sys.stderr)
+        print(f"replay: differs from the recorded run: {line}", file=sys.stderr)
     return composed
 
 
 def _replace_overrides(args: Namespace, overrides: list[str]) -> None:
-    """Let a run have other overrides than those on the command line."""
+    """Replace the overrides of the command line."""
     rest = [text for text in sys.argv[1:] if text not in args.overrides]
     args.overrides = overrides
     sys.argv = [sys.argv[0], *rest, *overrides]
 
 
 def _sweep(args: Namespace, allow: list[str]) -> int:
-    """Run a sweep: compose and validate every job that is known beforehand, then let Hydra launch them.
+    """Run a sweep: compose and validate every job that is known before, then let Hydra launch them.
 
     Raises:
-        ConfigError: no job can be run.
+        ConfigError: none of the jobs can run.
     """
     if distributed.world_size() > 1:
         raise ConfigError(Problem("-m", "a sweep under torchrun would start every job on every rank", do="Start one torchrun a job"))
@@ -140,13 +140,13 @@ def _sweep(args: Namespace, allow: list[str]) -> int:
         except ConfigError as error:
             if sweep.directory is None:
                 raise
-            print(error, file=sys.stderr)  # of a search that could not go on; what its jobs came to is shown all the same
+            print(error, file=sys.stderr)  # from a search that could not continue; the results of its jobs are shown anyway
             code = error.exit_code
     return max(code, jobs.finish())
 
 
 def _hydra(task: Callable[..., object], args: Namespace) -> int:
-    """Let Hydra do its part; its own errors become exit codes rather than tracebacks."""
+    """Run Hydra's part; its errors become exit codes instead of tracebacks."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -160,13 +160,13 @@ def _hydra(task: Callable[..., object], args: Namespace) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         from llmmod.config.validate import compose_validated
 
-        # Our own composing says it better, with all mistakes at once; where it finds none, Hydra's words are all there is.
+        # Our own composing has better messages, with all mistakes at once; if it finds none, Hydra's message is shown.
         if not args.multirun:
             compose_validated(args.overrides, config_dir=args.config_dir, config_name=args.config_name or "config")
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except OSError as error:
-        # A step's own errors never come here: this is Hydra, making the run's directory and writing down what was asked.
+        # Errors of steps don't come here: this is Hydra, which creates the run's directory and writes the configuration.
         print(Problem("output_dir", f"can't be written: {error.strerror or error}: {error.filename}", do="Choose another"), file=sys.stderr)
         return EXIT_CONFIG
     except KeyboardInterrupt:
@@ -181,12 +181,13 @@ def _hydra(task: Callable[..., object], args: Namespace) -> int:
 
 @contextmanager
 def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
-    """A context in which no other run writes to the run's directory, where Hydra writes before a step begins.
+    """A context in which only this process writes to the run's directory; Hydra writes to it before the first step.
 
-    With `auto_resume` it may be that of an earlier run. Of two runs that are begun within a second, and named by it, one takes the next.
+    With `auto_resume` it may be an earlier run's directory. If two runs start in the same second, which is the directory's name, one of
+    them uses the next second.
 
     Raises:
-        ConfigError: another process holds it, or `auto_resume` finds a run of another configuration.
+        ConfigError: another process holds the directory, or `auto_resume` finds a run of another configuration.
     """
     from omegaconf import OmegaConf
 
@@ -229,32 +230,33 @@ def _compose(args: Namespace, overrides: Sequence[str], *, job_num: int | None =
     from llmmod.config.validate import compose_validated
 
     if args.experimental_rerun:
-        raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't", do="Use the run's .hydra/overrides.yaml"))
+        do = "Use the run's .hydra/overrides.yaml"
+        raise ConfigError(Problem("--experimental-rerun", "runs a pickle, which llmmod doesn't allow", do=do))
     name = args.config_name or "config"
     return compose_validated(overrides, config_dir=args.config_dir, config_name=name, with_hydra=True, job_num=job_num)
 
 
 def _flags(args: Namespace) -> list[str]:
-    """Hydra's own flags that say where a configuration comes from, as they are to be typed for each of its runs."""
+    """Hydra's own flags about the place of the configuration, as each run's command needs them."""
     given = {"--config-dir": args.config_dir, "--config-name": args.config_name}
     return [f"{flag}={value}" for flag, value in given.items() if value is not None]
 
 
 def _refused(error: ConfigError) -> int:
     print(error, file=sys.stderr)
-    print("Nothing was run. `llmmod --cfg job` shows every key and its value; README.md, 'Configuration', what they mean.", file=sys.stderr)
+    print("Nothing was run. `llmmod --cfg job` shows every key and its value; README.md, 'Configuration', explains them.", file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
         raise error
     return error.exit_code
 
 
 def _asks_for_text(args: Namespace) -> bool:
-    """Whether the flags ask for a text of Hydra's rather than for a run."""
+    """Whether the flags are for one of Hydra's texts instead of a run."""
     return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
 
 
 def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Module prefixes given by `--allow`, and the rest of the arguments, which are Hydra's."""
+    """Module prefixes of `--allow`, and the other arguments, which are Hydra's."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--allow", action="append", default=[])
     known, rest = parser.parse_known_args(list(arguments))
@@ -262,6 +264,6 @@ def _allowed_modules(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _quiet_overrides(args: Namespace) -> list[str]:
-    """Overrides by which only the first process of all machines writes `.hydra/` and a log."""
+    """Overrides so that only the first process of all machines writes `.hydra/` and a log."""
     node = next((text.partition("=")[2] for text in args.overrides if text.startswith("distributed.rank=")), "0")
     return ["hydra.output_subdir=null", "hydra/job_logging=stdout"] if distributed.rank() or node != "0" else []

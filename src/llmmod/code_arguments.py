@@ -1,12 +1,12 @@
-"""Arguments that run, unpickle or load what they point at, wherever they stand in a configuration.
+"""Arguments anywhere in a configuration that run, unpickle or load code.
 
-A checkpoint's own code runs with `model.trust_remote_code=true` alone, and only whoever starts the run can set it: on the command line or
-by `LLMMOD_TRUST_REMOTE_CODE=1`, never in a file, which may be somebody else's. Every other argument of the table `HARMLESS` is allowed the
-values with which nothing runs.
+A checkpoint's own code runs only with `model.trust_remote_code=true`. Only the user who starts the run can set it, on the command line or
+with `LLMMOD_TRUST_REMOTE_CODE=1`; a file can't, since it may be somebody else's. Every other argument of the table `HARMLESS` may have only
+values that don't run code.
 
-Hydra's own node is checked here too: which variables a run may set, what its logging may name, and where that writes. A variable can
-change which code is loaded (`LD_PRELOAD`, `CC`, `NCCL_NET_PLUGIN`) or where downloads come from, and a log file of any name can be one
-that a shell runs. So these are lists of what is allowed.
+Hydra's own node is checked here too: the variables that a run may set, the classes that its logging may name, and its log files. A variable
+can change which code is loaded (`LD_PRELOAD`, `CC`, `NCCL_NET_PLUGIN`) or where downloads come from, and a log file may be one that a shell
+runs. So these tables list what is allowed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.upstream import require_upstream
 
 ENVIRONMENT = "LLMMOD_TRUST_REMOTE_CODE"
-_TYPED = "LLMMOD_TRUSTED_KEYS"  # so that processes which are started for the run know what was typed
-# Argument -> the values by which nothing that it points at runs.
+_TYPED = "LLMMOD_TRUSTED_KEYS"  # so that processes of the run know the typed keys
+# Argument -> the values that don't run code.
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "trust_remote_code": (False, None),
     "code_revision": (None,),
     "custom_generate": (None,),
-    "auto_map": (None,),  # of a configuration: the classes that a checkpoint's code defines
+    "auto_map": (None,),  # in config.json: the classes that a checkpoint's code defines
     "custom_pipelines": (None,),
     "weights_only": (True, None),  # false: torch.load unpickles anything
     "allow_pickle": (False, None),
@@ -41,14 +41,14 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "import_allowlist": (None,),  # peft: modules that an adapter's file may name
     "auto_mapping": (None,),
     "megatron_core": ("megatron.core", None),  # peft imports it
-    "storage_options": (None,),  # fsspec: other file systems, whose own files can hold templates that run
+    "storage_options": (None,),  # fsspec: other file systems, whose files can have templates that run code
 }
-# Arguments that say where a component writes. A run writes in its own directory, and downloads go where hub.cache_dir says.
+# Arguments with a path that a component writes to. A run writes in its own directory, and downloads go to hub.cache_dir.
 WRITES = frozenset({"cache_dir", "logging_dir", "output_dir", "output_trace_dir", "project_dir", "tensorboard_dir", "working_dir"})
 _ATTENTION = re.compile(r"_?(attn|experts|sp_attn)_implementation(_internal)?")  # a name with a / is code on the hub
 _OF_MODEL = re.compile(r"(steps\.[^.]+\.)?model\.trust_remote_code")
 _TRUST = f"If you trust whoever made it, add {{key}}=true to the command line, or set {ENVIRONMENT}=1"
-# What Hydra's logging configurations name, and its colorlog plugin; a logging configuration can otherwise call anything.
+# The classes in Hydra's logging configurations and in its colorlog plugin; otherwise a logging configuration could call any function.
 LOGGING = frozenset({
     "colorlog.ColoredFormatter", "ext://sys.stderr", "ext://sys.stdout", "logging.FileHandler", "logging.Formatter", "logging.NullHandler",
     "logging.StreamHandler", "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
@@ -64,11 +64,11 @@ _OWN_DIRECTORY = ("${hydra.runtime.output_dir}/", "${hydra:runtime.output_dir}/"
 
 
 def find_module(name: str, *directories: str) -> ModuleSpec | None:
-    """A module's place on the disk, None where there is none; neither it nor what it lies in is imported.
+    """A module's spec, None if it doesn't exist; neither it nor its parents are imported.
 
     Args:
         name: dotted.
-        directories: where to look for a top-level module besides.
+        directories: more directories to search for a top-level module.
     """
     found: ModuleSpec | None = None
     parts = name.split(".")
@@ -87,19 +87,19 @@ def find_module(name: str, *directories: str) -> ModuleSpec | None:
 
 
 def trusted_by_environment() -> bool:
-    """Whether `LLMMOD_TRUST_REMOTE_CODE` is set, which is the default of `model.trust_remote_code`."""
+    """Whether `LLMMOD_TRUST_REMOTE_CODE` is set; it is the default of `model.trust_remote_code`."""
     return os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes")
 
 
 def trust_typed(keys: Iterable[str]) -> None:
-    """Remember which `model.trust_remote_code` the user typed."""
+    """Remember the keys `model.trust_remote_code` that the user typed."""
     typed = {key for key in keys if _OF_MODEL.fullmatch(key)} | _typed()
     if typed:
         os.environ[_TYPED] = ",".join(sorted(typed))
 
 
 def check_code_arguments(tree: Any, where: str = "") -> list[Problem]:
-    """A problem for each argument in a configuration that would run something, however deep it stands.
+    """A problem for each argument, at any depth of a configuration, that would run code.
 
     Args:
         tree: the configuration, or a part of it, as plain containers; interpolations resolved.
@@ -110,19 +110,19 @@ def check_code_arguments(tree: Any, where: str = "") -> list[Problem]:
 
 
 def check_outputs(node: Any, where: str) -> list[Problem]:
-    """A problem for each argument with which a component that a configuration names would write to a path of its choice.
+    """A problem for each argument of a component that would make it write outside of the run's directory.
 
     Args:
         node: the component's arguments, as plain containers.
         where: the node's key.
     """
     found = [(key, value) for key, name, value in _arguments(node, where) if name in WRITES and value is not None]
-    do = "Leave it out: a run writes to output_dir, and hub.cache_dir is where downloads go"
+    do = "Leave it out: a run writes to output_dir, and downloads go to hub.cache_dir"
     return [Problem(key, f"{value!r} is outside of the run's directory", do=do) for key, value in found]
 
 
 def disable_code_prompt() -> None:
-    """Have transformers (5.23) refuse a checkpoint's own code where nobody allowed it, rather than ask on the terminal for 15 seconds."""
+    """Make transformers (5.23) refuse a checkpoint's own code unless it is allowed, instead of asking on the terminal for 15 seconds."""
     require_upstream(__name__)
     module: Any = importlib.import_module("transformers.dynamic_module_utils")
     module.TIME_OUT_REMOTE_CODE = 0
@@ -130,7 +130,7 @@ def disable_code_prompt() -> None:
 
 @contextmanager
 def code_refused(key: str, name: str) -> Iterator[None]:
-    """A context in which a checkpoint whose code nobody allowed is a ConfigError; arguments as of `code_problem`."""
+    """A context in which a checkpoint whose code isn't allowed raises a ConfigError; arguments as in `code_problem`."""
     try:
         yield
     except ValueError as error:
@@ -140,35 +140,36 @@ def code_refused(key: str, name: str) -> Iterator[None]:
 
 
 def code_problem(error: Exception, key: str, name: str) -> Problem | None:
-    """What to say where transformers refused to run a checkpoint's own code; None where the error is another.
+    """The problem of a checkpoint whose own code transformers refused to run; None for another error.
 
     Args:
-        error: what it raised.
-        key: that the checkpoint was given by; a component's path, where it isn't the model's.
+        error: raised by transformers.
+        key: of the checkpoint; the path of the component if it isn't the model's.
         name: of the checkpoint.
     """
     if not isinstance(error, ValueError) or "trust_remote_code" not in str(error):
         return None
     of_model = key.endswith("pretrained_model_name_or_path")
-    do = _TRUST.format(key="model.trust_remote_code") if of_model else "Only a model's own code can be allowed: model.trust_remote_code"
-    return Problem(key, f"'{name}' needs Python code that comes with it", do=do)
+    only = "Only a model's own code can be allowed, with model.trust_remote_code"
+    do = _TRUST.format(key="model.trust_remote_code") if of_model else only
+    return Problem(key, f"'{name}' needs its own Python code", do=do)
 
 
 def _problem(key: str, name: str, value: Any) -> Problem | None:
     if _ATTENTION.fullmatch(name):
-        found = "code on the hub, which may not be run"
+        found = "code on the hub, which must not run"
         return Problem(key, f"'{value}' is {found}", "Allowed: sdpa, eager, flash_attention_2, flex_attention, null")
     if not _OF_MODEL.fullmatch(key):
-        do = "A model's is model.trust_remote_code, on the command line" if name == "trust_remote_code" else ""
+        do = "For a model, use model.trust_remote_code on the command line" if name == "trust_remote_code" else ""
         allowed = " or ".join("null" if v is None else str(v).lower() for v in HARMLESS[name])
-        return Problem(key, f"{value!r} could run code that it points at", f"Allowed: {allowed}", do)
+        return Problem(key, f"{value!r} could run code", f"Allowed: {allowed}", do)
     if value is True and (key in _typed() or trusted_by_environment()):
         return None
-    return Problem(key, f"{value!r}, and not from the command line", "Allowed in a file: false", _TRUST.format(key=key))
+    return Problem(key, f"{value!r}, but not on the command line", "Allowed in a file: false", _TRUST.format(key=key))
 
 
 def _arguments(node: Any, key: str) -> Iterator[tuple[str, str, Any]]:
-    """Each argument, however deep it stands: its key, its name and its value."""
+    """Each argument at any depth: its key, its name and its value."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             place = f"{key}.{name}" if key else str(name)
@@ -191,10 +192,10 @@ def _typed() -> set[str]:
 
 
 def check_hydra(node: Any) -> list[Problem]:
-    """A problem for each variable that a configuration may not set, and for each log file outside of the run's directory.
+    """A problem for each variable that a configuration must not set, and for each log file outside of the run's directory.
 
     Args:
-        node: `hydra.*` as plain containers, interpolations as they are; None: there is none.
+        node: `hydra.*` as plain containers, with interpolations; or None.
     """
     if not isinstance(node, dict):
         return []

@@ -1,6 +1,6 @@
-"""Which of several processes this is, what of the machine it may use, and the moment they agree that the run began.
+"""The rank of this process, the cores and GPUs that it may use, and the run's start time, on which all processes agree.
 
-Under torchrun and accelerate every rank runs the whole command. They must agree on one run directory, and rank 0 alone may write to it
+Under torchrun and accelerate every rank runs the whole command. They must agree on one run directory, and only rank 0 may write to it
 (hydra issue 2070), so the time in its name comes from the launcher that all ranks of a machine share.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 
 
 def rank() -> int:
-    """This process's rank, 0 where there is one process."""
+    """This process's rank, 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes run this command together."""
+    """The number of processes that run this command together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -32,7 +32,7 @@ def is_launched() -> bool:
 
 
 def expected_processes(conf: Mapping[str, Any]) -> int:
-    """How many processes will run a configuration together.
+    """The number of processes that will run a configuration together.
 
     Args:
         conf: `distributed.*`, as a mapping.
@@ -45,7 +45,7 @@ def expected_processes(conf: Mapping[str, Any]) -> int:
 
 
 def gpus() -> int:
-    """The GPUs of this machine that a process may use, counted without torch; 0 where none of NVIDIA's are."""
+    """The number of NVIDIA GPUs of this machine that a process may use, counted without torch."""
     try:
         found = len(os.listdir("/proc/driver/nvidia/gpus"))
     except OSError:
@@ -55,20 +55,19 @@ def gpus() -> int:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """The processor cores that this process may use: those of its affinity, fewer in a container with a quota of CPU time.
+    """The number of processor cores that this process may use: those of its affinity, or fewer by a container's quota of CPU time.
 
     Args:
-        root: where `/proc` and `/sys` are.
+        root: the directory with `/proc` and `/sys`.
     """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([own, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The quotas of CPU time that Linux's control groups give this process and the groups above it, in cores.
+    """The quotas of CPU time of this process's control group on Linux and of the groups above it, in cores.
 
-    A container often sees its own group at the top of the mount, while `/proc` names it by the path that the host knows: a path that isn't
-    there is left out.
+    A container often has its own group at the top of the mount, but `/proc` has the host's path: one that doesn't exist is ignored.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -76,13 +75,13 @@ def _quotas(root: Path) -> Iterator[float]:
         return
     for line in lines:
         number, controllers, group = line.split(":", 2)
-        second = number == "0"  # the second version of control groups; with the first, each controller has groups of its own
+        second = number == "0"  # the second version of control groups; with the first, each controller has its own groups
         if not second and "cpu" not in controllers.split(","):
             continue
         mount, parts = root / "sys/fs/cgroup" / ("" if second else "cpu"), Path(group).parts[1:]
         for directory in (mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
             files = ["cpu.max"] if second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-            with suppress(OSError, ValueError):  # without such a file, or with `max`, there is no quota
+            with suppress(OSError, ValueError):  # without such a file, or with `max`, there isn't a quota
                 quota, period = " ".join((directory / name).read_text(encoding="utf-8") for name in files).split()
                 if int(quota) > 0:  # -1: not limited
                     yield int(quota) / int(period)
@@ -90,12 +89,12 @@ def _quotas(root: Path) -> Iterator[float]:
 
 @cache
 def started(form: str) -> str:
-    """When the run began, in `strftime` form: the same in each rank of a machine, and at each call."""
+    """The start time of the run, in `strftime` form: the same in each rank of a machine, and at each call."""
     return time.strftime(form, time.localtime(_began()))
 
 
 def wait_for_next_second() -> None:
-    """Let the run begin anew, in the next second, since another one has begun in this one."""
+    """Move the run's start time to the next second, since another run started in this one."""
     time.sleep(1 - time.time() % 1)
     started.cache_clear()
     _began.cache_clear()

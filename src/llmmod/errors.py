@@ -1,7 +1,7 @@
-"""The errors a user can cause, each with the exit code it leads to.
+"""The errors that a user can cause, each with its exit code.
 
 A message has four parts: the key as the user typed it, what was found, what is allowed (nearest name first), what to do.
-Anything that is not an `LlmmodError` is a defect of ours or of a library, and ends a run with exit code 1.
+Any other error is a defect of ours or of a library, and ends a run with exit code 1.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ EXIT_CONFIG = 2
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with what the user asked for.
+    """One mistake in the user's configuration, paths or data.
 
     Args:
         key: the key as typed, e.g. `training.learning_ratee`, or a place such as `data.json, row 17`.
         found: what was found there, as a clause without a full stop.
-        allowed: what would be right, nearest first; empty where `found` says it.
-        do: what to do about it; empty where it is plain.
+        allowed: what is allowed, nearest first; empty if `found` says it.
+        do: what to do about it; empty if it is plain.
     """
 
     key: str
@@ -37,13 +37,13 @@ class Problem:
 
 
 class LlmmodError(Exception):
-    """Something went wrong that the user can do something about."""
+    """An error that the user can fix."""
 
     exit_code = EXIT_FAILED
 
 
 class ConfigError(LlmmodError):
-    """The configuration or a path is wrong; carries every problem that was found, not the first alone."""
+    """The configuration or a path is wrong; has every problem that was found."""
 
     exit_code = EXIT_CONFIG
 
@@ -69,10 +69,10 @@ class RunError(LlmmodError):
 class Pruned(BaseException):
     """A search ended the run, since others were better at this evaluation.
 
-    Not an Exception, so that no `except Exception` on the way takes it for an error of its own.
+    It is not an Exception, so that `except Exception` doesn't catch it.
 
     Args:
-        message: a sentence on what it was.
+        message: a sentence about the reason.
         metrics: of the last evaluation.
     """
 
@@ -84,22 +84,22 @@ class Pruned(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its class where it says nothing; at most 200 characters."""
+    """The first line of an error's message, or its class without a message; at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error says in one line, its class where it says nothing; at most `most` characters."""
+    """An error's message in one line, or its class without a message; at most `most` characters."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
-    """The `count` choices closest to `name` in spelling, best first; empty where none is close."""
+    """The `count` choices closest to `name` in spelling, best first; empty if none is close."""
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=0.6)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`Did you mean 'x'?` for the nearest choice, else the list of all choices, else nothing."""
+    """`Did you mean 'x'?` for the nearest choice, else the list of all choices, else an empty text."""
     known = list(choices)
     close = nearest(name, known)
     if close:

@@ -1,9 +1,9 @@
 """The one place where a dotted path becomes an object.
 
-`locate` finds the object and judges it by what it really is: its own module and kind, not the path that led there, so that an alias
-(`torch.os.system`, a user's `from os import system`) is refused like the original. Which paths are allowed at all, `llmmod.targets` says,
-and a path that isn't is refused before anything is imported. Special keys of a node are Hydra's: `_target_`, `_partial_`, `_args_`,
-`_recursive_`; `_convert_` is read over, since what arrives here is plain Python already.
+`locate` finds the object and checks the object's own module and kind, not only the path, so that an alias (`torch.os.system`, a user's
+`from os import system`) is refused like the original. `llmmod.targets` says which paths are allowed; another path is refused before
+anything is imported. Special keys of a node are Hydra's: `_target_`, `_partial_`, `_args_`, `_recursive_`; `_convert_` is ignored, since
+nodes are plain Python here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from llmmod.targets import NEVER, PACKAGES, Package, advice, allowed_prefixes, c
 __all__ = ["allowed_prefixes", "arguments", "build", "check_targets", "import_own", "locate"]
 
 _SPECIAL = frozenset({"_args_", "_convert_", "_partial_", "_recursive_", "_target_"})
-_READ_CHECKPOINTS = ("transformers", "trl", "peft")  # they read checkpoints, which may come with code
+_READ_CHECKPOINTS = ("transformers", "trl", "peft")  # they read checkpoints, which may have code of their own
 _ABSENT = object()
 _MANY_MODULES = 500  # torch has 1,500
-# A class of an allowed package that derives from one of these runs programs, or reads code or pickles.
+# Classes of allowed packages that derive from one of these run programs, or read code or pickles.
 _RUNNERS = frozenset({"_pickle", "code", "ctypes", "multiprocessing", "pickle", "socketserver", "subprocess", "threading"})
 
 
@@ -38,7 +38,7 @@ def locate(path: str) -> Any:
     """The class, function or class method that a dotted path names.
 
     Raises:
-        ConfigError: if a configuration may not name it, or if it isn't there.
+        ConfigError: if a configuration must not name it, or if it doesn't exist.
     """
     if reason := refusal(path):
         raise ConfigError(Problem(str(path), reason, *advice(path)))
@@ -51,22 +51,22 @@ def locate(path: str) -> Any:
 
 
 def import_own(path: str) -> Any:
-    """A function of llmmod's own, imported when it is needed; for our own code, which may name what a configuration may not."""
+    """A function of llmmod, imported when it is needed; only for our own code, which may name more than a configuration."""
     module, _, name = path.rpartition(".")
     with _no_garbage_collection():
         return getattr(importlib.import_module(module), name)
 
 
 def build(node: Any, /, **runtime: Any) -> Any:
-    """What a node describes: its `_target_` called with its other fields, nested nodes built first.
+    """The result of calling a node's `_target_` with its other fields, nested nodes built first.
 
     Args:
-        node: a dataclass instance or a dict, with `_target_`. `_partial_: true` gives a functools.partial instead of calling.
-        runtime: arguments that only the running program has; they win over the node's.
+        node: a dataclass instance or a dict, with `_target_`. With `_partial_: true` the result is a functools.partial.
+        runtime: arguments of the running program; they override the node's.
 
     Raises:
-        ConfigError: as `locate`, if the target doesn't take the arguments, or if one would run what it points at. What the target itself
-            raises is left as it is.
+        ConfigError: as in `locate`; or the target doesn't accept the arguments, or one of them would run code. Errors of the target itself
+            are not changed.
     """
     fields = _fields(node)
     target = locate(fields.get("_target_", ""))
@@ -85,14 +85,14 @@ def build(node: Any, /, **runtime: Any) -> Any:
 
 
 def arguments(node: Any) -> dict[str, Any]:
-    """A node's fields less the special ones, nested nodes built."""
+    """A node's fields without the special ones, nested nodes built."""
     fields = _fields(node)
     recursive = bool(fields.get("_recursive_", True))
     return {name: _built(value) if recursive else value for name, value in fields.items() if name not in _SPECIAL}
 
 
 def _by_name(target: Callable[..., Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in a node by their names, those of `_args_` too, as far as the target tells them."""
+    """A node's arguments by their names, `_args_` included as far as the target's signature is known."""
     try:
         placed = inspect.signature(target).bind_partial(*(fields.get("_args_") or [])).arguments
     except (TypeError, ValueError):
@@ -108,7 +108,7 @@ def _positional(fields: dict[str, Any]) -> list[Any]:
 
 
 def _fields(node: Any) -> dict[str, Any]:
-    """The fields of a dict, or of a dataclass instance with what was set on it besides."""
+    """The fields of a dict, or of a dataclass instance with its extra attributes."""
     return dict(node) if isinstance(node, dict) else dict(vars(node))
 
 
@@ -124,7 +124,7 @@ def _built(value: Any) -> Any:
 
 
 def _walk(path: str) -> tuple[Any, Any]:
-    """The object at a path and the one it was taken from, importing modules on the way and nothing but modules of allowed packages."""
+    """The object at a path and its owner; imports only modules of allowed packages."""
     parts = path.split(".")
     _add_working_directory(parts[0])
     parent: Any = None
@@ -137,12 +137,12 @@ def _walk(path: str) -> tuple[Any, Any]:
         if found is _ABSENT and module is not None:
             found = _imported(".".join(parts[: depth + 1]), path, parent=module)
         if found is _ABSENT:
-            raise ConfigError(Problem(path, f"{'.'.join(parts[:depth])} has no '{name}'", did_you_mean(name, _public(parent))))
+            raise ConfigError(Problem(path, f"{'.'.join(parts[:depth])} doesn't have '{name}'", did_you_mean(name, _public(parent))))
     return parent, found
 
 
 def _member(owner: Any, name: str) -> Any:
-    """An attribute, or `_ABSENT`. The packages' lazy modules raise ImportError where what a name needs isn't installed."""
+    """An attribute, or `_ABSENT`. Lazy modules of the packages raise ImportError if a name's dependency isn't installed."""
     try:
         return getattr(owner, name, _ABSENT)
     except ImportError as error:
@@ -150,7 +150,7 @@ def _member(owner: Any, name: str) -> Any:
 
 
 def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
-    """A module, or `_ABSENT` where `parent` has none of that name."""
+    """A module, or `_ABSENT` if `parent` doesn't have it."""
     try:
         with _no_garbage_collection():
             return importlib.import_module(name)
@@ -158,17 +158,17 @@ def _imported(name: str, path: str, parent: ModuleType | None = None) -> Any:
         if parent is not None and error.name == name:
             return _ABSENT
         missing = f"module {name} does not exist" if error.name == name else f"importing {name} needs {error.name}, which isn't installed"
-        raise ConfigError(Problem(path, missing, do="Is it installed, or beside your working directory?")) from error
+        raise ConfigError(Problem(path, missing, do="Is it installed, or in your working directory?")) from error
     except Exception as error:
         raise ConfigError(Problem(path, f"importing {name} failed: {one_line(error)}")) from error
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """While it lasts, no garbage is looked for; and if it brought large libraries in, what there is then is never looked through again.
+    """A context without garbage collection; if large libraries were imported in it, their objects are frozen at its end.
 
-    The libraries make half a million objects that stay. To look through them again and again takes a quarter of the time of importing
-    them, and 0.3 s whenever all is looked through later, as trainers do when they begin and end.
+    The libraries create half a million permanent objects. To scan them takes a quarter of the import's time, and 0.3 s in each full
+    collection later, such as those of trainers at their start and end.
     """
     enabled, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
@@ -182,7 +182,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _add_working_directory(root: str) -> None:
-    """Let modules in the working directory be found, last, once the user has allowed one; it stays so for imports made later."""
+    """Append the working directory to the search path, once the user has allowed a module in it; it stays there for later imports."""
     here = os.getcwd()
     if root not in PACKAGES and here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -190,7 +190,7 @@ def _add_working_directory(root: str) -> None:
 
 
 def _refused_object(found: Any, owner: Any, name: str) -> str:
-    """Why an object may not be used, whatever path led to it; empty where it may."""
+    """Why an object must not be used, whatever its path; empty if it may be used."""
     if isinstance(found, type):
         return _refused_origin(f"{found.__module__}.{found.__qualname__}", "classes", found)
     if isinstance(found, MethodType) and isinstance(found.__self__, type):
@@ -213,23 +213,23 @@ def _refused_object(found: Any, owner: Any, name: str) -> str:
 
 
 def _refused_method(method: MethodType) -> str:
-    """Why a class method may not be used although its class may: a base in the standard library has it."""
+    """Why a class method of an allowed class must not be used: it is from a base in the standard library."""
     function = method.__func__
     return f"is really {function.__module__}.{function.__qualname__}" if str(function.__module__).split(".")[0] in NEVER else ""
 
 
 def _is_fixed(full: str) -> bool:
-    """Whether an object belongs to a package of others whose allowed parts are fixed."""
+    """Whether an object belongs to another package whose allowed parts are fixed."""
     root = full.split(".")[0]
     return root in PACKAGES and root != "llmmod" and not within(full, allowed_prefixes())
 
 
 def _refused_origin(full: str, kind: str, cls: type | None = None) -> str:
-    """Why an object whose real place is `full` may not be used; `kind` is `classes` or `functions`."""
+    """Why an object defined at `full` must not be used; `kind` is `classes` or `functions`."""
     package = PACKAGES.get(full.split(".")[0], Package(()))
     listed: tuple[str, ...] = getattr(package, kind)
     if not within(full, listed + allowed_prefixes()):
-        return f"is really {full}, which may not be named by a configuration"
+        return f"is really {full}, which a configuration must not name"
     if reason := refusal_in_package(full):
         return reason
     bases = [base for base in (cls.__mro__ if cls and _is_fixed(full) else ()) if base.__module__.split(".")[0] in _RUNNERS]
@@ -239,7 +239,7 @@ def _refused_origin(full: str, kind: str, cls: type | None = None) -> str:
 def _unfit_arguments(
     target: Callable[..., Any], path: str, positional: list[Any], named: dict[str, Any], *, partial: bool
 ) -> list[Problem]:
-    """What is wrong with the arguments for a target; nothing where its signature can't be known."""
+    """The problems of a target's arguments; empty if its signature is unknown."""
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):
@@ -250,7 +250,7 @@ def _unfit_arguments(
         parameters = signature.parameters
         kinds = {p.kind for p in parameters.values()}
         unknown = [name for name in named if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds]
-        problems = [Problem(path, f"has no argument '{name}'", did_you_mean(name, parameters)) for name in unknown]
+        problems = [Problem(path, f"doesn't have an argument '{name}'", did_you_mean(name, parameters)) for name in unknown]
         return problems or [Problem(path, str(error))]
     return []
 

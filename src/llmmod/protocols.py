@@ -1,4 +1,4 @@
-"""The roles of a run's parts as protocols, and the small values that travel between steps.
+"""The roles of a run's parts as protocols, and the small values that steps pass on.
 
 `ModelLineage` says what a training step started from. Two models with the same lineage have the same weights under their adapters.
 """
@@ -15,15 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and what it is.
+    """A model in memory, and its kind.
 
     Args:
         model: a PreTrainedModel or PeftModel.
-        kind: `base` (as loaded), `adapter` (base and adapters apart) or `full` (weights of its own).
-        head: `language` (it writes) or `reward` (it scores).
+        kind: `base` (as loaded), `adapter` (base and separate adapters) or `full` (its own weights).
+        head: `language` (generates text) or `reward` (gives scores).
         trained: whether this run changed it.
-        path: the directory it was saved to, None where it wasn't.
-        identity: by which a later run knows again what was trained; None where nothing tells.
+        path: the directory it was saved to, or None.
+        identity: of the trained weights, for later runs; None if it can't be identified.
     """
 
     model: Any
@@ -36,14 +36,14 @@ class LoadedModel:
 
 @dataclass
 class StepReport:
-    """What a step says of itself.
+    """The result of a step for the run's record.
 
     Args:
         metrics: flat names as in metrics.json, e.g. `eval_loss`.
         artifacts: name -> path, relative to the run's directory.
         summary: lines that the end of the run prints.
-        conversed: whether the step wrote answers to stdout, which is then theirs alone.
-        reused_from: the directory of an earlier run whose result was taken; None where the work was done.
+        conversed: whether the step wrote answers to stdout, which then has nothing else.
+        reused_from: the directory of the earlier run whose result was reused, or None.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -57,28 +57,28 @@ class Step(Protocol):
     """One step of a pipeline."""
 
     def run(self, session: Any) -> StepReport:
-        """Do the step's work with what the session shares."""
+        """Run the step with the shared objects of the session."""
 
 
 class Metric(Protocol):
-    """A measure of answers, fed one at a time; one with `needs_label = False` also of those that the data has none for (label "")."""
+    """A measure of answers, updated with one at a time; with `needs_label = False` also with answers without a label (then "")."""
 
     def update(self, predict: str, label: str) -> None:
-        """Take one answer and what the data says it should be."""
+        """Count one answer against the data's answer, the label."""
 
     def compute(self) -> dict[str, float]:
-        """Name -> value over all that was taken."""
+        """Name -> value over all counted answers."""
 
 
 class ModelLineage(NamedTuple):
     """What a training step started from.
 
     Args:
-        base: a checkpoint, as it was typed; a directory that a step of the same run left, relative.
-        merged: adapters that were merged into it first, or stayed active beside quantized weights, in order: directories relative to the
-            step's own, or as they were typed.
+        base: a checkpoint, as typed; or a directory of the same run's step, relative.
+        merged: adapters that were merged into it before, or stayed active on quantized weights, in order: directories relative to the
+            step's own, or as typed.
         gguf_file: the file in it that was read; None: its weights aren't GGUF.
-        quantization: what decides its quantized weights, as from `schema.quantization.decides_weights`; None: they weren't quantized.
+        quantization: the settings that affect its quantized weights, from `schema.quantization.decides_weights`; None: not quantized.
     """
 
     base: str | None
@@ -87,12 +87,12 @@ class ModelLineage(NamedTuple):
     quantization: Mapping[str, Any] | None = None
 
     def resolve(self, directory: Path) -> tuple[str, ...]:
-        """Comparable with the lineage of another training: each absolute where it is on this disk."""
+        """The lineage in a form to compare with another training's: paths on this disk are absolute."""
         quantization = "" if self.quantization is None else json.dumps(self.quantization, sort_keys=True)
         return (*(resolve_from(name, directory) for name in (self.base or "", *self.merged)), self.gguf_file or "", quantization)
 
 
 def resolve_from(name: str, directory: Path) -> str:
-    """What a name that is relative to a directory means: absolute where it is on this disk, else as it is."""
+    """A name relative to a directory as an absolute path if it is on this disk, else unchanged."""
     place = Path(os.path.normpath(directory / Path(name).expanduser()))
     return str(place.absolute()) if place.exists() else name

@@ -1,6 +1,6 @@
-"""Reward functions that need no reward model. Each is called as trl calls one: with columns of a batch, by name.
+"""Reward functions without a reward model. Each is called like trl's: with columns of a batch, by name.
 
-A function of your own is named in the same way, from a file beside the run: `training.reward.mine._target_=my_module.my_function`.
+Your own function, in a file of your working directory, is named in the same way: `training.reward.mine._target_=my_module.my_function`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llmmod.metrics.words import words
 
 
 def overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """F1 of the words of each completion and of the answer its row has, 0 to 1; 0 where the row has none.
+    """F1 of the words of each completion and of its row's answer, 0 to 1; 0 if the row doesn't have an answer.
 
     Args:
         completions: texts, or conversations whose last message has the text.
@@ -30,9 +30,9 @@ def overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -
 
 
 def brevity(completion_ids: Sequence[Sequence[int]], limit: int = 64, **columns: Any) -> list[float]:
-    """The share of `limit` tokens that each completion leaves, 1 of none to 0 of as many or more.
+    """The share of `limit` tokens that each completion doesn't use, from 1 (an empty one) to 0 (`limit` tokens or more).
 
-    Beside another reward it keeps that one from being earned by length.
+    With another reward, it prevents that longer completions score higher.
 
     Args:
         completion_ids: terminators included.

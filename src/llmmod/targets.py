@@ -1,12 +1,12 @@
-"""Which dotted paths a configuration may name: the rules, and the check of the paths as text.
+"""The dotted paths that a configuration may name: the rules, and the check of the paths as text.
 
-A configuration can come from anywhere, and a `_target_` in it is a call. So it may name our own components, the parts of torch,
-transformers, trl, peft, datasets and accelerate that a run is made of, and modules that the user allows outside of the configuration,
-by `--allow` or `LLMMOD_ALLOW`. Everything else is refused here, by its spelling, before any of it is imported; `instantiate` asks the
-rules a second time about the object that a path led to, since an alias can spell anything.
+A configuration can come from anywhere, and a `_target_` in it is a call. So it may name our own components, the components of torch,
+transformers, trl, peft, datasets and accelerate that runs use, and modules that the user allows outside of the configuration, with
+`--allow` or `LLMMOD_ALLOW`. Every other path is refused here by its text, before an import; `instantiate` checks the object at a path
+again, since an alias can have any name.
 
-Left out on purpose: what an allowed class does with its arguments. Hydra 1.3.8 has a list of its own of what it refuses; this one names
-what is allowed, so that a function that nobody thought of is refused.
+Left out on purpose: what an allowed class does with its arguments. Hydra 1.3.8 lists what it refuses; this module lists what is allowed,
+so that unknown functions are refused.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from llmmod.code_arguments import LOGGING, check_hydra, find_module
 from llmmod.errors import Problem
 
 ENVIRONMENT = "LLMMOD_ALLOW"
-# They make or run code from data, whoever allows them: Python's own modules, and the picklers that come with the packages below.
+# They create or run code from data, and can't be allowed: Python's own modules, and the picklers of the packages below.
 NEVER = frozenset(sys.stdlib_module_names) | {"builtins", "cloudpickle", "dill", "joblib", "multiprocess"}
 _FRAMEWORK = frozenset({"hydra", "hydra_plugins", "omegaconf"})
-# Modules made to be run, not built, wherever they stand in a package of the table.
+# Modules that are programs, anywhere in a package of the table.
 _RUN = frozenset({"__main__", "cli", "commands", "launch", "launchers", "run", "scripts", "test_utils", "testing_utils"})
 _HYDRA_PARTS = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra.experimental.callbacks.LogJobReturnCallback",
-    "hydra_plugins.llmmod.OptunaSweeper",  # ours, under the name that Hydra asks for
+    "hydra_plugins.llmmod.OptunaSweeper",  # ours, under the name that Hydra requires
     "hydra_plugins.llmmod.RayLauncher",
 )
-_HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra imports whether a configuration names them or not
+_HYDRA_PLUGINS = "hydra_plugins"  # of installed plugins, which Hydra always imports
 
 
 @dataclass(frozen=True)
 class Package:
-    """What of a package may be named, by the module that really holds it; a prefix ends at a dot.
+    """The parts of a package that may be named, by the module that defines them; a prefix ends at a dot.
 
     Args:
         classes: modules whose classes, and class methods `from_…`, may be named.
         functions: modules, or single functions.
-        refused: below the two above, or reachable otherwise, and never allowed, not by the user either.
+        refused: below the two above, or reachable otherwise; the user can't allow them either.
     """
 
     classes: tuple[str, ...]
@@ -75,7 +75,7 @@ PACKAGES: dict[str, Package] = {
     "torch": Package(
         classes=("torch.nn", "torch.optim", "torch.utils.data", "torch.distributions", "torch.device", "torch._C.Generator"),
         functions=("torch.nn.functional", "torch.nn.init", "torch._C._nn"),
-        # They read pickles, compile or run code, load libraries, start processes or write to any path.
+        # These read pickles, compile or run code, load libraries, start processes or write to any path.
         refused=(
             "torch.load", "torch.save", "torch.serialization", "torch.storage", "torch.hub", "torch.jit", "torch.package", "torch.ops",
             "torch.classes", "torch.multiprocessing", "torch.distributed", "torch.fx", "torch.compile", "torch.compiler", "torch.export",
@@ -145,12 +145,12 @@ PACKAGES: dict[str, Package] = {
 
 
 def within(path: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether a dotted path is one of the prefixes or lies below one."""
+    """Whether a dotted path is one of the prefixes or below one."""
     return any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
 
 
 def allowed_prefixes() -> tuple[str, ...]:
-    """Module prefixes that the user allows in `LLMMOD_ALLOW`, separated by commas; those that can't be allowed are left out."""
+    """The module prefixes in `LLMMOD_ALLOW`, separated by commas there, without those that can't be allowed."""
     return tuple(p for p in _asked_prefixes() if not refused_prefix(p))
 
 
@@ -160,24 +160,24 @@ def check_prefixes() -> list[Problem]:
 
 
 def refused_prefix(prefix: str) -> str:
-    """Why a prefix can't be allowed by the user, empty where it can."""
+    """Why the user can't allow a prefix; empty if they can."""
     parts = prefix.split(".")
     if not all(_is_name(part) for part in parts):
         return "not the name of a module"
     if parts[0] in NEVER or parts[0] in _FRAMEWORK:
         return f"{parts[0]} runs code, so it can't be allowed"
     if prefix in PACKAGES or parts[0] == "llmmod" or within(prefix, PACKAGES.get(parts[0], Package(())).refused):
-        return "what a configuration may name of this package is fixed"
+        return "the parts of this package that a configuration may name are fixed"
     return ""
 
 
 def refusal(path: Any, *, hydra: bool = False) -> str:
-    """Why a configuration may not name a dotted path, judged by its text alone; empty where it may.
+    """Why a configuration must not name a dotted path, by its text; empty if it may.
 
     Args:
         path: the value of a `_target_`.
-        hydra: whether it stands in the `hydra` node, where Hydra's own launcher and sweeper are allowed, and no component of a run is,
-            since Hydra builds what stands there without asking `instantiate`.
+        hydra: whether it is in the `hydra` node. There only Hydra's own launcher and sweeper are allowed, and a run's components are not,
+            since Hydra builds that node without `instantiate`.
     """
     if not isinstance(path, str) or not path:
         return f"{path!r} is not a dotted path"
@@ -191,14 +191,14 @@ def refusal(path: Any, *, hydra: bool = False) -> str:
     if any(part.startswith("_") for part in parts):
         return f"'{path}' is private"
     if parts[0] in NEVER or len(parts) < 2:
-        return f"'{path}' may not be named by a configuration"
+        return f"a configuration must not name '{path}'"
     if parts[0] in PACKAGES:
         return refusal_in_package(path)
-    return "" if within(path, allowed_prefixes()) else f"'{path}' may not be named by a configuration"
+    return "" if within(path, allowed_prefixes()) else f"a configuration must not name '{path}'"
 
 
 def advice(path: Any, *, hydra: bool = False) -> tuple[str, str]:
-    """What is allowed instead of a refused path, and what to do."""
+    """The allowed alternatives to a refused path, and what to do."""
     allowed = f"Allowed: components of {', '.join(PACKAGES)}"
     allowed = "Allowed: Hydra's own launcher and sweeper, and those of its installed plugins" if hydra else allowed
     root = path.split(".")[0] if isinstance(path, str) else ""
@@ -208,17 +208,17 @@ def advice(path: Any, *, hydra: bool = False) -> tuple[str, str]:
 
 
 def check_targets(tree: Any, where: str = "") -> list[Problem]:
-    """A problem for each dotted path in a configuration that may not be named, however deep it stands; nothing is imported.
+    """A problem for each dotted path, at any depth of a configuration, that it must not name; without imports.
 
     Args:
         tree: the configuration, or a part of it, as plain containers; interpolations resolved.
-        where: the part's key, empty for the root. Below `hydra`, the entries by which its logging names callables are checked too.
+        where: the part's key, empty for the root. Below `hydra`, the callables of its logging are checked too.
     """
     found = []
     for key, value, kind in _named(tree, where):
         if kind == "logging":
             if value not in LOGGING:
-                refused = f"{value!r} may not be named by a logging configuration"
+                refused = f"a logging configuration must not name {value!r}"
                 found.append(Problem(key, refused, f"Allowed: {', '.join(sorted(LOGGING))}"))
         elif reason := refusal(value, hydra=kind == "hydra"):
             found.append(Problem(key, reason, *advice(value, hydra=kind == "hydra")))
@@ -226,7 +226,7 @@ def check_targets(tree: Any, where: str = "") -> list[Problem]:
 
 
 def refusal_in_package(path: str) -> str:
-    """Why a path in one of the packages is refused, whatever else allows it; empty where it isn't, or lies in no such package."""
+    """Why a path in one of the packages is always refused; empty if it isn't, or isn't in one of the packages."""
     parts = path.split(".")
     if (package := PACKAGES.get(parts[0])) is None:
         return ""
@@ -234,7 +234,7 @@ def refusal_in_package(path: str) -> str:
         if part in sys.stdlib_module_names and find_module(".".join(parts[:depth])) is None:
             return f"'{path}' leads to Python's own module {part}"
     if within(path, package.refused) or (parts[0] != "llmmod" and not _RUN.isdisjoint(parts)):
-        return f"'{path}' is refused: it runs programs or code, reads pickles, or writes where it is told to"
+        return f"'{path}' is refused: it runs programs or code, reads pickles, or writes to any path"
     if parts[0] == "llmmod" and not within(path, package.classes + package.functions):
         return f"'{path}' is not a component of a run"
     return ""
@@ -255,7 +255,7 @@ def _is_name(part: str) -> bool:
 
 
 def _named(node: Any, key: str) -> Iterator[tuple[str, Any, str]]:
-    """Each place of a tree that names something: its key, the value, and `target`, `hydra` or `logging`."""
+    """Each entry of a tree that names an object: its key, the value, and `target`, `hydra` or `logging`."""
     in_hydra = key.split(".")[0] == "hydra"
     in_logging = within(key, ("hydra.job_logging", "hydra.hydra_logging"))
     if isinstance(node, dict):

@@ -1,10 +1,10 @@
-"""What we lean on in other libraries: their versions, and every private name of theirs that we patch, override or read.
+"""Our dependence on other libraries: their versions, and every private name of theirs that we patch, override or read.
 
-A private name may go with any release, so `PRIVATE_NAMES` is the one list of them: where we use it, and why there is no public way.
+A release may remove a private name, so `PRIVATE_NAMES` lists all of them: where we use it, and for what a public name is missing.
 A module calls `require_upstream(__name__)` before it uses its names. pyproject.toml caps each of these libraries below its next minor
 version, and a test finds the uses in the source and compares.
 
-Nothing is imported for the versions, and for the names only the modules that the caller uses anyway.
+The versions are read without imports; for the names, only modules are imported that the caller uses anyway.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from llmmod.errors import LlmmodError, Problem
 
-# What decides how a run goes; run.json, model cards and `llmmod --version` name these.
+# The libraries that affect a run's results; run.json, model cards and `llmmod --version` list these.
 MAIN = ("llmmod", "torch", "transformers", "peft", "trl")
 _MORE = (
     "accelerate", "datasets", "tokenizers", "safetensors", "huggingface_hub", "bitsandbytes", "gguf", "hydra-core", "omegaconf", "numpy",
 )  # fmt: skip
 
-# Of each library whose private names we use: the series that the tests pass with.
+# For each library whose private names we use: the versions with which the tests pass.
 KNOWN_TO_WORK = {
     "hydra-core": "1.3",
     "omegaconf": "2.3",
@@ -48,8 +48,8 @@ class Use(NamedTuple):
         where: our module, without `llmmod.`.
         package: the library, as pip knows it.
         owner: `module` or `module:Class`.
-        names: private names of it, or public ones that we replace, with spaces between; those of an instance are a class's too.
-        why: what they are used for.
+        names: its private names, or public ones that we replace, separated by spaces; a class's include those of its instances.
+        why: what llmmod does with them.
     """
 
     where: str
@@ -86,7 +86,7 @@ PRIVATE_NAMES = (
     Use("sweep.launch", "submitit", "submitit.core.core:Job", "results", "waits for every job of a sweep, also after one that died"),
     Use("config.hydra_patches", "omegaconf", "omegaconf._utils",
         "get_structured_config_data get_type_of is_structured_config", "makes a dataclass's node at half the time"),
-    Use("config.hydra_patches", "omegaconf", "omegaconf._utils", "get_yaml_loader", "reads YAML by libyaml"),
+    Use("config.hydra_patches", "omegaconf", "omegaconf._utils", "get_yaml_loader", "reads YAML with libyaml"),
     Use("config.hydra_patches", "omegaconf", "omegaconf.base:Box",
         "_re_parent _content _parent _flags_cache", "merges without walking the whole tree"),
     Use("config.hydra_patches", "omegaconf", "omegaconf:DictConfig",
@@ -110,7 +110,7 @@ PRIVATE_NAMES = (
     Use("models.matmul", "torch", "torch.library:Library", "_destroy", "takes its matrix products back"),
     Use("models.matmul", "torch", "torch.ops:mkldnn", "_linear_pointwise", "multiplies matrices on AMD processors"),
     Use("trainers.efficient", "torch", "torch.nn:Module", "_call_impl _compiled_call_impl", "compiles layers for training alone"),
-    Use("trainers.ppo.value_head", "torch", "torch.nn:Module", "_modules", "takes the value head off the model"),
+    Use("trainers.ppo.value_head", "torch", "torch.nn:Module", "_modules", "removes the value head from the model"),
     Use("code_arguments", "transformers", "transformers.dynamic_module_utils",
         "TIME_OUT_REMOTE_CODE", "refuses a checkpoint's code without a question on the terminal"),
     Use("models.adapters.merge", "transformers", "transformers:PreTrainedModel",
@@ -168,7 +168,7 @@ PRIVATE_NAMES = (
     Use("trainers.checkpoints", "transformers", "transformers.trainer:Trainer",
         "_finalize_training _get_dataloader _get_output_dir _load_best_model _load_optimizer_and_scheduler _load_rng_state "
         "_maybe_log_save_evaluate _push_from_checkpoint _run_epoch _save_checkpoint _save_rng_state",
-        "goes on from a checkpoint as if the run had never stopped"),
+        "resumes from a checkpoint with the same results as an uninterrupted run"),
     Use("trainers.online.grpo", "transformers", "transformers.trainer:Trainer",
         "_get_train_sampler _track_num_input_tokens", "takes batches of prompts"),
     Use("trainers.ppo.rollout", "transformers", "transformers.trainer:Trainer", "_prepare_inputs", "moves a batch to the model's device"),
@@ -185,7 +185,7 @@ PRIVATE_NAMES = (
         "_get_num_items_in_batch _prepare_inputs", "weighs the pairs of a step alike"),
     Use("trainers.sft", "transformers", "transformers.trainer:Trainer",
         "_get_num_items_in_batch _prepare_inputs", "counts a step's labels, and evaluates each sequence of a packed row"),
-    Use("trainers.base", "trl", "trl.trainer.base_trainer:_BaseTrainer", "_send_telemetry", "tells nobody about a run"),
+    Use("trainers.base", "trl", "trl.trainer.base_trainer:_BaseTrainer", "_send_telemetry", "sends no telemetry"),
     Use("trainers.checkpoints", "trl", "trl:SFTTrainer", "_metrics _total_train_tokens", "keeps the metrics since the last logged line"),
     Use("trainers.efficient", "trl", "trl.trainer.utils",
         "_ChunkedLogProbFunction _use_triton", "computes the head for labelled tokens alone on a CPU"),
@@ -246,13 +246,13 @@ def missing_names(use: Use) -> Iterator[Problem]:
         names = [name for name in names if not _has(getattr(owner, of) if of else owner, name)]
     major, minor = KNOWN_TO_WORK[use.package].split(".")
     for name in names:
-        found = f"not in {use.package} {installed(use.package)}, which is installed. llmmod {use.why} by it"
+        found = f"not in {use.package} {installed(use.package)}, which is installed. llmmod {use.why} with it"
         do = f"Install one of them: pip install '{use.package}>={major}.{minor},<{major}.{int(minor) + 1}'"
         yield Problem(".".join(filter(None, (place, of, name))), found, f"Known to work: {use.package} {major}.{minor}.*", do)
 
 
 def _has(owner: Any, name: str) -> bool:
-    """Whether a module, class or function has a name: a class also where instances get it, a function where its code names it."""
+    """Whether a module, class or function has a name: a class also if its instances get it, a function if its code uses it."""
     classes = [vars(above) for above in getattr(owner, "__mro__", ())]
     declared = [part.get("__annotations__", {}) for part in classes]
     code = [getattr(made, "__code__", None) for made in (owner, *(part.get(name) for part in classes for name in _MADE_BY))]
@@ -261,7 +261,7 @@ def _has(owner: Any, name: str) -> bool:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While it lasts, a module or a class of another library has another value by this name; a class gets its own back, or none."""
+    """A context in which a name of a module or class has another value; at its end a class gets its own back, or none."""
     own = vars(owner)
     before = own.get(name, own)
     setattr(owner, name, value)
@@ -275,7 +275,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package; None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -285,7 +285,7 @@ def installed(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name, where the kernel says it."""
+    """The processor's name, if the kernel reports it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -294,6 +294,6 @@ def processor() -> str:
 
 
 def report() -> str:
-    """What a bug report needs, a line each: all libraries, Python, and the system."""
+    """The lines that a bug report needs: all libraries, Python, and the system."""
     lines = [f"{package} {installed(package) or 'not installed'}" for package in (*MAIN, *_MORE)]
     return "\n".join([*lines, f"Python {platform.python_version()}", f"{platform.system()} {platform.release()} {platform.machine()}"])

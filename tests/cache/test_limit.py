@@ -1,4 +1,4 @@
-"""What a cache takes stays below its limit: what was used longest ago goes, and nothing that a live process uses."""
+"""A cache stays below its limit: the least recently used directories are removed, but not those that a running process uses."""
 
 from __future__ import annotations
 

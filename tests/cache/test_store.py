@@ -1,4 +1,4 @@
-"""A directory under a key is whole or isn't there, whoever writes at once and whoever is killed."""
+"""A key's directory is complete or missing, with concurrent writers and killed ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_what_is_damaged_is_made_again(tmp_path, damage, caplog):
     again, found = Cache(tmp_path).get("k", write)
     assert (again, found) == (place, False)
     assert content(again) == WHOLE
-    assert "is damaged, and made again" in caplog.text
+    assert "is damaged; it is written again" in caplog.text
 
 
 def slowly(directory):

@@ -1,4 +1,4 @@
-"""Models and adapters that come back otherwise than they were saved, read by transformers and peft alone."""
+"""Models and adapters that differ after saving and loading, read with transformers and peft only."""
 
 from __future__ import annotations
 

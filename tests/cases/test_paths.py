@@ -1,4 +1,4 @@
-"""Paths that Hydra's grammar takes apart: an equals sign (hydra 1577, 266), a comma (573, 96, 1838), and others."""
+"""Paths that Hydra's grammar splits: an equals sign (hydra 1577, 266), a comma (573, 96, 1838), and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and files as people have them, up to the token ids."""
+"""Rows and files as users have them, up to the token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line's overrides compose to, and what is said of those that are wrong: the whole text, since users read it."""
+"""The configuration that overrides compose to, and the whole messages for wrong ones, since users read them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "quote not closed": ("output_dir='x", "output_dir='x: can't be read: a quote is not closed."),
     "no override at all": ("chatglm2", "chatglm2: is not an override. Write key=value or group=option."),
-    "no key": ("=3", "=3: names no key. Write key=value or group=option."),
+    "no key": ("=3", "=3: doesn't name a key. Write key=value or group=option."),
     "grammar": ("output_dir=a==b", "output_dir=a==b: can't be read: unexpected =. Quote the value: 'key=\"value\"'."),
     "values of a sweep": (
         "training.learning_rate=1,2",
@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "Hydra's own key": ("hydra.run.dirr=3", "hydra.run.dirr: no such field. Did you mean 'dir'?"),
     "Hydra's own option": ("hydra/output=none", "hydra/output=none: no such option. Allowed: default."),
-    "search path": ("hydra.searchpath=[/not/there]", "/not/there: no such directory, to look for options in."),
+    "search path": ("hydra.searchpath=[/not/there]", "/not/there: this directory of options does not exist."),
 }
 
 
@@ -209,7 +209,7 @@ class TestConfigDir:
             compose_config(["experiment=e"], config_dir=str(tmp_path))
 
     def test_no_such_directory(self, tmp_path):
-        with pytest.raises(ConfigError, match="no such directory"):
+        with pytest.raises(ConfigError, match="this directory of options does not exist"):
             compose_config([], config_dir=str(tmp_path / "nope"))
 
     def test_a_main_configuration_of_the_users_own(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Every option of every group that ships: its own command composes, typed throughout, and imports nothing heavy.
+"""Every shipped option of every group: its own command composes, fully typed, without heavy imports.
 
 All are composed in one process of its own, because only there `sys.modules` says what composing has imported.
 """

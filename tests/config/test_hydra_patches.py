@@ -1,4 +1,4 @@
-"""What is patched gives what Hydra's own code gives."""
+"""The patches return the same as Hydra's own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments read from source are those that `inspect` finds on the imported object; where they can't be read so, nothing is said."""
+"""Arguments read from source are those of `inspect` on the imported object; otherwise they are unknown."""
 
 from __future__ import annotations
 

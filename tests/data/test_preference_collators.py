@@ -1,4 +1,4 @@
-"""llmmod.data.preference_collators: padded as trl's own collator has it; and a shared row by hand."""
+"""llmmod.data.preference_collators: padded like trl's own collator; and a shared row by hand."""
 
 from __future__ import annotations
 

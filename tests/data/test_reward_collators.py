@@ -1,4 +1,4 @@
-"""llmmod.data.preference_collators: what stands where, by hand and against trl's own collator."""
+"""llmmod.data.preference_collators: the places of all tokens, by hand and against trl's own collator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration pairs with damaged answers: made by rule, and together with the hand-written ones blind to length."""
+"""The demonstration pairs with damaged answers: made by rules, and independent of length together with the hand-written ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration data: well-formed, without leaks, small enough for its purpose, and true."""
+"""The demonstration data: well-formed, without leaks, small enough, and true."""
 
 from __future__ import annotations
 

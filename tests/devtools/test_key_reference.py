@@ -1,4 +1,4 @@
-"""The reference of every key says what the schemas and the validation say, and leaves nothing out."""
+"""The reference of every key matches the schemas and the validation, and is complete."""
 
 from __future__ import annotations
 

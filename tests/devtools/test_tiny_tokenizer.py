@@ -1,4 +1,4 @@
-"""The shipped small tokenizer: what the script makes of the data, lossless, and ready to take a render's tokens."""
+"""The shipped small tokenizer: the script's output for the data, lossless, and accepting a render's tokens."""
 
 from __future__ import annotations
 

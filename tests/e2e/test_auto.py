@@ -1,4 +1,4 @@
-"""`model=auto`: a checkpoint of an architecture that no option is for, by its path alone; benchmarks/architectures.py runs many."""
+"""`model=auto`: a checkpoint of an architecture without an option, by its path; benchmarks/architectures.py runs many."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_a_weight_that_the_model_multiplies_by_itself_is_not_quantized(checkpoin
     ("overrides", "told"),
     [
         ([], f"{PATH}: is not set, and train needs a model"),
-        ([f"{PATH}=/no/such/directory"], f"{PATH}: no such directory: '/no/such/directory'"),
+        ([f"{PATH}=/no/such/directory"], f"{PATH}: '/no/such/directory' does not exist"),
         (
             [f"{PATH}=some/model"],
-            "a rehearsal downloads nothing, and config.json of 'some/model', which says what to rehearse, isn't on this",
+            "config.json of 'some/model', which has the architecture, isn't on this machine",
         ),
     ],
     ids=["none", "no-directory", "on-a-hub"],

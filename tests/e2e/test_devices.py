@@ -1,4 +1,4 @@
-"""Each stage on a device that isn't there (tests/support/stand_in.py): what it gives is the CPU's, and operations never mix devices."""
+"""Each stage on a pretended device (tests/support/stand_in.py): the same results as on the CPU, and operations never mix devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two processes together train, measure, save and resume is what one does: gradients of every stage, DDP and FSDP."""
+"""Two processes train, measure, save and resume like one: gradients of every stage, DDP and FSDP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What you set has an effect, or you are told: benchmarks/effects.py tries every argument of every stage, and here is a sample of them."""
+"""Every argument has an effect or is refused: benchmarks/effects.py tries all of every stage, and this is a sample of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed by SIGKILL at drawn moments, and started again: benchmarks/kill.py on a sample of its cells."""
+"""Trainings killed by SIGKILL at random moments, and started again: a sample of the cells of benchmarks/kill.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps that build on one another on weights of 4 and 8 bits: each begins where the last one ended, also from the disk."""
+"""Training steps that build on each other on weights of 4 and 8 bits: each starts from the end of the last one, also from the disk."""
 
 from __future__ import annotations
 

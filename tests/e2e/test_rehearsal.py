@@ -1,4 +1,4 @@
-"""`llmmod smoke=true`, typed as a user types it: the files of a run, and what can be done with them.
+"""`llmmod smoke=true`, as a user types it: the files of a run, and their use.
 
 The rehearsal is a process of its own; what else is typed runs in this one, since to begin one takes 5 s of CPU.
 """

@@ -1,4 +1,4 @@
-"""A run of several training steps takes what an earlier run left of those where nothing has changed since."""
+"""A run of several training steps reuses those of an earlier run whose inputs haven't changed."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_what_is_unchanged_is_reused_and_said(run, tmp_path, caplog):
     assert reused == {}
     changed, reused = run("two", RATE, "steps.first.training.logging_steps=1")
     assert reused == {"first": str(tmp_path / "one" / "first")}
-    assert "first: reused, nothing it depends on has changed since" in caplog.text
-    assert f"second: trained, since this has changed from {tmp_path / 'one' / 'second'}: training.learning_rate" in caplog.messages
+    assert "first: reused, since its inputs haven't changed since" in caplog.text
+    assert f"second: trained, since this differs from {tmp_path / 'one' / 'second'}: training.learning_rate" in caplog.messages
     assert changed["first/train_loss"] == metrics["first/train_loss"]
     assert changed["first/eval_loss"] == metrics["first/eval_loss"]
     assert weights(tmp_path, "two", "first") == weights(tmp_path, "one", "first")

@@ -1,4 +1,4 @@
-"""experiment=rlhf as a rehearsal: three training steps on one model, each with what the earlier ones left."""
+"""experiment=rlhf as a rehearsal: three training steps on one model, each from the results of earlier ones."""
 
 from __future__ import annotations
 

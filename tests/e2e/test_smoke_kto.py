@@ -1,4 +1,4 @@
-"""`llmmod stage=kto smoke=true` by families that differ and each way to fine-tune."""
+"""`llmmod stage=kto smoke=true` for different families and each way to fine-tune."""
 
 from __future__ import annotations
 

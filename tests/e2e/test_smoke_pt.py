@@ -1,4 +1,4 @@
-"""stage=pt as a rehearsal, from scratch and by each way to fine-tune: perplexity, and held-out documents written on."""
+"""stage=pt as a rehearsal, from scratch and with each way to fine-tune: perplexity, and continued held-out documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rehearsal of rm through train, evaluate and export, by families that differ; the cells of benchmarks/matrix.py.
+"""A rehearsal of rm through train, evaluate and export, for different families; the cells of benchmarks/matrix.py.
 
 What is exported, transformers alone loads and scores with (Baichuan 13B's llmmod), as the trained model does.
 """

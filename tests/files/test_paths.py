@@ -31,8 +31,8 @@ def test_resolving_runs_no_code_of_the_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("pkg://no_such_package_here/x.json", ["dataset.path: ", "no package 'no_such_package_here' is installed"]),
-        ("pkg://llmmod.conf/confg.yaml", ["dataset.path: ", "has no 'confg.yaml'", "Did you mean 'config.yaml'?"]),
+        ("pkg://no_such_package_here/x.json", ["dataset.path: ", "the package 'no_such_package_here' isn't installed"]),
+        ("pkg://llmmod.conf/confg.yaml", ["dataset.path: ", "doesn't have 'confg.yaml'", "Did you mean 'config.yaml'?"]),
     ],
     ids=["package", "file"],
 )
@@ -71,7 +71,8 @@ def test_all_missing_files_are_named_at_once_with_the_nearest(tmp_path, monkeypa
     assert [str(problem) for problem in error.value.problems] == [
         f"dataset.data_files: no such file or directory: 'tran.json' ({tmp_path}/tran.json). Did you mean 'train.json'?",
         f"dataset.data_files: no file matches 'none/*.csv' ({tmp_path}/none/*.csv).",
-        "dataset.data_files: 'pkg://no_such_package_here/x': no package 'no_such_package_here' is installed. Install it, or give a path.",
+        "dataset.data_files: 'pkg://no_such_package_here/x': the package 'no_such_package_here' isn't installed. "
+        "Install it, or give a path.",
     ]
 
 

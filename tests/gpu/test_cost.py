@@ -1,4 +1,4 @@
-"""What a step takes on a GPU: compiled layers, memory, and how often the host waits."""
+"""The cost of a step on a GPU: compiled layers, memory, and how often the host waits."""
 
 from __future__ import annotations
 

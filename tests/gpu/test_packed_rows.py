@@ -1,4 +1,4 @@
-"""Examples that share a row on a GPU: each as it is alone on the CPU, by every kernel of attention, and nothing read back from the card."""
+"""Packed rows on a GPU: each example as alone on the CPU, with every kernel of attention, without reading numbers back from the card."""
 
 from __future__ import annotations
 

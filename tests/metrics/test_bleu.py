@@ -1,4 +1,4 @@
-"""BLEU: worked out by hand, equal to sacrebleu called by hand, and 0 for an answer without words."""
+"""BLEU: computed by hand, equal to sacrebleu called by hand, and 0 for an answer without words."""
 
 from __future__ import annotations
 

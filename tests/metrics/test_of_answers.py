@@ -1,4 +1,4 @@
-"""The small metrics of answers, worked out by hand."""
+"""The small metrics of answers, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROUGE: worked out by hand, equal to rouge_score called by hand, and 0 for an answer without words."""
+"""ROUGE: computed by hand, equal to rouge_score called by hand, and 0 for an answer without words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words: rouge_score's own on ASCII text, jieba's in Chinese, and nothing lost in other scripts."""
+"""Words: rouge_score's own for ASCII text, jieba's for Chinese, and all of the text in other scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training begins with is told apart by its content, with all that it stands on."""
+"""A training's initial model is identified by its content, with all that it is based on."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_branch_is_the_commit_that_the_hub_says(monkeypatch):
 
 
 def test_what_nobody_knows_has_no_identity(tmp_path):
-    with pytest.raises(NoIdentityError, match="which commit of org/model there is, nobody says"):
+    with pytest.raises(NoIdentityError, match="the commit of org/model is unknown"):
         checkpoint_identity(
             ModelConf(name="mine", pretrained_model_name_or_path="org/model"), HubConf(offline=True, cache_dir=str(tmp_path))
         )

@@ -1,4 +1,4 @@
-"""oneDNN's matrix products beside MKL's: the same numbers but for rounding, forward and backward, and MKL's own again afterwards."""
+"""oneDNN's matrix products against MKL's: the same numbers except for rounding, forward and backward, and MKL's own again afterwards."""
 
 from __future__ import annotations
 

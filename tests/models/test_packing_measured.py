@@ -1,4 +1,4 @@
-"""llmmod.models.packing: what a tiny random model of a class says of rows that several examples share."""
+"""llmmod.models.packing: support for packed rows, measured on a tiny random model of a class."""
 
 from __future__ import annotations
 

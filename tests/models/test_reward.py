@@ -1,4 +1,4 @@
-"""llmmod.models.reward: a head on any trunk, scores at the last real token, and what is saved is transformers' own."""
+"""llmmod.models.reward: a head on any trunk, scores at the last real token, saved in transformers' own format."""
 
 from __future__ import annotations
 
@@ -171,5 +171,5 @@ def test_a_family_without_such_a_class_is_refused(tiny):
 def test_a_made_up_head_is_refused_but_in_a_rehearsal(tiny, tiny_llama):
     require_head(with_reward_head(tiny("smollm2")))
     model = with_reward_head(tiny_llama)
-    with pytest.raises(ConfigError, match="has no reward head, and a random one would score at random"):
+    with pytest.raises(ConfigError, match="doesn't have a reward head, and a random one would give random scores"):
         require_head(model)

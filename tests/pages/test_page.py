@@ -1,4 +1,4 @@
-"""Charts by hand: where points and ticks stand, what is left out; and a page on which hostile names are text."""
+"""Charts by hand: the places of points and ticks, and what is left out; and a page on which hostile names are text."""
 
 from __future__ import annotations
 

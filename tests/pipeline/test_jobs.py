@@ -1,4 +1,4 @@
-"""What a sweep shows at its end, and what of it travels to another process."""
+"""The output at the end of a sweep, and the state that is sent to other processes."""
 
 import json
 import pickle

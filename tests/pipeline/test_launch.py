@@ -1,4 +1,4 @@
-"""Which of several processes is taken for the one that failed, what the user is told, and the exit code."""
+"""Which of several processes counts as the one that failed, the message, and the exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outcome(failures, *records, processes=2, by_signal=None, tmp_path=None):
             id="killed",
         ),
         pytest.param({1: -signal.SIGSEGV, 0: -signal.SIGTERM}, [], "rank 1: killed by SIGSEGV.", 139, id="the launcher ended the other"),
-        pytest.param({1: 3}, [left(0)], "rank 1: ended with exit code 3, and said nothing", 3, id="said nothing"),
+        pytest.param({1: 3}, [left(0)], "rank 1: ended with exit code 3, without a message", 3, id="said nothing"),
     ],
 )
 def test_the_process_that_failed_first_is_named(failures, records, message, code, tmp_path):

@@ -1,4 +1,4 @@
-"""How the steps of a run hand their models on: what each one gets, and how often a checkpoint is read for it."""
+"""How the steps of a run share models: what each one gets, and how often a checkpoint is read."""
 
 from __future__ import annotations
 

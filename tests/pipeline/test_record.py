@@ -1,4 +1,4 @@
-"""run.json and metrics.json say the truth at every moment, whichever way a step ends."""
+"""run.json and metrics.json are correct at every moment, for every end of a step."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command that goes on with a run, and which run `auto_resume` goes on with."""
+"""The command that resumes a run, and the run that `auto_resume` continues."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_chosen_directory_is_gone_on_with_unless_its_run_is_another(tmp_path):
     other = composed(*RUN, "seed=7", "training.learning_rate=1e-3", f"output_dir={tmp_path / 'run'}", "auto_resume=true")
     with pytest.raises(ConfigError) as told:
         directory_to_go_on_in(other, given=True)
-    assert str(told.value).startswith(f"output_dir: '{tmp_path / 'run'}' holds a run of another configuration: ")
+    assert str(told.value).startswith(f"output_dir: '{tmp_path / 'run'}' contains a run of another configuration: ")
     assert "seed was 42, is 7" in str(told.value)
     assert "training.learning_rate was 0.0001, is 0.001" in str(told.value)
 

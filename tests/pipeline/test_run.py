@@ -1,4 +1,4 @@
-"""A pipeline ends in one of three ways, and says which."""
+"""The three ways in which a pipeline ends, and their records."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What a step takes and what was made for something else is told."""
+"""A step that uses a model, adapter or reward trained for something else causes a warning."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def test_what_fits_is_not_spoken_of(tmp_path):
 
 
 def test_another_render_than_an_earlier_step(left):
-    assert run(sft=VICUNA) == ["sft was trained with render=vicuna, and ppo writes with render=chatml"]
-    assert run(predict=VICUNA) == ["ppo was trained with render=chatml, and predict writes with render=vicuna"]
+    assert run(sft=VICUNA) == ["sft was trained with render=vicuna, but ppo uses render=chatml"]
+    assert run(predict=VICUNA) == ["ppo was trained with render=chatml, but predict uses render=vicuna"]
     assert run(sft=VICUNA, ppo={**VICUNA}) == []  # predict goes by ppo's
-    assert "sft was trained with render=chatml, and ppo writes with render=vicuna" in run(ppo=VICUNA, reward={"step": "sft"})
+    assert "sft was trained with render=chatml, but ppo uses render=vicuna" in run(ppo=VICUNA, reward={"step": "sft"})
 
 
 def test_another_render_or_base_than_a_directory(left):
-    render = f"'{left}' was trained with render=vicuna, and sft writes with render=chatml"
-    assert run(adapters=[left])[:2] == [render, f"'{left}' was trained on org/other, and sft puts it on org/tiny"]
-    assert run(reward={"path": left}) == [render.replace("and sft", "and ppo")]
+    render = f"'{left}' was trained with render=vicuna, but sft uses render=chatml"
+    assert run(adapters=[left])[:2] == [render, f"'{left}' was trained on org/other, but sft puts it on org/tiny"]
+    assert run(reward={"path": left}) == [render.replace("but sft", "but ppo")]
 
 
 def test_other_bits_than_an_adapter_was_trained_on(tmp_path):
@@ -70,6 +70,6 @@ def test_other_bits_than_an_adapter_was_trained_on(tmp_path):
     (tmp_path / "stage.json").write_text(json.dumps(said | {"quantization": decides_weights(four)}))
     bits = "weights of 4 bits (type=nf4, double_quant=True)"
     (line,) = run(adapters=[str(tmp_path)])
-    assert line == f"'{tmp_path}' was trained on {bits}, and sft puts it on weights that aren't quantized"
+    assert line == f"'{tmp_path}' was trained on {bits}, but sft puts it on weights that aren't quantized"
     model = ModelConf(name="tiny", pretrained_model_name_or_path="org/tiny", quantization=four)
     assert run(adapters=[str(tmp_path)], sft={"model": model}) == []

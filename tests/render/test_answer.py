@@ -1,4 +1,4 @@
-"""What a model that writes just what it was trained on is read to have answered: the data's answer, by every render."""
+"""Reading the answer of a model that generates exactly its training data: the data's answer, with every render."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every shipped render passes; every known mistake, planted here in a render that passes, is caught and shown."""
+"""Every shipped render passes; every known mistake, added to a passing render, is found and shown."""
 
 from __future__ import annotations
 

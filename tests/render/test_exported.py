@@ -1,4 +1,4 @@
-"""A saved ChatGLM2 has a chat template and a tokenizer that give the very ids that it was trained on, to programs that know only text."""
+"""A saved ChatGLM2 has a chat template and a tokenizer with the ids of its training, for programs that only use text."""
 
 from __future__ import annotations
 

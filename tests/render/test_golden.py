@@ -1,4 +1,4 @@
-"""Every shipped render, written out for a person to read.
+"""Every shipped render, written out for people to read.
 
 LLMMOD_WRITE_GOLDEN=1 writes the files anew: read the difference before you commit it.
 """

@@ -1,4 +1,4 @@
-"""The exported chat template writes what the render writes: the same string, for every shipped render."""
+"""The exported chat template writes the same string as the render, for every shipped render."""
 
 from __future__ import annotations
 

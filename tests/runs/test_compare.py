@@ -1,4 +1,4 @@
-"""Two runs compared: what differs is found in the order of causes, from directories written by hand."""
+"""Two runs compared: differences are found in the order of causes, from hand-written directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`replay=…`: the overrides of the new run, values that options had then, and a run that is really run again."""
+"""`replay=…`: the overrides of the new run, recorded values of options, and a run that is really repeated."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp
     assert "configuration: the same" in done.stdout
     # What is not as it was is said before it costs anything, and at the end; nothing is said of the replay in which all was.
     for line in ("versions: torch 1.0 -> ", "code: llmmod's files other files -> "):
-        assert done.stderr.count(f"replay: not as it was then: {line}") == 1
+        assert done.stderr.count(f"replay: differs from the recorded run: {line}") == 1
     log = (tmp_path / "three" / "run.log").read_text()
-    assert log.index("replay: not as it was then: data: rows of llmmod_qa other rows -> ") < log.index("parameters are trained")
-    assert "not as it was" not in (tmp_path / "two" / "run.log").read_text()
+    assert log.index("replay: differs from the recorded run: data: rows of llmmod_qa other rows -> ") < log.index("parameters are trained")
+    assert "differs from the recorded" not in (tmp_path / "two" / "run.log").read_text()
     assert (tmp_path / "three" / "compare.html").is_file()

@@ -1,4 +1,4 @@
-"""The report of a run: made of whatever its directory has, whole, self-contained, and with everything that a run says as text."""
+"""The report of a run: from any contents of its directory, complete, self-contained, and with every text of the run as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat: what is asked of the model, what is printed, and what is remembered."""
+"""Chat: the model's input, the output, and the memory of the conversation."""
 
 from __future__ import annotations
 

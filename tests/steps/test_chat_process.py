@@ -1,4 +1,4 @@
-"""Chat in a process of its own: on a terminal and at the end of a pipe, with Ctrl-C as it really comes."""
+"""Chat in a separate process: on a terminal and with a pipe, with real Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier runs left is found whole or not at all."""
+"""Results of earlier runs are found complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluate step: the same figures after training, without training, and of training's own evaluation."""
+"""The evaluate step: the same figures after training, without training, and from training's own evaluation."""
 
 from __future__ import annotations
 

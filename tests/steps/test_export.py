@@ -1,4 +1,4 @@
-"""Export: what any program with transformers loads answers token for token as the run's model does."""
+"""Export: any program with transformers answers with the exported model token for token like the run's model."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_layout_that_is_none_is_refused_before_anything_is_loaded(make_session
     session = make_session(tiny_llama)
     with pytest.raises(ConfigError) as raised:
         Export(ExportConf(layout="nativ"), "export").run(session)
-    assert str(raised.value) == "steps.export.layout: 'nativ' is no layout. Allowed: native, original."
+    assert str(raised.value) == "steps.export.layout: 'nativ' is not a layout. Allowed: native, original."
     assert session.asked == []
 
 

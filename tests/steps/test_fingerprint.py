@@ -1,4 +1,4 @@
-"""A fingerprint is of all that decides a training, one thing at a time, and of nothing else."""
+"""A fingerprint depends on every input of a training, one at a time, and on nothing else."""
 
 from __future__ import annotations
 
@@ -156,12 +156,12 @@ def test_what_has_changed_has_a_name(config, before):
         "seed", "finetune.r", "data", "model.dtype", "training.learning_rate",
     }  # fmt: skip
     second = [of(config, step="second", left=left) for left in ("left", "other")]
-    assert [name for name in second[0] if second[0][name] != second[1][name]] == ["what first left"]
+    assert [name for name in second[0] if second[0][name] != second[1][name]] == ["the model of first"]
 
 
 def test_what_it_stands_on_counts(config):
     assert of(config, step="second") != of(config, step="second", left="other")
-    with pytest.raises(NoIdentityError, match="it stands on first, which later runs can't know again"):
+    with pytest.raises(NoIdentityError, match="it builds on first, which can't be identified"):
         of(config, step="second", left=None)
 
 
@@ -183,7 +183,7 @@ def test_a_reward_counts(config, place):
 
 
 def test_examples_without_identity_have_no_fingerprint(config):
-    with pytest.raises(NoIdentityError, match="its examples can't be told apart"):
+    with pytest.raises(NoIdentityError, match="its examples can't be identified"):
         of(config, dataset__streaming=True, **{f"{FIRST}max_steps": 2})
 
 

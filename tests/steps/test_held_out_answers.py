@@ -1,4 +1,4 @@
-"""`training.predict_steps` and early stopping: what is measured, what is kept, and that the training is the same with and without."""
+"""`training.predict_steps` and early stopping: metrics, files, and that the training is the same with and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics in words."""
+"""Metrics as text."""
 
 from __future__ import annotations
 

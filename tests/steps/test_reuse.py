@@ -1,4 +1,4 @@
-"""When a training step takes what an earlier run left, and when later runs find what it leaves."""
+"""When a training step reuses an earlier run's result, and when later runs find its own."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def test_why_it_is_trained_is_told(step, caplog, tmp_path):
     caplog.set_level("INFO", "llmmod.train")
     trained(step, "one", rate="1", r="8")
     trained(step, "two", rate="2", r="8", seed="3")
-    assert caplog.messages == [f"sft: trained, since this has changed from {tmp_path / 'one' / 'sft'}: rate, seed"]
+    assert caplog.messages == [f"sft: trained, since this differs from {tmp_path / 'one' / 'sft'}: rate, seed"]
     caplog.clear()
     trained(step, "three", **dict.fromkeys("abcd", "new"))
-    assert caplog.messages == [f"sft: trained, since this has changed from {tmp_path / 'two' / 'sft'}: rate, r, seed, a and 3 more"]
+    assert caplog.messages == [f"sft: trained, since this differs from {tmp_path / 'two' / 'sft'}: rate, r, seed, a and 3 more"]
     caplog.clear()
     trained(step, "four", reuse=False, rate="4")
     for run in ("one", "two", "three", "four"):

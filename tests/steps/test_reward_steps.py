@@ -1,4 +1,4 @@
-"""The steps with a reward model: scores of each held-out pair, and an export that transformers alone scores with."""
+"""The steps with a reward model: scores of each held-out pair, and an export that works with transformers only."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_export_scores_with_transformers_alone(trained, tiny_tokenizer, tmp_
 
 
 def test_no_layout_of_2023_has_a_place_for_the_head(trained):
-    with pytest.raises(ConfigError, match=r"steps.export.layout: original, and a layout of 2023 has no place for a reward head"):
+    with pytest.raises(ConfigError, match=r"steps.export.layout: original, but a layout of 2023 doesn't have a reward head"):
         Export(ExportConf(layout="original"), "export").run(trained)
 
 

@@ -1,4 +1,4 @@
-"""Questions from a pipe and from a person; what ends a conversation."""
+"""Questions from a pipe and from a person; and the ends of a conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The train step on the toy task: what it learns, leaves, and goes on from."""
+"""The train step on the toy task: learning, files, and resuming."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_passed_over(session, file, caplog):
     caplog.set_level("INFO")
     (newest / file).write_bytes((newest / file).read_bytes()[:100])
     train(made)
-    assert f"{newest} is passed over: {file} is cut off or can't be read" in caplog.text
+    assert f"{newest} is skipped: {file} is cut off or can't be read" in caplog.text
     assert f"resuming from {newest.parent / 'checkpoint-2'}" in caplog.text
     assert json.loads((made.run_dir / "train/trainer_state.json").read_text())["global_step"] == 4
     assert digest(made.run_dir / ADAPTER) == before

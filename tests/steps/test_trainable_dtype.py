@@ -1,4 +1,4 @@
-"""A checkpoint of 16 bits through the train step: what is saved, kept in memory and gone on from."""
+"""A checkpoint of 16 bits in the train step: saved, in memory, and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation forgets its oldest turns, and no more of them than it has to."""
+"""A conversation forgets its oldest turns, and not more than necessary."""
 
 from __future__ import annotations
 

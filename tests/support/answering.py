@@ -1,4 +1,4 @@
-"""What tests of stages that let a model answer share: the toy task asked as prompts, a reward, and a tiny model by way to fine-tune."""
+"""Fixtures for tests of online stages: the toy task as prompts, a reward, and a tiny model for each way to fine-tune."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def share_of(remainder):
 
 @pytest.fixture
 def prepared(tiny_llama):
-    """The tiny model as each way to fine-tune leaves it to a trainer."""
+    """The tiny model as set up by each way to fine-tune."""
 
     def make(way, **lora):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def prepared(tiny_llama):
 
 @pytest.fixture
 def answering_trainer(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
-    """A trainer for the toy's prompts, not started: what a `training.*` makes of it, and parts by keyword."""
+    """A trainer for the toy's prompts, not started, from `training.*`, with parts by keyword."""
     from llmmod.trainers.arguments import training_arguments
     from llmmod.trainers.build import trainer_from
 
@@ -108,7 +108,7 @@ def noted():
 
 @pytest.fixture
 def scored_texts():
-    """What a scorer was asked of, (ids, text) of each answer, and the scorer."""
+    """A scorer, and the answers that it scored, as (ids, text)."""
     seen = []
 
     def scored(answers):
@@ -119,14 +119,14 @@ def scored_texts():
 
 
 def never_ends(model):
-    """Let a model hardly ever say its end token, so that every answer is cut off."""
+    """Make a model's end token very unlikely, so that every answer is truncated."""
     with torch.no_grad():
         model.lm_head.weight[model.config.eos_token_id] = 0.0
         model.lm_head.weight *= 5
 
 
 class StopAt(TrainerCallback):
-    """Ends a training after a step, as a signal would."""
+    """Ends a training after a step, like a signal."""
 
     def __init__(self, step):
         self.step = step
@@ -143,7 +143,7 @@ def logged(trainer):
 
 @pytest.fixture
 def with_dropout(tiny_llama):
-    """The tiny model as it was at first, ready for another training, by way to fine-tune; an adapter has dropout."""
+    """The tiny model in its initial state, ready for another training, for each way to fine-tune; an adapter has dropout."""
     from peft import LoraConfig, get_peft_model
 
     start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
@@ -185,7 +185,7 @@ def check_rewarded_texts(trainer_of, scored, seen, tmp_path):
 
 
 def check_measured_texts(trainer_of, scored, seen, rows):
-    """Held-out answers are measured by the texts that are rewarded, against the rows' own; a row without an answer has a length alone."""
+    """Held-out answers are measured with the rewarded texts against the rows' own; for a row without an answer, only the length."""
     rows = rows.select(range(4)).map(lambda row, at: {"answer": row["answer"] if at else None}, with_indices=True)
     trainer = trainer_of(**scored, num_generations_eval=2, evaluation=rows)
     metrics = trainer.evaluate()
@@ -198,11 +198,11 @@ def check_measured_texts(trainer_of, scored, seen, rows):
     assert metrics["eval_rouge-l"] == pytest.approx(rouge.compute()["rouge-l"])
     assert metrics["eval_words"] == pytest.approx(length.compute()["words"])
     assert {"eval_exact", "eval_repeated-4-grams"} <= metrics.keys()
-    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # and not of all evaluations together
+    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # not over all evaluations together
 
 
 def check_told_of_before_and_after(trainer_of):
-    """What is measured of answers is told of before the training and after it."""
+    """The metrics of answers are reported before and after the training."""
     only_length = {"n": {"_target_": "llmmod.metrics.length.Length"}}
     trainer = trainer_of(max_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True, metrics=only_length)
     trainer.train()

@@ -1,4 +1,4 @@
-"""Runs by two processes together; as a script, what each of them does."""
+"""Runs with two processes; as a script, the work of each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 
 
 def by_two(runs, cache, python):
-    """What two processes write to stderr that take these runs together, one after the other, each a list of overrides.
+    """The stderr of two processes that do these runs together, one after the other, each a list of overrides.
 
     `python` begins what torchrun starts: `[sys.executable]`, or the fixture `warm_python`.
     """
@@ -28,7 +28,7 @@ def by_two(runs, cache, python):
 
 
 def varied(completion_ids, **columns):
-    """A reward that differs from completion to completion, also of a model that knows nothing."""
+    """A reward that differs between completions, also for an untrained model."""
     return [sum(ids) % 17 / 7 for ids in completion_ids]
 
 
@@ -48,12 +48,12 @@ class OneDies:
 
 
 if __name__ == "__main__":
-    gc.disable()  # takes a quarter of the time of importing
+    gc.disable()  # it takes a quarter of the import's time
     import llmmod
     from llmmod.reuse import fingerprint
 
     gc.freeze()
     gc.enable()
-    fingerprint._own_code = lambda: "ours"  # a checkout may be written to while tests run
+    fingerprint._own_code = lambda: "ours"  # a checkout may change while tests run
     for overrides in json.loads(sys.argv[1]):
         llmmod.run(llmmod.compose(overrides))

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 ENDOFTEXT, START, END, PAD = 256, 257, 258, 259
 _SPECIAL = {"<|endoftext|>": ENDOFTEXT, "<|im_start|>": START, "<|im_end|>": END, "<|pad|>": PAD}
 _LAYERS, _HEADS, _KEY_HEADS = 2, 4, 2
-# Large enough that positions matter, and that an adapter alone can learn something while head and embeddings stay as they are.
+# Large enough that positions matter, and that an adapter can learn something with frozen head and embeddings.
 _SPREAD, _SPREAD_OF_TOKENS = 0.125, 0.25
 
 
@@ -72,7 +72,7 @@ def write_byte_llama(directory, *, eos="<|im_end|>", positions=2048, width=64, u
 
 
 def text(ids):
-    """The text of ids, special tokens included; bytes that are no text are replaced."""
+    """The text of ids, with special tokens; bytes that are not text are replaced."""
     names = {number: name.encode() for name, number in _SPECIAL.items()}
     return b"".join(names.get(token) or bytes([token]) for token in ids).decode(errors="replace")
 
@@ -86,7 +86,7 @@ def _tokenizer():
 
 
 def _letter(byte):
-    """The letter that stands for a byte in GPT-2's alphabet: itself where it can be seen, or else one from 256 on, in order."""
+    """The letter for a byte in GPT-2's alphabet: the same character if it is visible, else one from 256 on, in order."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [other for other in range(256) if other not in seen]
     return chr(byte) if byte in seen else chr(256 + hidden.index(byte))

@@ -1,4 +1,4 @@
-"""benchmarks/matrix.py, whose cells tests run, as a module."""
+"""benchmarks/matrix.py as a module, for tests that run its cells."""
 
 from __future__ import annotations
 

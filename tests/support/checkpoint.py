@@ -1,4 +1,4 @@
-"""A tiny checkpoint and small data on the disk, as a user has them: fixtures of tests that begin with a configuration."""
+"""A tiny checkpoint and small data on the disk, like a user's: fixtures for tests that start from a configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def checkpoint(tmp_path, tiny_llama, tiny_tokenizer):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Those of `write_rows`."""
+    """The rows of `write_rows`."""
     return write_rows(tmp_path / "rows.jsonl")
 
 
 def write_rows(path):
-    """Eight rows that any stage can take."""
+    """Eight rows that every stage accepts."""
 
     def row(number):
         said = {"chosen": f"It is {number}.", "rejected": "No."}
@@ -33,7 +33,7 @@ def write_rows(path):
 
 
 def overrides_of(checkpoint, rows):
-    """A configuration with the two; add the stages."""
+    """A configuration with both; add the stages."""
     return [
         f"model.pretrained_model_name_or_path={checkpoint}", "model.gguf_file=null", "render=chatml", "finetune.r=2", "dataset=json",
         f"dataset.data_files={rows}", "dataset.columns.prompt=prompt", "dataset.columns.response=response", "dataset.val_size=2",

@@ -1,4 +1,4 @@
-"""A process where llmmod can't be imported, as on the machine of whoever gets an exported model; as a script, that process."""
+"""A process where llmmod can't be imported, like for a recipient of an exported model; as a script, that process."""
 
 from __future__ import annotations
 

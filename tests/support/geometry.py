@@ -1,4 +1,4 @@
-"""The gradient of one optimizer step, however its examples are divided into batches; what the geometry tests of all stages share."""
+"""The gradient of one optimizer step for different divisions of its examples into batches, for the geometry tests of all stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-# (examples a micro-batch, micro-batches a step); of seven examples the last micro-batch of (2, 4) has one alone.
+# (examples per micro-batch, micro-batches per step); of seven examples, the last micro-batch of (2, 4) has only one.
 DIVISIONS = ((1, 8), (2, 4), (8, 1))
 ONE_STEP = {
     "max_steps": 1,
@@ -20,14 +20,14 @@ ONE_STEP = {
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradient as the optimizer gets it, in float64."""
+    """Stores the gradient that the optimizer gets, in float64."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.seen = {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def step_gradient(make, **changes):
-    """name -> gradient, of the one step that a trainer takes.
+    """name -> gradient of the single step of a trainer.
 
     Args:
         make: a trainer from changes of `training.*` and a list of callbacks.
@@ -44,14 +44,14 @@ def divided(batch, steps):
 
 
 def apart(found, expected):
-    """How far apart two gradients are, relative to the size of the expected one, all parameters together."""
+    """The difference of two gradients relative to the norm of the expected one, over all parameters."""
     assert found.keys() == expected.keys()
     difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
     return (difference.norm() / torch.cat([gradient.flatten() for gradient in expected.values()]).norm()).item()
 
 
 def pairs_of_all_lengths():
-    """Seven pairs, long and short answers and prompts side by side."""
+    """Seven pairs with long and short answers and prompts."""
     lengths = [(9, 4, 7), (3, 1, 5), (20, 12, 2), (2, 3, 3), (6, 6, 1), (4, 14, 16), (11, 1, 1)]
     token = iter(range(5, 400))
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -59,7 +59,7 @@ def pairs_of_all_lengths():
 
 
 def pairs_gradient(trainer_of, examples, prepare=lambda model: None):
-    """A function that gives the gradient of one step, by changes of `training.*`.
+    """A function that returns the gradient of one step, for changes of `training.*`.
 
     Args:
         trainer_of: makes a trainer.

@@ -1,4 +1,4 @@
-"""A toy task for what learns from pairs: of 24 tokens twelve are good, and of two answers of four the one with more of them is better.
+"""A toy task for stages that learn from pairs: twelve of 24 tokens are good, and the answer with more of them is better.
 
 Which twelve is drawn by seed; so are prompts and answers, those held out apart from those to train on. A model that drifts, or whose pairs
 say nothing, prefers tokens in some way that has nothing to do with which are good. Of 80,000 such ways (for each token a normal number,
@@ -12,7 +12,7 @@ import random
 from datasets import Dataset
 
 TOKENS = range(20, 44)
-# Of `training.*`, by which whatever learns from pairs learns them.
+# `training.*` with which each of these stages learns them.
 SETTINGS = {
     "learning_rate": 8e-3,
     "lr_scheduler_type": "constant",
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def splits(seed, train=2048, held_out=1024):
-    """Pairs to train on and pairs held out, whose good tokens are the same."""
+    """Training pairs and held-out pairs with the same good tokens."""
     draw = random.Random(seed)
     good = set(draw.sample(TOKENS, 12))
     return [Dataset.from_list([_pair(draw, good) for _ in range(count)]) for count in (train, held_out)]

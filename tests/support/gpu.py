@@ -1,4 +1,4 @@
-"""Where the tests of tests/gpu run, and what of them needs a card."""
+"""The devices of tests/gpu, and the tests that need a GPU."""
 
 from __future__ import annotations
 

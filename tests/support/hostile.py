@@ -1,4 +1,4 @@
-"""A directory that does harm to whoever runs what lies in it, and a watch over what is run and written meanwhile."""
+"""A directory with harmful code, and a watch over executed code and written files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Harm:
 
 
 def hostile_directory(directory: Path, marker: Path) -> Path:
-    """A directory that looks like a checkpoint, an adapter, a dataset and a package; code in it that runs writes to `marker`."""
+    """A directory that looks like a checkpoint, an adapter, a dataset and a package; its code writes to `marker` if it runs."""
     directory.mkdir(parents=True)
     code = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nclass Evil:\n    pass\ndef generate(*a, **k): pass\n"
     for name in (f"{MODULE}.py", "__init__.py", "setup.py", "generate.py", f"{directory.name}.py", "custom_generate/generate.py"):
@@ -70,12 +70,12 @@ def hostile_directory(directory: Path, marker: Path) -> Path:
 
 
 def template(marker: Path) -> str:
-    """A jinja template that writes to `marker`, where no sandbox keeps it from that."""
+    """A Jinja template that writes to `marker` unless a sandbox prevents it."""
     return "{{ cycler.__init__.__globals__.os.system('echo jinja >> " + str(marker) + "') }}"
 
 
 class Watch:
-    """What a watch saw.
+    """The events that a watch recorded.
 
     Args:
         hostile: where nothing may be run.
@@ -87,7 +87,7 @@ class Watch:
         self.seen: list[str] = []
 
     def event(self, name: str, args: tuple) -> None:
-        """Note what must not happen; programs and connections are kept from starting."""
+        """Record forbidden events; programs and connections are prevented."""
         if name == "open" and isinstance(args[0], str | os.PathLike | bytes):
             by_mode = isinstance(args[1], str) and set(args[1]) & set("wax+")
             if by_mode or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -126,9 +126,9 @@ def _hook(name: str, args: tuple) -> None:
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[Watch]:
-    """Within it, `watch` sees what Python's audit events tell (PEP 578); who asks on the terminal is seen, and gets no answer."""
+    """A context in which `watch` records Python's audit events (PEP 578); questions on the terminal are recorded and not answered."""
     if not getattr(sys, "_llmmod_watch", False):
-        sys.addaudithook(_hook)  # it stays for good, and does nothing outside of such a block
+        sys.addaudithook(_hook)  # it can't be removed; outside of such a context it doesn't do anything
         sys._llmmod_watch = True  # type: ignore[attr-defined]
     own = builtins.input
 

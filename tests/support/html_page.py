@@ -1,4 +1,4 @@
-"""A page as a browser reads it: tags, attributes and texts; it fails where a tag isn't closed by its own."""
+"""Parses a page like a browser: tags, attributes and texts; fails if a tag isn't closed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and texts of a page; fails where a tag isn't closed by its own."""
+    """Tags, attributes and texts of a page; fails if a tag isn't closed."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)

@@ -1,4 +1,4 @@
-"""A hub of datasets on this machine: what of the Hugging Face hub's HTTP interface `datasets` asks for, answered from directories."""
+"""A hub of datasets on this machine: the part of the Hugging Face hub's HTTP interface that `datasets` uses, served from directories."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMIT = "0" * 40
 
 @contextmanager
 def serving(folder):
-    """The address of a hub whose repositories are `folder/<owner>/<name>`, and the list of paths it was asked for."""
+    """The address of a hub whose repositories are `folder/<owner>/<name>`, and the list of requested paths."""
     asked: list[str] = []
     handler = type("Handler", (_Handler,), {"folder": Path(folder), "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _told(name, asked, files, body):
-    """A repository, its files below a folder, or those of some paths."""
+    """A repository, its files below a folder, or the files of some paths."""
     entries = [{"type": "file", "path": path, "size": file.stat().st_size, "oid": "1" * 40} for path, file in files.items()]
     if not asked or asked[0] == "revision":
         return {

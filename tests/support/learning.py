@@ -1,4 +1,4 @@
-"""What tests of learning have in common: seeds to try, a training, what is measured of it, and how far from the rule it was.
+"""Common parts of the tests of learning: seeds, a training, its measure, and the distance from the rule.
 
 A rule such as "at least half is right" must hold on any machine: other processors round otherwise, and a training that samples then goes
 another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that of twelve or
@@ -15,7 +15,7 @@ import re
 import statistics
 from collections import defaultdict
 
-# The fresh seeds begin here, apart from those that the tests go by.
+# Fresh seeds start here, so that they differ from the tests' own.
 FRESH = 1000
 
 
@@ -25,14 +25,14 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes a `learning_seed` runs with its module's SEEDS, or with as many fresh ones as the command line asks for."""
+    """A test with a `learning_seed` runs with its module's SEEDS, or with the number of fresh seeds from the command line."""
     if "learning_seed" in metafunc.fixturenames:
         fresh = metafunc.config.getoption("--learning-seeds")
         metafunc.parametrize("learning_seed", range(FRESH, FRESH + fresh) if fresh else metafunc.module.SEEDS)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """By test, without the seed: what was found, and the distance from the rule in standard deviations."""
+    """Test without its seed -> the measured values, and the distances from the rule in standard deviations."""
     if not config.getoption("--learning-seeds"):
         return
     found, rules = defaultdict(list), {}
@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def assert_learns(trainer, record, *, rule, measure):
-    """Train, and hold what is measured afterwards against the rule.
+    """Train, and compare the measure afterwards with the rule.
 
     Args:
         trainer: not started.

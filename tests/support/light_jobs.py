@@ -1,4 +1,4 @@
-"""Sweeps whose jobs take no time: all that Hydra, a sweeper and a launcher do, with a job that trains nothing."""
+"""Sweeps with fast jobs: everything of Hydra, a sweeper and a launcher, with a job that doesn't train."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sweep_of(job, *overrides, monkeypatch):
 
 
 def left(metrics, status="completed", **more):
-    """Write what a run leaves, in the place that Hydra gave it."""
+    """Write a run's files to the job's directory."""
     import json
     from pathlib import Path
 

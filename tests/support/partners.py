@@ -1,4 +1,4 @@
-"""A toy task for what learns from texts: each of twelve tokens has a partner among the twelve, which follows it wherever it stands.
+"""A toy task for stages that learn from texts: each of twelve tokens has a partner among the twelve, which always follows it.
 
 Partners are drawn by seed, one by one. Held out is each token once, in texts drawn apart. Whatever a model does that knows nothing of
 partners, drifting or copying what stands before, it has each of them right once in twelve times, on its own: half of them or more once in
@@ -13,7 +13,7 @@ from datasets import Dataset
 
 TOKENS = range(20, 32)
 END = 0
-# Of `training.*`, by which a tiny model learns them, and what differs where it trains some layers alone.
+# `training.*` with which a tiny model learns them, and the differences if only some layers are trained.
 SETTINGS = {
     "learning_rate": 1e-2,
     "lr_scheduler_type": "linear",
@@ -27,12 +27,12 @@ FREEZE = {"learning_rate": 2e-2, "num_train_epochs": 3.0}
 
 
 def questions(seed):
-    """For sft: 2,040 to train on and twelve held out, each a token behind others that mean nothing, answered with its partner."""
+    """For sft: 2,040 training and twelve held-out examples, each a token after meaningless ones, answered with its partner."""
     return _splits(seed, _questions)
 
 
 def documents(seed):
-    """For pt: 340 to train on and two held out, each of six tokens and their partners; of those held out only the partners count."""
+    """For pt: 340 training and two held-out examples of six tokens and their partners; of the held-out ones only the partners count."""
     return _splits(seed, _documents)
 
 

@@ -12,7 +12,7 @@ RM_COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for nam
 
 @pytest.fixture(scope="session")
 def toy_pairs(tiny_tokenizer):
-    """36 pairs to train on, two an animal and a way to ask; 30 held out, each animal asked in the fourth way about each other's sound."""
+    """36 training pairs, two for each animal and form of question; 30 held-out ones, with a fourth form of question for each animal."""
     from datasets import Dataset
 
     def ids(text):
@@ -52,7 +52,7 @@ def dpo_trainer(tiny_llama, tiny_tokenizer, toy_pairs, dpo_conf, tmp_path):
 
 
 def judged(pairs):
-    """Each answer of the pairs, with whether it is the good one."""
+    """Each answer of the pairs, with its label."""
     from datasets import Dataset
 
     rows = [(pair["prompt_ids"], pair[name], name == "chosen_ids") for pair in pairs for name in ("chosen_ids", "rejected_ids")]
@@ -61,7 +61,7 @@ def judged(pairs):
 
 @pytest.fixture(scope="session")
 def toy_judged(toy_pairs):
-    """The same answers, each with whether it is the good one: 72 to train on, 60 held out."""
+    """The same answers with their labels: 72 for training, 60 held out."""
     return SimpleNamespace(train=judged(toy_pairs.train), eval=judged(toy_pairs.eval))
 
 

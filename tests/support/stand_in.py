@@ -1,4 +1,4 @@
-"""A stand-in for an accelerator: tensors that hold real numbers in the CPU's memory and report another device.
+"""A stand-in for an accelerator: tensors with real numbers in the CPU's memory that report another device.
 
 Whatever mixes devices fails as on a GPU, and float64 as on Apple's; whatever makes the host wait for one is counted. Numbers, random ones
 too, are the CPU's.
@@ -21,15 +21,15 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 aten = torch.ops.aten
 NAME = "standin"
 CPU = torch.device("cpu")
-# Where the host waits for what the card has still to do.
+# Operations in which the host waits for the device.
 _WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero}
 _MOVES = {aten.copy_, aten._to_copy}
 _INDEXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-_SIZED_BY_VALUES = {aten.repeat_interleave}  # unless it is told how many there will be
+_SIZED_BY_VALUES = {aten.repeat_interleave}  # unless the output size is given
 
 
 class Placed(torch.Tensor):
-    """A tensor of a device that isn't there. For what is compiled of torch, autograd above all, it is one of the CPU's."""
+    """A tensor on a device that doesn't exist. For torch's compiled code, autograd above all, it is on the CPU."""
 
     @staticmethod
     def __new__(cls, inner, place):
@@ -111,7 +111,7 @@ def _numbered(place):
 
 
 class _Move(torch.autograd.Function):
-    """To another device and, for the gradient, back."""
+    """Copies to another device, and the gradient back."""
 
     @staticmethod
     def forward(ctx, tensor, place):
@@ -136,14 +136,14 @@ WAITS: Counter[str] = Counter()
 
 
 class _Mode(TorchDispatchMode):
-    """Sees what makes tensors, too."""
+    """Handles functions that create tensors, too."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return dispatched(func, args, kwargs or {})
 
 
 def dispatched(func, args, kwargs):
-    """What an operation gives, on the device that it would be on."""
+    """The result of an operation, on the device that it would have."""
     packet, asked = func.overloadpacket, kwargs.get("device")
     if packet.__name__.startswith(("_foreach", "_fused")):
         return _one_by_one(func, args, kwargs)
@@ -154,7 +154,7 @@ def dispatched(func, args, kwargs):
         found = func(*args, **kwargs)
         if flat or torch._C._current_graph_task_id() == -1 or not isinstance(found, torch.Tensor):
             return found
-        # Autograd, for which all is the CPU's, makes zeros where there is no gradient: they may go with any.
+        # Autograd, for which all tensors are on the CPU, creates zeros for missing gradients, which may be combined with any device.
         zeros = Placed(found, torch.device(NAME, 0))
         zeros.anywhere = True
         return zeros
@@ -189,7 +189,7 @@ def dispatched(func, args, kwargs):
 
 
 def _one_by_one(func, args, kwargs):
-    """Of an operation on lists of tensors, each result where the first list's tensor is; torch groups what it gives to such by device."""
+    """For an operation on lists of tensors, each result on the device of the first list's tensor; torch groups its inputs by device."""
     plain_args, plain = tree_map_only(Placed, lambda tensor: tensor.inner, (args, kwargs))
     with torch._C._DisableTorchDispatch():
         found = func(*plain_args, **plain)
@@ -200,7 +200,7 @@ def _one_by_one(func, args, kwargs):
 
 
 class _Module:
-    """`torch.standin`, as torch and accelerate ask it."""
+    """`torch.standin`, the module that torch and accelerate use."""
 
     present = False
     count = 2
@@ -255,7 +255,7 @@ def _register():
 
 @contextmanager
 def standing_in():
-    """Within it, there are two accelerators that aren't there; trainers place models and batches on the first.
+    """A context with two pretended accelerators; trainers place models and batches on the first.
 
     Gives the counts of what makes the host wait.
     """

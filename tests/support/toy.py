@@ -1,4 +1,4 @@
-"""A toy task that a tiny model learns in seconds, and a session that holds it: fixtures of the tests of stages and steps.
+"""A toy task that a tiny model learns in seconds, and a session for it: fixtures of the tests of stages and steps.
 
 Six animals, each with its sound, asked for in four ways; the fourth is held out. Their conftest.py imports them.
 """
@@ -30,7 +30,7 @@ class ToyRender:
         return [Segment(query + "\n", None, False)]
 
     def read_answer(self, text, *, ended=True):
-        """Nothing is written around an answer."""
+        """The render doesn't write texts around an answer."""
         return text.strip()
 
     def chat_template(self):
@@ -39,7 +39,7 @@ class ToyRender:
 
 
 class ToySession:
-    """What llmmod.pipeline.session.Session is to a step, with everything made beforehand."""
+    """A replacement for llmmod.pipeline.session.Session, with all objects created before."""
 
     def __init__(self, run_dir, *, model, tokenizer, splits, training, finetune, steps=None, smoke=False):
         from llmmod.config.schema.distributed import DistributedConf
@@ -99,7 +99,7 @@ class ToySession:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny matrices are slower on two threads, and much slower where others work too."""
+    """Tiny matrices are slower with two threads, and much slower on a busy machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -110,7 +110,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def toy_splits(tiny_tokenizer):
-    """18 examples to train on and 6 held out, as Splits has them: ids, labels, and the held-out conversations."""
+    """18 training and 6 held-out examples, like Splits: ids, labels, and the held-out conversations."""
     from datasets import Dataset
 
     from llmmod.render.conversation import Conversation, Message
@@ -146,12 +146,12 @@ TRAINING = {
 
 
 def conf_maker(schema, **fields):
-    """A function that makes `training.*` for the toy task, with changes by keyword."""
+    """A function that returns `training.*` for the toy task, with changes by keyword."""
     return lambda **changes: schema(**{**TRAINING, **fields, **changes})
 
 
 def trainer_maker(conf_of, *, model, splits, tokenizer, output_dir):
-    """A function that makes a trainer, not started: what `training.*` makes of the changes, and parts by keyword."""
+    """A function that returns a trainer, not started, from `training.*` with changes, and parts by keyword."""
     from llmmod.trainers.arguments import training_arguments
     from llmmod.trainers.build import trainer_from
 
@@ -194,7 +194,7 @@ def toy_session():
 
 @pytest.fixture
 def lora_conf():
-    """`finetune.*` as the LoRA it stands for, with changes by keyword."""
+    """The LoRA configuration of `finetune.*`, with changes by keyword."""
     from peft import LoraConfig
 
     def make(**changes):

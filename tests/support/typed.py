@@ -1,4 +1,4 @@
-"""A command as a user types it, in this process: its exit code, and all that was said."""
+"""A user's command, run in this process: its exit code and its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from byte_llama import END, text
 
 @dataclass
 class Typed:
-    """How a command ended.
+    """The result of a command.
 
     Args:
         code: the exit code.
@@ -27,7 +27,7 @@ class Typed:
 
 
 def typed(*arguments):
-    """`llmmod *arguments` with all that Hydra does; a traceback is an error of the test."""
+    """`llmmod *arguments` with Hydra's whole part; a traceback is an error of the test."""
     from llmmod.app import run_command
 
     argv = sys.argv
@@ -41,7 +41,7 @@ def typed(*arguments):
 
 
 def asked(*overrides):
-    """The same by `llmmod.run`, without Hydra's flags, in a third of the time; any error that isn't a user's is one of the test."""
+    """The same with `llmmod.run`, without Hydra's flags, in a third of the time; an error that isn't a user's is an error of the test."""
     import llmmod
     from llmmod.errors import LlmmodError
 
@@ -57,7 +57,7 @@ def asked(*overrides):
 
 @contextmanager
 def _listening():
-    """What is said meanwhile; logging is afterwards as it was.
+    """A context that records the output, and restores logging at its end.
 
     Hydra and the end of a command close every handler of the process (logging.shutdown). absl's, which rouge_score brings, then closes its
     stream too unless that is sys.stderr at the moment: pytest's own file, while stderr is redirected. So it isn't among them meanwhile.
@@ -87,10 +87,10 @@ def write_lines(path, rows):
 
 
 def trained(line):
-    """The text of a line of preview.jsonl that is trained, without the token that ends an answer."""
+    """The trained text of a line of preview.jsonl, without the answer's end token."""
     return text(token for token, label in zip(line["input_ids"], line["labels"], strict=True) if label not in (-100, END))
 
 
 def masked(line):
-    """The text of a line of preview.jsonl that isn't trained."""
+    """The masked text of a line of preview.jsonl."""
     return text(token for token, label in zip(line["input_ids"], line["labels"], strict=True) if label == -100)

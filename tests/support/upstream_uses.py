@@ -1,4 +1,4 @@
-"""Which private names of other libraries our source uses, and which names of theirs it replaces: found in the syntax tree."""
+"""The private names of other libraries that our source uses, and the names that it replaces, found in the syntax tree."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def private(name: str) -> bool:
 
 
 def foreign(module: str | None) -> bool:
-    """Whether a module is neither ours nor Python's own."""
+    """Whether a module is neither ours nor Python's."""
     top = (module or "").partition(".")[0]
     return bool(top) and top not in ("llmmod", "builtins", "__future__") and top not in sys.stdlib_module_names
 
 
 def attributes(owner: type) -> set[str]:
-    """What a class of another library defines, and what its `__init__` names."""
+    """The names that a class of another library defines, and those in its `__init__`."""
     code = getattr(vars(owner).get("__init__"), "__code__", None)
     return {*vars(owner), *(code.co_names if code else ())}
 
 
 def defined(node: ast.ClassDef) -> set[str]:
-    """What a class of ours defines: methods, fields, and what it sets on `self`."""
+    """The names that a class of ours defines: methods, fields, and attributes set on `self`."""
     fields = [
         name for part in node.body if isinstance(part, ast.Assign | ast.AnnAssign) for name in ast.walk(part) if isinstance(name, ast.Name)
     ]
@@ -46,7 +46,7 @@ def defined(node: ast.ClassDef) -> set[str]:
 
 
 def overriding(classes: dict[type, set[str]]) -> Iterator[tuple[type, str, object]]:
-    """(our class, name, theirs) of what a class of ours defines, and a class of another library below it has by the same private name.
+    """(our class, name, theirs) for private names that both a class of ours and its base in another library define.
 
     For a class that is put before the library's, `class SftTrainer(StageTrainer, trl.SFTTrainer)`, the order of such a class counts.
     `theirs` is None where only an instance has the name.
@@ -63,13 +63,13 @@ def overriding(classes: dict[type, set[str]]) -> Iterator[tuple[type, str, objec
 def is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # what it would lie in is not a package
+    except ModuleNotFoundError:  # its parent is not a package
         return False
 
 
 def uses_in(tree: ast.Module, own: set[str]) -> Iterator[str]:
     """The names that a module imports, reads or replaces."""
-    theirs = set()  # what this module calls things of other libraries
+    theirs = set()  # this module's names for objects of other libraries
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             theirs |= {alias.asname or alias.name.partition(".")[0] for alias in node.names if foreign(alias.name)}
@@ -107,7 +107,7 @@ def parsed(source: Path) -> dict[str, ast.Module]:
 
 
 def our_classes(trees: dict[str, ast.Module]) -> dict[type, set[str]]:
-    """Every class that our modules define on top, with the names that it defines."""
+    """Every top-level class of our modules, with the names that it defines."""
     nodes = [(name, node) for name, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)]
     return {getattr(importlib.import_module(name), node.name): defined(node) for name, node in nodes}
 

@@ -18,17 +18,17 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import llmmod.app
 
 SOURCE = Path(llmmod.__file__).parent
-# What only refuses or warns: these modules, and functions of these names with what they call.
+# Checks only refuse or warn: these modules, and functions with these names, with all that they call.
 CHECK_MODULES = re.compile(
     r"(config/validate/(?!__init__)|config/explain|render/(certificate|findings)|data/dataset/certify|(upstream|targets|code_arguments|errors)\.py)"
 )
 CHECK_NAMES = re.compile(r"_?(check|validate|certify|refuse|warn)(_|d\b|$)")
-# Beneath these a row of data is under way: rows become examples, examples a batch, a batch its loss.
+# Below these calls a row of data is processed: rows become examples, examples a batch, a batch a loss.
 ROW = re.compile(r"data/dataset/build\.py:build_dataset|data/.*collators\.py:__call__|trainers/.*:compute_loss")
 
 
 class Walk:
-    """Notes the files as they are entered.
+    """Records the files in the order in which they are entered.
 
     Args:
         command: file -> the lines that were run, outside of checks.
@@ -41,7 +41,7 @@ class Walk:
         self._roles: dict[tuple[str, str], tuple[str, bool, bool] | None] = {}
 
     def role(self, code):
-        """(file, whether it is a check, whether a row is under way beneath it) of a function of ours, None of others."""
+        """(file, whether it is a check, whether it processes a row) for a function of ours, else None."""
         key = (code.co_filename, code.co_name)
         if key not in self._roles:
             ours = code.co_filename.startswith(f"{SOURCE}/")
@@ -51,7 +51,7 @@ class Walk:
         return self._roles[key]
 
     def __call__(self, frame, event, arg):
-        """What `sys.settrace` calls for each call: it returns what is called for each line."""
+        """The function that `sys.settrace` calls for each call; returns the one for each line."""
         own = self.role(frame.f_code)
         if own is None or (frame.f_code.co_name[0] != "<" and not frame.f_code.co_flags & 2):  # not ours, or the body of a class
             return None

@@ -1,4 +1,4 @@
-"""Commands of Python that begin with torch, transformers, trl and peft imported, which takes 6 s of CPU otherwise.
+"""Python commands that start with torch, transformers, trl and peft already imported, which would take 6 s of CPU.
 
 `python_of(socket)` stands where `sys.executable` would: a small client, which asks the server to fork, hands its own streams, directory and
 environment to the fork, passes signals on, and ends as it ends. The server has imported everything and computed nothing.
@@ -19,18 +19,18 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def python_of(place):
-    """The beginning of a command line, as `[sys.executable]` would be."""
+    """The start of a command line, instead of `[sys.executable]`."""
     return [sys.executable, __file__, "client", str(place)]
 
 
 def serve(place):
-    """Import everything, say so, and fork for each client, until stdin ends."""
+    """Import everything, report it, and fork for each client, until stdin ends."""
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     from forks import import_everything
 
     import_everything()
     sys.path.pop()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that look after a fork
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that watch a fork are not waited for
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(place)
         listening.listen()
@@ -44,7 +44,7 @@ def serve(place):
 
 
 def look_after(connection):
-    """Do in a fork what the client asks for; pass its signals on, and end it should the client end before."""
+    """Run the client's command in a fork; forward its signals, and end it if the client ends earlier."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     text, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not text.endswith(b"\0"):
@@ -65,7 +65,7 @@ def look_after(connection):
 
 
 def do(asked, streams):
-    """Be the command that was asked for."""
+    """Run the requested command."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -86,7 +86,7 @@ def do(asked, streams):
 
 
 def ask(place, arguments):
-    """What the client does."""
+    """The client's part."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(place)
         for number in PASSED_ON:

@@ -1,11 +1,11 @@
-"""A tiny model as each way to fine-tune leaves it to a trainer, and as some training might have left it."""
+"""A tiny model as set up by each way to fine-tune, and as a training could have changed it."""
 
 from __future__ import annotations
 
 import torch
 
 WAYS = ("full", "freeze", "lora", "qlora")
-# A tiny random model has little to learn with while its embeddings stay as they are.
+# A tiny random model can learn little with frozen embeddings.
 FREEZE = {"num_layers_trainable": 1, "extra_trainable": ["embed_tokens", "norm"]}
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
@@ -21,7 +21,7 @@ def quantized(model):
 
 
 def prepared(model, way, *, freeze=None, **lora):
-    """The model with what one way to fine-tune trains.
+    """The model set up for one way to fine-tune.
 
     Args:
         freeze: changes of `FREEZE`.
@@ -38,7 +38,7 @@ def prepared(model, way, *, freeze=None, **lora):
 
 
 def adapted(model, **changes):
-    """The model with a new adapter of peft's, the same each time."""
+    """The model with a new adapter of peft, the same each time."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
@@ -46,7 +46,7 @@ def adapted(model, **changes):
 
 
 def moved(model, by=0.02):
-    """Every parameter that is trained a little moved, the same way each time: what a training might have done."""
+    """Change every trained parameter slightly, the same way each time, like a training."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

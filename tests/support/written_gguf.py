@@ -1,4 +1,4 @@
-"""A tiny model as llama.cpp writes one."""
+"""A tiny model in a GGUF file like llama.cpp's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {
 
 
 def paired(weight, heads):
-    """Rows of a query or key projection as llama.cpp has them: the two halves that rotate together, side by side.
+    """Rows of a query or key projection in llama.cpp's order: the two halves that rotate together are adjacent.
 
     After convert_hf_to_gguf.py, LlamaModel.permute.
     """
@@ -22,7 +22,7 @@ def paired(weight, heads):
 
 
 def write_gguf(path, model, tokenizer, pre="smollm"):
-    """A model and a byte-level tokenizer as llama.cpp writes them, in float32."""
+    """Write a model and a byte-level tokenizer like llama.cpp, in float32."""
     config, writer = model.config, gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""Files of rows, where a test stands."""
+"""Files of rows in a test's working directory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 
 def write(rows, name="x.json", **options):
-    """Rows as JSON, or a text as it is, in the working directory; returns the file's name."""
+    """Write rows as JSON, or a text unchanged, to the working directory; returns the file's name."""
     with open(name, "w", encoding="utf-8") as file:
         file.write(rows if isinstance(rows, str) else json.dumps(rows, **options))
     return name

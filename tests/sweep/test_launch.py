@@ -1,4 +1,4 @@
-"""Jobs that are launched in processes of their own: what becomes of the others when one dies, and how the cores are shared."""
+"""Jobs in separate processes: the others if one dies, and how the cores are shared."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""sweep.html: what it says and draws, with few jobs and with many."""
+"""sweep.html: its texts and charts, with few jobs and with many."""
 
 import re
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""Which jobs a command line stands for, and which are left of a sweep that was ended."""
+"""The jobs of a command line, and the remaining jobs of an ended sweep."""
 
 import json
 from functools import partial
@@ -131,7 +131,7 @@ def test_a_sweep_goes_on_with_its_own_arguments(ended):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep.resume=nowhere"], "sweep.resume: no such directory: 'nowhere'"),
+        (["sweep.resume=nowhere"], "sweep.resume: 'nowhere' does not exist"),
         (["sweep.resume=tests"], "'tests' is not a sweep's directory"),
         (["finetune.r=64", "sweep.resume=ENDED"], "finetune.r=64: a resumed sweep keeps its jobs"),
     ],

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, its best job, and what was planned and never ran."""
+"""The table at the end of a sweep, its best job, and planned jobs that never ran."""
 
 import json
 import math

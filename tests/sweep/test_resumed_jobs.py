@@ -1,4 +1,4 @@
-"""Jobs that were killed or interrupted go on from their checkpoints when their sweep goes on, and end as if they had been left alone."""
+"""Killed or interrupted jobs resume from their checkpoints with their sweep, and end like uninterrupted ones."""
 
 import json
 import shutil

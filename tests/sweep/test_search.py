@@ -1,4 +1,4 @@
-"""A search by Optuna, through all that Hydra does, with jobs that take no time; and how a trial is pruned while it trains."""
+"""A search with Optuna, through all of Hydra, with fast jobs; and the pruning of a trial during its training."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Jobs of a sweep in one process share what they load, and come to the same bits as runs that load everything themselves."""
+"""Jobs of a sweep in one process share loaded objects, and give the same bits as runs that load everything themselves."""
 
 import hashlib
 import json

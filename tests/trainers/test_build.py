@@ -1,4 +1,4 @@
-"""llmmod.trainers.build: what no trainer may be made of."""
+"""llmmod.trainers.build: settings that a trainer must refuse."""
 
 from __future__ import annotations
 

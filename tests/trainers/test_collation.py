@@ -1,4 +1,4 @@
-"""llmmod.trainers.collation: which collator a training gets; and that rows of several examples train what padded batches do."""
+"""llmmod.trainers.collation: the collator of a training; and that packed rows train the same as padded batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of an engine as the libraries take them, and the launcher with processes of our own."""
+"""The settings of an engine in the libraries' form, and the launcher with our own processes."""
 
 from __future__ import annotations
 

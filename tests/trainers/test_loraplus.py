@@ -1,4 +1,4 @@
-"""LoRA+: each matrix's learning rate, and that it is the rate with which it moves."""
+"""LoRA+: each matrix's learning rate, and that its weights change at this rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference is what the policy was: a frozen copy says the same, whichever way it is kept."""
+"""The reference is the initial policy: a frozen copy gives the same values, for every way to keep it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.reference: numbers beside a dataset."""
+"""llmmod.trainers.reference: log-probabilities stored with a dataset."""
 
 from __future__ import annotations
 

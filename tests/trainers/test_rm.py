@@ -1,4 +1,4 @@
-"""llmmod.trainers.rm: trl's loss from shared rows, evaluation against a naive loop, nothing kept, and resuming to the bit."""
+"""llmmod.trainers.rm: trl's loss from shared rows, evaluation against a naive loop, little memory, and resuming to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An epoch's order is the same whatever was drawn before, and another in the next epoch."""
+"""An epoch's order doesn't depend on earlier random numbers, and differs in the next epoch."""
 
 from __future__ import annotations
 

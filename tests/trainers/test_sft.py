@@ -1,4 +1,4 @@
-"""llmmod.trainers.sft: which positions reach the head, and evaluation against a naive loop in double precision."""
+"""llmmod.trainers.sft: the positions that reach the head, and evaluation against a naive loop in double precision."""
 
 from __future__ import annotations
 

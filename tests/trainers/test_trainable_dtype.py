@@ -1,4 +1,4 @@
-"""On weights of 16 bits what is trained changes as it does on the same weights in float32, at a rate at which 16 bits would lose it."""
+"""Trained weights of 16 bits change like the same weights in float32, at a rate at which 16 bits would lose the change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters on quantized weights are trained in float32, as they are on others: no trainer rounds them."""
+"""Adapters on quantized weights are trained in float32, like others: trainers don't round them."""
 
 from __future__ import annotations
 

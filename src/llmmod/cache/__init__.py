@@ -1,1 +1,1 @@
-"""What is kept between runs, under a key made of the content that decides it."""
+"""Results that are kept between runs, under a key computed from the content of all inputs."""

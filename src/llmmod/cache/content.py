@@ -1,7 +1,7 @@
-"""What identifies the input of a result: content, never a name or a date.
+"""Identities of a result's inputs: by content, never by name or date.
 
-Two files, functions, tokenizers or renders with the same identity give the same result. A file's date can lie (`cp -p` keeps it, and two
-writes can share one), so files are read to the end each time: a gigabyte takes a second, and tokenizing it takes ten minutes.
+Two files, functions, tokenizers or renders with the same identity give the same result. A file's date isn't reliable (`cp -p` keeps it, and
+two writes can have the same one), so files are read completely each time: a gigabyte takes a second, and tokenizing it takes ten minutes.
 
 A user's code is identified by the source of a module and of every module that it imports and that is not part of an installed package. It
 is read from the disk: loaded code shows neither an import inside a function nor a constant taken from another module.
@@ -26,19 +26,19 @@ from llmmod.upstream import installed
 
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _PACKAGE = Path(__file__).parents[1]
-CODE = (_PACKAGE / "data", _PACKAGE / "render")  # what decides how rows become tokens
+CODE = (_PACKAGE / "data", _PACKAGE / "render")  # the code that turns rows into tokens
 _LIBRARIES = ("tokenizers", "transformers", "sentencepiece", "tiktoken", "jinja2", "pyarrow")
 
 
 class NoIdentityError(Exception):
-    """Something that has no identity: a later run couldn't tell whether it is still the same. The message says why."""
+    """An input can't be identified, so a later run can't know whether it is still the same. The message says why."""
 
 
 def digest(value: Any) -> str:
     """32 hex digits of a JSON value, whatever the order of its keys.
 
     Raises:
-        NoIdentityError: it holds what JSON can't.
+        NoIdentityError: a part of it is not JSON.
     """
     try:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False)
@@ -60,10 +60,10 @@ def file_digest(path: Path) -> str:
 
 
 def render_identity(render: Any) -> Any:
-    """What one of our renders says of itself.
+    """The state of one of our renders.
 
     Raises:
-        NoIdentityError: a render of the user's own.
+        NoIdentityError: it is a user's own render.
     """
     kind = type(render)
     if not kind.__module__.startswith("llmmod.render."):
@@ -72,23 +72,23 @@ def render_identity(render: Any) -> Any:
 
 
 def tokenizer_identity(tokenizer: Any) -> Any:
-    """A tokenizer's whole state: the Rust one as it serialises itself, or all files that a slow one saves; and its class.
+    """A tokenizer's whole state: a fast one serialized, or all files that a slow one saves; and its class.
 
     Raises:
-        NoIdentityError: a slow one that can't be saved.
+        NoIdentityError: it is slow, and can't be saved.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
     if backend is None:
         state: Any = _saved_files(tokenizer)
     else:
-        # The last call sets truncation and padding; encoding here takes neither.
+        # Truncation and padding are left from the last call; encoding here doesn't use them.
         state = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
-    classes = {}  # and of those that came with a checkpoint or are the user's, the source
+    classes = {}  # with the source of a checkpoint's own and of the user's classes
     for cls in type(tokenizer).__mro__[:-1]:
         try:
             file = Path(inspect.getfile(cls))
-        except (OSError, TypeError):  # builtin, or made in a session
+        except (OSError, TypeError):  # builtin, or defined interactively
             file = None
         classes[f"{cls.__module__}.{cls.__qualname__}"] = file_digest(file) if file and _is_own(cls.__module__, file) else ""
     return {"state": digest(state), "special": special, "ids": sorted(tokenizer.all_special_ids), "class": classes}
@@ -98,22 +98,22 @@ def _saved_files(tokenizer: Any) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         try:
             tokenizer.save_pretrained(directory)
-        except Exception as error:  # code that came with a checkpoint may fail in any way
+        except Exception as error:  # a checkpoint's own code may fail in any way
             raise NoIdentityError(f"the tokenizer can't be saved: {error}") from error
         return {path.name: file_digest(path) for path in sorted(Path(directory).rglob("*")) if path.is_file()}
 
 
 def code_identity() -> Any:
-    """The code that makes tokens of rows: ours by its source, libraries by their versions."""
+    """The code that turns rows into tokens: ours by its source, libraries by their versions."""
     files = {str(path.relative_to(folder.parent)): file_digest(path) for folder in CODE for path in sorted(folder.rglob("*.py"))}
     return {"files": files, "libraries": {name: installed(name) or "" for name in _LIBRARIES}}
 
 
 def format_identity(asked: Any) -> Any:
-    """A format of the user's: a function with its arguments, and the source of every module of theirs that it reaches.
+    """A user's own format: a function with its arguments, and the source of every module of the user that it imports.
 
     Raises:
-        NoIdentityError: a function that no configuration names.
+        NoIdentityError: the function isn't from a configuration.
     """
     if not isinstance(asked, Mapping):
         raise NoIdentityError("the format is a function that was given from Python")
@@ -121,10 +121,10 @@ def format_identity(asked: Any) -> Any:
 
 
 def source_identity(node: Any) -> list[dict[str, str]]:
-    """The source of what a configuration's `_target_`s name, unless it is ours: of modules, and of the user's own that those reach.
+    """The source of the modules that a configuration's `_target_`s name, and of the user's modules that they import; llmmod's left out.
 
     Raises:
-        NoIdentityError: one whose source can't be found.
+        NoIdentityError: the source of one can't be found.
     """
     found = []
     for name in _targets(node):
@@ -149,10 +149,10 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def source_files(module: str) -> dict[str, Path]:
-    """Module -> file, of a module and of the user's own that it reaches; empty where it has no file.
+    """Module -> file, for a module and the user's modules that it imports; empty if it doesn't have a file.
 
     Args:
-        module: dotted; looked for beside the working directory too.
+        module: dotted; also searched in the working directory.
     """
     found: dict[str, Path] = {}
     waiting = [module]
@@ -174,7 +174,7 @@ def _is_own(module: str, file: Path) -> bool:
 
 
 def _imported(module: str, file: Path) -> Iterator[str]:
-    """Names that a module's import statements may mean; what is imported from a module may be one itself."""
+    """Names of modules in a module's import statements; a name imported from a module may be a module too."""
     package = module.split(".") if file.stem == "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
@@ -187,6 +187,6 @@ def _imported(module: str, file: Path) -> Iterator[str]:
 
 
 def _with_parents(module: str) -> list[str]:
-    """A module and the packages that it lies in, whose __init__ runs with it."""
+    """A module and its parent packages, whose __init__ runs with it."""
     parts = module.split(".")
     return [".".join(parts[: depth + 1]) for depth in range(len(parts))]

@@ -1,11 +1,11 @@
-"""Directories under one key each, written once: a reader sees a whole one or none, and all of them stay below a limit.
+"""Directories, each under a key and written once: a reader sees a complete one or none, and their total size stays below a limit.
 
 A directory is written under a temporary name, with a manifest of its files' digests last, and renamed. So two processes at once, or a
-killed one, leave nothing torn; damage done afterwards shows in the digests, and the directory is written again.
+killed one, don't leave a partial directory. The digests show later damage, and the directory is then written again.
 
-Above the limit, what was used longest ago goes. A process holds a shared lock on `<key>.use` beside each directory that it uses until it
-ends, however it ends; the time of that file is that of the last use. Whoever gets the lock alone may take the directory away. Where the
-file system has no locks nobody can know what is in use, so nothing is taken away there.
+Above the limit, the least recently used directories are removed. A process holds a shared lock on `<key>.use` next to each directory that
+it uses, until it ends; the time of that file is the time of the last use. A process that gets the exclusive lock may remove the directory.
+On a file system without locks, it is unknown which directories are in use, so none are removed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from llmmod.cache.content import NoIdentityError, file_digest
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT = "LLMMOD_CACHE"  # a directory, instead of the usual one
+ENVIRONMENT = "LLMMOD_CACHE"  # environment variable: a directory instead of the default
 MANIFEST = "manifest.json"
 USE = ".use"
-ABANDONED_S = 86_400.0  # a temporary directory untouched for so long has lost its writer
+ABANDONED_S = 86_400.0  # the writer of a temporary directory that is older than this is assumed dead
 _TEMPORARY = ".tmp"
-_in_use: dict[tuple[int, Path], int] = {}  # -> an open file, for as long as the process lives; a fork inherits it, but not its lock
+_in_use: dict[tuple[int, Path], int] = {}  # -> a file that stays open as long as the process lives; a fork inherits it, but not its lock
 
 
 def cache_directory(hub_cache_dir: str | None) -> Path:
-    """Where examples are kept: $LLMMOD_CACHE, else `llmmod` in `hub.cache_dir`, else ~/.cache/llmmod."""
+    """The directory of cached examples: $LLMMOD_CACHE, else `llmmod` in `hub.cache_dir`, else ~/.cache/llmmod."""
     if given := os.environ.get(ENVIRONMENT):
         return Path(given).expanduser()
     return (Path(hub_cache_dir).expanduser() if hub_cache_dir else Path.home() / ".cache") / "llmmod"
@@ -44,25 +44,25 @@ class Cache:
     """Directories by key.
 
     Args:
-        directory: holds them; made when the first is written.
-        max_bytes: that they may take; whenever one is written, those that were used longest ago and aren't in use go. None: without limit.
+        directory: their parent; created with the first.
+        max_bytes: their total size; after each write, the least recently used ones that aren't in use are removed. None: unlimited.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int | None = None) -> None:
         self.directory, self.max_bytes = directory, max_bytes
 
     def get(self, key: str, write: Callable[[Path], bool]) -> tuple[Path, bool]:
-        """The directory of a key, and whether it was there already; it stays there as long as this process lives.
+        """The directory of a key, and whether it existed already; it is kept as long as this process lives.
 
         Args:
             key: letters and digits.
-            write: fills an empty directory; false: what it wrote is not to be found again.
+            write: fills an empty directory; if it returns false, the directory is not cached.
 
         Raises:
-            OSError: nothing can be written there.
+            OSError: the directory can't be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        # One process at a time writes a key, where the file system can: the others wait, and find it written.
+        # If the file system has locks, one process at a time writes a key; the others wait and then find it.
         with (self.directory / f"{key}.lock").open("a") as file:
             _lock_to_write(file, key)
             mark_in_use(self.directory / key)
@@ -83,7 +83,7 @@ class Cache:
         return place, False
 
     def _put(self, made: Path, key: str) -> Path:
-        """Give a directory its name, with a manifest in it."""
+        """Write a directory's manifest, and rename it to its final name."""
         digests = {path.name: file_digest(path) for path in sorted(made.iterdir())}
         (made / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
         try:
@@ -91,11 +91,11 @@ class Cache:
         except OSError:
             if not self._is_whole(key):
                 raise
-            shutil.rmtree(made, ignore_errors=True)  # there was no lock, and another process was quicker
+            shutil.rmtree(made, ignore_errors=True)  # without locks, another process was faster
         return self.directory / key
 
     def _is_whole(self, key: str) -> bool:
-        """Whether there is a directory for a key with nothing missing or damaged; a damaged one is taken away."""
+        """Whether a key's directory exists and is complete; a damaged one is removed."""
         place = self.directory / key
         if not place.is_dir():
             return False
@@ -103,12 +103,12 @@ class Cache:
             digests = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             if all(file_digest(place / name) == expected for name, expected in digests.items()):
                 return True
-        log.warning("%s is damaged, and made again", place)
+        log.warning("%s is damaged; it is written again", place)
         shutil.rmtree(place, ignore_errors=True)
         return False
 
     def _sweep(self) -> None:
-        """Take away what killed writers have left."""
+        """Remove temporary directories of killed writers."""
         for path in self.directory.glob(f"*{_TEMPORARY}"):
             with suppress(OSError):
                 if time.time() - max(entry.stat().st_mtime for entry in (path, *path.iterdir())) > ABANDONED_S:
@@ -116,7 +116,7 @@ class Cache:
 
 
 def mark_in_use(place: Path) -> None:
-    """Say that this process uses a directory from now on, whether it is there yet or not; waits where it is being taken away."""
+    """Mark a directory as used by this process from now on, whether it exists yet or not; waits while it is being removed."""
     own = os.getpid(), place.resolve()
     if own not in _in_use:
         file = os.open(_use_file(place), os.O_RDWR | os.O_CREAT, 0o666)
@@ -126,17 +126,17 @@ def mark_in_use(place: Path) -> None:
 
 
 def shrink(directory: Path, max_bytes: int, *, manifest: str) -> list[Path]:
-    """What was taken away so that the directories in one take no more than `max_bytes`, or as little above it as what is in use allows.
+    """Remove the least recently used directories until the rest fit in `max_bytes`; those in use stay. Returns the removed ones.
 
     Args:
-        directory: holds them.
-        max_bytes: of all files in them.
-        manifest: a file that each of them has, so that nothing else is looked at.
+        directory: their parent.
+        max_bytes: for all of their files.
+        manifest: a file that each of them has; other directories are ignored.
     """
     entries = []  # time of the last use, in seconds since 1970; bytes; directory
     for place in (path.parent for path in directory.glob(f"*/{manifest}")):
         size, used = 0, 0.0
-        with suppress(OSError):  # another process has taken it away meanwhile
+        with suppress(OSError):  # another process has removed it meanwhile
             used = (_use_file(place) if _use_file(place).exists() else place).stat().st_mtime
             size = sum(file.stat().st_size for file in place.iterdir())
         entries.append((used, size, place))
@@ -148,17 +148,17 @@ def shrink(directory: Path, max_bytes: int, *, manifest: str) -> list[Path]:
             total -= size
             gone.append(place)
     if gone:
-        log.info("%d datasets' examples, used longest ago, were taken out of %s to keep it below its limit", len(gone), directory)
+        log.info("removed the examples of %d datasets, the least recently used, from %s to stay below its limit", len(gone), directory)
     return gone
 
 
 def _take_away(place: Path) -> bool:
-    """Whether a directory was taken away, which no process was using."""
+    """Remove a directory unless a process uses it; returns whether it was removed."""
     if (os.getpid(), place.resolve()) in _in_use:
         return False  # a process's own locks don't stop it
     with suppress(OSError), _use_file(place).open("a+", encoding="ascii") as file:
         if _lock_file(file.fileno(), alone=True):
-            doomed = place.with_name(f"{place.name}-gone{os.getpid()}.tmp")  # a name that is swept, should this process be killed now
+            doomed = place.with_name(f"{place.name}-gone{os.getpid()}.tmp")  # a name that `_sweep` removes if this process is killed now
             place.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
             return True
@@ -170,10 +170,10 @@ def _use_file(place: Path) -> Path:
 
 
 def _lock_file(file: int, *, alone: bool) -> bool:
-    """Whether a lock was had: a shared one, waited for; or one alone, if it can be had at once. It goes with the process or the file.
+    """Whether a lock was acquired: a shared one, waiting for it, or with `alone` an exclusive one, without waiting.
 
-    POSIX's kind, which a process's children don't inherit; it also goes when any other handle of the same file is closed, so each process
-    opens each file once.
+    It is a POSIX lock: it ends with the process, children don't inherit it, and closing any other handle of the same file releases it too,
+    so each process opens each file once.
     """
     try:
         import fcntl
@@ -185,17 +185,17 @@ def _lock_file(file: int, *, alone: bool) -> bool:
 
 
 def _lock_to_write(file: IO[str], key: str) -> None:
-    """Wait for the lock on a file, which goes with the process that holds it, however it ends.
+    """Wait for the lock on a file; it ends with the process that holds it in every case.
 
-    The kind of lock that POSIX gives to a process: worker processes inherit the other, `flock`, and may outlive a killed one.
+    It is a POSIX lock of a process: worker processes would inherit the other kind, `flock`, and may outlive a killed process.
     """
     try:
         import fcntl
-    except ImportError:  # Windows; the rename alone then keeps directories whole
+    except ImportError:  # Windows; there only the rename keeps directories complete
         return
     with suppress(OSError):  # a file system without locks
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process is making the same examples (%s); waiting for it", key)
+            log.info("another process is writing the same examples (%s); waiting for it", key)
             fcntl.lockf(file, fcntl.LOCK_EX)

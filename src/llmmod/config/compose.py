@@ -187,7 +187,7 @@ def to_root(config: DictConfig) -> Root:
         ConfigError: naming each key that isn't set, each interpolation that fails, and each argument that would run code.
     """
     plain, problems = resolved(config)
-    problems += check_code_arguments(plain)  # also of what only Hydra knew, and of what its sweeper added
+    problems += check_code_arguments(plain)  # also for values from Hydra and its sweeper
     if problems:
         raise ConfigError(problems)
     try:
@@ -195,5 +195,5 @@ def to_root(config: DictConfig) -> Root:
     except OmegaConfBaseException as error:
         raise ConfigError(Problem(str(error.full_key or "config"), str(error.msg or error).splitlines()[0])) from error
     if not isinstance(root, Root):
-        raise ConfigError(Problem("config", "was not composed by llmmod", do="Make it with llmmod.compose([…])"))
+        raise ConfigError(Problem("config", "was not composed by llmmod", do="Create it with llmmod.compose([…])"))
     return root

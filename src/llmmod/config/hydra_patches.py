@@ -1,26 +1,26 @@
-"""Hydra 1.3.8 and OmegaConf 2.3.1, faster where a command line waits for them, and kinder to a key that is null.
+"""Patches of Hydra 1.3.8 and OmegaConf 2.3.1: faster command lines, and mappings in the place of null.
 
-Composing and listing options repeat much work. Each patch returns what the original returns; tests/config/test_hydra_patches.py compares
+Composing and listing options repeat much work. Each patch returns the same as the original; tests/config/test_hydra_patches.py compares
 them. CPU time on two cores, Python 3.11, this project's configuration:
 
 - `CachingConfigRepository` copies the repository deeply, and with it the ConfigStore, a singleton that does not change meanwhile:
-  `--help` 2.6 s -> 0.60 s (together with schemas that are made on demand, see register.py), composing 0.03 s less.
-- `get_group_options` makes such a repository for each of the 116 groups that `--help` lists, and for each word that a shell completes,
+  `--help` 2.6 s -> 0.60 s (with schemas created on demand, see register.py), composing 0.03 s less.
+- `get_group_options` creates such a repository for each of the 116 groups that `--help` lists, and for each word that a shell completes,
   although there are no overrides that could change the search path; and `--help` asks for most groups three times: 0.07 s less.
-- `_create_interpolation_map` makes an OmegaConf tree of all choices for each file with a defaults list, although only an interpolation
-  in the list reads it: composing 0.03 s less.
+- `_create_interpolation_map` creates an OmegaConf tree of all choices for each file with a defaults list, although only an interpolation
+  in the list needs it: composing 0.03 s less.
 - `_re_parent` walks the whole tree after each of the 35 merges, with a subclass check at each step: composing 0.037 s less.
-- `get_yaml_loader` makes PyYAML's loader in Python for each file; libyaml's reads the same: composing 0.014 s less.
-- `Metadata` has no `__deepcopy__`, so that each copied node goes through `copy._reconstruct`: composing 0.01 s less.
-- A dataclass's node takes the node of each field by `__setitem__`, which copies, validates and wraps it again: 0.058 s for the 600 fields
-  of the options that a composition chooses, else 0.027 s, and half of 0.02 s for the parts of the root that they fill.
-- `get_help` writes the whole configuration as YAML, which our template does not show: `--help` 0.012 s less.
+- `get_yaml_loader` creates PyYAML's Python loader for each file; libyaml's reads the same: composing 0.014 s less.
+- `Metadata` doesn't have `__deepcopy__`, so each copied node uses `copy._reconstruct`: composing 0.01 s less.
+- A dataclass's node sets the node of each field with `__setitem__`, which copies, validates and wraps it again: 0.058 s for the 600 fields
+  of the options that a composition chooses, instead of 0.027 s, and half of 0.02 s for the parts of the root that they fill.
+- `get_help` writes the whole configuration as YAML, which our template doesn't show: `--help` 0.012 s less.
 
-`key={a: 1}` and `+key.a=1` where the key is null fail in OmegaConf 2.3.1, since it merges into what isn't there. Many fields of the
-trainers' and peft's classes are mappings that are null until they are given, e.g. `finetune.eva_config`; a file sets them without
-trouble. `steps.rm.model.from_step=sft` goes the same way, since it says all there is to say of that model.
+`key={a: 1}` and `+key.a=1` fail in OmegaConf 2.3.1 if the key is null. Many fields of the trainers' and peft's classes are mappings that
+are null by default, e.g. `finetune.eva_config`; a file can set them. `steps.rm.model.from_step=sft` is set in the same way, since such a
+model doesn't have other keys.
 
-Other versions run without the patches, which may go when Hydra and OmegaConf no longer need them.
+Other versions run without the patches, which can be removed once Hydra and OmegaConf no longer need them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _apply = ConfigLoaderImpl._apply_overrides_to_config
 
 
 def patch_hydra() -> None:
-    """Replace them; a second call changes nothing."""
+    """Apply the patches; a second call doesn't do anything."""
     if (hydra.__version__, omegaconf.__version__) != ("1.3.8", "2.3.1"):
         return
     ConfigStore.instance().__dict__["__deepcopy__"] = _the_store
@@ -71,12 +71,12 @@ def patch_hydra() -> None:
 
 
 def _the_store(memo: dict[int, Any]) -> ConfigStore:
-    """The singleton, for a copy of what refers to it; `ConfigStore.load` still copies each node that it hands out."""
+    """The singleton itself instead of a copy; `ConfigStore.load` still copies each node that it returns."""
     return ConfigStore.instance()
 
 
 def _interpolation_map_if_needed(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
-    """Hydra's map where an entry of the defaults list has an interpolation, else an empty one, which nobody reads."""
+    """Hydra's map if an entry of the defaults list has an interpolation, else an empty one, which isn't read."""
     if any(default.is_interpolation() for default in defaults):
         return _interpolation_map(overrides, defaults, self_added)
     return DictConfig({})
@@ -89,7 +89,7 @@ def _group_options_of_repository(
     config_name: str | None = None,
     overrides: list[str] | None = None,
 ) -> list[str]:
-    """A group's options from the loader's own repository, where nothing asks for another search path."""
+    """A group's options from the loader's own repository, if another search path isn't requested."""
     if config_name is None and not overrides:
         options: dict[Any, list[str]] = loader.repository.__dict__.setdefault("_options", {})
         if (group_name, results_filter) not in options:
@@ -105,7 +105,7 @@ def _yaml_loader() -> type:
 
 
 def _copy_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
-    """A node's metadata with flags and resolved values of its own; the rest are types, which a deep copy shares too."""
+    """A copy of a node's metadata with its own flags and resolved values; the rest are types, which a deep copy shares too."""
     copied: Metadata = object.__new__(type(metadata))
     copied.__dict__.update(metadata.__dict__)
     copied.flags = None if metadata.flags is None else dict(metadata.flags)
@@ -114,7 +114,7 @@ def _copy_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
 
 
 def _children_know_parent(box: Box) -> None:
-    """Set the parent of every node below, and forget the flags that it has inherited from another."""
+    """Set the parent of every node below, and clear the flags inherited from another."""
     content = box.__dict__["_content"]
     children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else [content]
     for child in children:
@@ -126,7 +126,7 @@ def _children_know_parent(box: Box) -> None:
 
 
 def _set_value_or_schema(node: DictConfig, value: Any, flags: dict[str, bool] | None = None) -> None:
-    """Give a node the fields of a dataclass as they were made for it; any other value as OmegaConf does."""
+    """Set a node to a dataclass's fields without copying them; any other value as in OmegaConf."""
     if not is_structured_config(value) or node._metadata.element_type is not Any or node._metadata.key_type is not Any:
         _set_value(node, value, flags)
         return
@@ -141,13 +141,13 @@ def _set_value_or_schema(node: DictConfig, value: Any, flags: dict[str, bool] | 
 
 
 def _help_without_unshown_values(hydra: Hydra, help_cfg: DictConfig, cfg: DictConfig, args_parser: ArgumentParser, resolve: bool) -> str:
-    """The text of `--help`; the configuration is written out where the template shows it."""
+    """The text of `--help`; the configuration is only written if the template shows it."""
     shown = "CONFIG" in Template(help_cfg.template).get_identifiers()
     return _get_help(hydra, help_cfg, cfg if shown else DictConfig({}), args_parser, resolve)
 
 
 def patch_null_mappings() -> None:
-    """Let Hydra apply such overrides; a second call changes nothing."""
+    """Make Hydra apply overrides of null mappings; a second call doesn't do anything."""
     if omegaconf.__version__ == "2.3.1":
         ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply_to_null_too)  # type: ignore[method-assign]
 
@@ -168,7 +168,7 @@ def _apply_to_null_too(overrides: list[Override], cfg: DictConfig) -> None:
 
 
 def _fill(cfg: DictConfig, key: str, value: dict[Any, Any]) -> None:
-    """Put a mapping where there is null, typed where the place is."""
+    """Replace null by a mapping, typed if the field is."""
     holder, _, name = key.rpartition(".")
     parent: Any = OmegaConf.select(cfg, holder) if holder else cfg
     schema = parent._get_node(name)._metadata.ref_type
@@ -178,7 +178,7 @@ def _fill(cfg: DictConfig, key: str, value: dict[Any, Any]) -> None:
 
 
 def _is_null_mapping(key: str, cfg: DictConfig, *, typed: bool = True) -> bool:
-    """Whether a key that may hold a mapping is null; `typed`: one with the keys of a dataclass too."""
+    """Whether a key that may be a mapping is null; `typed`: including mappings with a dataclass's keys."""
     holder, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, holder, throw_on_missing=False) if holder else cfg
     node = parent._get_node(name, validate_access=False) if isinstance(parent, DictConfig) and not parent._is_none() else None

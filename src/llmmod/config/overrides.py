@@ -39,14 +39,14 @@ from llmmod.config.wording import conf_directory, nearest_or_all, part_of, shown
 from llmmod.errors import Problem
 from llmmod.targets import allowed_prefixes, within
 
-# What Hydra and OmegaConf raise for what a user typed; asserts and ValueErrors among it, e.g. for a key below null, or `model=null`.
+# Errors of Hydra and OmegaConf for a user's input, including asserts and ValueErrors, e.g. for a key below null, or `model=null`.
 REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError)
 
-# What Hydra composed in this process, pickled, about 60 kB each. The jobs of a sweep mostly choose the same options.
+# Hydra's compositions in this process, pickled, about 60 kB each. The jobs of a sweep mostly choose the same options.
 _COMPOSITIONS: dict[Hashable, bytes] = {}
 _MOST_COMPOSITIONS = 100
-# Environment variables by which a process tells another one something that is not composed.
-_EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launchers that packages of their own bring
+_EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launchers with their own packages
+# Environment variables between processes of llmmod, which don't affect composing.
 _NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_RESUMES")
 
 
@@ -66,7 +66,7 @@ def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Prob
             do = f"Add -m for a sweep, or write [{values}] for a list"
             unread[position] = Problem(override.key_or_group, f"several values: {values}", do=do)
         elif not override.key_or_group:
-            unread[position] = Problem(text, "names no key", do="Write key=value or group=option")
+            unread[position] = Problem(text, "doesn't name a key", do="Write key=value or group=option")
         else:
             parsed[position] = override
     return parsed, unread
@@ -122,7 +122,7 @@ class Composition:
         return list(dict.fromkeys(key for key in found if not key.startswith("hydra.")))
 
     def typed_true(self) -> list[str]:
-        """The keys that the applied overrides set to true, in so many words."""
+        """The keys that the applied overrides set literally to true."""
         leaves = [leaf for o in self._applied for leaf in _valued(o.key_or_group, o.value())]
         return [key for key, value in leaves if value is True]
 
@@ -176,7 +176,7 @@ class Composition:
     def _composed(self, lines: list[str]) -> DictConfig:
         """Hydra's composition of these options, from a cache if nothing has changed: a copy takes 3 ms instead of 100."""
         elsewhere = self._config_name != "config" or any(line.startswith("hydra.searchpath") for line in lines)
-        # Schemas take defaults from there, though not from what a run notes there of itself.
+        # Defaults of schemas depend on the environment, but not on variables that a run itself sets.
         ours = tuple(sorted(item for item in os.environ.items() if item[0].startswith("LLMMOD_") and item[0] not in _NOTES))
         files = _files([conf_directory(), *self._directories])
         key = None if elsewhere else (tuple(lines), ours, files, _stored(ConfigStore.instance().repo))
@@ -227,7 +227,7 @@ def in_groups(key: str, groups: Collection[str]) -> bool:
 
 def check_directories(found: Sequence[Path]) -> list[Problem]:
     """A problem for each missing directory, and for each file with a shipped option's name: Hydra would read the shipped one."""
-    problems = [Problem(str(directory), "no such directory, to look for options in") for directory in found if not directory.is_dir()]
+    problems = [Problem(str(directory), "this directory of options does not exist") for directory in found if not directory.is_dir()]
     for directory in found:
         for file in sorted(directory.rglob("*.yaml")):
             shipped = conf_directory() / file.relative_to(directory)

@@ -1,6 +1,6 @@
 """Every schema in Hydra's ConfigStore, in the group `schema`, from which each YAML option starts.
 
-The store holds names of classes: a schema's module is imported, and its node made, when a configuration asks for it.
+The store has names of classes: a schema's module is imported, and its node created, when a configuration needs it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _list_groups = ConfigLoaderImpl.list_groups
 
 
 def register_schemas() -> None:
-    """Store each schema; a second call changes nothing."""
+    """Store each schema; a second call doesn't do anything."""
     OmegaConf.register_new_resolver("started", started, replace=True)
     OmegaConf.register_new_resolver("product", _product, replace=True)
     patch_hydra()
@@ -64,17 +64,17 @@ def register_schemas() -> None:
 
 
 def _groups_to_choose_from(loader: ConfigLoaderImpl, parent_name: str) -> list[str]:
-    """The groups that `--help` lists (Hydra 1.3.8 asks nowhere else): not the schemas, which no user chooses."""
+    """The groups that `--help` lists (the only call in Hydra 1.3.8), without the schemas, which users don't choose."""
     return [name for name in _list_groups(loader, parent_name) if parent_name or name != "schema"]
 
 
 def _product(*numbers: float) -> float:
-    """What numbers multiply to, to 12 digits: a tenth of 0.003 is 0.0003."""
+    """The product of numbers, to 12 digits: a tenth of 0.003 is 0.0003."""
     return float(f"{math.prod(numbers):.12g}")
 
 
 def schema_class(path: str) -> type | None:
-    """The dataclass stored under a path such as `schema/finetune/lora`; None where llmmod has none there."""
+    """The dataclass stored under a path such as `schema/finetune/lora`, or None."""
     if path not in SCHEMAS:
         return None
     module, _, name = SCHEMAS[path].rpartition(".")
@@ -83,7 +83,7 @@ def schema_class(path: str) -> type | None:
 
 
 class _Schema:
-    """Stands for a schema's node until the store hands it out, which it does by copying it deeply (hydra.core.config_store, 1.3.8)."""
+    """A placeholder for a schema's node until the store returns a deep copy of it (hydra.core.config_store, 1.3.8)."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,7 +1,7 @@
-"""Examples of different lengths to one batch: flattened into one row, or padded to one length.
+"""Collators for examples of different lengths: flattened into one row, or padded to one length.
 
-What is padding, the mask says and not the token: where pad and eos are the same token, as in many base models, the real eos keeps its label
-and its attention (TRL issues 1623 and 2059 are about collators that mask it).
+The mask marks padding, not the token: if pad and eos are the same token, as in many base models, the real eos keeps its label and its
+attention (TRL issues 1623 and 2059 are about collators that mask it).
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch.nn.functional import pad
 
 from llmmod.render.encode import IGNORED
 
-_BOUNDARIES = 64  # their number in a row of fixed length is a multiple of this
+_BOUNDARIES = 64  # the number of boundaries in a row of fixed length is a multiple of this
 
 
 class FlatteningCollator:
-    """Puts all examples of a batch into one row, so that nothing is padding; for models that keep them apart (`attention.varlen`).
+    """Puts all examples of a batch into one row, without padding; for models that keep them apart (`attention.varlen`).
 
-    An example may be a packed row: its `seq_lengths` say how many tokens each of the examples in it has.
+    An example may be a packed row: its `seq_lengths` are the lengths of its examples, in tokens.
 
     Args:
-        tokenizer: not needed; every collator is given it.
-        length: tokens of a batch of packed rows. torch.compile compiles anew for every shape, so each row is filled up with an example of
-            padding, and with empty examples to a fixed number of boundaries. None: as many tokens as the examples have.
+        tokenizer: not used; every collator gets it.
+        length: tokens of a batch of packed rows. torch.compile compiles again for every shape, so each row is filled with an example of
+            padding, and with empty examples up to a fixed number of boundaries. None: as many tokens as the examples have.
     """
 
     def __init__(self, tokenizer: Any = None, length: int | None = None) -> None:
         self.length = length
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `labels` and `position_ids`, int64 [1, tokens], and where each example begins and the last one ends.
+        """`input_ids`, `labels` and `position_ids`, int64 [1, tokens], and the boundaries of the examples.
 
         Returns:
-            `position_ids` begin anew with each example. The boundaries are those of `segment_boundaries`, one more than examples. No
-            `attention_mask`: one of ones would switch transformers' own detection of such rows off. The first token of an example has no
-            label, as nothing of its own example comes before it.
+            `position_ids` restart with each example. The boundaries are those of `segment_boundaries`, one more than examples. An
+            `attention_mask` is left out: a mask of ones would turn off transformers' own detection of such rows. The first token of an
+            example doesn't have a label, since it doesn't have a token of the same example before it.
         """
         lengths = [length for example in examples for length in example.get("seq_lengths") or [len(example["input_ids"])]]
         ids, labels = (
@@ -59,16 +59,16 @@ class FlatteningCollator:
 
 
 def segment_boundaries(lengths: Sequence[int], keys: Sequence[int] | None = None) -> dict[str, Any]:
-    """Where the segments of a row begin and where the last one ends, under the names that transformers' attention functions have for it.
+    """The boundaries of a row's segments, named as in transformers' attention functions.
 
     Args:
-        lengths: tokens of each.
-        keys: tokens that each sees; None: its own.
+        lengths: tokens of each segment.
+        keys: tokens that each segment attends to; None: its own.
 
     Returns:
         `cu_seq_lens_q`, `cu_seq_lens_k`, int32 [segments + 1]; `max_length_q`, `max_length_k`, the largest of each. `segment_lengths` has
-        `lengths` and `keys` again, as lists: the tensors go to an accelerator, and to read them there would halt it in each layer. Its
-        `masks` are empty, for the attention to keep what the layers share; they go with the batch.
+        `lengths` and `keys` again, as lists: the tensors are moved to an accelerator, and reading them there would stall it in each layer.
+        Its `masks` are empty; the attention stores masks there that the layers share.
     """
     boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     return {
@@ -84,8 +84,8 @@ class PaddingCollator:
     """Pads to the longest example of a batch, on the right.
 
     Args:
-        tokenizer: whose pad token fills up; eos, or else 0, where it has none.
-        pad_to_multiple_of: lengths are rounded up to a multiple of this many tokens; None: they aren't.
+        tokenizer: its pad token is the padding; without one, eos, or else 0.
+        pad_to_multiple_of: lengths are rounded up to a multiple of this number of tokens; None: they aren't.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
@@ -102,7 +102,7 @@ class PaddingCollator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def with_prompts(self, prompts: Iterable[Sequence[int]], answers: Iterable[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Answers, each behind its prompt.
+        """A batch of answers, each after its prompt.
 
         Args:
             prompts: ids, one for each answer.
@@ -118,12 +118,12 @@ class PaddingCollator:
 
 
 def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows, filled up on the right, and 1 where they have something themselves; each int64 [rows, width].
+    """The rows padded on the right, and a mask with 1 for their own values; each int64 [rows, width].
 
     Args:
         rows: ids or labels.
-        fill: what follows them.
-        width: of the longest row, at least; None: its own.
+        fill: the padding.
+        width: at least the length of the longest row; None: that length.
     """
     width = max(map(len, rows)) if width is None else width
     values, mask = torch.full((len(rows), width), fill), torch.zeros(len(rows), width, dtype=torch.int64)

@@ -1,7 +1,7 @@
-"""Prompts and their answers to one batch: pairs for dpo, pairs for a reward model, single judged answers for kto.
+"""Collators for prompts with answers: pairs for dpo, pairs for a reward model, single judged answers for kto.
 
-A pair is two rows, each answer behind the prompt, padded; or it shares its prompt in one row, for models whose attention can branch
-(`attention.varlen`). dpo wants the log-probability of each answer's tokens, a reward model scores the last token of each.
+A pair is two padded rows, each with the prompt and an answer; or it shares its prompt in one row, for models whose attention can branch
+(`attention.varlen`). dpo needs the log-probability of each answer's tokens, a reward model scores the last token of each.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from llmmod.data.collators import PaddingCollator, segment_boundaries
 from llmmod.render.encode import IGNORED
 
 _ANSWERS = ("chosen_ids", "rejected_ids")
-# Columns of numbers that an example may have, passed on as float32 [examples]: how much it counts; by how much the chosen answer is better;
-# and what the reference model thinks of its answers.
+# Columns of numbers that an example may have, passed on as float32 [examples]: its weight; by how much the chosen answer is better;
+# and the reference model's log-probabilities of its answers.
 _DPO_NUMBERS = ("weight", "ref_chosen_logps", "ref_rejected_logps")
 _REWARD_NUMBERS = ("margin", "weight")
 _KTO_NUMBERS = ("weight", "ref_logps")
@@ -28,10 +28,10 @@ def _numbers(examples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dic
 
 
 class PreferenceCollator:
-    """Pads a batch of pairs on the right, a row an answer with its prompt: what trl.trainer.dpo_trainer.DataCollatorForPreference gives.
+    """Pads a batch of pairs on the right, a row for each answer with its prompt, like trl.trainer.dpo_trainer.DataCollatorForPreference.
 
     Args:
-        tokenizer, pad_to_multiple_of: as of PaddingCollator.
+        tokenizer, pad_to_multiple_of: as in PaddingCollator.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
@@ -40,8 +40,8 @@ class PreferenceCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [2 pairs, longest].
 
-        First all chosen answers, then all rejected ones. Where they are known, also `weight`, `ref_chosen_logps` and `ref_rejected_logps`,
-        float32 [pairs].
+        First all chosen answers, then all rejected ones. If the examples have them, also `weight`, `ref_chosen_logps` and
+        `ref_rejected_logps`, float32 [pairs].
         """
         prompts = [example["prompt_ids"] for example in examples] * len(_ANSWERS)
         answers = [example[name] for name in _ANSWERS for example in examples]
@@ -51,9 +51,9 @@ class PreferenceCollator:
 class PrefixSharingCollator:
     """Puts a batch of pairs into one row, each prompt once.
 
-    A pair is two segments: the prompt with the chosen answer, and the prompt's last token with the rejected one, a branch that sees the
-    rest of the prompt too. That token is there twice, since either answer's first token is predicted from it. The last token of an answer
-    predicts nothing and is left out.
+    A pair is two segments: the prompt with the chosen answer, and the prompt's last token with the rejected one, a branch that attends to
+    the rest of the prompt too. That token occurs twice, since the first token of either answer is predicted from it. The last token of an
+    answer doesn't predict another, so it is left out.
 
     Args:
         tokenizer: not needed; every collator is given it.
@@ -63,14 +63,14 @@ class PrefixSharingCollator:
         pass
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the model takes, and where the answers are in it.
+        """The model's input, and the places of the answers in it.
 
         Returns:
-            `input_ids`, `position_ids` and `shift_labels`, int64 [1, tokens]: the label of a position is the token that comes next, and
-            positions begin anew with each pair, and at the prompt's end with each rejected answer. The boundaries of `segment_boundaries`,
-            of 2 segments a pair. `completion_mask`, int64 [2 pairs, 1 + tokens of the longest answer]: 1 for each token of an answer, from
-            the second column on, for the first stands for the prompt; it goes pair by pair, as the labels do. Where they are known,
-            `weight`, `ref_chosen_logps` and `ref_rejected_logps`, float32 [pairs].
+            `input_ids`, `position_ids` and `shift_labels`, int64 [1, tokens]: the label of a position is the next token; positions restart
+            with each pair, and at the prompt's end with each rejected answer. The boundaries of `segment_boundaries`, with 2 segments for
+            each pair. `completion_mask`, int64 [2 pairs, 1 + tokens of the longest answer]: 1 for each token of an answer, from the second
+            column on, since the first is for the prompt; its order is pair by pair, as in the labels. If the examples have them, `weight`,
+            `ref_chosen_logps` and `ref_rejected_logps`, float32 [pairs].
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -97,11 +97,11 @@ class PrefixSharingCollator:
 
 
 class RewardCollator:
-    """Pads a batch of pairs, a row an answer with its prompt: what trl.trainer.reward_trainer.DataCollatorForPreference gives.
+    """Pads a batch of pairs, a row for each answer with its prompt, like trl.trainer.reward_trainer.DataCollatorForPreference.
 
     Args:
-        tokenizer, pad_to_multiple_of: as of PaddingCollator.
-        side: where it pads, `right` or `left`.
+        tokenizer, pad_to_multiple_of: as in PaddingCollator.
+        side: of the padding, `right` or `left`.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None, side: str = "right") -> None:
@@ -110,7 +110,7 @@ class RewardCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`: int64 [2 pairs, longest], all chosen answers and then all rejected ones.
 
-        Also `margin` and `weight`, float32 [pairs], where they are known.
+        If the examples have them, also `margin` and `weight`, float32 [pairs].
         """
         rows = [[*example["prompt_ids"], *example[name]] for name in _ANSWERS for example in examples]
         batch = self._pad([{"input_ids": row, "labels": row} for row in rows])
@@ -124,8 +124,8 @@ class RewardCollator:
 class PrefixSharingRewardCollator:
     """Puts a batch of pairs into one row, each prompt once.
 
-    A pair is two segments, whose last tokens are scored: the prompt with the chosen answer, and the rejected answer, a branch that sees the
-    prompt too.
+    A pair is two segments, whose last tokens are scored: the prompt with the chosen answer, and the rejected answer, a branch that attends
+    to the prompt too.
 
     Args:
         tokenizer: not needed; every collator is given it.
@@ -135,11 +135,11 @@ class PrefixSharingRewardCollator:
         pass
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the model takes; it scores pair by pair, the chosen answer and then the rejected one.
+        """The model's input; scores are pair by pair, the chosen answer and then the rejected one.
 
         Returns:
-            `input_ids`, `position_ids`: int64 [1, tokens]. The boundaries of `segment_boundaries`, of 2 segments a pair. `margin` and
-            `weight`, float32 [pairs], where they are known.
+            `input_ids`, `position_ids`: int64 [1, tokens]. The boundaries of `segment_boundaries`, with 2 segments for each pair. If the
+            examples have them, `margin` and `weight`, float32 [pairs].
         """
         ids: list[int] = []
         positions: list[int] = []
@@ -160,12 +160,12 @@ class PrefixSharingRewardCollator:
 
 
 class KTOCollator:
-    """Pads a batch of judged answers on the right; mismatched pairs are made as trl (1.16) makes them, each answer with the next prompt.
+    """Pads a batch of judged answers on the right; makes mismatched pairs like trl (1.16), each answer with the next prompt.
 
-    trl pairs examples before training and so needs them in a fixed order; pairs made within the batch allow any order.
+    trl pairs examples before training, so it needs them in a fixed order; pairs made within the batch allow any order.
 
     Args:
-        tokenizer, pad_to_multiple_of: as of PaddingCollator.
+        tokenizer, pad_to_multiple_of: as in PaddingCollator.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
@@ -174,8 +174,8 @@ class KTOCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `completion_mask` (1 for an answer's tokens), each int64 [examples, longest].
 
-        The same three of the mismatched pairs, their names after `KL_`; `label`, bool [examples]; and where they are known, `ref_logps` and
-        `weight`, float32 [examples].
+        The same three for the mismatched pairs, with the prefix `KL_`; `label`, bool [examples]; and if the examples have them, `ref_logps`
+        and `weight`, float32 [examples].
         """
         prompts, answers = ([example[name] for example in examples] for name in ("prompt_ids", "completion_ids"))
         batch: dict[str, Any] = self._pad.with_prompts(prompts, answers)

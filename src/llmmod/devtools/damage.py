@@ -2,9 +2,9 @@
 
     python -m llmmod.devtools.damage > data/llmmod_damaged.jsonl
 
-A reward model that only compares well-formed sentences has not seen what a policy samples: answers that change the subject half-way, say
-something twice, or hold words from elsewhere. It then goes by what else tells the pairs apart, such as length (Singhal et al. 2023, "A Long
-Way to Go"). These pairs show it that damage is worse. They are made by rule, from the right answers alone; nothing is drawn at random.
+A reward model trained only on well-formed sentences doesn't know a policy's samples: answers that change the subject half-way, repeat
+themselves, or have words from elsewhere. It then uses other differences between the answers, such as length (Singhal et al. 2023, "A Long
+Way to Go"). With these pairs it learns that damage is worse. They are made by rules from the right answers, without randomness.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def rows() -> Iterator[dict[str, str]]:
     answers = list(dict.fromkeys(pair["chosen"] for pair in pairs))
     for number, pair in enumerate(pairs):
         answer, kind = pair["chosen"], number % KINDS
-        # Of kind 2, every second topic says its own answer twice.
+        # In kind 2, every second topic repeats its own answer.
         other = answer if kind == 2 and _alike(answer, answers).index(answer) % 2 else another(answer, answers, 1 + 2 * kind)
         yield {name: pair[name] for name in ("topic", "prompt", "chosen")} | {"rejected": damaged(answer, other, kind)}
 
 
 def another(answer: str, answers: Sequence[str], places: int) -> str:
-    """The answer that stands so many places behind this one, of those in its language."""
+    """The answer `places` after this one, among those in its language."""
     alike = _alike(answer, answers)
     return alike[(alike.index(answer) + places) % len(alike)]
 

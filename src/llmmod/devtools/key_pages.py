@@ -1,4 +1,4 @@
-"""Writes the reference of every key as Markdown, a page a section of the configuration.
+"""Writes the reference of every key as Markdown, a page for each section of the configuration.
 
     python -m llmmod.devtools.key_pages docs/reference
 """
@@ -21,29 +21,29 @@ from llmmod.config.wording import hints
 from llmmod.devtools.key_reference import STAGES, Key, keys
 
 _WAYS = ("full", "freeze", "lora", "qlora")
-# page -> title, what the page is about
+# page -> title, topic
 _ABOUT: Mapping[str, tuple[str, str]] = {
-    "root": ("The root", "Keys of the run itself, and `hub.*`, which says how downloads are made."),
+    "root": ("The root", "Keys of the run itself, and `hub.*`, the settings of downloads."),
     "model": ("model and tokenizer", "Which checkpoint is loaded, and how. A `model` option sets the name, the path and `lora_targets`."),
-    "finetune": ("finetune", "What of the model is trained. `lora` and `qlora` have every field of `peft.LoraConfig`."),
-    "training": ("training, in every stage", "Keys that all stages have. A stage's own keys are on its page."),
-    "dataset": ("dataset", "Where rows come from, and what becomes of them."),
+    "finetune": ("finetune", "Which weights of the model are trained. `lora` and `qlora` have every field of `peft.LoraConfig`."),
+    "training": ("training, in every stage", "The common keys of all stages. A stage's own keys are on its page."),
+    "dataset": ("dataset", "The source of rows, and how they become examples."),
     "render": ("render", "How a conversation is written. The parts are lists of texts and `{token: …}` items."),
     "generation": (
         "generation",
-        "How answers are generated: every field of `transformers.GenerationConfig`. null means that the checkpoint's "
-        "`generation_config.json` decides, and where that is silent too, the value in brackets.",
+        "How answers are generated: every field of `transformers.GenerationConfig`. null is the value of the checkpoint's "
+        "`generation_config.json`, or without one there, the value in brackets.",
     ),
-    "distributed": ("distributed", "How a run becomes several processes. The engine's own settings are under `fsdp` and `deepspeed`."),
-    "steps": ("steps", "What each step of the pipeline does. A part that is null comes from the root."),
+    "distributed": ("distributed", "The processes of a run. The engine's own settings are under `fsdp` and `deepspeed`."),
+    "steps": ("steps", "The steps of the pipeline. A part that is null comes from the root."),
 }
-_HEAD = """Each key has its type, its default, what it allows, and the stages that read it.
-llmmod refuses a key that the run does not read; a note says when that is so."""
+_HEAD = """Each key has its type, its default, its allowed values, and the stages that read it.
+llmmod refuses a key that the run does not read; a note says when."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: what it is about, and its keys under headings; a heading is empty where the page needs none."""
+    """A page: its topic, and its keys under headings; a heading may be empty."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ def pages() -> list[Page]:
 
 
 def merged(options: Mapping[str, Iterable[Key]]) -> dict[tuple[str, ...], list[Key]]:
-    """The keys of several options, each once: by the options that have it alike, with the default of each.
+    """The keys of several options, each once: grouped by the options that have it, with the default of each.
 
     A key that all of them have may be worded differently; the words that most of them have stand for all.
 
@@ -101,7 +101,7 @@ def _page(name: str, groups: Sequence[tuple[str, Sequence[Key]]]) -> Page:
 
 
 def _root() -> Page:
-    """The root's own values, and those of its nodes that have no page."""
+    """The root's own values, and those of its nodes without a page."""
     with_page = {*_ABOUT, "tokenizer"}
     own = [key for key in keys(Root, "", option="config") if key.key.partition(".")[0] not in with_page]
     own = [replace(key, defaults=dict.fromkeys([""], next(iter(key.defaults.values())))) for key in own]
@@ -123,7 +123,7 @@ def _training() -> list[Page]:
     found = [_page("training", [("", groups.pop(STAGES))])]
     for stage in STAGES:
         what = (schemas[stage].__doc__ or "").split("\n\n")[0].strip()
-        about = f"Keys of `stage={stage}` besides [those that every stage has](training.md). {what}"
+        about = f"Keys of `stage={stage}` besides [those of all stages](training.md). {what}"
         own = [key for stages, several in groups.items() if stage in stages for key in several]
         order = list(hints(schemas[stage]))
         own.sort(key=lambda key: order.index(key.key.split(".")[1]))
@@ -146,7 +146,7 @@ def markdown(page: Page) -> str:
         for key in sorted((key for key in group if not key.unread), key=lambda key: key.key.endswith("._target_")):
             lines += [f"{level} `{key.key}`", "", _escaped(key.meaning), "", *_facts(key), ""]
     if set_elsewhere := [key for _, group in page.groups for key in group if key.unread]:
-        lines += ["## Keys that no stage reads", "", "llmmod refuses these arguments of the trainers.", ""]
+        lines += ["## Keys that stages never read", "", "llmmod refuses these arguments of the trainers.", ""]
         lines += ["| key | why, and what to set instead |", "|---|---|"]
         lines += [f"| `{key.key}` | {_escaped(key.unread)} |" for key in set_elsewhere]
     return "\n".join(lines).rstrip() + "\n"
@@ -171,13 +171,13 @@ def _defaults(defaults: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text with Markdown's own marks as plain characters; what stands between backticks stays as it is."""
+    """The text with Markdown's marks escaped; text between backticks is unchanged."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\<>*_\[\]{}|#$])", r"\\\1", part) for part in parts)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write every page, and the list of them, into the directory that is given; the exit code."""
+    """Write every page, and their index, into the given directory; returns the exit code."""
     directory = Path(arguments[0])
     directory.mkdir(parents=True, exist_ok=True)
     found = pages()

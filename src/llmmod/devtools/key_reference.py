@@ -1,4 +1,4 @@
-"""What every key of the configuration is: its type, default, meaning, allowed values, and the stages that read it.
+"""Every key of the configuration: its type, default, meaning, allowed values, and the stages that read it.
 
 Types and defaults come from the schemas and the options' files, allowed values from the tables that the validation goes by, the meaning
 from the comment on the field, and which stages read a key from the rules of `validate.keys`. `key_pages` makes pages of it.
@@ -35,7 +35,7 @@ from llmmod.config.validate.values import ACCEPTED, BOUNDS, CHOICES, formats, ta
 from llmmod.config.wording import conf_directory, hints, union_members
 
 STAGES = tuple(sorted(path.stem for path in (conf_directory() / "stage").glob("*.yaml")))
-_TARGET = "the class or function that makes this part; name one of your own to replace it"
+_TARGET = "the class or function that creates this part; name your own to replace it"
 # Where the library's own comment says no more than the name.
 _WORDS: Mapping[str, str] = {
     "task_type": "the kind of model that the adapter is made for; llmmod trains CAUSAL_LM, and SEQ_CLS in stage=rm",

@@ -1,4 +1,4 @@
-"""Makes `models/loading/tiny_tokenizer/`, the tokenizer of a rehearsal (`smoke=true`) where the model's own is not at hand.
+"""Makes `models/loading/tiny_tokenizer/`, the tokenizer of a rehearsal (`smoke=true`) if the model's own is not on this machine.
 
     python -m llmmod.devtools.tiny_tokenizer            write
     python -m llmmod.devtools.tiny_tokenizer --check    compare, and exit with 1 where the committed files differ
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "models" / "loading" / "tiny_toke
 VOCABULARY = 1000  # tokens, 256 bytes and three special tokens among them
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # ids 0, 1 and 2
 
-# What render=auto finds: ChatML's shape, in the special tokens that are there.
+# For render=auto: ChatML's shape, with the tokenizer's special tokens.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ bos_token + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ bos_token + 'assistant\\n' }}{% endif %}"

@@ -1,1 +1,1 @@
-"""Where files are: paths of this disk, checkpoints, and the hub."""
+"""Locations of files: paths on this disk, checkpoints, and the hub."""

@@ -1,7 +1,7 @@
-"""Where a checkpoint is, and whether it can be one. This is checked before torch is imported, with better messages than a library's.
+"""Finds a checkpoint and checks its files before torch is imported, with better messages than a library's.
 
-Pure Python. A local directory is looked at. A hub id is taken as it is: `hub.*` become arguments of every from_pretrained, a hub that can't
-be reached is noticed within seconds, and its errors are said in our words.
+Pure Python. The files of a local directory are checked; a hub id is used as it is. `hub.*` become arguments of every from_pretrained. If
+the hub can't be reached, that is found within seconds, and its errors become ours.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "*.tiktoken", "spiece.model", "sentencepi
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What from_pretrained is given.
+    """The arguments of from_pretrained.
 
     Args:
         path: a local directory, or a hub id.
-        gguf_file: a file in it, where the weights or tokenizer are to be read from GGUF.
-        local: whether it is a directory of this machine.
+        gguf_file: the GGUF file in it to read the weights or the tokenizer from, or None.
+        local: whether it is a directory on this machine.
     """
 
     path: str
@@ -44,13 +44,13 @@ def find_checkpoint(path: str, *, gguf_file: str | None = None, install: str | N
 
     Args:
         path: a directory, a GGUF file, `pkg://package/folder`, or a hub id.
-        gguf_file: file in that directory to read. It is left out where a local directory has no such file but weights of its own:
-            a model option names its file, and a user may point the option at a directory that an earlier run saved.
+        gguf_file: file in that directory to read. It is ignored if a local directory has weights but not this file: a model option
+            names its file, and a user may use the option with a directory that an earlier run saved.
         install: the command that installs the package of a `pkg://` path.
         key: the configuration key that `path` was typed for.
 
     Raises:
-        ConfigError: the package isn't installed, no such directory, or no such GGUF file in it.
+        ConfigError: the package isn't installed, or the directory or its GGUF file doesn't exist.
     """
     located = _located(path, install, key)
     if isinstance(located, str):
@@ -64,20 +64,20 @@ def find_checkpoint(path: str, *, gguf_file: str | None = None, install: str | N
     if gguf_file is not None and not (located / gguf_file).is_file():
         if not has_weights(located):
             there = sorted(p.name for p in located.glob("*.gguf"))
-            raise ConfigError(Problem("model.gguf_file", f"'{located}' has no '{gguf_file}'", did_you_mean(gguf_file, there)))
+            raise ConfigError(Problem("model.gguf_file", f"'{located}' doesn't have '{gguf_file}'", did_you_mean(gguf_file, there)))
         gguf_file = None
     return Checkpoint(str(located), gguf_file, local=True)
 
 
 def check_model_directory(checkpoint: Checkpoint, *, weights: bool = True, key: str = PATH_KEY) -> None:
-    """Nothing, where a local directory can hold a model.
+    """Check that a local directory can be a model's.
 
     Args:
         checkpoint: as found; one on the hub passes.
-        weights: whether it must hold weights too, not a configuration alone.
+        weights: whether it must have weights as well as a configuration.
 
     Raises:
-        ConfigError: saying what it holds instead.
+        ConfigError: it isn't a model's; the message says what it has instead.
     """
     if not checkpoint.local or checkpoint.gguf_file is not None:
         return
@@ -85,47 +85,47 @@ def check_model_directory(checkpoint: Checkpoint, *, weights: bool = True, key: 
     if not (directory / "config.json").is_file():
         raise ConfigError(_no_model(directory, key))
     if weights and not has_weights(directory):
-        needs = "A model directory has *.safetensors or pytorch_model*.bin beside its config.json"
-        raise ConfigError(Problem(key, f"'{directory}' holds no weights", needs, _gguf_hint(directory)))
+        needs = "A model directory has *.safetensors or pytorch_model*.bin next to its config.json"
+        raise ConfigError(Problem(key, f"'{directory}' doesn't have weights", needs, _gguf_hint(directory)))
 
 
 def stated_dtype(path: str, gguf_file: str | None = None) -> str | None:
-    """The type of weights that a local model's config.json names, `bfloat16`; None where it says none, or isn't on this disk."""
+    """The dtype of weights in a local model's config.json, such as `bfloat16`; None if it is missing or not on this disk."""
     try:
         checkpoint = find_checkpoint(path, gguf_file=gguf_file)
         raw = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
         stated = raw.get("dtype") or raw.get("torch_dtype")
     except (ConfigError, OSError, ValueError, AttributeError):
-        return None  # another check says what is wrong with it
+        return None  # another check reports it
     return None if stated is None or not checkpoint.local or checkpoint.gguf_file is not None else str(stated)
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has files that can be a model's weights; an adapter's don't count."""
+    """Whether a directory has files of a model's weights; an adapter's don't count."""
     return any(not found.name.startswith("adapter_") for pattern in _WEIGHTS for found in directory.glob(pattern))
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory has files that can be a tokenizer's."""
+    """Whether a directory has files of a tokenizer."""
     return bool(tokenizer_files(directory))
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
-    """The files of a directory that can be a tokenizer's."""
+    """The files of a tokenizer in a directory."""
     return [file for pattern in _TOKENIZERS for file in directory.glob(pattern) if file.suffix != ".py"]
 
 
 def path_of_size(path: str | None, size: str | None, sizes: dict[str, str]) -> str | None:
-    """The checkpoint of a model option: `path`, or that of the size asked for.
+    """The checkpoint of a model option: `path`, or the one of the chosen size.
 
     Raises:
-        ConfigError: the option has no such size, or the path was changed as well, so that two checkpoints are asked for.
+        ConfigError: the option doesn't have this size, or the path was changed too, so that two checkpoints are named.
     """
     if size is None:
         return path
     if size not in sizes:
-        allowed = did_you_mean(size, sizes) if sizes else "This model has one size; another one is given by its path"
-        raise ConfigError(Problem(SIZE_KEY, f"no size '{size}'", allowed))
+        allowed = did_you_mean(size, sizes) if sizes else "This model has one size; for another one, set its path"
+        raise ConfigError(Problem(SIZE_KEY, f"'{size}' is not a size of this model", allowed))
     if path is not None and path not in sizes.values():
         raise ConfigError(Problem(SIZE_KEY, f"'{size}' and {PATH_KEY}='{path}' name two checkpoints", do="Give one of the two"))
     return sizes[size]
@@ -138,21 +138,21 @@ def _located(path: str, install: str | None, key: str) -> Path | str:
         package = path.removeprefix(PACKAGE).partition("/")[0]
         if install is None or package.replace("_", "-") not in install:  # the option's command, the user's package
             raise
-        raise ConfigError(Problem(key, f"'{path}': no package '{package}' is installed", do=f"Install it: {install}")) from error
+        raise ConfigError(Problem(key, f"'{path}': the package '{package}' isn't installed", do=f"Install it: {install}")) from error
 
 
 def _no_such_directory(path: str, key: str) -> Problem:
     parent = Path(path).expanduser().parent
     siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     close = nearest(Path(path).name, siblings)
-    return Problem(key, f"no such directory: '{path}'", f"Did you mean '{parent / close[0]}'?" if close else "")
+    return Problem(key, f"'{path}' does not exist", f"Did you mean '{parent / close[0]}'?" if close else "")
 
 
 def _no_model(directory: Path, key: str) -> Problem:
     if (directory / "adapter_config.json").is_file():
         do = f"Leave the base model in {key}, and give finetune.adapters=[{directory}]"
         return Problem(key, f"'{directory}' is an adapter, not a model", do=do)
-    return Problem(key, f"'{directory}' is not a model directory: it has no config.json", do=_gguf_hint(directory))
+    return Problem(key, f"'{directory}' is not a model directory: it doesn't have config.json", do=_gguf_hint(directory))
 
 
 def _gguf_hint(directory: Path) -> str:
@@ -161,15 +161,15 @@ def _gguf_hint(directory: Path) -> str:
 
 
 def hub_arguments(hub: HubConf) -> dict[str, Any]:
-    """What of `hub.*` is set, under the names that from_pretrained takes."""
+    """The values of `hub.*` that are set, as arguments of from_pretrained."""
     given = {"proxies": hub.proxies, "cache_dir": hub.cache_dir, "token": hub.token, "local_files_only": hub.offline or None}
     return {name: value for name, value in given.items() if value}
 
 
 def set_proxies(proxies: dict[str, str] | None) -> None:
-    """Route this process's requests through `proxies` (scheme -> address), by the environment.
+    """Route this process's requests through `proxies` (scheme -> address), with environment variables.
 
-    huggingface_hub reads nothing else: since 1.0 it ignores the `proxies` that from_pretrained passes on.
+    huggingface_hub reads only these: since 1.0 it ignores the `proxies` that from_pretrained passes on.
     """
     if not proxies:
         return
@@ -177,7 +177,7 @@ def set_proxies(proxies: dict[str, str] | None) -> None:
 
     for scheme, address in proxies.items():
         os.environ[f"{scheme.partition(':')[0].upper()}_PROXY"] = address
-    close_session()  # the next request makes a session that reads them
+    close_session()  # the next request creates a session, which reads them
 
 
 def check_reachable(
@@ -191,12 +191,12 @@ def check_reachable(
     key: str = PATH_KEY,
     **ignored: Any,
 ) -> None:
-    """Nothing, where the cache holds a file of a repository or the hub answers for it.
+    """Check that the cache has a file of a repository, or that the hub has it.
 
-    One request without retries, so that the answer comes within seconds; from_pretrained alone tries for 23 s.
+    One request without retries, so that the answer comes within seconds; from_pretrained would try for 23 s.
 
     Raises:
-        ConfigError: not there, not allowed, or no hub reachable, and how to give a local directory.
+        ConfigError: it doesn't exist, isn't allowed, or the hub can't be reached; the message says how to use a local directory.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
@@ -204,7 +204,7 @@ def check_reachable(
         return
     if local_files_only or constants.is_offline_mode():
         offline = "hub.offline=true" if local_files_only else "HF_HUB_OFFLINE=1"
-        found = f"'{repo}' is not a local directory, and the cache hasn't got it ({offline})"
+        found = f"'{repo}' is not a local directory, and the cache doesn't have it ({offline})"
         raise ConfigError(Problem(key, found, do=_local_advice(key)))
     try:
         get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), token=token, timeout=_TIMEOUT_S)
@@ -215,10 +215,10 @@ def check_reachable(
 
 
 def hub_problem(error: BaseException, repo: str, *, revision: str | None = None, key: str = PATH_KEY) -> Problem | None:
-    """What the hub's refusal means, None where only that one file is missing.
+    """The problem that the hub reports; None if only this file is missing.
 
     Args:
-        error: what huggingface_hub raised.
+        error: raised by huggingface_hub.
     """
     from huggingface_hub import errors
 
@@ -227,9 +227,9 @@ def hub_problem(error: BaseException, repo: str, *, revision: str | None = None,
         return Problem(key, f"'{repo}' is on the hub, but needs permission", do=do)
     if isinstance(error, errors.RepositoryNotFoundError):
         do = "If it is private, set hub.token or HF_TOKEN. " + _local_advice(key)
-        return Problem(key, f"'{repo}' is not a local directory, and the hub has no model of that name", do=do)
+        return Problem(key, f"'{repo}' is not a local directory, and the hub doesn't have a model of that name", do=do)
     if isinstance(error, errors.RevisionNotFoundError):
-        return Problem("model.revision", f"'{repo}' has no revision '{revision}'")
+        return Problem("model.revision", f"'{revision}' is not a revision of '{repo}'")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return None
     reason = f"{type(error).__name__}: {one_line(error)}"[:200]

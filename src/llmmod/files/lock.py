@@ -1,8 +1,8 @@
-"""One process at a time in a directory: the second is told which one holds it, or waits.
+"""One process at a time in a directory: the second gets an error that names the first, or waits.
 
-The lock is of the kind that POSIX gives to a process (`lockf`). It goes with the process, however that ends, and the processes it starts
-don't have it; they find in the environment that the directory is theirs too. The file `.lock` says who holds it, and goes with the lock.
-Where a file system has no locks, nobody is kept out.
+The lock is a POSIX lock of a process (`lockf`). It ends with the process in every case, and the processes that it starts don't inherit it;
+an environment variable tells them that they may use the directory too. The file `.lock` names the holder, and is removed with the lock.
+On a file system without locks, other processes are not kept out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from llmmod.errors import ConfigError, Problem
 
 log = logging.getLogger("llmmod")
 NAME = ".lock"
-_HELD = "LLMMOD_HOLDS"  # in the environment: the directories that this process or one above it holds
-_EVERY_S = 1.0  # between two looks at a directory that is waited for
+_HELD = "LLMMOD_HOLDS"  # environment variable: the directories that this process or one of its parents holds
+_EVERY_S = 1.0  # between two tries to lock a directory
 
 
 class DirectoryInUseError(ConfigError):
@@ -31,11 +31,11 @@ class DirectoryInUseError(ConfigError):
 
 @contextmanager
 def holding(directory: Path, *, command: Sequence[str] = (), wait: bool = False) -> Iterator[None]:
-    """A context in which no other process holds a directory, which is made.
+    """A context in which only this process holds a directory; it is created.
 
     Args:
         directory: of a run.
-        command: what this process was started as, for the message that others get.
+        command: the command of this process, for the message to others.
         wait: whether to wait for a process that holds it.
 
     Raises:
@@ -62,7 +62,7 @@ def holding(directory: Path, *, command: Sequence[str] = (), wait: bool = False)
 
 
 def holder(directory: Path) -> Problem | None:
-    """Which process holds a directory; None where none does, this one or the one that started it."""
+    """The problem of a directory that another process holds; None if it is free, or held by this process or one that started it."""
     if str(directory.absolute()) in os.environ.get(_HELD, "").split(os.pathsep):
         return None
     try:
@@ -81,14 +81,14 @@ def holder(directory: Path) -> Problem | None:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from all others: `host`, `pid`, and when it `began`, in seconds since 1970."""
+    """The identity of this process: `host`, `pid`, and when it `began`, in seconds since 1970."""
     import psutil
 
     return {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:
-    """Whether a process, as `this_process` has it, still runs; one of another machine counts as running."""
+    """Whether a process, identified as in `this_process`, still runs; one on another machine counts as running."""
     import psutil
 
     if process["host"] != socket.gethostname():
@@ -100,7 +100,7 @@ def is_alive(process: Mapping[str, Any]) -> bool:
 
 
 def _acquired(directory: Path, *, wait: bool) -> int | None:
-    """The open lock file; None where there can't be one, which whoever writes there next says better."""
+    """The open lock file; None if it can't be created: the next write to the directory reports that better."""
     told = False
     while True:
         try:
@@ -124,11 +124,11 @@ def _acquired(directory: Path, *, wait: bool) -> int | None:
             os.close(opened)
             return None
         else:
-            os.close(opened)  # it was removed by the process that held it, in the moment between
+            os.close(opened)  # its holder removed it in the meantime
 
 
 def _locked(opened: int) -> bool:
-    """Whether the lock was had.
+    """Whether the lock was acquired.
 
     Raises:
         BlockingIOError: another process has it.
@@ -139,7 +139,7 @@ def _locked(opened: int) -> bool:
         raise OSError from error
     try:
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError as error:  # EACCES is what some systems say instead of EAGAIN
+    except PermissionError as error:  # some systems return EACCES instead of EAGAIN
         raise BlockingIOError from error
     return True
 
@@ -156,5 +156,5 @@ def _in_use(directory: Path, opened: int) -> Problem:
         who = f"process {about['process']} on {about['host']} since {about['since']} ({about['command'] or 'llmmod'})"
     except (ValueError, KeyError, OSError):
         who = "another process"
-    do = "Wait until it ends, choose another directory, or set auto_resume=true, which waits and then goes on if something is left to do"
-    return Problem("output_dir", f"'{directory}' is held by {who}", "One run at a time writes to a directory", do)
+    do = "Wait until it ends, choose another directory, or set auto_resume=true, which waits and then continues an unfinished run"
+    return Problem("output_dir", f"'{directory}' is held by {who}", "Only one run at a time may write to a directory", do)

@@ -1,7 +1,7 @@
-"""Where a path in the configuration points (this disk, a folder of an installed package, the hub), and how a file is written in one step.
+"""Resolves a path of the configuration (on this disk, in an installed package, on the hub), and writes a file in one step.
 
-`pkg://package/folder/file` names what travels in an installed package, whatever directory it was installed to and whether or not the
-install is editable. The package is found, never imported: none of its code runs.
+`pkg://package/folder/file` names a file in an installed package, wherever it is installed and whether or not the install is editable. The
+package is found but not imported, so its code doesn't run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def resolve_path(text: str, *, key: str = "path") -> Path | str:
-    """The local path that `text` names, or `text` itself where nothing on this disk has that name (a hub id, an address).
+    """The local path that `text` names, or `text` itself if it isn't a path on this disk (a hub id, an address).
 
     Args:
         text: `pkg://package/path`, a path with or without `~`, or anything else.
@@ -45,15 +45,15 @@ def resolve_path(text: str, *, key: str = "path") -> Path | str:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a name on the hub, `name` or `owner/name`; a path such as `./name` has not."""
+    """Whether a text has the form of a name on the hub, `name` or `owner/name`; a path such as `./name` doesn't have it."""
     return _HUB_ID.fullmatch(text) is not None
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to; the file there takes the place of `path` when the block ends. An error leaves `path` as it was.
+    """A temporary path to write to; its file replaces `path` when the block ends. After an error, `path` is unchanged.
 
-    So a reader never sees half a file, and neither does a later run after a full disk or a kill.
+    So other processes, and later runs after a full disk or a kill, never read half a file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -64,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sweep_partial(directory: Path) -> None:
-    """Remove what killed processes were writing by `atomic_write`; only for a directory that no other process writes to."""
+    """Remove temporary files of `atomic_write` that killed processes left; only for a directory that other processes don't write to."""
     for path in directory.glob(".*"):
         if _PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def find_files(patterns: str | Iterable[str], *, key: str, base: Path | None = N
         base: the directory that relative ones start from; None: the working directory.
 
     Raises:
-        ConfigError: with every pattern that names nothing, and the nearest name where there is one.
+        ConfigError: with every pattern that doesn't match, and the nearest name if one is close.
     """
     found: dict[Path, None] = {}
     problems: list[Problem] = []
@@ -94,7 +94,7 @@ def find_files(patterns: str | Iterable[str], *, key: str, base: Path | None = N
 
 
 def shown(path: Path) -> str:
-    """A path as a message shows it: relative to the working directory where it lies inside."""
+    """A path for messages: relative to the working directory if it is inside."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -103,17 +103,17 @@ def shown(path: Path) -> str:
 
 def _matches(pattern: str, key: str, base: Path | None) -> list[Path]:
     path = _located(pattern, key, base)
-    if path.exists():  # before globbing: a file may be called `data[1].json`
+    if path.exists():  # before globbing: a file's name may be `data[1].json`
         return [path]
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True)) if MAGIC & set(str(path)) else []
     if not matches:
         raise ConfigError(_missing(pattern, path, key))
-    return [match for match in matches if match.is_file()] or matches  # `**` matches the folders on the way too
+    return [match for match in matches if match.is_file()] or matches  # `**` matches folders too
 
 
 def _located(pattern: str, key: str, base: Path | None) -> Path:
     path = _package_path(pattern, key) if pattern.startswith(PACKAGE) else Path(pattern).expanduser()
-    return base / path if base is not None else path  # an absolute path stays what it is
+    return base / path if base is not None else path  # an absolute path stays as it is
 
 
 def _missing(pattern: str, path: Path, key: str) -> Problem:
@@ -128,19 +128,19 @@ def _package_path(text: str, key: str) -> Path:
     package, _, inside = text.removeprefix(PACKAGE).partition("/")
     spec = _spec_of(package)
     if spec is None:
-        raise ConfigError(Problem(key, f"'{text}': no package '{package}' is installed", do="Install it, or give a path"))
+        raise ConfigError(Problem(key, f"'{text}': the package '{package}' isn't installed", do="Install it, or give a path"))
     folders = [Path(folder) for folder in spec.submodule_search_locations or [str(Path(str(spec.origin)).parent)]]
     candidates = [folder / inside if inside else folder for folder in folders]
     existing = next((path for path in candidates if path.exists()), None)
     if existing is None and not MAGIC & set(inside):
         siblings = candidates[0].parent
         names = [p.name for p in siblings.iterdir() if not p.name.startswith("_")] if siblings.is_dir() else []
-        raise ConfigError(Problem(key, f"'{text}': the package has no '{inside}'", did_you_mean(Path(inside).name, names)))
+        raise ConfigError(Problem(key, f"'{text}': the package doesn't have '{inside}'", did_you_mean(Path(inside).name, names)))
     return existing or candidates[0]
 
 
 def _spec_of(package: str) -> ModuleSpec | None:
-    """The spec of a dotted package name, its parents not imported (`importlib.util.find_spec` imports them)."""
+    """The spec of a dotted package name, without importing its parents (`importlib.util.find_spec` imports them)."""
     found: ModuleSpec | None = None
     parts = package.split(".")
     for count in range(1, len(parts) + 1):
@@ -153,7 +153,7 @@ def _spec_of(package: str) -> ModuleSpec | None:
 
 
 def readable_by_umask(directory: Path) -> None:
-    """Give a directory's safetensors files the mode that any new file has: the library (0.8) writes them for their owner alone."""
+    """Give a directory's safetensors files the mode of other new files: the library (0.8) makes them readable only for their owner."""
     files = [file for file in directory.glob("*.safetensors") if file.stat().st_mode & 0o777 == 0o600]
     if files:
         with tempfile.TemporaryDirectory(dir=directory, prefix=".mode-") as made:

@@ -1,8 +1,8 @@
 """BLEU-4 of answers (Papineni et al. 2002), by the library sacrebleu.
 
-BLEU is a measure of a corpus: n-gram matches are summed over all answers before precisions are taken. This is what sacrebleu and
-the literature report. (LLaMA-Factory averages nltk's sentence BLEU of characters with smoothing instead, where a perfect answer of three
-tokens scores far below 100; the two are not comparable.)
+BLEU is a measure of a corpus: n-gram matches are summed over all answers before the precisions are computed, as in sacrebleu and the
+literature. (LLaMA-Factory averages nltk's sentence BLEU of characters with smoothing instead, where a perfect answer of three tokens
+scores far below 100; the two are not comparable.)
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CACHED = (Tokenizer13a, TokenizerZh, TokenizerRegexp)
 
 
 class Bleu:
-    """Corpus BLEU-4 in percent, from sums alone, so memory does not grow with the number of answers.
+    """Corpus BLEU-4 in percent, from sums only, so memory doesn't grow with the number of answers.
 
-    The same as `sacrebleu.corpus_bleu(predictions, [labels], use_effective_order=True)`. Labels that hold Chinese, and their
-    predictions, are cut as by its `tokenize="zh"`, character by character; the others by its default, `13a`. The effective order
-    matters only where all predictions are shorter than four tokens: the longer n-grams, which don't occur, are then left out,
-    rather than making a perfect score 0.
+    The same as `sacrebleu.corpus_bleu(predictions, [labels], use_effective_order=True)`. Labels with Chinese text, and their predictions,
+    are tokenized with `tokenize="zh"`, character by character; the others with the default, `13a`. The effective order matters only if
+    all predictions are shorter than four tokens: longer n-grams, which don't occur, are then left out, since they would make a perfect
+    score 0.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Bleu:
         self._answers = 0
 
     def update(self, predict: str, label: str) -> None:
-        """Count one answer, `predict`, against what the data says, `label`."""
+        """Count one answer, `predict`, against the data's answer, `label`."""
         bleu = self._chinese if has_chinese(label) else self._latin
         counted = bleu.sentence_score(predict, [label])
         self._matches = [a + b for a, b in zip(self._matches, counted.counts, strict=True)]
@@ -49,7 +49,7 @@ class Bleu:
             tokenizer.__call__.cache_clear()
 
     def compute(self) -> dict[str, float]:
-        """`bleu-4` from 0 to 100; nothing where no answer was counted."""
+        """`bleu-4` from 0 to 100; empty without answers."""
         if not self._answers:
             return {}
         score = BLEU.compute_bleu(

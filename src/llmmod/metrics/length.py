@@ -1,4 +1,4 @@
-"""How long answers are: a reward that can be earned by length moves it."""
+"""The length of answers: it changes with a reward that prefers longer or shorter ones."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Length:
         self._answers += 1
 
     def compute(self) -> dict[str, float]:
-        """`words`; nothing where no answer was counted."""
+        """`words`; empty without answers."""
         return {"words": self._words / self._answers} if self._answers else {}

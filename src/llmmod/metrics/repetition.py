@@ -1,4 +1,4 @@
-"""How much of an answer repeats it: what a policy falls into that has found a text its reward model likes."""
+"""The repetition in an answer: policies start to repeat a text to which the reward model gives high scores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SIZE = 4  # words of an n-gram
 
 
 class Repetition:
-    """The share of an answer's 4-grams that stand earlier in it, in percent, averaged over answers (seq-rep-4, Welleck et al. 2020).
+    """The percentage of an answer's 4-grams that occur earlier in it, averaged over answers (seq-rep-4, Welleck et al. 2020).
 
-    An answer of fewer than four words has none, and repeats nothing.
+    For an answer of fewer than four words it is 0.
     """
 
     needs_label: ClassVar[bool] = False
@@ -29,5 +29,5 @@ class Repetition:
         self._answers += 1
 
     def compute(self) -> dict[str, float]:
-        """`repeated-4-grams` from 0 to 100; nothing where no answer was counted."""
+        """`repeated-4-grams` from 0 to 100; empty without answers."""
         return {"repeated-4-grams": 100 * self._shares / self._answers} if self._answers else {}

@@ -11,7 +11,7 @@ _KINDS = {"rouge1": "rouge-1", "rouge2": "rouge-2", "rougeL": "rouge-l"}  # the 
 
 
 class Words(Tokenizer):
-    """The tokenizer that rouge_score is given, for texts that are not in English alone."""
+    """A tokenizer for rouge_score that also works for other languages than English."""
 
     def tokenize(self, text: str) -> list[str]:
         """See `llmmod.metrics.words.words`."""
@@ -21,7 +21,7 @@ class Words(Tokenizer):
 class Rouge:
     """F1 of each kind, in percent, averaged over answers; an answer without words counts 0.
 
-    Keeps three sums and a count, whatever the number of answers. No stemming; ROUGE-L takes an answer as one sentence.
+    It stores three sums and a count, for any number of answers. Without stemming; ROUGE-L treats an answer as one sentence.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Rouge:
         self._answers = 0
 
     def update(self, predict: str, label: str) -> None:
-        """Count one answer, `predict`, against what the data says, `label`."""
+        """Count one answer, `predict`, against the data's answer, `label`."""
         for kind, score in self._scorer.score(target=label, prediction=predict).items():
             self._sums[kind] += score.fmeasure
         self._answers += 1
 
     def compute(self) -> dict[str, float]:
-        """`rouge-1`, `rouge-2` and `rouge-l`, each from 0 to 100; nothing where no answer was counted."""
+        """`rouge-1`, `rouge-2` and `rouge-l`, each from 0 to 100; empty without answers."""
         if not self._answers:
             return {}
         return {name: 100 * self._sums[kind] / self._answers for kind, name in _KINDS.items()}

@@ -1,7 +1,7 @@
-"""A text cut into the words that a metric counts: Chinese by jieba, everything else at what is no letter or digit.
+"""Splits a text into the words that metrics count: Chinese with jieba, other text at characters that aren't letters or digits.
 
-On ASCII text these are exactly the words of rouge_score's own tokenizer, which drops every other letter: a Chinese answer would have
-no words there, and `café` would be `caf`. Languages that write without spaces, other than Chinese, stay uncut.
+For ASCII text these are exactly the words of rouge_score's own tokenizer. That tokenizer drops every other letter: a Chinese answer would
+not have any words, and `café` would be `caf`. Other languages without spaces are not split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff
 
 
 def has_chinese(text: str) -> bool:
-    """Whether a Han character occurs; true of Japanese with kanji as well."""
+    """Whether a Han character occurs; true for Japanese with kanji too."""
     return _HAN.search(text) is not None
 
 
@@ -37,9 +37,9 @@ def _belongs(character: str) -> bool:
 
 @functools.cache
 def _jieba() -> Any:
-    """The module jieba, silent; imported where Chinese first occurs, since its dictionary takes 0.7 s."""
+    """The module jieba, silenced; imported for the first Chinese text, since its dictionary takes 0.7 s."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jieba 0.42.1 imports pkg_resources where there is one, which warns of its end
+        warnings.simplefilter("ignore")  # jieba 0.42.1 imports pkg_resources if it is installed, which warns of its removal
         import jieba
-    jieba.setLogLevel(logging.CRITICAL)  # it reports its loading on stderr, and a cache it could not write with a traceback
+    jieba.setLogLevel(logging.CRITICAL)  # it logs its loading to stderr, and a cache that it can't write with a traceback
     return jieba

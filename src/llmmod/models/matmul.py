@@ -1,11 +1,11 @@
-"""Products of float32 matrices on AMD processors with AVX-512, where MKL computes them at half the speed of oneDNN.
+"""Products of float32 matrices on AMD processors with AVX-512, where MKL has half the speed of oneDNN.
 
-PyTorch computes them by MKL, which takes AVX-512 on Intel's processors alone; oneDNN, which PyTorch has besides and takes for 16 bits, goes
-by what the processor can do. An AMD EPYC, one thread, 40 to 2,048 rows: 95 to 109 GFLOP/s by MKL, 190 to 240 by oneDNN; one row,
-which takes as long as its weights are read: 16 GB/s and 25.
+PyTorch computes them with MKL, which uses AVX-512 only on Intel's processors; oneDNN, which PyTorch uses for 16 bits, checks the
+processor's features. On an AMD EPYC with one thread, for 40 to 2,048 rows: 95 to 109 GFLOP/s with MKL, 190 to 240 with oneDNN; for one row,
+whose time is that of reading the weights: 16 GB/s and 25.
 
-The kernels are replaced for the whole process while a run lasts, so that forward, backward and every library profit. Which is taken depends
-on the processor and on shapes, never on a measurement: the same machine computes the same bits.
+The kernels are replaced for the whole process during a run, so that forward, backward and every library are faster. The choice depends on
+the processor and on shapes, not on a measurement: the same machine computes the same bits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from llmmod.upstream import require_upstream
 
 _CPUINFO = Path("/proc/cpuinfo")
-_replaced: list[Any] = []  # what multiplies, while kernels are replaced
-_LEAST = 32  # columns and channels: narrower products, as LoRA's, are as quick by MKL
+_replaced: list[Any] = []  # the library object, while kernels are replaced
+_LEAST = 32  # columns and channels: narrower products, such as LoRA's, are as fast with MKL
 
 
 def helps_here() -> bool:
-    """Whether oneDNN is the quicker one on this machine."""
+    """Whether oneDNN is faster on this machine."""
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not has_onednn or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
@@ -36,7 +36,7 @@ def helps_here() -> bool:
 
 @contextmanager
 def onednn_products() -> Iterator[None]:
-    """A context in which oneDNN multiplies float32 matrices on the CPU, if it is the quicker one here."""
+    """A context in which oneDNN multiplies float32 matrices on the CPU, if it is faster here."""
     if not helps_here():
         yield
         return
@@ -46,7 +46,7 @@ def onednn_products() -> Iterator[None]:
 
 @contextmanager
 def replaced_kernels() -> Iterator[None]:
-    """A context in which oneDNN multiplies float32 matrices on the CPU; nothing changes in the rounding but its order."""
+    """A context in which oneDNN multiplies float32 matrices on the CPU; only the order of rounding changes."""
     require_upstream(__name__)
     multiply = torch.ops.mkldnn._linear_pointwise
     own = {name: torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm")}
@@ -64,7 +64,7 @@ def replaced_kernels() -> Iterator[None]:
 
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch says that a kernel is replaced
+        warnings.simplefilter("ignore")  # PyTorch warns that a kernel is replaced
         library.impl("mm", mm, "CPU", with_keyset=True, allow_override=True)
         library.impl("addmm", addmm, "CPU", with_keyset=True, allow_override=True)
     _replaced.append(multiply)
@@ -76,9 +76,9 @@ def replaced_kernels() -> Iterator[None]:
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes a linear layer's output without gradients, the same bits as `functional.linear`, while the kernels are as they are now.
+    """A function for a linear layer's output without gradients, with the same bits as `functional.linear` while the kernels don't change.
 
-    Where oneDNN multiplies it is called at once: four operations and a call of Python less, 4 of 16 µs a layer.
+    If oneDNN multiplies, it is called directly: this saves four operations and a Python call, 4 of 16 µs per layer.
 
     Args:
         weight: [outputs, channels].

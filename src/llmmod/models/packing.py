@@ -1,10 +1,10 @@
-"""Several examples in one row: no padding, no leaking, and no more work than each takes alone.
+"""Several examples in one row: without padding or leaking, and without more work than for each alone.
 
-Whether a model's class keeps them apart, and by which of the two methods of `attention.varlen`, is known of the families that
-`families.registry` names. Of every other class it is measured on a tiny random model, in a fraction of a second: examples of several
-lengths are computed alone, as ever, and in one row, by each method. A method holds where losses and gradients are the same. So it is seen
-whatever carries something from one token to another: attention, a convolution, a recurrent state. What was found is kept in
-~/.cache/llmmod/packing under all that it depends on: the class, its small configuration, the versions of the libraries and this code.
+Whether a model's class keeps them apart, and with which of the two methods of `attention.varlen`, is known for the families in
+`families.registry`. For every other class it is measured on a tiny random model, in a fraction of a second: examples of several lengths are
+computed alone and in one row, with each method. A method works if losses and gradients are the same. That covers every way from one token
+to another: attention, a convolution, a recurrent state. The result is cached in ~/.cache/llmmod/packing, by everything that it depends on:
+the class, its small configuration, the versions of the libraries and this code.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from llmmod.upstream import installed, require_upstream
 
 require_upstream(__name__)
 
-MAX_LOSS_DIFFERENCE = 1e-3  # nats a token; float32 alone makes 1e-6, a token of another example some 0.1
+MAX_LOSS_DIFFERENCE = 1e-3  # nats per token; rounding of float32 causes 1e-6, a token of another example about 0.1
 _MAX_GRADIENT_DIFFERENCE = 1e-2  # of its norm
-_MIN_LEAK = 1e-2  # nats a token by which causal attention over the whole row changes a loss: else nothing can be concluded
+_MIN_LEAK = 1e-2  # nats per token by which causal attention over the whole row changes a loss; below, the test isn't conclusive
 _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
-_WINDOW = 8  # tokens: less than the examples have
+_WINDOW = 8  # tokens: shorter than the examples
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "sliding_window_size", "local_attention")
 _VOCABULARY = 512
-_WEIGHT_STD = 0.2  # larger than usual, so that a token seen or not makes a difference
-_known: list[tuple[Any, PackingSupport]] = []  # configurations of this process: each training step asks
+_WEIGHT_STD = 0.2  # larger than usual, so that each visible token changes the result
+_known: list[tuple[Any, PackingSupport]] = []  # configurations in this process, since each training step asks
 
 
 @dataclass(frozen=True)
 class PackingSupport:
-    """How a class of models keeps the examples of a row apart.
+    """A class's support for several examples in a row.
 
     Args:
-        method: None: it doesn't.
+        method: that keeps them apart, or None.
         branches: whether answers can share their prompt.
-        reason: why there is no method, with the numbers.
-        difference: nats a token by which losses in a row differ from those alone, at most, by the best method.
+        reason: why none of the methods works, with numbers.
+        difference: the largest difference of a loss in a row from the loss alone, with the best method, in nats per token.
     """
 
     method: PackingMethod | None = None
@@ -63,12 +63,12 @@ class PackingSupport:
 
 
 def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -> str | None:
-    """Why several examples can't, or had better not, stand in one row of this model; None where they can.
+    """Why several examples can't or shouldn't be in one row for this model; None if they can.
 
     Args:
         model: a PreTrainedModel or PeftModel.
-        branches: whether they are to share their beginnings.
-        packed: whether they stand in one row anyway, so that nothing is won by padding.
+        branches: whether they share their beginnings.
+        packed: whether they are in one row anyway, so that padding isn't an alternative.
     """
     support = packing_support(model)
     if support.reason is not None:
@@ -86,11 +86,11 @@ def why_not_packed(model: Any, *, branches: bool = False, packed: bool = True) -
 def packed_attention(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
     """A context in which the model's attention stays within the examples of `inputs`, if these have boundaries; forward and backward.
 
-    Only then the model's attention is another than its own, so that generation and padded batches are as ever. Both passes belong into
-    the block: with gradient checkpointing the backward pass computes attention anew.
+    Without boundaries the model's own attention is used, so that generation and padded batches don't change. Both passes belong in the
+    block: with gradient checkpointing the backward pass computes attention again.
 
     Raises:
-        ValueError: the model's class lets examples see each other.
+        ValueError: the model's class doesn't keep examples apart.
     """
     if BOUNDARIES not in inputs or is_flash(model.config._attn_implementation):
         yield
@@ -103,7 +103,7 @@ def packed_attention(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def packing_support(model: Any) -> PackingSupport:
-    """Whether a model with its attention keeps the examples of a row apart, and how: known of its family, or measured.
+    """Whether a model with its attention keeps the examples of a row apart, and how: known for its family, or measured.
 
     Args:
         model: a PreTrainedModel or PeftModel.
@@ -121,7 +121,7 @@ def packing_support(model: Any) -> PackingSupport:
 
 
 def measured_support(model: Any) -> PackingSupport:
-    """What a tiny model of a PreTrainedModel's class shows; from the cache where it was measured before."""
+    """The support measured on a tiny model of a PreTrainedModel's class, from the cache if it was measured before."""
     for config, known in _known:
         if config is model.config:
             return known
@@ -147,14 +147,14 @@ def _measure(model: Any, config: Any) -> PackingSupport:
         examples = [torch.randint(5, _VOCABULARY, (1, length), generator=generator) for length in _LENGTHS]
         alone, gradient_alone = _compute_alone(tiny, examples)
         if (alone - _compute_in_row(tiny, examples, method=None)[0]).abs().max() < _MIN_LEAK:
-            raise ValueError("what a token sees changes too little in it")
+            raise ValueError("visible tokens change its losses too little")
     except Exception as error:  # whatever a class of anybody's raises
         return _not_measured(model, error)
     tried: dict[PackingMethod, str] = {}
     for method in PackingMethod:
         try:
             losses, gradient = _compute_in_row(tiny, examples, method=method)
-        except Exception as error:  # it takes no boundaries, or doesn't hand them down
+        except Exception as error:  # it doesn't accept boundaries, or doesn't pass them on
             tried[method] = one_line(error, 160)
             continue
         difference, turned = (alone - losses).abs().max().item(), ((gradient - gradient_alone).norm() / gradient_alone.norm()).item()
@@ -174,7 +174,7 @@ def _not_measured(model: Any, error: Exception) -> PackingSupport:
 
 
 def _tiny_model(model: Any, config: Any) -> Any:
-    """A model of the small configuration, its weights random and large."""
+    """A model of the small configuration with large random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tiny = (type(model)._from_config if _has_own_code(model) else initial_model)(config, dtype=torch.float32).eval()
@@ -186,12 +186,12 @@ def _tiny_model(model: Any, config: Any) -> Any:
 
 
 def _has_own_code(model: Any) -> bool:
-    """Whether a model's class came with a checkpoint, under whatever name."""
+    """Whether a model's class is from a checkpoint's own code."""
     return type(model).__module__.startswith("transformers_modules.")
 
 
 def _compute_alone(model: Any, examples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean loss of each example by itself, and the gradient of their sum."""
+    """The mean loss of each example alone, and the gradient of their sum."""
     model.zero_grad()
     losses = torch.stack([_loss(model(input_ids=ids, use_cache=False).logits, ids) for ids in examples])
     losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ def _compute_alone(model: Any, examples: list[torch.Tensor]) -> tuple[torch.Tens
 
 
 def _compute_in_row(model: Any, examples: list[torch.Tensor], *, method: PackingMethod | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of the examples in one row; without a method as if they were one example."""
+    """The same for the examples in one row; without a method as if they were one example."""
     model.zero_grad()
     row = _row(examples, [0] * len(examples))
     places = row[BOUNDARIES].tolist()
@@ -213,7 +213,7 @@ def _compute_in_row(model: Any, examples: list[torch.Tensor], *, method: Packing
 
 @torch.no_grad()
 def _can_branch(model: Any, examples: list[torch.Tensor]) -> bool:
-    """Whether two answers that share a prompt, of which they see 9 and 20 tokens, are computed as if each followed it alone."""
+    """Whether two answers that share a prompt, with 9 and 20 of its tokens, have the same losses as each alone."""
     stem, short, other, _, long = examples[0], examples[3], examples[2], examples[1], examples[4]
     row = _row([stem, long, short, other], [0, 9, 20, 0])
     try:
@@ -229,7 +229,7 @@ def _can_branch(model: Any, examples: list[torch.Tensor]) -> bool:
 
 
 def _row(examples: list[torch.Tensor], before: list[int]) -> dict[str, Any]:
-    """Examples as `FlatteningCollator` gives them, each with a number of keys before its own."""
+    """A row of examples as from `FlatteningCollator`, each with a number of keys before its own."""
     lengths = [ids.shape[1] for ids in examples]
     keys = [length + more for length, more in zip(lengths, before, strict=True)]
     return {
@@ -243,18 +243,18 @@ def _row(examples: list[torch.Tensor], before: list[int]) -> dict[str, Any]:
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Nats a token; 0 of an example of one token, which predicts nothing."""
+    """The loss in nats per token; 0 for an example of one token, which doesn't predict another."""
     total = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
     return total / max(1, ids.shape[1] - 1)
 
 
 def _gradient(model: Any) -> torch.Tensor:
-    """Of all weights; 0 where there is none: an expert that no token came to."""
+    """The gradient of all weights; 0 for weights without one, such as an unused expert's."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
 
 
 def _cache_file(cls: type, config: Any) -> Path:
-    """Where what was found of a class is kept."""
+    """The cache file of a class's result."""
     versions = {name: installed(name) for name in ("torch", "transformers", "llmmod")}
     code = [Path(str(module)).read_text(encoding="utf-8") for module in (__file__, varlen.__file__)]
     fields: Mapping[str, Any] = config.to_dict() | {"_attn_implementation": config._attn_implementation}
@@ -270,7 +270,7 @@ def _read(file: Path) -> PackingSupport | None:
 
 
 def _write(file: Path, found: PackingSupport) -> PackingSupport:
-    """The same, kept; where nothing can be written, it is measured again next time."""
+    """Cache a result and return it; if it can't be written, it is measured again next time."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:

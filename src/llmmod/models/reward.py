@@ -1,10 +1,10 @@
-"""Reward models: one number for each text, from a linear head on the trunk of any causal language model that llmmod loads.
+"""Reward models: one number for each text, from a linear head on the trunk of a causal language model.
 
 The class is transformers' `…ForSequenceClassification` with one label and with another `forward`. It finds the last real token by the
 attention mask, or by the boundaries of a row that holds several texts (`attention.varlen`). transformers' own `forward` takes the last
 token that isn't the padding token, which is one too early where the terminator is also the padding token. Names and files are those of
 transformers, so `AutoModelForSequenceClassification` loads what is saved; `set_reward_padding` chooses a padding token with which that
-class gives the same scores.
+class computes the same scores.
 
 The head is in float32, also where the trunk isn't. It comes from a checkpoint or an adapter. A new head has random weights and is marked
 as new; only training accepts such a model.
@@ -189,7 +189,7 @@ def require_head(model: Any) -> None:
     """
     base = base_model(model)
     if getattr(base, _NEW, False) and not getattr(base, STAND_IN, False):
-        found = f"'{model.name_or_path}' has no reward head, and a random one would score at random"
+        found = f"'{model.name_or_path}' doesn't have a reward head, and a random one would give random scores"
         raise ConfigError(Problem(PATH_KEY, found, do="Name the adapter that has one in finetune.adapters, or train: pipeline=[train,…]"))
 
 

@@ -1,9 +1,9 @@
 """Pages: one self-contained HTML file each, from a template that escapes every value, with line charts drawn as SVG.
 
-A page's template stands beside the module that fills it and extends `base.html`, which brings the style, the hints under the pointer and,
-by `{% import "parts.html" as parts %}`, the macros `heading`, `verdict`, `tiles` and `chart`; a page with charts includes `charts.js` in
-its block `script`. Nothing is loaded from elsewhere, and the size of a page does not grow with the length of a run: a line has at most
-some hundreds of points.
+A page's template is next to the module that fills it and extends `base.html`, which has the style and the tooltips. With
+`{% import "parts.html" as parts %}` it has the macros `heading`, `verdict`, `tiles` and `chart`; a page with charts includes `charts.js`
+in its block `script`. A page doesn't load other files, and its size doesn't grow with the length of a run: a line has at most a few
+hundred points.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from llmmod.files.paths import atomic_write
 
-MOST_POINTS = 400  # of a line; a chart is some 800 pixels wide
+MOST_POINTS = 400  # of a line; a chart is about 800 pixels wide
 _COLOURS = 8  # --c0 to --c7 of style.css
-_DOTS = 40  # points of a line up to which each is marked
+_DOTS = 40  # a line with at most so many points has a dot at each
 _TICKS = 5
-_LOGARITHMIC = 1000.0  # highest to lowest value from which a chart has a logarithmic axis, if it may
+_LOGARITHMIC = 1000.0  # ratio of the highest to the lowest value above which a chart may have a logarithmic axis
 
 
 class Tile(NamedTuple):
-    """A figure with what there is to say about it.
+    """A figure with its notes.
 
     Args:
-        name: of what.
+        name: of the figure.
         value: the figure.
         notes: a line each.
         share: a bar below it, 0 to 1; None: no bar.
-        warns: whether it is one that nobody hopes for.
+        warns: whether it is a warning.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Line(NamedTuple):
     """A line of a chart.
 
     Args:
-        name: as the key and the hints have it.
+        name: in the key and the tooltips.
         points: (x, y) by ascending x; those that are not finite are left out.
         colour: 0 to 7; None: the next one.
-        faint: whether it stands behind others, such as raw values behind their mean.
+        faint: whether it is in the background, such as raw values behind their mean.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Line(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A number beside an axis; `place` in percent of the drawing, from the left or from the top."""
+    """A number on an axis; `place` in percent of the drawing, from the left or from the top."""
 
     place: float
     text: str
 
 
 class DrawnLine(NamedTuple):
-    """A line as the macro `chart` writes it: `drawn` and `dots` in percent of the drawing, `data` as JSON, `last` its last value."""
+    """A line as the macro `chart` draws it: `drawn` and `dots` in percent of the drawing, `data` as JSON, `last` its last value."""
 
     name: str
     colour: int
@@ -81,7 +81,7 @@ class DrawnLine(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What the macro `chart` draws."""
+    """The input of the macro `chart`."""
 
     title: str
     unit: str
@@ -96,15 +96,15 @@ def page(package: str, template: str, /, **contents: Any) -> str:
     """The page as HTML.
 
     Args:
-        package: that holds the template, `llmmod.steps.preview`.
+        package: of the template, such as `llmmod.steps.preview`.
         template: its file name.
-        contents: the template's variables; one that is missing is an error.
+        contents: the template's variables; a missing one is an error.
     """
     return _environment(package).get_template(template).render(contents)
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all. Half of a surrogate pair, which no file can hold, becomes a question mark."""
+    """Write a page completely or not at all. Half of a surrogate pair, which can't be encoded, becomes a question mark."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
 
@@ -119,13 +119,13 @@ def _environment(package: str) -> Environment:
 
 
 def chart(title: str, lines: Iterable[Line], *, unit: str = "optimizer step", logarithmic: bool = False) -> Chart | None:
-    """A chart of lines, or None where nothing is to be drawn.
+    """A chart of lines, or None without a line to draw.
 
     Args:
         title: above it.
         lines: those without a finite point are left out.
         unit: of the horizontal axis.
-        logarithmic: whether the vertical axis may be, which it is where all values are positive and far apart.
+        logarithmic: whether the vertical axis may be logarithmic; it is if all values are positive and far apart.
     """
     given = [line._replace(points=[(float(x), float(y)) for x, y in line.points]) for line in lines]
     finite = [line._replace(points=[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in given]
@@ -166,7 +166,7 @@ def chart(title: str, lines: Iterable[Line], *, unit: str = "optimizer step", lo
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` of the points, in order: both ends, and of equal stretches the lowest and the highest each, so that a spike stays."""
+    """At most `most` of the points, in order: both ends, and the lowest and highest of equal stretches, so that a spike stays."""
     if len(points) <= most:
         return list(points)
     inner, stretches = range(1, len(points) - 1), max(1, (most - 2) // 2)
@@ -185,13 +185,13 @@ def ticks(low: float, high: float, most: int = _TICKS) -> list[float]:
 
 
 def _apart(values: Sequence[float]) -> list[str]:
-    """Numbers to read, with as many digits as it takes to tell them apart."""
+    """Numbers as text, with enough digits to distinguish them."""
     texts = [number_text(value) for value in values]
     return texts if len(set(texts)) == len(texts) else [f"{value:,.10g}" for value in values]
 
 
 def number_text(value: float) -> str:
-    """A number to read: at most five significant digits, thousands apart, small ones as powers of ten."""
+    """A number as text: at most five significant digits, with separated thousands; small ones as powers of ten."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     if abs(value) < 1e-3:
@@ -200,7 +200,7 @@ def number_text(value: float) -> str:
 
 
 def _padded(low: float, high: float, *, share: float) -> tuple[float, float]:
-    """A range that is not empty, a little wider than what lies in it. Values that differ by the rounding of float32 are one value."""
+    """A range that is not empty, a little wider than its values. Values that differ only by the rounding of float32 count as equal."""
     if high - low <= abs(high) * 1e-6:
         half = abs(high) / 2 or 0.5
         return low - half, high + half

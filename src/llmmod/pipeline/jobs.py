@@ -1,8 +1,7 @@
-"""The jobs of one command: what Hydra calls for each, and what is printed at the end.
+"""The jobs of one command: the function that Hydra calls for each, and the output at the end.
 
-Hydra starts the jobs; `Jobs.run` is the function that it calls for each, here or in another process. An error of one job is kept and shown
-at the end, so that the next job starts. What a sweep shows is read from the jobs' own directories, so that it is the same with every
-launcher.
+Hydra starts the jobs and calls `Jobs.run` for each, in this process or in another. An error of one job is stored and shown at the end, so
+that the next job starts. The results of a sweep are read from the jobs' directories, so that they are the same with every launcher.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from llmmod.sweep.plan import RESUMES, Sweep
 from llmmod.sweep.results import PRUNED, Goal, Job, best_jobs, command_of, printed, read_jobs, refused_job, write_leaderboard
 
 _stopped_by: list[int] = []  # the exit code of the job that a signal has ended in this process, one of several of a sweep
-_LEFT = Left()  # of the sweep's last job in this process
+_LEFT = Left()  # by the sweep's last job in this process
 
 
 class Jobs:
@@ -46,29 +45,29 @@ class Jobs:
     Args:
         multirun: whether they belong to a sweep.
         sweep: that sweep; None in the processes that run its jobs.
-        flags: of the command line, that a single job needs too.
-        replayed: the run that is run again; None where none is.
+        flags: of the command line; a single job needs them too.
+        replayed: the run to repeat, or None.
     """
 
     def __init__(self, *, multirun: bool, sweep: Sweep | None = None, flags: Sequence[str] = (), replayed: Run | None = None) -> None:
         self._multirun, self._sweep, self._flags, self._replayed = multirun, sweep, flags, replayed
         self._outcomes: list[Outcome] = []
-        self._tracebacks = full_error_wanted()  # now: while Hydra runs, its variable is set
+        self._tracebacks = full_error_wanted()  # read now: while Hydra runs, its variable is set
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a process needs that runs one of a sweep's jobs."""
+        """The state that another process needs to run one of a sweep's jobs."""
         return {**vars(Jobs(multirun=self._multirun)), "_tracebacks": self._tracebacks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in another process, which composes the job's configuration next."""
+        """Restore the state in another process, which composes the job's configuration next."""
         register_schemas()
         self.__dict__.update(state)
 
     def run(self, config: DictConfig) -> float | list[float] | None:
-        """Run one job; what goes wrong is kept for `finish`, so that the next job starts.
+        """Run one job; an error is stored for `finish`, so that the next job starts.
 
         Returns:
-            The value of `sweep.metric`, a list where there are several; None where the job failed or has no such metric.
+            The value of `sweep.metric`, or a list for several metrics; None if the job failed or doesn't have the metric.
 
         Raises:
             KeyboardInterrupt: if the job was interrupted, which ends a sweep in this process.
@@ -76,10 +75,10 @@ class Jobs:
         hydra = HydraConfig.get()
         run_dir = Path(hydra.runtime.output_dir)
         if self._sweep is not None and self._sweep.directory is None:
-            self._sweep.directory = Path(hydra.sweep.dir).absolute()  # of a sweeper that isn't ours
+            self._sweep.directory = Path(hydra.sweep.dir).absolute()  # for a sweeper that isn't ours
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, io.TextIOWrapper):
-                handler.stream.reconfigure(errors="backslashreplace")  # what a file or a library says needn't be text
+                handler.stream.reconfigure(errors="backslashreplace")  # a message may have bytes that are not text
         if _stopped_by:
             stopped = {"status": "interrupted", "error": "the sweep was stopped before", "exit_code": _stopped_by[0], "steps": []}
             write_json(run_dir / "run.json", stopped)
@@ -114,7 +113,7 @@ class Jobs:
         return run_configured(root, run_dir, job_logging=job_logging, commands=commands, left=_LEFT if self._multirun else None)
 
     def finish(self) -> int:
-        """Print how it went, and return the exit code."""
+        """Print the results, and return the exit code."""
         logging.shutdown()
         codes = [outcome.exit_code for outcome in self._outcomes]
         if self._sweep is not None:
@@ -126,12 +125,12 @@ class Jobs:
                     self._show_sweep(self._sweep, self._sweep.directory, jobs)
         elif self._outcomes and rank() == 0:
             _print_outcome(self._outcomes[0], tracebacks=self._tracebacks)
-        elif self._outcomes and codes[0] not in (0, EXIT_CONFIG):  # what is wrong with the configuration, the first process says
+        elif self._outcomes and codes[0] not in (0, EXIT_CONFIG):  # the first process prints errors of the configuration
             print(f"rank {rank()}: {self._outcomes[0].error}", file=sys.stderr)
         return max(codes, default=EXIT_FAILED)
 
     def conclude_replay(self) -> int:
-        """Print whether a run that was run again came to the same bytes; 0 where it did, or where none was, else 1."""
+        """Print whether a repeated run has the same bytes; returns 0 if so, or without a repeated run, else 1."""
         if self._replayed is None or rank() != 0 or not self._outcomes:
             return 0
         said, same = conclude(self._replayed, self._outcomes[0].run_dir)
@@ -144,7 +143,7 @@ class Jobs:
         path, goal = write_leaderboard(sweep_dir, jobs), sweep.goal
         print(f"\n{printed(jobs, first=goal.metrics)}\n\nThe table: {path}")
         shown = import_own("llmmod.sweep.page.write_sweep_page")(sweep_dir, jobs, goal, self._flags)
-        print(f"The same with curves, and what matters: {shown}")
+        print(f"The page with curves and important options: {shown}")
         best = best_jobs(jobs, goal)
         for job in best:
             values = ", ".join(f"{name}={job.metrics[name]:.6g}" for name in goal.metrics)
@@ -156,7 +155,7 @@ class Jobs:
                 print(f"  Its log: {job.directory / 'run.log'}", file=sys.stderr)
         if any(job.status != "refused" for job in failed):
             again = shlex.join(["llmmod", *self._flags, "-m", f"sweep.resume={sweep_dir}"])
-            print(f"What is missing or failed is run by: {again}", file=sys.stderr)
+            print(f"To run the missing and failed jobs: {again}", file=sys.stderr)
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:
@@ -169,9 +168,9 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
 
 
 def _print_outcome(outcome: Outcome, *, tracebacks: bool) -> None:
-    """The end of a run, as the user reads it: what came out on stdout, what went wrong on stderr."""
+    """Print the end of a run: results on stdout, errors on stderr."""
     error = outcome.error
-    # Behind a conversation, stdout is the answers' alone: it may be a pipe.
+    # After a conversation, stdout has only the answers: it may be a pipe.
     out = sys.stderr if outcome.conversed else sys.stdout
     for line in outcome.summary:
         print(line, file=out)
@@ -184,6 +183,6 @@ def _print_outcome(outcome: Outcome, *, tracebacks: bool) -> None:
         print(f"{error}\nThe run: {outcome.run_dir}", file=out)
         return
     words = "Interrupted" if outcome.status == "interrupted" else str(error) if isinstance(error, LlmmodError) else repr(error)
-    print(f"{words}\nWhat was written stays in {outcome.run_dir}", file=sys.stderr)
+    print(f"{words}\nThe written files stay in {outcome.run_dir}", file=sys.stderr)
     if outcome.resume_command is not None:
-        print(f"This goes on with it: {outcome.resume_command}", file=sys.stderr)
+        print(f"To resume: {outcome.resume_command}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Run a configuration by one process or by several, as `distributed.*` says.
+"""Run a configuration in one process or in several, as `distributed.*` sets it.
 
-The parent has composed and validated the configuration. It writes it to one file, and torch's elastic launcher starts the processes, each
-of which reads that file and runs the pipeline (`python -m llmmod.pipeline.launch FILE`). They leave a record each of how they ended; the
-parent tells the user what the first of them that failed said. Under torchrun and accelerate the processes are there already.
+The parent has composed and validated the configuration. It writes it to one file, and torch's elastic launcher starts the processes. Each
+of them reads that file and runs the pipeline (`python -m llmmod.pipeline.launch FILE`), and writes a record of how it ended. The parent
+shows the error of the first that failed. Under torchrun and accelerate the processes are running already.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from llmmod.pipeline.session import Left
 from llmmod.runs.report import write_report
 from llmmod.signals import killed_if_hung
 
-# What a process says that only lost its peers (torch 2.13, gloo and NCCL).
+# In errors of a process that only lost its peers (torch 2.13, gloo and NCCL).
 _LOST_PEERS = ("closed by peer", "reset by peer", "gloo", "NCCL", "TCPStore", "Broken pipe", "DistBackendError", "DistNetworkError")
 log = logging.getLogger("llmmod")
 
@@ -51,12 +51,12 @@ class RankError(LlmmodError):
 
 @dataclass(frozen=True)
 class Frozen:
-    """What each process is given.
+    """The input of each process.
 
     Args:
         root: the configuration.
         run_dir: the run's directory.
-        job_logging: for `logging.config.dictConfig`; None: logging stays as Python has it.
+        job_logging: for `logging.config.dictConfig`; None: Python's defaults.
         commands: for run.json.
     """
 
@@ -74,18 +74,18 @@ def run_configured(
     commands: Mapping[str, str | None] | None = None,
     left: Left | None = None,
 ) -> Outcome:
-    """Run the pipeline by as many processes as `distributed.*` says; errors are recorded and returned, not raised.
+    """Run the pipeline in as many processes as `distributed.*` sets; errors are recorded and returned, not raised.
 
     Args:
         root: the configuration.
         run_dir: the run's directory.
-        job_logging: how the first process logs; see `Frozen`.
-        commands: how the run was started and how it goes on, for run.json: those of `pipeline.resume.commands_of`.
-        left: what the last job of a sweep left in this process; see `run_pipeline`.
+        job_logging: logging of the first process; see `Frozen`.
+        commands: the commands that start and resume the run, for run.json, from `pipeline.resume.commands_of`.
+        left: objects that the last job of a sweep left in this process; see `run_pipeline`.
     """
     commands = commands or {}
     conf = root.distributed
-    only_plans = all(isinstance(root.steps.get(name), PlanConf) for name in root.pipeline)  # for several processes, by one
+    only_plans = all(isinstance(root.steps.get(name), PlanConf) for name in root.pipeline)  # one process plans for all
     if conf.name == "none" or is_launched() or only_plans:
         return run_pipeline(root, run_dir, commands=commands, left=left)
     starter = "llmmod.trainers.distributed"
@@ -94,7 +94,7 @@ def run_configured(
     except LlmmodError as error:
         return Outcome("failed", run_dir, {}, error=error)
     if count * conf.nodes == 1 and conf.name == "ddp":
-        log.warning("distributed=ddp: one process, since this machine has no GPU or one; distributed.processes says how many")
+        log.warning("distributed=ddp: one process, since this machine has at most one GPU; set distributed.processes for another number")
         return run_pipeline(root, run_dir, commands=commands)
     with tempfile.TemporaryDirectory(prefix="llmmod-run-") as directory:
         file = Path(directory) / "run.pickle"
@@ -142,7 +142,7 @@ def _outcome(ended: Any, records: Mapping[int, Mapping[str, Any]], run_dir: Path
 
     Args:
         ended: from `trainers.distributed.run_processes`.
-        records: rank -> what that process left.
+        records: rank -> the record of that process.
         run_dir: the run's directory.
         processes: how many there were.
     """
@@ -160,11 +160,11 @@ def _outcome(ended: Any, records: Mapping[int, Mapping[str, Any]], run_dir: Path
 
 
 def _first_failure(failures: Mapping[int, int], records: Mapping[int, Mapping[str, Any]], *, processes: int) -> RankError:
-    """What the process said that failed first: not one that only lost its peers, or that the launcher ended since another failed.
+    """The error of the process that failed first; not of one that only lost its peers, or that the launcher ended afterwards.
 
     Args:
-        failures: rank -> exit code, negative for a signal's number, in the order in which they were seen.
-        records: as of `_outcome`.
+        failures: rank -> exit code, negative for a signal, in the order in which they were found.
+        records: as in `_outcome`.
         processes: how many there were.
     """
 
@@ -181,14 +181,14 @@ def _first_failure(failures: Mapping[int, int], records: Mapping[int, Mapping[st
         alike = len(records) == processes and {record["error"] for record in records.values()} == {said}
         return RankError(said if alike else f"rank {number}: {said}", found["exit_code"])
     if code >= 0:
-        return RankError(f"rank {number}: ended with exit code {code}, and said nothing", code)
+        return RankError(f"rank {number}: ended with exit code {code}, without a message", code)
     name = signal.Signals(-code).name
     memory = " The system may have run out of memory." if -code == signal.SIGKILL else ""
     return RankError(f"rank {number}: killed by {name}.{memory}", 128 - code)
 
 
 def work(file: Path) -> int:
-    """What each of the processes does: run the pipeline, and leave a record beside the file; the exit code."""
+    """Run the pipeline in one of several processes, and write its record next to the file; returns the exit code."""
     began = time.time()
     with file.open("rb") as opened:
         sys.path[:] = pickle.load(opened)
@@ -196,7 +196,7 @@ def work(file: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"]))))
     if rank() != 0:
-        logging.getLogger().addHandler(logging.NullHandler())  # or Python would print warnings itself
+        logging.getLogger().addHandler(logging.NullHandler())  # otherwise Python prints warnings itself
     elif frozen.job_logging is not None:
         logging.config.dictConfig(dict(frozen.job_logging))
     outcome = run_pipeline(frozen.root, frozen.run_dir, commands=frozen.commands)
@@ -221,7 +221,7 @@ def work(file: Path) -> int:
 
 
 if __name__ == "__main__":
-    # As the module that others import, so that what is unpickled has the same classes.
+    # By the module's importable name, so that unpickled objects have the same classes.
     from llmmod.pipeline import launch
 
     sys.exit(launch.work(Path(sys.argv[1])))

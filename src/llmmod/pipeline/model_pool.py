@@ -1,8 +1,8 @@
-"""The models of a run: one is in memory at a time, and the next step gets it wherever it can.
+"""The models of a run: one is in memory at a time, and the next step uses it if it can.
 
-An adapter is put on a base model. The next training step gets the same base with that adapter unloaded, or merged where the step starts
-from the earlier step's result (`model.from_step`); nothing is read again for it. A model that is no longer in memory is read again: from
-its checkpoint, or from what a step saved.
+A training step adds an adapter to a base model. The next training step gets the same base with the adapter unloaded, or merged if the step
+starts from the earlier step's result (`model.from_step`), without reading files again. A model that is no longer in memory is read from its
+checkpoint, or from the files that a step saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import import_own
 from llmmod.protocols import LoadedModel, ModelLineage
 
-# What weights are: ("checkpoint", a configuration), or ("step", the name of the step that left them).
+# Origin of weights: ("checkpoint", a configuration), or ("step", the name of the step that trained them).
 Origin = tuple[str, ...]
 
 _REWARD = "llmmod.models.adapters.reward_models.load_reward_model"
@@ -31,10 +31,10 @@ class CurrentModel:
     """The model in memory.
 
     Args:
-        model: without the adapter that is on it.
-        origin: what its weights are; None: they have changed since, and no other step can use them.
-        owner: who put an adapter on it, or trained it: a step, or the adapters of a configuration.
-        owned: the model as its owner left it.
+        model: without its adapter.
+        origin: of its weights; None: they have changed since, and other steps can't use them.
+        owner: a step that added an adapter or trained it, or a configuration with adapters.
+        owned: the owner's model, with its adapter.
     """
 
     model: Any
@@ -47,10 +47,10 @@ class ModelPool:
     """The models of a run.
 
     Args:
-        parts: which configuration each step goes by.
-        load: reads the model of a `model.*`, given the step, the configuration, and whether this run or an earlier one `saved` it.
-        on_release: called before a model leaves memory, so that others release it too.
-        current: the model that an earlier run left in memory; None: there is none.
+        parts: the configuration of each step.
+        load: reads the model of `model.*` from the step, the configuration, and whether a run `saved` it.
+        on_release: called before a model is released, so that others release it too.
+        current: the model that an earlier run left in memory, or None.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class ModelPool:
         self._current = current
 
     def result(self, step: str) -> LoadedModel:
-        """What a training step left; its `model` may be another step's by now, its `path` stays."""
+        """The result of a training step; later steps may have changed its `model`, but not the files in `path`."""
         return self._results[step]
 
     def base(self, step: str) -> Any:
-        """The model that a step begins with, nothing added: its checkpoint's, or what the step of `model.from_step` left."""
+        """The initial model of a step, without new adapters: its checkpoint's, or the result of the step in `model.from_step`."""
         origin, current = self._origin(step), self._current
         if current is None or not self._become(current, origin):
             self._release()
@@ -78,12 +78,12 @@ class ModelPool:
         return current.model
 
     def register_trained(self, step: str, result: LoadedModel, *, base_intact: bool) -> None:
-        """Take what a step trained, on the base it was given.
+        """Register a model that a step trained from the base it got.
 
         Args:
             step: its name.
             result: the model, saved.
-            base_intact: whether the base's weights are under an adapter what they were.
+            base_intact: whether the base's weights under the adapter are unchanged.
         """
         self._results[step] = result
         if self._current is None or result.kind == "full":
@@ -93,7 +93,7 @@ class ModelPool:
             self._current.origin = None
 
     def leave(self) -> CurrentModel | None:
-        """The model in memory for another run, nothing added; None if its weights are not those of its checkpoint."""
+        """The model in memory for another run, without adapters; None if its weights differ from its checkpoint."""
         current = self._current
         if current is None or current.origin is None or current.origin[0] != "checkpoint" or not self._become(current, current.origin):
             return None
@@ -101,21 +101,21 @@ class ModelPool:
         return current
 
     def register_reused(self, step: str, result: LoadedModel) -> None:
-        """Take what a step left in an earlier run: it is on the disk alone until somebody asks for it."""
+        """Register a step's result from an earlier run; it stays on the disk until a step needs it."""
         self._results[step] = result
 
     def register_saved(self, step: str, result: LoadedModel) -> None:
-        """Take what a step trained and saved, of which this process has a part alone: the steps that follow load it."""
+        """Register a model that a step saved and of which this process has only a part; later steps load it."""
         self._release()
         self._results[step] = result
 
     def model(self, step: str) -> LoadedModel:
-        """The model that a step which doesn't train works on: what a training step left, else that of its configuration."""
+        """The model of a step that doesn't train: a training step's result, else the model of its configuration."""
         followed = self._parts.followed(step)
         return self._configured(step) if followed is None else self._trained_by(followed)
 
     def training_lineage(self, step: str) -> ModelLineage:
-        """What a training step begins with, seen from its directory."""
+        """The lineage of a training step, with paths relative to its directory."""
         conf, earlier = self._parts.of(step, "model"), self._parts.from_step(step)
         chain = [_absolute(path) for path in _merged_adapters(self._parts.of(step, "finetune"))]
         if earlier is None:
@@ -126,7 +126,7 @@ class ModelPool:
         return before._replace(merged=[*before.merged, f"../{earlier}", *chain])
 
     def base_lineage(self, step: str) -> ModelLineage:
-        """What is under the adapter of the model that a step works on which doesn't train: as `training_lineage`."""
+        """The lineage of the model under the adapter of a step that doesn't train; see `training_lineage`."""
         followed = self._parts.followed(step)
         if followed is not None:
             return self.training_lineage(followed)
@@ -150,7 +150,7 @@ class ModelPool:
         if current is not None and current.owner == own:
             return result
         if current is not None and self._become(current, own):
-            return replace(result, model=current.model, kind="full")  # its adapter has been merged for a later step
+            return replace(result, model=current.model, kind="full")  # its adapter was merged for a later step
         if result.kind == "full":
             self._release()
             self._current = CurrentModel(self._read_result(step), own)
@@ -174,7 +174,7 @@ class ModelPool:
         return ("checkpoint", repr(self._checkpoint(step))) if earlier is None else ("step", earlier)
 
     def _become(self, current: CurrentModel, origin: Origin) -> bool:
-        """Whether the model in memory is, or could be made, the one that is asked for."""
+        """Whether the model in memory is the requested one, or was changed into it."""
         if current.owner == origin and current.owned is not None:
             if current.owned.kind == "adapter":
                 current.model = import_own("llmmod.models.adapters.merge.merge_or_stack")(current.owned.model)
@@ -191,7 +191,7 @@ class ModelPool:
     def _drop_owned(self, current: CurrentModel) -> None:
         if current.owned is not None:
             self._on_release()
-            current.owned.model = None  # nobody is to compute with it by mistake: it isn't what it was
+            current.owned.model = None  # it has changed, so it must not be used by mistake
         current.owner = current.owned = None
 
     def _read(self, step: str, origin: Origin) -> Any:
@@ -207,7 +207,7 @@ class ModelPool:
     def _read_result(self, step: str) -> Any:
         """The whole model that a step saved."""
         conf, path = self._parts.of(step, "model"), str(self._results[step].path)
-        # What changed the checkpoint when it was read is in the files that were saved.
+        # The saved files already have the changes that were made when the checkpoint was read.
         own: dict[str, Any] = {
             "pretrained_model_name_or_path": path,
             "gguf_file": None,
@@ -222,7 +222,7 @@ class ModelPool:
         return self._load(step, replace(conf, **own, weights=Weights.pretrained, rope_scaling=scaling), saved=True)
 
     def _checkpoint(self, step: str) -> ModelConf:
-        """A step's `model.*`; where it scores, and its checkpoint has a reward head, it is read with it."""
+        """A step's `model.*`; if the step scores and the checkpoint has a reward head, it is read with that head."""
         conf: ModelConf = self._parts.of(step, "model")
         scores = self._parts.of(step, "training").head == "reward"
         checkpoint = Path(str(conf.pretrained_model_name_or_path)).expanduser()
@@ -243,7 +243,7 @@ def _checkpoint_lineage(conf: ModelConf, merged: list[str]) -> ModelLineage:
 
 
 def _merged_adapters(finetune: Any) -> list[str]:
-    """Of `finetune.adapters`, those that were merged into a training step's base."""
+    """The `finetune.adapters` that are merged into a training step's base."""
     return list(finetune.adapters[:-1] if finetune.resume_adapter else finetune.adapters)
 
 

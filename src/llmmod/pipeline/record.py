@@ -1,7 +1,7 @@
-"""What a run leaves on disk about itself: run.json and metrics.json, written as the run goes.
+"""The record of a run: run.json and metrics.json, written during the run.
 
-Both files are replaced atomically, so that a reader, or a run that is killed, never sees half of one. Only rank 0 writes. A run whose
-disk fills up must still be able to say so: a reserve is kept for that, and given up for the last words.
+Both files are replaced atomically, so that they are complete even if the run is killed. Only rank 0 writes. A run must still be able to
+record that the disk is full: a reserve file is kept for that, and removed before the last write.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _RESERVE_BYTES = 2**16
 
 
 class Record:
-    """The account of one run, on disk from the first moment.
+    """The record of one run, on disk from its start.
 
     Args:
         directory: the run's directory.
         seed: the run's seed.
         pipeline: step names in order; each is listed as `pending` until it starts.
-        several: steps of which the run has more than one of a kind: their metrics are also written under their own names, `sft/train_loss`.
-        commands: `command` started the run, `resume_command` goes on with it, and `cwd` is the working directory of both.
-        enabled: False on ranks other than 0, which write nothing.
+        several: steps that share their kind with another step: their metrics are also written with their names, `sft/train_loss`.
+        commands: `command` starts the run, `resume_command` resumes it, and `cwd` is the working directory of both.
+        enabled: False on ranks other than 0, which don't write.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Record:
                 sweep_partial(place)
         self._write()
         if enabled:
-            (directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # not zeros, which some file systems don't store
+            (directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # random, since some file systems don't store zeros
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepReport]:
-        """Time a step, and write what became of it, whichever way it ends; fill the yielded report."""
+        """A context that times a step and records how it ends; yields the report to fill."""
         entry, report, began, worked = self._steps[name], StepReport(), time.perf_counter(), time.process_time()
         entry["status"] = "running"
         _reset_peak_rss()
@@ -91,17 +91,17 @@ class Record:
             self.metrics.update(report.metrics)
             if name in self._several:
                 self.metrics.update({f"{name}/{metric}": value for metric, value in report.metrics.items()})
-            # A full disk must not hide the error that is on its way up.
+            # A full disk must not hide the original error.
             with suppress(OSError):
                 self._write()
 
     def data(self, accounts: list[dict[str, Any]]) -> None:
-        """Keep what the steps read, one account a dataset; the list may grow. It is on the disk once the step ends."""
+        """Set the accounts of the datasets that the steps read; the list may grow. It is written when a step ends."""
         self._run["data"] = accounts
 
     @property
     def running(self) -> str | None:
-        """The step that was begun last, None before the first."""
+        """The step that started last; None before the first."""
         begun = [name for name, entry in self._steps.items() if entry["status"] != "pending"]
         return begun[-1] if begun else None
 
@@ -121,12 +121,12 @@ class Record:
 
 
 def close_record(directory: Path, status: str, error: str, *, exit_code: int) -> None:
-    """Write how a run ended into its run.json, where the process that kept the record couldn't, or knew less."""
+    """Write how a run ended into its run.json, if the recording process couldn't, or knew less."""
     with suppress(OSError, ValueError):
         found = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         found |= {"status": status, "error": error, "exit_code": exit_code}
         for step in found["steps"]:
-            if step["status"] in ("running", "interrupted"):  # by the launcher, once another process had failed
+            if step["status"] in ("running", "interrupted"):  # by the launcher, after another process failed
                 step["status"] = status
         (directory / _RESERVE).unlink(missing_ok=True)
         write_json(directory / "run.json", found)
@@ -139,7 +139,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process held, in bytes, since the last reset where the kernel allows one, else ever."""
+    """The peak memory of this process in bytes, since the last reset if the kernel supports it, else since its start."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

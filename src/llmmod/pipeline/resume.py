@@ -1,7 +1,7 @@
-"""How a run goes on: the command that does it, and `auto_resume=true`, with which one command starts a run or goes on with it.
+"""Resuming a run: the command for it, and `auto_resume=true`, with which the same command starts or continues a run.
 
-`auto_resume` is for machines that start a job again: a queue that preempts, a node that fails. With `output_dir`, the run in that directory
-goes on; without, the newest run of the same configuration that has not been completed. A run that has been completed is left as it is.
+`auto_resume` is for machines that start a job again: a queue that preempts, a node that fails. With `output_dir`, it continues the run in
+that directory, otherwise the newest unfinished run of the same configuration. A completed run stays unchanged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _KEY = "resume_from_checkpoint"
 _OUTPUT, _AUTO = "output_dir", "auto_resume"
 _FLAGS = ("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")
 _PLAIN = re.compile(r"[\w/.:@-]+")
-_NAMED = 3  # keys that differ, in a message
+_NAMED = 3  # at most so many differing keys in a message
 
 
 def commands_of(argv: Sequence[str], overrides: Sequence[str], root: Root, run_dir: Path) -> dict[str, str | None]:
-    """What run.json says of a run's commands, to be typed in the working directory `cwd`.
+    """The commands of a run for run.json, to be typed in the working directory `cwd`.
 
     Args:
-        argv: of the process, for the flags that say where the configuration is.
+        argv: of the process, for the flags about the configuration's place.
         overrides: of the run.
         root: its configuration.
         run_dir: its directory.
 
     Returns:
-        `command`, which started it; `resume_command`, which goes on with it, None where nothing trains; `cwd`.
+        `command`, which starts it; `resume_command`, which resumes it, None without a training step; `cwd`.
     """
     start, parts = _program(argv), StepConfigs(root)
     keys = list(dict.fromkeys(f"{parts.part(step, 'training')}.{_KEY}" for step in parts.steps if parts.trains(step)))
@@ -49,12 +49,12 @@ def commands_of(argv: Sequence[str], overrides: Sequence[str], root: Root, run_d
 
 
 def directory_override(run_dir: Path) -> str:
-    """`output_dir=…`, quoted where Hydra's grammar asks for it."""
+    """`output_dir=…`, quoted if Hydra's grammar requires it."""
     return f"{_OUTPUT}={run_dir}" if _PLAIN.fullmatch(str(run_dir)) else f"{_OUTPUT}='{run_dir}'"
 
 
 def _program(argv: Sequence[str]) -> list[str]:
-    """How llmmod is started, with the flags that say where the configuration is and what it may name."""
+    """The start of a command: llmmod, with the flags about the configuration's place and the allowed modules."""
     start = ["python", "-m", "llmmod"] if Path(argv[0]).name == "__main__.py" else ["llmmod"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         start = ["torchrun", f"--nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', '1')}", "-m", "llmmod"]
@@ -64,7 +64,7 @@ def _program(argv: Sequence[str]) -> list[str]:
 
 
 def set_resume(root: Root) -> None:
-    """Let every training step of a run begin at its newest checkpoint, unless it names one."""
+    """Set every training step of a run to resume from its newest checkpoint, unless it names one."""
     parts = StepConfigs(root)
     for step in parts.steps:
         if parts.trains(step) and getattr(training := parts.of(step, "training"), _KEY, None) is None:
@@ -72,7 +72,7 @@ def set_resume(root: Root) -> None:
 
 
 def completed_metrics(run_dir: Path) -> dict[str, float] | None:
-    """The metrics of a run that has been completed; None where it has not."""
+    """The metrics of a completed run; None if it isn't completed."""
     with suppress(OSError, ValueError):
         if json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "completed":
             return dict(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
@@ -80,22 +80,22 @@ def completed_metrics(run_dir: Path) -> dict[str, float] | None:
 
 
 def directory_to_go_on_in(config: DictConfig, *, given: bool) -> Path | None:
-    """The directory of the run that `auto_resume` goes on with; None where a new one begins, in `output_dir`.
+    """The directory of the run that `auto_resume` continues; None if a new run starts, in `output_dir`.
 
     Args:
         config: composed.
-        given: whether the user chose `output_dir`; else it is named by the time.
+        given: whether the user set `output_dir`; otherwise its name is the time.
 
     Raises:
-        ConfigError: the directory that the user chose holds a run of another configuration.
+        ConfigError: the user's directory contains a run of another configuration.
     """
     output = Path(str(config[_OUTPUT])).expanduser()
     if given:
         if differing := list(_differences(output, config)):
             more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-            found = f"'{output}' holds a run of another configuration: {', '.join(differing[:_NAMED])}{more}"
-            do = "Choose another directory, or go on with it all the same: training.resume_from_checkpoint=true without auto_resume"
-            raise ConfigError(Problem(_OUTPUT, found, "auto_resume=true goes on with a run of the same configuration", do))
+            found = f"'{output}' contains a run of another configuration: {', '.join(differing[:_NAMED])}{more}"
+            do = "Choose another directory, or continue it anyway: training.resume_from_checkpoint=true without auto_resume"
+            raise ConfigError(Problem(_OUTPUT, found, "auto_resume=true continues a run of the same configuration", do))
         return output
     there = [path for path in output.parent.glob("*") if path != output and (path / ".hydra" / "config.yaml").is_file()]
     for path in sorted(there, key=lambda path: path.name, reverse=True):
@@ -105,7 +105,7 @@ def directory_to_go_on_in(config: DictConfig, *, given: bool) -> Path | None:
 
 
 def _differences(run_dir: Path, config: DictConfig) -> Iterator[str]:
-    """What of a run's configuration is another one's: `seed was 1, is 2`; nothing where there is no run."""
+    """The differences between a run's configuration and this one, `seed was 1, is 2`; empty without a run."""
     try:
         before = flat(yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError):

@@ -1,7 +1,7 @@
-"""Run a pipeline: its steps in order, in one process, sharing what they load.
+"""Run a pipeline: its steps in order, in one process, sharing loaded objects.
 
-However a run ends, run.json says so: completed, failed or interrupted. What a step has written stays. Warnings and progress bars of the
-libraries stay out of the terminal, where they hide what the user should read.
+run.json always records how a run ended: completed, failed or interrupted. The files of its steps stay. Warnings and progress bars of the
+libraries are not shown on the terminal, where they would hide important lines.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from llmmod.runs.report import write_report
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
 
-# bitsandbytes 0.50 advises every run on a CPU, quantized or not, to install a library of kernels.
+# bitsandbytes 0.50 advises every run on a CPU, quantized or not, to install a package of kernels.
 _KERNELS = "bitsandbytes.backends.cpu.ops"
 log = logging.getLogger("llmmod")
 
 
 def quiet_libraries() -> None:
-    """Ask for quiet; to be called before the libraries are imported. What the user has set in the environment stays."""
+    """Silence the libraries; call it before they are imported. The user's environment variables take precedence."""
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's DDP advises each process to look for no unused parameters
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # in each process, torch's DDP advises to turn off find_unused_parameters
     logging.getLogger(_KERNELS).setLevel(logging.ERROR)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # FSDP says of each file that it is written
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # FSDP logs each written file
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGUSR1. Not an Exception, so that no `except Exception` on the way takes it for an error of its own.
+    """SIGTERM or SIGUSR1. It is not an Exception, so that `except Exception` doesn't catch it.
 
     Args:
         number: of the signal.
@@ -69,10 +69,10 @@ class Outcome:
     Args:
         status: `completed`, `failed`, `interrupted`, or `pruned` by a search.
         metrics: as in metrics.json.
-        summary: what the steps want the user to see at the end.
+        summary: lines of the steps, printed at the end.
         conversed: whether a step wrote answers to stdout.
-        error: what went wrong, None where nothing did.
-        resume_command: goes on with a run that a signal has ended.
+        error: the error that ended the run, or None.
+        resume_command: resumes a run that a signal ended.
     """
 
     status: str
@@ -85,7 +85,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 done; 1 failed while running; 2 configuration, data or path wrong; 128 and its number where a signal ended the run."""
+        """0 done; 1 failed while running; 2 configuration, data or path wrong; 128 plus the number of the signal that ended the run."""
         if self.error is None:
             return 0
         if isinstance(self.error, KeyboardInterrupt):
@@ -99,8 +99,8 @@ def run_pipeline(root: Root, run_dir: Path, *, commands: Mapping[str, str | None
     Args:
         root: the validated configuration.
         run_dir: the run's directory.
-        commands: how the run was started and how it goes on, for run.json: those of `pipeline.resume.commands_of`.
-        left: what the last job of a sweep left in this process, and this one leaves in turn; None: nothing is shared.
+        commands: the commands that start and resume the run, for run.json, from `pipeline.resume.commands_of`.
+        left: objects that jobs of a sweep share in this process; None: nothing is shared.
     """
     quiet_libraries()
     try:
@@ -111,10 +111,10 @@ def run_pipeline(root: Root, run_dir: Path, *, commands: Mapping[str, str | None
 
 
 def _run_alone(root: Root, run_dir: Path, commands: Mapping[str, str | None], left: Left | None) -> Outcome:
-    """Run the pipeline in a directory that no other run writes to."""
+    """Run the pipeline in a directory that this process has locked."""
     if root.auto_resume:
         if (metrics := completed_metrics(run_dir)) is not None:
-            return Outcome("completed", run_dir, metrics, summary=["This run has been completed before; nothing is left to do."])
+            return Outcome("completed", run_dir, metrics, summary=["This run was completed before; nothing is left to do."])
         set_resume(root)
     several = _several_of_a_kind(root)
     try:
@@ -145,12 +145,12 @@ def _run_alone(root: Root, run_dir: Path, commands: Mapping[str, str | None], le
 
 
 def _computes(root: Root) -> bool:
-    """Whether a step needs a model; a run without one needn't import torch."""
+    """Whether a step needs a model; otherwise the run doesn't import torch."""
     return any(getattr(type(root.steps.get(name)), "needs_model", True) for name in root.pipeline)
 
 
 def _several_of_a_kind(root: Root) -> list[str]:
-    """The steps that share their kind with another step of the pipeline, and so the names of their metrics."""
+    """The steps that share their kind, and so their metrics' names, with another step of the pipeline."""
     kinds = {name: type(root.steps.get(name)) for name in root.pipeline}
     return [name for name, kind in kinds.items() if list(kinds.values()).count(kind) > 1]
 
@@ -171,9 +171,9 @@ def _run_steps(root: Root, session: Session, record: Record, outcome: Outcome) -
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that nothing more can be written.
+    """Whether an error, or its cause, is a full disk.
 
-    Those of Rust libraries (safetensors, tokenizers) say it in words alone.
+    Errors of Rust libraries (safetensors, tokenizers) say it only in their text.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -185,18 +185,18 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 
 def _log_traceback(run_dir: Path) -> None:
-    """Append the traceback to run.log, where it is no noise for the terminal."""
+    """Append the traceback to run.log, not to the terminal."""
     with suppress(OSError), (run_dir / "run.log").open("a", encoding="utf-8") as file:
         file.write(traceback.format_exc())
 
 
 def _as_llmmod_error(error: Exception, where: str) -> Exception:
-    """The error itself if it is one of ours, else one of ours that says in a line what happened and where to read more."""
+    """The error itself if it is one of ours, else one of ours with a line about it and where to read more."""
     if isinstance(error, LlmmodError):
         return error
     if _is_full_disk(error):
         do = (
-            "Free some space, then training.resume_from_checkpoint=true goes on from the last checkpoint, which is intact. "
+            "Free some space, then resume from the last checkpoint, which is intact, with training.resume_from_checkpoint=true. "
             "training.save_total_limit=1 keeps fewer checkpoints"
         )
         explained: LlmmodError = RunError(str(Problem(where, f"the disk is full: {one_line(error, 600)}", do=do)))
@@ -214,9 +214,9 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end the run as Ctrl-C does. Only the main thread may set handlers; elsewhere the caller's stay.
+    """A context in which SIGTERM and SIGUSR1 end the run like Ctrl-C. Only the main thread may set handlers; in others nothing changes.
 
-    So does SIGUSR2 in a job of submitit, unless submitit queues the job again: it raises an error if that is not allowed (any more).
+    So does SIGUSR2 in a job of submitit, unless submitit queues the job again: its handler raises an error if that is not allowed.
     """
     before: dict[int, Any] = {}
 

@@ -1,12 +1,12 @@
-"""What the steps of a run share: each tokenizer, render, dataset and model is loaded once.
+"""The shared state of a run's steps: each tokenizer, render, dataset and model is loaded once.
 
-Tokenizer, render and data are built when a step first asks for them, and kept by their configuration: two steps with the same
-configuration get the same object. `model_pool` hands models on from step to step. Nothing here imports torch: what does is named by its
-dotted path and comes through `instantiate`.
+Tokenizer, render and data are built when a step first needs them, and stored by their configuration: two steps with the same
+configuration get the same object. `model_pool` passes models from step to step. This module doesn't import torch: modules that do are
+named by their dotted path, and `instantiate` imports them.
 
-`compatibility_warnings` names what a step takes from an earlier step, or from a directory, and that was trained for something else: with
-another render, or on another base. That can be intended, so it is a warning before anything is loaded; what can't work is an error of
-`config.validate`.
+`compatibility_warnings` lists models and adapters that a step takes from an earlier step or from a directory, and that were trained with
+another render or on another base. That can be intended, so it is a warning, before anything is loaded; combinations that can't work are
+errors of `config.validate`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from llmmod.protocols import LoadedModel, ModelLineage
 from llmmod.render.segments import Render
 
 log = logging.getLogger("llmmod")
-_SHARED, _OWN = "shared", "own"  # whether the next job of a sweep may have it
+_SHARED, _OWN = "shared", "own"  # whether the next job of a sweep may use it
 
 
 @dataclass
 class Left:
-    """What a job of a sweep leaves for the next one in the same process.
+    """Objects that a job of a sweep leaves for the next one in the same process.
 
     Args:
-        loaded: tokenizers, renders and datasets, by what they were made of.
-        model: the model in memory, as its checkpoint has it; None: there is none, or its weights have changed.
-        model_inputs: what it was loaded with, besides its own configuration.
+        loaded: tokenizers, renders and datasets, by their configuration.
+        model: the model in memory, with its checkpoint's weights; None: none, or its weights have changed.
+        model_inputs: the other inputs of its loading, besides its own configuration.
     """
 
     loaded: dict[tuple[str, ...], Any] = field(default_factory=dict)
@@ -48,12 +48,12 @@ class Left:
 
 
 class Session:
-    """The shared state of a run; `parts` says which configuration each step goes by.
+    """The shared state of a run; `parts` has the configuration of each step.
 
     Args:
         root: the validated configuration, as plain Python.
         run_dir: the run's directory, which exists.
-        left: what the last job of a sweep left in this process; it gets what this one leaves.
+        left: objects of the last job of a sweep in this process; this job's replace them.
     """
 
     def __init__(self, root: Root, run_dir: Path, left: Left | None = None) -> None:
@@ -66,17 +66,17 @@ class Session:
         self._models = ModelPool(self.parts, load=self._load, on_release=lambda: self.put("trainer", None), current=current)
         self._loaded: dict[tuple[str, ...], Any] = {}
         self._shared: dict[str, Any] = {}
-        self.data: list[dict[str, Any]] = []  # an account of each dataset that was read, as run.json has it
+        self.data: list[dict[str, Any]] = []  # an account of each dataset that was read, for run.json
         self._accounted: set[tuple[str, ...]] = set()
 
     def step_dir(self, step: str) -> Path:
-        """The directory a step writes to, created."""
+        """The directory that a step writes to; it is created."""
         directory = self.run_dir / step
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
     def conf(self, step: str, part: str) -> Any:
-        """The `model`, `finetune`, `training`, `dataset` or `render` that a step goes by."""
+        """The `model`, `finetune`, `training`, `dataset` or `render` of a step."""
         return self.parts.of(step, part)
 
     def tokenizer(self, step: str) -> Any:
@@ -91,13 +91,13 @@ class Session:
         )
 
     def render(self, step: str) -> Render:
-        """How a step's conversations are written."""
+        """The render of a step."""
         conf, tokenizer = self.conf(step, "render"), self.tokenizer(step)
         made: Render = self._once(("render", repr(conf), str(id(tokenizer))), lambda: build(conf, tokenizer=tokenizer))
         return made
 
     def splits(self, step: str) -> Any:
-        """A step's examples, rendered and tokenized, after proof that training and inference see the same ids."""
+        """A step's examples, rendered and tokenized, after the check that training and inference use the same ids."""
         conf, render, tokenizer = self.conf(step, "dataset"), self.render(step), self.tokenizer(step)
         written, kind = self.conf(step, "render"), self.conf(step, "training").data_kind
 
@@ -121,70 +121,70 @@ class Session:
             self.data.append({"step": step, **account})
             if self.root.replay is not None and rank() == 0:
                 for line in import_own("llmmod.runs.replay.other_data")(self.root.replay, self.data[-1]):
-                    log.warning("replay: not as it was then: %s", line)
+                    log.warning("replay: differs from the recorded run: %s", line)
         return splits
 
     def base_model(self, step: str) -> Any:
-        """The model that a training step begins with, and nothing added: its checkpoint's, or what the step of `model.from_step` left."""
+        """The initial model of a training step, without new adapters: its checkpoint's, or the result of `model.from_step`."""
         return self._models.base(step)
 
     def register_trained(self, step: str, result: LoadedModel, *, base_intact: bool = False) -> None:
-        """Take what a step trained and saved, for the steps that follow; see `pipeline.models`."""
+        """Register a model that a step trained and saved, for later steps; see `pipeline.model_pool`."""
         self._models.register_trained(step, result, base_intact=base_intact)
 
     def register_reused(self, step: str, result: LoadedModel) -> None:
-        """Take what an earlier run trained and saved, as if this one had."""
+        """Register a model that an earlier run trained and saved, as if it were this run's."""
         self._models.register_reused(step, result)
 
     def register_saved(self, step: str, result: LoadedModel) -> None:
-        """Take what a step trained and saved, of which each process has a part alone."""
+        """Register a model that a step trained and saved, and of which each process has only a part."""
         self._models.register_saved(step, result)
 
     def from_step(self, step: str) -> str | None:
-        """The earlier training step whose result a step begins with."""
+        """The earlier training step whose result a step starts from, or None."""
         return self.parts.from_step(step)
 
     @property
     def trains_several(self) -> bool:
-        """Whether the run has several training steps, and is no rehearsal."""
+        """Whether the run has several training steps and isn't a rehearsal."""
         return not self.root.smoke and sum(map(self.parts.trains, self.root.pipeline)) > 1
 
     def training_lineage(self, step: str) -> ModelLineage:
-        """What a training step begins with, as stage.json has it."""
+        """The lineage of a training step, for stage.json."""
         return self._models.training_lineage(step)
 
     def base_lineage(self, step: str) -> ModelLineage:
-        """What is under the adapter of the model that another step works on."""
+        """The lineage of the model under the adapter of a step that doesn't train."""
         return self._models.base_lineage(step)
 
     def result(self, step: str) -> LoadedModel:
-        """What an earlier training step left: its kind, head and directory."""
+        """The result of an earlier training step: its kind, head and directory."""
         return self._models.result(step)
 
     def model(self, step: str) -> LoadedModel:
-        """What an earlier step trained, as `model.from_step` or the pipeline's order has it, else the model of the step's configuration."""
+        """The model of an earlier step, by `model.from_step` or the pipeline's order, else the model of the step's configuration."""
         return self._models.model(step)
 
     def put(self, name: str, value: Any) -> None:
-        """Leave something for later steps."""
+        """Store a value for later steps."""
         self._shared[name] = value
 
     def get(self, name: str) -> Any:
-        """What an earlier step left under `name`, or None."""
+        """The value that an earlier step stored under `name`, or None."""
         return self._shared.get(name)
 
     def _load(self, step: str, conf: Any, *, saved: bool) -> Any:
-        smoke = self.root.smoke and not saved  # what a rehearsal saved is there to be read
+        smoke = self.root.smoke and not saved  # files that a rehearsal saved can be read
         load = import_own("llmmod.models.loading.build.build_model")
         return load(conf, hub=self.root.hub, smoke=smoke, tokenizer=self.tokenizer(step), seed=self.root.seed)
 
     def leave(self) -> None:
-        """Leave what this job loaded for the next one; to be called if all steps are done."""
+        """Leave this job's loaded objects to the next job; to be called after all steps."""
         self._left.loaded = {key: value for key, value in self._loaded.items() if key[0] == _SHARED}
         self._left.model, self._left.model_inputs = self._models.leave(), self._model_inputs()
 
     def _model_inputs(self) -> str:
-        """What a model is loaded with, besides its own configuration: random weights go by the seed, a rehearsal's by its tokenizer."""
+        """The other inputs of a model's loading, besides its configuration: the seed for random weights, the tokenizer in a rehearsal."""
         models = [self.parts.of(step, "model") for step in self.parts.steps if isinstance(self.parts.get(f"steps.{step}"), StepConf)]
         made = self.root.smoke or any(model.weights == Weights.random for model in models)
         renders = [self.parts.of(step, "render") for step in self.parts.steps] if self.root.smoke else []
@@ -198,7 +198,7 @@ class Session:
 
 
 def _account(splits: Any) -> dict[str, Any]:
-    """What run.json says of data; a class of the user's own that loads it needn't know all of this."""
+    """The account of a dataset for run.json; a user's own class may lack some of the attributes."""
     report, findings = getattr(splits, "report", None), getattr(splits, "findings", None)
     said: dict[str, Any] = {"content": dict(getattr(splits, "content", {})), "examples": getattr(splits, "identity", None), "lines": []}
     if report is not None:
@@ -207,13 +207,13 @@ def _account(splits: Any) -> dict[str, Any]:
 
 
 def compatibility_warnings(parts: StepConfigs) -> list[str]:
-    """A line for each thing that a step takes and that was made for something else."""
+    """A line for each model, adapter or reward that a step uses and that was trained with another render or base."""
     steps = [step for step in parts.steps if isinstance(parts.get(f"steps.{step}"), StepConf)]
     return list(dict.fromkeys(line for step in steps for line in [*_between_steps(parts, step), *_with_directories(parts, step)]))
 
 
 def _between_steps(parts: StepConfigs, step: str) -> Iterator[str]:
-    """Of what earlier steps of the run leave."""
+    """Warnings about results of earlier steps of the run."""
     begins = parts.from_step(step) if parts.trains(step) else parts.followed(step)
     scored = [node["step"] for node in _rewards(parts, step) if "step" in node]
     for earlier in filter(None, [begins, *scored]):
@@ -221,7 +221,7 @@ def _between_steps(parts: StepConfigs, step: str) -> Iterator[str]:
 
 
 def _with_directories(parts: StepConfigs, step: str) -> Iterator[str]:
-    """Of what earlier runs left; a step that goes by what a step of this run leaves reads none."""
+    """Warnings about directories of earlier runs; a step that uses a result of this run doesn't read one."""
     if not parts.trains(step) and parts.followed(step) is not None:
         return
     model, adapters = parts.of(step, "model"), parts.of(step, "finetune").adapters
@@ -233,10 +233,10 @@ def _with_directories(parts: StepConfigs, step: str) -> Iterator[str]:
             continue
         yield from _other_render(f"'{path}'", left.render, step, parts)
         if path in adapters and base and left.base and not left.base.startswith("..") and Path(left.base).name != Path(base).name:
-            yield f"'{path}' was trained on {left.base}, and {step} puts it on {base}"
+            yield f"'{path}' was trained on {left.base}, but {step} puts it on {base}"
         own = decides_weights(model.quantization)
         if path in adapters and left.quantization != own and parts.from_step(step) is None:
-            yield f"'{path}' was trained on {_weights_text(left.quantization)}, and {step} puts it on {_weights_text(own)}"
+            yield f"'{path}' was trained on {_weights_text(left.quantization)}, but {step} puts it on {_weights_text(own)}"
 
 
 def _weights_text(quantization: Mapping[str, Any] | None) -> str:
@@ -249,7 +249,7 @@ def _weights_text(quantization: Mapping[str, Any] | None) -> str:
 def _other_render(what: str, render: str, step: str, parts: StepConfigs) -> Iterator[str]:
     own = parts.of(step, "render").name
     if render != own:
-        yield f"{what} was trained with render={render}, and {step} writes with render={own}"
+        yield f"{what} was trained with render={render}, but {step} uses render={own}"
 
 
 def _rewards(parts: StepConfigs, step: str) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
-"""What training steps of earlier runs left, found by its fingerprint and put into a run that would train the same once more.
+"""Results of earlier runs' training steps, found by their fingerprint and reused in a run that would train the same again.
 
-A step's directory says itself what it holds: `result.json`, written last, has the fingerprint and the digest of every file. An index in the
-cache directory knows where such directories are, a small file for each. What isn't there any more, isn't whole, or was trained over since,
-is skipped, and is trained again.
+`result.json` in a step's directory is written last and has the fingerprint and the digest of every file. An index in the cache directory
+has a small file for each such directory. A directory that is missing, incomplete or overwritten since is skipped, and the step is trained
+again.
 
-Change the learning rate of the last of three steps, and the run takes what the other two left. `reuse=false` trains them all; what they
-leave is found by later runs all the same.
+If you change the learning rate of the last of three steps, the run reuses the results of the other two. `reuse=false` trains them all;
+later runs can still reuse their results.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from llmmod.reuse.fingerprint import parts, weights_identity
 
 log = logging.getLogger("llmmod.train")
 NAME = "result.json"
-_PARTS = "parts.json"  # in the index, beside what has the fingerprint
+_PARTS = "parts.json"  # in the index, next to the file named by the fingerprint
 _ADAPTER = "adapter_config.json"
 _BASE = "base_model_name_or_path"
-_NAMED = 4  # parts that have changed, in a message
+_NAMED = 4  # at most so many changed parts in a message
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training step left in its directory.
+    """A training step's result in its directory.
 
     Args:
         fingerprint: of the training.
-        files: name, relative -> digest; empty while it trains.
+        files: relative name -> digest; empty while it trains.
         metrics: as the step reports them.
         kind: `adapter` or `full`.
         ended: when the training ended, `2026-11-24 14:00`.
@@ -57,20 +57,20 @@ class Result:
 
 
 class ResultStore:
-    """Directories by the fingerprint of the training that filled them.
+    """Result directories by the fingerprint of their training.
 
     Args:
-        index: a directory; made when the first is kept.
+        index: a directory; created with the first entry.
     """
 
     def __init__(self, index: Path) -> None:
         self._index = index
 
     def take(self, fingerprint: str, directory: Path) -> tuple[Result, Path] | None:
-        """Put into a step's directory what a training with this fingerprint left, and say what it is and where it was.
+        """Copy the result of a training with this fingerprint into a step's directory; returns it and its original place, or None.
 
         Raises:
-            OSError: it can't be written there.
+            OSError: the directory can't be written.
         """
         for place in self._places(fingerprint):
             result = read_result(place)
@@ -85,7 +85,7 @@ class ResultStore:
         return None
 
     def changed(self, parts: Mapping[str, str], step: str) -> tuple[list[str], Path] | None:
-        """What of a training is not as it was in the newest result of a step with that name, and where that is; None: there is none."""
+        """The parts in which a training differs from the newest result of a step with that name, and its place; None without a result."""
         for entry in _newest(self._index.glob("*/*.txt")):
             with suppress(OSError, ValueError):
                 place = Path(entry.read_text(encoding="utf-8"))
@@ -98,12 +98,12 @@ class ResultStore:
     def keep(
         self, directory: Path, fingerprint: str, *, metrics: Mapping[str, float], kind: str, parts: Mapping[str, str] | None = None
     ) -> None:
-        """Let later runs find what a training left in its directory, and by its parts what they differ in."""
+        """Add a training's result to the index, with the parts of its fingerprint, so that later runs can name what changed."""
         write_result(directory, Result(fingerprint, _digests(directory), metrics, kind, time.strftime("%Y-%m-%d %H:%M")))
         self._enter(fingerprint, directory, parts)
 
     def _places(self, fingerprint: str) -> list[Path]:
-        """The directories that the index has, newest first; those that are gone leave it."""
+        """The directories in the index, newest first; entries of missing ones are removed."""
         found = []
         for entry in _newest((self._index / fingerprint).glob("*.txt")):
             with suppress(OSError):  # another process may take it away, too
@@ -122,11 +122,11 @@ class ResultStore:
                 _write(self._index / fingerprint / _PARTS, json.dumps(parts))
             _write(self._index / fingerprint / f"{digest(place)}.txt", place)
         except OSError as error:
-            log.warning("later runs won't find %s (%s); LLMMOD_CACHE names another directory", place, error)
+            log.warning("later runs won't find %s (%s); set LLMMOD_CACHE to another directory", place, error)
 
 
 def _newest(entries: Iterable[Path]) -> list[Path]:
-    """Files that are there, those written last first."""
+    """The files that exist, the latest written first."""
     times = {}
     for entry in entries:
         with suppress(OSError):  # another process may take it away, too
@@ -135,14 +135,14 @@ def _newest(entries: Iterable[Path]) -> list[Path]:
 
 
 def read_result(directory: Path) -> Result | None:
-    """What a training step says of its directory; None where none does."""
+    """The result in a directory's result.json; None without one."""
     with suppress(OSError, ValueError, TypeError):
         return Result(**json.loads((directory / NAME).read_text(encoding="utf-8")))
     return None
 
 
 def write_result(directory: Path, result: Result) -> None:
-    """Write it, in one step."""
+    """Write result.json in one step."""
     _write(directory / NAME, json.dumps(asdict(result), indent=2) + "\n")
 
 
@@ -152,7 +152,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """Of what a training left at its end: not of checkpoints, and not of what is being written."""
+    """Digests of a finished training's files, without checkpoints and partial files."""
     paths = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
     own = [path for path in paths if not path.parts[0].startswith(("checkpoint-", ".")) and path.name != NAME]
     return {path.as_posix(): file_digest(directory / path) for path in own}
@@ -165,7 +165,7 @@ def _is_whole(directory: Path, result: Result) -> bool:
 
 
 def _copy(place: Path, result: Result, directory: Path) -> Result | None:
-    """Copy a result, and look at the copy: the original may be going away. None: it isn't whole."""
+    """Copy a result, and check the copy, since the original may be deleted meanwhile. None if it is incomplete."""
     made = Path(tempfile.mkdtemp(prefix=".taken-", dir=directory))
     try:
         for name in result.files:
@@ -175,7 +175,7 @@ def _copy(place: Path, result: Result, directory: Path) -> Result | None:
             except FileNotFoundError:
                 return None
         if not _is_whole(made, result):
-            log.warning("what %s left is damaged, and not used again", place)
+            log.warning("the result in %s is damaged, so it is not reused", place)
             return None
         _move_base(made / _ADAPTER, place.parent, directory.absolute().parent)
         for name in result.files:
@@ -189,7 +189,7 @@ def _copy(place: Path, result: Result, directory: Path) -> Result | None:
 
 
 def _move_base(config: Path, before: Path, after: Path) -> None:
-    """Where an adapter names a directory of its run as its base, let it name the one of this run."""
+    """If an adapter's base is a directory of its run, change it to this run's directory."""
     with suppress(OSError, ValueError):
         read = json.loads(config.read_text(encoding="utf-8"))
         base = Path(str(read.get(_BASE)))
@@ -199,14 +199,14 @@ def _move_base(config: Path, before: Path, after: Path) -> None:
 
 
 class Reuse:
-    """What earlier runs have to do with a training step; of several processes, the first looks.
+    """Reuse of earlier runs' results for a training step; only the first of several processes searches.
 
     Args:
         session: of the run.
         step: that trains.
         args: its trainer's arguments.
         data: the identity of its examples.
-        checkpoint: that it goes on from, unless the training has ended already.
+        checkpoint: to resume from, unless the training has ended already.
     """
 
     def __init__(self, session: Any, step: str, *, args: Any, data: str | None, checkpoint: Path | None) -> None:
@@ -218,10 +218,10 @@ class Reuse:
             self._results = ResultStore(cache_directory(session.root.hub.cache_dir) / "trained")
             self._key = self._fingerprint(session, args, data)
         if checkpoint is not None and self._key != getattr(read_result(checkpoint.parent), "fingerprint", None):
-            self._key = None  # the checkpoint is another training's, and so will be what comes of it
+            self._key = None  # the checkpoint is from another training, and the result depends on it
 
     def take(self) -> tuple[Result, Path] | None:
-        """What an earlier run left, put into the step's directory, and where it was; None: it is to be trained."""
+        """An earlier run's result, copied into the step's directory, and its original place; None if the step has to be trained."""
         found = [self._results.take(self._key, self._directory) if self._takes and self._key is not None else None]
         if self._takes and world_size() > 1:
             broadcast_object_list(found)
@@ -232,24 +232,24 @@ class Reuse:
         return found[0]
 
     def keep(self, *, metrics: Mapping[str, float], kind: str) -> None:
-        """Let later runs find what was trained."""
+        """Make the trained result available to later runs."""
         if self._key is not None:
             self._results.keep(self._directory, self._key, metrics=metrics, kind=kind, parts=self._parts)
 
     @property
     def identity(self) -> str | None:
-        """Of the weights that are in the directory now; None where later runs can't know them again."""
+        """The identity of the weights in the directory; None if they can't be identified."""
         return None if self._key is None else weights_identity(self._directory, self._key)
 
     def _tell(self) -> None:
-        """Say why it is trained although an earlier run has trained a step of that name."""
+        """Log why the step is trained although an earlier run has trained a step of that name."""
         names, place = self._results.changed(self._parts, self._step) or ([], None)
         if place is not None and names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            log.info("%s: trained, since this has changed from %s: %s%s", self._step, shown(place), ", ".join(names[:_NAMED]), more)
+            log.info("%s: trained, since this differs from %s: %s%s", self._step, shown(place), ", ".join(names[:_NAMED]), more)
 
     def _begin(self) -> None:
-        """What the directory says of itself isn't true from now on."""
+        """Mark the directory's earlier result as invalid from now on."""
         (self._directory / NAME).unlink(missing_ok=True)
         if self._key is not None:
             write_result(self._directory, Result(self._key))
@@ -258,6 +258,6 @@ class Reuse:
         try:
             self._parts = parts(session, self._step, args=args, data=data)
             return digest(self._parts)
-        except (NoIdentityError, OSError) as error:  # a file that nobody needs may be unreadable
+        except (NoIdentityError, OSError) as error:  # a file that isn't needed may be unreadable
             log.info("%s: later runs can't reuse it: %s", self._step, error)
             return None

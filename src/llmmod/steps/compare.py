@@ -1,4 +1,4 @@
-"""The step `compare`: what differs between two runs, in the terminal and on a page. Nothing is loaded but the runs' records."""
+"""The step `compare`: the differences between two runs, in the terminal and on a page. It reads only the runs' records."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Compare:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Tell what differs, and write `<run>/<name>/compare.html`.
+        """Report the differences, and write `<run>/<name>/compare.html`.
 
         Raises:
-            ConfigError: there are not two runs to compare, or one of them is none.
+            ConfigError: there are not two runs to compare, or one of them isn't a run.
         """
         key = f"steps.{self.name}.runs"
         if len(self.conf.runs) != 2:
-            raise ConfigError(Problem(key, f"{len(self.conf.runs)} runs", "Two are compared", f"Name them: '{key}=[outputs/a,outputs/b]'"))
+            raise ConfigError(Problem(key, f"{len(self.conf.runs)} runs", "Allowed: two runs", f"Name them: '{key}=[outputs/a,outputs/b]'"))
         one, other = (open_run(path, key) for path in self.conf.runs)
         if rank() != 0:
             return StepReport()

@@ -70,7 +70,7 @@ class Evaluate:
         metrics = self._metrics(session, examples)
         counted = f"{len(examples)} held-out examples" if hasattr(examples, "__len__") else "the held-out examples"
         report = StepReport(metrics, summary=[f"{self.name}: {evaluation_summary(metrics)} on {counted}"])
-        if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # only stages whose model writes have it
+        if getattr(session.conf(self.name, "training"), "predict_with_generate", False):  # only stages with a language model have it
             conf = session.root.steps.get("predict")
             predicted = Predict(conf if isinstance(conf, PredictConf) else PredictConf(), self.name).run(session)
             report.metrics |= predicted.metrics

@@ -1,7 +1,7 @@
 """A complete model directory: the weights with the adapters merged, tokenizer, generation settings, chat template, model card.
 
-Any program that uses transformers can load it, and it answers as the run's own model does. The session's model is not changed, so later
-steps can use it. Weights are written as safetensors only, as transformers does. With `layout=original`, a model whose checkpoint has a
+Any program that uses transformers can load it, and it answers like the run's own model. The session's model is not changed, so later steps
+can use it. Weights are written as safetensors only, as transformers does. With `layout=original`, a model whose checkpoint has a
 layout of 2023 is written in that layout, for programs of that time: old names of weights, and config.json, tokenizer and code as before.
 """
 
@@ -57,11 +57,11 @@ class Export:
         """Write `<run>/<name>/` whole or not at all.
 
         Raises:
-            ConfigError: no such layout, or the model can't be written in it.
+            ConfigError: the layout doesn't exist, or the model can't be written in it.
         """
         key = f"steps.{self.name}.layout"
         if self.conf.layout not in LAYOUTS:
-            raise ConfigError(Problem(key, f"'{self.conf.layout}' is no layout", f"Allowed: {', '.join(LAYOUTS)}"))
+            raise ConfigError(Problem(key, f"'{self.conf.layout}' is not a layout", f"Allowed: {', '.join(LAYOUTS)}"))
         if rank() != 0:
             return StepReport()
         tokenizer, render = session.tokenizer(self.name), session.render(self.name)
@@ -103,7 +103,7 @@ def _settings(session: Any, model: Any, tokenizer: Any, render: Any) -> Generati
 
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
-    """A directory to write into that takes the place of `directory` at the end, or disappears where an error comes first."""
+    """A temporary directory to write into, which replaces `directory` at the end, or is removed after an error."""
     partial, before = directory.with_name(f".{directory.name}.partial"), directory.with_name(f".{directory.name}.before")
     for leftover in (partial, before):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -119,16 +119,16 @@ def written_whole(directory: Path) -> Iterator[Path]:
 
 
 def _save_model(model: Any, settings: GenerationConfig | None, directory: Path, *, max_shard_size: str) -> None:
-    """Weights, config.json and generation_config.json, readable by whom the umask allows; the model keeps settings of its own.
+    """Write weights, config.json and generation_config.json with the umask's permissions; the model's own settings don't change.
 
     Args:
         model: a PreTrainedModel.
-        settings: None for a model that doesn't write.
+        settings: None for a model that doesn't generate text.
         directory: exists.
         max_shard_size: e.g. 5GB.
     """
     own, cached = getattr(model, "generation_config", None), model.config.use_cache
-    # transformers validates what it saves, and many a checkpoint's own settings don't pass once a trainer has touched them.
+    # transformers validates the settings that it saves, and those of many checkpoints are invalid after a trainer's changes.
     model.generation_config, model.config.use_cache = settings, True
     try:
         model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -138,7 +138,7 @@ def _save_model(model: Any, settings: GenerationConfig | None, directory: Path, 
 
 
 def _to_save(tokenizer: Any, chat_template: str, *, context: int | None) -> Any:
-    """The tokenizer with the template that the model was trained with, and the model's length; the session's own stays as it is."""
+    """A copy of the tokenizer with the training's chat template and the model's length."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = chat_template
     if context is not None:
@@ -150,18 +150,18 @@ def _to_save(tokenizer: Any, chat_template: str, *, context: int | None) -> Any:
 
 def _check_writes(model: Any, key: str) -> None:
     if is_reward_model(model):
-        raise ConfigError(Problem(key, "original, and a layout of 2023 has no place for a reward head", "Allowed: native"))
+        raise ConfigError(Problem(key, "original, but a layout of 2023 doesn't have a reward head", "Allowed: native"))
 
 
 def _metrics(run_dir: Path) -> dict[str, float]:
-    """What the run has measured so far."""
+    """The run's metrics so far."""
     path = run_dir / "metrics.json"
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def _overrides(run_dir: Path) -> list[str]:
-    """What the user typed; nothing where the run was started from Python."""
+    """The user's overrides; empty if the run was started from Python."""
     path = run_dir / ".hydra" / "overrides.yaml"
     found: list[str] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
     return found or []

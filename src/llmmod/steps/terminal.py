@@ -19,7 +19,7 @@ from typing import TextIO
 from llmmod.render.conversation import Conversation, Message
 
 _HELP = "`clear` forgets the conversation. Ctrl-C ends an answer. `exit`, `quit` or the end of input ends the chat."
-# Where no person types, two Ctrl-C within this many seconds mean the whole run, not two answers.
+# If stdin is not a terminal, two Ctrl-C within this number of seconds end the run, not only two answers.
 _TWICE_S = 1.0
 
 
@@ -89,10 +89,10 @@ class Terminal:
         line = input("> ") if self.interactive else self._in.readline()
         if not line and not self.interactive:
             raise EOFError
-        # Bytes that the terminal's encoding doesn't have arrive as lone surrogates, which no tokenizer takes.
+        # Bytes outside of the terminal's encoding arrive as lone surrogates, which tokenizers refuse.
         if not _LONE.search(line):
             return line.strip()
-        # Where the locale is ASCII, they are mostly UTF-8 after all.
+        # With an ASCII locale, they are usually UTF-8.
         line = _HALF.sub("\ufffd", line).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if count := line.count("\ufffd"):
             self.note(f"({count} {'byte' if count == 1 else 'bytes'} of it can't be read as UTF-8; the model gets \ufffd instead.)")
@@ -100,11 +100,11 @@ class Terminal:
 
 
 _LONE = re.compile("[\ud800-\udfff]")
-_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of those, what stands for no byte
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that don't stand for a byte
 
 
 def _reconfigure(stream: TextIO, *, errors: str) -> None:
-    """Let a stream of the process do this with what can't be decoded or encoded; one of another kind stays as it is."""
+    """Set a process stream's error handler for decoding or encoding; other kinds of streams don't change."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=errors)
 
@@ -119,12 +119,12 @@ class QuestionTooLongError(Exception):
 
 @dataclass
 class Turns:
-    """A conversation in progress that forgets its oldest turns where it has to.
+    """A conversation in progress that forgets its oldest turns if necessary.
 
     Args:
         encode: a conversation that ends with a question -> the prompt's token ids.
         limit: tokens a prompt may have; None: no limit.
-        system: the system text, kept whatever is forgotten; None: the render's.
+        system: the system text, which is always kept; None: the render's.
         keep: whether earlier turns are part of the next prompt.
     """
 

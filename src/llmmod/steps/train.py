@@ -1,4 +1,4 @@
-"""The step `train`: train as configured, save the model, and hand it on to the steps that follow.
+"""The step `train`: train as configured, save the model, and pass it to later steps.
 
 The order matters: errors in a path, the data or the arguments are found before the model is loaded, and the seed is set before an adapter
 draws its initial weights.
@@ -66,7 +66,7 @@ class Train:
         self.conf, self.name = conf, name
 
     def run(self, session: Any) -> StepReport:
-        """Train, save, and hand the model on.
+        """Train, save, and pass the model on.
 
         Raises:
             ConfigError: an argument, a path or the data is wrong.
@@ -92,14 +92,14 @@ class Train:
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
         if torch.cuda.is_available() and not args.use_cpu and world_size() == 1:
-            from llmmod.steps.plan.step import warn_if_too_large  # half a second to import, for a GPU alone
+            from llmmod.steps.plan.step import warn_if_too_large  # half a second to import, only needed on a GPU
 
             warn_if_too_large(session, self.name)
         with engine_of(args), memory_explained(session, self.name):
             return self._trained(session, args, splits, checkpoint, reuse)
 
     def _trained(self, session: Any, args: Any, splits: Any, checkpoint: Path | None, reuse: Reuse) -> StepReport:
-        """Train, save, and register what was trained."""
+        """Train, save, and register the model."""
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         answer, every = self._predictor(session)
         model = self._initial_model(session, seed=args.seed)
@@ -125,7 +125,7 @@ class Train:
                     _tell_where_it_begins(directory, checkpoint)
                 _train(trainer, checkpoint, stop, progress, key=self._resume_key(session))
             if to_stored_dtype(trainer.model) and trainer.eval_dataset is not None:
-                trainer.evaluate()  # of the model that is saved, which rounding has changed
+                trainer.evaluate()  # of the saved model, which rounding has changed
             metrics = training_metrics(trainer, tokens_per_second=progress.tokens_per_second(trainer.state))
             release(trainer)
         gather_whole(trainer)
@@ -137,7 +137,7 @@ class Train:
             readable_by_umask(directory)  # also value heads and an adapter's base
             write_stage_file(directory, self._stage_file(session, kind))
         reuse.keep(metrics=metrics, kind=kind)
-        sharded = bool(args.fsdp or args.deepspeed)  # then the steps that follow load what was saved
+        sharded = bool(args.fsdp or args.deepspeed)  # then later steps load the saved model
         left = None if sharded else trainer.model
         result = LoadedModel(left, kind=kind, head=conf.head, trained=True, path=directory, identity=reuse.identity)
         if sharded:
@@ -149,10 +149,10 @@ class Train:
         return self._report(metrics, kind, directory)
 
     def _reused(self, session: Any, result: Result, place: Path, *, identity: str | None) -> StepReport:
-        """Register and report what an earlier run trained from the same inputs."""
+        """Register and report a model that an earlier run trained from the same inputs."""
         directory, head = session.step_dir(self.name), session.conf(self.name, "training").head
         session.register_reused(self.name, LoadedModel(None, kind=result.kind, head=head, trained=True, path=directory, identity=identity))
-        reused = f"{self.name}: reused, nothing it depends on has changed since {result.ended}: {shown(place)}"
+        reused = f"{self.name}: reused, since its inputs haven't changed since {result.ended}: {shown(place)}"
         if rank() == 0:
             log.info(reused)
         report = self._report(dict(result.metrics), result.kind, directory)
@@ -161,17 +161,17 @@ class Train:
         return report
 
     def _predictor(self, session: Any) -> tuple[Any, int]:
-        """What answers held-out prompts while the model trains, or None; and every how many optimizer steps.
+        """The function that answers held-out prompts during training, or None; and its interval in optimizer steps.
 
         Raises:
-            ConfigError: there are no held-out examples, the trainer can't do it, or the metric of the best model is none of its metrics.
+            ConfigError: there are no held-out examples, the trainer can't do it, or it doesn't measure the metric of the best model.
         """
         conf, root = session.conf(self.name, "training"), session.root
         if conf.predict_steps is None:
             return None, 1
         if not issubclass(locate(conf.trainer["_target_"]), StageTrainer):
             do = "Derive it from llmmod.trainers.base.StageTrainer"
-            raise ConfigError(Problem("training.predict_steps", f"{conf.trainer['_target_']} answers nothing while it trains", do=do))
+            raise ConfigError(Problem("training.predict_steps", f"{conf.trainer['_target_']} can't answer prompts during training", do=do))
         predict = root.steps.get("predict")
         node = dict(conf.predict)
         made = locate(node.pop("_target_"))(predict if isinstance(predict, PredictConf) else PredictConf(), self.name, **node)
@@ -219,14 +219,14 @@ def _keeps_base(finetune: Any) -> bool:
 
 
 def _evaluating(conf: Any, every: int | None) -> list[Any]:
-    """The callbacks that early stopping and answering held-out prompts take."""
+    """The callbacks for early stopping and for answering held-out prompts."""
     stopping = conf.early_stopping_patience is not None
     found: list[Any] = [StopWhenNoBetter(conf.early_stopping_patience, conf.early_stopping_threshold)] if stopping else []
     return found if every is None else [*found, EvaluateEvery(every)]
 
 
 def _with_template(session: Any, name: str) -> Any:
-    """A copy of the tokenizer, with a chat template that writes what the render wrote in training."""
+    """A copy of the tokenizer, with a chat template equivalent to the render."""
     tokenizer, template = exported(session.render(name), session.tokenizer(name))
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
@@ -234,7 +234,7 @@ def _with_template(session: Any, name: str) -> Any:
 
 
 def _agreed(checkpoint: Path | None) -> Path | None:
-    """What the first of several processes found: another may have looked while a checkpoint was being put into place."""
+    """The checkpoint that the first of several processes found: another may have searched while one was being renamed."""
     found = [checkpoint]
     if world_size() > 1:
         broadcast_object_list(found)
@@ -243,15 +243,15 @@ def _agreed(checkpoint: Path | None) -> Path | None:
 
 def _tell_where_it_begins(directory: Path, checkpoint: Path | None) -> None:
     for later, damage in passed_over(directory if checkpoint is None else checkpoint.parent, checkpoint).items():
-        log.warning("%s is passed over: %s", later, damage)
+        log.warning("%s is skipped: %s", later, damage)
     if checkpoint is None:
-        log.warning("%s holds no checkpoint that is whole: the training starts from the beginning", directory)
+        log.warning("%s doesn't have a complete checkpoint, so the training starts from the beginning", directory)
     else:
         log.info("resuming from %s", checkpoint)
 
 
 def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress: TrainingProgress, *, key: str) -> None:
-    """Train to the end, or to the end of the step in which a signal comes; then the previous handler gets the signal."""
+    """Train to the end, or to the end of the step during which a signal arrives; then the previous handler gets the signal."""
     try:
         with stop:
             try:
@@ -259,11 +259,11 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
             except StoppedBetweenSteps:
                 progress.close()
                 if stop.caught is None:
-                    log.warning("no step is left to train: %s is that of the last step", checkpoint)
+                    log.warning("all steps are trained already: %s is the checkpoint of the last step", checkpoint)
             if stop.caught is not None:
                 _save_interrupted(trainer, key)
     except BaseException:
-        # For the report; an error here must not hide the one that is raised.
+        # For the report; an error here must not hide the original one.
         with suppress(Exception):
             if trainer.is_world_process_zero():
                 trainer.save_state()
@@ -273,7 +273,7 @@ def _train(trainer: Any, checkpoint: Path | None, stop: StopAfterStep, progress:
 
 
 def _save_interrupted(trainer: Any, key: str) -> None:
-    """Write a checkpoint of an interrupted training, unless there is one of this step."""
+    """Write a checkpoint of an interrupted training, unless this step has one."""
     directory = Path(trainer.args.output_dir)
     wanted = directory / f"checkpoint-{trainer.state.global_step}"
     if trainer.state.global_step and wanted not in checkpoints(directory):

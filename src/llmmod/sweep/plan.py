@@ -187,7 +187,7 @@ def resumed_arguments(overrides: Sequence[str]) -> list[str] | None:
     directory = Path(str(named[-1].value())).expanduser()
     stored = read_manifest(directory).get("arguments")
     if not isinstance(stored, list):
-        found = f"'{directory}' is not a sweep's directory" if directory.is_dir() else f"no such directory: '{directory}'"
+        found = f"'{directory}' is not a sweep's directory" if directory.is_dir() else f"'{directory}' does not exist"
         raise ConfigError(Problem("sweep.resume", found, do=f"Name one that has {MANIFEST}"))
     typed = [text for text in overrides if not text.startswith("sweep.resume=")]
     if changing := [text for text in typed if not _is_hydras(text)]:

@@ -1,4 +1,4 @@
-"""The committed modules of config/schema/generated are what the installed libraries say, and OmegaConf takes them as they are."""
+"""The committed modules of config/schema/generated match the installed libraries, and OmegaConf accepts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration shows as a stage's default is the default of the class that the stage's trainer takes its arguments as.
+"""A stage's defaults in the configuration are those of its argument class.
 
 Only what differs from a default is handed on, so an edit of one side alone would train with a value that nobody was shown.
 """

@@ -1,4 +1,4 @@
-"""It makes what `dataclass` makes."""
+"""It creates the same as `dataclass`."""
 
 from __future__ import annotations
 

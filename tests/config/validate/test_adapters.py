@@ -1,4 +1,4 @@
-"""Adapters that can't be made as asked for are told before anything is loaded; those that can be made pass."""
+"""Adapters with contradicting settings are refused before anything is loaded; others pass."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ REFUSED = {
         ["finetune.init_lora_weights=loftq", "+finetune.loftq_config.loftq_bits=2"],
         "finetune.loftq_config.loftq_bits: found 2. Allowed: 4, 8.",
     ),
-    "odd rank": (["finetune.init_lora_weights=orthogonal", "finetune.r=3"], "finetune.r: 3, and init_lora_weights=orthogonal makes pairs"),
+    "odd rank": (["finetune.init_lora_weights=orthogonal", "finetune.r=3"], "finetune.r: 3, but init_lora_weights=orthogonal needs pairs"),
     "odd rank of a module": (
         ["finetune.init_lora_weights=orthogonal", "+finetune.rank_pattern.q_proj=5"],
-        "finetune.rank_pattern.q_proj: 5, and init_lora_weights=orthogonal",
+        "finetune.rank_pattern.q_proj: 5, but init_lora_weights=orthogonal",
     ),
     "layers of all-linear": (
         ["finetune.target_modules=all-linear", "finetune.layers_to_transform=[1]"],
@@ -40,12 +40,12 @@ REFUSED = {
     "a layer before the first": (["finetune.layers_to_transform=[0,-1]"], "finetune.layers_to_transform: found -1. Allowed: numbers of"),
     "biases of adapters": (
         ["finetune.lora_bias=true"],
-        "finetune.lora_bias: true, and an export can't store a bias in layers without one. Leave it false.",
+        "finetune.lora_bias: true, but an export can't store a bias in layers without one. Leave it false.",
     ),
-    "layers that share weights": (["finetune.layer_replication=[[0,2],[1,2]]"], "finetune.layer_replication: [[0, 2], [1, 2]], and layers"),
-    "Activated LoRA": (["finetune.alora_invocation_tokens=[5,6]"], "finetune.alora_invocation_tokens: [5, 6], and such an adapter is off"),
-    "QALoRA": (["finetune.use_qalora=true"], "finetune.use_qalora: true, and it only works with GPTQ weights"),
-    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: {'a': 1}, and llmmod doesn't use Megatron's layers"),
+    "layers that share weights": (["finetune.layer_replication=[[0,2],[1,2]]"], "finetune.layer_replication: [[0, 2], [1, 2]], but layers"),
+    "Activated LoRA": (["finetune.alora_invocation_tokens=[5,6]"], "finetune.alora_invocation_tokens: [5, 6], but such an adapter is off"),
+    "QALoRA": (["finetune.use_qalora=true"], "finetune.use_qalora: true, but it only works with GPTQ weights"),
+    "Megatron": (["+finetune.megatron_config.a=1"], "finetune.megatron_config: {'a': 1}, but llmmod doesn't use Megatron's layers"),
     "an adapter on the head": (
         ["finetune.target_modules=[q_proj,lm_head]"],
         "finetune.target_modules: names lm_head, but the loss is computed from the head's own weight, so an adapter on it would never be "

@@ -1,4 +1,4 @@
-"""A checkpoint's own code, and arguments that run what they point at: refused before anything is imported."""
+"""A checkpoint's own code, and arguments that run code: refused before any import."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_each_model_is_trusted_for_itself():
     assert validated(compose_config([*steps, trusted])).steps.b.model.trust_remote_code is True
     composed = compose_config([*steps, trusted])
     composed.config.model.trust_remote_code = True  # as a file would
-    with pytest.raises(ConfigError, match=f"^{TRUST}: True, and not from the command line"):
+    with pytest.raises(ConfigError, match=f"^{TRUST}: True, but not on the command line"):
         validated(composed)
 
 
@@ -82,12 +82,12 @@ def test_not_in_a_file(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as error:
         validated(from_file(tmp_path))
     assert str(error.value) == (
-        f"{TRUST}: True, and not from the command line. Allowed in a file: false. If you trust whoever made it, add {TRUST}=true to the "
+        f"{TRUST}: True, but not on the command line. Allowed in a file: false. If you trust whoever made it, add {TRUST}=true to the "
         "command line, or set LLMMOD_TRUST_REMOTE_CODE=1."
     )
     with pytest.raises(ConfigError, match=TRUST):  # a reference to what a file says is not the user's word
         validated(from_file(tmp_path, "+dataset.columns={}", f"{TRUST}=${{model.print_structure}}", "model.print_structure=true"))
-    with pytest.raises(ConfigError, match="not from the command line"):  # nor is what comes to a job later, from Hydra's sweeper
+    with pytest.raises(ConfigError, match="not on the command line"):  # nor is what comes to a job later, from Hydra's sweeper
         to_root(from_file(tmp_path).config)
     assert validated(from_file(tmp_path, f"{TRUST}=false")).model.trust_remote_code is False
     assert validated(from_file(tmp_path, f"{TRUST}=true")).model.trust_remote_code is True

@@ -1,4 +1,4 @@
-"""The best model's metric and when it is measured: what is refused, in which words, and what is not."""
+"""The best model's metric and its evaluations: refused settings with their messages, and allowed ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ REFUSED = {
     ),
     "a model that no process has": (
         ["training.predict_steps=2", "distributed=fsdp", "distributed.processes=2"],
-        "training.predict_steps: set, and with distributed=fsdp no process has the whole model that would answer. Leave it out, or set",
+        "training.predict_steps: set, but with distributed=fsdp a process doesn't have the whole model that would answer. Leave it out, or "
+        "set",
     ),
     "a best model that was not kept": (
         [*AT_END, "training.eval_steps=10", "training.save_steps=10", "training.predict_steps=15"],
@@ -41,7 +42,7 @@ REFUSED = {
     "a schedule that needs it each time": (
         [f"{BEST}predict_rouge-l", "training.predict_steps=4", "training.eval_strategy=steps", "training.eval_steps=2",
          "training.lr_scheduler_type=reduce_lr_on_plateau"],
-        "training.predict_steps: 4, and training.lr_scheduler_type=reduce_lr_on_plateau needs the answers' metric at every evaluation.",
+        "training.predict_steps: 4, but training.lr_scheduler_type=reduce_lr_on_plateau needs the answers' metric at every evaluation.",
     ),
     "patience with nothing": (
         ["training.early_stopping_patience=2", "training.eval_strategy=no"],

@@ -1,4 +1,4 @@
-"""What validation says of overrides that compose: the whole text, and that right ones pass."""
+"""Validation of overrides that compose: the whole messages, and that valid ones pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmmod.config.validate.training import check_contradictions
 from llmmod.errors import ConfigError
 
 ALLOWED = "Allowed: components of llmmod, torch, transformers, trl, peft, datasets, accelerate."
-NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage. Leave it out."
+NO_ANSWERS = "predict doesn't generate answers in this stage, so it can't measure or compare them. Leave it out."
 STEPS = "train, evaluate, predict, export, chat, preview, compare, plan"
 REFUSED = {
     # keys
@@ -88,7 +88,7 @@ REFUSED = {
     # bounds
     "learning rate": ("training.learning_rate=-1", "training.learning_rate: found -1. Allowed: above 0."),
     "epochs": ("training.num_train_epochs=0", "training.num_train_epochs: found 0. Allowed: above 0."),
-    "steps": ("training.max_steps=0", "training.max_steps: found 0. Allowed: 1 or more, or -1 for as many as the epochs have."),
+    "steps": ("training.max_steps=0", "training.max_steps: found 0. Allowed: 1 or more, or -1 for all steps of the epochs."),
     "batch": ("training.per_device_train_batch_size=0", "training.per_device_train_batch_size: found 0. Allowed: 1 or more."),
     "cutoff": ("dataset.cutoff_len=0", "dataset.cutoff_len: found 0. Allowed: 1 or more."),
     "dropout": ("finetune.lora_dropout=1", "finetune.lora_dropout: found 1. Allowed: 0 or more and below 1."),
@@ -106,10 +106,10 @@ REFUSED = {
     "new tokens": ("generation.max_new_tokens=0", "generation.max_new_tokens: found 0. Allowed: 1 or more."),
     "seed": ("seed=-1", "seed: found -1. Allowed: 0 or more, below 2**32."),
     # targets
-    "target": ("dataset._target_=os.system", f"dataset._target_: 'os.system' may not be named by a configuration. {ALLOWED}"),
+    "target": ("dataset._target_=os.system", f"dataset._target_: a configuration must not name 'os.system'. {ALLOWED}"),
     "target in a free mapping": (
         "+training.callbacks.e={_target_:mine.Callback}",
-        f"training.callbacks.e._target_: 'mine.Callback' may not be named by a configuration. {ALLOWED} "
+        f"training.callbacks.e._target_: a configuration must not name 'mine.Callback'. {ALLOWED} "
         "If you trust that module, add --allow mine, or set LLMMOD_ALLOW=mine.",
     ),
     "target that isn't there": (
@@ -122,15 +122,15 @@ REFUSED = {
         "'early_stopping_patience'?",
     ),
     # pipeline
-    "no steps": ("pipeline=[]", f"pipeline: no steps. Allowed: {STEPS}."),
+    "no steps": ("pipeline=[]", f"pipeline: has no steps. Allowed: {STEPS}."),
     "nothing to reuse": (
         "reuse=true",
-        "reuse: true, and only a run of several training steps takes what earlier runs left. Leave it out.",
+        "reuse: true, but only a run of several training steps can reuse results of earlier runs. Leave it out.",
     ),
-    "no such step": ("pipeline=[train,trian]", f"pipeline: no step 'trian'. Did you mean 'train'? Allowed: {STEPS}."),
+    "no such step": ("pipeline=[train,trian]", f"pipeline: 'trian' is not a step. Did you mean 'train'? Allowed: {STEPS}."),
     "a step twice": (
         "pipeline=[train,train]",
-        "pipeline: 'train' stands in it 2 times. Give the second a name of its own: +step@steps.train_2=train.",
+        "pipeline: 'train' appears 2 times. Give the second a name of its own: +step@steps.train_2=train.",
     ),
     "nothing to chat with": (
         "pipeline=[chat] model.pretrained_model_name_or_path=null",
@@ -138,11 +138,13 @@ REFUSED = {
     ),
     "a reward model to chat with": (
         "stage=rm pipeline=[train,chat]",
-        "pipeline: chat, and training.stage=rm has a model that scores and doesn't write. Leave it out; predict writes the scores.",
+        "pipeline: has chat, but the model of training.stage=rm gives scores and can't generate text. Leave chat out; predict writes the "
+        "scores.",
     ),
     "nobody to chat with": (
         "pipeline=[chat] model.weights=random",
-        "model.weights: random, and no step before chat trains, so chat doesn't have a trained model. Put train before it, or set "
+        "model.weights: random, but a training step doesn't come before chat, so chat doesn't have a trained model. Put train before it, "
+        "or set "
         "weights=pretrained.",
     ),
     "nothing to measure": (
@@ -157,16 +159,16 @@ REFUSED = {
     # contradictions
     "qlora on whole weights": (
         "finetune=qlora model.quantization.bits=null",
-        "model.quantization.bits: null with finetune=qlora, which trains adapters on quantized weights. Allowed: 4, 8. "
-        "For weights as they are: finetune=lora.",
+        "model.quantization.bits: null, but finetune=qlora trains adapters on quantized weights. Allowed: 4, 8. "
+        "For weights that are not quantized, use finetune=lora.",
     ),
     "full on quantized weights": (
         "finetune=full model.quantization.bits=4",
-        "model.quantization.bits: 4 with finetune=full, and quantized weights can't be trained. Use finetune=qlora, or set it to null.",
+        "model.quantization.bits: 4 with finetune=full, but quantized weights can't be trained. Use finetune=qlora, or set it to null.",
     ),
     "two ways to hold out": (
         "dataset.val_size=0.1",
-        "dataset.val_size: set, and dataset.val_files='pkg://llmmod.demo/llmmod_qa_heldout.jsonl' holds examples out as well. "
+        "dataset.val_size: set, but dataset.val_files='pkg://llmmod.demo/llmmod_qa_heldout.jsonl' holds out examples too. "
         "Keep one of them: val_files=null.",
     ),
     "code of a checkpoint's": (
@@ -177,7 +179,7 @@ REFUSED = {
     "positions scaled by nobody knows how much": (
         "model.rope_scaling.type=yarn",
         "model.rope_scaling.factor: not set, and model.rope_scaling.type is yarn. Set it, or model.model_max_length, from which it is "
-        "worked out.",
+        "computed.",
     ),
     "shifted attention of another kind": (
         "model.shift_attn=true model.attn_implementation=eager",
@@ -187,14 +189,17 @@ REFUSED = {
         "finetune.resume_adapter=true",
         "finetune.resume_adapter: true, but finetune.adapters is empty. Name it: 'finetune.adapters=[path]'.",
     ),
-    "two precisions": ("training.bf16=true training.fp16=true", "training.fp16: true, and training.bf16 too. Keep one of them."),
+    "two precisions": (
+        "training.bf16=true training.fp16=true",
+        "training.fp16: true, but training.bf16 is true as well. Keep one of them.",
+    ),
     "best of nothing": (
         "training.load_best_model_at_end=true training.eval_strategy=no",
         "training.load_best_model_at_end: true with training.eval_strategy=no. Set eval_strategy to steps or epoch.",
     ),
     "best of what isn't saved": (
         "training.load_best_model_at_end=true training.eval_strategy=epoch training.save_strategy=steps",
-        "training.load_best_model_at_end: true, and training.save_strategy=steps is not training.eval_strategy=epoch. Set "
+        "training.load_best_model_at_end: true, but training.save_strategy=steps is not training.eval_strategy=epoch. Set "
         "save_strategy=epoch.",
     ),
     "tokens": (
@@ -208,19 +213,19 @@ REFUSED = {
     ),
     "part of no step": (
         "pipeline=[chat] dataset.cutoff_len=33",
-        "dataset.cutoff_len: nothing in the pipeline [chat] reads it. Leave it out.",
+        "dataset.cutoff_len: the steps of the pipeline [chat] don't read it. Leave it out.",
     ),
     "training of answers": (
         "pipeline=[predict] training.per_device_eval_batch_size=2",
-        "training.per_device_eval_batch_size: nothing in the pipeline [predict] reads it. Leave it out.",
+        "training.per_device_eval_batch_size: the steps of the pipeline [predict] don't read it. Leave it out.",
     ),
-    "field of no step": ("pipeline=[chat] finetune.r=3", "finetune.r: nothing in the pipeline [chat] reads it. Leave it out."),
+    "field of no step": ("pipeline=[chat] finetune.r=3", "finetune.r: the steps of the pipeline [chat] don't read it. Leave it out."),
     "sampling": ("generation.temperature=0.5", "generation.temperature: not read with generation.do_sample=false. Use generation=sample."),
     "said elsewhere": (
         "training.max_length=512",
         "training.max_length: llmmod does this itself, before the trainer. Set dataset.cutoff_len.",
     ),
-    "uploading": ("training.push_to_hub=true", "training.push_to_hub: a run uploads nothing. Export, and upload with hf upload."),
+    "uploading": ("training.push_to_hub=true", "training.push_to_hub: a run doesn't upload anything. Export, and upload with hf upload."),
     "saving": ("training.save_steps=5 training.save_strategy=no", "training.save_steps: only read with save_strategy=steps."),
     "epochs and steps": (
         "training.max_steps=3 training.num_train_epochs=2",
@@ -264,7 +269,7 @@ REFUSED = {
     ),
     "render by chat template": (
         "render=auto render.strip=true",
-        "render.strip: render=auto writes what the chat template says. Choose another render.",
+        "render.strip: render=auto uses the chat template. Choose another render.",
     ),
     "template of a written render": ("render.template=x", "render.template: only render=auto reads it. Set render=auto."),
 }
@@ -283,13 +288,13 @@ def test_a_stream_can_be_packed(told):
     assert told("dataset.streaming=true", "dataset.packing=true", "training.max_steps=3") == []
     for smoke in ("false", "true"):
         (line,) = told("dataset.streaming=true", f"smoke={smoke}")
-        assert line.startswith("training.max_steps: not set, and the length of a streamed dataset is unknown")
+        assert line.startswith("training.max_steps: not set, but the length of a streamed dataset is unknown")
 
 
 def test_shifted_attention_over_packed_examples():
     context, _ = context_of(compose_config(["model.shift_attn=true", "dataset.packing=true"]))
     assert [str(problem) for problem in check_contradictions(context)] == [
-        "dataset.packing: true with model.shift_attn=true, whose groups are those of a row and not of the examples in it. "
+        "dataset.packing: true with model.shift_attn=true, which groups the tokens of a row and ignores the examples in it. "
         "Set one of them to false."
     ]
 

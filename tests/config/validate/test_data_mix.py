@@ -1,4 +1,4 @@
-"""`dataset.mix.<name>.*`: what is wrong with an entry is told as for any other key, before anything is imported."""
+"""`dataset.mix.<name>.*`: errors of an entry are reported like those of any other key, before any import."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_mix_may_be_written_in_one(told):
         ("+dataset.mix.c.path=jsom", None),
         ("+dataset.mix.a.val_files=none.json", "dataset.mix.a.val_files: no such file or directory: 'none.json'"),
         ("+dataset.mix.c.weight=1", "dataset.mix.c.path: is not set. Set dataset.mix.c.path or dataset.mix.c.data_files."),
-        ("dataset.path=a.json", "dataset.path: not read with dataset.mix, whose datasets have their own. Set dataset.mix.<name>.path."),
+        ("dataset.path=a.json", "dataset.path: not read with dataset.mix: each of its datasets has its own. Set dataset.mix.<name>.path."),
     ],
 )
 def test_what_is_wrong_with_it(told, override, message):
@@ -66,7 +66,7 @@ def test_all_of_it_at_once(told):
 
 def test_beside_a_dataset_of_its_own(told):
     found = told("+dataset.mix.a.path=a.json")
-    assert "dataset.data_files: not read with dataset.mix, whose datasets have their own. Begin with dataset=json." in found
+    assert "dataset.data_files: not read with dataset.mix: each of its datasets has its own. Begin with dataset=json." in found
 
 
 def test_without_a_mix_nothing_stops_it(told):

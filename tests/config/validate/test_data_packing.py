@@ -1,11 +1,11 @@
-"""Packed rows that couldn't be kept apart, told before anything heavy is imported; the whole text."""
+"""Packed rows that couldn't be kept apart are refused before heavy imports; the whole messages."""
 
 from __future__ import annotations
 
 import pytest
 
 PACKED = "dataset.packing=true"
-WAY_OUT = "Leave it to the stage, derive yours from llmmod.trainers.sft.SftTrainer, or set dataset.packing=false."
+WAY_OUT = "Use the stage's trainer, derive yours from llmmod.trainers.sft.SftTrainer, or set dataset.packing=false."
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ WAY_OUT = "Leave it to the stage, derive yours from llmmod.trainers.sft.SftTrain
         ),
         (
             ["training.trainer._target_=trl.SFTTrainer"],
-            "training.trainer._target_: trl.SFTTrainer with dataset.packing=true, and it doesn't keep the examples of a row apart. "
+            "training.trainer._target_: trl.SFTTrainer with dataset.packing=true, but it doesn't keep the examples of a row apart. "
             f"{WAY_OUT}",
         ),
         (
             ["stage=pt", "training.trainer._target_=transformers.Trainer"],
-            "training.trainer._target_: transformers.Trainer with dataset.packing=true, and it doesn't keep the examples of a row apart. "
+            "training.trainer._target_: transformers.Trainer with dataset.packing=true, but it doesn't keep the examples of a row apart. "
             f"{WAY_OUT}",
         ),
     ],

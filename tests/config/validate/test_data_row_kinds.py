@@ -16,7 +16,7 @@ STAGES = {
 }  # fmt: skip
 OF = {"llmmod_text": "document", "llmmod_qa": "conversation", "llmmod_pairs": "preference", "llmmod_judged": "judgement"}
 OF |= {"llmmod_prompts": "prompt"}
-OWN = "or json and hub for data of your own."
+OWN = "or json and hub for your own data."
 
 
 def test_the_kinds_are_those_of_the_formats():
@@ -31,7 +31,7 @@ def test_every_dataset_with_every_stage(told, stage, dataset):
     if dataset == own:
         assert found == []
     else:
-        needs = f"'{dataset}' has a {OF[dataset]} in each row, and stage={stage} needs a {OF[own]}"
+        needs = f"the rows of '{dataset}' are of kind {OF[dataset]}, but stage={stage} needs {OF[own]}"
         assert found == [f"dataset: {needs}. Allowed: {own}, {OWN}"]
 
 
@@ -40,15 +40,16 @@ def test_every_dataset_with_every_stage(told, stage, dataset):
     [
         (
             ["dataset.format=text"],
-            "dataset.format: 'text' makes a document of a row, not a conversation. Allowed: auto, alpaca, messages, sharegpt.",
+            "dataset.format: the records of 'text' are of kind document, not conversation. Allowed: auto, alpaca, messages, sharegpt.",
         ),
         (
             ["stage=dpo", "dataset=json", "+dataset.mix={a: {path: our/a, val_size: 2}, more: {path: our/more, format: kto}}"],
-            "dataset.mix.more.format: 'kto' makes a judgement of a row, not a preference. Allowed: auto, preference.",
+            "dataset.mix.more.format: the records of 'kto' are of kind judgement, not preference. Allowed: auto, preference.",
         ),
         (
             ["experiment=rlhf", "dataset@steps.rm.dataset=llmmod_qa"],
-            f"steps.rm.dataset: 'llmmod_qa' has a conversation in each row, and stage=rm needs a preference. Allowed: llmmod_pairs, {OWN}",
+            "steps.rm.dataset: the rows of 'llmmod_qa' are of kind conversation, but stage=rm needs preference. "
+            f"Allowed: llmmod_pairs, {OWN}",
         ),
     ],
     ids=["a format", "in a mix", "of a step"],
@@ -75,12 +76,13 @@ def test_what_can_not_be_known_passes(told, overrides):
     [
         (
             ["stage=dpo", "dataset.packing=true"],
-            "dataset.packing: true, but each row of this stage is a preference, and only conversations and documents share rows. "
+            "dataset.packing: true, but the rows of this stage are of kind preference, and only conversations and documents can share a "
+            "row. "
             "Set it to false.",
         ),
         (
             ["stage=sft", "dataset.ranked=ends"],
-            "dataset.ranked: only answers that are compared or judged can be ranked. Leave it out, or use stage=rm, dpo or kto.",
+            "dataset.ranked: rankings are for stages that compare or judge answers. Leave it out, or use stage=rm, dpo or kto.",
         ),
         (
             ["stage=dpo", "dataset.mask_prompt=false"],
@@ -88,7 +90,8 @@ def test_what_can_not_be_known_passes(told, overrides):
         ),
         (
             ["dataset.drop_last_block=true"],
-            "dataset.drop_last_block: only documents that are joined into blocks have a last one. Use stage=pt with dataset.packing=false.",
+            "dataset.drop_last_block: the last block exists only if documents are joined into blocks. Use stage=pt with "
+            "dataset.packing=false.",
         ),
     ],
 )

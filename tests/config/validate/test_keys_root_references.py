@@ -1,11 +1,11 @@
-"""What a step's arguments take from the root's finetune and model, where the step has its own."""
+"""Values that a step's arguments take from the root's finetune and model although the step has its own."""
 
 from __future__ import annotations
 
 OWN = ("experiment=stages", "+finetune@steps.second.finetune=full")
 SAID = (
-    "steps.second.training.learning_rate: comes from finetune.learning_rate=0.003 of the root, "
-    "and steps.second.finetune.learning_rate is 2e-05. Set it."
+    "steps.second.training.learning_rate: comes from finetune.learning_rate=0.003 of the root, but steps.second.finetune.learning_rate is "
+    "2e-05. Set it."
 )
 
 

@@ -1,4 +1,4 @@
-"""Values that are no text are refused by their key, before anything is tokenized or written."""
+"""Values that are not UTF-8 are refused by their key, before anything is tokenized or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Implementations of attention that can't work on this machine are told before torch is imported."""
+"""Implementations of attention that don't work on this machine are refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_one_that_is_installed_or_comes_from_the_hub(told, have, module):
 def test_one_of_16_bits_alone(told, have):
     have("flash_attn")
     (line,) = told("smoke=true", "model.attn_implementation=flash_attention_2", "model.dtype=float32")
-    assert line.startswith("model.attn_implementation: flash_attention_2 with model.dtype=float32, and its kernels compute in 16 bits")
+    assert line.startswith("model.attn_implementation: flash_attention_2 with model.dtype=float32, but its kernels compute only in 16 bits")
 
 
 @pytest.mark.parametrize("chosen", ["null", "sdpa", "eager", "flex_attention"])

@@ -1,4 +1,4 @@
-"""Paths that point nowhere, or at what is something else; and the run's directory."""
+"""Paths that don't exist or are of the wrong kind; and the run's directory."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class TestData:
 
     def test_what_travels_with_a_package(self, told):
         assert told(f"{DATA}=pkg://llmmod.demo/llmmod_qq.jsonl") == [
-            f"{DATA}: 'pkg://llmmod.demo/llmmod_qq.jsonl': the package has no 'llmmod_qq.jsonl'. Did you mean 'llmmod_qa.jsonl'?"
+            f"{DATA}: 'pkg://llmmod.demo/llmmod_qq.jsonl': the package doesn't have 'llmmod_qq.jsonl'. Did you mean 'llmmod_qa.jsonl'?"
         ]
         assert told(f"{DATA}=pkg://no_such_package/a.json") == [
-            f"{DATA}: 'pkg://no_such_package/a.json': no package 'no_such_package' is installed. Install it, or give a path."
+            f"{DATA}: 'pkg://no_such_package/a.json': the package 'no_such_package' isn't installed. Install it, or give a path."
         ]
 
     @pytest.mark.parametrize("path", ["./nowhere", "~/nowhere", "/nowhere/at/all", "a/b/c", "nowhere.json"])
@@ -56,28 +56,28 @@ class TestData:
     def test_no_data(self, told):
         more = [f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1"]
         assert told("dataset.path=null", *more) == ["dataset.path: is not set. Set dataset.path or dataset.data_files."]
-        assert told("dataset.path=json", *more) == ["dataset.path: 'json' reads files, and none are given. Set dataset.data_files."]
+        assert told("dataset.path=json", *more) == ["dataset.path: 'json' reads files, but files are not given. Set dataset.data_files."]
 
     def test_data_is_looked_at_in_a_rehearsal_too(self, told):
         assert len(told(f"{DATA}=nope.json", "smoke=true")) == 1
 
     def test_data_that_no_step_reads_is_not_looked_for(self, told):
         assert told("dataset.data_files=nope.json", "pipeline=[chat]") == [
-            f"{DATA}: nothing in the pipeline [chat] reads it. Leave it out."
+            f"{DATA}: the steps of the pipeline [chat] don't read it. Leave it out."
         ]
 
 
 class TestModel:
     @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c"])
     def test_a_directory_that_is_not_there(self, told, path):
-        assert told(f"{MODEL}={path}") == [f"{MODEL}: no such directory: '{path}'."]
+        assert told(f"{MODEL}={path}") == [f"{MODEL}: '{path}' does not exist."]
 
     def test_a_directory_without_weights(self, told, tmp_path):
         (tmp_path / "mine").mkdir()
-        assert told(f"{MODEL}=mine") == [f"{MODEL}: 'mine' is not a model directory: it has no config.json."]
+        assert told(f"{MODEL}=mine") == [f"{MODEL}: 'mine' is not a model directory: it doesn't have config.json."]
         (tmp_path / "mine" / "config.json").write_text("{}")
         assert told(f"{MODEL}=mine") == [
-            f"{MODEL}: 'mine' holds no weights. A model directory has *.safetensors or pytorch_model*.bin beside its config.json."
+            f"{MODEL}: 'mine' doesn't have weights. A model directory has *.safetensors or pytorch_model*.bin next to its config.json."
         ]
         assert told(f"{MODEL}=mine", "model.weights=random") == []
         assert told(f"{MODEL}=mine", "smoke=true") == []
@@ -86,20 +86,20 @@ class TestModel:
 
     def test_a_step_s_own(self, told):
         lines = told("+model@steps.chat.model=llama", "steps.chat.model.pretrained_model_name_or_path=/nowhere", "pipeline=[train,chat]")
-        assert lines == ["steps.chat.model.pretrained_model_name_or_path: no such directory: '/nowhere'."]
+        assert lines == ["steps.chat.model.pretrained_model_name_or_path: '/nowhere' does not exist."]
 
     def test_sizes(self, told):
-        assert told("model=llama", "model.size=14b") == ["model.size: no size '14b'. Did you mean '13b'?"]
+        assert told("model=llama", "model.size=14b") == ["model.size: '14b' is not a size of this model. Did you mean '13b'?"]
 
     def test_a_revision_of_a_directory(self, told, tmp_path):
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "model.safetensors").write_bytes(b"")
         lines = told(f"{MODEL}={tmp_path}", "model.revision=main")
-        assert lines == [f"model.revision: not read, since '{tmp_path}' is a directory of this machine. Leave it out."]
+        assert lines == [f"model.revision: not read, since '{tmp_path}' is a directory on this machine. Leave it out."]
 
     def test_the_tokenizer_s(self, told):
         key = "tokenizer.pretrained_model_name_or_path"
-        assert told(f"{key}=/nowhere") == [f"{key}: no such directory: '/nowhere'."]
+        assert told(f"{key}=/nowhere") == [f"{key}: '/nowhere' does not exist."]
 
     def test_adapters(self, told, tmp_path):
         (tmp_path / "a").mkdir()
@@ -108,9 +108,9 @@ class TestModel:
         (tmp_path / "b" / "config.json").write_text("{}")
         assert told("finetune.adapters=[a,org/name]") == []
         assert told("finetune.adapters=[a,b,./c]") == [
-            "finetune.adapters[1]: 'b' is not an adapter: it has no adapter_config.json. "
+            "finetune.adapters[1]: 'b' is not an adapter: it doesn't have adapter_config.json. "
             "That is a model: give it as model.pretrained_model_name_or_path.",
-            "finetune.adapters[2]: no such directory: './c'.",
+            "finetune.adapters[2]: './c' does not exist.",
         ]
 
 
@@ -136,8 +136,8 @@ class TestCheckpoint:
         checkpoint(tmp_path / "run")
         assert told(f"{RESUME}=true", "output_dir=run") == []
         assert told(f"{RESUME}=true") == [
-            f"{RESUME}: true, and without output_dir each run has a directory of its own, where nothing was saved yet. "
-            "Set output_dir to the run to go on with, or auto_resume=true instead, which finds it."
+            f"{RESUME}: true, but without output_dir each run has a new directory, which doesn't have a checkpoint yet. "
+            "Set output_dir to the run to continue, or set auto_resume=true instead, which finds it."
         ]
 
     def test_a_checkpoint(self, told, tmp_path):
@@ -155,24 +155,24 @@ class TestOutput:
     def test_a_file(self, told, tmp_path):
         (tmp_path / "x").write_text("")
         assert told("output_dir=x") == ["output_dir: 'x' is a file. Choose another directory."]
-        assert told("output_dir=x/y") == [f"output_dir: 'x/y' can't be made: {tmp_path}/x is a file. Choose another directory."]
+        assert told("output_dir=x/y") == [f"output_dir: 'x/y' can't be created: {tmp_path}/x is a file. Choose another directory."]
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_no_right_to_write(self, told, tmp_path):
         (tmp_path / "x").mkdir(mode=0o500)
         assert told("output_dir=x/y") == [
-            f"output_dir: 'x/y' can't be written: no right to write to {tmp_path}/x. Choose another directory."
+            f"output_dir: 'x/y' can't be written: permission denied for {tmp_path}/x. Choose another directory."
         ]
 
     def test_no_right_to_write_as_the_system_says(self, told, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: False)
-        assert told("output_dir=x") == [f"output_dir: 'x' can't be written: no right to write to {tmp_path}. Choose another directory."]
+        assert told("output_dir=x") == [f"output_dir: 'x' can't be written: permission denied for {tmp_path}. Choose another directory."]
 
     def test_another_run(self, told, tmp_path):
         checkpoint(tmp_path / "run")
         (tmp_path / "run" / "run.json").write_text(json.dumps({"status": "completed"}))
         assert told("output_dir=run") == [
-            "output_dir: 'run' holds another run. Choose another directory, or go on with that run: training.resume_from_checkpoint=true."
+            "output_dir: 'run' contains another run. Choose another directory, or continue that run: training.resume_from_checkpoint=true."
         ]
         assert told("output_dir=run", f"{RESUME}=true") == []
 

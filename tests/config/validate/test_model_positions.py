@@ -1,4 +1,4 @@
-"""Scaled and shifted rotary positions of a model without any are refused before it is loaded."""
+"""Scaled and shifted rotary positions for a model without any are refused before it is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 SCALED = ("model.rope_scaling.type=linear", "model.rope_scaling.factor=2")
-NOT_SCALED = "model.rope_scaling.type: 'linear', but a model of type {} has no rotary positions to scale. Leave it null."
+NOT_SCALED = "model.rope_scaling.type: 'linear', but a model of type {} doesn't have rotary positions to scale. Leave it null."
 NOT_SHIFTED = "model.shift_attn: true, but LongLoRA needs rotary positions, and a model of type {} doesn't have any. Leave it false."
 
 

@@ -1,4 +1,4 @@
-"""Weights of 16 bits that are to be trained as they are: float16's are refused, and so is what would change nothing."""
+"""`trainable_dtype=checkpoint`: refused for float16, and without an effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 KEY = "finetune.trainable_dtype"
 AS_IT_IS = f"{KEY}=checkpoint"
 DESTROYED = (
-    f"{KEY}: checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge. "
+    f"{KEY}: checkpoint, but the weights are in float16, in which Adam's epsilon is 0 and steps become huge. "
     f"Use {KEY}=float32, or model.dtype=bfloat16."
 )
 
@@ -37,19 +37,19 @@ def test_float16_is_refused_where_the_checkpoint_says_it(told, tmp_path, name):
 def test_a_step_of_its_own_is_named(told):
     own = ["+finetune@steps.train.finetune=full", "steps.train.finetune.trainable_dtype=checkpoint", "training.learning_rate=1e-5"]
     (line,) = told("smoke=true", *own, "pipeline=[train]", "model.dtype=float16")
-    assert line.startswith("steps.train.finetune.trainable_dtype: checkpoint, and the weights are of float16")
+    assert line.startswith("steps.train.finetune.trainable_dtype: checkpoint, but the weights are in float16")
 
 
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        ("finetune=lora model.dtype=bfloat16", "adapters alone are trained, which are of float32 in any case"),
-        ("finetune=qlora finetune.modules_to_save=[lm_head] model.dtype=bfloat16", "what isn't quantized is of float32"),
-        ("finetune=full model.dtype=float32", "the weights are of float32"),
+        ("finetune=lora model.dtype=bfloat16", "only adapters are trained, which are always in float32"),
+        ("finetune=qlora finetune.modules_to_save=[lm_head] model.dtype=bfloat16", "the weights that aren't quantized are in float32"),
+        ("finetune=full model.dtype=float32", "the weights are in float32"),
     ],
 )
 def test_what_would_change_nothing_is_refused(told, overrides, why):
-    assert told("smoke=true", AS_IT_IS, *overrides.split()) == [f"{KEY}: checkpoint, and {why}. Leave it out."]
+    assert told("smoke=true", AS_IT_IS, *overrides.split()) == [f"{KEY}: checkpoint, but {why}. Leave it out."]
 
 
 def test_bfloat16_passes(told):

@@ -1,4 +1,4 @@
-"""Rewards that can't be asked, told before anything heavy is imported; the whole text."""
+"""Rewards that can't score are refused before heavy imports; the whole messages."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_t
     [
         (
             ["training.reward.path=./nowhere"],
-            "training.reward.path: ./nowhere is not a directory. Give what stage=rm wrote: <run>/train.",
+            "training.reward.path: ./nowhere is not a directory. Give the output of stage=rm: <run>/train.",
         ),
         (
             ["training.reward.path=empty"],
-            "training.reward.path: empty holds neither a model nor an adapter. Give what stage=rm wrote: <run>/train.",
+            "training.reward.path: empty contains neither a model nor an adapter. Give the output of stage=rm: <run>/train.",
         ),
         (
             ["training.reward.path=sft"],
-            "training.reward.path: 'sft' is an adapter with a language head: it writes and doesn't score. Give one that stage=rm trained.",
+            "training.reward.path: 'sft' is an adapter with a language head: it generates text and doesn't give scores. "
+            "Give one trained by stage=rm.",
         ),
         (
             ["training.reward.step=rm"],
-            "training.reward.step: no step 'rm' trains before train. Put a step with stage=rm before it, or give training.reward.path.",
+            "training.reward.step: 'rm' is not a training step before train. Put a step with stage=rm before it, or give "
+            "training.reward.path.",
         ),
         (["training.reward.path=org/rm", "training.reward.step=rm"], f"training.reward: found {{'path': 'org/rm', 'step': 'rm'}}. {HOW}"),
         (["+training.reward.mine.weight=2"], f"training.reward.mine: found {{'weight': 2}}. {HOW}"),
         (["+training.reward.mine=3"], f"training.reward: found {{'mine': 3}}. {HOW}"),
         (
             ["+training.reward.mine=null"],
-            f"training.reward: every reward is left out, so no answer is better than another. {HOW}",
+            f"training.reward: every reward is null, so all answers score the same. {HOW}",
         ),
         (["+training.reward_weights.overlp=2"], "training.reward_weights.overlp: not a reward. Did you mean 'overlap'?"),
         (["training.kl_estimator=k2"], "training.kl_estimator: found 'k2'. Allowed: k1, k3."),

@@ -1,11 +1,11 @@
-"""What ppo and grpo can't be trained with, told before anything heavy is imported; the whole text."""
+"""Settings that ppo and grpo don't support are refused before heavy imports; the whole messages."""
 
 from __future__ import annotations
 
 import pytest
 
-SHIFTED = "model.shift_attn: true, and answers are sampled without it, so that their probabilities would differ. Set it to false."
-STREAMED = "dataset.streaming: true, and {} reads its prompts again. Set it to false."
+SHIFTED = "model.shift_attn: true, but answers are sampled without it, so their probabilities would differ. Set it to false."
+STREAMED = "dataset.streaming: true, but {} reads its prompts again. Set it to false."
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
@@ -28,6 +28,6 @@ def test_each_step_by_its_own_parts(told):
 
 def test_a_string_that_ends_answers_is_no_end_that_trl_knows(told):
     asked = ("stage=grpo", "+training.generation_kwargs.stop_strings=[x]")
-    said = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"
+    said = "true, but trl treats an answer that ends with a stop string (training.generation_kwargs.stop_strings) as truncated"
     assert told(*asked, "training.mask_truncated_completions=true") == [f"training.mask_truncated_completions: {said}. Set it to false."]
     assert told(*asked) == []

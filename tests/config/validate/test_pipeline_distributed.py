@@ -1,4 +1,4 @@
-"""Settings of several processes that can't be followed, told before anything heavy is imported; the whole text."""
+"""Settings of several processes that don't work are refused before heavy imports; the whole messages."""
 
 from __future__ import annotations
 
@@ -33,21 +33,23 @@ def problems(*overrides):
         ),
         (
             ["distributed=ddp", "training.fsdp=full_shard"],
-            "training.fsdp: set, and distributed=ddp says the engine. Leave it out; its settings are distributed.fsdp.*.",
+            "training.fsdp: set, but distributed=ddp sets the engine. Leave it out; its settings are distributed.fsdp.*.",
         ),
         (
             ["distributed=ddp", "pipeline=[train,chat]"],
-            "pipeline: chat, and the processes of distributed=ddp can't read the terminal. Chat by a command of its own, with "
+            "pipeline: has chat, but the processes of distributed=ddp can't read the terminal. Run chat in a separate command, with "
             "distributed=none.",
         ),
         (
             [*NODES, "distributed.address=first"],
-            "distributed.address: found 'first', and 2 machines have to meet. Allowed: host:port of the machine with distributed.rank=0.",
+            "distributed.address: found 'first', but 2 machines have to connect. Allowed: host:port of the machine with "
+            "distributed.rank=0.",
         ),
-        ([*NODES, "distributed.rank=2"], "distributed.rank: found 2. Allowed: 0 to 1, another on each machine."),
+        ([*NODES, "distributed.rank=2"], "distributed.rank: found 2. Allowed: 0 to 1, a different one on each machine."),
         (
             NODES[:-1],
-            "output_dir: not set, and each of 2 machines would name a directory by its own clock. Set it, to one that all of them see.",
+            "output_dir: not set, so each of 2 machines would name a directory after its own clock. Set it to a directory that all of them "
+            "share.",
         ),
         (
             ["distributed=ddp", "distributed.address=first:29500"],
@@ -55,12 +57,12 @@ def problems(*overrides):
         ),
         (
             ["distributed=fsdp", "stage=ppo"],
-            "distributed: fsdp, which divides the model, and stage=ppo samples completions with it as a whole. Allowed: ddp, "
+            "distributed: fsdp, which shards the model, but stage=ppo samples completions with the whole model. Allowed: ddp, "
             "deepspeed_zero2. Set distributed=ddp.",
         ),
         (
             ["distributed=fsdp", "experiment=rlhf", "pipeline=[sft,rm,ppo]"],
-            "distributed: fsdp, which divides the model, and stage=ppo samples completions with it as a whole. Allowed: ddp, "
+            "distributed: fsdp, which shards the model, but stage=ppo samples completions with the whole model. Allowed: ddp, "
             "deepspeed_zero2. Set distributed=ddp.",
         ),
         (
@@ -75,7 +77,7 @@ def test_it_is_refused(overrides, text):
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("llmmod.config.validate.pipeline.find_module", lambda name: None)
-    text = "distributed: deepspeed_zero3, and deepspeed isn't installed. Install it: pip install deepspeed."
+    text = "distributed: deepspeed_zero3, but deepspeed isn't installed. Install it: pip install deepspeed."
     assert problems("distributed=deepspeed_zero3") == text
 
 
@@ -85,7 +87,7 @@ def test_what_one_engine_reads_another_refuses(monkeypatch):
     text = problems("distributed=deepspeed_zero2", "distributed.deepspeed.offload_param=cpu")
     assert text == "distributed.deepspeed.offload_param: only read with distributed=deepspeed_zero3."
     text = problems("distributed=deepspeed_zero2", "distributed.deepspeed.offload_optimizer=nvme")
-    assert text.startswith("distributed.deepspeed.nvme_path: is not set, and something is offloaded to nvme.")
+    assert text.startswith("distributed.deepspeed.nvme_path: is not set, but states are offloaded to nvme.")
 
 
 def test_machines_that_meet_are_accepted():
@@ -97,4 +99,4 @@ def test_a_launcher_that_started_other_processes_is_told(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     text = problems("distributed=ddp", "distributed.processes=2")
-    assert text == "distributed.processes: 2, and 3 processes were started. Leave it out: torchrun and accelerate say how many."
+    assert text == "distributed.processes: 2, but 3 processes were started. Leave it out: torchrun and accelerate set the number."

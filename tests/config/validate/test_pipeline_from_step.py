@@ -1,4 +1,4 @@
-"""`model.from_step`, and what several training steps in one pipeline read."""
+"""`model.from_step`, and the parts that several training steps in one pipeline read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = {
     ),
     "doesn't train": (
         "'pipeline=[first,evaluate,second]' steps.second.model.from_step=evaluate",
-        ["steps.second.model.from_step: evaluate doesn't train, so it leaves no model. Allowed: first."],
+        ["steps.second.model.from_step: evaluate doesn't train, so it doesn't produce a model. Allowed: first."],
     ),
     "not in the pipeline": (
         "'pipeline=[second]' steps.second.model.from_step=train",
@@ -39,20 +39,20 @@ CASES = {
     ),
     "root": (
         "model.from_step=first",
-        ["model.from_step: no step comes before the model that all of them begin with. Set it for one: steps.<name>.model.from_step."],
+        ["model.from_step: set at the root, but the first step doesn't have an earlier one. Set it for one: steps.<name>.model.from_step."],
     ),
     "more of the model": (
         "steps.second.model.from_step=first steps.second.model.dtype=float32",
-        ["steps.second.model.dtype: not read, since the model is what first leaves. Set it where first has it."],
+        ["steps.second.model.dtype: not read, since the step uses the model of first. Set it for first."],
     ),
     "trained from a reward model": (
         "steps.second.model.from_step=first steps.first.training.head=reward",
-        ["steps.second.model.from_step: first leaves a model with a reward head (stage=sft), and second needs one that writes."],
+        ["steps.second.model.from_step: first trains a model with a reward head (stage=sft), but second needs a language model."],
     ),
     "evaluated as another kind": (
         "steps.second.training.head=reward steps.evaluate.model.from_step=second +stage@steps.evaluate.training=sft",
         [
-            "steps.evaluate.model.from_step: second leaves a model with a reward head (stage=sft), and steps.evaluate.training is for one "
+            "steps.evaluate.model.from_step: second trains a model with a reward head (stage=sft), and steps.evaluate.training is for one "
             "with a language head. Leave steps.evaluate.training out."
         ],
     ),
@@ -77,7 +77,7 @@ CASES = {
     ),
     "a root's that every step has of its own": (
         "training.learning_rate=1",
-        ["training.learning_rate: nothing in the pipeline [first,second,evaluate] reads it. Leave it out."],
+        ["training.learning_rate: the steps of the pipeline [first,second,evaluate] don't read it. Leave it out."],
     ),
     "part that the step doesn't read": (
         "'pipeline=[first,export]' +dataset@steps.export.dataset=llmmod_qa steps.export.dataset.cutoff_len=3",
@@ -123,7 +123,8 @@ def test_an_adapter_of_the_wrong_kind(told, left):
     left("sft")
     left("rm", head="reward")
     wrong = (
-        "'rm' is an adapter with a reward head, made by stage=rm: it scores and doesn't write. Give one that stage=sft or its like trained."
+        "'rm' is an adapter with a reward head, made by stage=rm: it gives scores and doesn't generate text. "
+        "Give one trained by stage=sft or another stage for language models."
     )
     assert told("finetune.adapters=[rm]") == [f"finetune.adapters[0]: {wrong}"]
     assert told("finetune.adapters=[sft,rm]", "pipeline=[predict]") == [f"finetune.adapters[1]: {wrong}"]
@@ -144,7 +145,8 @@ def test_a_reward_model_where_one_that_writes_is_needed(told, left):
     left("rm", kind="full", head="reward")
     named = "model.pretrained_model_name_or_path"
     problem = (
-        "'rm' is a model with a reward head, made by stage=rm: it scores and doesn't write. Give one that stage=sft or its like trained."
+        "'rm' is a model with a reward head, made by stage=rm: it gives scores and doesn't generate text. "
+        "Give one trained by stage=sft or another stage for language models."
     )
     assert told(f"{named}=rm", "pipeline=[train]") == [f"{named}: {problem}"]
     assert told(f"{named}=rm", "pipeline=[train]", "training.head=reward") == []

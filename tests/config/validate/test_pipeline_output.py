@@ -1,4 +1,4 @@
-"""A disk without room is found before the run begins."""
+"""A full disk is found before the run starts."""
 
 import shutil
 from collections import namedtuple

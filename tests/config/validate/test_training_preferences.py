@@ -1,4 +1,4 @@
-"""llmmod.config.validate.training: what dpo's, kto's and rm's arguments can't be together, told before anything is loaded."""
+"""llmmod.config.validate.training: contradicting arguments of dpo, kto and rm, refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WRONG = {
         "training.loss_type=[sigmiod]",
         "training.loss_type: found 'sigmiod'. Did you mean 'sigmoid' or 'sigmoid_norm'?",
     ),
-    "none": ("training.loss_type=[]", f"training.loss_type: none. Allowed: {', '.join(LOSSES)}."),
+    "none": ("training.loss_type=[]", f"training.loss_type: is empty. Allowed: {', '.join(LOSSES)}."),
     "weights": (
         "training.loss_type=[sigmoid,sft] training.loss_weights=[1]",
         "training.loss_weights: 1 for 2 losses. Give one for each of: sigmoid, sft.",
@@ -20,7 +20,7 @@ WRONG = {
     "beta": ("training.beta=0", "training.beta: 0, with which nothing is learned. Allowed: above 0."),
     "exo": (
         "training.loss_type=[exo_pair]",
-        "training.label_smoothing: 0, and the loss exo_pair takes its logarithm. Set it; its paper takes 1e-3.",
+        "training.label_smoothing: 0, but the loss exo_pair takes its logarithm. Set it; its paper uses 1e-3.",
     ),
     "robust": (
         "training.loss_type=[robust] training.label_smoothing=0.5",
@@ -28,7 +28,7 @@ WRONG = {
     ),
     "wpo": (
         "training.loss_type=[sft,aot] training.use_weighting=true",
-        "training.use_weighting: true with the loss sft and aot, which has no weight for each pair. "
+        "training.use_weighting: true, but the loss sft and aot doesn't have a weight for each pair. "
         "Set it to false, or choose another loss.",
     ),
     "divergence": (
@@ -37,16 +37,16 @@ WRONG = {
     ),
     "divergence with a loss": (
         "training.loss_type=[bco_pair] training.f_divergence_type=forward_kl",
-        "training.f_divergence_type: forward_kl with the loss bco_pair, which there is for reverse_kl alone. "
+        "training.f_divergence_type: forward_kl, but the loss bco_pair exists only for reverse_kl. "
         f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}.",
     ),
     "a stream": (
         "training.precompute_ref_log_probs=true dataset.streaming=true training.max_steps=2",
-        "training.precompute_ref_log_probs: true with dataset.streaming=true, whose examples have no end. Set one of them to false.",
+        "training.precompute_ref_log_probs: true with dataset.streaming=true, but a stream may be endless. Set one of them to false.",
     ),
     "shifted": (
         "training.precompute_ref_log_probs=true model.shift_attn=true",
-        "training.precompute_ref_log_probs: true with model.shift_attn=true, which is for training alone. Set one of them to false.",
+        "training.precompute_ref_log_probs: true with model.shift_attn=true, which is only used in training. Set one of them to false.",
     ),
     "synced and known": (
         "finetune=full training.sync_ref_model=true training.precompute_ref_log_probs=true",
@@ -73,21 +73,21 @@ RIGHT = (
     "finetune=freeze training.precompute_ref_log_probs=true training.precompute_ref_batch_size=2",
 )
 
-_INSTEAD = "or set training.loss_type=apo_zero_unpaired, which needs none."
+_INSTEAD = "or set training.loss_type=apo_zero_unpaired, which doesn't need them."
 WRONG_JUDGED = {
     "beta": ("training.beta=0", "training.beta: 0, with which nothing is learned. Allowed: above 0."),
     "weights": (
         "training.desirable_weight=0 training.undesirable_weight=0",
-        "training.desirable_weight: 0 as training.undesirable_weight, and nothing is learned. Set one of them above 0.",
+        "training.desirable_weight: 0 like training.undesirable_weight, with which nothing is learned. Set one of them above 0.",
     ),
     "alone": (
         "training.per_device_train_batch_size=1",
-        "training.per_device_train_batch_size: 1, and the loss kto takes mismatched pairs, which are made within a batch. "
+        "training.per_device_train_batch_size: 1, but the loss kto needs mismatched pairs, which are made within a batch. "
         f"Set it to 2 or more, {_INSTEAD}",
     ),
     "beforehand": (
         "training.precompute_ref_log_probs=true",
-        "training.precompute_ref_log_probs: true, and the loss kto takes mismatched pairs, which are made in training. "
+        "training.precompute_ref_log_probs: true, but the loss kto needs mismatched pairs, which are made during training. "
         f"Set it to false, {_INSTEAD}",
     ),
 }

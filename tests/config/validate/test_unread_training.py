@@ -1,4 +1,4 @@
-"""Arguments of a trainer that nothing reads are refused by name, and only where nothing reads them."""
+"""Arguments of a trainer that aren't read are refused by name, and only if they aren't read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from llmmod.config.schema.generated.training_arguments import CHOICES
 from llmmod.config.validate import arguments, unread_training
 
 SMOOTH = "training.label_smoothing_factor=0.1"
-ONLY_WORDS = "training.label_smoothing_factor: only the losses of pt and sft have a word to smooth. Leave it out"
-ROUNDS = "it would round the weights for all that follows. Set model.dtype, or training.bf16, which rounds products alone."
-SUMS = "an evaluation adds up sums as it goes, and keeps no predictions."
+ONLY_WORDS = "training.label_smoothing_factor: only the losses of pt and sft smooth labels. Leave it out"
+ROUNDS = "it would round the weights for the rest of the run. Set model.dtype, or training.bf16, which only rounds products."
+SUMS = "an evaluation accumulates sums and doesn't keep predictions."
 REFUSED = {
     **{f"smoothing in {stage}": ([f"stage={stage}", SMOOTH], ONLY_WORDS) for stage in ("dpo", "kto", "rm", "ppo", "grpo")},
     "smoothing with another loss": ([SMOOTH, "training.loss_type=dft"], "training.label_smoothing_factor: only the loss nll reads it."),
@@ -19,7 +19,7 @@ REFUSED = {
     "metrics in batches": (["stage=rm", "training.batch_eval_metrics=true"], f"training.batch_eval_metrics: {SUMS}"),
     "arguments of AdamW": (
         ["training.optim_args='momentum=0.9'"],
-        "training.optim_args: this optimizer has no arguments of its own.",
+        "training.optim_args: this optimizer doesn't have arguments of its own.",
     ),
     "modules of AdamW": (
         ["training.optim_target_modules=[q_proj]"],
@@ -31,16 +31,16 @@ REFUSED = {
     ),
     "name for nobody": (["training.run_name=mine"], "training.run_name: only read with training.report_to."),
     "project": (["training.report_to=[wandb]", "training.project=x"], "training.project: only read with training.report_to=trackio."),
-    "best of none": (["training.greater_is_better=true"], "training.greater_is_better: no model is found to be the best. "),
+    "best of none": (["training.greater_is_better=true"], "training.greater_is_better: a best model is not selected. "),
     "skipping": (["training.ignore_data_skip=true"], "training.ignore_data_skip: only a resumed training reads it. "),
-    "filter": (["training.logging_nan_inf_filter=true"], "training.logging_nan_inf_filter: a loss that is not a number ends the training."),
-    "keys and values": (["training.use_cache=true"], "training.use_cache: a training keeps no keys and values. "),
-    "signal": (["training.enable_jit_checkpoint=true"], "training.enable_jit_checkpoint: a training that a signal ends leaves "),
-    "split examples": (["training.parallelism_config={cp_size: 2}"], "training.parallelism_config.cp_size: no stage has its examples "),
+    "filter": (["training.logging_nan_inf_filter=true"], "training.logging_nan_inf_filter: a loss that is not finite ends the training."),
+    "keys and values": (["training.use_cache=true"], "training.use_cache: training doesn't cache keys and values. "),
+    "signal": (["training.enable_jit_checkpoint=true"], "training.enable_jit_checkpoint: a training that a signal ends always "),
+    "split examples": (["training.parallelism_config={cp_size: 2}"], "training.parallelism_config.cp_size: the stages don't split "),
     "order of no worker": (["training.dataloader_in_order=false"], "training.dataloader_in_order: not read with dataloader_num_workers=0."),
     "whole rollouts": (
         ["stage=ppo", "training.dataloader_drop_last=true"],
-        "training.dataloader_drop_last: the last rollout of an epoch is filled up with its first prompts.",
+        "training.dataloader_drop_last: the last rollout of an epoch is filled with the first prompts of the epoch.",
     ),
     "prompts for nobody": (
         ["stage=grpo", "training.log_completions=true", "training.log_unique_prompts=true"],
@@ -52,11 +52,11 @@ REFUSED = {
     ),
     "lengths of scores": (
         ["stage=rm", "training.predict_with_generate=true", "training.generation_max_length=9"],
-        "training.generation_max_length: predict writes scores in this stage, and no answers.",
+        "training.generation_max_length: predict writes scores in this stage instead of answers.",
     ),
     "another order": (
         ["training.sortish_sampler=true", "training.train_sampling_strategy=sequential"],
-        "training.sortish_sampler: train_sampling_strategy says another order. Set one of them.",
+        "training.sortish_sampler: train_sampling_strategy sets another order. Set one of them.",
     ),
 }  # fmt: skip
 RIGHT = {

@@ -1,4 +1,4 @@
-"""Types by the names that the generated tables give them."""
+"""Types by their names in the generated tables."""
 
 from __future__ import annotations
 

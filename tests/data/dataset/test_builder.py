@@ -1,4 +1,4 @@
-"""What decides the examples is a miss where it changes; what doesn't is a hit."""
+"""A change of an input that affects the examples is a cache miss; any other change is a hit."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def without(column, number):
     [
         ("Dear reader,", {}, "x.json, row 1: not JSON: Expecting value (line 1, character 1)."),
         ("", {}, "x.json: the file is empty."),
-        ("[]", {}, "x.json: no rows."),
+        ("[]", {}, "x.json: doesn't have rows."),
         (json.dumps(without("output", 17), indent=2), {}, "x.json, row 17, column 'output': missing; the row has instruction."),
         ("\n".join(map(json.dumps, without("output", 17))), {}, "x.json, row 17, column 'output': missing; the row has instruction."),
         (json.dumps([*ROWS[:16], {**ROWS[16], "output": ""}]), {}, "x.json, row 17, column 'output': empty."),
@@ -99,7 +99,7 @@ def without(column, number):
         (
             json.dumps(ROWS),
             {"columns": ColumnsConf(prompt="question", response="output"), "format": "alpaca"},
-            "dataset.columns.prompt: no column 'question' in x.json. Its columns: instruction, output.",
+            "dataset.columns.prompt: 'question' is not a column of x.json. Its columns: instruction, output.",
         ),
         (json.dumps(ROWS), {"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on and 30 to validate with."),
         (json.dumps(ROWS), {"val_size": 0.1, "val_files": "x.json"}, "dataset.val_size and dataset.val_files: more than one way to hold"),
@@ -132,7 +132,7 @@ def test_half_a_character_is_a_bad_row(load, name):
     write("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]", name)
     with pytest.raises(DataError) as error:
         load(name)
-    assert str(error.value) == f"{name}, row 31, column 'output': \\ud83d is half of a character, and no text."
+    assert str(error.value) == f"{name}, row 31, column 'output': \\ud83d is half of a character, so it isn't text."
     assert len(load(name, on_bad_row=OnBadRow.skip).train) == 30
 
 
@@ -407,7 +407,7 @@ def test_what_is_said_of_a_stream(load, caplog):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"val_size": 0.1}, "dataset.val_size: 0.1, a fraction of a streamed dataset, whose length is unknown."),
+        ({"val_size": 0.1}, "dataset.val_size: 0.1 is a fraction, but the length of a streamed dataset is unknown."),
         ({"val_size": 30}, "dataset.val_size: 30 of 30 rows leaves 0 to train on."),
     ],
     ids=["fraction", "all"],

@@ -115,7 +115,7 @@ def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load, caplog)
     rows = [*ASKED, *({**row, "topic": 7} for row in ASKED)]
     columns = [set(load("prompt", rows, smoke=smoke).train[0]) for smoke in (True, False)]
     assert columns == [{"prompt_ids", "prompt", "answer", "level"}] * 2
-    told = "reward functions are not given columns whose values have no one type: 'topic' is of different kinds in mine"
+    told = "reward functions don't get columns with values of different types: 'topic' is of different kinds in mine"
     assert [record.message for record in caplog.records] == [told] * 2
 
 
@@ -175,12 +175,12 @@ def test_the_kind_is_part_of_the_cache_s_key(load, caplog):
 def test_rows_of_another_kind_are_refused_with_what_they_are(load, kind, rows, message):
     with pytest.raises(ConfigError) as error:
         load(kind, rows)
-    assert f"'auto' finds no {kind} in the rows" in str(error.value)
+    assert f"'auto' can't find a {kind} in the rows" in str(error.value)
     assert message in str(error.value)
 
 
 def test_a_named_format_of_another_kind_is_refused(load):
-    with pytest.raises(ConfigError, match=r"'alpaca' makes a conversation of a row, not a preference\. Allowed: auto, preference"):
+    with pytest.raises(ConfigError, match=r"the records of 'alpaca' are of kind conversation, not preference\. Allowed: auto, preference"):
         load("preference", format="alpaca")
 
 
@@ -202,7 +202,7 @@ def test_a_format_of_the_user_s_own_for_each_kind(load, kind, tmp_path, monkeypa
     # A function may rank more than two answers, so that its rows have a weight.
     assert [row.pop("weight", 1.0) for row in own] == [1.0] * len(own)
     assert own == expected
-    with pytest.raises(DataError, match=rf"x.json, row 1: my_{kind}.wrong made the text 'a text' of it where an object with prompt"):
+    with pytest.raises(DataError, match=rf"x.json, row 1: my_{kind}.wrong returned the text 'a text' where an object with prompt"):
         load(kind, format={"_target_": f"my_{kind}.wrong"})
     sys.modules.pop(f"my_{kind}")
 
@@ -227,8 +227,8 @@ def test_the_certificate_looks_at_what_is_asked_and_at_each_answer(load, kind, m
 def test_answers_that_are_all_good_or_all_bad_are_reported(load, caplog, label, told):
     rows = JUDGED if label is None else [row | {"label": label} for row in JUDGED]
     load("judgement", rows)
-    found = [message for message in caplog.messages if "the label of every answer" in message]
-    expected = f"mine: the label of every answer to train on is {str(label).lower()}: the {told} answers to learn from are missing"
+    found = [message for message in caplog.messages if "the label of every training answer" in message]
+    expected = f"mine: the label of every training answer is {str(label).lower()}, so {told} answers to learn from are missing"
     assert found == ([expected] if told else [])
 
 

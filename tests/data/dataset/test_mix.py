@@ -1,4 +1,4 @@
-"""Several datasets as one: whose turn it is, when it ends, and what each keeps for itself."""
+"""Several datasets as one: the order of their examples, the end, and what stays separate."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_prompts_of_different_datasets_carry_the_same_columns(load, caplog, name
     rows = [{name: row[name] for name in row if name not in ("prompt_ids", "prompt", "answer")} for row in islice(found, 2, 4)]
     assert rows == [first, second]
     assert [type(row["level"]) for row in rows if "level" in row] == [type(row["level"]) for row in (first, second) if "level" in row]
-    told = "reward functions are not given columns whose values have no one type: 'level' is a whole number in kilos and "
+    told = "reward functions don't get columns with values of different types: 'level' is a whole number in kilos and "
     assert (told in caplog.text) == ("level" not in first)
 
 

@@ -1,4 +1,4 @@
-"""llmmod.data.dataset.packing: rows read from the examples, and what they hold."""
+"""llmmod.data.dataset.packing: packed rows and their examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmmod.data.dataset.packing: nothing lost, nothing overfull, few rows, quickly."""
+"""llmmod.data.dataset.packing: every example once, rows within their capacity, few of them, and fast."""
 
 from __future__ import annotations
 

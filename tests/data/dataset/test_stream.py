@@ -1,4 +1,4 @@
-"""Examples made while they are asked for: each pass whole, drawn from the seed, and anew at the end."""
+"""Streamed examples: each pass complete, in an order from the seed, and restarting at the end."""
 
 from __future__ import annotations
 

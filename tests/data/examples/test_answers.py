@@ -1,4 +1,4 @@
-"""Prompts and answers in columns of their own: what sft and inference see of the same conversation, and how they are cut."""
+"""Prompts and answers in separate columns: the same tokens as in sft and inference, and how they are cut."""
 
 from __future__ import annotations
 
@@ -191,5 +191,5 @@ def test_a_render_that_asks_otherwise_than_it_trains_is_found_row_by_row(chatml,
 
     found, _ = made(PromptRecord(Conversation([Message("user", "q")]), [GOOD, BAD]), "preference", Wrong(), tiny_tokenizer)
     assert found == (
-        "x.json, row 1: the render writes another prompt before an answer than it asks with. Choose another render, or leave such rows out."
+        "x.json, row 1: the render writes another prompt in training than for inference. Choose another render, or leave such rows out."
     )

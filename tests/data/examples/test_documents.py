@@ -1,4 +1,4 @@
-"""Documents as pre-training learns from them: in blocks or apart, every token trained, the end token of each too."""
+"""Documents in pre-training: in blocks or separate, with every token trained, also the end token of each."""
 
 from __future__ import annotations
 
@@ -142,10 +142,10 @@ def test_a_text_file_has_a_document_a_line(load, tiny_tokenizer):
 def test_a_tokenizer_without_an_end_is_refused(load, tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match=r"tokenizer.kwargs.eos_token: this tokenizer has none, and without it documents would run into"):
+    with pytest.raises(ConfigError, match=r"tokenizer.kwargs.eos_token: not set for this tokenizer, so the ends"):
         load(tokenizer=tokenizer)
 
 
 def test_fewer_tokens_than_a_block(load):
-    with pytest.raises(DataError, match=r"mine: no example is left to train on: the texts have \d+ tokens, and a block 10000\."):
+    with pytest.raises(DataError, match=r"mine: no example is left to train on: the texts have \d+ tokens, a block 10000\."):
         load(cutoff_len=10_000, drop_last_block=True)

@@ -1,4 +1,4 @@
-"""Ranked answers: which pairs and labels they make, how much each counts, and that those of one row stay together."""
+"""Ranked answers: their pairs and labels, their weights, and that those of one row stay together."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_pair_of_a_row_once_and_each_row_counts_once(load, said, caplog):
     assert [said(row) for row in islice(train, 1, 4)] == [
         ["row 3 zero", "row 3 one"], ["row 3 zero", "row 3 two"], ["row 3 one", "row 3 two"],
     ]  # fmt: skip
-    told = "165 pairs came of the ranked answers of 9 rows (dataset.ranked=all); each row counts once, however many it made"
+    told = "165 pairs from the ranked answers of 9 rows (dataset.ranked=all); each row has the same total weight"
     assert told in caplog.messages
 
 
@@ -117,7 +117,7 @@ def test_ranks_judge_answers_for_kto(load, said, caplog):
         4: [("zero", True), ("one", True), ("two", False), ("three", False)],
     }
     assert all(sum(weights) == pytest.approx(2.0) for weights in by_row(train, said).values())
-    assert any(message.startswith("50 judged answers came of the ranked answers of 9 rows") for message in caplog.messages)
+    assert any(message.startswith("50 judged answers from the ranked answers of 9 rows") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("policy", CutoffPolicy)
@@ -133,7 +133,7 @@ def test_streamed_and_mixed_they_are_the_same(load, said, caplog):
     caplog.set_level(logging.INFO)
     kept = [said(row) for row in load().train]
     assert [said(row) for row in islice(load(streaming=True, buffer_size=1).train, 166)] == [*kept, kept[0]]
-    assert "mine: 165 pairs came of the ranked answers of 9 rows" in caplog.messages
+    assert "mine: 165 pairs from the ranked answers of 9 rows" in caplog.messages
     with open("two.json", "w") as file:
         json.dump([{"prompt": "q", "chosen": f"row 2 {n}", "rejected": "bad"} for n in range(20)], file)
     mixed = load(mix={"many": {"path": "x.json", "weight": 9.0}, "two": {"path": "two.json"}})

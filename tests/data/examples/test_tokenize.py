@@ -164,7 +164,7 @@ def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
             return [[segment._replace(trained=False) for segment in example] for example in chatml.examples(conversation)]
 
     (made,) = ExampleTokenizer(Masking(), tiny_tokenizer, 512).tokenize(placed(conversation("Hi", "Yes.")))
-    assert str(made.error) == "x.json, row 1: no token of it would be trained: every answer is masked."
+    assert str(made.error) == "x.json, row 1: all of its answers are masked, so it doesn't have trained tokens."
 
 
 def test_without_mask_prompt_the_prompt_is_trained_too_and_cut_the_same_way(tokenizing):

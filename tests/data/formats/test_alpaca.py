@@ -56,7 +56,7 @@ def test_each_row_has_its_own_system_text_alone():
         (
             {"instruction": "q", "output": ["good", "bad"]},
             "x.json, row 17, column 'output': a list of 2 where a text is expected. "
-            "Answers that are compared are for dataset.format=preference.",
+            "For answers to compare, use dataset.format=preference.",
         ),
         (
             {"instruction": "q", "output": "a", "history": "before"},

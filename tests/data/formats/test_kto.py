@@ -81,6 +81,6 @@ def test_answers_without_a_label_are_ranked_in_a_list_or_none():
     with pytest.raises(RowError) as error:
         read({"prompt": "q", "output": "a"}, columns)
     assert str(error.value.at(RowLocation("x.json", 1))) == (
-        "x.json, row 1, column 'output': an answer without a label. Name its column: dataset.columns.label=…; answers in a list, "
-        "best first, need none."
+        "x.json, row 1, column 'output': an answer without a label. Name its column: dataset.columns.label=…; a list of answers, best "
+        "first, doesn't need one."
     )

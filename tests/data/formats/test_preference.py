@@ -95,9 +95,9 @@ def test_columns(available, given, columns):
         (
             {"instruction": "q", "output": "good"},
             ORIGINAL,
-            "x.json, row 17, column 'output': the text 'good' where two answers or more, best first, are expected.",
+            "x.json, row 17, column 'output': the text 'good' where at least two answers, best first, are expected.",
         ),
-        ({"instruction": "q", "output": ["good"]}, ORIGINAL, "'output': a list of 1 where two answers or more, best first, are expected."),
+        ({"instruction": "q", "output": ["good"]}, ORIGINAL, "'output': a list of 1 where at least two answers, best first, are expected."),
         (
             {"instruction": "q", "output": ["a", "b", "a"]},
             ORIGINAL,
@@ -122,7 +122,7 @@ def test_columns(available, given, columns):
         (
             {"prompt": "q", "chosen": [said("user", "q"), said("assistant", "a")], "rejected": "bad"},
             TRL,
-            "column 'chosen': a conversation, while",
+            "column 'chosen': a conversation, but",
         ),
         (
             {"chosen": "good", "rejected": "bad"},

@@ -1,4 +1,4 @@
-"""The formats whose rows hold a list of turns: sharegpt and messages."""
+"""The formats with a list of turns: sharegpt and messages."""
 
 from __future__ import annotations
 
@@ -181,14 +181,14 @@ def test_a_part_has_its_text_under_either_name(part):
         ),
         (
             chat(("user", [{"type": "image", "text": "x"}]), ("assistant", "b")),
-            "turn 1 holds a list of 1 where a text is expected.",
+            "turn 1 has a list of 1 where a text is expected.",
         ),
         ({"messages": "hello"}, "the text 'hello' where a list is expected."),
         ({"messages": ["hello"]}, "turn 1 is the text 'hello' where an object with role and content is expected."),
-        (chat(("user", "a")), "it lacks a turn of the assistant, so nothing would be trained."),
+        (chat(("user", "a")), "it doesn't have a turn of the assistant to train on."),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}]},
-            "every turn of the assistant has train: false or weight: 0, so nothing would be trained.",
+            "all turns of the assistant have train: false or weight: 0, so none would be trained.",
         ),
         (chat(("assistant", "b"), ("user", "a")), "turn 1 is a turn of assistant at the beginning."),
         (chat(("user", "a"), ("assistant", "b"), ("assistant", "c")), "turn 3 is a turn of assistant after a turn of assistant."),
@@ -200,8 +200,8 @@ def test_a_part_has_its_text_under_either_name(part):
             "turn 1 has the role 'human'; known are user, assistant, system, developer, tool, function, function_call, tool_call, "
             "tool_calls, tool_response.",
         ),
-        (chat(("user", 3), ("assistant", "b")), "turn 1 holds the number 3 where a text is expected."),
-        ({"messages": [{"from": "human", "value": "a"}]}, "turn 1 has no role and no content; it is an object with from, value."),
+        (chat(("user", 3), ("assistant", "b")), "turn 1 has the number 3 where a text is expected."),
+        ({"messages": [{"from": "human", "value": "a"}]}, "turn 1 doesn't have role and content; it is an object with from, value."),
         (
             {"messages": [{"role": "user", "content": "a", "train": "no"}]},
             "turn 1 has train or weight 'no'; allowed are true, false, 0 and 1.",

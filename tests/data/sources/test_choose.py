@@ -53,28 +53,28 @@ def test_auto_with_given_columns_takes_a_format_that_reads_them():
             "alpacca",
             [ALPACA],
             {},
-            ["dataset.format: no format 'alpacca'. Did you mean 'alpaca'? A function of your own: {_target_: my.function}."],
+            ["dataset.format: 'alpacca' is not a format. Did you mean 'alpaca'? For your own function, write {_target_: my.function}."],
         ),
         (
             "alpaca",
             [ALPACA],
             {"prompt": "question", "response": "answer"},
             [
-                "dataset.columns.prompt: no column 'question' in x.json. Its columns: instruction, input, output, text.",
-                "dataset.columns.response: no column 'answer' in x.json. Its columns: instruction, input, output, text.",
+                "dataset.columns.prompt: 'question' is not a column of x.json. Its columns: instruction, input, output, text.",
+                "dataset.columns.response: 'answer' is not a column of x.json. Its columns: instruction, input, output, text.",
             ],
         ),
         (
             "sharegpt",
             [SHAREGPT],
             {"chosen": "id"},
-            ["dataset.columns.chosen: the format sharegpt reads no such column. It reads messages, system, tools."],
+            ["dataset.columns.chosen: the format sharegpt doesn't read this column. It reads messages, system, tools."],
         ),
         (
             "text",
             [ALPACA],
             {},
-            ["dataset.format: 'text' makes a document of a row, not a conversation. Allowed: auto, alpaca, messages, sharegpt."],
+            ["dataset.format: the records of 'text' are of kind document, not conversation. Allowed: auto, alpaca, messages, sharegpt."],
         ),
         (
             "sharegpt",
@@ -82,7 +82,7 @@ def test_auto_with_given_columns_takes_a_format_that_reads_them():
             {},
             [
                 "dataset.columns: the format sharegpt needs a column for 'messages' (usually conversations or conversation); "
-                "the columns of x.json are instruction, input, output, text. Name the data's own, e.g. dataset.columns.messages=…."
+                "the columns of x.json are instruction, input, output, text. Name the data's columns, e.g. dataset.columns.messages=…."
             ],
         ),
         (
@@ -91,7 +91,7 @@ def test_auto_with_given_columns_takes_a_format_that_reads_them():
             {},
             [
                 "dataset.format: 'auto' can't decide: the columns of x.json are messages, prompt, response. "
-                "alpaca and messages fit. Say which is meant."
+                "alpaca and messages fit. Set the one you mean."
             ],
         ),
         (
@@ -99,8 +99,8 @@ def test_auto_with_given_columns_takes_a_format_that_reads_them():
             [{"\ufeffquestion": "q", "answer ": "a"}],
             {"prompt": "question", "response": "answer"},
             [
-                f"dataset.columns.{role}: no column '{name}' in x.json. Its columns: '\\ufeffquestion' (with a byte order mark at the "
-                "beginning), 'answer ' (with a space at the end)."
+                f"dataset.columns.{role}: '{name}' is not a column of x.json. Its columns: '\\ufeffquestion' (with a byte order mark "
+                "at the beginning), 'answer ' (with a space at the end)."
                 for role, name in (("prompt", "question"), ("response", "answer"))
             ],
         ),
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_by_its_key(asked, head, given, messages):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, ["'auto' finds no conversation", "of x.json are prompt, chosen, rejected"]),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, ["'auto' can't find a conversation", "of x.json are prompt, chosen, rejected"]),
         ({"text": "once"}, ["columns of x.json are text, which fits the format text, a document a row"]),
         ({}, ["the columns of x.json are none"]),
     ],
@@ -144,8 +144,8 @@ def test_a_function_of_the_users_own_reads_rows(made):
     ("function", "found"),
     [
         (lambda row: row["nope"], "failed on it: KeyError: 'nope'"),
-        (lambda row: "text", "made the text 'text' of it where a Conversation or a list of {role, content} is expected"),
-        (lambda row: [{"role": "user", "content": "q"}], "lacks a turn of the assistant"),
+        (lambda row: "text", "returned the text 'text' where a Conversation or a list of {role, content} is expected"),
+        (lambda row: [{"role": "user", "content": "q"}], "doesn't have a turn of the assistant"),
     ],
     ids=["raises", "type", "no-answer"],
 )

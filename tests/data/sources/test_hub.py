@@ -1,4 +1,4 @@
-"""The hub, without a network: what is asked of `datasets`, and what is said where nobody answers."""
+"""The hub, without a network: the calls of `datasets`, and the messages if the hub doesn't answer."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_an_unreachable_hub_is_told_within_seconds(name, tmp_path, monkeypatch):
         open_source(name, hub=HubConf(cache_dir=str(tmp_path)))
     assert time.monotonic() - began < 5
     text = str(error.value)
-    assert text.startswith(f"dataset.path: '{name}' is not a path here, and the hub can't be asked for it (")
-    assert text.endswith("the cache doesn't hold it. Give a file or directory of this machine: dataset.path=/path/to/data.jsonl.")
+    assert text.startswith(f"dataset.path: '{name}' is not a path on this machine and not in the cache, and the hub can't be reached (")
+    assert text.endswith("). Give a file or directory on this machine: dataset.path=/path/to/data.jsonl.")
     assert error.value.exit_code == 2
 
 
@@ -85,7 +85,7 @@ def test_offline_means_that_nobody_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HfApi", None)
     with pytest.raises(ConfigError) as error:
         open_source("someone/data", hub=HubConf(cache_dir=str(tmp_path), offline=True))
-    assert "'someone/data' is not a path here, and hub.offline=true allows no other look; the cache doesn't hold it" in str(error.value)
+    assert "'someone/data' is not a path on this machine and not in the cache, and hub.offline=true prevents a download" in str(error.value)
 
 
 def test_a_dataset_that_the_hub_does_not_have(monkeypatch):
@@ -104,4 +104,4 @@ def test_a_dataset_that_the_hub_does_not_have(monkeypatch):
     monkeypatch.setattr(module, "HfApi", Api)
     with pytest.raises(ConfigError) as error:
         open_source("someone/dta", hub=HubConf(token="hf_secret"))
-    assert str(error.value).startswith("dataset.path: the hub has no dataset 'someone/dta', nor is it a path here. Is it spelt right?")
+    assert str(error.value).startswith("dataset.path: 'someone/dta' is neither a dataset on the hub nor a path on")

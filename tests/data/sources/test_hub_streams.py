@@ -1,4 +1,4 @@
-"""Datasets of a hub, streamed and downloaded: `datasets` itself asks a server on this machine."""
+"""Datasets of a hub, streamed and downloaded: `datasets` itself uses a server on this machine."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def test_files_that_cannot_be_read_are_told_with_their_place(load):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "someone/dta"}, "dataset.path: the hub has no dataset 'someone/dta', nor is it a path here."),
-        ({"split": "nix"}, "dataset.split: no such split: 'nix'. There are train, test."),
+        ({"path": "someone/dta"}, "dataset.path: 'someone/dta' is neither a dataset on the hub nor a path on this machine."),
+        ({"split": "nix"}, "dataset.split: 'nix' does not exist. Known: train, test."),
         ({"split": "nix", "streaming": False}, "dataset.split: 'someone/data' can't be loaded: Unknown split \"nix\"."),
         ({"subset": "nix"}, "dataset.subset: 'someone/data' can't be loaded: BuilderConfig 'nix' not found."),
-        ({"split": "train[:10%]"}, "dataset.split: 'train[:10%]', a part of a streamed dataset, whose length is unknown."),
-        ({"split": "train[-3:]"}, "dataset.split: 'train[-3:]', a part of a streamed dataset, whose length is unknown."),
+        ({"split": "train[:10%]"}, "dataset.split: 'train[:10%]' needs the length of a streamed dataset, which is unknown."),
+        ({"split": "train[-3:]"}, "dataset.split: 'train[-3:]' needs the length of a streamed dataset, which is unknown."),
         ({"split": "train[:x]", "streaming": False}, "dataset.split: 'train[:x]' is not a split."),
     ],
     ids=["dataset", "split", "split of a table", "subset", "percent", "from the end", "no split"],

@@ -78,7 +78,7 @@ def test_an_array_reads_as_json_load_does_wherever_the_window_ends(one_file, row
         ('[{"a": 1},\n {"a": }]', "x.json, row 2: not JSON: Expecting value (line 2, character 8)."),
         ('[{"a": 1},\n {"a": "x}]', "x.json, row 2: not JSON: Unterminated string starting at (line 2, character 8)."),
         ('[{"a": 1},]', "x.json, row 2: not JSON: Expecting value (line 1, character 11)."),
-        ('[{"a": 1}]\n[{"a": 2}]', "x.json, row 1: not JSON: something follows the array (line 2, character 1)."),
+        ('[{"a": 1}]\n[{"a": 2}]', "x.json, row 1: not JSON: text follows the array (line 2, character 1)."),
         (b'[{"a": "cafe"},\n{"a": "caf\xe9"}]', "x.json, line 2: not UTF-8 text: byte 0xe9 can't be read."),
     ],
     ids=["empty", "blank", "prose", "no-end", "no-comma", "no-value", "no-quote", "comma-at-end", "two-arrays", "latin-1"],

@@ -39,7 +39,7 @@ def test_a_short_record_lacks_columns_and_a_long_one_is_bad(tmp_path):
     (first, second, (number, third)) = read_csv(tmp_path / "x.csv")
     assert first == (1, {"q": "1", "a": "2"})
     assert second == (2, {"q": "3"})
-    assert (number, str(third)) == (3, "3 cells, where the header names 2 columns")
+    assert (number, str(third)) == (3, "3 cells, but the header has 2 columns")
 
 
 def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
@@ -51,7 +51,7 @@ def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
     ("text", "message"),
     [
         ("", "x.csv: the file is empty."),
-        ("q,a,q\n1,2,3\n", "x.csv, header: the column 'q' stands there 2 times."),
+        ("q,a,q\n1,2,3\n", "x.csv, header: the column 'q' occurs 2 times."),
         ('q,a\n1,2\n3,"4\n', "x.csv, row 2: not CSV: unexpected end of data."),
     ],
     ids=["empty", "twice", "quote"],

@@ -56,7 +56,7 @@ def test_a_row_of_a_slice_keeps_its_number_in_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("test", "dataset.split: no such split: 'test'. There is train."),
+        ("test", "dataset.split: 'test' does not exist. Known: train."),
         (
             "train[:x]",
             "dataset.split: 'train[:x]' is not a split. Allowed: a split, a slice of one as train[:10%] or train[10:20], several "
@@ -110,25 +110,25 @@ def test_a_dataset_saved_to_disk(tmp_path):
     ("arguments", "message"),
     [
         ({}, "dataset.path: is not set. Set dataset.path or dataset.data_files."),
-        ({"path": "json"}, "dataset.path: 'json' reads files, and none are given. Set dataset.data_files."),
+        ({"path": "json"}, "dataset.path: 'json' reads files, but files are not given. Set dataset.data_files."),
         ({"path": "none.json"}, "dataset.path: no such file or directory: 'none.json' ({here}/none.json). Did you mean 'one.json'?"),
         ({"path": "./none"}, "dataset.path: no such file or directory: './none' ({here}/none)."),
         ({"data_files": "none/*.json"}, "dataset.data_files: no file matches 'none/*.json' ({here}/none/*.json)."),
         ({"data_files": 3}, "dataset.data_files: the number 3. Allowed: a path, a glob, or a list of them."),
         (
             {"path": "one.json", "data_files": "x"},
-            "dataset.path: 'one.json' is a file, and dataset.data_files names others. Leave one of them out, e.g. dataset.data_files=null, "
-            "or begin with dataset=json or dataset=hub.",
+            "dataset.path: 'one.json' is a file, but dataset.data_files names others. Leave one of them out, e.g. dataset.data_files=null, "
+            "or start with dataset=json or dataset=hub.",
         ),
         (
             {"path": "someone/data", "data_files": "pkg://llmmod.demo/x.jsonl"},
-            "dataset.path: 'someone/data' is on the hub, and dataset.data_files is not: pkg://llmmod.demo/x.jsonl. "
-            "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub.",
+            "dataset.path: 'someone/data' is on the hub, but dataset.data_files is not: pkg://llmmod.demo/x.jsonl. "
+            "Leave one of them out, e.g. dataset.data_files=null, or start with dataset=json or dataset=hub.",
         ),
-        ({"path": "empty"}, "dataset.path: no data files in empty. Known: json, jsonl, ndjson, csv, tsv, parquet, arrow, txt."),
+        ({"path": "empty"}, "dataset.path: empty doesn't have data files. Known: json, jsonl, ndjson, csv, tsv, parquet, arrow, txt."),
         (
             {"path": "one.xyz"},
-            "dataset.path: one.xyz is of no known kind. Known: json, jsonl, ndjson, csv, tsv, parquet, arrow, txt. "
+            "dataset.path: one.xyz is of an unknown kind. Known: json, jsonl, ndjson, csv, tsv, parquet, arrow, txt. "
             "Name its kind: dataset.path=json dataset.data_files=….",
         ),
     ],

@@ -1,4 +1,4 @@
-"""What an adapter changes in its base is given back: where it is taken off, and while the model computes without it."""
+"""An adapter's changes of its base are undone when it is unloaded, and while the model computes without it."""
 
 from __future__ import annotations
 

@@ -158,5 +158,5 @@ def test_an_adapter_of_somebody_else_s_that_has_it_is_refused(field, tiny_llama,
     value = {"alora_invocation_tokens": [5, 6], "layer_replication": [(0, 2), (1, 2)], "lora_bias": True}[field]
     config = PeftLora(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **{field: value})
     get_peft_model(copy.deepcopy(tiny_llama), config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"the adapter '.*' has {field}, and "):
+    with pytest.raises(ConfigError, match=f"the adapter '.*' has {field}, but "):
         setup_inference(tiny_llama, dataclasses.replace(finetune(), adapters=[str(tmp_path)]))

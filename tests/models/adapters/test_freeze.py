@@ -60,11 +60,15 @@ def test_what_is_trained(llama_of_12, count, modules, extra, expected):
 @pytest.mark.parametrize(
     ("count", "modules", "extra", "message"),
     [
-        pytest.param(0, ["all"], [], "finetune.num_layers_trainable: 0 layers would train nothing. n > 0: the last n", id="zero"),
+        pytest.param(0, ["all"], [], "finetune.num_layers_trainable: 0 layers would be trained. n > 0: the last n", id="zero"),
         pytest.param(13, ["all"], [], "finetune.num_layers_trainable: 13, but the model has 12 layers. Allowed: -12 to 12", id="many"),
-        pytest.param(1, ["mpl"], [], "name_module_trainable: no module 'mpl'. Did you mean 'mlp'\\? Allowed: all, down_proj", id="typo"),
-        pytest.param(1, ["layernorm"], [], "no module 'layernorm'", id="part of a name"),
-        pytest.param(1, ["mlp"], ["mlp"], "extra_trainable: no module 'mlp'. Allowed: embed_tokens, lm_head, model, norm", id="inside"),
+        pytest.param(
+            1, ["mpl"], [], "name_module_trainable: 'mpl' is not a module. Did you mean 'mlp'\\? Allowed: all, down_proj", id="typo"
+        ),
+        pytest.param(1, ["layernorm"], [], "'layernorm' is not a module", id="part of a name"),
+        pytest.param(
+            1, ["mlp"], ["mlp"], "extra_trainable: 'mlp' is not a module. Allowed: embed_tokens, lm_head, model, norm", id="inside"
+        ),
     ],
 )
 def test_what_does_not_exist(llama_of_12, count, modules, extra, message):

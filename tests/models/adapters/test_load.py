@@ -1,4 +1,4 @@
-"""`finetune.adapters`: a chain merged in order, the last continued or kept apart, and adapters that don't fit refused."""
+"""`finetune.adapters`: a chain merged in order, the last one continued or kept, and refusal of adapters that don't fit."""
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ def test_an_adapter_of_pissa_as_peft_saves_it_takes_its_first_values_out_of_the_
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        pytest.param(lambda d: None, "is not an adapter: it has no adapter_config.json", id="empty"),
+        pytest.param(lambda d: None, "is not an adapter: it doesn't have adapter_config.json", id="empty"),
         pytest.param(lambda d: (d / "config.json").write_text("{}"), "is a model, not an adapter", id="model"),
-        pytest.param(lambda d: (d / "adapter_config.json").write_text("{"), "holds no adapter that can be read", id="damaged"),
+        pytest.param(lambda d: (d / "adapter_config.json").write_text("{"), "the adapter in '.*' can't be read", id="damaged"),
         pytest.param(
-            lambda d: (d / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"})), "holds no adapter", id="no weights"
+            lambda d: (d / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"})), "can't be read", id="no weights"
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_an_adapter_of_another_base_is_refused(chain, model):
 
 def test_an_adapter_of_a_deeper_base_is_refused(tiny_llama, chain):
     tiny_llama.model.layers = tiny_llama.model.layers[:1]
-    with pytest.raises(ConfigError, match=r"4 have no place"):
+    with pytest.raises(ConfigError, match=r"4 are unexpected"):
         merge_adapters(tiny_llama, chain[0][:1])
 
 
@@ -171,4 +171,4 @@ def test_another_base_of_the_same_shape_is_warned_of(tiny_llama, tmp_path, caplo
     assert not caplog.records
     set_name(tiny_llama, "huggyllama/llama-7b")
     load_adapter(tiny_llama, str(tmp_path / "a"))
-    assert "was trained on 'meta-llama/Llama-2-7b-hf', and is put on 'huggyllama/llama-7b'" in caplog.text
+    assert "was trained on 'meta-llama/Llama-2-7b-hf', but is put on 'huggyllama/llama-7b'" in caplog.text

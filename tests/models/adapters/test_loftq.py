@@ -1,4 +1,4 @@
-"""LoftQ's first values are the best of their rank, and what a model computes with them is nearer to it than its quantized weights alone."""
+"""LoftQ's initial values are the best of their rank, and with them a model is closer to the original than its quantized weights."""
 
 from __future__ import annotations
 

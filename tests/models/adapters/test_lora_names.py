@@ -1,4 +1,4 @@
-"""Names and numbers in `finetune.*` that a model doesn't have are told with those that it has."""
+"""Names and numbers in `finetune.*` that a model doesn't have are refused with those that it has."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ LINEAR = ["q_proj", "down_proj"]
 UNKNOWN = {
     "rank of no module": (
         {"rank_pattern": {"q_proj": 2, "qproj": 4}},
-        "finetune.rank_pattern.qproj: no module with an adapter is called so, of 4. Modules with an adapter: down_proj, q_proj.",
+        "finetune.rank_pattern.qproj: doesn't match one of the 4 modules with an adapter. Modules with an adapter: down_proj, q_proj.",
     ),
-    "rank of a module without an adapter": ({"rank_pattern": {"v_proj": 2}}, "finetune.rank_pattern.v_proj: no module with an adapter"),
-    "alpha of no module": ({"alpha_pattern": {"layers.7.q_proj": 2}}, "finetune.alpha_pattern.layers.7.q_proj: no module with an adapter"),
+    "rank of a module without an adapter": ({"rank_pattern": {"v_proj": 2}}, "finetune.rank_pattern.v_proj: doesn't match one of the"),
+    "alpha of no module": ({"alpha_pattern": {"layers.7.q_proj": 2}}, "finetune.alpha_pattern.layers.7.q_proj: doesn't match one of the"),
     "a layer beyond the last": (
         {"layers_to_transform": [1, 2]},
-        "finetune.layers_to_transform: no layer 2 in LlamaForCausalLM, which has 2. Allowed: 0 to 1.",
+        "finetune.layers_to_transform: 2 is not a layer of LlamaForCausalLM, which has 2. Allowed: 0 to 1.",
     ),
     "a module to save": (
         {"modules_to_save": ["lm_haed"]},
-        "finetune.modules_to_save: LlamaForCausalLM has no module 'lm_haed'. Did you mean 'lm_head'?",
+        "finetune.modules_to_save: LlamaForCausalLM doesn't have a module 'lm_haed'. Did you mean 'lm_head'?",
     ),
     "a module to leave out": (
         {"exclude_modules": ["q_porj"]},
-        "finetune.exclude_modules: LlamaForCausalLM has no module 'q_porj'. Did you mean 'q_proj'",
+        "finetune.exclude_modules: LlamaForCausalLM doesn't have a module 'q_porj'. Did you mean 'q_proj'",
     ),
-    "a token": ({"trainable_token_indices": [3, 10**6]}, "finetune.trainable_token_indices: no token 1000000. Allowed: 0 to "),
+    "a token": ({"trainable_token_indices": [3, 10**6]}, "finetune.trainable_token_indices: 1000000 is not a token. Allowed: 0 to "),
     "a rank beyond the weight's": (
         {"r": 500, "init_lora_weights": "pissa"},
         "finetune.r: 500 with init_lora_weights=pissa, but the weight of model.layers.0.mlp.down_proj has only",

@@ -1,4 +1,4 @@
-"""What is trained of a model of 16 bits: in float32 while it is trained, computing as the model does, and rounded back in the end."""
+"""Trained weights in a model of 16 bits: in float32 during training, computing like the model, and rounded at the end."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_it_is_told_where_rounding_takes_the_change_back(model, caplog):
                 p.add_(change)
         with caplog.at_level(logging.WARNING):
             to_stored_dtype(adapted)
-        told = "what training changed is too little for bfloat16, the checkpoint's type, in which it is saved:"
+        told = "the change in training is too small for bfloat16, the checkpoint's dtype, in which it is saved:"
         assert any(told in message for message in caplog.messages) is lost
 
 
@@ -195,6 +195,6 @@ def test_float16_is_not_trained_as_it_is(model):
     with pytest.raises(ConfigError) as error:
         full(model(torch.float16), trainable_dtype=TrainableDtype.checkpoint)
     assert str(error.value) == (
-        "finetune.trainable_dtype: checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge. "
+        "finetune.trainable_dtype: checkpoint, but the weights are in float16, in which Adam's epsilon is 0 and steps become huge. "
         "Use finetune.trainable_dtype=float32, or model.dtype=bfloat16."
     )

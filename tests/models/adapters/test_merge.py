@@ -1,4 +1,4 @@
-"""Merging: the merged model computes what the adapted one does, in full precision, and the adapted one stays as it was."""
+"""Merging: the merged model computes the same as the adapted one, in full precision, and the adapted one doesn't change."""
 
 from __future__ import annotations
 

@@ -121,14 +121,14 @@ def test_an_adapter_comes_back_on_a_gguf_file(gguf_directory, tmp_path):
 def test_a_model_without_its_head_is_refused(full):
     path, _ = full
     without_head(path)
-    with pytest.raises(ConfigError, match=r"lacks its reward head, among them score\.weight; made up, it would score at random"):
+    with pytest.raises(ConfigError, match=r"lacks its reward head, among them score\.weight; with random values"):
         load_reward_model(str(path))
 
 
 def test_an_adapter_without_its_head_is_refused(adapter):
     path, _ = adapter
     without_head(path)
-    with pytest.raises(ConfigError, match="lacks its reward head; made up, it would score at random"):
+    with pytest.raises(ConfigError, match="doesn't have a reward head, and a random one would give random scores"):
         load_reward_model(str(path))
 
 
@@ -137,15 +137,15 @@ def test_an_adapter_of_a_language_model_is_no_reward_model(llama_directory, tiny
     with pytest.raises(ConfigError, match="doesn't say which model it was trained on"):
         load_reward_model(str(tmp_path / "sft"))
     write_stage_file(tmp_path / "sft", StageFile("sft", "adapter", "language", base=str(llama_directory), render="chatml"))
-    with pytest.raises(ConfigError, match="has no reward head"):
+    with pytest.raises(ConfigError, match="doesn't have a reward head"):
         load_reward_model(str(tmp_path / "sft"))
     used = setup_inference(with_reward_head(load_model(str(llama_directory))), lora(adapters=[str(tmp_path / "sft")]))
-    with pytest.raises(ConfigError, match="has no reward head"):
+    with pytest.raises(ConfigError, match="doesn't have a reward head"):
         require_head(used)
 
 
 def test_a_language_model_is_no_reward_model(llama_directory):
-    with pytest.raises(ConfigError, match="is no reward model: it has no head that scores"):
+    with pytest.raises(ConfigError, match="is not a reward model: it doesn't have a reward head"):
         load_reward_model(str(llama_directory))
 
 
@@ -153,14 +153,14 @@ def test_a_classifier_is_no_reward_model(full):
     path, _ = full
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}))
-    with pytest.raises(ConfigError, match="tells 2 classes apart, and a reward is one number"):
+    with pytest.raises(ConfigError, match="classifies into 2 classes, but a reward is one number"):
         load_reward_model(str(path))
 
 
 def test_a_reward_model_is_no_language_model(full, adapter, tiny_llama):
-    with pytest.raises(ConfigError, match="is a reward model, which scores and doesn't write"):
+    with pytest.raises(ConfigError, match="is a reward model, which gives scores and doesn't generate text"):
         load_model(str(full[0]))
-    with pytest.raises(ConfigError, match="is a reward model's, which scores and doesn't write"):
+    with pytest.raises(ConfigError, match="is a reward model's, which gives scores and doesn't generate text"):
         load_adapter(tiny_llama, str(adapter[0]))
 
 
@@ -231,5 +231,5 @@ class TestBeside:
 
     def test_a_language_models_adapter_is_refused(self, policy, tmp_path):
         policy.save_pretrained(tmp_path / "sft")
-        with pytest.raises(ConfigError, match="has no reward head"):
+        with pytest.raises(ConfigError, match="doesn't have a reward head"):
             shared_base_reward(policy, str(tmp_path / "sft"))

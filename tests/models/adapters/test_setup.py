@@ -1,4 +1,4 @@
-"""Each way to fine-tune: which parameters it trains, by name, and what it refuses."""
+"""Each way to fine-tune: the parameters that it trains, by name, and its refusals."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_a_target_that_does_not_exist_names_those_that_do(tiny_llama, targets):
     with pytest.raises(ConfigError) as error:
         setup_lora(tiny_llama, lora(target_modules=targets))
     assert str(error.value) == (
-        "finetune.target_modules: LlamaForCausalLM has no module 'c_fc'. "
-        "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj. Or take all: all-linear."
+        "finetune.target_modules: LlamaForCausalLM doesn't have a module 'c_fc'. "
+        "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj. Or use all: all-linear."
     )
 
 
 def test_a_misspelt_target_has_a_nearest(tiny_llama):
-    with pytest.raises(ConfigError, match=r"has no module 'q_porj'. Did you mean 'q_proj'\? Linear layers: down_proj"):
+    with pytest.raises(ConfigError, match=r"doesn't have a module 'q_porj'. Did you mean 'q_proj'\? Linear layers: down_proj"):
         setup_lora(tiny_llama, lora(target_modules=["q_porj"]))
 
 

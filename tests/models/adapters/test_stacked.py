@@ -1,4 +1,4 @@
-"""Adapters on quantized weights: nothing of them is lost when a newer one is trained on top, in memory, from the disk, in an export."""
+"""Adapters on quantized weights: they stay exact when a newer one is trained on top, in memory, from the disk, in an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms and head in float32 within a model of 16 bits."""
+"""Norms and head in float32 in a model of 16 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA's variants, by configuration: one step of training, saved, and put on the untouched base again."""
+"""LoRA's variants, by configuration: one step of training, saved, and loaded on the original base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmmod.models.attention.rope: positions that change with a text's length, in a packed row as each text has them alone."""
+"""llmmod.models.attention.rope: positions that depend on a text's length, in a packed row the same as for each text alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scaled rotary positions: the factor, what ends up in the configuration, and the logits of transformers' own model for it."""
+"""Scaled rotary positions: the factor, the configuration, and the logits of transformers' own model with it."""
 
 from __future__ import annotations
 
@@ -127,9 +127,12 @@ def test_every_family_with_rotary_positions(option, tiny_tokenizer, ids, logits)
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, "a model of type bloom has no rotary positions"),
-        ({"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "alibi": True}, "falcon has no"),
-        ({"model_type": "baichuan", **SIZES}, "a model of type baichuan has no rotary positions"),
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4}, "a model of type bloom doesn't have rotary positions"),
+        (
+            {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "alibi": True},
+            "falcon doesn't have",
+        ),
+        ({"model_type": "baichuan", **SIZES}, "a model of type baichuan doesn't have rotary positions"),
     ],
     ids=["bloom", "falcon with ALiBi", "Baichuan of 13 billion"],
 )
@@ -143,18 +146,18 @@ def test_without_rotary_positions_it_is_refused(tiny_tokenizer, architecture, me
 def test_positions_trained_scaled_are_not_replaced(option, tiny_tokenizer):
     root = to_root(compose_config([f"model={option}"]).config)
     conf = replace(root.model, rope_scaling=scaled("yarn", 2.0))
-    with pytest.raises(ConfigError, match=r"model.rope_scaling.type: 'yarn', but this model was trained with positions scaled another way"):
+    with pytest.raises(ConfigError, match=r"model.rope_scaling.type: 'yarn', but this model was trained with another scaling of positions"):
         build_model(conf, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
 
 
 @pytest.mark.parametrize(
     ("factor", "length", "message"),
     [
-        (None, None, "model.rope_scaling.factor: not set, and no model.model_max_length to work it out from. Set one of them."),
+        (None, None, "model.rope_scaling.factor: not set, and it can't be computed without model.model_max_length. Set one of them."),
         (
             2.0,
             1025,
-            "model.rope_scaling.factor: 2 times the 512 positions of this model are fewer than model.model_max_length=1025. "
+            "model.rope_scaling.factor: 2 times the 512 positions of this model is less than model.model_max_length=1025. "
             "Leave it null: then it is 3.",
         ),
     ],

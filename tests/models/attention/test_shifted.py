@@ -1,4 +1,4 @@
-"""LongLoRA's attention against loops over its definition and the paper's Algorithm 1, and that it is gone outside of training."""
+"""LongLoRA's attention against loops over its definition and the paper's Algorithm 1, and that it is only used in training."""
 
 from __future__ import annotations
 

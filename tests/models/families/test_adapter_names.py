@@ -1,4 +1,4 @@
-"""LoRA by the names of the original code: targets are translated, old adapters are converted, and both exactly."""
+"""LoRA with the original code's names: targets are translated, old adapters are converted, both exactly."""
 
 from __future__ import annotations
 

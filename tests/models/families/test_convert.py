@@ -1,4 +1,4 @@
-"""What is saved is a plain checkpoint of the native class, or the original bit for bit; and training goes on from where it was."""
+"""Saved checkpoints have the plain native layout, or the original bit for bit; and training can resume from them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_original_layout_is_refused_where_the_head_was_trained(load):
 
 
 def test_a_native_checkpoint_has_no_other_layout(tiny_llama):
-    with pytest.raises(ConfigError, match=r"came in the native layout; it has no other. Allowed: native"):
+    with pytest.raises(ConfigError, match=r"has the native layout, and doesn't have another. Allowed: native"):
         check_original_layout(tiny_llama, key="steps.export.layout")
 
 

@@ -120,4 +120,4 @@ def test_answers_beyond_the_trained_length(checkpoint, load, caplog):
     model.generate(prompt[None], **written | {"max_new_tokens": 6})
     assert "the original code of InternLM" not in caplog.text, "within"
     model.generate(prompt[None], **written)
-    assert caplog.text.count("the original code of InternLM turns all keys before it anew") == 1
+    assert caplog.text.count("the original code of InternLM rotates all earlier keys again") == 1

@@ -36,12 +36,12 @@ def test_layouts_of_2023_that_nothing_converts(tmp_path, load, model_type, name,
 
 def test_a_layout_that_only_its_own_code_reads(tmp_path):
     path = checkpoint(tmp_path, model_type="newest", auto_map={"AutoModelForCausalLM": "modeling.Model"})
-    with pytest.raises(ConfigError, match=r"no model_type newest.* model.trust_remote_code=true runs the Python code"):
+    with pytest.raises(ConfigError, match=r"doesn't have the model_type newest.* model.trust_remote_code=true runs its own Python code"):
         load_model(path)
 
 
 def test_a_layout_that_nothing_reads(tmp_path):
-    with pytest.raises(ConfigError, match=r"no model_type newest, which config.json of .* names"):
+    with pytest.raises(ConfigError, match=r"doesn't have the model_type newest, which config.json of .* names"):
         load_model(checkpoint(tmp_path, model_type="newest"))
 
 
@@ -80,10 +80,10 @@ def test_trusted_code_is_run_and_said_to_be(with_code, tiny_llama, ids, logits, 
     model = load_model(with_code, trust_remote_code=True)
     assert type(model).__name__ == "NewestModel"
     assert torch.equal(logits(model, ids), logits(tiny_llama, ids))
-    assert f"Python code that came with '{with_code}' was run, with all your rights, and NewestModel is what it defines" in caplog.text
+    assert f"Python code of '{with_code}' was run with all your rights, and defines NewestModel." in caplog.text
     caplog.clear()
     assert load_tokenizer(with_code, trust_remote_code=True)("Hello").input_ids
-    assert "was run, with all your rights, and NewestTokenizer" in caplog.text
+    assert "was run with all your rights, and defines NewestTokenizer" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_nobody_is_asked_whether_code_may_run(with_code, read, monkeypatch, capf
     monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(f"asked: {prompt}"))
     with pytest.raises(ConfigError) as error:
         read(with_code)
-    assert f"'{with_code}' needs Python code that comes with it. " in str(error.value)
+    assert f"'{with_code}' needs its own Python code. " in str(error.value)
     ours = "If you trust whoever made it, add model.trust_remote_code=true to the command line, or set LLMMOD_TRUST_REMOTE_CODE=1."
-    assert str(error.value).endswith((ours, "Only a model's own code can be allowed: model.trust_remote_code."))
+    assert str(error.value).endswith((ours, "Only a model's own code can be allowed, with model.trust_remote_code."))
     assert "Do you wish" not in "".join(capfd.readouterr())
 
 
 def test_trust_that_was_not_needed(llama_directory, caplog):
     with caplog.at_level(logging.INFO):
         load_model(str(llama_directory), trust_remote_code=True)
-    assert f"no code of '{llama_directory}' was needed; LlamaForCausalLM does without." in caplog.text
+    assert f"the code of '{llama_directory}' wasn't needed for LlamaForCausalLM." in caplog.text

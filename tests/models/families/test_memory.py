@@ -1,4 +1,4 @@
-"""A checkpoint is in memory once while it is loaded: at the peak within 1.2 times its size, its file's own pages counted.
+"""A checkpoint is in memory once during loading: the peak is within 1.2 times its size, with its file's own pages.
 
 Some rows of benchmarks/loading.py, which has more.
 """

@@ -1,4 +1,4 @@
-"""What a native class can't reproduce is told when it matters, and not before."""
+"""Differences between a native class and the original code are reported only when they matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint that is not of the layout which its model_type names is refused, never loaded as something like it."""
+"""A checkpoint without the layout of its model_type is refused, never loaded as a similar one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_native_checkpoint_is_of_no_family():
     ],
 )
 def test_its_relatives_are_refused(raw):
-    with pytest.raises(ConfigError, match=rf"says model_type {raw['model_type']}, but its config.json is not that of"):
+    with pytest.raises(ConfigError, match=rf"has model_type {raw['model_type']}, but its config.json is not one of"):
         family_of(raw, path="x")
 
 
@@ -72,7 +72,7 @@ def test_its_relatives_are_refused(raw):
         pytest.param("chatglm2", {"pre_seq_len": 128}, "config.json says pre_seq_len=128", id="P-Tuning v2"),
         pytest.param("chatglm2", {"quantization_bit": 4}, "says quantization_bit=4", id="packed weights"),
         pytest.param("chatglm2", {"hidden_dropout": 0.1}, "says hidden_dropout=0.1", id="dropout that Glm doesn't have"),
-        pytest.param("chatglm2", {"layernorm_epsilon": None}, "config.json has no layernorm_epsilon", id="a field is missing"),
+        pytest.param("chatglm2", {"layernorm_epsilon": None}, "config.json doesn't have layernorm_epsilon", id="a field is missing"),
         pytest.param("qwen", {"no_bias": False}, "says no_bias=False", id="biases"),
         pytest.param("qwen", {"tie_word_embeddings": True}, "says tie_word_embeddings=True", id="tied"),
         pytest.param("baichuan2_7b", {"z_loss_weight": 0.1}, "says z_loss_weight=0.1", id="another loss"),
@@ -108,7 +108,7 @@ def a_matrix(state):
 def test_weights_that_the_layout_has_not_got_are_refused(name, load, copied):
     stranger = "transformer.prefix_encoder.embedding.weight"
     directory = edited(copied(name), lambda state: state.update({stranger: torch.zeros(8, 64)}))
-    with pytest.raises(ConfigError, match=rf"is not the layout of .* no place for 1 weights, among them {stranger}"):
+    with pytest.raises(ConfigError, match=rf"doesn't have the layout of .* 1 weights are unexpected, among them {stranger}"):
         load(directory)
 
 
@@ -117,13 +117,13 @@ def test_a_weight_that_a_layer_has_not_got_is_refused(name, load, copied):
         found = a_matrix(state)
         state[found.replace(".weight", "_of_another_kind.weight")] = torch.zeros(4, 4)
 
-    with pytest.raises(ConfigError, match=r"no place for 1 weights, among them .*_of_another_kind"):
+    with pytest.raises(ConfigError, match=r"1 weights are unexpected, among them .*_of_another_kind"):
         load(edited(copied(name), add))
 
 
 def test_weights_that_are_missing_are_refused(name, load, copied):
     directory = edited(copied(name), lambda state: state.pop(a_matrix(state)))
-    with pytest.raises(ConfigError, match=r"don't fill \w+ForCausalLM: \d are missing, among them model.layers.1.") as error:
+    with pytest.raises(ConfigError, match=r"lacks \d weights of \w+ForCausalLM, among them model.layers.1.") as error:
         load(directory)
     assert error.value.exit_code == 2
 
@@ -136,7 +136,7 @@ def test_weights_of_another_size_are_refused(name, load, copied, size):
         state[found] = torch.zeros(rows + size[0], columns + size[1])
 
     with pytest.raises(
-        ConfigError, match=r"aren't of the sizes that its config.json says: \d are others, among them model.layers.1"
+        ConfigError, match=r"\d weights of '.*' have other sizes than in its config.json, among them model.layers.1"
     ) as error:
         load(edited(copied(name), resize))
     assert error.value.exit_code == 2
@@ -157,12 +157,12 @@ def test_a_matrix_of_other_sizes_is_not_split(load, copied, name, matrix, more):
         rows, columns = state[matrix].shape
         state[matrix] = torch.zeros(rows + more, columns)
 
-    with pytest.raises(ConfigError, match=r"aren't of the sizes that its config.json says: \d are others, among them model.layers.1"):
+    with pytest.raises(ConfigError, match=r"\d weights of '.*' have other sizes than in its config.json, among them model.layers.1"):
         load(edited(copied(name), resize))
 
 
 def test_a_13b_says_what_attention_it_takes(load):
-    with pytest.raises(ConfigError, match=r"model.attn_implementation: 'flex_attention' has no ALiBi"):
+    with pytest.raises(ConfigError, match=r"model.attn_implementation: 'flex_attention' doesn't support ALiBi"):
         load("baichuan_13b", attn_implementation="flex_attention")
 
 

@@ -1,4 +1,4 @@
-"""Completions of many prompts at once are those of one prompt at a time."""
+"""Completions of many prompts at once are the same as for one prompt at a time."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ def test_a_length_counts_no_padding(tiny_llama, greedy):
     assert together == alone
     assert max(map(len, together)) > 34 - len(PROMPTS[2])
     greedy.max_length = 30
-    with pytest.raises(ConfigError, match=r"generation\.max_length: 30 tokens with the prompt, and one of the prompts alone has 30"):
+    with pytest.raises(ConfigError, match=r"generation\.max_length: 30 tokens with the prompt, but one of the prompts alone has 30"):
         alone_and_together(tiny_llama, greedy)

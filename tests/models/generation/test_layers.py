@@ -1,4 +1,4 @@
-"""Layers as the decoder computes them: the numbers of transformers and PEFT, whose own are used where they compute anything else."""
+"""The decoder's layers: the same numbers as transformers and PEFT, whose own layers are used for anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings that hold: the user's, else the checkpoint's, and the render's ends of an answer."""
+"""The settings of a generation: the user's, else the checkpoint's, with the render's ends of an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step by a forward of our own: transformers' logits of the same token, and transformers' forward wherever anything is otherwise."""
+"""A step with our own forward: transformers' logits for the same token, and transformers' forward in all other cases."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_beside_accelerates_forward(tiny_llama, monkeypatch):
     assert "forward" in vars(model)
     with accelerator.autocast():
         assert difference(model, monkeypatch) <= 0.1
-    assert decoded(model)[1] == "something takes part in what LlamaForCausalLM computes", "it casts and nothing around it does"
+    assert decoded(model)[1] == "LlamaForCausalLM has hooks or another forward", "it casts and nothing around it does"
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     assert "forward" in vars(model)
     assert difference(model, monkeypatch) <= 1e-4
@@ -121,13 +121,13 @@ def test_what_takes_part_in_a_layer_does_so(tiny_llama, part):
     model, calls = copy.deepcopy(tiny_llama), []
     model.get_submodule(part).register_forward_pre_hook(lambda *given: calls.append(given))
     _, reason = decoded(model)
-    assert reason == f"something takes part in what {type(model.get_submodule(part)).__name__} computes"
+    assert reason == f"{type(model.get_submodule(part)).__name__} has hooks or another forward"
     assert len(calls) == 6
 
 
 @pytest.mark.parametrize("option", ["gemma3", "phi1_5", "glm4"])
 def test_other_layers_are_left_to_transformers(make, option):
-    assert decoded(make(option))[1] == "its layers are not built as Llama's"
+    assert decoded(make(option))[1] == "its layers are not built like Llama's"
 
 
 def test_a_layer_that_computes_something_else_is_found_at_the_first_step(tiny_llama, monkeypatch, caplog):
@@ -141,7 +141,7 @@ def test_a_layer_that_computes_something_else_is_found_at_the_first_step(tiny_ll
     assert reason == again
     assert reason.startswith("its logits would differ by ")
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-    assert [record.getMessage() for record in caplog.records] == [f"LlamaForCausalLM decodes by its own forward: {reason}"] * 2
+    assert [record.getMessage() for record in caplog.records] == [f"LlamaForCausalLM decodes with its own forward: {reason}"] * 2
 
 
 def test_a_model_is_compared_once(tiny_llama):

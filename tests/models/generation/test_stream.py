@@ -1,4 +1,4 @@
-"""Streaming: whole characters only, the joined pieces are the answer's text, and what ends an answer is no part of it."""
+"""Streaming: only whole characters, the joined pieces are the answer's text, without its end token."""
 
 from __future__ import annotations
 

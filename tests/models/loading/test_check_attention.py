@@ -1,4 +1,4 @@
-"""llmmod.models.loading.build: what needs an accelerator is told where there is none, before a model is built or loaded."""
+"""llmmod.models.loading.build: attention that needs an accelerator is refused without one, before a model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF files: the model is the one that was written, plain enough to save, and its tokenizer splits as llama.cpp's name for it asks."""
+"""GGUF files: the same model as written, which can be saved, and its tokenizer splits as llama.cpp's name for it means."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_name_that_transformers_knows_is_left_to_it(tmp_path, tiny_llama, tiny
 def test_a_name_that_nobody_knows_is_warned_of(tmp_path, tiny_llama, tiny_tokenizer, caplog):
     write_gguf(tmp_path / "x.gguf", tiny_llama, tiny_tokenizer, pre="tomorrow")
     load_tokenizer(str(tmp_path), gguf_file="x.gguf")
-    assert "tokenizer.ggml.pre=tomorrow isn't known here" in caplog.text
+    assert "tokenizer.ggml.pre=tomorrow is unknown" in caplog.text
 
 
 def test_the_tokenizer_is_saved_and_reloaded_with_nothing_of_ours(gguf_directory, tmp_path):

@@ -1,4 +1,4 @@
-"""The hub's arguments, its errors in our words, and how soon they come."""
+"""The hub's arguments, our messages for its errors, and their time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_without_a_network_the_answer_comes_at_once_and_says_what_to_do(no_netwo
 
 
 def test_offline_asks_nobody(no_network):
-    with pytest.raises(ConfigError, match=r"the cache hasn't got it \(hub.offline=true\)"):
+    with pytest.raises(ConfigError, match=r"the cache doesn't have it \(hub.offline=true\)"):
         check_reachable("a/b", local_files_only=True)
     assert no_network == []
 
@@ -56,9 +56,9 @@ def refusal(kind):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        pytest.param(refusal(errors.RepositoryNotFoundError), "the hub has no model of that name", id="no repository"),
+        pytest.param(refusal(errors.RepositoryNotFoundError), "the hub doesn't have a model of that name", id="no repository"),
         pytest.param(refusal(errors.GatedRepoError), "needs permission. Ask for access", id="gated"),
-        pytest.param(refusal(errors.RevisionNotFoundError), "model.revision: 'a/b' has no revision 'v2'", id="revision"),
+        pytest.param(refusal(errors.RevisionNotFoundError), "model.revision: 'v2' is not a revision of 'a/b'", id="revision"),
     ],
 )
 def test_what_the_hub_refuses(error, message):

@@ -1,4 +1,4 @@
-"""Pages of weight files are given back while they are read, and nothing is lost by it."""
+"""Pages of weight files are released while they are read, without changing the weights."""
 
 from __future__ import annotations
 

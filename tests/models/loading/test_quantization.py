@@ -1,4 +1,4 @@
-"""Quantized weights: how far from the original they may be, and what is refused."""
+"""Quantized weights: their largest difference from the original, and refusals."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_the_type_of_matrix_products(conf, expected):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        pytest.param(QuantizationConf(bits=3), "model.quantization.bits: 3 bits. Allowed: 4, 8, null", id="bits"),
-        pytest.param(QuantizationConf(bits=4, type="nf5"), "model.quantization.type: no type 'nf5'. Did you mean 'nf4'\\?", id="type"),
+        pytest.param(QuantizationConf(bits=3), "model.quantization.bits: found 3. Allowed: 4, 8, null", id="bits"),
+        pytest.param(QuantizationConf(bits=4, type="nf5"), "model.quantization.type: found 'nf5'. Did you mean 'nf4'\\?", id="type"),
     ],
 )
 def test_what_does_not_exist(conf, message):

@@ -1,4 +1,4 @@
-"""A model made anew holds the same tensors, not copies of them."""
+"""A rebuilt model has the same tensors, not copies of them."""
 
 from __future__ import annotations
 

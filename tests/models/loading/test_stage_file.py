@@ -1,4 +1,4 @@
-"""stage.json, and what is told by it before anything is loaded."""
+"""stage.json, and the checks with it before anything is loaded."""
 
 from __future__ import annotations
 
@@ -62,11 +62,12 @@ def test_another_head_than_is_wanted(left, tmp_path):
     assert wrong_head("rm", scores, wanted="reward", key="k") is None
     assert wrong_head("x", tmp_path, wanted="reward", key="k") is None  # nothing says
     assert str(wrong_head("out/rm", scores, wanted="language", key="finetune.adapters[0]")) == (
-        "finetune.adapters[0]: 'out/rm' is an adapter with a reward head, made by stage=rm: it scores and doesn't write. "
-        "Give one that stage=sft or its like trained."
+        "finetune.adapters[0]: 'out/rm' is an adapter with a reward head, made by stage=rm: it gives scores and doesn't generate text. "
+        "Give one trained by stage=sft or another stage for language models."
     )
     assert str(wrong_head("out/sft", writes, wanted="reward", key="k")) == (
-        "k: 'out/sft' is a model with a language head, made by stage=sft: it writes and doesn't score. Give one that stage=rm trained."
+        "k: 'out/sft' is a model with a language head, made by stage=sft: it generates text and doesn't give scores. "
+        "Give one trained by stage=rm."
     )
 
 

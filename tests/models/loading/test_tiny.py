@@ -1,4 +1,4 @@
-"""llmmod.models.loading.tiny: small configurations that are of the same architecture."""
+"""llmmod.models.loading.tiny: small configurations of the same architecture."""
 
 from __future__ import annotations
 

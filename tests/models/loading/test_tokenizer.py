@@ -22,8 +22,8 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path, model_type):
     with pytest.raises(ConfigError) as error:
         load_tokenizer(str(tmp_path))
     assert str(error.value) == (
-        f"model.pretrained_model_name_or_path: '{tmp_path}' holds no tokenizer. "
-        "To take another model's: tokenizer.pretrained_model_name_or_path=/path/to/directory."
+        f"model.pretrained_model_name_or_path: '{tmp_path}' doesn't have a tokenizer. "
+        "To use another model's: tokenizer.pretrained_model_name_or_path=/path/to/directory."
     )
 
 

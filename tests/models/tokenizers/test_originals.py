@@ -1,4 +1,4 @@
-"""Tokenizers of original checkpoints, against the ids that the originals gave."""
+"""Tokenizers of original checkpoints, against the ids of the originals."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_added_token_with_a_gap_before_it_is_refused(directory):
 def test_a_damaged_vocabulary(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "internlm"}')
     (tmp_path / "tokenizer.model").write_text("<!DOCTYPE html>")
-    with pytest.raises(ConfigError, match=r"can't be loaded: tokenizer.model is no SentencePiece model"):
+    with pytest.raises(ConfigError, match=r"can't be loaded: tokenizer.model is not a SentencePiece model"):
         load_tokenizer(str(tmp_path))
 
 
@@ -217,4 +217,4 @@ def test_rules_that_the_fast_tokenizer_has_not_got(vocabulary, oracle, tmp_path,
     tokenizer.save_pretrained(saved)
     again = load_tokenizer(str(saved))
     assert again(texts).input_ids == tokenizer(texts).input_ids
-    assert "stock transformers has no class for it" in caplog.text
+    assert "stock transformers doesn't have a class for it" in caplog.text

@@ -1,4 +1,4 @@
-"""The proof tells a tokenizer that is exact from one that is nearly so."""
+"""The check distinguishes an exact tokenizer from a nearly exact one."""
 
 from __future__ import annotations
 

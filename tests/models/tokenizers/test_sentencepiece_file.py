@@ -43,7 +43,7 @@ def test_what_a_file_leaves_out_is_sentencepieces_default(tmp_path):
 )
 def test_what_is_no_model(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^tokenizer.model is no SentencePiece model"):
+    with pytest.raises(ValueError, match=r"^tokenizer.model is not a SentencePiece model"):
         read_model(tmp_path / "tokenizer.model")
 
 

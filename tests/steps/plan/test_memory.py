@@ -1,4 +1,4 @@
-"""What a traced program holds, against torch's own account of the same program, and the heap against a block that is followed by hand."""
+"""The memory of a traced program, against torch's own account of the same program, and the heap against a block followed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user reads when memory runs out in a training."""
+"""The message if memory runs out in a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step `plan` on models that exist as a config.json alone: what must come out by arithmetic, and that no weights are read."""
+"""The step `plan` on models with only a config.json: values by arithmetic, and that weights aren't read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of 7B to 70B against published figures, by arithmetic on models that are built without values."""
+"""Plans of 7B to 70B against published figures, by arithmetic on models without values."""
 
 from __future__ import annotations
 

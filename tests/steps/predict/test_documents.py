@@ -1,4 +1,4 @@
-"""llmmod.steps.predict.completions: which documents rows hold, whichever way they were made."""
+"""llmmod.steps.predict.completions: the documents of rows, for every way of making rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predict step: what is written, measured, compared, and which settings hold."""
+"""The predict step: its files, metrics, comparison, and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a preview: counted by hand, and the optimizer steps that transformers' own Trainer says it will take."""
+"""The numbers of a preview: counted by hand, and the same optimizer steps as in transformers' own Trainer."""
 
 from __future__ import annotations
 

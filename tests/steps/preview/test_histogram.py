@@ -1,4 +1,4 @@
-"""Bars by hand: their edges, their heights, and where the limit stands."""
+"""Bars by hand: their edges, their heights, and the place of the limit."""
 
 from __future__ import annotations
 

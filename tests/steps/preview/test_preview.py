@@ -1,4 +1,4 @@
-"""`pipeline=[preview]`: what it writes is what the train split holds, and what it shows is escaped, complete and on one page."""
+"""`pipeline=[preview]`: its files have the train split's examples, and its page is escaped, complete and self-contained."""
 
 from __future__ import annotations
 

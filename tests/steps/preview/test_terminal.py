@@ -1,4 +1,4 @@
-"""Examples in a terminal: colours where there are any, brackets elsewhere."""
+"""Examples in a terminal: with colours if supported, with brackets otherwise."""
 
 from __future__ import annotations
 

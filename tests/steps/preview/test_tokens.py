@@ -1,4 +1,4 @@
-"""Tokens as they are shown: whole characters, bytes where there are none, specials by name, and nothing invisible."""
+"""Displayed tokens: whole characters, else bytes, specials by name, with invisible characters marked."""
 
 from __future__ import annotations
 

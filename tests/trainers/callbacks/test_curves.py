@@ -1,4 +1,4 @@
-"""The loss curve: smoothing by hand, and a picture that is whole or absent."""
+"""The loss curve: smoothing by hand, and an image that is complete or missing."""
 
 from __future__ import annotations
 

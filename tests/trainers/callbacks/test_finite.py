@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number ends the run before the weights change."""
+"""A loss or a gradient that isn't finite ends the run before the weights change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A signal during training waits for the end of the step, then reaches whoever handled it before."""
+"""A signal during training waits for the end of the step, then reaches the previous handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training's progress: what a log reads, and what the figures are."""
+"""Training's progress: the lines of the log, and the figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint `training.resume_from_checkpoint` means."""
+"""The checkpoint that `training.resume_from_checkpoint` selects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters whose first values come out of the base's weights, trained on from a checkpoint: base, adapter and what is saved, to the bit."""
+"""Adapters initialised from the base's weights, resumed from a checkpoint: base, adapter and saved files, bit for bit."""
 
 from __future__ import annotations
 

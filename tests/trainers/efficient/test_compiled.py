@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient: layers compiled for training give what they give without, and are compiled once for packed rows."""
+"""llmmod.trainers.efficient: compiled layers give the same results as others, and are compiled once for packed rows."""
 
 from __future__ import annotations
 

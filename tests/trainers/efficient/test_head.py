@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient against trl's own function: what the patched head hands to `log_probs`, and when."""
+"""llmmod.trainers.efficient against trl's own function: the arguments of `log_probs` from the patched head, and when it is called."""
 
 from __future__ import annotations
 

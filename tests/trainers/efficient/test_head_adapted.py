@@ -1,4 +1,4 @@
-"""The loss through trl's head is the model's own, gradients too, where head or embeddings are trained or adapted."""
+"""The loss and the gradients with trl's head are the model's own, also if head or embeddings are trained or adapted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient.efficient_mlps: what transformers and peft compute, with fewer arrays kept for the backward pass."""
+"""llmmod.trainers.efficient.efficient_mlps: the same results as transformers and peft, with fewer arrays for the backward pass."""
 
 from __future__ import annotations
 

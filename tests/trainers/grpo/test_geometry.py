@@ -1,4 +1,4 @@
-"""The gradient of a generation is the same however an optimizer step is cut into micro-batches: within 1e-9 in float64.
+"""The gradient of a generation is the same for every division of an optimizer step into micro-batches: within 1e-9 in float64.
 
 In float32 it is within 2e-6: an advantage is how far an answer is from the others, so that most of what is added up cancels out.
 

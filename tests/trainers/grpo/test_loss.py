@@ -1,4 +1,4 @@
-"""The losses and advantages of stage grpo against formulas written down once more, slowly, in float64, and against trl's own trainer."""
+"""The losses and advantages of stage grpo against slow formulas in float64, and against trl's own trainer."""
 
 from __future__ import annotations
 

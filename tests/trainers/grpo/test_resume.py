@@ -1,4 +1,4 @@
-"""A run that is resumed gives the bits of the one that went through: between two generations and within one, whatever is trained."""
+"""A resumed run gives the same bits as an uninterrupted one: between two generations and within one, for every way to fine-tune."""
 
 from __future__ import annotations
 

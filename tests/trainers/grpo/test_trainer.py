@@ -1,4 +1,4 @@
-"""The trainer around the formulas: real optimizer steps, answers when they are due, odd ones, and what is told, kept and refused."""
+"""The trainer around the formulas: real optimizer steps, due answers, odd ones, and what is logged, saved and refused."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_the_best_is_the_one_that_earns_most(grpo_trainer):
 
 
 def test_refused(grpo_trainer, toy_prompts, tiny_llama):
-    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and grpo reads its prompts again\. Set it to false"):
+    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, but grpo reads its prompts again\. Set it to false"):
         grpo_trainer(train=toy_prompts[0].to_iterable_dataset())
     with pytest.raises(ConfigError, match=r"training\.collator: set, but grpo makes its batches of completions itself\. Leave it out"):
         grpo_trainer(collator={"_target_": "llmmod.data.collators.PaddingCollator"})

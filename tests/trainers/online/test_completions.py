@@ -1,4 +1,4 @@
-"""Prompts with answers as rows, and what a model says of them: against a naive forward of each answer by itself, in float64."""
+"""Prompts with answers as rows, and a model's log-probabilities: against a naive forward of each answer alone, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prompts are answered when."""
+"""The order of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.online.rewards: functions called as trl's GRPO calls them, and reward models that score alike wherever they are kept."""
+"""llmmod.trainers.online.rewards: functions called as in trl's GRPO, and reward models with the same scores for every way to load them."""
 
 from __future__ import annotations
 

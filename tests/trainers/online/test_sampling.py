@@ -1,4 +1,4 @@
-"""How answers are sampled."""
+"""The sampling of answers."""
 
 from __future__ import annotations
 

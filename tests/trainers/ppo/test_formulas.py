@@ -1,4 +1,4 @@
-"""llmmod.stages.ppo's formulas against slow ones in numpy and float64, on random answers of 1 to 9 tokens.
+"""llmmod.trainers.ppo.math against slow formulas in numpy and float64, on random answers of 1 to 9 tokens.
 
 The oracles are loops over answers and tokens, written from the papers and not from the code. Tolerance: 1e-9 in float64, 2e-5 in float32.
 """

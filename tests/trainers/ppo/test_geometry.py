@@ -1,4 +1,4 @@
-"""The gradient of one rollout is the same however an optimizer step is cut into micro-batches, padded and sorted: within 1e-6."""
+"""The gradient of a rollout is the same for every division of an optimizer step into micro-batches, padded and sorted: within 1e-6."""
 
 from __future__ import annotations
 

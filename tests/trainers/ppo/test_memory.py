@@ -1,4 +1,4 @@
-"""How many weights PPO holds: one base, whatever stands beside it, and of a reference what is trained alone."""
+"""The number of weights in PPO: one base for all adapters, and for the reference only copies of trained weights."""
 
 from __future__ import annotations
 

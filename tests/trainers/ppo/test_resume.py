@@ -1,4 +1,4 @@
-"""A run that is resumed gives the bits of the one that went through: within a rollout and at its end, whatever is trained."""
+"""A resumed run gives the same bits as an uninterrupted one: within a rollout and at its end, for every way to fine-tune."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer around the formulas: real optimizer steps, rollouts when they are due, odd answers, and what is told and kept."""
+"""The trainer around the formulas: real optimizer steps, due rollouts, odd answers, and what is logged and saved."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_what_is_left(ppo_trainer, tmp_path):
 
 
 def test_a_stream_is_refused(ppo_trainer, toy_prompts):
-    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, and ppo reads its prompts again\. Set it to false"):
+    with pytest.raises(ConfigError, match=r"dataset\.streaming: true, but ppo reads its prompts again\. Set it to false"):
         ppo_trainer(train=toy_prompts[0].to_iterable_dataset())
 
 

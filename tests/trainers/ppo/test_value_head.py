@@ -1,4 +1,4 @@
-"""The value head: how far an optimizer step moves it, whatever the model's width."""
+"""The value head: the size of its change in an optimizer step, for every width of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KTO: trl's losses on ids as they are, the reference without a second model, exact evaluation, and resuming to the bit."""
+"""KTO: trl's losses on our ids, the reference without a second model, exact evaluation, and resuming to the bit."""
 
 from __future__ import annotations
 

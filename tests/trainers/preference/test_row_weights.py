@@ -1,4 +1,4 @@
-"""Pairs and judged answers that are several of a row: each row counts once.
+"""Several pairs or judged answers of one row: each row has the same total weight.
 
 The oracle is repetition: three pairs of one row and one pair of another weigh what the three pairs once and the other pair three times
 weigh without weights. So no number here comes of the code that is tested.

@@ -1,4 +1,4 @@
-"""What every schema shares: the enums whose members are the allowed values.
+"""The common parts of the schemas: the enums whose members are the allowed values.
 
 The comment of a field gives its meaning and its unit. `None` means "not set: decide from the rest", and the comment says how. Schemas
 leave out `from __future__ import annotations`: OmegaConf asks for the type of each field, and would have to compile a text first.
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass_transform(field_specifiers=(field,))
 def wide_dataclass(schema: type[T]) -> type[T]:
-    """A dataclass whose objects are made by keywords, and which is defined at once.
+    """A dataclass with keyword arguments, defined quickly.
 
     `dataclass` writes and compiles `__init__`, `__repr__` and `__eq__` for each class: 3 ms where it has the 150 fields of a trainer's
     arguments. There are seven of these.
@@ -39,7 +39,7 @@ def wide_dataclass(schema: type[T]) -> type[T]:
 
 
 class Dtype(StrEnum):
-    """In which type weights are held. `auto`: as the checkpoint was saved."""
+    """The dtype of the weights. `auto`: as in the checkpoint."""
 
     auto = "auto"
     float32 = "float32"
@@ -48,28 +48,28 @@ class Dtype(StrEnum):
 
 
 class TrainableDtype(StrEnum):
-    """In which type what is trained is held: `float32`, or as the `checkpoint` was loaded. Adapters are of float32 either way."""
+    """The dtype of trained weights: `float32`, or that of the loaded `checkpoint`. Adapters are always in float32."""
 
     float32 = "float32"
     checkpoint = "checkpoint"
 
 
 class Weights(StrEnum):
-    """Where weights come from: `pretrained`: a checkpoint; `random`: initialised from the architecture's configuration."""
+    """The source of weights: `pretrained`: a checkpoint; `random`: initialised from the architecture's configuration."""
 
     pretrained = "pretrained"
     random = "random"
 
 
 class OnBadRow(StrEnum):
-    """What a row that can't be read does: stop the run with its place (`error`), or be counted and left out (`skip`)."""
+    """The effect of a row that can't be read: an error with its place (`error`), or it is counted and left out (`skip`)."""
 
     error = "error"
     skip = "skip"
 
 
 class CutoffPolicy(StrEnum):
-    """What gives way where an example is longer than `cutoff_len`."""
+    """How an example that is longer than `cutoff_len` is shortened."""
 
     proportional = "proportional"
     right = "right"
@@ -78,7 +78,7 @@ class CutoffPolicy(StrEnum):
 
 
 class Ranked(StrEnum):
-    """Which pairs are made of answers that are ranked, best first: every one, neighbours, the best and the worst, the best two."""
+    """The pairs that are made of ranked answers, best first: all, neighbours, the best and the worst, the best two."""
 
     all = "all"
     adjacent = "adjacent"
@@ -87,7 +87,7 @@ class Ranked(StrEnum):
 
 
 class MixStopping(StrEnum):
-    """When a mix of datasets ends: where one has no more (`first_exhausted`), or once all have been read, some of them again."""
+    """The end of a mix of datasets: at the end of the first (`first_exhausted`), or once all have been read, some of them again."""
 
     first_exhausted = "first_exhausted"
     all_exhausted = "all_exhausted"
@@ -101,7 +101,7 @@ class TrainOn(StrEnum):
 
 
 class Bos(StrEnum):
-    """Where the beginning token stands, never twice in a row. `auto`: once, where the tokenizer itself starts a text with one."""
+    """The place of the beginning token, never twice in a row. `auto`: once, if the tokenizer itself starts a text with one."""
 
     auto = "auto"
     once = "once"

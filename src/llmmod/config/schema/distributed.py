@@ -1,4 +1,4 @@
-"""`distributed.*`: how many processes train together, on how many machines, and by which engine.
+"""`distributed.*`: the number of processes and machines that train together, and the engine.
 
 Fields of `fsdp` are those of `fsdp_config` of transformers.TrainingArguments (FSDP2), fields of `deepspeed` those of DeepSpeed's
 configuration; https://www.deepspeed.ai/docs/config-json explains these.
@@ -21,15 +21,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class FsdpConf:
     """How torch's FSDP2 shards parameters, gradients and the optimizer's state over the processes."""
 
-    # which modules are sharded one by one: the model's layers (TRANSFORMER_BASED_WRAP), modules of `min_num_params`, or the whole model
+    # which modules are sharded separately: the model's layers (TRANSFORMER_BASED_WRAP), modules of `min_num_params`, or the whole model
     auto_wrap_policy: str = "TRANSFORMER_BASED_WRAP"
     transformer_layer_cls_to_wrap: list[str] | None = None  # the names of the layers' classes; None: those that the model itself names
-    min_num_params: int = 0  # how many parameters a module has at least that is sharded by SIZE_BASED_WRAP
-    reshard_after_forward: bool = True  # give a layer's parameters back after its forward pass, and gather them again for the backward pass
+    min_num_params: int = 0  # the minimum number of parameters of a module that SIZE_BASED_WRAP shards
+    reshard_after_forward: bool = True  # free a layer's parameters after its forward pass, and gather them again for the backward pass
     cpu_offload: bool = False  # keep parameters and gradients in the machine's memory, and do the optimizer's step there
-    # what a checkpoint's weights are: one file as without FSDP (FULL_STATE_DICT), or a file of each process (SHARDED_STATE_DICT)
+    # the weights of a checkpoint: one file as without FSDP (FULL_STATE_DICT), or a file for each process (SHARDED_STATE_DICT)
     state_dict_type: str = "FULL_STATE_DICT"
-    cpu_ram_efficient_loading: bool = False  # read the weights by the first process of a machine alone
+    cpu_ram_efficient_loading: bool = False  # read the weights only in the first process of a machine
     activation_checkpointing: bool = False  # compute activations again in the backward pass; instead of training.gradient_checkpointing
 
 
@@ -39,10 +39,10 @@ class DeepspeedConf:
 
     offload_optimizer: str = "none"  # where the optimizer's state is kept: on the accelerator (none), cpu or nvme
     offload_param: str = "none"  # where parameters are kept; stage 3
-    nvme_path: str | None = None  # the directory on an NVMe disk that is offloaded to
+    nvme_path: str | None = None  # the directory on an NVMe disk for offloading
     pin_memory: bool = True  # offload to memory whose pages are locked, which copies faster
-    overlap_comm: bool = True  # reduce gradients while the backward pass goes on
-    contiguous_gradients: bool = True  # copy gradients into one buffer as they come
+    overlap_comm: bool = True  # reduce gradients during the backward pass
+    contiguous_gradients: bool = True  # copy gradients into one buffer when they are computed
     round_robin_gradients: bool = False  # divide the copying of gradients to the CPU among the processes; stage 2
     reduce_bucket_size: int | None = None  # elements that are reduced at once; None: 5e8, in stage 3 the square of the hidden size
     allgather_bucket_size: int = 200_000_000  # elements that are gathered at once; stage 2
@@ -52,19 +52,19 @@ class DeepspeedConf:
     stage3_prefetch_bucket_size: int | None = None  # elements that are gathered ahead; None: 0.9 times the square of the hidden size
     stage3_param_persistence_threshold: int | None = None  # parameters with fewer elements aren't sharded; None: 10 times the hidden size
     stage3_gather_16bit_weights_on_model_save: bool = True  # save complete weights, so that any program can load them
-    zero_hpz_partition_size: int = 1  # processes that hold a secondary shard together (ZeRO++); stage 3
-    extra: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's configuration, which win over those above
+    zero_hpz_partition_size: int = 1  # processes that share a secondary shard (ZeRO++); stage 3
+    extra: dict[str, Any] = field(default_factory=dict)  # further keys of DeepSpeed's configuration, which override those above
 
 
 @dataclass
 class DistributedConf:
-    """How a run becomes several processes."""
+    """The processes of a run."""
 
     # the engine: `none`: one process; `ddp`: each process has the whole model; `fsdp` and `deepspeed_…`: the model is sharded
     name: str = "none"
     processes: int | None = None  # how many processes this machine starts; None: one for each of its GPUs
-    nodes: int = 1  # how many machines take part; each of them is given the same command, and its own `rank`
+    nodes: int = 1  # how many machines take part; each of them gets the same command, with its own `rank`
     rank: int = 0  # which of the machines this is, from 0
-    address: str | None = None  # where the machines meet: host:port of the machine of rank 0; None: one machine
+    address: str | None = None  # the address to connect to: host:port of the machine of rank 0; None: one machine
     fsdp: FsdpConf = field(default_factory=FsdpConf)
     deepspeed: DeepspeedConf = field(default_factory=DeepspeedConf)

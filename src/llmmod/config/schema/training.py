@@ -13,8 +13,8 @@ from llmmod.config.schema.base import wide_dataclass
 from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.generated.sft import SFTConfig
 
-# Arguments of the trainers' classes for what llmmod does itself, before or around the trainer: field -> where it is said here.
-# Set under `training`, they would change nothing.
+# Arguments of the trainers' classes whose work llmmod does before or around the trainer: field -> the key for it.
+# Set under `training`, they would not have an effect.
 SAID_ELSEWHERE: dict[str, str] = {
     "output_dir": "output_dir, at the root",
     "do_train": "pipeline",
@@ -43,27 +43,27 @@ ANSWERS = "llmmod.steps.predict.completions.PredictAnswers"
 CONTINUES = "llmmod.steps.predict.completions.PredictDocuments"
 SCORES = "llmmod.steps.predict.rewards.PredictRewards"
 
-# Metrics of evaluations and completions where less is better, besides those that end in `loss`.
+# Metrics of evaluations and completions for which lower is better, besides those that end in `loss`.
 LOWER_IS_BETTER = ("perplexity", "kl", "reward_se", "repeated-4-grams")
 
 
 @dataclass
 class StageConf:
-    """What every stage has besides its trainer's arguments."""
+    """The common keys of all stages, besides their trainers' arguments."""
 
     stage: str = MISSING  # the option's name, used in paths
-    data_kind: str = "conversation"  # what a row of the dataset becomes: a conversation, document, preference, judgement or prompt
-    head: str = "language"  # what stands on top of the model: a language-model head, or a reward head (one number for a text)
-    # what the step `predict` does with the trained model: {_target_: a class such as the step's own, made of its conf and name}
+    data_kind: str = "conversation"  # the kind of record that a row becomes: conversation, document, preference, judgement or prompt
+    head: str = "language"  # the model's head: a language-model head, or a reward head (one number for a text)
+    # the work of the step `predict` with the trained model: {_target_: a class like the step's, created with its conf and name}
     predict: dict[str, Any] = field(default_factory=lambda: {"_target_": ANSWERS})
     trainer: dict[str, Any] = field(default_factory=dict)  # the trainer: {_target_: its class, …its own arguments}
-    # what makes a batch of examples: {_target_: a class or function, …its own arguments}
+    # the collator, which makes a batch of examples: {_target_: a class or function, …its own arguments}
     collator: dict[str, Any] = field(default_factory=dict)
-    # how many optimizer steps lie between two times that the model answers the held-out prompts while it trains; they are part of an
-    # evaluation, as `generation` and `steps.predict` say, and their metrics are eval_predict_…; None: it answers none
+    # answer the held-out prompts every so many optimizer steps, as part of an evaluation, with the settings of `generation` and
+    # `steps.predict`; their metrics are eval_predict_…; None: don't answer them during training
     predict_steps: int | None = None
-    # how many evaluations in a row may be no better than the best one before the training stops; None: it doesn't stop for that. What is
-    # better, training.metric_for_best_model says, else the loss, or where the model learns from rewards the reward
+    # stop the training after so many evaluations in a row that aren't better than the best; None: don't stop early. The metric is
+    # training.metric_for_best_model, by default the loss, or the reward if the model learns from rewards
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0  # by how much an evaluation must be better than the best one to count as better
     # callbacks of the trainer: name -> {_target_: a transformers.TrainerCallback, …its own arguments}
@@ -77,7 +77,7 @@ class SftConf(SFTConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[m
 
 @wide_dataclass
 class PtConf(SftConf):
-    """Pre-training, or going on with it: every token of a document is learnt, with the trainer of supervised fine-tuning."""
+    """Pre-training, or continuing it: every token of a document is trained, with the trainer of supervised fine-tuning."""
 
     data_kind: str = "document"
     predict: dict[str, Any] = field(default_factory=lambda: {"_target_": CONTINUES})

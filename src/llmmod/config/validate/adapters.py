@@ -65,7 +65,7 @@ def check_low_rank(context: Context) -> Iterator[Problem]:
 def _check_fixed(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     for name, (values, why) in FIXED.items():
         if name in conf and conf[name] not in values:
-            yield Problem(f"{place}.{name}", f"{shown(conf[name])}, and {why}", do=f"Leave it {shown(values[0])}")
+            yield Problem(f"{place}.{name}", f"{shown(conf[name])}, but {why}", do=f"Leave it {shown(values[0])}")
 
 
 def _check_init(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
@@ -83,7 +83,7 @@ def _check_init(place: str, conf: dict[str, Any]) -> Iterator[Problem]:
     if init == "orthogonal":
         ranks = {f"{place}.r": conf.get("r"), **{f"{place}.rank_pattern.{k}": v for k, v in (conf.get("rank_pattern") or {}).items()}}
         odd = {k: rank for k, rank in ranks.items() if isinstance(rank, int) and rank % 2}
-        yield from (Problem(k, f"{rank}, and init_lora_weights=orthogonal makes pairs", "Allowed: even numbers") for k, rank in odd.items())
+        yield from (Problem(k, f"{rank}, but init_lora_weights=orthogonal needs pairs", "Allowed: even numbers") for k, rank in odd.items())
 
 
 def _check_layers(place: str, conf: dict[str, Any]) -> Iterator[Problem]:

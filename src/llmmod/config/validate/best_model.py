@@ -97,7 +97,7 @@ def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> I
         yield Problem(key, "set, but examples to answer are not held out", do="Set dataset.val_size")
         return
     if (engine := context.get("distributed.name")) in _SHARDED:
-        found = f"set, and with distributed={engine} no process has the whole model that would answer"
+        found = f"set, but with distributed={engine} a process doesn't have the whole model that would answer"
         yield Problem(key, found, do="Leave it out, or set distributed=ddp")
         return
     saves, every = training.get("save_strategy"), training.get("save_steps")
@@ -111,5 +111,5 @@ def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> I
     if by_answers and training.get("lr_scheduler_type") in _BY_PLATEAU and training.get("eval_strategy") != "no":
         at_each = training.get("eval_strategy") == "steps" and (training.get("eval_steps") or 0) % steps == 0 and training.get("eval_steps")
         if not at_each:
-            found = f"{steps}, and {place}.lr_scheduler_type={training['lr_scheduler_type']} needs the answers' metric at every evaluation"
+            found = f"{steps}, but {place}.lr_scheduler_type={training['lr_scheduler_type']} needs the answers' metric at every evaluation"
             yield Problem(key, found, do=f"Set {place}.eval_strategy=no, or eval_steps={steps}")

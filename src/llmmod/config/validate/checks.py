@@ -1,7 +1,7 @@
-"""The list of all checks, and what they are given.
+"""The list of all checks, and their argument.
 
-A check is a function of a `Context` that yields problems; what it looks for stands in a table beside it. A new check goes into `CHECKS`, a
-new limit, choice or rule into its table.
+A check is a function that takes a `Context` and yields problems; a table next to it has its limits, choices or rules. Add a new check to
+`CHECKS`, and a new limit, choice or rule to its table.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def validate(composed: Composed) -> list[Problem]:
     unusable = {problem.key for problem in problems}
     for check in CHECKS:
         problems += [problem for problem in check(context) if problem.key not in unusable]
-        # Of a value that is wrong in itself, later checks could only say the same again.
+        # If a value is wrong on its own, later checks could only report the same key again.
         unusable |= {problem.key for problem in problems}
     return problems
 
 
 def context_of(composed: Composed) -> tuple[Context, list[Problem]]:
-    """What the checks see of a composed configuration, and what can't be resolved in it."""
+    """The checks' view of a composed configuration, and a problem for each interpolation that can't be resolved."""
     plain, problems = resolved(composed.config)
     context = Context(
         config=composed.config,

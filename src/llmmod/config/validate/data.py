@@ -1,7 +1,7 @@
-"""Datasets: files that are not there, rows of another kind than the stage's, options that its rows don't have, mixes, and packing.
+"""Datasets: missing files, rows of another kind than the stage needs, options that its rows don't have, mixes, and packing.
 
-The entries of `dataset.mix` have names of the user's own, so that OmegaConf has no type for them and each field is checked here. Packing is
-judged from names alone; `llmmod.trainers.collation` judges what only a loaded model or class can say.
+The user chooses the names of the entries of `dataset.mix`, so OmegaConf doesn't have a type for them, and each field is checked here.
+Packing is checked by names only; `llmmod.trainers.collation` checks what depends on the loaded model or class.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import find_files, is_hub_id, resolve_path
 from llmmod.instantiate import import_own
 
-BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # names by which `datasets` reads files, rather than places
+BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # names of readers for files in `datasets`; they are not places
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
-_NOT_IN_A_MIX = ("path", "data_files", "val_files", "val_split")  # of a dataset that is no mix
+_NOT_IN_A_MIX = ("path", "data_files", "val_files", "val_split")  # only for a dataset without a mix
 _BOUNDS = {"weight": ABOVE_0, **{name: bound for name, bound in BOUNDS["dataset"].items() if name in hints(MixedConf)}}
 _EXPECTED = "Expected a text, or keys with values, written {a: 1}, or a list, written [a,b]"
-# Packages whose trainers know nothing of rows that several examples share, but for those that theirs have packed.
+# Packages whose trainers don't support rows of several examples, except rows that they packed themselves.
 _LIBRARIES = ("trl", "transformers")
-# What each format makes of a row: its KIND, which takes an import to read.
+# Format -> the kind of its records: its KIND, which would need an import.
 FORMATS = {
     "alpaca": "conversation", "kto": "judgement", "messages": "conversation", "preference": "preference", "prompt": "prompt",
     "sharegpt": "conversation", "text": "document",
@@ -42,7 +42,7 @@ _PAD_RIGHT = "llmmod.data.collators.PaddingCollator"
 def check_data_files(context: Context) -> list[Problem]:
     """A problem for each place of a dataset in use that is neither on this disk nor a name on the hub."""
     datasets = {place: context.get(place) or {} for place in context.places("dataset")}
-    # The datasets of a mix are looked at where the mix is.
+    # `check_mix` checks the datasets of a mix.
     return [problem for place, dataset in datasets.items() if not dataset.get("mix") for problem in check_dataset(place, dataset)]
 
 
@@ -58,14 +58,14 @@ def check_dataset(place: str, dataset: dict[str, Any]) -> Iterator[Problem]:
         located = yield from _locate(path, f"{place}.path")
         base = located if files and isinstance(located, Path) and located.is_dir() else None
     if path in BUILDERS and not files and not Path(path).exists():
-        yield Problem(f"{place}.path", f"'{path}' reads files, and none are given", do=f"Set {place}.data_files")
+        yield Problem(f"{place}.path", f"'{path}' reads files, but files are not given", do=f"Set {place}.data_files")
     if base is not None or path is None or path in BUILDERS:
         yield from _missing_files(files, f"{place}.data_files", base)
     yield from _missing_files(val_files, f"{place}.val_files", None)
 
 
 def _locate(path: str, key: str) -> Any:
-    """The path on this disk, else None; the problem is yielded where it is no name on the hub either."""
+    """The path on this disk, or None; yields a problem if it isn't a name on the hub either."""
     try:
         located = resolve_path(path, key=key)
         if isinstance(located, str) and not is_remote(path):
@@ -97,31 +97,31 @@ def _as_list(files: Any) -> list[Any]:
 
 
 def row_kinds(context: Context, dataset: str) -> set[str]:
-    """What rows of a dataset become in the steps that read it; empty where nobody says."""
+    """The kinds of record that the steps make of a dataset's rows; empty if a stage doesn't say."""
     readers = [step for step in context.steps if context.part(step, "dataset") == dataset]
     found = {context.get(f"{context.part(step, 'training')}.data_kind") for step in readers}
     return {str(kind) for kind in found if kind is not None}
 
 
 def has_kind(context: Context, dataset: str, *others: str) -> bool:
-    """Whether all rows of a dataset become one of these kinds."""
+    """Whether all rows of a dataset become records of these kinds."""
     found = row_kinds(context, dataset)
     return bool(found) and found <= set(others)
 
 
 def check_data_kinds(context: Context) -> Iterator[Problem]:
-    """A problem where rows of a kind that can't share a row are to be packed."""
+    """A problem for each dataset with packing whose records can't share a row."""
     for place in context.places("dataset"):
         dataset: dict[str, Any] = context.get(place) or {}
         found = row_kinds(context, place) - {"conversation", "document"}
         if dataset.get("packing") and found:
             kind = sorted(found)[0]
-            said = f"true, but each row of this stage is a {kind}, and only conversations and documents share rows"
+            said = f"true, but the rows of this stage are of kind {kind}, and only conversations and documents can share a row"
             yield Problem(f"{place}.packing", said, do="Set it to false")
 
 
 def check_formats(context: Context) -> Iterator[Problem]:
-    """A problem for each dataset whose format makes something else of a row than its stage needs."""
+    """A problem for each dataset whose format has records of another kind than its stage needs."""
     read = context.places("dataset")
     pairs = {(context.part(step, "dataset"), context.part(step, "training")): None for step in context.steps}
     for place, training in pairs:
@@ -136,21 +136,22 @@ def check_formats(context: Context) -> Iterator[Problem]:
                 continue
             if context.user_set(f"{key}.format"):
                 allowed = ", ".join(other for other in FORMATS if FORMATS[other] == wanted)
-                yield Problem(f"{key}.format", f"'{name}' makes a {kind} of a row, not a {wanted}", f"Allowed: auto, {allowed}")
+                yield Problem(f"{key}.format", f"the records of '{name}' are of kind {kind}, not {wanted}", f"Allowed: auto, {allowed}")
             else:
-                found = f"'{dataset.get('name')}' has a {kind} in each row, and stage={context.get(f'{training}.stage')} needs a {wanted}"
-                yield Problem(key, found, f"Allowed: {', '.join(_options(str(wanted)))}, or json and hub for data of your own")
+                stage = context.get(f"{training}.stage")
+                found = f"the rows of '{dataset.get('name')}' are of kind {kind}, but stage={stage} needs {wanted}"
+                yield Problem(key, found, f"Allowed: {', '.join(_options(str(wanted)))}, or json and hub for your own data")
 
 
 def _options(kind: str) -> Iterator[str]:
-    """The options of `dataset` whose format makes this of a row."""
+    """The options of `dataset` with records of a kind."""
     for path in sorted((conf_directory() / "dataset").glob("*.yaml")):
         if FORMATS.get(yaml.safe_load(path.read_text(encoding="utf-8")).get("format")) == kind:
             yield path.stem
 
 
 def check_mix(context: Context) -> Iterator[Problem]:
-    """A problem for each key or value of a mix that is wrong, for files that aren't there, and for what is set beside it."""
+    """A problem for each wrong key or value of a mix, for missing files, and for keys that a mix replaces."""
     for place in context.places("dataset"):
         dataset = context.get(place) or {}
         if not dataset.get("mix"):
@@ -158,7 +159,7 @@ def check_mix(context: Context) -> Iterator[Problem]:
         for name in _NOT_IN_A_MIX:
             if dataset.get(name):
                 do = "Begin with dataset=json" if not context.user_set(f"{place}.{name}") else f"Set {place}.mix.<name>.{name}"
-                yield Problem(f"{place}.{name}", "not read with dataset.mix, whose datasets have their own", do=do)
+                yield Problem(f"{place}.{name}", "not read with dataset.mix: each of its datasets has its own", do=do)
         for name, entry in dataset["mix"].items():
             yield from _check_entry(f"{place}.mix.{name}", entry, dataset)
 
@@ -180,11 +181,11 @@ def _check_entry(key: str, entry: Any, dataset: Mapping[str, Any]) -> Iterator[P
         yield from check_dataset(key, {"_target_": dataset.get("_target_"), **entry})
     ways = [name for name in ("val_size", "val_files", "val_split") if entry.get(name)]
     if len(ways) > 1:
-        yield Problem(f"{key}.{ways[1]}", f"set, and {key}.{ways[0]} holds examples out as well", do="Keep one of them")
+        yield Problem(f"{key}.{ways[1]}", f"set, but {key}.{ways[0]} holds out examples too", do="Keep one of them")
 
 
 def _check_fields(key: str, given: Mapping[Any, Any], schema: type) -> Iterator[Problem]:
-    """A problem for each key that a dataclass doesn't have, and for each value that its field doesn't take."""
+    """A problem for each key that a dataclass doesn't have, and for each value that its field doesn't accept."""
     known = hints(schema)
     for name, value in given.items():
         if name not in known:
@@ -196,16 +197,16 @@ def _check_fields(key: str, given: Mapping[Any, Any], schema: type) -> Iterator[
 
 
 def _accepted(types: tuple[str, ...], value: Any) -> bool:
-    """Null leaves a field of an entry to `dataset`."""
+    """Whether one of these types accepts a value; with null, an entry uses the field of `dataset`."""
     return value is None or any(accepts(value, kind) for kind in types)
 
 
 def _takes(schema: type, name: str, value: Any) -> bool:
-    """Whether a field takes a value; which columns there are is looked at by itself."""
+    """Whether a field accepts a value; the keys of `columns` are checked elsewhere."""
     if name == "columns":
         return isinstance(value, Mapping)
     if isinstance(value, bool | Mapping):
-        return False  # no field of an entry is one, and OmegaConf would make 1 and 'true' of true
+        return False  # an entry has no such field, and OmegaConf would convert true to 1 or 'true'
     if not isinstance(value, str) and value is not None and hints(schema)[name] in (str, str | None):
         return False
     try:
@@ -216,7 +217,7 @@ def _takes(schema: type, name: str, value: Any) -> bool:
 
 
 def check_packing(context: Context) -> Iterator[Problem]:
-    """A problem for each packed dataset that would be trained on without its examples being kept apart."""
+    """A problem for each packed dataset if its training would not keep the examples of a row apart."""
     for step in context.steps:
         place = context.part(step, "dataset")
         if not context.trains(step) or not context.get(f"{place}.packing"):
@@ -232,8 +233,8 @@ def _trainer(context: Context, training: str) -> Problem | None:
     target = str(context.get(f"{training}.trainer._target_"))
     if target.split(".")[0] not in _LIBRARIES:
         return None
-    found = f"{target} with dataset.packing=true, and it doesn't keep the examples of a row apart"
-    do = "Leave it to the stage, derive yours from llmmod.trainers.sft.SftTrainer, or set dataset.packing=false"
+    found = f"{target} with dataset.packing=true, but it doesn't keep the examples of a row apart"
+    do = "Use the stage's trainer, derive yours from llmmod.trainers.sft.SftTrainer, or set dataset.packing=false"
     return Problem(f"{training}.trainer._target_", found, do=do)
 
 

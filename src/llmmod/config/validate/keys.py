@@ -1,11 +1,11 @@
-"""Keys that nothing reads: a schema does not have them, or the chosen options never use them.
+"""Keys that are never read: a schema doesn't have them, or the chosen options don't use them.
 
-A key outside every schema came by `+` or from a file that does not start from its schema. A key that the user set and no chosen option
-reads would change nothing, although the user expects something of it; `RULES` says which and when.
+A key outside every schema comes from `+`, or from a file that doesn't start from its schema. If the user sets a key that the chosen options
+don't read, it has no effect, although the user expects one; `RULES` lists these keys and their conditions.
 
-Two more checks look at where a value comes from. `learning_rate: ${finetune.learning_rate}` in a stage's file means the root's, so that a
-step with its own `finetune`, which trains all weights, would train them at an adapter's rate. And a text of the command line can hold bytes
-that are not UTF-8, which neither a tokenizer nor a file of a run takes.
+Two more checks are about a value's source. In a stage's file, `learning_rate: ${finetune.learning_rate}` refers to the root. A step
+whose own `finetune` trains all weights would therefore train them at the rate of an adapter. And a text of the command line may have
+bytes that are not UTF-8, which a tokenizer and the files of a run can't store.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BEAMS = ("early_stopping", "length_penalty", "diversity_penalty", "num_beam_gro
 _QUANTIZATION = (
     "type", "double_quant", "compute_dtype", "quant_storage", "llm_int8_threshold", "llm_int8_has_fp16_weight", "llm_int8_skip_modules",
 )  # fmt: skip
-_NO_ANSWERS = "only answers to prompts are measured and compared, and predict gives none in this stage|Leave it out"
+_NO_ANSWERS = "predict doesn't generate answers in this stage, so it can't measure or compare them|Leave it out"
 _AUTO_RENDER = (
     "prefix", "empty_prefix", "prompt", "response", "sep", "system_in_query", "strip", "bos", "first_round", "efficient_eos",
 )  # fmt: skip
@@ -47,7 +47,7 @@ _FROM_ROOT = re.compile(r"\$\{((model|finetune)\.[\w.]+)\}")
 
 
 def check_keys(context: Context) -> Iterator[Problem]:
-    """A problem for each key that its node's dataclass doesn't have, and for each part that no dataclass stands behind."""
+    """A problem for each key that its node's dataclass doesn't have, and for each part without a dataclass."""
     yield from _untyped(context)
     for key, schema in context.nodes.items():
         node = context.get(key)
@@ -72,13 +72,13 @@ def _untyped(context: Context) -> Iterator[Problem]:
 
 
 def _is_the_users_own(node: dict[str, object], schema: type) -> bool:
-    """Whether the node is for a class of the user's own, which may read keys that ours doesn't."""
+    """Whether the node is for a user's own class, which may read keys that ours doesn't."""
     default = next((field.default for field in fields(schema) if field.name == "_target_"), None)
     return node.get("_target_") not in (None, default) and not str(node["_target_"]).startswith("llmmod.")
 
 
 def _without_answers(context: Context, key: str, node: dict[str, Any]) -> bool:
-    """Whether all that goes by a step `predict` writes documents on or gives scores; a class of the user's own may read anything."""
+    """Whether every stage that uses a step `predict` continues documents or writes scores; a user's own class may read any key."""
     step = key.split(".")[1]
     if context.step_type(step) is not PredictConf:
         return False
@@ -86,7 +86,7 @@ def _without_answers(context: Context, key: str, node: dict[str, Any]) -> bool:
     return all(context.get(f"{context.part(name, 'training')}.predict._target_") in (CONTINUES, SCORES) for name in readers)
 
 
-# what the node is called, its fields, when they are not read, why and what to do
+# the node's name, its fields, the condition under which they are not read, why and what to do
 RULES: tuple[Rule, ...] = (
     ("generation", _SAMPLING, has("do_sample", False), "not read with generation.do_sample=false|Use generation=sample"),
     ("generation", _BEAMS, has("num_beams", 1), "not read with generation.num_beams=1|Set generation.num_beams"),
@@ -98,12 +98,12 @@ RULES: tuple[Rule, ...] = (
     ("dataset", ("mask_prompt",), lambda c, k, n: has_kind(c, k, "document", "preference", "judgement", "prompt"),
      "not read: this stage fixes which tokens are trained"),
     ("dataset", ("ranked",), lambda c, k, n: has_kind(c, k, "conversation", "document", "prompt"),
-     "only answers that are compared or judged can be ranked|Leave it out, or use stage=rm, dpo or kto"),
+     "rankings are for stages that compare or judge answers|Leave it out, or use stage=rm, dpo or kto"),
     ("dataset", ("cutoff_policy", "system"), lambda c, k, n: has_kind(c, k, "document"),
-     "a document is a text, and goes on in the next row"),
+     "a document is plain text, and continues in the next row"),
     ("dataset", ("drop_last_block",),
      lambda c, k, n: bool(n.get("packing")) or has_kind(c, k, "conversation", "preference", "judgement", "prompt"),
-     "only documents that are joined into blocks have a last one|Use stage=pt with dataset.packing=false"),
+     "the last block exists only if documents are joined into blocks|Use stage=pt with dataset.packing=false"),
     ("dataset", ("mix_stopping",), lambda c, k, n: not n.get("mix"), "only read with dataset.mix"),
     ("model", ("architecture",), lambda c, k, n: not c.smoke, "only a rehearsal reads it|Set smoke=true, or model.config"),
     ("model.quantization", _QUANTIZATION, has("bits", None), "not read, since bits is null|Set bits to 4 or 8"),
@@ -111,7 +111,7 @@ RULES: tuple[Rule, ...] = (
     ("model.quantization", ("llm_int8_threshold", "llm_int8_has_fp16_weight"), has("bits", 4), "only read with bits=8"),
     ("model", ("shift_attn_group_size",), has("shift_attn", False), "not read with shift_attn=false|Set model.shift_attn=true"),
     ("model.rope_scaling", ("factor",), has("type", None), "not read, since type is null|Set model.rope_scaling.type"),
-    ("render", _AUTO_RENDER, has("_target_", "llmmod.render.auto.AutoTemplate"), "render=auto writes what the chat template says|"
+    ("render", _AUTO_RENDER, has("_target_", "llmmod.render.auto.AutoTemplate"), "render=auto uses the chat template|"
      "Choose another render"),
     ("render", ("template",), has("_target_", "llmmod.render.template.Template"), "only render=auto reads it|Set render=auto"),
     *(("training", *rule) for rule in OF_TRAINING),
@@ -137,7 +137,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def check_unread(context: Context) -> Iterator[Problem]:
-    """A problem for each key that the user set and nothing reads."""
+    """A problem for each key that the user set and that is not read."""
     for key in sorted(context.user_keys, key=_order(context)):
         parts = split_key(key)
         if problem := _of_no_step(context, key, parts) or _by_rule(context, key, parts):
@@ -145,13 +145,13 @@ def check_unread(context: Context) -> Iterator[Problem]:
 
 
 def _order(context: Context) -> Callable[[str], tuple[int, str]]:
-    """The order of a configuration's parts, so that problems come in a stable one."""
+    """A sort key: the order of a configuration's parts, so that the order of problems is stable."""
     names = list(context.plain)
     return lambda key: (names.index(split_key(key)[0]) if split_key(key)[0] in names else len(names), key)
 
 
 def _of_no_step(context: Context, key: str, parts: list[str]) -> Problem | None:
-    """A key of a step that isn't in the pipeline, or of a part that none of its steps reads."""
+    """The problem of a key of a step that isn't in the pipeline, or of a part that its steps don't read."""
     pipeline = f"[{','.join(map(str, context.get('pipeline') or []))}]"
     reads = {step: context.reads(step) for step in context.steps}
     if parts[0] == "steps" and len(parts) > 2:
@@ -160,14 +160,10 @@ def _of_no_step(context: Context, key: str, parts: list[str]) -> Problem | None:
         if parts[1] in reads and parts[2] in PARTS and not _reads(reads[parts[1]], ".".join(parts[2:])):
             return Problem(key, f"the step {parts[1]} doesn't read it", do="Leave it out")
         return None
-    readers = [step for step in reads if not _has_own(context, step, parts[0]) and _reads(reads[step], key)]
+    readers = [step for step in reads if context.part(step, parts[0]) == parts[0] and _reads(reads[step], key)]
     if parts[0] in ANYTHING and context.steps and not readers:
-        return Problem(key, f"nothing in the pipeline {pipeline} reads it", do="Leave it out")
+        return Problem(key, f"the steps of the pipeline {pipeline} don't read it", do="Leave it out")
     return None
-
-
-def _has_own(context: Context, step: str, part: str) -> bool:
-    return context.part(step, part) != part
 
 
 def _reads(names: tuple[str, ...], key: str) -> bool:
@@ -186,7 +182,7 @@ def _by_rule(context: Context, key: str, parts: list[str]) -> Problem | None:
 
 
 def check_taken_over(context: Context) -> Iterator[Problem]:
-    """A problem for each value of a training step that is the root's where the step's own part says another."""
+    """A problem for each value that a training step takes from the root although the step's own part has another."""
     for step in context.steps:
         if not context.trains(step):
             continue
@@ -195,7 +191,7 @@ def check_taken_over(context: Context) -> Iterator[Problem]:
             for name, (source, referred) in _root_references(context, key).items():
                 own = context.part(step, referred) + source.removeprefix(referred)
                 if own != source and context.get(own) != context.get(source):
-                    found = f"comes from {source}={shown(context.get(source))} of the root, and {own} is {shown(context.get(own))}"
+                    found = f"comes from {source}={shown(context.get(source))} of the root, but {own} is {shown(context.get(own))}"
                     yield Problem(f"{key}.{name}", found, do="Set it")
 
 
@@ -208,7 +204,7 @@ def _root_references(context: Context, key: str) -> dict[str, tuple[str, str]]:
 
 
 def check_text(context: Context) -> Iterator[Problem]:
-    """A problem for each value, or name of a key, that can't be written as UTF-8: no tokenizer and no file of a run takes it."""
+    """A problem for each value, or name of a key, that is not UTF-8: a tokenizer and the files of a run can't store it."""
     for key, text in _texts("", context.plain):
         try:
             text.encode()
@@ -220,7 +216,7 @@ def check_text(context: Context) -> Iterator[Problem]:
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Key and text of everything in a configuration that is one."""
+    """The key and the text of each text in a configuration, names of keys included."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):

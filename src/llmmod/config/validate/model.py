@@ -1,8 +1,8 @@
-"""Models, tokenizers, adapters and checkpoints: files that are missing or of the wrong kind, and settings that a model can't have.
+"""Models, tokenizers, adapters and checkpoints: files that are missing or of the wrong kind, and settings that a model doesn't support.
 
-Everything is known from names, from config.json and from the files' headers, before torch is imported. `llmmod.files.checkpoint`,
-`llmmod.models` and `llmmod.trainers.callbacks.resume` know the formats; the layers of imports put them above this module, so that it
-reaches their functions, pure Python all, by name.
+The checks read names, config.json and the headers of files, before torch is imported. `llmmod.files.checkpoint`, `llmmod.models` and
+`llmmod.trainers.callbacks.resume` know the formats. The import layers put them above this module, so it imports their functions, which are
+pure Python, by name.
 """
 
 from __future__ import annotations
@@ -18,23 +18,29 @@ from llmmod.distributed import rank, started
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import import_own
 
-# Implementation -> the package that brings it. transformers takes either from the hub instead where `kernels` is installed.
+# Implementation -> its package. If `kernels` is installed, transformers downloads either from the hub instead.
 _PACKAGES = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}
-_BY_TIME = "%Y-%m-%d_%H-%M-%S"  # the name of a run's directory where output_dir isn't chosen, as conf/config.yaml has it
-_WITHOUT_ROTARY = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan those of 13 billion, since the others become llama
+_BY_TIME = "%Y-%m-%d_%H-%M-%S"  # the name of a run's directory if output_dir isn't set, as in conf/config.yaml
+_WITHOUT_ROTARY = ("baichuan", "bloom", "gpt2", "mpt", "opt")  # model_type; of Baichuan only 13B: 7B is converted to llama
 
 
 def check_model_files(context: Context) -> Iterator[Problem]:
-    """A problem for each of them. A rehearsal reads no weights, and a config.json only where nothing else says what to rehearse."""
+    """A problem for each such file. A rehearsal doesn't read weights, and reads config.json only if the option has no `architecture`."""
     for place in context.places("model"):
         model = context.get(place) or {}
-        path, problems = _problems_of(_path_of_size, model)
-        needed = _needs_weights(context, place)
+        find = import_own("llmmod.files.checkpoint.path_of_size")
+        path, problems = _problems_of(find, model.get("pretrained_model_name_or_path"), model.get("size"), model.get("sizes") or {})
+        # A step that only shows examples needs the tokenizer but not the weights.
+        needed = any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
         if isinstance(path, str) and (not context.smoke or (needed and not model.get("architecture"))):
-            gguf_file = model.get("gguf_file") if _names_gguf(context, place) else None
+            # An option's GGUF file doesn't belong to another path of the user's.
+            belongs = context.user_set(f"{place}.gguf_file") or not context.user_set(f"{place}.pretrained_model_name_or_path")
+            gguf_file = model.get("gguf_file") if belongs else None
             problems += _problems_of(_check_checkpoint, model | {"gguf_file": gguf_file}, path, loaded=needed, weights=not context.smoke)[1]
-            problems += _check_revision(model, path)
-        yield from _with_place(place, problems)
+            if model.get("revision") is not None and Path(path).expanduser().exists():
+                found = f"not read, since '{path}' is a directory on this machine"
+                problems.append(Problem("model.revision", found, do="Leave it out"))
+        yield from (Problem(p.key.replace("model.", f"{place}.", 1), p.found, p.allowed, p.do) for p in problems)
     if not context.smoke:
         yield from _check_heads(context)
         yield from _check_tokenizer(context)
@@ -46,31 +52,11 @@ def check_model_files(context: Context) -> Iterator[Problem]:
 
 
 def _problems_of(look: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, list[Problem]]:
-    """What looking gives, or the problems that it raises."""
+    """The result of `look` and an empty list, or None and the problems that it raises."""
     try:
         return look(*args, **named), []
     except ConfigError as error:
         return None, error.problems
-
-
-def _with_place(place: str, problems: list[Problem]) -> list[Problem]:
-    """Problems of a root's model as those of a step's own."""
-    return [Problem(p.key.replace("model.", f"{place}.", 1), p.found, p.allowed, p.do) for p in problems]
-
-
-def _path_of_size(model: dict[str, Any]) -> Any:
-    find = import_own("llmmod.files.checkpoint.path_of_size")
-    return find(model.get("pretrained_model_name_or_path"), model.get("size"), model.get("sizes") or {})
-
-
-def _names_gguf(context: Context, place: str) -> bool:
-    """Whether the GGUF file that is named belongs to the path: an option's doesn't, once the user gives another path."""
-    return context.user_set(f"{place}.gguf_file") or not context.user_set(f"{place}.pretrained_model_name_or_path")
-
-
-def _needs_weights(context: Context, place: str) -> bool:
-    """Whether a step loads the model's weights; one that only shows examples needs its tokenizer."""
-    return any(context.needs_model(step) for step in context.steps if context.part(step, "model") == place)
 
 
 def _check_checkpoint(model: dict[str, Any], path: str, *, loaded: bool, weights: bool) -> None:
@@ -79,12 +65,6 @@ def _check_checkpoint(model: dict[str, Any], path: str, *, loaded: bool, weights
     if loaded:
         weights = weights and model.get("weights") != Weights.random
         import_own("llmmod.files.checkpoint.check_model_directory")(checkpoint, weights=weights)
-
-
-def _check_revision(model: dict[str, Any], path: str) -> list[Problem]:
-    if model.get("revision") is None or not Path(path).expanduser().exists():
-        return []
-    return [Problem("model.revision", f"not read, since '{path}' is a directory of this machine", do="Leave it out")]
 
 
 def _check_tokenizer(context: Context) -> Iterator[Problem]:
@@ -101,11 +81,11 @@ def _check_adapters(place: str, adapters: list[Any]) -> Iterator[Problem]:
         if found is not None and found.local and not (Path(found.path) / "adapter_config.json").is_file():
             model = (Path(found.path) / "config.json").is_file()
             do = "That is a model: give it as model.pretrained_model_name_or_path" if model else ""
-            yield Problem(key, f"'{path}' is not an adapter: it has no adapter_config.json", do=do)
+            yield Problem(key, f"'{path}' is not an adapter: it doesn't have adapter_config.json", do=do)
 
 
 def _check_heads(context: Context) -> Iterator[Problem]:
-    """A model or an adapter of another kind than a step needs, and an adapter that was trained on others merged."""
+    """A problem for each model or adapter of another kind than a step needs, and for each adapter trained on other merged adapters."""
     wrong_head, wrong_chain = (import_own(f"llmmod.models.loading.stage_file.{name}") for name in ("wrong_head", "wrong_chain"))
     found: dict[str, Problem | None] = {}
     for step in context.steps:
@@ -133,8 +113,8 @@ def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
     if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
         return
     if newest_of_this_run and Path(output).name == started(_BY_TIME):
-        found = "true, and without output_dir each run has a directory of its own, where nothing was saved yet"
-        yield Problem(key, found, do="Set output_dir to the run to go on with, or auto_resume=true instead, which finds it")
+        found = "true, but without output_dir each run has a new directory, which doesn't have a checkpoint yet"
+        yield Problem(key, found, do="Set output_dir to the run to continue, or set auto_resume=true instead, which finds it")
         return
     directory = Path(output).expanduser() / step
     find = import_own("llmmod.trainers.callbacks.resume.find_checkpoint")
@@ -143,7 +123,7 @@ def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
 
 
 def check_attention(context: Context) -> Iterator[Problem]:
-    """A problem for each `attn_implementation` that can't work here, whatever model it is for."""
+    """A problem for each `attn_implementation` that doesn't work on this machine with any model."""
     for place in context.places("model"):
         chosen, dtype = context.get(f"{place}.attn_implementation"), context.get(f"{place}.dtype")
         if chosen not in _PACKAGES:
@@ -153,19 +133,19 @@ def check_attention(context: Context) -> Iterator[Problem]:
             do = f"Install it: pip install {package} --no-build-isolation, or leave {place}.attn_implementation null"
             yield Problem(f"{place}.attn_implementation", f"{chosen} needs {package}, which isn't installed", do=do)
         elif dtype == "float32":
-            found = f"{chosen} with {place}.dtype=float32, and its kernels compute in 16 bits alone"
+            found = f"{chosen} with {place}.dtype=float32, but its kernels compute only in 16 bits"
             yield Problem(f"{place}.attn_implementation", found, do=f"Use {place}.dtype=bfloat16, or sdpa")
 
 
 def check_positions(context: Context) -> Iterator[Problem]:
-    """A problem for each `rope_scaling` and `shift_attn` of a model of such a family; a loaded model's own are looked at again later."""
+    """A problem for each `rope_scaling` and `shift_attn` of a model without rotary positions; a loaded model is checked again later."""
     for place in context.places("model"):
         kind, shifted = context.get(f"{place}.rope_scaling.type"), context.get(f"{place}.shift_attn")
         if not (kind or shifted is True):
             continue
         family = _model_type(context, context.get(place) or {})
         if family in _WITHOUT_ROTARY and kind:
-            found = f"'{kind}', but a model of type {family} has no rotary positions to scale"
+            found = f"'{kind}', but a model of type {family} doesn't have rotary positions to scale"
             yield Problem(f"{place}.rope_scaling.type", found, do="Leave it null")
         if family in _WITHOUT_ROTARY and shifted is True:
             found = f"true, but LongLoRA needs rotary positions, and a model of type {family} doesn't have any"
@@ -173,7 +153,7 @@ def check_positions(context: Context) -> Iterator[Problem]:
 
 
 def _model_type(context: Context, model: Any) -> str | None:
-    """The model_type of the class that a model option is loaded as, as far as it can be known."""
+    """The model_type of the class that loads a model option; None if it isn't known yet."""
     path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
     on_disk = None
     if isinstance(path, str) and not (context.smoke and stated):
@@ -182,7 +162,7 @@ def _model_type(context: Context, model: Any) -> str | None:
 
 
 def check_trainable_dtype(context: Context) -> Iterator[Problem]:
-    """A problem for each such `finetune`; weights whose type nothing says yet are looked at once they are loaded."""
+    """A problem for each `trainable_dtype=checkpoint` without effect or in float16; an unknown dtype is checked after loading."""
     for step in (step for step in context.steps if context.trains(step)):
         place, model = context.part(step, "finetune"), context.part(step, "model")
         conf, key = context.get(place) or {}, f"{place}.trainable_dtype"
@@ -190,25 +170,25 @@ def check_trainable_dtype(context: Context) -> Iterator[Problem]:
             continue
         dtype = _loaded_dtype(context, context.get(model) or {})
         if context.get(f"{model}.quantization.bits") is not None:
-            yield _without_effect(key, "what isn't quantized is of float32")
+            yield _without_effect(key, "the weights that aren't quantized are in float32")
         elif "r" in conf and not conf.get("modules_to_save") and conf.get("bias") in (None, "none"):
-            yield _without_effect(key, "adapters alone are trained, which are of float32 in any case")
+            yield _without_effect(key, "only adapters are trained, which are always in float32")
         elif dtype == "float32":
-            yield _without_effect(key, "the weights are of float32")
+            yield _without_effect(key, "the weights are in float32")
         elif dtype == "float16":
             yield Problem(
                 key,
-                "checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge",
+                "checkpoint, but the weights are in float16, in which Adam's epsilon is 0 and steps become huge",
                 do=f"Use {key}=float32, or {model}.dtype=bfloat16",
             )
 
 
 def _without_effect(key: str, why: str) -> Problem:
-    return Problem(key, f"checkpoint, and {why}", do="Leave it out")
+    return Problem(key, f"checkpoint, but {why}", do="Leave it out")
 
 
 def _loaded_dtype(context: Context, model: dict[str, Any]) -> str | None:
-    """The type that a model's weights are loaded in, None where nothing says it yet."""
+    """The dtype in which a model's weights are loaded; None if it isn't known yet."""
     chosen, path = str(model.get("dtype")), model.get("pretrained_model_name_or_path")
     if chosen != "auto" or context.smoke or not isinstance(path, str):
         return chosen

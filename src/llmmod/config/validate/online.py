@@ -1,7 +1,7 @@
 """Training on a model's own completions (stage=ppo, stage=grpo): rewards, rollouts, and groups of completions.
 
-A reward must name one source that can score. A rollout samples from the current policy, and reads its prompts again. Arguments
-of groups must fit together, and some arguments of trl's GRPO are refused, since llmmod computes their part itself.
+A reward must name one source of scores. A rollout samples from the current policy, and reads its prompts again. Arguments about groups
+must fit together. Some arguments of trl's GRPO are refused, since llmmod computes that part itself.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from llmmod.files.paths import resolve_path
 from llmmod.instantiate import import_own
 
 _HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
-_OWN = "llmmod's own sampling answers, with the model that is trained"
-# field -> why it can't be true, or anything
+_OWN = "llmmod samples the answers itself, with the model that is trained"
+# field -> why it can't be set
 REFUSED: Mapping[str, str] = {
     "use_vllm": _OWN,
     "use_transformers_continuous_batching": _OWN,
     "use_transformers_paged": _OWN,
-    "sync_ref_model": "the reference shares what it can with the model that is trained, and stays where that began",
+    "sync_ref_model": "the reference shares weights with the model that is trained, and keeps its initial state",
     "cast_lm_head_to_fp32": "finetune.upcast_head does that",
-    "use_liger_kernel": "its kernels take the place of the head that log-probabilities are taken from",
-    "neftune_noise_alpha": "an answer's probability would differ from when it was sampled",
-    "auto_find_batch_size": "a smaller batch would tear a prompt's answers apart",
-    "router_aux_loss_coef": "grpo doesn't learn from that loss",
-    "log_completions_hub_repo": "a run uploads nothing",
+    "use_liger_kernel": "its kernels replace the head that computes log-probabilities",
+    "neftune_noise_alpha": "an answer's probability would differ from the one at sampling",
+    "auto_find_batch_size": "a smaller batch would separate the answers to a prompt",
+    "router_aux_loss_coef": "grpo doesn't use that loss",
+    "log_completions_hub_repo": "a run doesn't upload anything",
 }
 _NEEDED = ("num_generations", "max_completion_length")
 _GROUPED = ("group_by_length", "batch_rebalance")
 
 
 def check_rewards(context: Context) -> Iterator[Problem]:
-    """A problem for each reward of a training that can't be asked."""
+    """A problem for each reward of a training that can't score."""
     for step in context.steps:
         place = context.part(step, "training")
         training = context.get(place)
@@ -59,7 +59,7 @@ def _check_reward(context: Context, step: str, key: str, conf: Mapping[str, Any]
         return
     nodes = reward_nodes(conf)
     if not nodes:
-        yield Problem(key, "every reward is left out, so no answer is better than another", _HOW)
+        yield Problem(key, "every reward is null, so all answers score the same", _HOW)
     for name, node in nodes.items():
         own = key if alone else f"{key}.{name}"
         sources = [source for source in SOURCES if node.get(source) is not None]
@@ -78,11 +78,11 @@ def _check_step(context: Context, step: str, key: str, named: str) -> Iterator[P
     heads = {name: context.head(name) for name in context.training_steps_before(step)}
     rewards = [name for name, head in heads.items() if head == "reward"]
     if named in heads and named not in rewards:
-        yield Problem(key, f"{named} trains a model that writes, not one that scores", did_you_mean(named, rewards) if rewards else "")
+        yield Problem(key, f"{named} trains a language model, not a reward model", did_you_mean(named, rewards) if rewards else "")
     elif named not in heads:
         allowed = did_you_mean(named, rewards) if rewards else ""
         do = "" if rewards else "Put a step with stage=rm before it, or give training.reward.path"
-        yield Problem(key, f"no step '{named}' trains before {step}", allowed, do)
+        yield Problem(key, f"'{named}' is not a training step before {step}", allowed, do)
 
 
 def _check_path(key: str, path: str) -> Iterator[Problem]:
@@ -92,16 +92,16 @@ def _check_path(key: str, path: str) -> Iterator[Problem]:
         yield from error.problems
         return
     if isinstance(found, Path) and not any((found / name).is_file() for name in ("adapter_config.json", "config.json")):
-        yield Problem(key, f"{found} holds neither a model nor an adapter", do="Give what stage=rm wrote: <run>/train")
+        yield Problem(key, f"{found} contains neither a model nor an adapter", do="Give the output of stage=rm: <run>/train")
     elif isinstance(found, Path):
         problem = import_own("llmmod.models.loading.stage_file.wrong_head")(path, found, wanted="reward", key=key)
         yield from [problem] if problem is not None else []
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        yield Problem(key, f"{path} is not a directory", do="Give what stage=rm wrote: <run>/train")
+        yield Problem(key, f"{path} is not a directory", do="Give the output of stage=rm: <run>/train")
 
 
 def _check_function(key: str, node: Mapping[str, Any]) -> Iterator[Problem]:
-    """Told from its source alone; of what can't be read there, `llmmod.trainers.online.rewards` says it once the function is found."""
+    """A problem found in the function's source; `llmmod.trainers.online.rewards` checks the imported function again."""
     function = called(str(node["_target_"]))
     if function is not None:
         needed = [name for name in required(function) if name not in node]
@@ -116,25 +116,25 @@ def _check_weights(key: str, weights: Mapping[str, Any], conf: Mapping[str, Any]
 
 
 def check_rollouts(context: Context) -> Iterator[Problem]:
-    """A problem for each such training with LongLoRA's attention, a streamed dataset, or an end that trl doesn't know."""
+    """A problem for each such training with LongLoRA's attention, a streamed dataset, or stop strings with a mask that trl gets wrong."""
     for step in context.steps:
         training = context.get(context.part(step, "training")) or {}
         if not context.trains(step) or training.get("data_kind") != "prompt":
             continue
         model, dataset = context.part(step, "model"), context.part(step, "dataset")
         if context.get(f"{model}.shift_attn"):
-            found = "true, and answers are sampled without it, so that their probabilities would differ"
+            found = "true, but answers are sampled without it, so their probabilities would differ"
             yield Problem(f"{model}.shift_attn", found, do="Set it to false")
         if context.get(f"{dataset}.streaming"):
-            yield Problem(f"{dataset}.streaming", f"true, and {training.get('stage')} reads its prompts again", do="Set it to false")
+            yield Problem(f"{dataset}.streaming", f"true, but {training.get('stage')} reads its prompts again", do="Set it to false")
         strings, conf = (training.get("generation_kwargs") or {}).get("stop_strings"), context.part(step, "training")
         if strings and training.get("mask_truncated_completions"):
-            found = "true, and trl takes an answer that a string ended (training.generation_kwargs.stop_strings) for one that was cut off"
+            found = "true, but trl treats an answer that ends with a stop string (training.generation_kwargs.stop_strings) as truncated"
             yield Problem(f"{conf}.mask_truncated_completions", found, do="Set it to false")
 
 
 def check_groups(context: Context) -> Iterator[Problem]:
-    """A problem for each contradiction, once for all steps that go by the same arguments."""
+    """A problem for each contradiction, once for all steps with the same arguments."""
     yield from {problem.key: problem for problem in _contradictions(context)}.values()
 
 
@@ -152,32 +152,32 @@ def _check_refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]
     for name, why in REFUSED.items():
         if training.get(name):
             neutral = "false" if training[name] is True else "null"
-            yield Problem(f"{place}.{name}", f"{_shown(training[name])}, and {why}", do=f"Set it to {neutral}")
+            yield Problem(f"{place}.{name}", f"{_shown(training[name])}, but {why}", do=f"Set it to {neutral}")
     yield from (Problem(f"{place}.{name}", "null", "Allowed: a number") for name in _NEEDED if training.get(name) is None)
     if training.get("train_sampling_strategy") in _GROUPED:
-        found = f"{training['train_sampling_strategy']}, and a prompt's answers have no length before they are sampled"
+        found = f"{training['train_sampling_strategy']}, but the lengths of a prompt's answers are unknown before they are sampled"
         yield Problem(f"{place}.train_sampling_strategy", found, "Allowed: random, sequential")
 
 
 def _check_sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    """Each batch of answers holds whole groups; a rehearsal has sizes of its own, and is to tell whether those of the run will do."""
+    """Problems of batches that don't contain whole groups; a rehearsal has its own sizes, so the run's are checked here."""
     processes = expected_processes(context.get("distributed") or {})
     answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * processes
     whole, times = training.get("generation_batch_size"), training.get("steps_per_generation")
     if whole and times:
-        yield Problem(f"{place}.steps_per_generation", f"{times}, and generation_batch_size={whole} says so too", do="Keep one of them")
+        yield Problem(f"{place}.steps_per_generation", f"{times}, but generation_batch_size={whole} sets it too", do="Keep one of them")
     if not answers or not rows:
         return
     if whole and whole % rows:
         yield Problem(f"{place}.generation_batch_size", f"{whole} answers, in micro-batches of {rows}", f"Allowed: multiples of {rows}")
     elif (sampled := whole or rows * (times or training.get("gradient_accumulation_steps") or 1)) % answers:
-        found = f"{answers} answers to a prompt, and {sampled} are sampled at once"
-        do = f"Set {place}.per_device_train_batch_size or gradient_accumulation_steps so that they divide"
+        found = f"{answers} answers to a prompt, but {sampled} are sampled at once"
+        do = f"Set {place}.per_device_train_batch_size or gradient_accumulation_steps so that {answers} divides {sampled}"
         yield Problem(f"{place}.num_generations", found, do=do)
     held_out = (training.get("per_device_eval_batch_size") or 0) * processes
     each = training.get("num_generations_eval") or answers
     if held_out % each and holds_out(context, context.part(step, "dataset")):
-        found = f"{held_out} answers in all processes, and {each} to each prompt"
+        found = f"{held_out} answers in all processes, but {each} to each prompt"
         yield Problem(f"{place}.per_device_eval_batch_size", found, f"Allowed: multiples of {each}")
 
 

@@ -1,7 +1,7 @@
-"""Values of a step that are valid one by one and do not go together.
+"""Values of a step that are valid one by one but contradict each other.
 
-First what holds for every training, then what holds for training on preferences (dpo, kto, rm): most of that trl (1.16) would say too, but
-only once a model is loaded and its trainer is built.
+First the rules for every training, then those for training on preferences (dpo, kto, rm). trl (1.16) would refuse most of the latter
+too, but only once a model is loaded and its trainer is built.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmmod.errors import Problem
 
 _HUB = {"cache_dir": "hub.cache_dir", "token": "hub.token", "proxies": "hub.proxies", "local_files_only": "hub.offline"}
 _CODE = {"revision": "model.revision", "trust_remote_code": "model.trust_remote_code"}
-# Arguments of from_pretrained that have a key of their own, which from_pretrained is given too.
+# Arguments of from_pretrained with a key of their own, whose values are passed to from_pretrained too.
 OWN_KEYS: Mapping[str, Mapping[str, str]] = {
     "model": _HUB | _CODE | {
         "dtype": "model.dtype", "torch_dtype": "model.dtype", "device_map": "model.device_map", "gguf_file": "model.gguf_file",
@@ -59,18 +59,18 @@ def _quantized(context: Context, step: str) -> Iterator[Problem]:
     model, finetune = context.part(step, "model"), context.part(step, "finetune")
     bits, name = context.get(f"{model}.quantization.bits"), context.get(f"{finetune}.name")
     if name == "qlora" and bits is None:
-        found = "null with finetune=qlora, which trains adapters on quantized weights"
-        yield Problem(f"{model}.quantization.bits", found, "Allowed: 4, 8", "For weights as they are: finetune=lora")
+        found = "null, but finetune=qlora trains adapters on quantized weights"
+        yield Problem(f"{model}.quantization.bits", found, "Allowed: 4, 8", "For weights that are not quantized, use finetune=lora")
     elif bits is not None and name in ("full", "freeze"):
-        found = f"{bits} with finetune={name}, and quantized weights can't be trained"
+        found = f"{bits} with finetune={name}, but quantized weights can't be trained"
         yield Problem(f"{model}.quantization.bits", found, do="Use finetune=qlora, or set it to null")
 
 
 def _scores_only(context: Context, step: str) -> Iterator[Problem]:
     training = context.part(step, "training")
     if context.get(f"{training}.head") == "reward":
-        found = f"{step}, and {training}.stage={context.get(f'{training}.stage')} has a model that scores and doesn't write"
-        yield Problem("pipeline", found, do="Leave it out; predict writes the scores")
+        found = f"has {step}, but the model of {training}.stage={context.get(f'{training}.stage')} gives scores and can't generate text"
+        yield Problem("pipeline", found, do=f"Leave {step} out; predict writes the scores")
 
 
 def _shifted_attention(context: Context, step: str) -> Iterator[Problem]:
@@ -79,7 +79,7 @@ def _shifted_attention(context: Context, step: str) -> Iterator[Problem]:
     if not context.get(f"{model}.shift_attn"):
         return
     if context.get(f"{dataset}.packing"):
-        found = f"true with {model}.shift_attn=true, whose groups are those of a row and not of the examples in it"
+        found = f"true with {model}.shift_attn=true, which groups the tokens of a row and ignores the examples in it"
         yield Problem(f"{dataset}.packing", found, do="Set one of them to false")
     if attention not in (None, "sdpa"):
         found = f"{attention} with {model}.shift_attn=true"
@@ -90,7 +90,7 @@ def _rope(context: Context, place: str) -> Iterator[Problem]:
     scaling = context.get(f"{place}.rope_scaling") or {}
     known = scaling.get("type") in CHOICES["model.rope_scaling", "type"]
     if known and not scaling.get("factor") and not context.get(f"{place}.model_max_length"):
-        do = f"Set it, or {place}.model_max_length, from which it is worked out"
+        do = f"Set it, or {place}.model_max_length, from which it is computed"
         yield Problem(f"{place}.rope_scaling.factor", f"not set, and {place}.rope_scaling.type is {scaling['type']}", do=do)
 
 
@@ -104,13 +104,13 @@ def _training(context: Context, place: str) -> Iterator[Problem]:
     training = context.get(place) or {}
     evaluates, saves = training.get("eval_strategy"), training.get("save_strategy")
     if training.get("bf16") and training.get("fp16"):
-        yield Problem(f"{place}.fp16", f"true, and {place}.bf16 too", do="Keep one of them")
+        yield Problem(f"{place}.fp16", f"true, but {place}.bf16 is true as well", do="Keep one of them")
     if training.get("load_best_model_at_end"):
         if evaluates == "no":
             found = f"true with {place}.eval_strategy=no"
             yield Problem(f"{place}.load_best_model_at_end", found, do="Set eval_strategy to steps or epoch")
         elif saves not in ("best", evaluates):
-            found = f"true, and {place}.save_strategy={saves} is not {place}.eval_strategy={evaluates}"
+            found = f"true, but {place}.save_strategy={saves} is not {place}.eval_strategy={evaluates}"
             yield Problem(f"{place}.load_best_model_at_end", found, do=f"Set save_strategy={evaluates}")
 
 
@@ -121,9 +121,9 @@ def _dataset(context: Context, place: str) -> Iterator[Problem]:
         own = next((name for name in ways if context.user_set(f"{place}.{name}")), ways[0])
         others = " and ".join(f"{place}.{name}={shown(dataset[name])}" for name in ways if name != own)
         neutral = ", ".join(f"{name}={'0' if name == 'val_size' else 'null'}" for name in ways if name != own)
-        yield Problem(f"{place}.{own}", f"set, and {others} holds examples out as well", do=f"Keep one of them: {neutral}")
+        yield Problem(f"{place}.{own}", f"set, but {others} holds out examples too", do=f"Keep one of them: {neutral}")
     if dataset.get("streaming") and isinstance(dataset.get("val_size"), float) and 0 < dataset["val_size"] < 1:
-        found = f"{dataset['val_size']:g}, a fraction of a streamed dataset, whose length is unknown"
+        found = f"{dataset['val_size']:g} is a fraction, but the length of a streamed dataset is unknown"
         yield Problem(f"{place}.val_size", found, do="Give a number of examples, or val_files")
     if dataset.get("streaming"):
         yield from _unknown_length(context, place)
@@ -134,7 +134,7 @@ def _unknown_length(context: Context, place: str) -> Iterator[Problem]:
         training = context.part(step, "training")
         trains = context.trains(step) and context.part(step, "dataset") == place
         if trains and (context.get(f"{training}.max_steps") or -1) < 1:
-            found = "not set, and the length of a streamed dataset is unknown, so a number of epochs is not enough"
+            found = "not set, but the length of a streamed dataset is unknown, so a number of epochs is not enough"
             yield Problem(f"{training}.max_steps", found, do="Set it")
 
 
@@ -146,7 +146,7 @@ def _generation(context: Context) -> Iterator[Problem]:
 
 
 def without_dropout(context: Context, finetune: str) -> bool:
-    """Whether every training that goes by a node `finetune` takes all dropout out of the model, as trl does for preferences."""
+    """Whether every training with this `finetune` disables all dropout of the model, as trl does for preferences."""
     trainings = [
         context.part(step, "training") for step in context.steps if context.trains(step) and context.part(step, "finetune") == finetune
     ]
@@ -175,53 +175,54 @@ def check_preferences(context: Context) -> Iterator[Problem]:
 
 
 def losses(training: Mapping[str, Any]) -> list[str]:
-    """The losses of a training that has several, nothing elsewhere."""
+    """The losses of a training whose `loss_type` may name several, else an empty list."""
     found = training.get("loss_type")
     return found if isinstance(found, list) else []
 
 
 def reads_smoothing(training: Mapping[str, Any]) -> bool:
-    """Whether a loss of a training goes by `label_smoothing`."""
+    """Whether a loss of a training uses `label_smoothing`."""
     return any(name in _READ_SMOOTHING for name in losses(training))
 
 
 def _dpo_losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     chosen, weights, smoothing = losses(training), training.get("loss_weights"), training.get("label_smoothing") or 0
     if not chosen:
-        yield Problem(f"{place}.loss_type", "none", f"Allowed: {', '.join(LOSSES)}")
+        yield Problem(f"{place}.loss_type", "is empty", f"Allowed: {', '.join(LOSSES)}")
     if weights is not None and len(weights) != len(chosen):
         found = f"{len(weights)} for {len(chosen)} losses"
         yield Problem(f"{place}.loss_weights", found, do=f"Give one for each of: {', '.join(chosen)}")
     if training.get("beta") == 0:
         yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
     if "exo_pair" in chosen and smoothing == 0:
-        yield Problem(f"{place}.label_smoothing", "0, and the loss exo_pair takes its logarithm", do="Set it; its paper takes 1e-3")
+        yield Problem(f"{place}.label_smoothing", "0, but the loss exo_pair takes its logarithm", do="Set it; its paper uses 1e-3")
     if "robust" in chosen and smoothing >= 0.5:
         yield Problem(f"{place}.label_smoothing", f"found {smoothing:g} with the loss robust", "Allowed: 0 or more and below 0.5")
     if training.get("use_weighting") and (odd := [name for name in chosen if name in (*_SORTED, "sft")]):
-        found = f"true with the loss {' and '.join(odd)}, which has no weight for each pair"
+        found = f"true, but the loss {' and '.join(odd)} doesn't have a weight for each pair"
         yield Problem(f"{place}.use_weighting", found, do="Set it to false, or choose another loss")
     divergence = training.get("f_divergence_type")
     if divergence not in (None, "reverse_kl") and (odd := [name for name in chosen if name not in WITH_DIVERGENCE]):
-        found = f"{divergence} with the loss {' and '.join(odd)}, which there is for reverse_kl alone"
+        found = f"{divergence}, but the loss {' and '.join(odd)} exists only for reverse_kl"
         yield Problem(f"{place}.f_divergence_type", found, do=f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}")
 
 
 def _kto(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    """What kto's arguments can't be together; its loss `kto` takes mismatched pairs that are made of each batch."""
+    """Problems of kto's arguments; its loss `kto` needs mismatched pairs, which are made from each batch."""
     if training.get("beta") == 0:
         yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
     if training.get("desirable_weight") == training.get("undesirable_weight") == 0:
-        yield Problem(f"{place}.desirable_weight", f"0 as {place}.undesirable_weight, and nothing is learned", do="Set one of them above 0")
+        found = f"0 like {place}.undesirable_weight, with which nothing is learned"
+        yield Problem(f"{place}.desirable_weight", found, do="Set one of them above 0")
     if training.get("loss_type") != "kto":
         return
-    do = f"or set {place}.loss_type=apo_zero_unpaired, which needs none"
+    do = f"or set {place}.loss_type=apo_zero_unpaired, which doesn't need them"
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if training.get(name) == 1:
-            found = "1, and the loss kto takes mismatched pairs, which are made within a batch"
+            found = "1, but the loss kto needs mismatched pairs, which are made within a batch"
             yield Problem(f"{place}.{name}", found, do=f"Set it to 2 or more, {do}")
     if training.get("precompute_ref_log_probs"):
-        found = "true, and the loss kto takes mismatched pairs, which are made in training"
+        found = "true, but the loss kto needs mismatched pairs, which are made during training"
         yield Problem(f"{place}.precompute_ref_log_probs", found, do=f"Set it to false, {do}")
 
 
@@ -229,10 +230,10 @@ def _reference(context: Context, step: str, place: str, training: Mapping[str, A
     known, synced = training["precompute_ref_log_probs"], training.get("sync_ref_model")
     model, dataset, finetune = (context.part(step, part) for part in ("model", "dataset", "finetune"))
     if known and context.get(f"{dataset}.streaming"):
-        found = f"true with {dataset}.streaming=true, whose examples have no end"
+        found = f"true with {dataset}.streaming=true, but a stream may be endless"
         yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
     if known and context.get(f"{model}.shift_attn"):
-        found = f"true with {model}.shift_attn=true, which is for training alone"
+        found = f"true with {model}.shift_attn=true, which is only used in training"
         yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
     if synced and known:
         yield Problem(f"{place}.sync_ref_model", f"true with {place}.precompute_ref_log_probs=true", do="Set one of them to false")

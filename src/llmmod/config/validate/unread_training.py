@@ -1,7 +1,7 @@
-"""Which arguments of a stage's trainer are not read, and when: the rules for `training` of `keys.check_unread`, as data.
+"""The arguments of a stage's trainer that are not read, with their conditions: the rules of `keys.check_unread` for `training`.
 
-benchmarks/effects.py tries every argument of every stage: an argument that changes nothing there has a rule here. Of a user's own
-trainer, only what llmmod itself decides is known.
+benchmarks/effects.py tries every argument of every stage: an argument that changes nothing there has a rule here. For a user's own
+trainer, the rules cover only what llmmod decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENGINES = (
     )),
     "transformers_continuous_batching_config",
 )  # fmt: skip
-# What transformers does with an evaluation's predictions, of which none are kept unless a function of the user's own measures them.
+# Arguments for an evaluation's predictions, which are kept only if a user's own function measures them.
 _OF_PREDICTIONS = (
     "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
     "eval_accumulation_steps",
@@ -36,7 +36,7 @@ _OF_PREDICTIONS = (
 _PROJECTED = ("galore_", "apollo_")
 _WITHOUT_ADAM = ("adafactor", "sgd", "adagrad", "rmsprop", "rmsprop_", "galore_", "lomo", "adalomo", "grokadamw", "schedule_free_sgd")
 _WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor", "lomo", "adalomo")
-_SORTED = ("random", "group_by_length")  # the usual one, and the name that all trainers have for that of Seq2SeqTrainer
+_SORTED = ("random", "group_by_length")  # the default, and the name in all trainers for the argument of Seq2SeqTrainer
 _NOT_HELD_OUT = "examples to evaluate on are not held out|Set dataset.val_size"
 _NOT_RESUMED = "only a resumed training reads it|Set training.resume_from_checkpoint"
 _NO_WORKERS = "not read with dataloader_num_workers=0"
@@ -53,12 +53,12 @@ def always(context: Context, key: str, node: Node) -> bool:
 
 
 def _on(*names: str) -> Condition:
-    """A condition: one of the fields is set, and not to false: to leave out what nobody has is no mistake."""
+    """A condition: one of the fields is set, and not to false."""
     return lambda context, key, node: any(node.get(name) for name in names)
 
 
 def _ours(node: Node) -> bool:
-    """Whether the trainer is one of llmmod's: a class of the user's own may read anything."""
+    """Whether the trainer is one of llmmod's: a user's own class may read any argument."""
     return str((node.get("trainer") or {}).get("_target_")).startswith("llmmod.")
 
 
@@ -67,7 +67,7 @@ def _ours_and(condition: Condition) -> Condition:
 
 
 def _optimizer(*names: str) -> Condition:
-    """A condition: the optimizer is one of these, or begins so where a name ends in an underscore."""
+    """A condition: the optimizer is one of these; a name that ends in an underscore is a prefix."""
     return lambda context, key, node: any(
         node.get("optim") == name or (name[-1] == "_" and str(node.get("optim")).startswith(name)) for name in names
     )
@@ -95,10 +95,10 @@ def _compares_nothing(context: Context, key: str, node: Node) -> bool:
     return not (best or node.get("metric_for_best_model") or node.get("lr_scheduler_type") == "reduce_lr_on_plateau")
 
 
-# its fields, when they are not read, why and what to do
+# the fields, the condition under which they are not read, why and what to do
 OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("num_train_epochs",), lambda c, k, n: (n.get("max_steps") or -1) > 0, "not read, since max_steps is set|Set one of them"),
-    # To say that nothing is evaluated where nothing is held out is no mistake.
+    # eval_strategy=no is allowed if examples are not held out.
     (("eval_strategy", "eval_steps", "eval_delay"),
      lambda c, k, n: n.get("eval_strategy") != "no" and evaluates_nothing(c, k), _NOT_HELD_OUT),
     (("eval_on_start",), lambda c, k, n: bool(n.get("eval_on_start")) and evaluates_nothing(c, k), _NOT_HELD_OUT),
@@ -110,7 +110,7 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("logging_steps",), has("logging_strategy", "no", "epoch"), "only read with logging_strategy=steps"),
     (("early_stopping_patience",), lambda c, k, n: n.get("early_stopping_patience") is not None and evaluates_nothing(c, k), _NOT_HELD_OUT),
     (("early_stopping_threshold",), has("early_stopping_patience", None), "only read with early_stopping_patience"),
-    (("greater_is_better",), _compares_nothing, "no model is found to be the best|Set training.metric_for_best_model"),
+    (("greater_is_better",), _compares_nothing, "a best model is not selected|Set training.metric_for_best_model"),
     (("gradient_checkpointing", "gradient_checkpointing_kwargs"), has("activation_checkpointing", True, False),
      "not read, since activation_checkpointing, its new name, is set|Set one of them"),
     (("gradient_checkpointing_kwargs",), has("gradient_checkpointing", False), "not read with gradient_checkpointing=false"),
@@ -118,16 +118,16 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("dataloader_prefetch_factor", "dataloader_persistent_workers"), has("dataloader_num_workers", 0), _NO_WORKERS),
     (("dataloader_multiprocessing_context", "dataloader_in_order"), has("dataloader_num_workers", 0), _NO_WORKERS),
     (("sortish_sampler",), lambda c, k, n: bool(n.get("sortish_sampler")) and n.get("train_sampling_strategy") not in _SORTED,
-     "train_sampling_strategy says another order|Set one of them"),
+     "train_sampling_strategy sets another order|Set one of them"),
     (("sortish_sampler",), lambda c, k, n: bool(n.get("sortish_sampler")) and "num_generations" in n,
-     "a prompt's answers have no length before they are sampled"),
+     "the lengths of a prompt's answers are unknown before they are sampled"),
     (("dataloader_drop_last",), _ours_and(lambda c, k, n: bool(n.get("dataloader_drop_last")) and n.get("data_kind") == "prompt"),
-     "the last rollout of an epoch is filled up with its first prompts"),
+     "the last rollout of an epoch is filled with the first prompts of the epoch"),
     (("optim_target_modules",), nor(_optimizer(*_PROJECTED)), "only the optimizers galore_… and apollo_… read it"),
-    (("optim_args",), _optimizer(*_WITHOUT_ARGS), "this optimizer has no arguments of its own"),
+    (("optim_args",), _optimizer(*_WITHOUT_ARGS), "this optimizer doesn't have arguments of its own"),
     (("adam_beta1", "adam_beta2", "adam_epsilon"), _optimizer(*_WITHOUT_ADAM), "this optimizer is not Adam|Set training.optim_args"),
     (("label_smoothing_factor",), _ours_and(nor(lambda c, k, n: n.get("data_kind") in ("conversation", "document"))),
-     "only the losses of pt and sft have a word to smooth|Leave it out; dpo has training.label_smoothing"),
+     "only the losses of pt and sft smooth labels|Leave it out; dpo has training.label_smoothing"),
     (("label_smoothing_factor",), lambda c, k, n: n.get("loss_type") in ("dft", "chunked_nll"), "only the loss nll reads it"),
     (("discopop_tau",), lambda c, k, n: "discopop" not in losses(n), "only the loss discopop reads it"),
     (("label_smoothing",), lambda c, k, n: not reads_smoothing(n), "only the losses exo_pair, robust and aot read it"),
@@ -140,7 +140,7 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("generation_max_length", "generation_num_beams", "generation_config"), has("predict_with_generate", False),
      "not read with predict_with_generate=false|The steps predict and chat read generation.*"),
     (("generation_max_length", "generation_num_beams", "generation_config"),
-     lambda c, k, n: (n.get("predict") or {}).get("_target_") == SCORES, "predict writes scores in this stage, and no answers"),
+     lambda c, k, n: (n.get("predict") or {}).get("_target_") == SCORES, "predict writes scores in this stage instead of answers"),
     (("horizon",), has("target", None), "only read with training.target"),
     (("use_score_norm",), lambda c, k, n: bool(n.get("use_score_norm")) and n.get("use_score_scaling") is False,
      "only read with use_score_scaling=true"),
@@ -151,25 +151,25 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), nor(has("loss_type", "vespo")),
      "only the loss vespo reads it"),
     (("epsilon", "delta"), nor(has("loss_type", *CLIPPED)), "not read by this loss_type"),
-    (_ENGINES, always, "the model itself answers, and no other engine"),
+    (_ENGINES, always, "the model that is trained generates the answers, without another engine"),
     (("max_tool_calling_iterations", "log_multimodal", "chat_template_kwargs", "ds3_gather_for_generation"), always,
-     "prompts come rendered, as texts, and no tool is called"),
+     "prompts are rendered to text before, and tools are not called"),
     (("num_completions_to_print", "log_unique_prompts"), has("log_completions", False), "only read with log_completions=true"),
     (("run_name", "log_unique_prompts"), has("report_to", None, "none", [], ["none"]), "only read with training.report_to"),
     (("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), lambda c, k, n: not _reports_to(n, "trackio"),
      "only read with training.report_to=trackio"),
     (("ignore_data_skip", "restore_callback_states_from_checkpoint"), has("resume_from_checkpoint", None, False), _NOT_RESUMED),
-    (_OF_PREDICTIONS, _keeps_no_predictions, "an evaluation adds up sums as it goes, and keeps no predictions"),
+    (_OF_PREDICTIONS, _keeps_no_predictions, "an evaluation accumulates sums and doesn't keep predictions"),
     (("bf16_full_eval", "fp16_full_eval"), _on("bf16_full_eval", "fp16_full_eval"),
-     "it would round the weights for all that follows|Set model.dtype, or training.bf16, which rounds products alone"),
-    (("logging_nan_inf_filter",), _ours_and(_on("logging_nan_inf_filter")), "a loss that is not a number ends the training"),
-    (("use_cache",), _ours_and(_on("use_cache")), "a training keeps no keys and values|Answers have generation.use_cache"),
+     "it would round the weights for the rest of the run|Set model.dtype, or training.bf16, which only rounds products"),
+    (("logging_nan_inf_filter",), _ours_and(_on("logging_nan_inf_filter")), "a loss that is not finite ends the training"),
+    (("use_cache",), _ours_and(_on("use_cache")), "training doesn't cache keys and values|For answers, set generation.use_cache"),
     (("enable_jit_checkpoint",),
      lambda c, k, n: bool(n.get("enable_jit_checkpoint")) and expected_processes(c.get("distributed") or {}) == 1,
-     "a training that a signal ends leaves a checkpoint anyway"),
-    (("parallelism_config",), _on("parallelism_config"), "no stage has its examples split over devices|Set training.fsdp"),
-    (("remove_unused_columns", "length_column_name", "label_names"), always, "llmmod makes the columns itself"),
-    (("local_rank",), always, "torchrun and accelerate say it"),
-    (_HUB, always, "a run uploads nothing|Export, and upload with hf upload"),
+     "a training that a signal ends always saves a checkpoint"),
+    (("parallelism_config",), _on("parallelism_config"), "the stages don't split an example over devices|Set training.fsdp"),
+    (("remove_unused_columns", "length_column_name", "label_names"), always, "llmmod creates the columns itself"),
+    (("local_rank",), always, "torchrun and accelerate set it"),
+    (_HUB, always, "a run doesn't upload anything|Export, and upload with hf upload"),
     *(((name,), always, f"llmmod does this itself, before the trainer|Set {where}") for name, where in SAID_ELSEWHERE.items()),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Values that are wrong on their own: of a type that the field does not take, out of bounds, or not one of the choices.
+"""Values that are wrong on their own: of a type that the field doesn't accept, out of bounds, or not one of the choices.
 
-OmegaConf checks what its types can say. The tables `ACCEPTED` and `CHOICES` beside the generated schemas, and those here, say the rest.
+OmegaConf checks the types that it supports. The tables `ACCEPTED` and `CHOICES` of the generated schemas, and those here, have the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmmod.config.step_parts import Context
 from llmmod.config.wording import allowed, shown
 from llmmod.errors import Problem, did_you_mean
 
-# Of our own fields, by what their node is called.
+# For our own fields: (the node's name, field) -> accepted types.
 ACCEPTED: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("dataset", "data_files"): ("str", "list[str]", "dict[str, Any]", "None"),
     ("dataset", "val_files"): ("str", "list[str]", "None"),
@@ -33,7 +33,7 @@ ACCEPTED: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
 _NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "None": "null", "False": "false"}
-# (what the node is called, field) -> the values it allows besides null.
+# (the node's name, field) -> the allowed values besides null.
 CHOICES: Mapping[tuple[str, str], tuple[str | int, ...]] = {
     ("model.quantization", "bits"): (4, 8),
     ("model.rope_scaling", "type"): ("linear", "dynamic", "yarn"),
@@ -45,7 +45,7 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
 def check_types(context: Context) -> Iterator[Problem]:
-    """A problem for each value whose type its field doesn't take."""
+    """A problem for each value whose type its field doesn't accept."""
     for key, label, schema in context.labelled_nodes():
         node = context.get(key)
         own = {name: types for (place, name), types in ACCEPTED.items() if place == label}
@@ -56,7 +56,7 @@ def check_types(context: Context) -> Iterator[Problem]:
 
 @cache
 def tables(schema: type, name: str) -> dict[str, tuple[str, ...]]:
-    """field -> what the table `name` says of it, from the modules of a dataclass and its bases."""
+    """Field -> its entry in the table `name`, from the modules of a dataclass and its bases."""
     found: dict[str, tuple[str, ...]] = {}
     for base in reversed(schema.__mro__):
         table = getattr(sys.modules.get(base.__module__), name, {})
@@ -77,7 +77,7 @@ def _check(key: str, value: Any, types: tuple[str, ...]) -> Iterator[Problem]:
 
 
 def accepts(value: Any, kind: str) -> bool:
-    """Whether a value has a type given by its name: `str`, `list[int]`, `dict[str, Any]`, `A | B`, or a class's path for a dict."""
+    """Whether a value has the type with a name: `str`, `list[int]`, `dict[str, Any]`, `A | B`, or a class's path for a dict."""
     if " | " in kind and kind.count("[") == 0:
         return any(accepts(value, part) for part in kind.split(" | "))
     outer, _, inner = kind.partition("[")
@@ -92,7 +92,7 @@ def accepts(value: Any, kind: str) -> bool:
         return isinstance(value, dict) and all(accepts(item, of_value) for item in value.values())
     if kind in _PLAIN:
         return isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool))  # type: ignore[arg-type]
-    return isinstance(value, dict)  # a class of the library's, by its fields
+    return isinstance(value, dict)  # a class of the library, written as its fields
 
 
 def _options(kind: str) -> list[str]:
@@ -100,7 +100,7 @@ def _options(kind: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """The parts of `str, list[int]`, brackets respected."""
+    """The parts of a text such as `str, list[int]`; commas within brackets don't separate."""
     parts, depth = [""], 0
     for letter in text:
         depth += {"[": 1, "]": -1}.get(letter, 0)
@@ -120,7 +120,7 @@ def _named(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Bound:
-    """A condition on a number, and how a message puts it."""
+    """A condition on a number, and its text in a message."""
 
     text: str
     holds: Callable[[float], bool]
@@ -138,11 +138,11 @@ SHARE = Bound("above 0, up to 1", lambda x: 0 < x <= 1)
 UP_TO_1 = Bound("from 0 to 1", lambda x: 0 <= x <= 1)
 SEED = Bound("0 or more, below 2**32", lambda x: 0 <= x < 2**32)
 NOT_0 = Bound("above 0 for the last layers, below 0 for the first", lambda x: x != 0)
-STEPS_OR_NONE = Bound("1 or more, or -1 for as many as the epochs have", lambda x: x >= 1 or x == -1)
+STEPS_OR_NONE = Bound("1 or more, or -1 for all steps of the epochs", lambda x: x >= 1 or x == -1)
 EXAMPLES = Bound("a fraction such as 0.1, or a whole number of examples", lambda x: 0 <= x < 1 or (x >= 1 and x == int(x)))
 GROUP = Bound("a share of the sequence such as 0.25, or a whole number of tokens from 2", lambda x: 0 < x < 1 or (x >= 2 and x == int(x)))
 
-# What the node is called -> field -> its bound; null is for the schema to allow.
+# The node's name -> field -> its bound; the schema says whether null is allowed.
 BOUNDS: Mapping[str, Mapping[str, Bound]] = {
     "": {"seed": SEED},
     "training": {
@@ -222,7 +222,7 @@ def check_choices(context: Context) -> Iterator[Problem]:
 
 
 def _check_text(key: str, value: Any, choices: tuple[str, ...]) -> Iterator[Problem]:
-    """A problem for a text, or each of a list, that is none of the choices; a part in [brackets] stands for any text."""
+    """A problem for a text, or each text of a list, that isn't one of the choices; a part in [brackets] stands for any text."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str) and not any(_matches(item, choice) for choice in choices):
             yield Problem(key, f"found {shown(item)}", allowed(item, choices))
@@ -237,13 +237,13 @@ def _matches(text: str, choice: str) -> bool:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The data formats there are: `auto`, and each module of `llmmod.data.formats`."""
+    """The names of the data formats: `auto`, and each module of `llmmod.data.formats`."""
     directory = Path(__file__).parents[2] / "data" / "formats"
     return ("auto", *sorted(file.stem for file in directory.glob("*.py") if not file.stem.startswith("_")))
 
 
 def _check_size(key: str, value: str) -> Iterator[Problem]:
-    """A problem for a size without its unit: 5 would be five bytes."""
+    """A problem for a size without a unit: 5 would be five bytes."""
     if not _SIZE.fullmatch(value):
         number = re.fullmatch(r"\d+(\.\d+)?", value.strip())
         found = f"{value} has no unit" if number else f"found {shown(value)}"

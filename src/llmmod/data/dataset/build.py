@@ -1,7 +1,7 @@
 """A dataset of examples from a stream of records, in one process or several.
 
-Batches go to a file as they come, and the dataset is that file, mapped: what is in memory doesn't grow with the rows. `datasets` is not
-asked to cache anything: it would decide by a hash of closures whether a result may be used again, and be wrong in silence.
+Each batch is written to a file, and the dataset is that file, memory-mapped: memory doesn't grow with the rows. The cache of `datasets` is
+not used: it decides by a hash of closures whether a result can be reused, and can be silently wrong.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from llmmod.data.sources.reader import BadRows
 from llmmod.errors import DataError, Problem
 
 BATCH = 1000  # records rendered and encoded together
-CHARACTERS = 4_000_000  # of documents that are
+CHARACTERS = 4_000_000  # the same limit for documents
 
 
 class Batch(NamedTuple):
-    """What some records became."""
+    """The examples of some records."""
 
     table: pa.RecordBatch  # the columns of their example type
     per_record: list[int]  # examples of each record
     counts: Counts
-    problems: list[Problem]  # of records that can't be trained; an exception would lose its parts between processes
+    problems: list[Problem]  # of records that can't be trained on; an exception would lose its attributes between processes
 
 
 class Built(NamedTuple):
-    """What all records became."""
+    """The examples of all records."""
 
     dataset: Dataset  # the columns of their example type; ids are lists of int32
     per_record: list[int]  # examples of each record
     counts: Counts
-    bad: BadRows  # records that can't be trained
+    bad: BadRows  # records that can't be trained on
 
 
 def build_dataset(
@@ -61,13 +61,13 @@ def build_dataset(
 
     Args:
         rows: records with their locations.
-        example_tokenizer: how they become examples.
-        path: the Arrow file they are written to and mapped from; None: they are held in memory.
-        num_proc: processes; None or 1: this one.
-        skip: whether records that can't be trained are left out; false: the first ends it.
+        example_tokenizer: turns them into examples.
+        path: the Arrow file they are written to and mapped from; None: they are kept in memory.
+        num_proc: processes; None or 1: only this one.
+        skip: whether records that can't be trained on are left out; otherwise the first is an error.
 
     Raises:
-        DataError: a record can't be trained.
+        DataError: a record can't be trained on.
     """
     made: Iterator[Batch] = (to_batch(example_tokenizer, batch) for batch in _batches(rows))
     if num_proc is not None and num_proc > 1:
@@ -99,22 +99,22 @@ def build_dataset(
 
 
 def map_dataset(path: Path, *, fingerprint: str | None = None) -> Dataset:
-    """The dataset in an Arrow file, mapped and not loaded.
+    """The dataset in an Arrow file, memory-mapped.
 
     Args:
         path: the file.
-        fingerprint: by which `datasets` finds what it made of this dataset; None: it never does.
+        fingerprint: of the dataset, for cached results of `datasets`; None: a new one.
     """
     return _dataset(MemoryMappedTable.from_file(str(path)), fingerprint)
 
 
 def _dataset(table: InMemoryTable | MemoryMappedTable, fingerprint: str | None = None) -> Dataset:
-    # Of no other dataset: a fingerprint is what `datasets` finds cached results by.
+    # It must be unique: `datasets` finds cached results by the fingerprint.
     return Dataset(table, fingerprint=fingerprint or generate_random_fingerprint())
 
 
 def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord]) -> Batch:
-    """What some records became, as it travels between processes."""
+    """The examples of some records, in a form that can be sent between processes."""
     records, example_type = example_tokenizer.tokenize(rows), example_tokenizer.example_type
     kept = [record.rows(example_type) for record in records]
     columns = [pa.array([row[column.name] for of_record in kept for row in of_record], column.type) for column in example_type.schema]
@@ -124,7 +124,7 @@ def to_batch(example_tokenizer: ExampleTokenizer, rows: Sequence[LocatedRecord])
 
 
 def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:
-    """How many records are encoded together. A document may be a book, so a thousand of them are too many."""
+    """Batches of records to encode together. A document may be a book, so a batch also has a limit in characters."""
     batch: list[LocatedRecord] = []
     characters = 0
     for located in rows:
@@ -137,12 +137,12 @@ def _batches(rows: Iterable[LocatedRecord]) -> Iterator[list[LocatedRecord]]:
         yield batch
 
 
-_example_tokenizer: ExampleTokenizer | None = None  # of a worker process
+_example_tokenizer: ExampleTokenizer | None = None  # in a worker process
 
 
 def _in_processes(batches: Iterable[list[LocatedRecord]], example_tokenizer: ExampleTokenizer, count: int) -> Iterator[Batch]:
-    """The batches in order; two a process are under way, so that neither the workers wait nor memory grows."""
-    # A forked worker has tokenizer and render already; where forking is unsafe they are pickled once a worker.
+    """The batches in order; two per process are in progress, so that workers don't wait and memory doesn't grow."""
+    # A forked worker has tokenizer and render already; if forking is unsafe, they are pickled once for each worker.
     context = get_context("fork" if sys.platform == "linux" else None)
     with _one_thread_each(), ProcessPoolExecutor(count, context, initializer=_start, initargs=(example_tokenizer,)) as pool:
         under_way: deque[Future[Batch]] = deque()

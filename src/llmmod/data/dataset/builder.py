@@ -1,10 +1,10 @@
-"""A dataset's examples as files in a directory: written batch by batch, mapped when they are read, kept in the cache for later runs.
+"""A dataset's examples as files in a directory: written in batches, memory-mapped when read, cached for later runs.
 
-Every row is read and checked before the first is tokenized, so that a bad one ends the run at once; sources are read twice for it, which
-adds a twentieth to the time (measured: 19 µs a row to read and check, 340 to do all of it) and nothing to memory.
+Every row is read and checked before the first is tokenized, so that a bad one ends the run at once. Sources are read twice for that, which
+adds a twentieth to the time (measured: 19 µs to read and check a row, of 340 in all) and no memory.
 
-The key in the cache is made of everything that decides the examples. Where files lie and what they are called, how many processes work, and
-everything about the training are not part of it.
+The cache key is computed from everything that affects the examples. The places and names of files, the number of processes and the training
+are not part of it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _TRAIN, _EVAL, _CONVERSATIONS, _ACCOUNT = "train.arrow", "eval.arrow", "eval_con
 
 @dataclass(frozen=True)
 class DatasetBuilder:
-    """How a dataset's examples are made.
+    """Builds a dataset's examples.
 
     Args:
         opened: the rows.
-        example_tokenizer: how they become examples.
-        seed: of the draw of those that `val_size` holds out.
-        smoke: whether this is a rehearsal, with too few rows for the `val_size` that was asked for.
+        example_tokenizer: turns them into examples.
+        seed: for the draw of the rows that `val_size` holds out.
+        smoke: whether this is a rehearsal, with too few rows for the configured `val_size`.
     """
 
     opened: OpenedDataset
@@ -52,10 +52,10 @@ class DatasetBuilder:
     smoke: bool = False
 
     def build(self, cache: Cache) -> Splits:
-        """The examples from the cache; where it has none, they are made and put there first.
+        """The examples from the cache; if they are missing, they are built and cached first.
 
         Raises:
-            DataError: a row is wrong, or none is left.
+            DataError: a row is wrong, or there is none left.
             ConfigError: `val_size` leaves one side without rows.
         """
         key, content = self._key_and_content()
@@ -68,12 +68,12 @@ class DatasetBuilder:
 
         def write(directory: Path) -> bool:
             self.write(directory)
-            return self.cache_key() == key  # a file that changed meanwhile is of no use to anybody later
+            return self.cache_key() == key  # if a file changed meanwhile, the result must not be cached
 
         try:
             place, found = cache.get(key, write)
         except OSError as error:
-            log.warning("the cache can't be used (%s), so these examples are not kept; LLMMOD_CACHE names another directory", error)
+            log.warning("the cache can't be used (%s), so these examples are not kept; set LLMMOD_CACHE to another directory", error)
             return self._build_for_now(key)
         if found:
             log.info("%s: examples from the cache, %s", self.opened.conf.name, place)
@@ -85,11 +85,11 @@ class DatasetBuilder:
         return self.read(directory, key=key if key is not None and key == self.cache_key() else None)
 
     def cache_key(self) -> str | None:
-        """32 hex digits; None in a rehearsal, or where a part has no identity."""
+        """32 hex digits; None in a rehearsal, or if a part can't be identified."""
         return self._key_and_content()[0]
 
     def _key_and_content(self) -> tuple[str | None, str | None]:
-        """The key of the examples, and the digest of the rows alone; of the few rows that a rehearsal reads, as they were read."""
+        """The key of the examples, and the digest of the rows; in a rehearsal, of the few rows that it reads."""
         if self.smoke:
             readers = [reader for reader in (self.opened.training, self.opened.validating) if reader]
             return None, digest([[repr(record) for _, record in reader] for reader in readers])
@@ -122,7 +122,7 @@ class DatasetBuilder:
         }
 
     def write(self, directory: Path) -> None:
-        """Write everything that `read` finds into an empty directory; raises what `build` does."""
+        """Write the files that `read` reads into an empty directory; raises the same errors as `build`."""
         training, validating = self.opened.training, self.opened.validating
         survey = training.survey()
         held, bad = self._validation_indices(survey.used, read=survey.read), survey.bad
@@ -153,11 +153,11 @@ class DatasetBuilder:
         (directory / _ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
 
     def read(self, directory: Path, *, key: str | None = None) -> Splits:
-        """What `write` has written.
+        """The examples in a directory written by `write`.
 
         Args:
-            directory: where.
-            key: of the content; None: it has none.
+            directory: with the files.
+            key: of the content, or None.
         """
         conf, training = self.opened.conf, self.opened.training
         account = json.loads((directory / _ACCOUNT).read_text(encoding="utf-8"))
@@ -178,10 +178,10 @@ class DatasetBuilder:
         return Splits(train, evaluation, conversations, report, identity=key)
 
     def validation(self, rows: Sequence[LocatedRecord], path: Path, bad: BadRows) -> tuple[Built | None, list[Conversation]]:
-        """The examples of held-out rows, and the conversations that a model can be asked with; None where no row is held out.
+        """The examples of held-out rows, and the conversations for answering; None without held-out rows.
 
         Args:
-            rows: those held out.
+            rows: the held-out ones.
             path: the Arrow file that the examples are written to.
             bad: what is wrong with rows that are left out is added to it.
 
@@ -201,22 +201,22 @@ class DatasetBuilder:
         if not conf.val_size:
             return frozenset()
         held = validation_indices(read, conf.val_size, seed=self.seed)
-        # A rehearsal uses too few rows for the size that was asked for: a third of them, which is SMOKE_EVAL of all.
+        # A rehearsal has too few rows for the configured size, so a third of them are held out, SMOKE_EVAL of all.
         return validation_indices(count, max(1, count // 3), seed=self.seed) if self.smoke else held
 
     def _examples(self, rows: Iterable[LocatedRecord], path: Path, tokenizer: ExampleTokenizer, *, purpose: str) -> Built:
         conf, skip = self.opened.conf, self.opened.training.skip
         built = build_dataset(rows, tokenizer, path=path, num_proc=conf.num_proc, skip=skip)
         if not built.counts.examples:
-            few = [f"the texts have {built.counts.tokens} tokens, and a block {conf.cutoff_len}"] if self.opened.kind == "document" else []
+            few = [f"the texts have {built.counts.tokens} tokens, a block {conf.cutoff_len}"] if self.opened.kind == "document" else []
             long = [f"{built.counts.dropped} are longer than dataset.cutoff_len={conf.cutoff_len}"] if built.counts.dropped else []
-            bad = [f"{len(built.bad)} can't be trained; the first: {built.bad.first[0]}"] if built.bad else []
+            bad = [f"{len(built.bad)} can't be trained on; the first: {built.bad.first[0]}"] if built.bad else []
             raise DataError(Problem(conf.name, f"no example is left to {purpose}: {', '.join(few + long + bad)}"))
         return built
 
 
 def _rows_identity(reader: RecordReader | None) -> Any:
-    """The rows and what reads them; with their places where bad ones are left out, for the account then names the first of them."""
+    """The identity of the rows and their reader; if bad rows are left out, with their places, since the report names some."""
     if reader is None:
         return None
     places = reader.source.name if reader.skip else None
@@ -225,7 +225,7 @@ def _rows_identity(reader: RecordReader | None) -> Any:
 
 
 def process_directory() -> Path:
-    """A new directory that goes with this process."""
+    """A new directory that is removed when this process ends."""
     directory = Path(tempfile.mkdtemp(prefix="llmmod-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory

@@ -1,7 +1,7 @@
-"""The certificate of a run's data: of made-up conversations or documents, and of the first rows of each of its datasets.
+"""The certificate of a run's data, checked on synthetic conversations or documents and on the first rows of each dataset.
 
-For conversations it is the render's certificate. For documents it shows by example that pre-training sees a text as the tokenizer writes
-it, and where it ends.
+For conversations it is the render's certificate. For documents it checks on examples that pre-training uses a text as the tokenizer
+encodes it, with its end token.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from llmmod.render.segments import own_beginning
 
 log = logging.getLogger(__name__)
 
-CERTIFIED = 8  # rows of each dataset that are looked at
-LONGEST = 10_000  # characters of a document that are looked at
+CERTIFIED = 8  # rows of each dataset that are checked
+LONGEST = 10_000  # characters of a document that are checked
 
 
 class DataCertificate(NamedTuple):
-    """What the certificate found, and how many rows of the data it looked at."""
+    """The findings of the certificate, and the number of checked rows."""
 
     findings: list[Finding]
     rows: int
 
 
 def require_certificate(builders: Sequence[DatasetBuilder], name: str) -> list[Finding]:
-    """The findings that are not fatal, which are logged; a render or a tokenizer that isn't certified is refused.
+    """The findings that are not fatal, which are logged; a fatal one is an error.
 
     Args:
         builders: of the datasets of a run, at least one.
         name: the render's.
 
     Raises:
-        ConfigError: something would be trained wrong.
+        ConfigError: the training would use wrong tokens.
     """
     key = "tokenizer" if builders[0].opened.kind == "document" else f"render={name}"
     findings = certify_data(builders).findings
@@ -75,12 +75,12 @@ def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:
 def certify_documents(
     tokenizer: Any, examples: Callable[[Sequence[str]], list[tuple[list[int], list[int]]]], documents: Mapping[str, str]
 ) -> list[Finding]:
-    """What is wrong with how documents are trained, the first finding of each check; empty where nothing is.
+    """The first finding of each check of documents; empty without findings.
 
     Args:
-        tokenizer: what encodes them.
-        examples: texts -> ids and labels of each, as training makes them.
-        documents: the first of the data, by name, checked besides synthetic ones.
+        tokenizer: encodes them.
+        examples: texts -> ids and labels of each, as in training.
+        documents: the first of the data, by name, checked in addition to synthetic ones.
     """
     texts = {**synthetic_texts(tokenizer.all_special_tokens), **{name: text[:LONGEST] for name, text in documents.items()}}
     found: dict[str, Finding] = {}
@@ -94,7 +94,7 @@ def _findings(tokenizer: Any, text: str, ids: list[int], labels: list[int]) -> I
     bos, eos = own_beginning(tokenizer), tokenizer.eos_token_id
     start = [] if bos is None else [bos]
     if ids[-1:] != [eos]:
-        yield Finding("end", f"a document ends with {spelling(tokenizer, ids[-1])} and not with {spelling(tokenizer, eos)}")
+        yield Finding("end", f"a document ends with {spelling(tokenizer, ids[-1])} instead of {spelling(tokenizer, eos)}")
     if ids[: len(start)] != start:
         yield Finding("beginning", f"a document doesn't begin with {spelling(tokenizer, start[0])}, as this tokenizer's texts do")
     if labels != ids:
@@ -114,9 +114,9 @@ class LabelledSequence(NamedTuple):
     """A sequence of ids as a model sees it.
 
     Args:
-        part: what of the row it is: `chosen`, `rejected`, `wanted`, `unwanted`, `prompt`; empty where it is all of it.
-        input_ids: what the model sees.
-        labels: what is trained of it, -100 elsewhere; of answers that are compared or judged, their tokens.
+        part: of the row: `chosen`, `rejected`, `wanted`, `unwanted`, `prompt`; empty for the whole row.
+        input_ids: the model's input.
+        labels: the trained tokens, -100 elsewhere; for compared or judged answers, their tokens.
     """
 
     part: str
@@ -125,7 +125,7 @@ class LabelledSequence(NamedTuple):
 
 
 def labelled_sequences(row: Mapping[str, Any]) -> list[LabelledSequence]:
-    """The sequences of a row of any kind: one of an example, two of a pair, one of each example in a packed row."""
+    """The sequences of a row of any kind: one for an example, two for a pair, one for each example in a packed row."""
     if "prompt_ids" not in row:
         ends = pairwise([0, *accumulate(row.get("seq_lengths") or [len(row["input_ids"])])])
         return [LabelledSequence("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]

@@ -1,4 +1,4 @@
-"""From `dataset.*` to examples: open, choose the format, certify the render, and make the examples or find them in the cache."""
+"""From `dataset.*` to examples: open, choose the format, certify the render, and build the examples or find them in the cache."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def load_splits(
     smoke: bool = False,
     verify: str | None = None,
 ) -> Splits:
-    """The examples of a dataset, to train on and to validate with.
+    """The training and validation examples of a dataset.
 
     Args:
         conf: `dataset.*`.
-        render: how conversations are written.
-        tokenizer: what encodes them.
-        seed: of the validation split, where `dataset.seed` isn't set.
-        hub: how downloads are made.
-        kind: what a row becomes, as the stage needs it.
+        render: writes conversations as text and tokens.
+        tokenizer: encodes them.
+        seed: of the validation split, if `dataset.seed` isn't set.
+        hub: settings of downloads.
+        kind: of the records that the stage needs.
         smoke: whether a few rows are enough.
-        verify: the name of the render, to certify first that training and inference see the same tokens; None: not certified.
+        verify: the name of the render, to certify first that training and inference use the same tokens; None: not certified.
 
     Raises:
-        ConfigError: no such data, columns or format, options that contradict each other, or a render that isn't certified.
+        ConfigError: the data, columns or format don't exist, options contradict each other, or the render isn't certified.
         DataError: a file or a row is wrong.
     """
     builders = open_builders(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
@@ -78,10 +78,10 @@ def load_splits(
 def open_builders(
     conf: DatasetConf, *, render: Any, tokenizer: Any, seed: int, hub: HubConf, kind: str = "conversation", smoke: bool = False
 ) -> list[DatasetBuilder]:
-    """The builder of each dataset of a mix, or of the one there is; the arguments are those of `load_splits`.
+    """The builder of each dataset of a mix, or of the single dataset; arguments as in `load_splits`.
 
     Raises:
-        ConfigError: no such data, columns or format, or options that contradict each other.
+        ConfigError: the data, columns or format don't exist, or options contradict each other.
         DataError: a file is wrong.
     """
     _check(conf)
@@ -103,7 +103,7 @@ def open_builders(
 
 
 def _check(conf: DatasetConf) -> None:
-    """Refuse what contradicts itself."""
+    """Refuse options that contradict each other."""
     ways = [f"dataset.{name}" for name in ("val_size", "val_files", "val_split") if getattr(conf, name)]
     problems = [Problem(" and ".join(ways), "more than one way to hold examples out", do="Keep one of them")] if len(ways) > 1 else []
     problems += check_mix(conf)
@@ -123,9 +123,9 @@ def _example_type(opened: OpenedDataset, tokenizer: Any, *, weighs: bool) -> Exa
 
 
 def _warn_of_one_label(splits: Splits, name: str) -> None:
-    """Say where all answers to train on have one label: there is nothing that they are better or worse than."""
+    """Warn if all training answers have the same label, so that they can't be compared with others."""
     train: Any = splits.train
     labels = {label for table in train.with_format("arrow").iter(batch_size=1000) for label in table["label"].unique().to_pylist()}
     if len(labels) == 1:
         said, lacking = ("true", "bad (undesirable)") if True in labels else ("false", "good (desirable)")
-        log.warning("%s: the label of every answer to train on is %s: the %s answers to learn from are missing", name, said, lacking)
+        log.warning("%s: the label of every training answer is %s, so %s answers to learn from are missing", name, said, lacking)

@@ -1,4 +1,4 @@
-"""Several datasets as one: `dataset.mix`. Each is opened, read and cached by a configuration of its own; their examples take turns."""
+"""Several datasets as one: `dataset.mix`. Each is opened, read and cached with its own configuration; their examples alternate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmmod.render.encode import IGNORED
 
 Item = TypeVar("Item")
 _END = object()
-_ROWS = 1000  # looked at together
+_ROWS = 1000  # per read
 
 
 class Share(NamedTuple):
@@ -30,7 +30,7 @@ class Share(NamedTuple):
 
 
 def shares(conf: DatasetConf) -> list[Share]:
-    """The datasets of a mix, each as if it stood alone; the dataset itself where it is none."""
+    """The datasets of a mix, each with a complete configuration; without a mix, the dataset itself."""
     found = []
     for name, entry in conf.mix.items():
         own = MixedConf(**{str(key): value for key, value in entry.items()})
@@ -44,26 +44,26 @@ def shares(conf: DatasetConf) -> list[Share]:
 
 
 def within_mix(error: ConfigError, name: str) -> ConfigError:
-    """The same error with the keys that the user typed: those of one of the datasets."""
+    """The same error with the keys that the user typed, below `dataset.mix`."""
     return ConfigError([dataclasses.replace(p, key=p.key.replace("dataset.", f"dataset.mix.{name}.", 1)) for p in error.problems])
 
 
 def check_mix(conf: DatasetConf) -> list[Problem]:
-    """What is set beside a mix and would be read by nothing."""
+    """A problem for each key that a mix replaces."""
     set_beside = [name for name in ("path", "data_files", "val_files", "val_split") if conf.mix and getattr(conf, name)]
     return [Problem(f"dataset.{name}", "not read with dataset.mix", do=f"Set dataset.mix.<name>.{name}") for name in set_beside]
 
 
 def take_turns(sources: Sequence[Callable[[], Iterator[Item]]], weights: Sequence[float], stopping: MixStopping) -> Iterator[Item]:
-    """Items of several sources, each as often as its weight says: of any first n, within one of its share.
+    """Items of several sources, in proportion to their weights: among the first n items, each source is within one of its share.
 
-    It is the turn of the source that is furthest behind, the first of those: 2 to 1 is a, a, b, a, a, b.
+    The next item is from the source that is furthest behind, the first of several: 2 to 1 is a, a, b, a, a, b.
 
     Args:
-        sources: each gives its items from the first on, whenever it is called; none is empty.
+        sources: each yields its items from the first on at every call; none is empty.
         weights: above 0, one for each.
-        stopping: `first_exhausted`: a source whose turn it is has no more; `all_exhausted`: none is left that hasn't been read to its
-            end, and those that have begin anew.
+        stopping: `first_exhausted`: at the end of the first source that has no more items; `all_exhausted`: once all sources have been
+            read to their end; those that end earlier restart.
     """
     reading = [source() for source in sources]
     ahead = [next(items, _END) for items in reading]
@@ -115,18 +115,18 @@ def _report(parts: Sequence[Splits], order: Sequence[int], ranges: Sequence[rang
 
 
 def _counts(part: Splits, count: int) -> Counts:
-    """Of the first `count` examples of a part, which is read anew at its end; what was cut or left out is that of all of them."""
+    """The counts of the first `count` examples of a part, which restarts at its end; cut and dropped ones are those of the whole part."""
     whole, rest = divmod(count, len(part.train))
     made = part.report.train
     examples: Any = part.train
     tokens, trained = _tokens(examples.select(range(rest)))
     tokens, trained = whole * made.tokens + tokens, whole * made.trained_tokens + trained
-    sources = -(-count * made.sources // made.examples)  # about: a row whose answers are ranked may be taken in part
+    sources = -(-count * made.sources // made.examples)  # approximate: a row of ranked answers may be used in part
     return dataclasses.replace(made, examples=count, sources=sources, tokens=tokens, trained_tokens=trained)
 
 
 def _tokens(examples: Dataset) -> tuple[int, int]:
-    """Tokens, and those of them that have a label; of a prompt with answers, which has no labels, those of the answers."""
+    """Tokens, and those with a label; for a prompt with answers, which doesn't have labels, those of the answers."""
     if "labels" in examples.column_names:
         labels = [pc.list_flatten(table["labels"]) for table in examples.with_format("arrow").iter(batch_size=_ROWS)]
         return sum(map(len, labels)), sum(pc.sum(pc.not_equal(found, IGNORED)).as_py() or 0 for found in labels)

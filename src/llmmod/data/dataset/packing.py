@@ -1,9 +1,9 @@
-"""Several examples a row: which of them share one, and the dataset whose rows they are.
+"""Packing several examples into a row: the assignment of examples to rows, and the packed dataset.
 
-Best fit, longest first, in time linear in their number: each example goes where the least room is left beside it (best-fit decreasing;
-Johnson et al. 1974: at most 11/9 of the fewest rows, and with as many examples as a training set has, next to none of the room is lost).
-Rows with the same room are one bucket, and the bits of one integer say which buckets have a row, so that the best is found without looking
-at the rows: 10,000 examples in 10 ms. Examples of a stream are packed among those that are held at a time.
+Best fit, longest first, in linear time: each example goes to the row where it leaves the least room (best-fit decreasing; Johnson et al.
+1974: at most 11/9 of the fewest rows; with the number of examples of a training set, almost no room is lost). Rows with the same room are
+one bucket, and the bits of one integer mark the buckets that aren't empty, so that the best row is found without a search: 10,000
+examples in 10 ms. Examples of a stream are packed within a window.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset
 
-WINDOW = 1000  # examples of a stream that are held: with as many, alpaca's fill 99 % of rows of 1,024
-FULL = 0.97  # the part of a row from which on it isn't held back for better company
-_ROWS = 10_000  # counted together
+WINDOW = 1000  # examples of a stream in the window: with these, alpaca's examples fill 99 % of rows of 1,024
+FULL = 0.97  # a row that is filled so far doesn't wait for a better fit
+_ROWS = 10_000  # counted at a time
 
 Example = dict[str, Any]
 
 
 def lengths(dataset: Any) -> list[int]:
-    """Tokens of each example, in all its columns of ids: from where an Arrow table's lists end; of any other dataset by counting."""
+    """Tokens of each example in all its columns of ids: from the offsets of an Arrow table; counted for any other dataset."""
     known: list[int] | None = getattr(dataset, "lengths", None)
     if known is not None:
         return known
@@ -39,22 +39,22 @@ def lengths(dataset: Any) -> list[int]:
 
 
 def capacity_of(train: Any) -> int | None:
-    """Tokens of a row that several examples share, streamed or not; None where each example has a row of its own."""
+    """The capacity of packed rows in tokens, streamed or not; None if the data isn't packed."""
     capacity: int | None = getattr(train, "capacity", None)
     return capacity
 
 
 def pack(lengths: Sequence[int], capacity: int) -> array[int]:
-    """The number of each example's row; rows are numbered in the order in which their first examples stand.
+    """The number of each example's row; rows are numbered in the order of their first examples.
 
-    Nothing is left out and nothing is cut. The same lengths give the same rows.
+    Every example is in a row, uncut. The same lengths give the same rows.
 
     Args:
         lengths: tokens of each example, from 1 to `capacity`.
-        capacity: tokens of a row, at most.
+        capacity: maximum tokens of a row.
 
     Raises:
-        ValueError: an example has no token, or more than a row takes.
+        ValueError: an example is empty, or longer than a row.
     """
     outside = next((length for length in lengths if not 0 < length <= capacity), None)
     if outside is not None:
@@ -89,14 +89,14 @@ def pack(lengths: Sequence[int], capacity: int) -> array[int]:
 class PackedDataset:
     """Rows of at most `capacity` tokens: columns `input_ids`, `labels`, and `seq_lengths`, the tokens of each example in the row.
 
-    It holds a dozen bytes an example: the examples stay where they are, on the disk or in memory, until a row is asked for.
+    It needs a dozen bytes for each example: the examples stay on the disk or in memory until their row is read.
 
     Args:
         examples: columns `input_ids` and `labels`.
         capacity: tokens of a row.
 
     Raises:
-        ValueError: an example has more tokens than a row takes.
+        ValueError: an example is longer than a row.
     """
 
     column_names = ("input_ids", "labels", "seq_lengths")
@@ -112,7 +112,7 @@ class PackedDataset:
 
     @property
     def fill(self) -> float:
-        """The part of all positions that holds tokens."""
+        """The share of all positions that have tokens."""
         return self.tokens / (len(self) * self.capacity)
 
     @property
@@ -130,17 +130,17 @@ class PackedDataset:
         return map(self.__getitem__, range(len(self)))
 
     def __getitems__(self, rows: Sequence[int]) -> list[Example]:
-        """Several rows at once, as torch's data loader asks for them."""
+        """Several rows at once, for torch's data loader."""
         numbers = [self.numbers(row) for row in rows]
         read: dict[str, list[list[int]]] = self.examples[list(chain.from_iterable(numbers))]
         places = [0, *accumulate(len(of_row) for of_row in numbers)]
         return [_joined(read["input_ids"][start:end], read["labels"][start:end]) for start, end in pairwise(places)]
 
     def numbers(self, row: int) -> list[int]:
-        """The examples that a row is made of, in their order.
+        """The numbers of a row's examples, in their order.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: the row doesn't exist.
         """
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
@@ -159,9 +159,9 @@ def _joined(ids: Sequence[list[int]], labels: Sequence[list[int]]) -> Example:
 
 
 def pack_stream(examples: Iterable[Example], capacity: int) -> Iterator[Example]:
-    """Rows as of `PackedDataset`, of a stream of examples.
+    """Rows as in `PackedDataset`, from a stream of examples.
 
-    Every example is in a row; those of a row that isn't full are tried again with the next ones, until there are none.
+    Every example is in a row; examples of a row that isn't full are packed again with the next ones, until the stream ends.
     """
     held: list[Example] = []
     for example in examples:
@@ -169,7 +169,7 @@ def pack_stream(examples: Iterable[Example], capacity: int) -> Iterator[Example]
         if len(held) >= WINDOW:
             rows = _rows(held, capacity)
             full = [sum(len(one["input_ids"]) for one in row) >= FULL * capacity for row in rows]
-            ready = full if any(full) else [True] * len(rows)  # where no examples go well together, waiting helps nobody
+            ready = full if any(full) else [True] * len(rows)  # if none of the rows is full, waiting doesn't help
             yield from (_row(row) for row, is_ready in zip(rows, ready, strict=True) if is_ready)
             held = [one for row, is_ready in zip(rows, ready, strict=True) if not is_ready for one in row]
     yield from map(_row, _rows(held, capacity))

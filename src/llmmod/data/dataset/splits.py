@@ -1,6 +1,6 @@
-"""What the data of a run became: examples to train on, examples and conversations to validate with, and an account of both.
+"""The data of a run: training examples, validation examples and conversations, and a report on both.
 
-Which rows are held out for validation is drawn here too.
+The held-out rows are drawn here too.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from llmmod.render.findings import Finding
 
 @dataclass(frozen=True)
 class DataReport:
-    """An account of the data.
+    """A report on the data.
 
     Args:
         name: of the dataset.
-        source: where the rows come from.
-        format: the format that read them, and their columns.
+        source: of the rows.
+        format: the format that reads them, and their columns.
         rows: read for training and validation.
-        skipped: rows left out because they are bad (`on_bad_row=skip`).
-        reasons: what was wrong with the first of those.
+        skipped: bad rows that were left out (`on_bad_row=skip`).
+        reasons: the errors of the first of those.
         cutoff_len: tokens.
         train: of the training examples.
         eval: of the validation examples.
-        streamed: whether training examples are made while training, so that nobody knows their number; `rows` are those held out.
-        packed_rows: rows that the training examples were packed into; 0: they weren't.
-        fill: the part of those rows' positions that holds tokens.
-        unread: columns that nothing reads, by dataset in a mix.
-        plural: what several examples of one row are called.
-        ranked: `dataset.ranked`, by which they were made of its answers; empty: they weren't.
+        streamed: whether training examples are built during training, so that their number is unknown; `rows` are the held-out ones.
+        packed_rows: rows that the training examples were packed into; 0: not packed.
+        fill: the share of those rows' positions that have tokens.
+        unread: columns that are not read, by dataset in a mix.
+        plural: the name of several examples of one row.
+        ranked: `dataset.ranked`, if examples were made from ranked answers; else empty.
     """
 
     name: str
@@ -78,7 +78,7 @@ class DataReport:
         return self.train.trained_tokens
 
     def lines(self) -> list[str]:
-        """The account, a line each for rows and examples."""
+        """The report, a line each for rows and examples."""
         held = f"{self.eval.examples} to validate with"
         unread = [f"columns that are not read: {self.unread}"] if self.unread else []
         if self.streamed:
@@ -94,11 +94,11 @@ class DataReport:
 
     def _ranked(self) -> str:
         held = f", {self.eval.examples} of {self.eval.sources} rows held out" if self.eval.examples else ""
-        made = f"{self.train.examples} {self.plural} came of the ranked answers of {self.train.sources} rows{held}"
-        return f"{made} (dataset.ranked={self.ranked}); each row counts once, however many it made"
+        made = f"{self.train.examples} {self.plural} from the ranked answers of {self.train.sources} rows{held}"
+        return f"{made} (dataset.ranked={self.ranked}); each row has the same total weight"
 
     def losses(self) -> list[str]:
-        """What of the data is not used, in a line each; nothing where all of it is."""
+        """A line for each part of the data that is not used; empty if all of it is."""
         found = (self.train + self.eval).losses(self.cutoff_len)
         if self.skipped:
             found.append(f"{self.skipped} bad rows were left out (dataset.on_bad_row=skip), the first: {self.reasons[0]}")
@@ -110,13 +110,13 @@ class Splits:
     """The data of a run.
 
     Args:
-        train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 where nothing is trained. Packed: each
-            row is several examples, and `seq_lengths` says how many tokens each has. Streamed: without a length or an end.
-        eval: the same for validation, never packed, None where nothing is held out.
-        eval_conversations: the conversations that `eval` was made of, in the same order.
-        report: an account.
-        identity: what tells these examples apart from any others; None where nothing does.
-        content: dataset -> digest of the rows that were read; empty for streams, whose rows nobody has seen yet.
+        train: columns `input_ids` and `labels`, lists of int32 of the same length; -100 for tokens that aren't trained. Packed: a row has
+            several examples, and `seq_lengths` has their lengths in tokens. Streamed: without a length or an end.
+        eval: the same for validation, never packed; None without held-out rows.
+        eval_conversations: the conversations of `eval`, in the same order.
+        report: on the data.
+        identity: of these examples; None if they can't be identified.
+        content: dataset -> digest of the rows that were read; empty for streams, whose rows haven't been read yet.
         findings: of the certificate, none of them fatal; None: the render was not certified.
     """
 
@@ -129,7 +129,7 @@ class Splits:
     findings: Sequence[Finding] | None = None
 
     def packed(self, capacity: int) -> Splits:
-        """The same data with the training examples packed into rows of `capacity` tokens; those to validate with stay as they are."""
+        """The same data with the training examples packed into rows of `capacity` tokens; validation examples are unchanged."""
         train = PackedDataset(self.train, capacity)
         return replace(self, train=train, report=replace(self.report, packed_rows=len(train), fill=train.fill))
 
@@ -138,12 +138,12 @@ def validation_indices(count: int, val_size: float, *, seed: int) -> frozenset[i
     """Indices of the held-out rows, the same for the same count, size and seed, on any machine.
 
     Args:
-        count: rows there are.
-        val_size: a fraction below 1, rounded up as scikit-learn and `datasets` do, or a number of rows from 1 on.
-        seed: of the draw; Python's Mersenne twister, whose `sample` is specified to stay.
+        count: number of rows.
+        val_size: a fraction below 1, rounded up as in scikit-learn and `datasets`, or a number of rows, at least 1.
+        seed: of the draw; with Python's Mersenne twister, whose `sample` is specified not to change.
 
     Raises:
-        ConfigError: a size that is none, or one that leaves either side empty.
+        ConfigError: an invalid size, or one that leaves either side empty.
     """
     if val_size < 0 or (val_size > 1 and val_size != int(val_size)):
         allowed = "Allowed: a fraction such as 0.1, or a whole number of examples"

@@ -1,8 +1,8 @@
-"""Examples made while training asks for them: rows are read, shuffled through a buffer, rendered and encoded, and start anew at their end.
+"""Examples built during training: rows are read, shuffled in a buffer, rendered and encoded, and restart at their end.
 
-The stream has no end, so that a training resumed after n batches is where it was: transformers (5.23) skips the batches it has taken, and
-would skip too few if they were more than one pass over the data. Each pass is drawn from the seed and its number. What is held out is made
-at once, from rows of the beginning.
+The stream is endless, so that a training resumed after n batches continues at the right place: transformers (5.23) skips the batches of
+the earlier part, and would skip too few if they were more than one pass over the data. The order of each pass depends on the seed and its
+number. Validation examples are built at the start, from the first rows.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from llmmod.errors import ConfigError, DataError, Problem
 
 log = logging.getLogger(__name__)
 
-BATCH = 256  # records rendered and encoded together: enough for the tokenizer, without a long wait for the first of them
-CHECKED = 1000  # rows after those held out that are read before a model is loaded, so that most mistakes are found at once
+BATCH = 256  # records rendered and encoded together: enough for the tokenizer, without a long wait for the first
+CHECKED = 1000  # rows after the held-out ones that are read before a model is loaded, so that most mistakes are found at once
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Examples without end.
+    """An endless stream of examples.
 
     Args:
         name: of the dataset, for messages.
-        rows: one pass over the records; what is wrong with bad rows is added to what it is given.
-        example_tokenizer: how they become examples.
-        buffer_size: records among which the next is drawn.
+        rows: one pass over the records; it adds errors of bad rows to its argument.
+        example_tokenizer: turns them into examples.
+        buffer_size: records from which the next is drawn.
         seed: of the draw.
         skip: whether bad rows are left out.
-        capacity: tokens of a row that several examples share; None: each has one of its own.
+        capacity: tokens of a packed row; None: not packed.
         ranked: whether a row may have ranked answers, which become several examples.
     """
 
@@ -67,7 +67,7 @@ class Stream:
 
     @property
     def schema(self) -> Any:
-        """The columns of a row, as Arrow has them."""
+        """The Arrow schema of a row."""
         schema = self.example_tokenizer.example_type.schema
         return schema if self.capacity is None else schema.append(pa.field("seq_lengths", IDS))
 
@@ -86,7 +86,7 @@ class Stream:
                 log.warning("%s: %d bad rows were left out (dataset.on_bad_row=skip), the first: %s", self.name, len(bad), bad.first[0])
 
     def _examples(self, epoch: int, bad: BadRows) -> Iterator[dict[str, Any]]:
-        """The rows of the examples of one pass over the data."""
+        """The examples' rows of one pass over the data."""
         example_type, counts, first_pass = self.example_tokenizer.example_type, Counts(), epoch == 0
         records = shuffled(self.rows(bad), self.buffer_size, random.Random(f"{self.seed} {epoch}"))
         while batch := list(islice(records, BATCH)):
@@ -101,12 +101,12 @@ class Stream:
         for line in counts.losses(self.example_tokenizer.limit):
             log.warning("%s: %s", self.name, line)
         if self.ranked and counts.examples > counts.sources:
-            made = f"{counts.examples} {example_type.plural} came of the ranked answers of {counts.sources} rows"
+            made = f"{counts.examples} {example_type.plural} from the ranked answers of {counts.sources} rows"
             log.info("%s: %s", self.name, made)
 
 
 def shuffled(items: Iterator[Item], buffer_size: int, draw: random.Random) -> Iterator[Item]:
-    """The items, each drawn from those that fill a buffer."""
+    """The items, each drawn from a full buffer."""
     buffer = list(islice(items, buffer_size))
     for item in items:
         place = draw.randrange(buffer_size)
@@ -120,15 +120,15 @@ class StreamedDataset(IterableDataset):  # type: ignore[misc]
     """The dataset of a stream.
 
     Args:
-        capacity: tokens of a row that several examples share; None: each has one of its own.
+        capacity: tokens of a packed row; None: not packed.
     """
 
     capacity: int | None = None
 
 
 def as_dataset(stream: Stream) -> StreamedDataset:
-    """The dataset of a stream's examples; one worker of a data loader reads it, whatever their number."""
-    # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint that nobody asks for.
+    """The dataset of a stream's examples; only one worker of a data loader reads it."""
+    # `IterableDataset.from_generator` would pickle tokenizer and rows for a fingerprint, which isn't needed.
     examples = ExamplesIterable(_numbered, {"stream": stream})
     dataset = StreamedDataset(examples, info=DatasetInfo(features=Features.from_arrow_schema(stream.schema)))
     dataset.capacity = stream.capacity
@@ -136,7 +136,7 @@ def as_dataset(stream: Stream) -> StreamedDataset:
 
 
 def _numbered(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    if get_worker_info() is not None:  # the threads of the tokenizer did not survive the fork, and it would wait for them
+    if get_worker_info() is not None:  # the tokenizer's threads don't survive a fork, and it would wait for them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     yield from enumerate(stream)
 
@@ -159,7 +159,7 @@ class _Part:
     def of(cls, builder: DatasetBuilder) -> _Part:
         size = builder.opened.conf.val_size
         if size < 0 or size != int(size):
-            found = f"{size:g}, a fraction of a streamed dataset, whose length is unknown"
+            found = f"{size:g} is a fraction, but the length of a streamed dataset is unknown"
             raise ConfigError(Problem("dataset.val_size", found, do="Give a number of examples, or val_files"))
         return cls(builder.opened, min(int(size), SMOKE_EVAL) if builder.smoke else int(size), int(size))
 
@@ -172,23 +172,23 @@ class _Part:
         head, read = self.opened.training.head(self.held + CHECKED, bad)
         if read <= self.asked:
             if not head:
-                self.opened.training.survey()  # says why
+                self.opened.training.survey()  # raises with the reason
             found = f"{self.asked} of {read} rows leaves 0 to train on"
             raise ConfigError(Problem("dataset.val_size", found, "At least one is needed on each side"))
         return [*head[: self.held], *(self.opened.validating or ())]
 
 
 def stream_splits(conf: DatasetConf, builders: Sequence[DatasetBuilder], weights: Sequence[float], directory: Path) -> Splits:
-    """The data of a run that streams.
+    """The data of a streaming run.
 
     Args:
         conf: `dataset.*`.
-        builders: of the dataset, or of each of several that are mixed.
+        builders: of the dataset, or of each dataset in a mix.
         weights: of each.
-        directory: where the examples to validate with are written.
+        directory: for the validation examples.
 
     Raises:
-        DataError: one of the first rows is wrong, or no row is left to train on.
+        DataError: one of the first rows is wrong, or rows to train on are missing.
         ConfigError: `val_size` takes all rows.
     """
     first = builders[0]

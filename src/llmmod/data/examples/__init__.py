@@ -1,1 +1,1 @@
-"""What a record becomes: texts, ids, labels; and what is cut where it is too long."""
+"""From records to examples: texts, ids, labels; and shortening examples that are too long."""

@@ -1,8 +1,8 @@
-"""Example types of prompts and the answers to them: to be written (ppo, grpo), compared (rm, dpo) or judged (kto).
+"""Example types of prompts whose answers are generated (ppo, grpo), compared (rm, dpo) or judged (kto).
 
-Ids of the prompt and of each answer are columns of their own. A row whose answers are ranked makes several examples. Ouyang et al. 2022,
-section 3.5, train a reward model on every pair of a prompt, in one batch; here pairs are examples of their own, and a weight lets each
-prompt count as much as one with a single pair.
+The ids of the prompt and of each answer are separate columns. A row with ranked answers makes several examples. Ouyang et al. 2022, section
+3.5, train a reward model on every pair of a prompt, in one batch; here each pair is an example, with a weight so that each prompt counts
+like one with a single pair.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from llmmod.data.examples.types import IDS, Fitted, RowPerExample, Texts
 from llmmod.data.rows.records import PromptRecord, RowError
 from llmmod.render.encode import Encoded
 
-WEIGHT = "weight"  # the column that says how much an example counts beside the others
+WEIGHT = "weight"  # the column with an example's weight
 _LABEL = "label"
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 _ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 class TokenizedPrompt(NamedTuple):
-    """A prompt and its answers in tokens; the prompt with each answer is what supervised fine-tuning would see."""
+    """A prompt and its answers as tokens; the prompt with each answer has the same tokens as in supervised fine-tuning."""
 
     prompt: list[int]
     answers: list[list[int]]  # each with its terminator
 
     def cut(self, limit: int, policy: CutoffPolicy) -> TokenizedPrompt | None:
-        """The same in at most `limit` tokens with each answer: of the prompt the beginning goes (left), or of the answers the end (right).
+        """The same with at most `limit` tokens for each answer: cuts the beginning of the prompt (left), or the end of the answers (right).
 
-        With `left`, answers that leave the prompt no room lose their ends too. None where nothing of an answer, or of the prompt, would be
-        left.
+        With `left`, answers that don't leave room for the prompt lose their ends too. None if an answer or the prompt would be empty.
         """
         prompt, answers = self
         if policy == CutoffPolicy.left:
@@ -54,8 +53,8 @@ class Prompts(RowPerExample):
     Args:
         answers: the columns of the answers.
         values: other columns -> their Arrow types.
-        messages: whether a column `prompt` holds the messages.
-        plural: what several examples of one record are called.
+        messages: whether a column `prompt` has the messages.
+        plural: the name of several examples of one record.
     """
 
     answers: Sequence[str] = ()
@@ -79,19 +78,19 @@ class Prompts(RowPerExample):
         return pa.schema(ids | ({"prompt": _MESSAGES} if self.messages else {}) | dict(self.values))
 
     def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
-        """What inference asks with, and that with each of the answers as training would see it."""
+        """The prompt as for inference, and the prompt with each answer as for training."""
         return [[render.prompt(record.prompt), *(render.examples(one)[-1] for one in record.answered())]]
 
     def assemble(self, encoded: Sequence[Encoded]) -> TokenizedPrompt:
-        """The prompt's ids, and what stands behind them with each answer; of one that was cut off, up to there."""
+        """The prompt's ids, and the ids after them for each answer; for a truncated one, up to the cut."""
         prompt, whole = encoded[0].input_ids, [example.input_ids[: example.end] for example in encoded[1:]]
         if any(ids[: len(prompt)] != prompt for ids in whole):
-            found = "the render writes another prompt before an answer than it asks with"
+            found = "the render writes another prompt in training than for inference"
             raise RowError(found, do="Choose another render, or leave such rows out")
         return TokenizedPrompt(prompt, [ids[len(prompt) :] for ids in whole])
 
     def select(self, record: PromptRecord, index: int) -> PromptRecord:
-        """The record, which makes one example."""
+        """The record itself, since it makes one example."""
         return record
 
     def length(self, tokens: TokenizedPrompt) -> int:
@@ -106,12 +105,12 @@ class Prompts(RowPerExample):
         return Fitted(kept, any(len(one) < len(other) for one, other in zip(kept.answers, tokens.answers, strict=True)))
 
     def count(self, tokens: TokenizedPrompt) -> tuple[int, int]:
-        """Tokens of the prompt, once, and of the answers; and those of the answers."""
+        """Tokens of the prompt and the answers, and tokens of the answers."""
         trained = sum(map(len, tokens.answers))
         return len(tokens.prompt) + trained, trained
 
     def row(self, record: PromptRecord, tokens: TokenizedPrompt, *, number: int = 0, of: int = 1) -> dict[str, Any]:
-        """`prompt_ids`, the answers' ids, and the values; None where the row has none."""
+        """`prompt_ids`, the answers' ids, and the values, None for missing ones."""
         ids = {"prompt_ids": tokens.prompt, **dict(zip(self.answers, tokens.answers, strict=True))}
         messages = {"prompt": [{"role": m.role, "content": m.text} for m in record.prompt.messages]} if self.messages else {}
         return ids | messages | {name: record.values.get(name) for name in self.values}
@@ -134,9 +133,9 @@ def ranked_pairs(count: int, which: Ranked) -> list[tuple[int, int]]:
 
 
 def ranked_labels(count: int, which: Ranked) -> list[tuple[int, bool]]:
-    """The answers that the pairs judge, as place and label: good where they win more of their pairs than they lose, else bad.
+    """The answers with a label, by place: true if it wins more of its pairs than it loses, false if it loses more.
 
-    One that wins as many as it loses is left out: the middle one of an odd number with `all`, all but the ends with `adjacent`.
+    An answer with as many wins as losses is left out: the middle one of an odd number with `all`, all but the ends with `adjacent`.
     """
     wins = dict.fromkeys(range(count), 0)
     for better, worse in ranked_pairs(count, which):
@@ -147,11 +146,11 @@ def ranked_labels(count: int, which: Ranked) -> list[tuple[int, bool]]:
 
 @dataclass(frozen=True)
 class Preferences(Prompts):
-    """Pairs: the better and the worse answer; a row with more than two answers makes several pairs.
+    """Pairs of the better and the worse answer; a row with more than two answers makes several pairs.
 
     Args:
         ranked: which pairs.
-        weighs: whether a column says how much a pair counts: 1 by the pairs of its row.
+        weighs: whether there is a column with a pair's weight: 1 divided by the number of its row's pairs.
     """
 
     ranked: Ranked = Ranked.all
@@ -159,7 +158,7 @@ class Preferences(Prompts):
 
     @classmethod
     def of(cls, ranked: Ranked, *, weighs: bool) -> Preferences:
-        """The columns `chosen_ids` and `rejected_ids`, and the weight where there is one."""
+        """The type with the columns `chosen_ids` and `rejected_ids`, and the weight if `weighs`."""
         return cls(("chosen_ids", "rejected_ids"), _weight(weighs), plural="pairs", ranked=ranked, weighs=weighs)
 
     def segments(self, record: PromptRecord, render: Any, *, mask_prompt: bool) -> list[Texts]:
@@ -172,17 +171,17 @@ class Preferences(Prompts):
         return replace(record, answers=[record.answers[at] for at in ranked_pairs(len(record.answers), self.ranked)[index]])
 
     def row(self, record: PromptRecord, tokens: TokenizedPrompt, *, number: int = 0, of: int = 1) -> dict[str, Any]:
-        """The ids, and the weight where there is one."""
+        """The ids, and the weight if `weighs`."""
         return super().row(record, tokens) | ({WEIGHT: 1 / of} if self.weighs else {})
 
 
 @dataclass(frozen=True)
 class Judgements(Prompts):
-    """Answers that are judged: by the row's label, or, where its answers are ranked, by `ranked_labels`.
+    """Judged answers: by the row's label, or if its answers are ranked, by `ranked_labels`.
 
     Args:
-        ranked: by which pairs ranks become labels.
-        weighs: whether a column says how much an answer counts: those of a row with ranked answers as much as two.
+        ranked: the pairs that turn ranks into labels.
+        weighs: whether there is a column with an answer's weight: the answers of a row with ranks count like two.
     """
 
     ranked: Ranked = Ranked.all
@@ -190,7 +189,7 @@ class Judgements(Prompts):
 
     @classmethod
     def of(cls, ranked: Ranked, *, weighs: bool) -> Judgements:
-        """The columns `completion_ids` and `label`, and the weight where there is one."""
+        """The type with the columns `completion_ids` and `label`, and the weight if `weighs`."""
         values = {_LABEL: pa.bool_(), **_weight(weighs)}
         return cls(("completion_ids",), values, plural="judged answers", ranked=ranked, weighs=weighs)
 
@@ -200,12 +199,12 @@ class Judgements(Prompts):
         return [[prompt, answers[place]] for place, _ in self._labels(record)]
 
     def select(self, record: PromptRecord, index: int) -> PromptRecord:
-        """The record with one of its answers, which has a label."""
+        """The record with one of its answers and its label."""
         place, label = self._labels(record)[index]
         return replace(record, answers=[record.answers[place]], values={**record.values, _LABEL: label})
 
     def row(self, record: PromptRecord, tokens: TokenizedPrompt, *, number: int = 0, of: int = 1) -> dict[str, Any]:
-        """The ids, the label, and the weight where there is one."""
+        """The ids, the label, and the weight if `weighs`."""
         label = {_LABEL: self._labels(record)[number][1]}
         return super().row(record, tokens) | label | ({WEIGHT: min(1.0, 2 / of)} if self.weighs else {})
 

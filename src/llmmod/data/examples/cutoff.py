@@ -1,9 +1,9 @@
-"""Examples that are too long, made to fit by shortening what was said: `dataset.cutoff_policy=proportional`.
+"""Shortens the texts of examples that are too long: `dataset.cutoff_policy=proportional`.
 
-Cutting ids takes away whatever stands at their end: the marker where the answer begins, the token that ends it, whole turns. So texts are
-shortened instead, and written and encoded again: every marker and terminator is where the render puts it. Questions and answers give up the
-same share of what they have above `LEAST`; of a question the middle goes, of an answer the end, which then isn't trained (`Message.cut`).
-Where even that is too long, the oldest rounds go. The system text and definitions of tools are left as they are.
+Cutting ids would remove their end: the marker before the answer, its end token, whole turns. So texts are shortened instead, and rendered
+and encoded again: every marker and terminator stays where the render puts it. Questions and answers lose the same share of their characters
+above `LEAST`: a question its middle, an answer its end, which then isn't trained (`Message.cut`). If that is still too long, the oldest
+rounds are removed. The system text and definitions of tools stay unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmmod.data.rows.records import PromptRecord, Record, changed
 from llmmod.render.conversation import Conversation, Message
 
 LEAST = 16  # characters of each message that are kept
-TRIES = 4  # encodings of one example; each comes closer to the limit
+TRIES = 4  # encodings of one example; each is closer to the limit
 
 Encode = Callable[[Sequence[Any]], list[Any]]
 Size = Callable[[Any], int]
@@ -25,14 +25,14 @@ Size = Callable[[Any], int]
 
 @dataclass
 class _Attempt:
-    """A record on its way to fit.
+    """The state of shortening a record.
 
     Args:
-        record: whole, or what is left of it.
-        least: tokens of its example with every text at its shortest.
-        share: of its texts, with which it is still too long, at
-        length: tokens.
-        example: the longest that fits; None: none does.
+        record: the record, or its remaining rounds.
+        length: tokens with `share` of its texts, still too long.
+        share: of the texts, 0 to 1.
+        least: tokens of its example with the shortest texts.
+        example: the longest that fits, or None.
     """
 
     record: Any
@@ -42,11 +42,11 @@ class _Attempt:
     example: Any = None
 
     def next_share(self, limit: int) -> float:
-        """The share that reaches the limit if tokens grow evenly with it; a little less from the second try on."""
+        """The share that reaches the limit if the number of tokens is linear in it; slightly less from the second try on."""
         return self.share * (limit - self.least) / max(1, self.length - self.least) * (1.0 if self.share == 1.0 else 0.97)
 
     def take(self, share: float, example: Any, length: int, limit: int) -> bool:
-        """Keep the example if it fits; else remember how long it is."""
+        """Store the example if it fits, else its length; returns whether to stop."""
         if length <= limit:
             self.example = example
             return True
@@ -55,14 +55,14 @@ class _Attempt:
 
 
 def fit(records: Sequence[Any], lengths: Sequence[int], limit: int, encode: Encode, size: Size | None = None) -> list[Any]:
-    """Each record's example in at most `limit` tokens, or the tokens it needs at least where that can't be.
+    """Each record's example with at most `limit` tokens, or the number of tokens it needs if that is impossible.
 
     Args:
-        records: of one example each, all of them too long.
+        records: with one example each, all of them too long.
         lengths: their tokens.
         limit: tokens.
         encode: records -> their examples.
-        size: tokens of an example; None: of its `input_ids`.
+        size: example -> tokens; None: the length of its `input_ids`.
     """
     size = size or _tokens
     attempts = [_Attempt(record, length) for record, length in zip(records, lengths, strict=True)]
@@ -77,7 +77,7 @@ def fit(records: Sequence[Any], lengths: Sequence[int], limit: int, encode: Enco
 
 
 def _find_shortest(attempts: Sequence[_Attempt], limit: int, encode: Encode, size: Size) -> None:
-    """Set the shortest example of each; one that is too long even so gives up its oldest rounds, all but the last if need be."""
+    """Set the shortest example of each; if it is still too long, remove its oldest rounds, all but the last if necessary."""
     trying = list(attempts)
     while trying:
         examples = encode([_with_share(attempt.record, 0) for attempt in trying])
@@ -100,7 +100,7 @@ def _tokens(example: Any) -> int:
 
 
 def shortened(conversation: Conversation, share: float) -> Conversation:
-    """The conversation with `share`, 0 to 1, of what each question and answer has above `LEAST` characters."""
+    """The conversation with `share`, 0 to 1, of the characters above `LEAST` in each question and answer."""
     return replace(conversation, messages=[_shortened(message, share) for message in conversation.messages])
 
 
@@ -118,12 +118,12 @@ def _shortened(message: Message, share: float) -> Message:
 
 
 def ends_kept(conversation: Conversation) -> Conversation:
-    """The same texts as if none had been cut off."""
+    """The same texts, not marked as cut."""
     return replace(conversation, messages=[replace(message, cut=False) for message in conversation.messages])
 
 
 def without_oldest(conversation: Conversation, count: int) -> Conversation:
-    """The conversation without its `count` oldest rounds, at least 1: each an answer and what stands between it and the one before."""
+    """The conversation without its `count` oldest rounds, at least 1: each is an answer and the turns between it and the one before."""
     first = 0 if conversation.system is None else 1
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     start = answers[count - 1] + 1
@@ -131,7 +131,7 @@ def without_oldest(conversation: Conversation, count: int) -> Conversation:
 
 
 def _rounds(record: Record) -> int:
-    """Answers, and the one that a prompt asks for."""
+    """The number of answers, with the one that follows a prompt."""
     conversation = record.prompt if isinstance(record, PromptRecord) else record
     assert isinstance(conversation, Conversation), "a document is never shortened"
     return sum(message.role == "assistant" for message in conversation.messages) + isinstance(record, PromptRecord)

@@ -1,8 +1,7 @@
-"""Records to examples: each rendered and encoded once, in batches, and made to fit `cutoff_len` where it is longer.
+"""From records to examples: each is rendered and encoded once, in batches, and shortened if it is longer than `cutoff_len`.
 
-Python's search for reference cycles is paused meanwhile. It would visit every number of every list that is alive, several times while a
-batch of them is made, and find nothing: what is made here holds no cycles, and goes when the last reference does. Left on, it takes a fifth
-of the time that rendering and encoding take.
+Python's garbage collection is paused meanwhile. It would visit every number of every living list several times per batch without a result:
+the objects here don't have reference cycles. It would take a fifth of the time of rendering and encoding.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ LocatedRecord = tuple[RowLocation, Record]
 
 @dataclass
 class Example:
-    """An example on its way from a record to a batch.
+    """An example of a record, before it becomes a row.
 
     Args:
-        record: what it is made of.
-        index: which of the record's examples it is, None where it is the only one.
-        encoded: its tokens, as the example type has them: ids and labels of a conversation.
+        record: of the example.
+        index: of the example among the record's examples; None if it is the only one.
+        encoded: its tokens in the form of the example type, such as ids and labels of a conversation.
         cut: whether it was longer than the limit.
         end_lost: whether the end of an answer was cut off, and isn't trained.
         dropped: whether it is left out because of its length.
@@ -46,7 +45,7 @@ class Example:
 
 @dataclass
 class TokenizedRecord:
-    """What a record became: examples, or what is wrong with it."""
+    """The examples of a record, or its error."""
 
     examples: list[Example] = field(default_factory=list)
     error: DataError | None = None
@@ -59,17 +58,17 @@ class TokenizedRecord:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of records when they were tokenized.
+    """The counts of tokenized records.
 
     Args:
-        examples: made of them.
+        examples: of the records.
         cut: examples that were longer than `cutoff_len` and were shortened.
-        ends_lost: of those, the ones in which the end of an answer was cut off, and isn't trained.
+        ends_lost: shortened examples in which the end of an answer was cut off, and isn't trained.
         dropped: examples left out because of their length (policy drop).
-        tokens: in the examples.
-        trained_tokens: of those, the ones with a label.
+        tokens: of the examples.
+        trained_tokens: tokens with a label.
         longest: tokens of the longest example.
-        sources: records that made them; fewer than examples where one made several.
+        sources: records with examples; fewer than examples if a record makes several.
     """
 
     examples: int = 0
@@ -103,7 +102,7 @@ class Counts:
         return Counts(**sums, longest=max(self.longest, other.longest))
 
     def losses(self, cutoff_len: int) -> list[str]:
-        """What was cut, and what was left out, for its length, in a line each."""
+        """A line each for examples that were cut and that were left out because of their length."""
         longer = f"examples were longer than dataset.cutoff_len={cutoff_len} and were"
         lost = f", {self.ends_lost} of them lost the end of their answer, which isn't trained" if self.ends_lost else ""
         return [*([f"{self.cut} {longer} cut{lost}"] if self.cut else []), *([f"{self.dropped} {longer} left out"] if self.dropped else [])]
@@ -111,7 +110,7 @@ class Counts:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Within it no cycles are looked for; afterwards as before."""
+    """A context in which Python's garbage collection is paused."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -123,15 +122,15 @@ def gc_paused() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ExampleTokenizer:
-    """How records become examples.
+    """Turns records into examples.
 
     Args:
-        render: how conversations are written.
-        tokenizer: what encodes them.
-        limit: tokens of an example, at most.
-        policy: what gives way where there are more.
-        mask_prompt: whether answers alone are trained.
-        example_type: what the records become.
+        render: writes conversations as text and tokens.
+        tokenizer: encodes them.
+        limit: maximum tokens of an example.
+        policy: for longer ones.
+        mask_prompt: whether only answers are trained.
+        example_type: of the records.
     """
 
     render: Any
@@ -143,7 +142,7 @@ class ExampleTokenizer:
 
     @gc_paused()
     def tokenize(self, rows: Sequence[LocatedRecord]) -> list[TokenizedRecord]:
-        """What each record became. All texts are encoded in one call, those of examples that are too long in a few more."""
+        """The examples of each record. All texts are encoded in one call; those of examples that are too long in a few more."""
         errors: dict[int, RowError] = {}
         examples = self._examples(rows, errors)
         self._shorten([(row, example) for row, example in examples if self.example_type.length(example.encoded) > self.limit], errors)
@@ -154,7 +153,7 @@ class ExampleTokenizer:
         return made
 
     def _examples(self, rows: Sequence[LocatedRecord], errors: dict[int, RowError]) -> list[tuple[int, Example]]:
-        """Each example with the number of its row in the batch."""
+        """Each example with the index of its row in the batch."""
         written: list[tuple[int, int | None, Texts]] = []
         for row, (_, record) in enumerate(rows):
             try:
@@ -172,7 +171,7 @@ class ExampleTokenizer:
         return examples
 
     def _encoded(self, texts: Sequence[Texts]) -> list[Any]:
-        """The tokens of each example, or what is wrong with it."""
+        """The tokens of each example, or its error."""
         encoded = iter(encode([segments for one in texts for segments in one], self.tokenizer))
         found: list[Any] = []
         for one in texts:
@@ -183,7 +182,7 @@ class ExampleTokenizer:
         return found
 
     def _shorten(self, long: Sequence[tuple[int, Example]], errors: dict[int, RowError]) -> None:
-        """Make examples that are too long fit, by the policy."""
+        """Apply the policy to examples that are too long."""
         if self.policy == CutoffPolicy.drop:
             for _, example in long:
                 example.dropped = True
@@ -208,12 +207,12 @@ class ExampleTokenizer:
             if isinstance(fitted, int):
                 errors[row] = self._no_room(f"with {LEAST} characters of each text left it takes {fitted}", fitted)
             elif isinstance(fitted.tokens, RowError):
-                errors[row] = self._no_room("none of its rounds that fit is trained", length)
+                errors[row] = self._no_room("the rounds that fit aren't trained", length)
             else:
                 example.encoded, example.end_lost = fitted.tokens, self._has_lost_end(fitted.record)
 
     def _has_lost_end(self, shortened: Record) -> bool:
-        """Whether the end of an answer would be trained if its text hadn't been cut off."""
+        """Whether a cut answer's end would be trained if its text were whole."""
         as_whole = changed(shortened, ends_kept)
         return as_whole != shortened and self._written(as_whole) != self._written(shortened)
 
@@ -221,7 +220,7 @@ class ExampleTokenizer:
         return self.example_type.segments(record, self.render, mask_prompt=self.mask_prompt)[0]
 
     def _rewritten(self, records: Sequence[Record]) -> list[_Rewritten]:
-        """The one example of each record, or what is wrong with it."""
+        """The single example of each record, or its error."""
         texts: list[Texts | None] = []
         for record in records:
             try:
@@ -243,7 +242,7 @@ class ExampleTokenizer:
 
 class _Rewritten(NamedTuple):
     record: Any  # shortened
-    tokens: Any  # of its example, or what is wrong with it
+    tokens: Any  # of its example, or its error
 
 
-_NOTHING_TRAINED = RowError("nothing of it is trained")
+_NOTHING_TRAINED = RowError("it doesn't have trained tokens")

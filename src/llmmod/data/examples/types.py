@@ -1,12 +1,12 @@
-"""Example types: what the records of a kind become, as texts to encode and then as a row of columns made of their ids.
+"""Example types: from the records of a kind to texts to encode, and from their ids to a row of columns.
 
-An example type is all that differs between the kinds once a row is read. How texts are encoded together, cut, counted and written is the
-same for all. Here are those of language modelling; `answers` has those of prompts with answers.
+An example type has all differences between the kinds after a row is read. Encoding, cutting, counting and writing are the same for all.
+This module has the types of language modelling; `answers` has those of prompts with answers.
 
-A conversation is an example, or several where the render makes each answer one. Of a document every token is trained, and it ends with the
-tokenizer's end token. Documents are joined into blocks of `cutoff_len` tokens, in which a document sees those before it, as GPT-2 and LLaMA
-were trained; with `dataset.packing` each stays by itself. The end token is trained where it is also what batches are padded with: a
-collator's mask says what is padding. A token that stands first in a row is never predicted, so no row is a single token.
+A conversation is one example, or several if the render makes each answer an example. All tokens of a document are trained, and it ends
+with the tokenizer's end token. Documents are joined into blocks of `cutoff_len` tokens, in which a document attends to those before it, as
+in the training of GPT-2 and LLaMA; with `dataset.packing` each is separate. The end token is trained even if it is the padding token too:
+a collator's mask marks padding. The first token of a row is never predicted, so a row has at least two tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmmod.render.conversation import Conversation
 from llmmod.render.encode import IGNORED, Encoded
 from llmmod.render.segments import Segment, own_beginning
 
-Texts = Sequence[Sequence[Segment]]  # of one example, each encoded by itself
+Texts = Sequence[Sequence[Segment]]  # of one example, each encoded separately
 Ids = Any  # a numpy array of int32
 IDS = pa.list_(pa.int32())
 _LABELLED = pa.schema({"input_ids": IDS, "labels": IDS})
@@ -42,49 +42,49 @@ class Fitted(NamedTuple):
 
 
 class ExampleType(Protocol):
-    """What records of a kind become."""
+    """The type of the examples of a kind."""
 
     @property
     def plural(self) -> str:
-        """What several examples of one record are called."""
+        """The name of several examples of one record."""
 
     @property
     def schema(self) -> Any:
-        """The columns of a row, as Arrow has them."""
+        """The Arrow schema of a row."""
 
     def segments(self, record: Any, render: Any, *, mask_prompt: bool) -> list[Texts]:
-        """The texts of each example that a record makes."""
+        """The texts of each example of a record."""
 
     def assemble(self, encoded: Sequence[Encoded]) -> Any:
-        """An example's tokens; raises `RowError` where nothing of it would be trained."""
+        """An example's tokens; raises `RowError` if none would be trained."""
 
     def select(self, record: Any, index: int) -> Any:
-        """The part of a record that makes its `index`-th example and no other."""
+        """The part of a record with only its `index`-th example."""
 
     def length(self, tokens: Any) -> int:
-        """Tokens that must be at most `cutoff_len`."""
+        """The number of tokens that must be at most `cutoff_len`."""
 
     def cut(self, tokens: Any, limit: int, policy: CutoffPolicy) -> Fitted | int:
-        """The example cut at an end, or how many tokens it needs at least."""
+        """The example cut at an end, or the number of tokens it needs at least."""
 
     def count(self, tokens: Any) -> tuple[int, int]:
-        """Tokens, and those of them that are trained."""
+        """The number of tokens, and of trained tokens."""
 
     def row(self, record: Any, tokens: Any, *, number: int = 0, of: int = 1) -> dict[str, Any]:
-        """The values of an example's columns; it is the `number`-th that its record could make, and `of` of them are kept."""
+        """The values of an example's columns; it is the record's `number`-th possible example, and `of` of them are kept."""
 
     def arrange(self, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """The rows that training takes, made of those of the examples."""
+        """The rows for training, from the rows of the examples."""
 
     def arrange_tables(self, tables: Iterable[Any]) -> Iterable[Any]:
         """The same for Arrow's tables of rows."""
 
     def for_validation(self) -> ExampleType:
-        """The type for what is held out, where nothing is left out to fill rows."""
+        """The type for held-out records, which doesn't leave out a partial row."""
 
 
 class RowPerExample:
-    """The part of an example type that leaves each example a row of its own."""
+    """The part of an example type that gives each example its own row."""
 
     plural: str = "examples"
 
@@ -108,18 +108,18 @@ class Conversations(RowPerExample):
     schema: Any = field(default=_LABELLED, repr=False)
 
     def segments(self, record: Conversation, render: Any, *, mask_prompt: bool) -> list[Texts]:
-        """The render's examples: one, or several where each answer is one."""
+        """The render's examples: one, or one for each answer."""
         return [[segments] for segments in render.examples(record, mask_prompt=mask_prompt)]
 
     def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
         """Ids and labels."""
         (example,) = encoded
         if not example.is_trained:
-            raise RowError("no token of it would be trained: every answer is masked")
+            raise RowError("all of its answers are masked, so it doesn't have trained tokens")
         return example
 
     def select(self, record: Conversation, index: int) -> Conversation:
-        """One round, where each round is an example."""
+        """One round, if each round is an example."""
         return separate_rounds(record)[index]
 
     def length(self, tokens: Encoded) -> int:
@@ -143,14 +143,14 @@ class Conversations(RowPerExample):
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents: ids, which are the labels too.
+    """Documents: ids that are also the labels.
 
     Args:
-        size: tokens of a row, at most.
+        size: maximum tokens of a row.
         eos: the token that ends a document.
-        bos: the token that begins one; None: this tokenizer has none.
-        separate: whether each document has rows of its own, in pieces where it is longer than a row.
-        drop_last: whether the last block is left out where it isn't full.
+        bos: the token that begins a document, or None.
+        separate: whether each document has its own rows, in pieces if it is longer than a row.
+        drop_last: whether the last block is left out if it isn't full.
     """
 
     size: int
@@ -163,18 +163,18 @@ class Documents:
 
     @classmethod
     def of(cls, tokenizer: Any, *, size: int, separate: bool, drop_last: bool) -> Documents:
-        """Documents as a tokenizer begins and ends them.
+        """The type with a tokenizer's begin and end tokens.
 
         Raises:
-            ConfigError: it has no token that ends a text.
+            ConfigError: the tokenizer doesn't have an end token.
         """
         if tokenizer.eos_token_id is None:
-            found = "this tokenizer has none, and without it documents would run into one another"
+            found = "not set for this tokenizer, so the ends of documents would not be marked"
             raise ConfigError(Problem("tokenizer.kwargs.eos_token", found, do="Set it to the token that ends a text"))
         return cls(size, int(tokenizer.eos_token_id), own_beginning(tokenizer), separate, drop_last)
 
     def segments(self, record: str, render: Any, *, mask_prompt: bool) -> list[Texts]:
-        """The text as it is; a render writes nothing around it."""
+        """The text as it is; a render doesn't add to it."""
         return [[[Segment(record, None, True)]]]
 
     def assemble(self, encoded: Sequence[Encoded]) -> Encoded:
@@ -187,7 +187,7 @@ class Documents:
         return record
 
     def length(self, tokens: Encoded) -> int:
-        """0: a document is never too long, since it may take several rows."""
+        """0: a document is never too long, since it may have several rows."""
         return 0
 
     def cut(self, tokens: Encoded, limit: int, policy: CutoffPolicy) -> Fitted | int:
@@ -195,7 +195,7 @@ class Documents:
         return Fitted(tokens, end_lost=False)
 
     def count(self, tokens: Encoded) -> tuple[int, int]:
-        """All tokens, all of them trained."""
+        """All tokens, which are all trained."""
         return len(tokens.input_ids), len(tokens.input_ids)
 
     def row(self, record: str, tokens: Encoded, *, number: int = 0, of: int = 1) -> dict[str, Any]:
@@ -245,12 +245,12 @@ def _table(rows: Sequence[Ids]) -> Any:
 
 
 def join(documents: Iterable[Ids], size: int, *, drop_last: bool = False) -> Iterator[Ids]:
-    """Blocks of `size` tokens, which are those of the documents one after the other.
+    """Blocks of `size` tokens of consecutive documents.
 
     Args:
-        documents: their ids; several in one array are as good as several arrays.
+        documents: their ids; an array may have several documents.
         size: tokens.
-        drop_last: whether what is left at the end is left out; false: it is a shorter block, from two tokens on.
+        drop_last: whether a partial block at the end is left out; otherwise it is kept if it has at least two tokens.
     """
     rest = np.empty(0, np.int32)
     for ids in documents:
@@ -263,7 +263,7 @@ def join(documents: Iterable[Ids], size: int, *, drop_last: bool = False) -> Ite
 
 
 def pieces(document: Ids, size: int) -> Iterator[Ids]:
-    """A document in pieces of `size` tokens. The last piece is shorter; if it would be a single token, it takes one more."""
+    """A document in pieces of `size` tokens. The last piece is shorter; instead of a single token it has two."""
     ends = [*range(size, len(document), size), len(document)]
     if len(ends) > 1 and ends[-1] - ends[-2] == 1 and size > 2:
         ends[-2] -= 1

@@ -1,7 +1,7 @@
-"""Instruction and answer in columns of their own, as in Stanford Alpaca (Taori et al. 2023) and in LLaMA-Factory's alpaca format.
+"""Instruction and answer in separate columns, as in Stanford Alpaca (Taori et al. 2023) and in LLaMA-Factory's alpaca format.
 
-`prompt` and `query` are one question, joined by a newline; `history` is a list of [query, response] pairs that came before it;
-`system` is the row's own system text.
+`prompt` and `query` are one question, joined by a newline; `history` is a list of earlier [query, response] pairs; `system` is the row's
+own system text.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ REQUIRED = ("prompt", "response")
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where the rows have no question or no answer.
+    """Role -> column; None if the rows don't have a question or an answer.
 
-    A role that isn't given has its usual name; one that a row may lack only where nothing is given, so that a stray column
-    called `input` does not end up in the question.
+    A role that isn't given is found by its usual names; an optional one only if none are given, so that another column called `input`
+    doesn't become part of the question.
     """
     found = dict(given)
     for role in ROLES if not given else REQUIRED:
@@ -32,7 +32,7 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the first rows look like this format: the names of the columns say it."""
+    """Whether the first rows have this format, by the names of the columns."""
     return True
 
 
@@ -45,7 +45,7 @@ def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     messages, column = read_question(row, columns), columns["response"]
     if isinstance(row.get(column), list):
         found = f"{described(row[column])} where a text is expected"
-        raise RowError(found, column=column, do="Answers that are compared are for dataset.format=preference")
+        raise RowError(found, column=column, do="For answers to compare, use dataset.format=preference")
     answer = required_text(row, column)
     if not answer.strip():
         raise RowError("empty", column=column)

@@ -1,8 +1,7 @@
-"""An answer and whether it is a good one, for kto: `completion` and `label` beside a prompt (trl), or turns that end with the answer.
+"""An answer and whether it is good, for kto: `prompt`, `completion` and `label` (trl), or turns that end with the answer.
 
-A prompt is read as alpaca's is, or from a list of turns; the answer is a text or a turn. Rows stand alone: good and bad answers need not
-come in pairs. A list of answers without a label is ranked, best first, as for reward models; `ranked_labels` says which of them
-are good ones.
+A prompt is read as in alpaca, or from a list of turns; the answer is a text or a turn. Good and bad answers don't have to be in pairs. A
+list of answers without a label is ranked, best first, as for reward models; `ranked_labels` decides which of them are good.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LABELS = {"true": True, "1": True, "false": False, "0": False}  # as CSV files 
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where rows have no answer that a label or its rank judges."""
+    """Role -> column; None if rows don't have an answer with a label or a rank."""
     answers = dict(given)
     for role in REQUIRED:
         name = next((name for name in USUAL[role] if name in available and name not in answers.values()), None)
@@ -36,7 +35,7 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the names of the columns say it, or the first answer is a list of them."""
+    """Whether the first rows have this format, by the names of the columns or because the first answer is a list."""
     return "label" in columns or shared.holds_ranked(head, columns["response"])
 
 
@@ -48,7 +47,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
     """
     if "label" not in columns:
         if not shared.holds_ranked([row], columns["response"]):
-            do = "Name its column: dataset.columns.label=…; answers in a list, best first, need none"
+            do = "Name its column: dataset.columns.label=…; a list of answers, best first, doesn't need one"
             raise RowError("an answer without a label", column=columns["response"], do=do)
         return shared.read_ranked(row, columns, columns["response"])
     messages = shared.read_prompt(row, columns)
@@ -59,7 +58,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
         answer = shared.only_answer(shared.read_answer(row, name), name)
     prompt = shared.as_prompt(messages, shared.prompt_column(columns), tools=read_tools(row, columns))
     value = present(row, columns["label"])
-    label = value == 1 if value in (0, 1) else _LABELS.get(str(value).strip().lower())  # True == 1, and so does a column of floats
+    label = value == 1 if value in (0, 1) else _LABELS.get(str(value).strip().lower())  # True == 1 == 1.0
     if label is None:
         raise RowError(f"{described(value)} where true or false is expected", column=columns["label"])
     return PromptRecord(prompt, [answer], {"label": label})

@@ -1,9 +1,9 @@
 """Answers to one prompt, the best one first: for reward models and for dpo.
 
-Rows of these kinds are read: `chosen` and `rejected` beside a prompt, each a text or a turn (trl, LLaMA-Factory's ranking); both as whole
-conversations that share their beginning, which is the prompt, as lists of turns (trl's implicit prompt, ultrafeedback_binarized) or as
-transcripts (Anthropic/hh-rlhf); and LLaMA-Efficient-Tuning's `output`, a list of two answers or more, ranked. A prompt is read as alpaca's
-is, or from a list of turns.
+It reads three kinds of rows. `prompt`, `chosen` and `rejected`, where each answer is a text or a turn (trl, LLaMA-Factory's ranking).
+`chosen` and `rejected` as whole conversations with the same beginning, the prompt: as lists of turns (trl's implicit prompt,
+ultrafeedback_binarized) or as transcripts (Anthropic/hh-rlhf). And LLaMA-Efficient-Tuning's `output`, a list of two or more ranked answers.
+A prompt is read as in alpaca, or from a list of turns.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen",),
     "rejected": ("rejected",),
 }
-_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")  # of a transcript
+_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")  # in a transcript
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where rows have no two answers; `response` is looked for only where there are no `chosen` and `rejected`."""
+    """Role -> column; None if rows don't have two answers. `response` is used only without `chosen` and `rejected`."""
     pair = {role: given.get(role, role) for role in REQUIRED if role in given or role in available}
     if len(pair) == len(REQUIRED) and "response" not in given:
         return shared.find_prompt_columns(available, given, pair) or {**given, **pair}
@@ -41,7 +41,7 @@ def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[s
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the names of the columns say it, or the first answer is a list of them."""
+    """Whether the first rows have this format, by the names of the columns or because the first answer is a list."""
     return "response" not in columns or shared.holds_ranked(head, columns["response"])
 
 
@@ -65,7 +65,7 @@ def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
         prompt = shared.with_own_system(sides[0][:same], row, columns)
         return _compared(prompt, [side[same:] for side in sides], row, columns, names)
     if any(whole):
-        found = f"a conversation, while '{names[whole.index(False)]}' is an answer alone"
+        found = f"a conversation, but '{names[whole.index(False)]}' is only an answer"
         raise RowError(found, column=names[whole.index(True)])
     if not asked:
         raise RowError("an answer without a prompt", do="Name its column: dataset.columns.prompt=…", column=names[0])

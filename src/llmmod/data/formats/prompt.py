@@ -1,7 +1,7 @@
-"""Prompts that a model is to answer, for ppo and grpo: with the data's own answer or without.
+"""Prompts for ppo and grpo, with or without the data's own answer.
 
-A prompt is read as alpaca's is, or from a list of turns. An answer, of a column or of the last turn, is kept aside for reward functions and
-never shown to the model; so are the row's other columns that are texts or numbers.
+A prompt is read as in alpaca, or from a list of turns. An answer, from a column or from the last turn, is passed to reward functions and
+not shown to the model; so are the row's other columns of texts or numbers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where rows have no prompt; the answer is looked for only where nothing is given."""
+    """Role -> column; None if rows don't have a prompt. The answer is searched only if columns are not given."""
     name = next((name for name in USUAL["response"] if name in available), None)
     return shared.find_prompt_columns(available, given, {"response": name} if name is not None and not given else {})
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the first rows look like this format: the names of the columns say it."""
+    """Whether the first rows have this format, by the names of the columns."""
     return True
 
 
 def read(row: Row, columns: Mapping[str, str]) -> PromptRecord:
-    """The prompt of a row, `answer`, and the values of columns that are neither.
+    """The prompt of a row, `answer`, and the values of the other columns.
 
     Raises:
         RowError: the prompt is missing or something else, or the answer is neither a text nor a number.

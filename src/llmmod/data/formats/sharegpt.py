@@ -1,4 +1,4 @@
-"""ShareGPT's list of turns: `conversations: [{from: human, value: …}, {from: gpt, value: …}]`, with `system` beside it or inside."""
+"""ShareGPT's list of turns: `conversations: [{from: human, value: …}, {from: gpt, value: …}]`, with `system` in a column or in the list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where no column has a usual name for a list of turns."""
+    """Role -> column; None if none of the columns has a usual name for a list of turns."""
     return find_turn_columns(available, given, USUAL)
 
 
@@ -33,6 +33,6 @@ def read(row: Row, columns: Mapping[str, str]) -> Conversation:
     """The conversation of a row.
 
     Raises:
-        RowError: not a list of turns, a turn that can't be read, or turns that can't be trained.
+        RowError: not a list of turns, a turn that can't be read, or turns that can't be trained on.
     """
     return read_row_of_turns(row, columns, SHAREGPT)

@@ -1,4 +1,4 @@
-"""Documents: a text a row, for pre-training. A txt file has a row a line."""
+"""Documents for pre-training: one text per row. A txt file has a row for each line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ USUAL = {"text": ("text", "content")}
 
 
 def find_columns(available: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, None where no column has a usual name for a text."""
+    """Role -> column; None if none of the columns has a usual name for a text."""
     names = (given["text"],) if "text" in given else tuple(name for name in USUAL["text"] if name in available)
     return {"text": names[0]} if names else None
 
 
 def recognises(head: Sequence[Row], columns: Mapping[str, str]) -> bool:
-    """Whether the first rows look like this format: the name of the column says it."""
+    """Whether the first rows have this format, by the name of the column."""
     return True
 
 

@@ -1,7 +1,7 @@
-"""From a row's columns to a conversation: which of them hold turns, prompts and answers, what they say, and in what order.
+"""From a row's columns to a conversation: finds the columns with turns, prompts and answers, and reads them in order.
 
-A prompt is a text in a column (with the columns beside it that Stanford Alpaca's rows have), one turn, or a list of turns. An answer is a
-text, a turn, or a list of turns. Formats share these; a format adds which of them make one of its records.
+A prompt is a text in a column (with Stanford Alpaca's other columns), one turn, or a list of turns. An answer is a text, a turn, or a list
+of turns. The formats share these functions; each format defines how its records are composed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from llmmod.data.rows.records import PromptRecord, Row, RowError, described, opt
 from llmmod.data.rows.turns import OPENAI, SHAREGPT, TurnStyle, read_tools, read_turns
 from llmmod.render.conversation import Conversation, Message
 
-# The roles of a prompt's columns: one of `messages` and `prompt`, and what may stand beside it.
+# The roles of a prompt's columns: either `messages` or `prompt`, and optional ones.
 PROMPT_ROLES = ("prompt", "messages", "query", "history", "system", "tools")
-# The usual names of each role's column, in the order in which they are looked for.
+# The usual names of each role's column, in the order of the search.
 USUAL: Mapping[str, tuple[str, ...]] = {
     "prompt": ("instruction", "prompt", "question", "query", "input"),
     "query": ("input", "query", "context"),
@@ -27,7 +27,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "tools": ("tools",),
 }
 _MAIN = {"prompt", "messages"}
-# What may come before a turn of each role; None is the beginning. Questions in a row are one, answers in a row are not.
+# The roles that may precede a turn of each role; None is the beginning. Consecutive questions are one, consecutive answers are not.
 _BEFORE: Mapping[str, tuple[str | None, ...]] = {
     "system": (None,),
     "user": (None, "system", "user", "assistant", "tool"),
@@ -37,7 +37,7 @@ _BEFORE: Mapping[str, tuple[str | None, ...]] = {
 
 
 def find_turn_columns(available: Collection[str], given: Mapping[str, str], usual: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
-    """Role -> column, None where there is no column for the messages. What rows may lack has its usual name only where nothing is given."""
+    """Role -> column; None without a column for the messages. Optional ones are found by their usual names only if none are given."""
     found = dict(given)
     for role in usual if not given else ("messages",):
         name = next((name for name in usual[role] if name in available), None)
@@ -59,10 +59,10 @@ def holds_turns(head: Sequence[Row], column: str, style: TurnStyle) -> bool:
 
 
 def read_row_of_turns(row: Row, columns: Mapping[str, str], style: TurnStyle) -> Conversation:
-    """The conversation of a row with a list of turns; a `system` column speaks where the turns have no system turn.
+    """The conversation of a row with a list of turns; a `system` column is used if the turns don't have a system turn.
 
     Raises:
-        RowError: not a list, a turn that can't be read, or turns that can't be trained.
+        RowError: not a list, a turn that can't be read, or turns that can't be trained on.
     """
     column = columns["messages"]
     present(row, column)
@@ -74,14 +74,14 @@ def read_row_of_turns(row: Row, columns: Mapping[str, str], style: TurnStyle) ->
 
 
 def find_prompt_columns(available: Collection[str], given: Mapping[str, str], answers: Mapping[str, str]) -> dict[str, str] | None:
-    """Role -> column, those of the answers among them; None where there is no prompt.
+    """Role -> column, with the answers' columns; None without a prompt.
 
-    `messages` is looked for only where there is no `prompt`, and what a row may lack only where nothing is given.
+    `messages` is searched only without `prompt`, and optional columns only if none are given.
 
     Args:
-        available: the columns there are.
+        available: the existing columns.
         given: role -> column, as the user set them.
-        answers: role -> column of what is not part of the prompt.
+        answers: role -> column, for the columns that are not part of the prompt.
     """
     found = {**given, **answers}
     for role in PROMPT_ROLES if not given else ("prompt", "messages"):
@@ -97,7 +97,7 @@ def has_prompt(columns: Mapping[str, str]) -> bool:
 
 
 def prompt_column(columns: Mapping[str, str]) -> str | None:
-    """The column that a prompt stands in, for a message."""
+    """The column of a prompt, for a message."""
     return columns.get("messages", columns.get("prompt", columns.get("query")))
 
 
@@ -105,7 +105,7 @@ def read_prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
     """The messages of a prompt; those of a list of turns may end with an answer.
 
     Raises:
-        RowError: no such column, or something else than a prompt in it.
+        RowError: the column is missing, or doesn't have a prompt.
     """
     column = prompt_column(columns)
     if column is None or ("messages" not in columns and isinstance(present(row, column), str)):
@@ -114,10 +114,10 @@ def read_prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
 
 
 def read_question(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    """The messages of a row up to its question, of the columns `prompt`, `query`, `history` and `system`.
+    """The messages of a row up to its question, from the columns `prompt`, `query`, `history` and `system`.
 
     Raises:
-        RowError: the question is missing, empty or not a text, or the history is not made of pairs.
+        RowError: the question is missing, empty or not a text, or the history is not a list of pairs.
     """
     prompt = required_text(row, columns["prompt"]) if "prompt" in columns else ""
     query = optional_text(row, columns.get("query"))
@@ -137,16 +137,16 @@ def read_question(row: Row, columns: Mapping[str, str]) -> list[Message]:
 
 
 def with_own_system(found: list[Message], row: Row, columns: Mapping[str, str]) -> list[Message]:
-    """The messages, after the row's system text where they have none."""
+    """The messages, with the row's system text first if they don't have one."""
     system = optional_text(row, columns.get("system"))
     return [Message("system", system), *found] if system and found and found[0].role != "system" else found
 
 
 def read_any_turns(row: Row, column: str) -> list[Message]:
-    """The messages of a list of turns, or of one turn, with the fields of OpenAI's or of ShareGPT's.
+    """The messages of a list of turns, or of one turn, with OpenAI's or ShareGPT's fields.
 
     Raises:
-        RowError: no turns, or one that can't be read.
+        RowError: turns are missing, or one can't be read.
     """
     value = present(row, column)
     turns: list[Any] = [value] if isinstance(value, Mapping) else optional_list(row, column) if isinstance(value, str | list) else []
@@ -157,10 +157,10 @@ def read_any_turns(row: Row, column: str) -> list[Message]:
 
 
 def read_answer(row: Row, column: str) -> list[Message]:
-    """The messages of an answer: one where it is a text, those of the list where it is one.
+    """The messages of an answer: one for a text, or those of a list.
 
     Raises:
-        RowError: no answer, an empty one, or something else.
+        RowError: the answer is missing, empty or of another type.
     """
     value = present(row, column)
     if not isinstance(value, str):
@@ -171,10 +171,10 @@ def read_answer(row: Row, column: str) -> list[Message]:
 
 
 def only_answer(found: Sequence[Message], column: str) -> Message:
-    """The one message of an answer.
+    """The single message of an answer.
 
     Raises:
-        RowError: there are more, it is not an answer, or it is empty.
+        RowError: there are several messages, it is not an answer, or it is empty.
     """
     if len(found) != 1 or found[0].role != "assistant":
         turns = ", ".join(message.role for message in found)
@@ -185,21 +185,21 @@ def only_answer(found: Sequence[Message], column: str) -> Message:
 
 
 def holds_ranked(head: Sequence[Row], column: str) -> bool:
-    """Whether the first answer is a list of answers, or a text that begins as one."""
+    """Whether the first answer is a list of answers, or a text that begins like a list."""
     first = next((row[column] for row in head if row.get(column) is not None), None)
     return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip().startswith("["))
 
 
 def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> PromptRecord:
-    """The prompt of a row, and the answers that one column ranks, best first.
+    """The prompt of a row, and one column's ranked answers, best first.
 
     Raises:
-        RowError: not a list of two texts or more (the first two letters of a text are not two answers), or two are the same.
+        RowError: not a list of at least two texts (a text is not a list of letters), or two are the same.
     """
     value = present(row, column)
     answers = optional_list(row, column) if not isinstance(value, str) or value.lstrip().startswith("[") else []
     if len(answers) < 2:
-        raise RowError(f"{described(value)} where two answers or more, best first, are expected", column=column)
+        raise RowError(f"{described(value)} where at least two answers, best first, are expected", column=column)
     for answer in answers:
         if not isinstance(answer, str) or not answer.strip():
             raise RowError(f"{described(answer)} where the text of an answer is expected", column=column)
@@ -210,33 +210,33 @@ def read_ranked(row: Row, columns: Mapping[str, str], column: str) -> PromptReco
 
 
 def as_conversation(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
-    """A conversation in which each answer follows a question, up to its last answer: what follows that has nothing to train.
+    """A conversation in which each answer follows a question, up to its last answer; later turns would not be trained.
 
     Args:
-        messages: as the row has them.
-        column: where they come from, for the message.
+        messages: of the row.
+        column: of the messages, for the error.
         tools: definitions of the tools that the messages call.
 
     Raises:
-        RowError: there is no answer, or none that is trained; a turn is empty, or an answer follows no question.
+        RowError: there is no answer, or no trained answer; a turn is empty, or an answer doesn't follow a question.
     """
     _check_order(messages, column)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
-        raise RowError("it lacks a turn of the assistant, so nothing would be trained", column=column)
+        raise RowError("it doesn't have a turn of the assistant to train on", column=column)
     if not any(messages[index].train for index in answers):
-        raise RowError("every turn of the assistant has train: false or weight: 0, so nothing would be trained", column=column)
+        raise RowError("all turns of the assistant have train: false or weight: 0, so none would be trained", column=column)
     return Conversation(list(messages[: answers[-1] + 1]), list(tools))
 
 
 def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: Sequence[Any] = ()) -> Conversation:
-    """A conversation that asks for an answer: its last turn is the user's, or a tool's.
+    """A conversation to be answered: its last turn is the user's, or a tool's.
 
     Args:
-        messages, column, tools: as of `as_conversation`.
+        messages, column, tools: as in `as_conversation`.
 
     Raises:
-        RowError: it asks nothing, a turn is empty, or one follows another that it can't follow.
+        RowError: it doesn't end with a question, a turn is empty, or the order of turns is wrong.
     """
     _check_order(messages, column)
     if messages[-1].role not in ("user", "tool"):
@@ -246,7 +246,7 @@ def as_prompt(messages: Sequence[Message], column: str | None = None, *, tools: 
 
 def _check_order(messages: Sequence[Message], column: str | None) -> None:
     if not messages:
-        raise RowError("no turns", column=column)
+        raise RowError("it doesn't have turns", column=column)
     previous: str | None = None
     for number, message in enumerate(messages, start=1):
         if previous not in _BEFORE[message.role]:

@@ -1,7 +1,7 @@
-"""A row of data: its values, what can be wrong with it, and the record that it becomes.
+"""A row of data: its values, its errors, and its record.
 
-A format reads one row and knows neither its file nor its number: it raises `RowError`, and whoever reads the file adds the location. A
-record is a conversation, a document (a text), or a prompt with answers that are compared, judged, or still to be written.
+A format reads one row without knowing its file or number: it raises `RowError`, and the reader of the file adds the location. A record is a
+conversation, a document (a text), or a prompt with answers that are compared, judged, or still to be generated.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _UNSEEN = {
 
 
 class RowLocation(NamedTuple):
-    """Where a row stands: the file as a message shows it, and its number in that file, from 1 on.
+    """The location of a row: the file as shown in messages, and the row's number in it, from 1 on.
 
-    The number counts rows; the header of a CSV file is none. Where a row is a line (jsonl, txt) it is the line's number.
+    The number counts rows, without the header of a CSV file. If a row is a line (jsonl, txt), it is the line's number.
     """
 
     file: str
@@ -40,7 +40,7 @@ class RowError(Exception):
 
     Args:
         found: what was found, as a clause.
-        column: the column it was found in, None where it is the row as a whole.
+        column: the column it was found in; None for the whole row.
         do: what to do about it.
     """
 
@@ -49,7 +49,7 @@ class RowError(Exception):
         super().__init__(found)
 
     def at(self, place: RowLocation) -> DataError:
-        """The same as an error for the user, with file, row number and column."""
+        """The error for the user, with file, row number and column."""
         where = f"{place}, column {quoted(self.column)}" if self.column else str(place)
         return DataError(Problem(where, self.found, do=self.do))
 
@@ -66,19 +66,19 @@ def present(row: Row, column: str) -> Any:
 
 
 def listed(columns: Iterable[Any]) -> str:
-    """The names of columns as a message lists them; what can't be seen in one is said."""
+    """The names of columns for a message, with their invisible characters named."""
     return ", ".join(quoted(str(name)) if _unseen(str(name)) else str(name) for name in columns)
 
 
 def quoted(name: str) -> str:
-    """A column's name in quotes, and what can't be seen in it: `'answer ' (with a space at the end)`."""
+    """A column's name in quotes, with its invisible characters named: `'answer ' (with a space at the end)`."""
     shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in name)
     unseen = _unseen(name)
     return f"'{shown}' (with {' and '.join(unseen)})" if unseen else f"'{shown}'"
 
 
 def _unseen(name: str) -> list[str]:
-    """What can't be seen in a name: white space at its ends, and characters that have no shape."""
+    """The invisible characters of a name: white space at its ends, and characters without a shape."""
     ends = [("the beginning", name[:1]), ("the end", name[-1:])][: len(name)]
     spaces = [f"{_UNSEEN.get(char, f'U+{ord(char):04X}')} at {place}" for place, char in ends if char in _UNSEEN or not char.isprintable()]
     within = [_UNSEEN.get(char, f"U+{ord(char):04X}") for char in name[1:-1] if char != " " and (char in _UNSEEN or not char.isprintable())]
@@ -89,7 +89,7 @@ def required_text(row: Row, column: str) -> str:
     """The text in a column that every row must have; it may be empty.
 
     Raises:
-        RowError: the row lacks the column, or holds something else there.
+        RowError: the column is missing, or its value is not a text.
     """
     value = present(row, column)
     if not isinstance(value, str):
@@ -98,12 +98,12 @@ def required_text(row: Row, column: str) -> str:
 
 
 def optional_text(row: Row, column: str | None) -> str:
-    """The text in a column that rows may lack; empty where it is lacking or null."""
+    """The text in an optional column; empty if it is missing or null."""
     return "" if column is None or row.get(column) is None else required_text(row, column)
 
 
 def optional_list(row: Row, column: str | None) -> list[Any]:
-    """The list in a column that rows may lack; a JSON text of a list is one too, since a CSV file can't hold any other."""
+    """The list in an optional column; the JSON text of a list is read too, since a CSV file can only have texts."""
     value = None if column is None else row.get(column)
     if isinstance(value, str) and value.strip():
         try:
@@ -118,7 +118,7 @@ def optional_list(row: Row, column: str | None) -> list[Any]:
 
 
 def optional_objects(row: Row, column: str | None) -> list[Mapping[str, Any]]:
-    """The objects of a list in a column that rows may lack."""
+    """The objects of a list in an optional column."""
     found = optional_list(row, column)
     for number, item in enumerate(found, start=1):
         if not isinstance(item, Mapping):
@@ -127,7 +127,7 @@ def optional_objects(row: Row, column: str | None) -> list[Mapping[str, Any]]:
 
 
 def half_character(value: Any) -> str | None:
-    """The first half of a pair (a surrogate alone, as scraped texts have it where an emoji was cut) in a value; None: all of it is text."""
+    """The first lone surrogate in a value (scraped texts have these where an emoji was cut); None if all of it is text."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
         text.encode()
@@ -137,7 +137,7 @@ def half_character(value: Any) -> str | None:
 
 
 def described(value: Any) -> str:
-    """A value as a message names it: its kind, and the value itself where that is short."""
+    """A value for a message: its kind, and the value itself if it is short."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -158,10 +158,10 @@ class PromptRecord:
     """A prompt with answers to it.
 
     Args:
-        prompt: what is asked, with all that comes before it.
-        answers: the better and the worse one of a preference, the one of a judgement, none of a prompt.
-        values: what else the row says: `label` of a judgement, whether the answer is a good one; `answer` of a prompt, which the prompt
-            never shows, and other columns that are texts or numbers.
+        prompt: the question, with all earlier turns.
+        answers: the better and the worse one for a preference, one for a judgement, none for a prompt.
+        values: the row's other values: `label` for a judgement, whether the answer is good; `answer` for a prompt, which the prompt doesn't
+            show, and other columns of texts or numbers.
     """
 
     prompt: Conversation
@@ -169,18 +169,18 @@ class PromptRecord:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def answered(self) -> list[Conversation]:
-        """The conversation with each of the answers; only that answer is trained."""
+        """The conversation with each answer; only the answer is trained."""
         before = [replace(message, train=message.train and message.role != "assistant") for message in self.prompt.messages]
         return [replace(self.prompt, messages=[*before, replace(answer, train=True)]) for answer in self.answers]
 
     def known(self) -> Conversation:
-        """The conversation with the answer that is wanted; without one where no good one is known."""
+        """The conversation with the good answer; without an answer if none is known."""
         good = self.answers[0].content if self.answers and self.values.get("label", True) else self.values.get("answer")
         answer = [Message("assistant", good)] if good else []
         return replace(self.prompt, messages=[*self.prompt.messages, *answer])
 
     def changed(self, change: Callable[[Conversation], Conversation]) -> PromptRecord:
-        """The same with the conversations changed; what changes the prompt must change it alike whatever follows it."""
+        """The record with changed conversations; `change` must change the prompt in the same way for every answer."""
         if not self.answers:
             return replace(self, prompt=change(self.prompt))
         made = [change(replace(self.prompt, messages=[*self.prompt.messages, answer])) for answer in self.answers]
@@ -192,7 +192,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Conversation | PromptRecord | str)
 
 
 def changed(record: AnyRecord, change: Callable[[Conversation], Conversation]) -> AnyRecord:
-    """A record with its conversations changed; a document has none."""
+    """A record with changed conversations; a document stays unchanged."""
     if isinstance(record, PromptRecord):
         return record.changed(change)  # type: ignore[return-value]
     return change(record) if isinstance(record, Conversation) else record  # type: ignore[return-value]
@@ -211,7 +211,7 @@ def texts_of(record: Record) -> Iterator[str]:
 
 
 def with_system(record: AnyRecord, system: str) -> AnyRecord:
-    """A record with a system text where it has none of its own."""
+    """A record with a system text, unless it has its own."""
 
     def added(conversation: Conversation) -> Conversation:
         if conversation.system is not None:
@@ -222,14 +222,14 @@ def with_system(record: AnyRecord, system: str) -> AnyRecord:
 
 
 def conversations_of(record: Record) -> list[Conversation]:
-    """The conversations of a record, each with an answer, for the certificate that training sees what inference asks with."""
+    """The conversations of a record, each with an answer, for the certificate that training and inference use the same tokens."""
     if isinstance(record, PromptRecord):
         return record.answered() or [replace(record.prompt, messages=[*record.prompt.messages, Message("assistant", "OK.")])]
     return [record] if isinstance(record, Conversation) else []
 
 
 def asked_of(record: Record) -> Conversation | None:
-    """The conversation that a model can be asked with, and its answer where one is wanted; None of a document."""
+    """The conversation to ask a model, with its expected answer if there is one; None for a document."""
     if isinstance(record, PromptRecord):
         return record.known()
     return record if isinstance(record, Conversation) else None

@@ -1,11 +1,11 @@
-"""A list of turns, as rows hold it, to messages.
+"""From a row's list of turns to messages.
 
-Formats differ in what they call a turn's fields and roles (`TurnStyle`).
+Formats have different names for a turn's fields and roles (`TurnStyle`).
 
-Rows have calls of tools as OpenAI's objects, as the functions in those, as JSON text of either or of a list of them (ShareGPT's turns of
-`function_call`), and with arguments as JSON text (OpenAI's own interface). Here they all become OpenAI's objects, whose arguments are an
-object: chat templates write them as JSON, and would quote a text. What is null in an object is left out, because Parquet and Arrow give
-every struct the fields of all others. In JSON text it stays: somebody wrote it there.
+Rows have tool calls as OpenAI's objects, as the functions in those, as JSON text of either or of a list of them (ShareGPT's turns of
+`function_call`), and with arguments as JSON text (OpenAI's own interface). They all become OpenAI's objects, whose arguments are an object:
+chat templates write them as JSON, and would quote a text. Null fields of objects are removed, because Parquet and Arrow give every struct
+the fields of all others. In JSON text they stay, since they were written there on purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmmod.render.conversation import Message
 
 
 class TurnStyle(NamedTuple):
-    """What the fields and roles of a turn are called.
+    """The names of a turn's fields and roles.
 
     Args:
         role: the field with the role.
@@ -55,8 +55,8 @@ def read_turns(turns: Sequence[Any], column: str | None, style: TurnStyle) -> li
 
     Args:
         turns: objects with a role and a text; `train: false` or `weight: 0` in one keeps an assistant turn out of the loss.
-        column: the column they stand in, for the message.
-        style: what their fields and roles are called.
+        column: of the turns, for the error.
+        style: the names of their fields and roles.
 
     Raises:
         RowError: a turn is not an object, lacks a field, or has an unknown role.
@@ -80,7 +80,7 @@ def _read_turn(turn: Any, name: str, column: str | None, style: TurnStyle) -> Me
     if null := next((key for key in missing if key in turn), None):
         raise RowError(f"{name}, {null}: null where a text is expected", column=column)
     if missing:
-        raise RowError(f"{name} has no {' and no '.join(missing)}; it is {described(turn)}", column=column)
+        raise RowError(f"{name} doesn't have {' and '.join(missing)}; it is {described(turn)}", column=column)
     given_role = turn[style.role]
     role = style.roles.get(given_role) if isinstance(given_role, str) else None
     if role is None:
@@ -88,7 +88,7 @@ def _read_turn(turn: Any, name: str, column: str | None, style: TurnStyle) -> Me
     is_call = given_role in _CALLS
     text = "" if is_call or turn.get(style.text) is None else joined_text(turn[style.text])
     if text is None:
-        raise RowError(f"{name} holds {described(turn[style.text])} where a text is expected", column=column)
+        raise RowError(f"{name} has {described(turn[style.text])} where a text is expected", column=column)
     calls += _calls_in(turn, style.text, name, column) if is_call else []
     reasoning = _reasoning(turn, name, column)
     for what, given in (("calls tools", calls), ("has reasoning", reasoning)):
@@ -101,7 +101,7 @@ def _read_turn(turn: Any, name: str, column: str | None, style: TurnStyle) -> Me
 
 
 def joined_text(value: Any) -> str | None:
-    """A turn's text: a text, or a list of parts `{"type": "text", "text": …}` (or `value`), joined; None where it is neither."""
+    """A turn's text: a text, or the joined parts of a list `{"type": "text", "text": …}` (or `value`); None for another value."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -118,7 +118,7 @@ def joined_text(value: Any) -> str | None:
 
 
 def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
-    """What a turn thinks, under the first of its names that the turn has."""
+    """The reasoning of a turn, from the first of the known fields that it has."""
     for field in _REASONING:
         if turn.get(field) is not None:
             text = joined_text(turn[field])
@@ -130,10 +130,10 @@ def _reasoning(turn: Mapping[str, Any], name: str, column: str | None) -> str:
 
 
 def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """The definitions of tools in a row, without what is null in them.
+    """The definitions of tools in a row, without null fields.
 
     Raises:
-        RowError: something else than a list of objects.
+        RowError: not a list of objects.
     """
     column = columns.get("tools")
     found = optional_objects(row, column)
@@ -142,7 +142,7 @@ def read_tools(row: Row, columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without the fields of objects that are null, however deep; items of lists stay."""
+    """A value without null fields of objects at any depth; items of lists stay."""
     if isinstance(value, Mapping):
         return {name: without_nulls(item) for name, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -156,13 +156,13 @@ def _calls_in(turn: Mapping[str, Any], field: str, name: str, column: str | None
 
 
 def read_calls(value: Any) -> list[Mapping[str, Any]]:
-    """The calls in a value: `{"type": "function", "function": {"name": …, "arguments": {…}}}`, and `id` where a call has one.
+    """The calls in a value: `{"type": "function", "function": {"name": …, "arguments": {…}}}`, with `id` if a call has one.
 
     Args:
         value: a call, a list of calls, JSON text of either, or None.
 
     Raises:
-        RowError: something else.
+        RowError: another value.
     """
     found = _parsed(value) if isinstance(value, str) and value.strip() else without_nulls(value)
     if found is None or found == "" or (isinstance(found, str) and found.isspace()):
@@ -191,7 +191,7 @@ def _call(given: Any, name: str) -> Mapping[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """What a JSON text says; the text itself where it is none."""
+    """The value of a JSON text; the text itself if it isn't JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

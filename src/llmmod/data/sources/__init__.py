@@ -1,1 +1,1 @@
-"""Where rows come from, which format reads them, and the records they become."""
+"""Sources of rows, the choice of their format, and the records."""

@@ -1,8 +1,7 @@
 """From `dataset.path` and `dataset.data_files` to a source: this disk first, then the hub.
 
-`datasets` asks the hub again for 23 seconds where there is no network (5.2, huggingface_hub 2.4), and then says nothing about what to do.
-Here the hub is asked once, with a time limit, before `load_dataset`; where it doesn't answer, the copy in the cache is used, and a warning
-says so.
+Without a network, `datasets` retries for 23 seconds (5.2, huggingface_hub 2.4), and its error doesn't say what to do. Here the hub gets one
+request with a time limit, before `load_dataset`; if it doesn't answer, the copy in the cache is used, with a warning.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 _ADDRESS = re.compile(r"(?!pkg:)[a-z0-9]+://")
-_LOCAL = "Give a file or directory of this machine: dataset.path=/path/to/data.jsonl"
-_ONE_OF_THEM = "Leave one of them out, e.g. dataset.data_files=null, or begin with dataset=json or dataset=hub"
+_LOCAL = "Give a file or directory on this machine: dataset.path=/path/to/data.jsonl"
+_ONE_OF_THEM = "Leave one of them out, e.g. dataset.data_files=null, or start with dataset=json or dataset=hub"
 _KINDS = ", ".join(suffix.removeprefix(".") for suffix in BY_SUFFIX)
 
 
@@ -55,15 +54,15 @@ def open_source(
 
     Args:
         path: a file, a glob, a directory, a dataset saved to disk, a hub id, or the name of a builder for `data_files`.
-        hub: how downloads are made.
-        data_files: a path, a glob, an address, a list of them, or split -> those; relative to `path` where that is a directory.
+        hub: settings of downloads.
+        data_files: a path, a glob, an address, a list of them, or split -> those; relative to `path` if that is a directory.
         subset: a hub dataset's configuration name.
         split: which rows, by the grammar of `datasets`.
         key: the key `data_files` was typed for.
-        streaming: whether what is on the hub is downloaded while it is read.
+        streaming: whether data of the hub is downloaded while it is read.
 
     Raises:
-        ConfigError: nothing is there: no such path, dataset or split, or neither a network nor a copy in the cache; within seconds.
+        ConfigError: the path, dataset or split doesn't exist, or there is neither a network nor a copy in the cache; within seconds.
         DataError: a file can't be read.
     """
     if path is None and not data_files:
@@ -76,13 +75,13 @@ def open_source(
     if path is None or (path in BY_BUILDER and data_files):
         return take_split(_splits_of_files(data_files, BY_BUILDER.get(path or ""), key=key), split)
     if path in BY_BUILDER and not Path(path).exists():
-        raise ConfigError(Problem("dataset.path", f"'{path}' reads files, and none are given", do="Set dataset.data_files"))
+        raise ConfigError(Problem("dataset.path", f"'{path}' reads files, but files are not given", do="Set dataset.data_files"))
     place = resolve_path(path, key="dataset.path")
     if isinstance(place, Path):
         return take_split(_splits_at(place, data_files, key=key), split)
     if is_hub_id(path) and not any(path.endswith(suffix) for suffix in BY_SUFFIX):
         if data_files and PACKAGE in str(data_files):
-            found = f"'{path}' is on the hub, and dataset.data_files is not: {data_files}"
+            found = f"'{path}' is on the hub, but dataset.data_files is not: {data_files}"
             raise ConfigError(Problem("dataset.path", found, do=_ONE_OF_THEM))
         return _on_hub(path, data_files, subset=subset, split=split, hub=hub, streaming=streaming)
     return take_split({"train": _files(path, None, key="dataset.path")}, split)
@@ -95,10 +94,10 @@ def _is_remote(data_files: Any) -> bool:
 
 
 def _splits_at(place: Path, data_files: Any, *, key: str) -> Mapping[str, Source]:
-    """Split -> source of what stands at a path that exists."""
+    """Split -> source, for an existing path."""
     if data_files:
         if not place.is_dir():
-            raise ConfigError(Problem("dataset.path", f"'{shown(place)}' is a file, and dataset.data_files names others", do=_ONE_OF_THEM))
+            raise ConfigError(Problem("dataset.path", f"'{shown(place)}' is a file, but dataset.data_files names others", do=_ONE_OF_THEM))
         return _splits_of_files(data_files, None, key=key, base=place)
     if place.is_file():
         return {"train": _files(str(place), None, key="dataset.path")}
@@ -126,12 +125,12 @@ def _files(patterns: Any, reader: Any, *, key: str, base: Path | None = None) ->
     unknown = [] if reader else [path for path in found if path.suffix.lower() not in BY_SUFFIX]
     if unknown:
         do = "Name its kind: dataset.path=json dataset.data_files=…"
-        raise ConfigError(Problem(key, f"{shown(unknown[0])} is of no known kind", f"Known: {_KINDS}", do))
+        raise ConfigError(Problem(key, f"{shown(unknown[0])} is of an unknown kind", f"Known: {_KINDS}", do))
     return Files(found, reader)
 
 
 def _splits_in_folder(folder: Path, *, key: str) -> dict[str, Files]:
-    """Split -> the data files of a directory; which split a file belongs to, its name says, by the rules of `datasets`."""
+    """Split -> the data files of a directory; a file's name determines its split, by the rules of `datasets`."""
     try:
         patterns = get_data_patterns(str(folder))
     except EmptyDatasetError:
@@ -148,12 +147,12 @@ def _splits_in_folder(folder: Path, *, key: str) -> dict[str, Files]:
         if known:
             splits[str(split)] = Files(known)
     if not splits:
-        raise ConfigError(Problem(key, f"no data files in {shown(folder)}", f"Known: {_KINDS}"))
+        raise ConfigError(Problem(key, f"{shown(folder)} doesn't have data files", f"Known: {_KINDS}"))
     return splits
 
 
 def _on_hub(path: str, data_files: Any, *, subset: str | None, split: str, hub: HubConf, streaming: bool) -> Source:
-    """A split of a dataset on the hub, or of files at addresses, for which `path` names the builder."""
+    """A split of a dataset on the hub, or of files at addresses; for those, `path` is the builder."""
     if streaming:
         streams = _load(path, subset, hub, data_files=data_files, streaming=True)
         return take_split({name: StreamSource(f"{path} [{name}]", stream) for name, stream in streams.items()}, split)
@@ -173,8 +172,8 @@ def _load(path: str, subset: str | None, hub: HubConf, **asked: Any) -> Any:
             found = datasets.load_dataset(path, subset, **asked)
         except (ConnectionError, FileNotFoundError, DatasetNotFoundError) as error:
             raise _not_found(path, unreachable, error, hub) from error
-        except (ValueError, ImportError, HfHubHTTPError) as error:  # an unknown subset or split, a package that an address needs
-            text = str(error)  # `datasets` (5.2) complains in its own words
+        except (ValueError, ImportError, HfHubHTTPError) as error:  # an unknown subset or split, or a missing package for an address
+            text = str(error)  # a message of `datasets` (5.2)
             part = "split" if text.startswith("Unknown split") else "subset" if text.startswith("BuilderConfig") else "path"
             raise ConfigError(Problem(f"dataset.{part}", f"'{path}' can't be loaded: {first_line(error)}")) from error
         except DatasetGenerationError as error:
@@ -185,14 +184,15 @@ def _load(path: str, subset: str | None, hub: HubConf, **asked: Any) -> Any:
 
 
 def _why_unreachable(repository: str, hub: HubConf) -> str | None:
-    """Why the hub doesn't answer for a repository, None where it does."""
+    """Why the hub doesn't answer for a repository; None if it does."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         HfApi(token=hub.token).dataset_info(repository, timeout=TIMEOUT_S)
     except RepositoryNotFoundError as error:
         do = f"Is it spelt right? A private one needs hub.token. {_LOCAL}"
-        raise ConfigError(Problem("dataset.path", f"the hub has no dataset '{repository}', nor is it a path here", do=do)) from error
+        found = f"'{repository}' is neither a dataset on the hub nor a path on this machine"
+        raise ConfigError(Problem("dataset.path", found, do=do)) from error
     except Exception as error:  # HTTP errors, and the transport's own, which differ with the version of huggingface_hub
         return first_line(error)
     return None
@@ -200,7 +200,7 @@ def _why_unreachable(repository: str, hub: HubConf) -> str | None:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Make `datasets` and huggingface_hub, which read the environment when they are imported, ask nobody for a while."""
+    """A context in which `datasets` and huggingface_hub, which read the environment at their import, don't use the network."""
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     if wanted:
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
@@ -212,9 +212,9 @@ def _offline(wanted: bool) -> Iterator[None]:
 
 def _not_found(path: str, unreachable: str | None, error: Exception, hub: HubConf) -> ConfigError:
     if hub.offline:
-        found = f"'{path}' is not a path here, and hub.offline=true allows no other look; the cache doesn't hold it"
+        found = f"'{path}' is not a path on this machine and not in the cache, and hub.offline=true prevents a download"
     elif unreachable is not None:
-        found = f"'{path}' is not a path here, and the hub can't be asked for it ({unreachable}); the cache doesn't hold it"
+        found = f"'{path}' is not a path on this machine and not in the cache, and the hub can't be reached ({unreachable})"
     else:
         found = f"'{path}' can't be loaded: {first_line(error)}"
     return ConfigError(Problem("dataset.path", found, do=_LOCAL))

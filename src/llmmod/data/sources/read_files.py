@@ -1,10 +1,10 @@
-"""Rows of the files of each kind, read as they come and never all at once: json, jsonl, csv, tsv, parquet, arrow and txt.
+"""Readers for each kind of file, one row at a time: json, jsonl, csv, tsv, parquet, arrow and txt.
 
-A reader yields each row with its number from 1 on. A row that can't be read comes as a `RowError` where the next one still can be; what
-ends the file is a `DataError`.
+A reader yields each row with its number from 1 on. A row that can't be read is yielded as a `RowError` if the next one can still be read;
+an error that ends the file is a `DataError`.
 
-The reader of JSON is ours, so that a row keeps its number however the file is laid out, and an error its line. `json`'s own scanner, in C,
-does the work: an array is decoded value by value from a window over the file (measured: as fast as `json.load`).
+The JSON reader is ours, so that rows have their numbers in every layout of the file, and errors their lines. It uses `json`'s own scanner,
+in C: an array is decoded value by value from a window over the file (measured: as fast as `json.load`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ NumberedRow = tuple[int, Row | RowError]
 
 
 def read_json(path: Path) -> Iterator[NumberedRow]:
-    """The objects of a file of lines, of an array, or of values one after the other; a row that is a line has the line's number.
+    """The objects of a file of lines, of an array, or of consecutive values; a row that is a line has the line's number.
 
     Yields:
-        What isn't an object, or a line that isn't JSON, as a `RowError`.
+        Rows; a value that isn't an object, or a line that isn't JSON, as a `RowError`.
 
     Raises:
         DataError: the file is empty, not JSON, or not UTF-8.
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
 
 
 def _first_line(path: Path) -> str:
-    """The first line that isn't blank; only its beginning where it is long and not an object: an array may be the whole file."""
+    """The first line that isn't blank; only its beginning if it is long and not an object: an array may be the whole file."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for part in iter(lambda: file.readline(WINDOW), ""):
             if not part.isspace():
@@ -78,7 +78,7 @@ def _read_line(line: bytes) -> Row | RowError:
         return RowError(f"not UTF-8 text: byte 0x{error.object[error.start]:02x} can't be read")
     except json.JSONDecodeError as error:
         return RowError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1} of the line")
-    except (ValueError, RecursionError) as error:  # a number of too many digits, a thousand brackets
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or a thousand brackets
         return RowError(f"not JSON that can be read: {error}")
 
 
@@ -101,7 +101,7 @@ def _read_values(file: TextIO, path: Path) -> Iterator[NumberedRow]:
         if is_array:
             raise window.error("the array does not end: expecting ',' or ']'", number)
     if window.more():
-        raise window.error("something follows the array", number)
+        raise window.error("text follows the array", number)
 
 
 class _Window:
@@ -114,7 +114,7 @@ class _Window:
         self._lines = 0  # line breaks before the window
 
     def more(self) -> bool:
-        """Whether anything follows, past white space."""
+        """Whether text follows after white space."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _BLANK:
                 self._at += 1
@@ -124,7 +124,7 @@ class _Window:
                 return False
 
     def take(self, mark: str) -> bool:
-        """Step over `mark` if it is next."""
+        """Skip `mark` if it is next; returns whether it was."""
         found = self.more() and self._text[self._at] == mark
         self._at += found
         return found
@@ -137,7 +137,7 @@ class _Window:
                 value, self._at = self._decoder.raw_decode(self._text, self._at)
                 return value
             except json.JSONDecodeError as error:
-                # Perhaps the window ends within the value: look again with twice as much, so that the work stays linear.
+                # The window may end within the value: try again with a window twice as large, so that the work stays linear.
                 broken_before_end = error.pos < len(self._text) - 16 and not error.msg.startswith("Unterminated string")
                 if broken_before_end or not self._read(max(WINDOW, len(self._text) - self._at)):
                     self._at = min(error.pos, len(self._text))
@@ -146,14 +146,14 @@ class _Window:
                 raise self.error(str(error), number) from error
 
     def error(self, found: str, number: int) -> DataError:
-        """What is wrong at the window's place, which is in or after row `number`."""
+        """The error at the window's place, which is in or after row `number`."""
         line = self._lines + self._text.count("\n", 0, self._at) + 1
         column = self._at - self._text.rfind("\n", 0, self._at)
         where = f"{shown(self._path)}, row {number}" if number else shown(self._path)
         return DataError(Problem(where, f"not JSON: {found} (line {line}, character {column})"))
 
     def _read(self, count: int) -> bool:
-        """Let go of what is decoded and take in `count` more characters; False at the end of the file."""
+        """Drop the decoded text and read `count` more characters; False at the end of the file."""
         more = self._file.read(count)
         if more:
             self._lines += self._text.count("\n", 0, self._at)
@@ -165,7 +165,7 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[NumberedRow]:
     """Each record after the header. All values are texts; a short record lacks columns.
 
     Raises:
-        DataError: a header that is missing or has a name twice, quotes that don't close, or a file that is not UTF-8.
+        DataError: the header is missing or has a name twice, quotes don't close, or the file is not UTF-8.
     """
     csv.field_size_limit(CELL)
     number = 0
@@ -176,11 +176,11 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[NumberedRow]:
             if header is None:
                 raise DataError(Problem(shown(path), "the file is empty"))
             if twice := sorted({name for name in header if header.count(name) > 1}):
-                found = f"the column '{twice[0]}' stands there {header.count(twice[0])} times"
+                found = f"the column '{twice[0]}' occurs {header.count(twice[0])} times"
                 raise DataError(Problem(f"{shown(path)}, header", found))
             for number, cells in enumerate(records, start=1):
                 if len(cells) > len(header):
-                    yield number, RowError(f"{len(cells)} cells, where the header names {len(header)} columns")
+                    yield number, RowError(f"{len(cells)} cells, but the header has {len(header)} columns")
                 else:
                     yield number, dict(zip(header, cells, strict=False))
     except csv.Error as error:
@@ -223,7 +223,7 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
 
 
 def read_arrow(path: Path) -> Iterator[NumberedRow]:
-    """Each record of an IPC file or stream (which `datasets` writes), mapped and not loaded.
+    """Each record of an IPC file or stream (which `datasets` writes), memory-mapped.
 
     Raises:
         DataError: the file is not arrow.
@@ -241,7 +241,7 @@ def read_arrow(path: Path) -> Iterator[NumberedRow]:
 
 
 def rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | RowError]:
-    """The rows of a batch; one with a text that isn't UTF-8, which Arrow neither checks on reading nor on writing, as a `RowError`."""
+    """The rows of a batch; a row with a text that isn't UTF-8 as a `RowError`, since Arrow doesn't check texts."""
     try:
         yield from batch.to_pylist()
         return
@@ -273,5 +273,5 @@ BY_SUFFIX: Mapping[str, Reader] = {
     ".json": read_json, ".jsonl": read_json, ".ndjson": read_json, ".csv": read_csv, ".tsv": read_tsv,
     ".parquet": read_parquet, ".arrow": read_arrow, ".txt": read_text,
 }  # fmt: skip
-# The names that `datasets` has for builders, for files whose suffix doesn't tell.
+# The builders' names in `datasets`, for files without a known suffix.
 BY_BUILDER: Mapping[str, Reader] = {"json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow, "text": read_text}

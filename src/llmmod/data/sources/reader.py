@@ -1,7 +1,7 @@
-"""From `dataset.*` to records: a source is opened, its format is chosen, and its rows are read again and again.
+"""From `dataset.*` to records: opens a source, chooses its format, and reads its rows, as often as needed.
 
-A bad row ends it with its place, or is left out and counted (`dataset.on_bad_row`). Prompts bring columns along for reward functions; each
-has one type, found in the first rows of all datasets of a run.
+A bad row is an error with its place, or is left out and counted (`dataset.on_bad_row`). Prompts have other columns for reward functions;
+each has one type, found in the first rows of all datasets of a run.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from llmmod.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 
-HEAD = 1000  # rows that are looked at for the columns there are
+HEAD = 1000  # rows that are searched for columns
 SMOKE_TRAIN, SMOKE_EVAL = 8, 4  # rows of a rehearsal
-SURVEYED = 10_000  # of those on this machine that a rehearsal reads and checks, in a fifth of a second; of the hub's, HEAD
-SHOWN = 3  # bad rows that an account names
+SURVEYED = 10_000  # rows on this machine that a rehearsal reads and checks, in a fifth of a second; from the hub it reads HEAD rows
+SHOWN = 3  # bad rows that a report names
 _TYPES = {str: "a text", bool: "a truth value", int: "a whole number", float: "a number"}
 
 
 @dataclass
 class BadRows:
-    """An account of rows that are left out; there may be millions.
+    """A report on rows that are left out; there may be millions.
 
     Args:
         count: rows.
-        first: what is wrong with the first `SHOWN` of them, in their order.
+        first: the errors of the first `SHOWN` of them, in their order.
     """
 
     count: int = 0
@@ -57,11 +57,11 @@ class BadRows:
 
 
 class Survey(NamedTuple):
-    """What a survey of records found."""
+    """The result of a survey of records."""
 
     used: int  # records that are used
-    read: int  # records that could be read; more than are used in a rehearsal
-    bad: BadRows  # what is wrong with the rows that are left out
+    read: int  # records that could be read; in a rehearsal more than are used
+    bad: BadRows  # the errors of rows that are left out
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class RecordReader:
     """The records of a source; it can be read again and again.
 
     Args:
-        source: where the rows come from.
-        format: what reads them.
+        source: of the rows.
+        format: reads them.
         skip: whether bad rows are left out.
-        system: the system text of conversations that have none; None: theirs stays unset.
-        limit: records, at most; None: all.
-        surveyed: records that a survey reads, though no more than `limit` are used; None: as many as are used.
-        values: of prompts, the columns that come along and their types; None: as each row has them.
+        system: the system text of conversations without one; None: they stay without.
+        limit: maximum number of records; None: all.
+        surveyed: records that a survey reads, although only `limit` are used; None: as many as are used.
+        values: for prompts, the other columns and their types; None: as in each row.
     """
 
     source: Source
@@ -90,20 +90,20 @@ class RecordReader:
         return self.read(BadRows())
 
     def read(self, bad: BadRows) -> Iterator[tuple[RowLocation, Any]]:
-        """The records; what is wrong with the rows that are left out is added to `bad` on the way.
+        """The records; errors of rows that are left out are added to `bad`.
 
         Raises:
-            DataError: a bad row where none may be left out.
+            DataError: a row is bad, and bad rows aren't left out.
         """
         return islice(self._all(bad), self.limit)
 
     def head(self, count: int, bad: BadRows) -> tuple[list[tuple[RowLocation, Any]], int]:
-        """The first records, at most `count`, and how many could be read: those that a survey reads are looked at too.
+        """The first records, at most `count`, and how many could be read, surveyed ones included.
 
-        What is wrong with rows that are left out is added to `bad`.
+        Errors of rows that are left out are added to `bad`.
 
         Raises:
-            DataError: a bad row where none may be left out.
+            DataError: a row is bad, and bad rows aren't left out.
         """
         records = self._all(bad)
         found = list(islice(records, count if self.limit is None else min(count, self.limit)))
@@ -111,20 +111,20 @@ class RecordReader:
         return found, len(found) + further
 
     def survey(self) -> Survey:
-        """How many records there are, and what is wrong with the rows that are left out.
+        """The number of records, and the errors of rows that are left out.
 
         Raises:
-            DataError: a bad row where none may be left out, or not a single good one.
+            DataError: a row is bad and bad rows aren't left out, or all rows are bad.
         """
         bad = BadRows()
         count = sum(1 for _ in islice(self._all(bad), self.surveyed or self.limit))
         if not count:
-            skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "no rows"
+            skipped = f"none of its {len(bad)} rows can be used; the first: {bad.first[0]}" if bad else "doesn't have rows"
             raise DataError(Problem(self.source.name, skipped))
         return Survey(count if self.limit is None else min(count, self.limit), count, bad)
 
     def value_types(self, head: int) -> dict[str, set[type]]:
-        """Column that comes along -> the types of its values in the first rows."""
+        """Other column -> the types of its values in the first rows."""
         found: dict[str, set[type]] = {}
         for _, record in islice(replace(self, skip=True, limit=self.surveyed or self.limit), head):
             for name, value in (record.values if isinstance(record, PromptRecord) else {}).items():
@@ -149,7 +149,7 @@ class RecordReader:
 
 
 def _of_types(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The values of the columns that have a type, a whole number as float where that is the type."""
+    """The values of the columns with a type; a whole number becomes a float if that is the type."""
     found = {}
     for name, value in values.items():
         if name in types:
@@ -161,11 +161,11 @@ def _of_types(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str,
 
 
 def _check_texts(record: Record, row: Row) -> None:
-    """Refuse what no tokenizer takes."""
+    """Refuse texts that a tokenizer can't encode."""
     half = next((found for text in texts_of(record) if (found := half_character(text)) is not None), None)
     if half is not None:
         column = next((str(name) for name, value in row.items() if half_character(value) is not None), None)
-        raise RowError(f"{half} is half of a character, and no text", column=column)
+        raise RowError(f"{half} is half of a character, so it isn't text", column=column)
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,10 @@ class OpenedDataset:
     """A dataset whose records can be read.
 
     Args:
-        conf: what it was opened by.
-        training: the records, those that `val_size` holds out among them.
-        validating: held-out records that are rows of their own; None: there are none.
-        kind: what a row becomes.
+        conf: its configuration.
+        training: the records, including those that `val_size` holds out.
+        validating: held-out records from separate rows, or None.
+        kind: of the records.
     """
 
     conf: DatasetConf
@@ -185,7 +185,7 @@ class OpenedDataset:
     kind: str = "conversation"
 
     def ranks(self) -> bool:
-        """Whether a row may hold more than two answers, best first: in one column, or as a function of the user's own makes them."""
+        """Whether a row may have more than two answers, best first: in one column, or from a user's own function."""
         formats = [reader.format for reader in (self.training, self.validating) if reader]
         in_one_column = any("response" in f.columns and not {"label", "chosen"} & set(f.columns) for f in formats)
         return self.kind in ("preference", "judgement") and (in_one_column or any(not f.columns for f in formats))
@@ -196,17 +196,17 @@ def open_dataset(conf: DatasetConf, *, hub: HubConf, smoke: bool, kind: str = "c
 
     Args:
         conf: `dataset.*`.
-        hub: how downloads are made.
+        hub: settings of downloads.
         smoke: whether a few rows are enough.
-        kind: what a row becomes, see `data.sources.choose`.
+        kind: of the records, see `data.sources.choose`.
 
     Raises:
-        ConfigError: no such data, columns or format.
-        DataError: a file can't be read, or has no rows.
+        ConfigError: the data, columns or format don't exist.
+        DataError: a file can't be read, or is empty.
     """
 
     def source_of(split: str) -> Source:
-        # A rehearsal wants a few rows of the hub's dataset, and not all of its files.
+        # A rehearsal needs a few rows of a dataset on the hub, not all of its files.
         streaming = conf.streaming or (smoke and not needs_length(split))
         return open_source(conf.path, data_files=conf.data_files, subset=conf.subset, split=split, hub=hub, streaming=streaming)
 
@@ -228,20 +228,20 @@ def _reader(conf: DatasetConf, source: Source, *, kind: str, limit: int | None, 
     head = [row for _, row in islice(source, HEAD) if not isinstance(row, RowError)]
     if not head:
         error = next((row.at(place) for place, row in source if isinstance(row, RowError)), None)
-        raise error or DataError(Problem(source.name, "no rows"))
+        raise error or DataError(Problem(source.name, "doesn't have rows"))
     given = {role: column for role, column in vars(conf.columns).items() if column is not None}
     found = choose_format(conf.format, kind=kind, given=given, head=head, file=source.name)
-    # A rehearsal is to find the row that would end the run, and that row is hardly one of the few it trains on; and whether there are more
-    # rows than are to be held out.
+    # A rehearsal has to find a bad row that would end the run, which is hardly one of the few that it trains on; and whether there are more
+    # rows than the held-out ones.
     enough = max(HEAD if is_streamed(source) else SURVEYED, int(conf.val_size) + 1)
     surveyed = min(enough, conf.max_samples or enough) if smoke else None
     return RecordReader(source, found, conf.on_bad_row == OnBadRow.skip, conf.system, limit, surveyed)
 
 
 def with_common_types(parts: Sequence[OpenedDataset]) -> list[OpenedDataset]:
-    """Datasets of prompts that become one, each with the columns that come along and that have one type in all of them.
+    """The datasets of prompts of a mix, with only the other columns that have one type in all of them.
 
-    What has whole numbers and others is float; columns of different types are left out, and a warning names them.
+    Whole numbers and other numbers become float; columns of different types are left out, with a warning.
     """
     found = {part.conf.name: part.training.value_types(HEAD) for part in parts}
     together: dict[str, set[type]] = {}
@@ -255,7 +255,7 @@ def with_common_types(parts: Sequence[OpenedDataset]) -> list[OpenedDataset]:
         said = (f"{_TYPES[kind] if kind else 'of different kinds'} in {name}" for name, kind in kinds_in.items())
         left_out.append(f"'{column}' is {' and '.join(said)}")
     if left_out:
-        log.warning("reward functions are not given columns whose values have no one type: %s", "; ".join(left_out))
+        log.warning("reward functions don't get columns with values of different types: %s", "; ".join(left_out))
     agreed = []
     for part in parts:
         validating = part.validating and replace(part.validating, values=common)

@@ -1,4 +1,4 @@
-"""Where rows come from: files or a table. A source can be read again and again, and holds no more than a batch of rows at a time."""
+"""Sources of rows: files, tables or streams. A source can be read repeatedly, and keeps at most a batch of rows in memory."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     def __iter__(self) -> Iterator[LocatedRow]:
-        """The rows from the first on; a row that can't be read comes as a `RowError`."""
+        """The rows from the first on; a row that can't be read as a `RowError`."""
 
     def identity(self) -> Any:
-        """What two sources with the same rows in the same order have in common, as JSON can hold it; raises `NoIdentityError`."""
+        """A JSON value that is the same for sources with the same rows in the same order; raises `NoIdentityError`."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The rows of files, one file after the other.
+    """The rows of several files in order.
 
     Args:
         paths: the files.
-        reader: how all of them are read; None: each by its suffix.
+        reader: for all of them; None: by each file's suffix.
     """
 
     paths: Sequence[Path]
@@ -50,7 +50,7 @@ class Files:
 
     @property
     def name(self) -> str:
-        """The file, or the first of them and how many follow."""
+        """The file, or the first file and the number of others."""
         others = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"{shown(self.paths[0])}{others}"
 
@@ -61,7 +61,7 @@ class Files:
                 yield RowLocation(file, number), row
 
     def identity(self) -> Any:
-        """The content of each file, and what reads it."""
+        """The content of each file, and its reader."""
         return [[file_digest(path), (self.reader or BY_SUFFIX[path.suffix.lower()]).__name__] for path in self.paths]
 
 
@@ -70,7 +70,7 @@ class Table:
     """The rows of a `datasets.Dataset`.
 
     Args:
-        name: what it is called, e.g. a hub id.
+        name: in messages, e.g. a hub id.
         dataset: the table.
     """
 
@@ -93,7 +93,7 @@ class Table:
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
     def identity(self) -> Any:
-        """The content of the rows themselves: two tables can share their files and differ in which rows they take."""
+        """The content of the rows: two tables of the same files may have different rows."""
         found = hashlib.blake2b(digest_size=16)
         for table in self.dataset.with_format("arrow").iter(batch_size=ROWS_A_BATCH):
             for batch in table.combine_chunks().to_batches():
@@ -103,10 +103,10 @@ class Table:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """The rows of a `datasets.IterableDataset`, downloaded each time they are read; nobody knows how many there are.
+    """The rows of a `datasets.IterableDataset`, downloaded each time they are read; their number is unknown.
 
     Args:
-        name: what it is called, e.g. a hub id.
+        name: in messages, e.g. a hub id.
         dataset: the rows.
     """
 
@@ -118,21 +118,21 @@ class StreamSource:
         try:
             for number, row in enumerate(self.dataset, start=1):
                 yield RowLocation(self.name, number), row
-        except Exception as error:  # the file's reader, the file system and the network each have their own, and all say the same
-            do = "Of a file of this machine the row would be told: dataset.path=my_folder"
+        except Exception as error:  # file readers, file systems and the network have different errors for it
+            do = "For a file on this machine, the error names the row: dataset.path=my_folder"
             raise DataError(Problem(f"{self.name}, after row {number}", f"can't be read: {first_line(error)}", do=do)) from error
 
     def identity(self) -> Any:
-        """Nothing: what is downloaded next time may differ."""
-        raise NoIdentityError(f"{self.name} can't be read twice")
+        """Not available: the next download may differ."""
+        raise NoIdentityError(f"{self.name} is downloaded, so it may change")
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Some stretches of sources, in order; places stay those of the whole.
+    """Ranges of rows of sources, in order; rows keep their original places.
 
     Args:
-        name: what they are called.
+        name: in messages.
         parts: source, first row (from 0) and the row after the last, None for its end.
     """
 
@@ -144,24 +144,25 @@ class Ranges:
             yield from islice(source, start, stop)
 
     def identity(self) -> Any:
-        """Those of the parts, and where they begin and end."""
+        """The identities of the parts, with their ranges."""
         return [[part.identity(), start, stop] for part, start, stop in self.parts]
 
 
 def take_split(splits: Mapping[str, Source], spec: str) -> Source:
-    """The rows that `dataset.split` asks for, by the grammar of `datasets`: `train`, `train[:10%]`, `train[-100:]+test`.
+    """The rows that `dataset.split` selects, by the grammar of `datasets`: `train`, `train[:10%]`, `train[-100:]+test`.
 
     Args:
-        splits: name -> source. They are counted where a slice is asked for, which takes a reading; of a stream only from its beginning.
+        splits: name -> source. A slice needs their number of rows, so they are read once; a slice of a stream must count from its
+        beginning.
 
     Raises:
-        ConfigError: the text is not a split, there is no such split, or a slice needs a length that isn't known.
+        ConfigError: the text is not a split, the split doesn't exist, or a slice needs an unknown length.
     """
     asked = read_split(spec)
     sliced = "[" in spec
     named = {name: source for name, source in splits.items() if name in spec}
     if any(is_streamed(source) for source in named.values()) and needs_length(spec):
-        found = f"'{spec}', a part of a streamed dataset, whose length is unknown"
+        found = f"'{spec}' needs the length of a streamed dataset, which is unknown"
         raise ConfigError(Problem("dataset.split", found, "Allowed: rows counted from the beginning, as train[100:200]"))
     lengths = {name: _count(source) if sliced else 0 for name, source in named.items()}
     try:
@@ -176,7 +177,7 @@ def take_split(splits: Mapping[str, Source], spec: str) -> Source:
 
 
 def read_split(spec: str) -> ReadInstruction:
-    """What a text such as `train[:10%]` asks for.
+    """The instruction of a text such as `train[:10%]`.
 
     Raises:
         ConfigError: the text is not a split.
@@ -189,13 +190,13 @@ def read_split(spec: str) -> ReadInstruction:
 
 
 def needs_length(spec: str) -> bool:
-    """Whether it takes the number of rows to find out which ones a split is: `train[:10%]`, `train[-100:]`."""
+    """Whether a split depends on the number of rows, such as `train[:10%]` and `train[-100:]`."""
     return "[" in spec and re.search("[%-]", spec) is not None
 
 
 def no_such_split(spec: str, splits: Collection[str]) -> Problem:
-    """The problem that a split is asked for that isn't among those there are."""
-    return Problem("dataset.split", f"no such split: '{spec}'", f"There {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}")
+    """The problem of a split that doesn't exist."""
+    return Problem("dataset.split", f"'{spec}' does not exist", f"Known: {', '.join(splits)}")
 
 
 def is_streamed(source: Source) -> bool:

@@ -1,1 +1,1 @@
-"""What of a model is trained, and adapters: made, loaded, merged."""
+"""The trained parts of a model, and adapters: created, loaded, merged."""

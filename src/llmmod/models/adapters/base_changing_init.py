@@ -1,16 +1,16 @@
-"""Adapters that take their first values out of the base's weights (PiSSA, OLoRA, LoftQ), and how they are saved.
+"""Adapters whose initial values are taken from the base's weights (PiSSA, OLoRA, LoftQ), and their saving.
 
-Meng et al. 2024 (PiSSA) put the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base.
-Beside the untouched W, the trained adapter B A would count them twice. What it has learnt, B A - B0 A0, is an adapter of twice the rank,
-and that is what a run saves, so that it fits the base as it was; checkpoints, which the same run goes on from, stay as they are.
+Meng et al. 2024 (PiSSA) move the largest singular values of a weight W into the adapter, scale * B0 A0, and leave the rest in the base.
+With the original W, the trained adapter B A would count them twice. The learned difference, B A - B0 A0, is an adapter of twice the rank.
+A run saves this one, so that it fits the original base; checkpoints, from which the same run resumes, are not converted.
 
-LoftQ (Li et al. 2023, algorithm 1) makes a weight W its quantized self Q, unpacked again, and the adapter the best approximation of what is
-lost, W - Q. No adapter can hold the rest of that error: LoftQ's adapters are saved as they are, and the base is changed again, in the same
-way, where they are loaded (as peft has it for all of these). peft (0.21.2) needs a GPU for it and leaves the adapter's scale out, so that
-at another scale than 1 the adapter begins as a multiple of what is lost. `loftq` does neither; Q is peft's.
+LoftQ (Li et al. 2023, algorithm 1) replaces a weight W by its quantized and unpacked value Q; the adapter is the best approximation of the
+error W - Q. An adapter can't store the rest of that error, so LoftQ's adapters are saved unchanged, and the base is changed in the same way
+when they are loaded (peft does that for all of these). peft (0.21.2) needs a GPU for it and ignores the adapter's scale, so that for a
+scale other than 1 the adapter starts as a multiple of the error. `loftq` fixes both; Q is peft's.
 
-With `bias=all` or `lora_only` it is the base's own biases that are trained, in place. Their first values are kept beside the adapter, and
-put back where the base is asked for, or goes on without the adapter.
+`bias=all` and `lora_only` train the base's own biases, in place. Their initial values are stored with the adapter, and restored when the
+base is needed, or used without the adapter.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
 
-# Values of `init_lora_weights` that change the base, or begin so: pissa_niter_16; what they take out, the adapter holds.
+# Values, or prefixes of values (pissa_niter_16), of `init_lora_weights` that move weights from the base to the adapter.
 _TAKE_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
 _INITIAL = "llmmod_initial_adapter"
 _BIASES = "llmmod_initial_biases"
 _ADAPTERS = ("lora_", "modules_to_save")  # in the names of parameters that aren't the base's
-_BLOCK = 64  # weights of a scale, as bitsandbytes' Params4bit has it
+_BLOCK = 64  # weights per scale, as in bitsandbytes' Params4bit
 
 
 def loftq(weight: torch.Tensor, *, bits: int, rank: int, iterations: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a weight is after quantizing, float32 [out, in], and the factors A [rank, in] and B [out, rank] of the best B A beside it.
+    """A weight after quantization, float32 [out, in], and the factors A [rank, in] and B [out, rank] of the best B A for its error.
 
     Args:
         weight: [out, in].
-        bits: 4 (nf4) or 8 (a scale a row).
+        bits: 4 (nf4) or 8 (a scale for each row).
         rank: of the factors.
-        iterations: 1 or more: how many times what is quantized is the weight without what the factors hold.
+        iterations: at least 1: how often the weight minus the factors' product is quantized.
     """
     whole = weight.detach().float()
     rest = whole
@@ -63,7 +63,7 @@ def loftq(weight: torch.Tensor, *, bits: int, rank: int, iterations: int) -> tup
 
 @contextmanager
 def loftq_anywhere() -> Iterator[None]:
-    """A context in which peft makes LoftQ's adapters by `loftq`, on the device that a weight is on.
+    """A context in which peft creates LoftQ's adapters with `loftq`, on the weight's device.
 
     Patches `peft.tuners.lora.layer.LoraLayer.loftq_init`.
     """
@@ -95,7 +95,7 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def changes_base(init: Any) -> bool:
-    """Whether adapters initialised so change the weights of their base."""
+    """Whether adapters with this initialisation change the weights of their base."""
     return _takes_from_base(init) or init == "loftq"
 
 
@@ -104,10 +104,10 @@ def _takes_from_base(init: Any) -> bool:
 
 
 def remember_initial(adapted: Any) -> None:
-    """Keep what an adapter changes of its base: its own first values, taken out of it, and the base's biases, which are trained in place.
+    """Store the values that an adapter changes in its base: its initial values, taken from the base, and the base's biases.
 
     Args:
-        adapted: a PeftModel just made, before trained values are read into it; changed in place.
+        adapted: a new PeftModel, before trained values are read into it; changed in place.
     """
     config = adapted.peft_config["default"]
     if _takes_from_base(getattr(config, "init_lora_weights", None)):
@@ -119,13 +119,13 @@ def remember_initial(adapted: Any) -> None:
 
 
 def restore_biases(adapted: Any) -> None:
-    """Give the base its own biases again, where they were trained with the adapter."""
+    """Restore the base's own biases, if they were trained with the adapter."""
     for parameter, value in getattr(adapted, _BIASES, ()):
         parameter.data = value.to(parameter)
 
 
 def save_for_base(adapted: Any, directory: Path) -> None:
-    """Write over a saved adapter what fits the base as it was; nothing where the adapter did not change it."""
+    """Overwrite a saved adapter with one that fits the original base; does nothing if the adapter didn't change the base."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is None:
         return
@@ -138,12 +138,12 @@ def save_for_base(adapted: Any, directory: Path) -> None:
 
 
 def has_lost_base(adapted: Any) -> bool:
-    """Whether what the base was can't be had from a PeftModel any more."""
+    """Whether the original base can't be restored from a PeftModel."""
     return getattr(adapted.active_peft_config, "init_lora_weights", None) == "loftq"
 
 
 def restore_initial_adapter(adapted: Any) -> bool:
-    """Give an adapter the values again that it has taken out of its base; whether it has taken any."""
+    """Restore an adapter's initial values, taken from its base; returns whether it has any."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is not None:
         set_peft_model_state_dict(adapted, initial)
@@ -152,17 +152,17 @@ def restore_initial_adapter(adapted: Any) -> bool:
 
 @contextmanager
 def as_base(adapted: Any) -> Iterator[None]:
-    """A context in which a PeftModel computes what its base did before it got the adapter (`has_lost_base` says where it can't)."""
+    """A context in which a PeftModel computes like its original base (not possible if `has_lost_base`)."""
     initial = getattr(adapted, _INITIAL, None)
     if initial is None:
         with base_biases(adapted), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # those are put back
+            warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")  # they are restored
             with adapted.disable_adapter():
                 yield
         return
     now = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     trained = {name: value.detach().clone() for name, value in now.items()}
-    set_peft_model_state_dict(adapted, initial)  # beside what is left of the base, these are the base
+    set_peft_model_state_dict(adapted, initial)  # the changed base with these is the original base
     try:
         yield
     finally:
@@ -171,7 +171,7 @@ def as_base(adapted: Any) -> Iterator[None]:
 
 @contextmanager
 def base_biases(adapted: Any) -> Iterator[None]:
-    """A context in which the base of a PeftModel has the biases that it had before they were trained with the adapter."""
+    """A context in which the base of a PeftModel has its original biases."""
     trained = [(parameter, parameter.data) for parameter, _ in getattr(adapted, _BIASES, ())]
     restore_biases(adapted)
     try:

@@ -1,4 +1,4 @@
-"""Adapters from disk: `finetune.adapters`, merged in order or put beside a model's weights, and taken off again."""
+"""Adapters from disk: `finetune.adapters`, merged in order or added to a model, and removed again."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def merge_adapters(model: Any, adapters: Sequence[str]) -> Any:
     """A model with every adapter of a chain merged into it, in order. The model is changed in place.
 
     Args:
-        model: a PreTrainedModel. Beside quantized weights, adapters stay as they are: `merge_or_stack`.
-        adapters: directories that hold an adapter_config.json, or hub ids.
+        model: a PreTrainedModel. On quantized weights, adapters aren't merged but stacked: `merge_or_stack`.
+        adapters: directories with an adapter_config.json, or hub ids.
 
     Returns:
         A PreTrainedModel.
 
     Raises:
-        ConfigError: an adapter isn't there, or was trained on another base.
+        ConfigError: an adapter doesn't exist, or was trained on another base.
     """
     for number, path in enumerate(adapters):
         model = merge_or_stack(load_adapter(model, path, key=f"{_KEY}[{number}]"))
@@ -52,33 +52,33 @@ def merge_adapters(model: Any, adapters: Sequence[str]) -> Any:
 
 
 def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _KEY) -> Any:
-    """A model with an adapter beside its weights.
+    """A model with an adapter on its weights.
 
     Args:
         model: a PreTrainedModel.
         path: the adapter's directory, or a hub id.
-        trainable: whether the adapter goes on training; its base is frozen either way.
+        trainable: whether the adapter is trained further; its base is always frozen.
         key: the configuration key it was typed for.
 
     Returns:
         A PeftModel.
 
     Raises:
-        ConfigError: there is no adapter, or it was trained on another base.
+        ConfigError: the adapter doesn't exist, or was trained on another base.
     """
     config, state = read_adapter(path, key)
     for name, why in NOT_MERGED.items():
         if getattr(config, name, None):
-            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, and {why}", do="Train another without it"))
+            raise ConfigError(Problem(key, f"the adapter '{path}' has {name}, but {why}", do="Train another without it"))
     _check_head(config, state, model, path, key)
     state = native_adapter(model, config, state)
     config.inference_mode = not trainable
-    # Shapes tell one architecture from another, but not two models of the same one, and names change when directories move.
+    # Shapes distinguish architectures, but not two models of the same one, and names change when directories move.
     trained_on, here = config.base_model_name_or_path, model.name_or_path
     if trained_on and here and trained_on != here:
-        log.warning("%s: the adapter '%s' was trained on '%s', and is put on '%s'.", _KEY, path, trained_on, here)
+        log.warning("%s: the adapter '%s' was trained on '%s', but is put on '%s'.", _KEY, path, trained_on, here)
     if hasattr(config, "init_lora_weights") and not changes_base(config.init_lora_weights):
-        config.init_lora_weights = False  # its values come from the file
+        config.init_lora_weights = False  # its values are read from the file
     try:
         with quiet_peft(), loftq_anywhere():
             adapted = save_adapter_alone(PeftModel(model, config))
@@ -89,10 +89,10 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _
         raise ConfigError(_misfit(path, model, one_line(error, 200), key)) from error
     missing = _not_filled(adapted, [name for name in result.missing_keys if ".default" in name])
     if missing or result.unexpected_keys:
-        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} are unexpected"
         raise ConfigError(_misfit(path, model, odd, key))
     if getattr(config, "lora_bias", False) and any(_lacks_bias(layer) for layer in adapted.modules()):
-        found = f"the adapter '{path}' has lora_bias, and layers of {type(model).__name__} have no bias that it could be merged into"
+        found = f"the adapter '{path}' has lora_bias, but layers of {type(model).__name__} don't have a bias for a merge"
         raise ConfigError(Problem(key, found, do="Train another without it"))
     if _has_head(state):
         mark_trained(adapted)
@@ -100,7 +100,7 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, key: str = _
 
 
 def _not_filled(adapted: Any, missing: Sequence[str]) -> list[str]:
-    """Those of an adapter's missing weights that aren't tied to one that the file has: of head and embeddings, one is saved."""
+    """An adapter's missing weights that aren't tied to a weight in the file: of tied head and embeddings, one is saved."""
     parameters = dict(adapted.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for name, parameter in parameters.items() if name not in missing}
     return [name for name in missing if id(parameters.get(name)) not in filled]
@@ -111,9 +111,9 @@ def _lacks_bias(layer: Any) -> bool:
 
 
 def unload_adapter(adapted: Any) -> Any:
-    """The base model of a PeftModel as it was without adapters, with its own layers and biases; the PeftModel is used up."""
+    """The base model of a PeftModel without adapters, with its own layers and biases; the PeftModel can't be used afterwards."""
     for name, module in list(adapted.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):  # of these, peft's own `unload` would leave the trained copy
+        if isinstance(module, ModulesToSaveWrapper):  # peft's own `unload` would leave their trained copies
             place, _, own_name = name.rpartition(".")
             setattr(adapted.get_submodule(place), own_name, module.original_module)
     base = adapted.unload()
@@ -123,22 +123,22 @@ def unload_adapter(adapted: Any) -> Any:
 
 
 def restore_base_model(adapted: Any) -> Any:
-    """The base model of a PeftModel that hasn't been trained yet, as it was before it got its adapter; the PeftModel is used up.
+    """The original base model of an untrained PeftModel; the PeftModel can't be used afterwards.
 
     Args:
         adapted: whose base isn't lost (`has_lost_base`).
     """
     if not restore_initial_adapter(adapted):
         return unload_adapter(adapted)
-    with quiet_peft():  # what the adapter had taken out of the weights goes back into them
+    with quiet_peft():  # moves the adapter's initial values back into the weights
         return adapted.merge_and_unload()
 
 
 def save_adapter_alone(adapted: Any) -> Any:
-    """The same PeftModel, which saves its adapter alone.
+    """The same PeftModel, set to save only its adapter.
 
-    peft 0.21 saves embeddings and head as well where its base's config.json has another vocabulary size than the model, or seems to: one
-    of 2023's has it under another name. No vocabulary is changed here, and embeddings that are trained are in the adapter anyway.
+    peft 0.21 also saves embeddings and head if its base's config.json has another vocabulary size than the model, or seems to: a layout of
+    2023 has another name for it. Vocabularies aren't changed here, and trained embeddings are in the adapter anyway.
     """
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
@@ -148,16 +148,16 @@ def read_adapter(path: str, key: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """An adapter's configuration, and parameter name -> tensor on the CPU.
 
     Raises:
-        ConfigError: there is none, or it can't be read.
+        ConfigError: it doesn't exist, or can't be read.
     """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and not (located / "adapter_config.json").is_file():
-        what = "a model, not an adapter" if (located / "config.json").is_file() else "not an adapter: it has no adapter_config.json"
+        what = "a model, not an adapter" if (located / "config.json").is_file() else "not an adapter: it doesn't have adapter_config.json"
         raise ConfigError(Problem(key, f"'{path}' is {what}"))
     try:
         return PeftConfig.from_pretrained(str(located)), load_peft_weights(str(located), device="cpu")
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:  # LoftQ's needs scipy
-        raise ConfigError(Problem(key, f"'{path}' holds no adapter that can be read: {one_line(error, 200)}")) from error
+        raise ConfigError(Problem(key, f"the adapter in '{path}' can't be read: {one_line(error, 200)}")) from error
 
 
 def _has_head(state: Mapping[str, Any]) -> bool:
@@ -168,10 +168,11 @@ def _has_head(state: Mapping[str, Any]) -> bool:
 def _check_head(config: Any, state: Mapping[str, Any], model: Any, path: str, key: str) -> None:
     """Refuse a reward model's adapter without its head, and one on a language model."""
     if HEAD in (getattr(config, "modules_to_save", None) or ()) and not _has_head(state):
-        raise ConfigError(Problem(key, f"the adapter '{path}' lacks its reward head; made up, it would score at random"))
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't have a reward head, and a random one would give random scores"))
     if _has_head(state) and not is_reward_model(model):
-        found = f"the adapter '{path}' is a reward model's, which scores and doesn't write"
-        raise ConfigError(Problem(key, found, do="Give one that stage=sft or its like trained, or use it with stage=rm"))
+        found = f"the adapter '{path}' is a reward model's, which gives scores and doesn't generate text"
+        do = "Give one trained by stage=sft or another stage for language models, or use this one with stage=rm"
+        raise ConfigError(Problem(key, found, do=do))
 
 
 def _misfit(path: str, model: Any, reason: str, key: str) -> Problem:

@@ -1,8 +1,8 @@
-"""`finetune.*` as a peft.LoraConfig, its names of modules, layers and tokens checked against the model.
+"""`finetune.*` as a peft.LoraConfig, with names of modules, layers and tokens checked against the model.
 
-Only what differs from the schema's defaults is passed on, so that peft's deprecated fields stay untouched. Its configurations within the
-configuration (EVA, CorDA, LoftQ, …) are dicts in the schema and become their classes here: peft builds most of them from dicts too, but
-drops the keys it doesn't know. Of names that match nothing, peft passes over most.
+Only values that differ from the schema's defaults are passed on, so that peft's deprecated fields aren't set. Nested configurations (EVA,
+CorDA, LoftQ, …) are dicts in the schema and become peft's classes here: peft builds most of them from dicts too, but ignores unknown keys.
+It also ignores most names that don't match.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 _LAYERS = "finetune.layers_to_transform"
-# As peft 0.21 has it (`_check_lora_target_modules_mamba`): these read weights of their own without calling the module.
+# As in peft 0.21 (`_check_lora_target_modules_mamba`): these use a module's weights without calling the module.
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _READ_BY_MAMBA = ("out_proj", "conv1d")
 _OWN_CLASSES = ("transformers.models.", "transformers_modules.")
-_SMALL_RANK = 8  # at most the width of any matrix of a stand-in
+_SMALL_RANK = 8  # at most the width of each matrix of a stand-in
 
 
 def lora_config(conf: LoraConf) -> peft.LoraConfig:
-    """The adapter's configuration, in plain Python throughout, so that `save_pretrained` can write it.
+    """The adapter's configuration, only with plain Python values, so that `save_pretrained` can write it.
 
     Args:
         conf: composed, resolved and converted by `to_object`.
 
     Raises:
-        ConfigError: a nested configuration has no such field, or peft refuses the values or their combination.
+        ConfigError: a nested configuration has an unknown field, or peft refuses the values or their combination.
     """
     default = dataclasses.make_dataclass("Defaults", [], bases=(LoraConfig,))()  # a generated class has no __init__
     names = [f.name for f in dataclasses.fields(LoraConfig) if f.name != "_target_"]
     chosen = {name: getattr(conf, name) for name in names if getattr(conf, name) != getattr(default, name)}
     if conf.init_lora_weights == "loftq":
-        chosen.setdefault("loftq_config", {})  # peft asks for it, though it has defaults
+        chosen.setdefault("loftq_config", {})  # peft requires it, although it has defaults
     nested = {name: _nested(name, value) for name, value in chosen.items() if isinstance(value, dict) and _class_path(name)}
     return _built(peft.LoraConfig, chosen | nested, key="finetune")
 
 
 def _class_path(name: str) -> str | None:
-    """The class that a dict in this field stands for, None where it stands for itself."""
+    """The class for a dict in this field; None if it stays a dict."""
     return next((path for path in ACCEPTED.get(name, ()) if path.startswith("peft.")), None)
 
 
@@ -75,22 +75,23 @@ def _nested(name: str, value: dict[str, Any]) -> Any:
 def _built(cls: type, values: dict[str, Any], *, key: str) -> Any:
     try:
         return cls(**values)
-    except (ImportError, TypeError, ValueError) as error:  # loftq asks for scipy
+    except (ImportError, TypeError, ValueError) as error:  # loftq needs scipy
         raise ConfigError(Problem(key, f"{cls.__name__} refuses it: {error}")) from error
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """While it lasts, peft 0.21 doesn't pass on that transformers 5.23 has renamed `is_gradient_checkpointing`."""
+    """A context without peft 0.21's warning that transformers 5.23 has renamed `is_gradient_checkpointing`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
 
 def without_refused(model: Any, conf: LoraConf) -> LoraConf:
-    """The configuration in which all-linear leaves out what can't have an adapter; any other is itself.
+    """The configuration in which all-linear leaves out layers that can't have an adapter; other configurations are unchanged.
 
-    That is what peft refuses of Mamba and its like, and routers: linear layers by their class which return more than a product.
+    These are the layers that peft refuses for Mamba and similar models, and routers: subclasses of linear layers that return more than a
+    product.
     """
     if conf.target_modules != ALL_LINEAR or isinstance(conf.exclude_modules, str):
         return conf
@@ -104,7 +105,7 @@ def without_refused(model: Any, conf: LoraConf) -> LoraConf:
 
 @torch.no_grad()
 def _routers(model: Any) -> list[str]:
-    """Names of linear layers of a class of their own that return something else than a tensor."""
+    """Names of linear layers of own classes that don't return a tensor."""
     kinds: dict[type, bool] = {nn.Linear: False}
     found = []
     for name, module in model.named_modules():
@@ -117,9 +118,9 @@ def _routers(model: Any) -> list[str]:
 
 
 def fitted_to_stand_in(model: Any, conf: LoraConf) -> LoraConf:
-    """The configuration as a rehearsal's tiny model can have it: those of the layers that it has, or its last, and ranks that fit into it.
+    """The configuration for a rehearsal's tiny model: only its existing layers, or its last one, and ranks that fit.
 
-    Any other model's configuration is itself.
+    For any other model it is unchanged.
     """
     if not getattr(model, STAND_IN, False):
         return conf
@@ -138,7 +139,7 @@ def check_names(model: Any, conf: LoraConf) -> None:
 
     Args:
         model: a PreTrainedModel.
-        conf: `finetune.*`, its names those of the model's class.
+        conf: `finetune.*`, with the names of the model's class.
 
     Raises:
         ConfigError: modules, layers or tokens that it doesn't have.
@@ -150,22 +151,22 @@ def check_names(model: Any, conf: LoraConf) -> None:
 
 
 def check_made(adapted: Any, conf: LoraConf) -> None:
-    """Refuse adapters that don't have the ranks and alphas that were asked for.
+    """Refuse adapters that don't have the configured ranks and alphas.
 
     Args:
-        adapted: a PeftModel just made.
-        conf: what it was made by.
+        adapted: a new PeftModel.
+        conf: its configuration.
 
     Raises:
-        ConfigError: a pattern matches no module with an adapter, which then has the rank of all others; or a rank is more than what the
-            weight has that the adapter's first values were taken from.
+        ConfigError: a pattern doesn't match a module with an adapter, so that it has the default rank; or a rank is higher than that of the
+            weight from which the adapter's initial values were taken.
     """
     names = sorted(adapted.targeted_module_names)
     problems = [
-        Problem(f"finetune.{field}.{pattern}", f"no module with an adapter is called so, of {len(names)}", _adapted_modules(names))
+        Problem(f"finetune.{field}.{pattern}", f"doesn't match one of the {len(names)} modules with an adapter", _adapted_modules(names))
         for field in ("rank_pattern", "alpha_pattern")
         for pattern in getattr(conf, field) or {}
-        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)  # as peft.utils.get_pattern_key has it
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)  # as in peft.utils.get_pattern_key
     ]
     problems += list(_ranks_too_high(adapted, names, conf))[:1]
     if problems:
@@ -182,12 +183,12 @@ def _ranks_too_high(adapted: Any, names: Sequence[str], conf: LoraConf) -> Itera
 
 
 def _unknown_targets(model: Any, targets: Any) -> Iterator[Problem]:
-    """What matches no linear layer; peft refuses only where none of several matches. A regular expression is peft's affair."""
+    """A problem for each name that doesn't match a linear layer; peft refuses only if none matches, and checks expressions."""
     if not isinstance(targets, (list, tuple, set)):
         if isinstance(targets, str) and targets != ALL_LINEAR and targets.isidentifier():
             yield from _unknown_targets(model, [targets])
         return
-    # A quantized layer may have a child: the earlier adapters that are stacked on it.
+    # A quantized layer may have a child: its stacked earlier adapters.
     leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()) or isinstance(module, nn.Linear))
     names = [name for name, module in leaves if hasattr(module, "weight")]
     linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
@@ -197,7 +198,8 @@ def _unknown_targets(model: Any, targets: Any) -> Iterator[Problem]:
 def _no_target(target: str, model: Any, linear: list[str]) -> Problem:
     near = did_you_mean(target, linear)
     allowed = near if near.startswith("Allowed") else f"{near} Linear layers: {', '.join(linear)}"
-    return Problem("finetune.target_modules", f"{type(model).__name__} has no module '{target}'", allowed, f"Or take all: {ALL_LINEAR}")
+    found = f"{type(model).__name__} doesn't have a module '{target}'"
+    return Problem("finetune.target_modules", found, allowed, f"Or use all: {ALL_LINEAR}")
 
 
 def _unknown_modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
@@ -206,19 +208,19 @@ def _unknown_modules(model: Any, conf: LoraConf) -> Iterator[Problem]:
         given = getattr(conf, field)
         for wanted in (name for name in (given if isinstance(given, list) else []) if not _matches(name, names)):
             known = sorted({end for end in (name.rpartition(".")[2] for name in names) if not end.isdigit()})
-            yield Problem(f"finetune.{field}", f"{type(model).__name__} has no module '{wanted}'", did_you_mean(wanted, known))
+            yield Problem(f"finetune.{field}", f"{type(model).__name__} doesn't have a module '{wanted}'", did_you_mean(wanted, known))
 
 
 def _unknown_layers(model: Any, conf: LoraConf) -> Iterator[Problem]:
     depth = len(decoder_layers(model)[1]) if conf.layers_to_transform is not None else 0
     for number in (number for number in _listed(conf.layers_to_transform) if number >= depth):
-        yield Problem(_LAYERS, f"no layer {number} in {type(model).__name__}, which has {depth}", f"Allowed: 0 to {depth - 1}")
+        yield Problem(_LAYERS, f"{number} is not a layer of {type(model).__name__}, which has {depth}", f"Allowed: 0 to {depth - 1}")
 
 
 def _unknown_tokens(model: Any, conf: LoraConf) -> Iterator[Problem]:
     rows, given = model.get_input_embeddings().num_embeddings, conf.trainable_token_indices
     for token in (token for token in (given if isinstance(given, list) else []) if not 0 <= token < rows):
-        yield Problem("finetune.trainable_token_indices", f"no token {token}", f"Allowed: 0 to {rows - 1}")
+        yield Problem("finetune.trainable_token_indices", f"{token} is not a token", f"Allowed: 0 to {rows - 1}")
 
 
 def _matches(wanted: str, names: Sequence[str]) -> bool:

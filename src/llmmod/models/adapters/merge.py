@@ -1,15 +1,15 @@
-"""Adapters merged into weights, and adapters that stay active beside quantized weights while a newer one is trained.
+"""Merging adapters into weights, and adapters that stay active on quantized weights while a newer one is trained.
 
-`merged_copy` is what `export` writes: a plain model in full precision. `merge_or_stack` is what training goes on from.
+`merged_copy` returns a plain model in full precision, for `export`. `merge_or_stack` returns the base for further training.
 
-A merge into quantized weights would round the sum to 4 or 8 bits again. Most of what an adapter has learnt is smaller than half a step of
-that grid and would be lost: of a change of 1 % of the weights' standard deviation, 1.6 % arrives (NF4). So a quantized layer keeps a list
-of frozen adapters and adds what they compute to its output, as peft does for an active adapter. To everything else it is the layer it
-was: a new PeftModel goes on top, its `disable_adapter` leaves the earlier adapters active, and `save_pretrained` writes the new one
-alone. Weights that aren't quantized (embeddings, head, `modules_to_save`) are merged or replaced as always.
+A merge into quantized weights would round the sum to 4 or 8 bits again. Most changes of an adapter are smaller than half a step of that
+grid and would be lost: of a change of 1 % of the weights' standard deviation, 1.6 % remains (NF4). So a quantized layer has a list of
+frozen adapters and adds their outputs to its own, as peft does for an active adapter. For other code the layer is unchanged: a new
+PeftModel goes on top, its `disable_adapter` leaves the earlier adapters active, and `save_pretrained` writes only the new one. Weights that
+aren't quantized (embeddings, head, `modules_to_save`) are merged or replaced as usual.
 
-peft could also keep several active adapters in one PeftModel. Then every `disable_adapter`, `save_pretrained` and `active_adapter` of trl,
-transformers and ours would have to know which of them is meant.
+peft could also have several active adapters in one PeftModel. Then every `disable_adapter`, `save_pretrained` and `active_adapter` of trl,
+transformers and ours would have to select one of them.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ require_upstream(__name__)
 
 
 def merged_copy(model: Any) -> Any:
-    """A plain model on the CPU that computes what a model and its adapters compute together.
+    """A plain model on the CPU that computes the same as a model with its adapters.
 
-    The original stays as it is and usable; weights that no adapter changes are shared with it where it is on the CPU and not quantized.
-    From 4 or 8 bit the weights are unpacked first and the adapters merged into those: what the quantized model computes with, less
-    8 bit's rounding of activations.
+    The original stays unchanged and usable; weights without adapters are shared with it if it is on the CPU and not quantized. Weights in 4
+    or 8 bit are unpacked first, and the adapters merged into those: the same weights as in the quantized model, without 8 bit's rounding of
+    activations.
 
     Args:
         model: a PeftModel, or a PreTrainedModel without adapters.
 
     Returns:
-        A PreTrainedModel with nothing of peft or bitsandbytes in it; it is written by `save_pretrained`, and in its config's dtype.
+        A PreTrainedModel without modules of peft or bitsandbytes, in its config's dtype; `save_pretrained` writes it.
     """
     base = base_model(model)
     plain = rebuild_model(base, _plain_state(base), dtype=_dtype(base))
@@ -59,22 +59,22 @@ def merged_copy(model: Any) -> Any:
     name = model.active_adapter
     config = copy.deepcopy(model.peft_config[name])
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False  # PiSSA and its like take their first values out of the base
+        config.init_lora_weights = False  # PiSSA and similar ones would take initial values from the base
     with quiet_peft():
         adapted = PeftModel(plain, config, autocast_adapter_dtype=True)
-    # Neither embeddings nor a hub are asked for: what the adapter holds is all that is copied.
+    # Without embeddings and without the hub: only the adapter's values are copied.
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer):
             _merge_in_float32(layer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
-        # `safe_merge` adds to a copy of each weight, rather than to the one that is shared with the original.
+        # `safe_merge` adds to a copy of each weight, since the original shares the weight.
         return adapted.merge_and_unload(safe_merge=True).eval()
 
 
 def _merge_in_float32(layer: Any) -> None:
-    """Merge the adapter of one layer of 16 bits, rounding once: peft (0.21) rounds matrices, their product and the sum, each anew."""
+    """Merge the adapter of a layer in 16 bits with one rounding: peft (0.21) rounds the matrices, their product and the sum separately."""
     weight = getattr(layer.get_base_layer(), "weight", None)
     if weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
         own = weight.dtype
@@ -85,11 +85,11 @@ def _merge_in_float32(layer: Any) -> None:
 
 
 def divergence(model: Any, other: Any, ids: Sequence[int]) -> float:
-    """How far apart two language models are on a text: the mean KL divergence of their next-token distributions, nats a token.
+    """The mean KL divergence of two language models' next-token distributions on a text, in nats per token.
 
     Args:
-        model: whose distribution is the true one.
-        other: perhaps on another device.
+        model: with the true distribution.
+        other: may be on another device.
         ids: of the text.
     """
     was_training = model.training
@@ -100,7 +100,7 @@ def divergence(model: Any, other: Any, ids: Sequence[int]) -> float:
 
 
 def _untie_where_adapted(base: Any, plain: Any) -> None:
-    """Give head and embeddings a weight each where they share one and an adapter changes only one of them, or both differently."""
+    """Untie head and embeddings if an adapter changes only one of them, or both differently."""
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     if embeddings[1] is not None and base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
         plain.config.tie_word_embeddings = False
@@ -116,7 +116,7 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
     in_float32 = tuple(f"{name}." for name in base._keep_in_fp32_modules_strict or ())
     state, own_dtype = {}, _dtype(base)
     for module_name, module in base.named_modules():
-        # peft keeps a layer it wraps under one of these names.
+        # peft stores a wrapped layer under one of these names.
         plain_name = module_name
         for wrapper in (".token_adapter.base_layer", ".base_layer", ".original_module"):
             plain_name = plain_name.replace(wrapper, "")
@@ -126,14 +126,14 @@ def _plain_state(base: Any) -> dict[str, torch.Tensor]:
             if full_name in names:
                 value = dequantized_weight(module) if name == "weight" else tensor
                 if name == "weight" and plain_name in turned and is_quantized_layer(module):
-                    value = value.T.contiguous()  # quantizing makes of GPT-2's Conv1D [in, out] a linear layer [out, in]
+                    value = value.T.contiguous()  # quantization turns GPT-2's Conv1D [in, out] into a linear layer [out, in]
                 dtype = torch.float32 if full_name.startswith(in_float32) else own_dtype
                 state[full_name] = value.detach().to("cpu", dtype)
     return state
 
 
 def _dtype(base: Any) -> torch.dtype:
-    """The type its weights had: preparing quantized weights for training turns all others to float32, and head or norms may be upcast."""
+    """The original dtype of its weights: preparing quantized weights for training converts all others to float32, as upcasts do."""
     if getattr(base, "hf_quantizer", None) is None:
         shared = {id(getattr(module, "weight", None)) for module in (base.get_input_embeddings(), base.get_output_embeddings())}
         layers = [parameter for name, parameter in base.named_parameters() if id(parameter) not in shared and ".lora_" not in name]
@@ -159,7 +159,7 @@ class StackedAdapter(nn.Module):
     def __init__(self, down: torch.Tensor, up: torch.Tensor, *, scaling: float, factor: torch.Tensor | None = None) -> None:
         super().__init__()
         self.scaling = scaling
-        # Buffers, which nothing trains, counts or casts; they move with the layer and are in no state dict.
+        # Buffers, which aren't trained, counted or cast; they move with the layer and aren't in state dicts.
         self.register_buffer("down", down.detach().clone(), persistent=False)
         self.register_buffer("up", up.detach().clone(), persistent=False)
         self.register_buffer("factor", None if factor is None else factor.detach().clone(), persistent=False)
@@ -186,16 +186,16 @@ class StackedAdapter(nn.Module):
 
 
 def merge_or_stack(adapted: Any) -> Any:
-    """The base model of a PeftModel with its active adapter merged, and kept beside those weights that are quantized.
+    """The base model of a PeftModel with its active adapter merged, or stacked on weights that are quantized.
 
     Args:
-        adapted: used up.
+        adapted: can't be used afterwards.
 
     Returns:
-        A PreTrainedModel. What it computes on quantized weights is what the PeftModel did, rounding of the last bits apart.
+        A PreTrainedModel. On quantized weights it computes the same as the PeftModel, except for rounding of the last bits.
 
     Raises:
-        ConfigError: a kind of adapter that can't be kept so.
+        ConfigError: this kind of adapter can't be stacked.
     """
     for name, layer in list(adapted.named_modules()):
         if isinstance(layer, LoraLayer) and is_quantized_layer(base := layer.get_base_layer()):
@@ -209,13 +209,13 @@ def merge_or_stack(adapted: Any) -> Any:
 
 
 def use_stacked_norms(adapted: Any, *, new: bool) -> None:
-    """Have DoRA take the norms of weights with the adapters that are stacked on them; a PeftModel, changed in place.
+    """Set DoRA to compute norms of weights with their stacked adapters; changes a PeftModel in place.
 
-    peft 0.21 takes those of the quantized weight alone, so that an exported model would be another.
+    peft 0.21 computes norms of the quantized weight only, so an exported model would differ.
 
     Args:
-        adapted: just made.
-        new: whether its magnitudes are to begin with these norms, rather than with what a file has.
+        adapted: new.
+        new: whether its magnitudes start with these norms, instead of a file's values.
     """
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer) and hasattr(layer.get_base_layer(), STACKED):
@@ -250,7 +250,7 @@ def _stack(base: Any, layer: Any, adapter: str) -> None:
         base.bias.data = base.bias.data + (scaling * shift.data).to(base.bias)
     if not hasattr(base, STACKED):
         setattr(base, STACKED, nn.ModuleList())
-        # A hook, since accelerate puts a `forward` of its own on the layers of a model that is placed by a device map.
+        # A hook, since accelerate replaces `forward` of the layers of a model with a device map.
         base.register_forward_hook(_with_stacked)
     getattr(base, STACKED).append(StackedAdapter(low, high, scaling=scaling, factor=factor))
 

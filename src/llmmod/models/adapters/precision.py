@@ -1,16 +1,16 @@
-"""float32 within a model of 16 bits: trained weights, normalisation layers, the head.
+"""float32 in a model of 16 bits: trained weights, normalisation layers, the head.
 
 These are `finetune.trainable_dtype`, `finetune.upcast_layernorm` and `finetune.upcast_head`.
 
-A step of Adam moves a weight by about the learning rate. bfloat16 keeps 8 bits of a weight: next to 0.02 its neighbours are 0.00012 away,
-so most steps of 2e-5 would be rounded away, each anew. In float16, where Adam's epsilon of 1e-8 is 0, some of them would be huge. So
-trained weights are held in float32 while they are trained (master weights; Micikevicius et al. 2018, 3.1), and `to_stored_dtype` rounds
-them to the type that they came in once training is over: what later steps compute with is what is saved. A checkpoint keeps float32.
+A step of Adam changes a weight by about the learning rate. bfloat16 has 8 bits of precision: next to 0.02 its neighbours are 0.00012 away,
+so most steps of 2e-5 would be lost in rounding. In float16, where Adam's epsilon of 1e-8 is 0, some of them would be huge. So trained
+weights are in float32 during training (master weights; Micikevicius et al. 2018, 3.1), and `to_stored_dtype` rounds them to their original
+dtype after it: later steps compute with the saved values. A checkpoint has float32.
 
-A module whose weights are all in float32 takes 16 bits, computes in float32 and gives back the type that it was given, so that the layers
-around it notice nothing. The head gives logits of float32, whose differences 8 bits of mantissa blur: at 16, bfloat16's next number is
-16.125. Of a module that is trained in part (its bias, say) the trained part is rounded to the type of the rest, forward alone, and its
-gradient is added up in float32. A model that is trained as a whole needs none of that: all of it is in float32.
+A module whose weights are all in float32 takes inputs in 16 bits, computes in float32 and returns the input's dtype, so that other layers
+don't change. The head returns logits in float32, since 8 bits are too few for their differences: after 16, bfloat16's next number is
+16.125. In a module that is trained in part (its bias, for example), the trained part is rounded to the dtype of the rest in the forward
+pass only, and its gradient is accumulated in float32. A model that is trained as a whole doesn't need that: all of it is in float32.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 KEY = "finetune.trainable_dtype"
 _HALF = (torch.float16, torch.bfloat16)
 _STATE = "llmmod_master_weights"  # attribute of a model that has some
-_INPUT_DTYPE = "llmmod_input_dtype"  # attribute of a module: the type that it was last given
+_INPUT_DTYPE = "llmmod_input_dtype"  # attribute of a module: the dtype of its last input
 _MASTERS = "llmmod_masters"  # attribute of a module while it computes with rounded weights: the weights themselves
 _MOST_SAMPLES = 2**10  # of a tensor
-_FEW = 0.9  # of what training changed, kept by rounding: less is worth a warning
+_FEW = 0.9  # share of the change in training that rounding keeps; less is worth a warning
 
 
 @dataclass
 class _MasterWeights:
-    """What `to_stored_dtype` undoes.
+    """The changes that `to_stored_dtype` undoes.
 
     Args:
-        dtypes: parameter name -> the type that it came in.
+        dtypes: parameter name -> its original dtype.
         first: parameter name -> some of its values before training.
         hooked: names of the modules that got hooks.
     """
@@ -57,17 +57,18 @@ class _MasterWeights:
 
 
 def hold_master_weights(model: Any) -> None:
-    """Hold every parameter that is trained in float32, and let it compute beside what stays in 16 bits.
+    """Convert every trained parameter to float32, so that it works with the rest in 16 bits.
 
     Args:
-        model: a PreTrainedModel or PeftModel with what is trained set free; changed in place. Adapters are in float32 already.
+        model: a PreTrainedModel or PeftModel whose trained parameters require gradients; changed in place. Adapters are in float32
+            already.
     """
     base = base_model(model)
     trained = {id(p) for p in base.parameters() if p.requires_grad and p.dtype in _HALF}
     if not trained:
         return
     head = _trained_head(base, trained)
-    # Beside a head that peft trains a copy of stands the frozen one, which a reference computes with, and must as exactly.
+    # If peft trains a copy of the head, a reference uses the frozen original, which must be as exact.
     ids = trained | ({id(p) for p in head.parameters() if p.dtype in _HALF} if head is not None else set())
     masters = {name: p for name, p in base.named_parameters() if id(p) in ids}
     dtypes, first = {name: p.dtype for name, p in masters.items()}, {name: _sample(p) for name, p in masters.items() if id(p) in trained}
@@ -80,10 +81,10 @@ def hold_master_weights(model: Any) -> None:
 
 
 def to_stored_dtype(model: Any) -> bool:
-    """Round what `hold_master_weights` holds to the type that it came in, and take its hooks off.
+    """Round the weights of `hold_master_weights` to their original dtype, and remove its hooks.
 
     Args:
-        model: changed in place; one that holds nothing stays as it is.
+        model: changed in place; one without master weights stays unchanged.
 
     Returns:
         Whether it was changed.
@@ -102,35 +103,35 @@ def to_stored_dtype(model: Any) -> bool:
 
 
 def check_trained_in_16_bits(model: Any) -> None:
-    """Warn of trained weights of bfloat16.
+    """Warn of trained weights in bfloat16.
 
     Raises:
-        ConfigError: weights of float16 are to be trained as they are.
+        ConfigError: weights in float16 would be trained without conversion.
     """
     dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
     if torch.float16 in dtypes:
-        found = "checkpoint, and the weights are of float16, in which Adam's epsilon is 0 and steps become huge"
+        found = "checkpoint, but the weights are in float16, in which Adam's epsilon is 0 and steps become huge"
         raise ConfigError(Problem(KEY, found, do=f"Use {KEY}=float32, or model.dtype=bfloat16"))
     if torch.bfloat16 in dtypes:
         log.warning(
-            "%s=checkpoint: weights are trained in bfloat16, and of a weight's change what is below a 256th of it is rounded away at each "
-            "step; at small learning rates most weights never move.",
+            "%s=checkpoint: weights are trained in bfloat16, so at each step a change below a 256th of the weight is lost in rounding; at "
+            "small learning rates most weights never change.",
             KEY,
         )
 
 
 def upcast_norms(model: nn.Module) -> list[str]:
-    """Hold and compute every normalisation layer in float32, its output cast back, so that the layers around it notice nothing.
+    """Convert every normalisation layer to float32, with its output cast back, so that other layers don't change.
 
     Args:
-        model: changed in place; one of float32 stays as it is.
+        model: changed in place; one in float32 stays unchanged.
 
     Returns:
         The names of the layers that changed.
     """
     changed = []
     for name, module in model.named_modules():
-        # Models name their own classes (LlamaRMSNorm), but all with norm in them.
+        # Models have their own classes (LlamaRMSNorm), but all names contain norm.
         is_norm = "norm" in type(module).__name__.lower() and next(module.children(), None) is None
         if is_norm and any(p.dtype in _HALF for p in module.parameters(recurse=False)):
             module.float()
@@ -140,12 +141,12 @@ def upcast_norms(model: nn.Module) -> list[str]:
 
 
 def upcast_head(model: Any) -> bool:
-    """Hold and compute a language model's head, its logits with it, in float32.
+    """Convert a language model's head, and so its logits, to float32.
 
-    Embeddings that share its weights are held in float32 too, and give what they gave before: rounded to 16 bits.
+    Embeddings that share its weights are in float32 too, but return the same as before: rounded to 16 bits.
 
     Args:
-        model: a PreTrainedModel or PeftModel, changed in place; a head of float32 stays as it is.
+        model: a PreTrainedModel or PeftModel, changed in place; a head in float32 stays unchanged.
 
     Returns:
         Whether it was changed.
@@ -154,7 +155,7 @@ def upcast_head(model: Any) -> bool:
     if head is None or head.weight.dtype not in _HALF:
         return False
     dtype, tied = head.weight.dtype, embeddings.weight is head.weight
-    # Of a head that peft trains a copy of, too: beside the copy, its wrapper holds the original, which may be the embeddings'.
+    # Also if peft trains a copy of the head: its wrapper has the original too, which may be the embeddings' weight.
     shared = bool({id(p) for p in head.parameters()} & {id(p) for p in embeddings.parameters()})
     head.float()
     _compute_in_float32(head, back=False)
@@ -166,11 +167,11 @@ def upcast_head(model: Any) -> bool:
 
 
 def _compute_in_float32(module: nn.Module, *, back: bool = True) -> None:
-    """Have a module whose weights are of float32 take 16 bits, by hooks.
+    """Add hooks so that a module with weights in float32 takes inputs in 16 bits.
 
     Args:
         module: changed in place.
-        back: whether it gives the type that it took, rather than float32.
+        back: whether it returns the input's dtype instead of float32.
     """
     module.register_forward_pre_hook(_input_to_float32, with_kwargs=True)
     if back:
@@ -178,14 +179,14 @@ def _compute_in_float32(module: nn.Module, *, back: bool = True) -> None:
 
 
 def _trained_head(base: Any, trained: set[int]) -> Any:
-    """The head with peft's wrapper around it, where weights of it are trained rather than an adapter or single tokens on it; else None."""
+    """The head with peft's wrapper, if its weights are trained, not an adapter or single tokens on it; else None."""
     head = base.get_output_embeddings()
     own = (p for module in (head.modules() if head is not None else ()) if not _only_holds(module) for p in _own(module).values())
     return head if any(id(p) in trained for p in own) else None
 
 
 def _hook(base: Any, head: Any, dtypes: dict[int, torch.dtype]) -> list[str]:
-    """Hooks for the modules that have one of these parameters, id -> the type that it came in; the modules' names."""
+    """Add hooks to the modules with one of these parameters (id -> original dtype); returns the modules' names."""
     of_head = set() if head is None else set(head.modules())
     hooked = []
     for name, module in base.named_modules():
@@ -200,7 +201,7 @@ def _hook(base: Any, head: Any, dtypes: dict[int, torch.dtype]) -> list[str]:
             _compute_in_float32(module)
         else:
             module.register_forward_pre_hook(functools.partial(_round_masters, dtypes=own))
-            module.register_forward_hook(_restore_masters, always_call=True)  # recomputation under checkpointing ends by an exception
+            module.register_forward_hook(_restore_masters, always_call=True)  # recomputation under checkpointing ends with an exception
         hooked.append(name)
     return hooked
 
@@ -234,7 +235,7 @@ _HOOKS: tuple[Callable[..., Any], ...] = (_input_to_float32, _output_to_input_dt
 
 
 def _drop_hooks(module: nn.Module) -> None:
-    """Take every hook of this module off; the weights keep their type."""
+    """Remove every hook of this module; the weights keep their dtype."""
     before, after = module._forward_pre_hooks, module._forward_hooks
     for hooks, flags in ((before, module._forward_pre_hooks_with_kwargs), (after, module._forward_hooks_always_called)):
         for number in [number for number, hook in hooks.items() if getattr(hook, "func", hook) in _HOOKS]:
@@ -243,7 +244,7 @@ def _drop_hooks(module: nn.Module) -> None:
 
 
 def _warn_of_lost_changes(base: Any, state: _MasterWeights) -> None:
-    """Tell where rounding takes back much of what training changed: a change of less than half of a step of the type is lost."""
+    """Warn if rounding undoes much of the training's change: a change of less than half a step of the dtype is lost."""
     along = square = 0.0
     for name, p in base.named_parameters():
         first = state.first.get(name)
@@ -254,7 +255,7 @@ def _warn_of_lost_changes(base: Any, state: _MasterWeights) -> None:
     if square and along / square < _FEW:
         names = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in state.dtypes.values()}))
         log.warning(
-            "what training changed is too little for %s, the checkpoint's type, in which it is saved: %.0f %% of it is rounded away. "
+            "the change in training is too small for %s, the checkpoint's dtype, in which it is saved: %.0f %% of it is lost in rounding. "
             "model.dtype=float32 keeps it.",
             names,
             100 * (1 - along / square),
@@ -271,7 +272,7 @@ def _own(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _only_holds(module: nn.Module) -> bool:
-    """Whether a module only holds parameters for another: peft's adapters compute in the type of the layer that they are on."""
+    """Whether a module only has parameters for another: peft's adapters compute in the dtype of their layer."""
     return isinstance(module, nn.ParameterDict | nn.ParameterList)
 
 

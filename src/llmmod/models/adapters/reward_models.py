@@ -1,8 +1,7 @@
 """Reward models from the disk, and a reward adapter that shares the base of the model that is trained.
 
-`load_reward_model` loads a full model's directory, or an adapter that has the head with it; without its head there is none.
-`shared_base_reward` puts a reward adapter beside the adapter that is trained, on one base model in memory, with a head of its own: what PPO
-scores with.
+`load_reward_model` loads a full model's directory, or an adapter with its head; without a head it is an error. `shared_base_reward` adds a
+reward adapter to the model with the trained adapter, on one base in memory, with a separate head; PPO scores with it.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from llmmod.protocols import ModelLineage, resolve_from
 
 
 class SharedBaseReward:
-    """A reward model whose trunk is a language model's, seen through an adapter of its own; `models.reward.score` scores with it.
+    """A reward model that shares a language model's trunk, with its own adapter; `models.reward.score` scores with it.
 
     Args:
-        model: the PeftModel that is trained. Between scores nothing about it is changed.
+        model: the PeftModel that is trained. After each score it is unchanged.
         name: of the reward adapter in it.
         head: its head.
     """
@@ -57,10 +56,10 @@ class SharedBaseReward:
 
 
 def can_share_base(path: str, model: Any, *, key: str) -> bool:
-    """Whether a reward adapter that was trained on a PeftModel's base can be put beside its adapter.
+    """Whether a reward adapter that was trained on a PeftModel's base can be added to this model.
 
-    Not where the reward model changes more than adapters add (biases, modules of its own), of which peft 0.21 keeps one a model; and not
-    where the policy's adapter was made out of the base's weights, which then aren't there any more.
+    Not if the reward model has trained biases or modules, of which peft 0.21 supports one set per model; and not if the policy's adapter
+    was initialised from the base's weights, which have changed then.
     """
     config, _ = read_adapter(path, key)
     own = getattr(config, "bias", "none") != "none" or set(config.modules_to_save or ()) - {HEAD}
@@ -68,7 +67,7 @@ def can_share_base(path: str, model: Any, *, key: str) -> bool:
 
 
 def shared_base_reward(model: Any, path: str, *, name: str = "reward", key: str = "training.reward_model") -> SharedBaseReward:
-    """A trained reward adapter put beside the adapters that a model has; its base isn't loaded again.
+    """A trained reward adapter, added to a model with other adapters; its base isn't loaded again.
 
     Args:
         model: a PeftModel of a causal language model, on the base that the reward adapter was trained on.
@@ -77,13 +76,13 @@ def shared_base_reward(model: Any, path: str, *, name: str = "reward", key: str 
         key: the configuration key that the path was typed for.
 
     Raises:
-        ConfigError: there is no adapter, it has no reward head, or it doesn't fit the model.
+        ConfigError: the adapter doesn't exist, doesn't have a reward head, or doesn't fit the model.
     """
     config, state = read_adapter(path, key)
     base = model.get_base_model()
     heads = {place: tensor for place, tensor in state.items() if place.split(".")[-2:-1] == [HEAD]}
     if len(heads) != 1:
-        raise ConfigError(Problem(key, f"the adapter '{path}' has no reward head", do="Give one that stage=rm trained"))
+        raise ConfigError(Problem(key, f"the adapter '{path}' doesn't have a reward head", do="Give one trained by stage=rm"))
     state = native_adapter(base, config, {place: tensor for place, tensor in state.items() if place not in heads})
     config.modules_to_save, config.task_type, config.inference_mode, config.init_lora_weights = None, None, True, False
     with _kept(model), quiet_peft():
@@ -91,7 +90,7 @@ def shared_base_reward(model: Any, path: str, *, name: str = "reward", key: str 
         result = set_peft_model_state_dict(model, state, adapter_name=name)
     missing = [place for place in result.missing_keys if f".{name}." in place]
     if missing or result.unexpected_keys:
-        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} have no place"
+        odd = f"{len(missing)} of its weights are missing, {len(result.unexpected_keys)} are unexpected"
         raise ConfigError(Problem(key, f"the adapter '{path}' doesn't fit {type(base).__name__}: {odd}"))
     weight = next(iter(heads.values())).float()
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
@@ -101,9 +100,9 @@ def shared_base_reward(model: Any, path: str, *, name: str = "reward", key: str 
 
 @contextmanager
 def using_adapter(model: Any, name: str) -> Iterator[None]:
-    """While it lasts, a PeftModel computes with another of its adapters, without dropout; afterwards it is as it was.
+    """A context in which a PeftModel computes with another of its adapters, without dropout.
 
-    Biases that are trained with its own adapter are the base's again meanwhile.
+    Biases that are trained with its own adapter have the base's values meanwhile.
     """
     training = model.training
     with base_biases(model), _kept(model):
@@ -117,7 +116,7 @@ def using_adapter(model: Any, name: str) -> Iterator[None]:
 
 @contextmanager
 def _kept(model: Any) -> Iterator[None]:
-    """After it, the adapters that compute and the parameters that are trained are those of before."""
+    """A context that restores the active adapters and the trained parameters at its end."""
     active, flags = model.active_adapter, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -131,8 +130,8 @@ def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> An
     """A reward model with its trained head, in evaluation mode; `models.reward.score` scores with it.
 
     Args:
-        path: a reward model's directory or hub id, or the directory of an adapter that was trained by `stage=rm`; that is put on what it
-            was trained on: the same quantization, the same earlier adapters.
+        path: a reward model's directory or hub id, or the directory of an adapter trained by `stage=rm`; the adapter gets the base that it
+            was trained on, with the same quantization and earlier adapters.
         key: the configuration key that the path was typed for.
         arguments: those of from_pretrained, for the model's weights.
 
@@ -140,7 +139,7 @@ def load_reward_model(path: str, *, key: str = PATH_KEY, **arguments: Any) -> An
         A PreTrainedModel, or a PeftModel around one.
 
     Raises:
-        ConfigError: there is no such checkpoint, it is of another kind, or it has no head.
+        ConfigError: the checkpoint doesn't exist, is of another kind, or doesn't have a head.
     """
     located = resolve_path(path, key=key)
     if isinstance(located, Path) and (located / "adapter_config.json").is_file():
@@ -156,10 +155,10 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
     where = {name: arguments[name] for name in WHERE if name in arguments}
     raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
     if not is_reward_checkpoint(raw):
-        raise ConfigError(Problem(key, f"'{path}' is no reward model: it has no head that scores", do="Train one: stage=rm"))
+        raise ConfigError(Problem(key, f"'{path}' is not a reward model: it doesn't have a reward head", do="Train one: stage=rm"))
     config = load_config(checkpoint, {}, **where) if config is None else config
     if len(raw.get("id2label") or {0: ""}) != 1:
-        raise ConfigError(Problem(key, f"'{path}' tells {len(raw['id2label'])} classes apart, and a reward is one number"))
+        raise ConfigError(Problem(key, f"'{path}' classifies into {len(raw['id2label'])} classes, but a reward is one number"))
     config.num_labels = 1
     source, own_linears = checkpoint.path, config.model_type if arguments.get("quantization_config") else ""
     with explain_loading_errors(checkpoint, arguments, key), plain_linears(own_linears):
@@ -167,7 +166,7 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
     missing = sorted(info["missing_keys"])
     if missing:
         lacks = "its reward head" if any(name.startswith(f"{HEAD}.") for name in missing) else f"{len(missing)} of its weights"
-        raise ConfigError(Problem(key, f"'{path}' lacks {lacks}, among them {missing[0]}; made up, it would score at random"))
+        raise ConfigError(Problem(key, f"'{path}' lacks {lacks}, among them {missing[0]}; with random values it would give random scores"))
     set_name(model, path)
     use_per_sequence_rope(model)
     warn_beyond_trained_length(model)
@@ -176,7 +175,7 @@ def _full(checkpoint: Checkpoint, path: str, key: str, arguments: dict[str, Any]
 
 
 def _under(directory: Path, path: str, key: str, arguments: dict[str, Any]) -> Any:
-    """What an adapter was trained on, read anew: quantized where it was, with the earlier adapters that were there."""
+    """The base that an adapter was trained on, loaded with the same quantization and earlier adapters."""
     left = read_stage_file(directory)
     lineage = ModelLineage(None, []) if left is None else left.lineage
     base = lineage.base or read_adapter(path, key)[0].base_model_name_or_path

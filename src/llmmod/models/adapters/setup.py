@@ -1,7 +1,7 @@
-"""What of a model is trained: each way of `finetune` as a function of model and configuration that gives a model ready to train.
+"""Sets up a model for training: a function for each option of `finetune`, from model and configuration to a model ready to train.
 
-`setup_full` trains every weight, `setup_freeze` some layers or modules in them, `setup_lora` adapters beside frozen weights;
-`setup_inference` puts a configuration's adapters on a model that is used and not trained.
+`setup_full` trains every weight, `setup_freeze` some layers or modules in them, `setup_lora` adapters on frozen weights; `setup_inference`
+adds a configuration's adapters to a model that isn't trained.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def setup_freeze(model: Any, conf: FreezeConf) -> Any:
     """The model with some of its layers trained, all of each or only modules within, and the rest frozen.
 
     Raises:
-        ConfigError: names that the model doesn't have, or nothing left to train.
+        ConfigError: names that the model doesn't have, or no parameters to train.
     """
     _refuse_quantized(model, "freeze")
     model = merge_adapters(model, conf.adapters)
@@ -63,10 +63,10 @@ def setup_freeze(model: Any, conf: FreezeConf) -> Any:
 
 
 def setup_lora(model: Any, conf: LoraConf) -> Any:
-    """The model frozen, with low-rank adapters beside its linear layers (Hu et al. 2021).
+    """The frozen model with low-rank adapters on its linear layers (Hu et al. 2021).
 
-    The adapters are in float32, whatever the weights are in. `conf.adapters` are merged first, or stay active beside quantized weights;
-    with `conf.resume_adapter` all but the last, which goes on training as it is.
+    The adapters are in float32 for any dtype of the weights. `conf.adapters` are merged first, or stay active on quantized weights; with
+    `conf.resume_adapter` all but the last, which is trained further.
 
     Returns:
         A peft.PeftModel.
@@ -82,18 +82,18 @@ def setup_lora(model: Any, conf: LoraConf) -> Any:
     else:
         adapted = _new_adapter(merge_adapters(model, conf.adapters), conf)
     if model.is_activation_checkpointing:
-        # Checkpointing recomputes from a layer's input, which must take gradients though the embeddings under it are frozen.
+        # Checkpointing recomputes from a layer's input, which must require gradients although the embeddings are frozen.
         adapted.enable_input_require_grads()
     return _ready(adapted, conf)
 
 
 def setup_inference(model: Any, conf: FinetuneConf) -> Any:
-    """A model as it is used and not trained: the adapters of its configuration merged in order, the last one active beside the weights.
+    """A model for inference: the adapters of its configuration merged in order, the last one active on the weights.
 
-    Quantized, it computes as it did while the adapters were trained: with all earlier ones active, and norms and embeddings in float32.
+    A quantized model computes as in the training of the adapters: with all earlier ones active, and norms and embeddings in float32.
 
     Returns:
-        A PeftModel in evaluation mode, or the model itself where there are no adapters.
+        A PeftModel in evaluation mode, or without adapters the model itself.
 
     Raises:
         ConfigError: as `setup_lora`.
@@ -109,16 +109,16 @@ def freeze_layers(model: Any, count: int, *, modules: Sequence[str] = (ALL,), ex
 
     Args:
         model: changed in place.
-        count: layers to train: the last `count`, or the first `-count` where it is negative.
-        modules: what of each such layer: names of modules or parameters in it, or `all`. A name is a whole part of a dotted name:
-            `mlp` is `layers.0.mlp.up_proj`, and never something that only contains it.
+        count: layers to train: the last `count`, or the first `-count` if it is negative.
+        modules: the trained modules or parameters of these layers by name, or `all`. A name must be a whole part of a dotted name: `mlp`
+            matches `layers.0.mlp.up_proj`, but not a part that only contains it.
         extra: names outside of the layers to train as well, e.g. `norm`, `lm_head`, `embed_tokens`.
 
     Returns:
         The names of the parameters that are trained.
 
     Raises:
-        ConfigError: more layers than there are, none, or names that don't exist.
+        ConfigError: more layers than the model has, none, or names that don't exist.
     """
     prefix, layers = decoder_layers(model)
     chosen = _chosen_layers(count, len(layers))
@@ -138,20 +138,20 @@ def freeze_layers(model: Any, count: int, *, modules: Sequence[str] = (ALL,), ex
 def _chosen_layers(count: int, depth: int) -> range:
     key = "finetune.num_layers_trainable"
     if count == 0:
-        raise ConfigError(Problem(key, "0 layers would train nothing", "n > 0: the last n; n < 0: the first |n|"))
+        raise ConfigError(Problem(key, "0 layers would be trained", "n > 0: the last n; n < 0: the first |n|"))
     if abs(count) > depth:
         raise ConfigError(Problem(key, f"{count}, but the model has {depth} layers", f"Allowed: -{depth} to {depth}, not 0"))
     return range(depth - count, depth) if count > 0 else range(-count)
 
 
 def _check_modules(names: Sequence[str], paths: Iterable[Sequence[str]], *, key: str, also: str = "") -> None:
-    """Refuse names that are not a part of any parameter's dotted name."""
+    """Refuse names that aren't a part of a parameter's dotted name."""
     known = {part for path in paths for part in path} - {"weight", "bias"} | ({also} if also else set())
     listed = f"Allowed: {', '.join(sorted(known))}"
     near = {name: did_you_mean(name, known) for name in names if name not in known}
     if near:
         raise ConfigError(
-            Problem(key, f"no module '{name}'", text if text.startswith("Allowed") else f"{text} {listed}".strip())
+            Problem(key, f"'{name}' is not a module", text if text.startswith("Allowed") else f"{text} {listed}".strip())
             for name, text in near.items()
         )
 
@@ -171,7 +171,7 @@ def _new_adapter(model: Any, conf: LoraConf) -> Any:
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         raise ConfigError(Problem("finetune", f"peft can't make these adapters: {one_line(error)}")) from error
     check_made(adapted, conf)
-    # Of a reward model peft adds its own names of heads to the list, `score` once more.
+    # For a reward model, peft adds its own names of heads to the list, `score` again.
     adapted.peft_config["default"].modules_to_save = own
     save_adapter_alone(adapted)
     remember_initial(adapted)
@@ -190,7 +190,7 @@ def _ready(model: Any, conf: FinetuneConf) -> Any:
         upcast_head(model)
     count = count_parameters(model)
     if count.trained == 0:
-        raise ConfigError(Problem("finetune", "nothing of the model would be trained"))
+        raise ConfigError(Problem("finetune", "none of the model's parameters would be trained"))
     warn_of_trained_head(base_model(model))
     log.info("%s", count)
     return model
@@ -199,4 +199,4 @@ def _ready(model: Any, conf: FinetuneConf) -> Any:
 def _refuse_quantized(model: Any, name: str) -> None:
     if is_quantized(model):
         do = "Use finetune=qlora, or model.quantization.bits=null"
-        raise ConfigError(Problem("model.quantization.bits", f"quantized weights can't be trained by finetune={name}", do=do))
+        raise ConfigError(Problem("model.quantization.bits", f"quantized weights can't be trained with finetune={name}", do=do))

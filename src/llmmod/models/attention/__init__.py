@@ -1,1 +1,1 @@
-"""Attention of our own, and positions."""
+"""Our own attention functions, and rotary positions."""

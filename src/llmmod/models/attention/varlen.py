@@ -1,14 +1,13 @@
-"""Attention that stays within examples where several stand in one row, by one of two methods.
+"""Attention within each example of a row with several, by one of two methods.
 
-By segments: a row is told apart by `cu_seq_lens_q`, the places where its examples begin and where the last ends, which transformers (5.23)
-hands down to the attention function. Flash attention's kernels of variable length read it themselves. Here SDPA gets the same: it runs
-causally over one example after the other. Several answers can share their prompt: one stands behind it, and each other is a branch, a
-segment that has more keys than tokens by `cu_seq_lens_k`. Those it has more are the first of the last segment that is no branch, and come
-before its own.
+Segments: `cu_seq_lens_q` has the starts of a row's examples and the end of the last, and transformers (5.23) passes it to the attention
+function. Flash attention's kernels of variable length read it themselves. Here SDPA does the same: it runs causally over one example after
+the other. Several answers can share their prompt: one follows it, and each other is a branch, a segment with more keys than tokens, by
+`cu_seq_lens_k`. The additional keys are the first ones of the last segment that isn't a branch, and precede the branch's own.
 
-By a mask: models that compute attention themselves (BLOOM, Falcon, GPT-J) add transformers' mask to their scores, and here it leaves out
-other examples besides. It is exact as well but pays for every pair of tokens of the row: 80 real tokens a CPU second against 108 (SmolLM2,
-LoRA, rows of 1,024 with five examples).
+Mask: models that compute attention themselves (BLOOM, Falcon, GPT-J) add transformers' mask to their scores, and here it also hides other
+examples. It is exact too, but computes every pair of tokens of the row: 80 real tokens per CPU second instead of 108 (SmolLM2, LoRA, rows
+of 1,024 with five examples).
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ require_upstream(__name__)
 
 NAME = "llmmod_segments"
 BOUNDARIES = "cu_seq_lens_q"  # int32 [segments + 1], from 0 to the row's length
-KEYS = "cu_seq_lens_k"  # the same of the keys that each sees; without branches the very same
-# The lengths once more, on the host (`data.collators.segment_boundaries`): an accelerator halts wherever one of its own numbers is read.
+KEYS = "cu_seq_lens_k"  # the same for the keys of each segment; without branches it is the same tensor
+# The lengths again, on the host (`data.collators.segment_boundaries`): reading a number on an accelerator stalls it.
 LENGTHS = "segment_lengths"
 
 
 class PackingMethod(StrEnum):
-    """How the examples of a row are kept apart."""
+    """The method that keeps the examples of a row apart."""
 
     segments = "segments"
     mask = "mask"
@@ -52,21 +51,21 @@ def isolate_examples(config: Any, inputs: Mapping[str, Any], method: PackingMeth
     Args:
         config: the model's.
         inputs: a row with boundaries.
-        method: one that the model's class is known to be exact by.
+        method: one that is known to be exact for the model's class.
     """
     own = config._attn_implementation
     if method is PackingMethod.mask:
         lengths = inputs[BOUNDARIES].diff().long()
-        examples = torch.arange(len(lengths), device=lengths.device)  # of each token of the row, [row], the number of its example
+        examples = torch.arange(len(lengths), device=lengths.device)  # [row], the number of each token's example
         numbers = torch.repeat_interleave(examples, lengths, output_size=inputs["input_ids"].shape[1])
         mask = functools.partial(_within_examples, ALL_MASK_ATTENTION_FUNCTIONS[own], numbers)
-        ALL_MASK_ATTENTION_FUNCTIONS[own] = mask  # of this mapping alone; what is registered stays
+        ALL_MASK_ATTENTION_FUNCTIONS[own] = mask  # only in this mapping; registered functions stay
         try:
             yield
         finally:
             del ALL_MASK_ATTENTION_FUNCTIONS[own]
         return
-    # Without a mask of its own by this name transformers (5.23) makes none, and doesn't search `position_ids` for packed examples.
+    # transformers (5.23) doesn't have a mask function of this name, so it neither creates a mask nor searches `position_ids` for examples.
     AttentionInterface.register(NAME, _opaque() if "torch._dynamo" in sys.modules else varlen_attention)
     config._attn_implementation = NAME
     try:
@@ -83,17 +82,17 @@ def varlen_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over each example of the row by itself, [1, row, heads, channels].
+    """Attention within each example of the row, [1, row, heads, channels].
 
     Args:
         module: the layer.
         query, key, value: of the row.
-        attention_mask: None: the boundaries say all of it.
-        kwargs: `cu_seq_lens_q`, `cu_seq_lens_k`, and where the collator gave them, `segment_lengths`, which are then read instead;
-            `sliding_window`, tokens that a token sees, itself included; and what else SDPA takes.
+        attention_mask: None, since the boundaries define the mask.
+        kwargs: `cu_seq_lens_q`, `cu_seq_lens_k`, and `segment_lengths`, which are read instead if the collator gives them;
+            `sliding_window`, tokens that a token attends to, with itself; and SDPA's other arguments.
 
     Raises:
-        ValueError: there are no boundaries, so that examples would see each other.
+        ValueError: the boundaries are missing, so examples would attend to each other.
     """
     if kwargs.get(BOUNDARIES) is None or attention_mask is not None:
         raise ValueError(f"{type(module).__name__} was to keep the examples of a row apart, but got no {BOUNDARIES}")
@@ -103,7 +102,7 @@ def varlen_attention(
     for length, seen, queries, keys, values in zip(row.lengths, row.keys, *parts, strict=True):
         shared = seen - length
         if not length:
-            continue  # boundaries may be filled up to a fixed number
+            continue  # boundaries may be padded to a fixed number
         if shared:
             keys, values = (torch.cat([stem[:, :, :shared], own], dim=2) for stem, own in zip(trunk, (keys, values), strict=True))
         else:
@@ -117,18 +116,18 @@ def varlen_attention(
 
 @cache
 def _opaque() -> Any:
-    """`varlen_attention` as torch.compile leaves it alone: the shapes in it are other ones in every batch."""
+    """`varlen_attention`, excluded from torch.compile: its shapes differ in every batch."""
     return torch.compiler.disable(varlen_attention)  # type: ignore[no-untyped-call]
 
 
 def _read(boundaries: torch.Tensor, keys: torch.Tensor | None) -> SimpleNamespace:
-    """What `segment_lengths` has, of a batch that came without it: from a collator of the user's own."""
+    """The contents of `segment_lengths`, for a batch without it, from a user's own collator."""
     lengths: list[int] = boundaries.diff().tolist()
     return SimpleNamespace(lengths=lengths, keys=lengths if keys is None else keys.diff().tolist(), masks={})
 
 
 def _mask(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """True where the query of a row may see the key of a column, [1, 1, length, before + length]; None where all that came before it."""
+    """True where a row's query attends to a column's key, [1, 1, length, before + length]; None for causal attention."""
     if not before and (window is None or length <= window):
         return None
     whole = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
@@ -136,7 +135,7 @@ def _mask(length: int, before: int, window: int | None, device: torch.device) ->
 
 
 def _within_examples(own: Any, numbers: torch.Tensor, *args: Any, mask_function: Any, **kwargs: Any) -> torch.Tensor | None:
-    """The mask that an implementation of attention makes itself, without the keys of other examples."""
+    """The own mask of an attention implementation, without the keys of other examples."""
 
     def same(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return numbers[query] == numbers[key]

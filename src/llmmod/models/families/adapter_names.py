@@ -1,4 +1,4 @@
-"""LoRA by the original names: target modules that users know, and adapters that were trained with the original code."""
+"""LoRA with original names: target modules that users know, and adapters that were trained with the original code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from llmmod.models.families.registry import families_of_class
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "base_model.model."  # peft's, before the name of a module in an adapter's file
+_PREFIX = "base_model.model."  # peft's prefix of module names in an adapter's file
 _TUNED = re.compile(r"\.(?=lora_|weight$|bias$|base_layer\.|modules_to_save\.)")  # where the module's name ends
-_COPIED = ("lora_A", "lora_embedding_A")  # read the input, which is the same for all parts of a split matrix
+_COPIED = ("lora_A", "lora_embedding_A")  # these take the input, which is the same for all parts of a split matrix
 
 
 def native_targets(model: Any, targets: Any, *, key: str) -> Any:
-    """Target modules with original names replaced by native ones, and a line in the log that says so.
+    """Target modules with original names replaced by native ones; logs the replacements.
 
     Args:
-        model: a PreTrainedModel of a native class, from whatever checkpoint.
-        targets: names or ends of names, as peft takes them. A regular expression, or a name that the model has, stays as it is.
+        model: a PreTrainedModel of a native class, from any checkpoint.
+        targets: names or ends of names, as in peft. A regular expression, or a name that the model has, is unchanged.
         key: the configuration key, for the log.
     """
     if isinstance(targets, str):
@@ -45,7 +45,7 @@ def native_targets(model: Any, targets: Any, *, key: str) -> Any:
 def native_adapter(model: Any, config: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An adapter's weights for the native class. Those of a split matrix become those of its parts, exactly.
 
-    With W = [Q; K; V] (rows), an adapter adds B A to W, which is B_q A to Q, B_k A to K, B_v A to V: A is copied, B's rows are shared out.
+    With W = [Q; K; V] (rows), an adapter adds B A to W, that is B_q A to Q, B_k A to K, B_v A to V: A is copied, B's rows are distributed.
 
     Args:
         model: a PreTrainedModel of a native class.
@@ -53,7 +53,7 @@ def native_adapter(model: Any, config: Any, state: Mapping[str, torch.Tensor]) -
         state: name -> tensor, as in the adapter's file.
 
     Returns:
-        The same where the names are native already, or of no family that the class stands for.
+        The same weights if the names are native already, or don't belong to one of the class's families.
     """
     family = next((f for f in families_of_class(model.config.model_type) if _is_of(f, model, state)), None)
     if family is None:
@@ -69,12 +69,13 @@ def native_adapter(model: Any, config: Any, state: Mapping[str, torch.Tensor]) -
             result[f"{_PREFIX}{part}.{rest}"] = rows
             tuned |= {part} if rest.startswith("lora_") else set()
     _rename_in(config, model, tuned)
-    log.info("the adapter has the names of %s; it was converted to those of %s, which changes nothing.", family.name, type(model).__name__)
+    text = "the adapter has the names of %s; it was converted to those of %s, without a change of its function."
+    log.info(text, family.name, type(model).__name__)
     return result
 
 
 def _original(model: Any, target: str) -> list[str]:
-    """The native names that an original name stands for, none where the model has the name itself."""
+    """The native names for an original name; empty if the model has the name itself."""
     if any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
         return []
     for family in families_of_class(model.config.model_type):
@@ -86,7 +87,7 @@ def _original(model: Any, target: str) -> list[str]:
 
 
 def _is_of(family: Family, model: Any, state: Mapping[str, Any]) -> bool:
-    """Whether a family has every name of an adapter's file, and the model hasn't."""
+    """Whether a family has every name of an adapter's file, and the model doesn't."""
     modules = {name for name, _ in model.named_modules()}
     names = {_parted(name)[0] for name in state}
     if names <= modules:
@@ -111,13 +112,13 @@ def _shared_out(tensor: torch.Tensor, rest: str, parts: Sequence[Any]) -> Sequen
 
 
 def _rename_in(config: Any, model: Any, tuned: set[str]) -> None:
-    """Put native names into an adapter's configuration.
+    """Replace original names in an adapter's configuration by native ones.
 
     Args:
         tuned: native names of the modules that have adapters.
     """
     if isinstance(config.target_modules, str) or getattr(config, "layers_to_transform", None) is not None:
-        # A pattern over names or numbers that don't exist here; the file's own list says the same.
+        # A pattern for names or numbers that don't exist here; the file's list of modules is equivalent.
         config.target_modules, config.layers_to_transform, config.layers_pattern = tuned, None, None
     for field in ("target_modules", "exclude_modules", "modules_to_save"):
         value = getattr(config, field, None)

@@ -1,10 +1,11 @@
 """Baichuan-13B and Baichuan2-13B: Llama's layers, with ALiBi instead of rotary positions (Press et al. 2022).
 
-transformers has no class for them, and one that is like them but for the positions: a checkpoint under Llama's name would load everywhere
-and compute nonsense. So their configuration keeps its model_type, and what is saved has the original names, which stock programs refuse.
+transformers doesn't have a class for them; Llama's differs only in the positions. A checkpoint with Llama's model_type would load
+everywhere and give wrong results. So their configuration keeps its model_type, and saved files have the original names, which stock
+programs refuse.
 
 Each head h adds `slope_h * (j - last)` to the score of key j. The original adds `slope_h * j`, which is the same after the softmax; counted
-from the last key, what is near stays exact in bfloat16.
+from the last key, the biases of near keys stay exact in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 ATTENTION = "baichuan_alibi"
-_LIKE = (None, "sdpa", "eager", ATTENTION)  # what may be asked for: computed by SDPA with the bias in its mask
+_LIKE = (None, "sdpa", "eager", ATTENTION)  # allowed implementations: all become SDPA with the bias in its mask
 _NOT_SAVED = (
     "max_position_embeddings", "rope_parameters", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "pretraining_tp",
     "attention_dropout", "original_config",
@@ -35,22 +36,22 @@ _NOT_SAVED = (
 
 
 class BaichuanConfig(LlamaConfig):
-    """The configuration of a 13B model, written as the original's config.json.
+    """The configuration of a 13B model, written like the original's config.json.
 
     Args:
-        model_max_length: tokens that it was trained on; ALiBi itself has no limit.
+        model_max_length: tokens that it was trained on; ALiBi itself doesn't have a limit.
     """
 
     model_type = "baichuan"
-    alibi = True  # as Falcon's configuration has it: there are no rotary positions to scale
-    is_original = True  # what it writes is the original's config.json
+    alibi = True  # as in Falcon's configuration: it doesn't have rotary positions to scale
+    is_original = True  # it writes the original's config.json
 
     def __init__(self, model_max_length: int = 4096, **fields: Any) -> None:
         super().__init__(**{**fields, "max_position_embeddings": model_max_length})
         self.model_max_length = model_max_length
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json gets: nothing that would make it look like a model with rotary positions."""
+        """The contents of config.json, without fields of models with rotary positions."""
         return {name: value for name, value in super().to_dict().items() if name not in _NOT_SAVED}
 
 
@@ -64,7 +65,7 @@ class NoRotation(nn.Module):
 
 
 class _WithAlibi(LlamaPreTrainedModel):  # type: ignore[misc]
-    """What the classes of these models share."""
+    """The common part of the classes of these models."""
 
     config_class = BaichuanConfig
     config: BaichuanConfig
@@ -72,20 +73,20 @@ class _WithAlibi(LlamaPreTrainedModel):  # type: ignore[misc]
     _supports_flex_attn = False
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """ALiBi's, whatever of the equivalent ones was asked for.
+        """ALiBi's implementation for each of the equivalent ones.
 
         Raises:
-            ConfigError: one that can't add a bias.
+            ConfigError: the requested one can't add a bias.
         """
         if requested_attention not in _LIKE:
-            found = f"'{requested_attention}' has no ALiBi, which this model needs"
+            found = f"'{requested_attention}' doesn't support ALiBi, which this model needs"
             raise ConfigError(Problem("model.attn_implementation", found, "Allowed: sdpa, null"))
         register_attention()
         return ATTENTION
 
 
 class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
-    """Llama with ALiBi. What it saves has the original names; it loads both."""
+    """Llama with ALiBi. It saves original names, and loads both."""
 
     def __init__(self, config: BaichuanConfig) -> None:
         register_attention()
@@ -93,16 +94,16 @@ class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
         self.model.rotary_emb = NoRotation()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:
-        """As any model's, with `W_pack` in place of the three matrices it stands for."""
+        """Like the base class's method, with `W_pack` instead of its three matrices."""
         family = family_of_model(self)
         final = family is not None and bool(family.unit_rows) and not has_unit_rows(self.lm_head.weight)
         if final:
-            self.config.head_is_final = True  # it was trained as it is: when it is loaded, it isn't to be normalised
+            self.config.head_is_final = True  # it was trained without normalisation, so a load must not normalise it
         with original_names(self):
             super().save_pretrained(save_directory, **arguments)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As any module's; a checkpoint of this class's own, which a trainer resumes from, has the original names."""
+        """Like the base class's method; a checkpoint of this class, from which a trainer resumes, has the original names."""
         unpacked: dict[str, Any] = {}
         for name, tensor in state_dict.items():
             packed = ".self_attn.W_pack." in name
@@ -112,7 +113,7 @@ class BaichuanForCausalLM(_WithAlibi, LlamaForCausalLM):
 
 
 class BaichuanForSequenceClassification(_WithAlibi):
-    """The same trunk with a linear head on it, for which there was never another layout: its names are those of Llama's class."""
+    """The same trunk with a linear head; it doesn't have an original layout, so its names are those of Llama's class."""
 
     def __init__(self, config: BaichuanConfig) -> None:
         register_attention()
@@ -124,7 +125,7 @@ class BaichuanForSequenceClassification(_WithAlibi):
 
 
 def register_attention() -> None:
-    """Make ALiBi's attention and the float mask it adds to known to transformers, under a name of its own."""
+    """Register ALiBi's attention and its float mask with transformers, under an own name."""
     AttentionInterface.register(ATTENTION, alibi_attention)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
 
@@ -146,7 +147,7 @@ def alibi_attention(
 
 
 def alibi_slopes(heads: int) -> torch.Tensor:
-    """A slope a head: 2^(-8/n), 2^(-16/n), … for a power of two; else every second of twice as many is added (the paper's own code)."""
+    """A slope per head: 2^(-8/n), 2^(-16/n), … for a power of two; else with every second of twice as many (the paper's code)."""
     power = 2 ** math.floor(math.log2(heads))
     first = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     more = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]

@@ -1,9 +1,9 @@
-"""A family's table as transformers' rules for converting weights: read once into today's class, and written back in the original layout.
+"""A family's table as transformers' rules for converting weights: reading into today's class, and writing the original layout.
 
-transformers keeps such rules in a table of the whole process. They are put there for one call and taken out again: everything else that
-is loaded in the meantime or afterwards is loaded as if they didn't exist.
+transformers keeps such rules in a table of the process. They are added for one call and removed again, so that they don't affect other
+models that are loaded meanwhile or later.
 
-The original layout is what `export.layout=original` writes, and what the 13B Baichuans always have.
+`export.layout=original` writes the original layout, and the 13B Baichuans always have it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
 
-# Where a configuration keeps the config.json it was made from; a saved native checkpoint has it too, so that it can be written back.
+# The field of a configuration with its original config.json; a saved native checkpoint has it too, so that it can be written back.
 ORIGINAL = "original_config"
 _ROWS = 256  # normalised together: a few megabytes of float32 at a time
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of a row's length, after rounding to the type
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # for a row's length, after rounding to the dtype
 
 
 @contextmanager
 def converting(model_class: Any, family: Family, *, depth: int, unit_rows: bool = True) -> Iterator[None]:
-    """While it lasts, `model_class.from_pretrained` reads checkpoints of a family.
+    """A context in which `model_class.from_pretrained` reads checkpoints of a family.
 
     Args:
         model_class: the native class.
-        family: whose layout is read.
+        family: of the layout.
         depth: the number of layers.
-        unit_rows: whether to normalise what the family's own code normalises.
+        unit_rows: whether to normalise the matrices that the family's own code normalises.
     """
     name = model_class.__name__
     conversion_mapping.get_checkpoint_conversion_mapping(name)  # fills the table
@@ -61,7 +61,7 @@ def converting(model_class: Any, family: Family, *, depth: int, unit_rows: bool 
 
 
 def conversions(family: Family, *, depth: int, unit_rows: bool = True) -> list[Any]:
-    """The rules, in the order in which they are applied; read backwards, they write the original layout."""
+    """The rules in the order of their application; reversed, they write the original layout."""
     outside = [_renaming(old, new) for old, new in family.outside.items() if old != new]
     after = [_renaming(f"{family.layers}.{depth + family.first_layer}.{old}", new) for old, new in family.after_layers.items()]
     shift = family.first_layer
@@ -69,7 +69,7 @@ def conversions(family: Family, *, depth: int, unit_rows: bool = True) -> list[A
     if not shift and family.layers != NATIVE_LAYERS:
         moved = [_renaming(f"{family.layers}.", f"{NATIVE_LAYERS}.")]
     inside = [_renaming(f".{old}", f".{new[0]}", anchor="") for old, new in family.in_layer.items() if len(new) == 1 and old != new[0]]
-    # Thirds where queries, keys and values are of one size, else as many rows as each matrix of the model has.
+    # Thirds if queries, keys and values have the same size, else the number of rows of each of the model's matrices.
     rows = Split if "num_key_value_heads" in family.required else Chunk
     split = [WeightConverter(re.escape(old), list(new), operations=[rows(dim=0)]) for old, new in family.in_layer.items() if len(new) > 1]
     unit = [WeightConverter(name, name, operations=[UnitRows()]) for name in family.unit_rows if unit_rows]
@@ -81,9 +81,9 @@ def _renaming(old: str, new: str, anchor: str = "^") -> WeightRenaming:
 
 
 class UnitRows(ConversionOps):
-    """Rows divided by their Euclidean norms, as Baichuan2's `NormHead` does each time it is used; in float32, rounded at the end.
+    """Rows divided by their Euclidean norms, as Baichuan2's `NormHead` does at each use; in float32, rounded at the end.
 
-    It has no inverse: the norms are gone, and with them what the function didn't depend on.
+    It doesn't have an inverse: the norms are lost, but the function doesn't depend on them.
     """
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class UnitRows(ConversionOps):
 
 
 class Unchanged(ConversionOps):
-    """What is written as it is."""
+    """A conversion that doesn't change anything."""
 
     def convert(self, input_dict: dict[str, Any], **ignored: Any) -> dict[str, Any]:
         """The same."""
@@ -111,7 +111,7 @@ class Unchanged(ConversionOps):
 
 
 def unit_rows(weight: torch.Tensor) -> torch.Tensor:
-    """A matrix [rows, channels] of the same type, every row of length 1."""
+    """The matrix [rows, channels] with every row of length 1, in the same dtype."""
     result = torch.empty_like(weight)
     for start in range(0, weight.shape[0], _ROWS):
         result[start : start + _ROWS] = functional.normalize(weight[start : start + _ROWS].float())
@@ -119,26 +119,26 @@ def unit_rows(weight: torch.Tensor) -> torch.Tensor:
 
 
 def has_unit_rows(weight: torch.Tensor) -> bool:
-    """Whether each row of a matrix [rows, channels] has length 1, as far as its type can say; a row of zeros counts."""
+    """Whether each row of a matrix [rows, channels] has length 1, up to rounding of its dtype, or is zero."""
     lengths = weight.detach().float().norm(dim=-1)
     return bool((((lengths - 1).abs() < _TOLERANCE.get(weight.dtype, 1e-2)) | (lengths == 0)).all())
 
 
 def original_config(config: Any) -> dict[str, Any] | None:
-    """The config.json that a native configuration was made from; None where it was native itself."""
+    """The original config.json of a native configuration; None if the checkpoint was native."""
     raw: dict[str, Any] | None = getattr(config, ORIGINAL, None)
     return config.to_dict() if raw is None and getattr(config, "is_original", False) else raw
 
 
 def family_of_model(model: Any) -> Family | None:
-    """The family a model was loaded from; None where it came in the native layout."""
+    """The family a model was loaded from; None if its checkpoint had the native layout."""
     raw = original_config(model.config)
     return None if raw is None else family_of(raw, path=str(model.config._name_or_path))
 
 
 @contextmanager
 def original_names(model: Any) -> Iterator[None]:
-    """While it lasts, `model.save_pretrained` writes the weights under the names they have in the original layout."""
+    """A context in which `model.save_pretrained` writes the weights with their names in the original layout."""
     family = family_of_model(model)
     own = model._weight_conversions if hasattr(model, "_weight_conversions") else None
     model._weight_conversions = [] if family is None else conversions(family, depth=model.config.num_hidden_layers)
@@ -149,28 +149,29 @@ def original_names(model: Any) -> Iterator[None]:
 
 
 def check_original_layout(model: Any, *, key: str) -> None:
-    """Refuse a model that can't be written in the layout that its checkpoint came in.
+    """Refuse a model that can't be written in an original layout.
 
     Args:
         model: a PreTrainedModel.
-        key: the configuration key that asks for it.
+        key: the configuration key for the message.
 
     Raises:
-        ConfigError: it came in the native layout, or its head isn't what the original code takes it for.
+        ConfigError: its checkpoint had the native layout, or the original code would change its head.
     """
     family = family_of_model(model)
     if family is None:
-        raise ConfigError(Problem(key, f"'{model.config._name_or_path}' came in the native layout; it has no other", "Allowed: native"))
+        found = f"'{model.config._name_or_path}' has the native layout, and doesn't have another"
+        raise ConfigError(Problem(key, found, "Allowed: native"))
     if family.unit_rows and not has_unit_rows(model.get_output_embeddings().weight):
-        found = f"{family.name}'s own code divides each row of the head by its length, and this head was trained without that"
+        found = f"{family.name}'s own code divides each row of the head by its length, but this head was trained without that"
         raise ConfigError(Problem(key, found, "Allowed: native"))
 
 
 def copy_original_files(model: Any, directory: Path) -> bool:
-    """Copy tokenizer and Python code of the original checkpoint, which old programs read, where it is a directory of this machine.
+    """Copy tokenizer and Python code of the original checkpoint for old programs, if it is a directory on this machine.
 
     Returns:
-        Whether there was a tokenizer among them.
+        Whether a tokenizer was copied.
     """
     source = resolve_path(str(model.config._name_or_path))
     if not isinstance(source, Path) or not source.is_dir():
@@ -181,7 +182,7 @@ def copy_original_files(model: Any, directory: Path) -> bool:
 
 
 def write_original_config(model: Any, directory: Path) -> None:
-    """Put the original config.json in the place of a native one, with the type that the weights are written in."""
+    """Replace a native config.json by the original one, with the dtype of the written weights."""
     raw = dict(original_config(model.config) or {})
     raw.pop("dtype", None)
     raw["torch_dtype"] = str(model.dtype).removeprefix("torch.")

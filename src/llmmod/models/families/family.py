@@ -1,7 +1,7 @@
-"""A layout of 2023: how to recognise it, its configuration and its weights in the names of today's class.
+"""A layout of 2023: how to recognise it, and its configuration and weights with the names of today's class.
 
-A family is data: one table in a module of its own, and `registry` lists them. Nothing elsewhere asks for a family by its name. Names of
-layers are given as they follow the layer's number, so that `self_attn.W_pack` stands for `model.layers.0.self_attn.W_pack` and all others.
+A family is data: a table in `layouts`, listed in `registry`. Other code doesn't depend on a family's name. Names in a layer are written
+without the layer's prefix, so that `self_attn.W_pack` stands for `model.layers.0.self_attn.W_pack` and those of all other layers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY
 
-Raw = Mapping[str, Any]  # config.json as it is in the checkpoint
+Raw = Mapping[str, Any]  # the checkpoint's config.json
 
 NATIVE_LAYERS = "model.layers"
-# Rotary frequencies, which follow from the configuration; some checkpoints have them, no class of today reads them.
+# Rotary frequencies, which follow from the configuration; some checkpoints have them, but today's classes don't read them.
 RECOMPUTED = re.compile(r"(^|\.)rotary(_pos)?_emb\.inv_freq$")
 
 _ANY = {name: (name,) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")}
@@ -33,20 +33,21 @@ class Family:
     """A layout of checkpoints.
 
     Args:
-        name: who published models of it, for messages.
-        model_type: what its config.json says.
+        name: of the models' publisher, for messages.
+        model_type: in its config.json.
         native: model_type of the class that computes the same.
-        fits: whether a config.json of that model_type has this layout; at most one family may say so.
-        required: field of the native configuration -> its names in config.json; the first one found counts.
-        optional: the same, where the native class's default or `values` may stand in.
+        fits: whether a config.json of that model_type has this layout; at most one family may fit.
+        required: field of the native configuration -> its names in config.json; the first existing one is used.
+        optional: the same, for fields with a default in the native class or in `values`.
         values: fields of the native configuration that are the same for all models of the family.
-        computed: config.json -> more fields, worked out.
-        only: name in config.json -> values for which the mapping holds; an absent name passes.
-        layers: where the checkpoint has its layers, and which number the first of them bears.
-        in_layer: name in a layer -> its names in the native layer. Several: its rows are split among them, in this order.
+        computed: config.json -> more computed fields.
+        only: name in config.json -> supported values; an absent name is allowed.
+        layers: prefix of the checkpoint's layers.
+        first_layer: number of the first layer.
+        in_layer: name in a layer -> its names in the native layer. For several, its rows are split among them, in this order.
         outside: name outside of the layers -> its native name.
-        after_layers: the same for names that stand under the number after the last layer's.
-        unit_rows: native names of matrices whose rows the original code normalises each time it uses them.
+        after_layers: the same for names with the number after the last layer's.
+        unit_rows: native names of matrices whose rows the original code normalises at each use.
     """
 
     name: str
@@ -69,10 +70,10 @@ class Family:
         """The native configuration's fields.
 
         Raises:
-            ConfigError: config.json lacks some, or says what the mapping can't reproduce.
+            ConfigError: config.json lacks some, or has values that the mapping doesn't support.
         """
         problems = [
-            Problem(PATH_KEY, f"{self.name}: config.json says {name}={raw[name]!r}", f"What can be loaded: {_listed(allowed)}")
+            Problem(PATH_KEY, f"{self.name}: config.json says {name}={raw[name]!r}", f"Supported: {_listed(allowed)}")
             for name, allowed in (_UNTIED | dict(self.only)).items()
             if name in raw and raw[name] not in allowed
         ]
@@ -82,17 +83,17 @@ class Family:
             if found:
                 fields[native] = found[0]
             elif native in self.required:
-                problems.append(Problem(PATH_KEY, f"{self.name}: config.json has no {' or '.join(names)}"))
+                problems.append(Problem(PATH_KEY, f"{self.name}: config.json doesn't have {' or '.join(names)}"))
         if problems:
             raise ConfigError(problems)
         return fields | self.computed(raw)
 
     def native_names(self, name: str, *, depth: int) -> tuple[str, ...]:
-        """The native names of an original parameter or module, several where it is split; none where the family doesn't have it.
+        """The native names of an original parameter or module, several if it is split; empty if the family doesn't have it.
 
         Args:
             name: as in a checkpoint, e.g. `transformer.h.0.attn.c_attn.weight`.
-            depth: how many layers the model has.
+            depth: the number of layers.
         """
         outside = _replaced(name, {old: (new,) for old, new in self.outside.items()})
         match = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", name)
@@ -106,7 +107,7 @@ class Family:
 
 
 def _replaced(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Names with their beginning replaced by what a table has for it."""
+    """A name with its beginning replaced by each of the table's names for it."""
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return tuple(part + name[len(old) :] for part in new)

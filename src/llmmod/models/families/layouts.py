@@ -1,15 +1,15 @@
-"""The layouts of 2023 that are converted, a table each: Baichuan and Baichuan2, InternLM, Qwen, ChatGLM2, Phi-1.5.
+"""The layouts of 2023 that can be converted, a table each: Baichuan and Baichuan2, InternLM, Qwen, ChatGLM2, Phi-1.5.
 
-Baichuan has four architectures with one model_type; config.json tells which. The 7B models are Llama with one matrix for queries, keys
-and values, `W_pack`; the 13B models attend by ALiBi instead of rotary positions, and have a class of ours (`baichuan`). Baichuan2
-normalises the rows of its head each time it is used: here that is done once, on loading.
+Baichuan has four architectures with one model_type, which config.json distinguishes. The 7B models are Llama with one matrix for queries,
+keys and values, `W_pack`; the 13B models have ALiBi instead of rotary positions, and a class of ours (`baichuan`). Baichuan2 normalises the
+rows of its head at each use: here that is done once, on loading.
 
-InternLM, the first generation, is Llama with biases in all four attention projections where config.json says so. Qwen, the first
-generation, is Qwen2. Left out are `use_dynamic_ntk` and `use_logn_attn`, which act in evaluation and beyond `seq_length` alone; `native`
-warns where a text is that long. ChatGLM2 is Glm: the same layers, rotary positions interleaved over half of each head in both.
+InternLM, the first generation, is Llama with biases in all four attention projections if config.json says so. Qwen, the first generation,
+is Qwen2. `use_dynamic_ntk` and `use_logn_attn` are left out, which only act in evaluation and beyond `seq_length`; `native` warns of such
+long texts. ChatGLM2 is Glm: the same layers, with rotary positions interleaved over half of each head in both.
 
-Phi-1.5 before November 2023, model_type `mixformer-sequential`, is Phi. One list holds everything there: `layers.0` the embeddings, from 1
-on the layers, after the last of them norm and head.
+Phi-1.5 before November 2023, model_type `mixformer-sequential`, is Phi. One list has all of its parts: `layers.0` is the embeddings, then
+follow the layers from 1 on, and then norm and head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from llmmod.models.families.family import Family, Raw
 
-# What layouts made after Llama share with it.
+# Names that layouts derived from Llama share with it.
 _REQUIRED = {
     name: (name,)
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "hidden_act")
@@ -27,10 +27,10 @@ _SAME = "self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj input_layernor
 _IN_LAYER: dict[str, tuple[str, ...]] = {name: (name,) for name in _SAME.split()}
 _OUTSIDE = {name: name for name in ("model.embed_tokens", "model.norm", "lm_head")}
 
-HEAD_IS_FINAL = "head_is_final"  # in Baichuan2's config.json: the head's rows are used as they are, since they were trained so
+HEAD_IS_FINAL = "head_is_final"  # in Baichuan2's config.json: the head was trained without normalisation, so its rows are used unchanged
 _BAICHUAN_VOCABULARIES = {64000: 1, 125696: 2}
 
-# ChatGLM 1 has none of these fields; ChatGLM3 and GLM-4 have the same layout, but tokenizers and prompts of their own.
+# ChatGLM 1 doesn't have these fields; ChatGLM3 and GLM-4 have the same layout, but other tokenizers and prompts.
 _CHATGLM2_FIELDS = ("multi_query_group_num", "padded_vocab_size", "ffn_hidden_size")
 _NOT_CHATGLM2 = ("chatglm3", "glm-4", "glm4", "chatglm-6b", "codegeex")
 _GLM4_VOCABULARY = 151552
@@ -45,7 +45,7 @@ def _baichuan(name: str, generation: int, *, rope: bool, native: str) -> Family:
         fits=lambda raw: is_size(raw) and _baichuan_generation(raw) == generation,
         required=_REQUIRED | {length: (length,)},
         computed=_baichuan_7b_fields if rope else _baichuan_13b_fields,
-        only={"z_loss_weight": (0, None)},  # its weight is 0 in all that were released
+        only={"z_loss_weight": (0, None)},  # its weight is 0 in all released models
         in_layer=_IN_LAYER | {"self_attn.W_pack": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")},
         outside=_OUTSIDE,
         unit_rows=("lm_head",) if generation == 2 else (),
@@ -53,7 +53,7 @@ def _baichuan(name: str, generation: int, *, rope: bool, native: str) -> Family:
 
 
 def _baichuan_generation(raw: Raw) -> int:
-    """1 or 2: by the vocabulary, or, where somebody changed that, by a field that only Baichuan2's configurations have."""
+    """1 or 2: by the vocabulary, or if that was changed, by a field that only Baichuan2's configurations have."""
     return _BAICHUAN_VOCABULARIES.get(raw.get("vocab_size", 0), 2 if "z_loss_weight" in raw else 1)
 
 
@@ -113,7 +113,7 @@ def _qwen_fields(raw: Raw) -> dict[str, Any]:
 
 
 def _is_qwen(raw: Raw) -> bool:
-    """Heads as wide as hidden_size divided by their number, which the native class takes for granted."""
+    """Whether heads have hidden_size divided by their number as width, as the native class requires."""
     heads, hidden = raw.get("num_attention_heads", raw.get("n_head")), raw.get("hidden_size", raw.get("n_embd"))
     width = raw.get("kv_channels")
     return not (heads and hidden and width) or width * heads == hidden
@@ -187,7 +187,7 @@ CHATGLM2 = Family(
         "attention_bias": ("add_qkv_bias",),
     },
     optional={"attention_dropout": ("attention_dropout",)},
-    values={"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False},  # the class's own are GLM-4's
+    values={"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False},  # the class's defaults are GLM-4's
     computed=_chatglm2_rope,
     only={
         "rmsnorm": (True,),

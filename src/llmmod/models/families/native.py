@@ -1,11 +1,11 @@
-"""Checkpoints of 2023 as models of today's classes; no code of the checkpoint is run.
+"""Checkpoints of 2023 as models of today's classes; a checkpoint's own code isn't run.
 
-The model code that came with these checkpoints was written for transformers 4.30. Today it fails, or, worse, loads and computes nonsense
-without a word (rotary buffers stay uninitialised), so it isn't run, whatever `model.trust_remote_code` says. `registry` lists the families
-that are converted; `check_layout` refuses the others before their weights are read.
+The model code of these checkpoints was written for transformers 4.30. Today it fails, or loads and silently gives wrong results (rotary
+buffers stay uninitialised), so it isn't run, for any value of `model.trust_remote_code`. `registry` lists the families that are converted;
+`check_layout` refuses the others before their weights are read.
 
-What a native class can't reproduce of a family is said when it matters and not before: where a head is trained that the original
-normalises in each step, and where a text is longer than what the original code computes alike.
+Differences between a native class and the original code are reported only if they matter: if a head is trained that the original normalises
+in each step, and if a text is so long that the original code computes it differently.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _UNSUPPORTED = {"RefinedWeb": "Falcon, before July 2023", "RefinedWebModel": "Fa
 _CODE = ("trust_remote_code", "code_revision")
 _LONGER = ("use_dynamic_ntk", "use_logn_attn")  # of Qwen's config.json
 _QWEN_DIFFERS = (
-    "beyond them the original code of Qwen computes otherwise ({acting}), which isn't reproduced here. Expect worse answers; keep texts "
+    "beyond them the original code of Qwen computes differently ({acting}), which isn't reproduced here. Expect worse answers; keep texts "
     "shorter with model.model_max_length."
 )
 _INTERNLM_DIFFERS = (
-    "with each token that follows, the original code of InternLM turns all keys before it anew; the cache here keeps them as they were. "
-    "What the original answers comes with generation.use_cache=false, more slowly."
+    "the original code of InternLM rotates all earlier keys again with each further token; the cache here doesn't. For the original's "
+    "answers set generation.use_cache=false, which is slower."
 )
 
 
@@ -55,8 +55,8 @@ def check_layout(config: dict[str, Any], *, path: str, trust_remote_code: bool =
     model_type = config.get("model_type")
     if model_type in CONFIG_MAPPING_NAMES or family_of(config, path=path) is not None or (trust_remote_code and "auto_map" in config):
         return
-    found = f"transformers has no model_type {model_type}, which config.json of '{path}' names"
-    trust = "If you trust whoever made it, model.trust_remote_code=true runs the Python code that comes with it"
+    found = f"transformers doesn't have the model_type {model_type}, which config.json of '{path}' names"
+    trust = "If you trust its author, model.trust_remote_code=true runs its own Python code"
     raise ConfigError(Problem(PATH_KEY, found, do=trust if "auto_map" in config else ""))
 
 
@@ -64,19 +64,19 @@ def check_known_layout(config: dict[str, Any], *, path: str) -> None:
     """Refuse a layout of 2023 that can't be converted.
 
     Raises:
-        ConfigError: saying whose it is.
+        ConfigError: it is one; the message names its publisher.
     """
     model_type = config.get("model_type")
     if model_type in _UNSUPPORTED:
         found = f"the layout of '{path}' (model_type {model_type}: {_UNSUPPORTED[model_type]}) can't be loaded"
-        raise ConfigError(Problem(PATH_KEY, found, do="Take a later revision, which transformers has a class for"))
+        raise ConfigError(Problem(PATH_KEY, found, do="Use a later revision, for which transformers has a class"))
 
 
 def native_config(family: Family, raw: Raw) -> Any:
     """The native configuration.
 
     Raises:
-        ConfigError: as `Family.native_fields`.
+        ConfigError: as in `Family.native_fields`.
     """
     fields = family.native_fields(raw)
     dtype = raw.get("dtype", raw.get("torch_dtype"))
@@ -84,16 +84,16 @@ def native_config(family: Family, raw: Raw) -> Any:
 
 
 def config_class(model_type: str) -> Any:
-    """The configuration's class of a model_type, our own among them.
+    """The configuration's class of a model_type, including our own.
 
     Raises:
-        KeyError: there is none.
+        KeyError: it is unknown.
     """
     return BaichuanConfig if model_type == BaichuanConfig.model_type else CONFIG_MAPPING[model_type]
 
 
 def initial_model(config: Any, *, dtype: torch.dtype) -> Any:
-    """A model of a configuration's initial weights, of any class that transformers has, or our own."""
+    """A model with a configuration's initial weights, of a class of transformers or our own."""
     if isinstance(config, BaichuanConfig):
         return BaichuanForCausalLM._from_config(config, dtype=dtype)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -104,12 +104,12 @@ def load_original(path: str, family: Family, config: Any, **arguments: Any) -> A
 
     Args:
         path: a directory or hub id.
-        family: as `registry.family_of` finds it.
-        config: as `native_config` makes it.
-        arguments: the rest of from_pretrained's.
+        family: from `registry.family_of`.
+        config: from `native_config`.
+        arguments: other arguments of from_pretrained.
 
     Returns:
-        The model, or model and loading info where `output_loading_info` asks for both.
+        The model, or with `output_loading_info` model and loading info.
 
     Raises:
         ConfigError: the checkpoint has weights that the layout doesn't.
@@ -119,24 +119,24 @@ def load_original(path: str, family: Family, config: Any, **arguments: Any) -> A
     final = bool((original_config(config) or {}).get(HEAD_IS_FINAL))
     with converting(native, family, depth=config.num_hidden_layers, unit_rows=not final):
         model, info = native.from_pretrained(path, config=config, **given | {"output_loading_info": True})
-    # With the rules kept, what is saved would have the original names, and a trainer that resumes from it would find none of its own:
-    # it warns, and goes on from the base model (transformers 5.23; issues 43701, 48805).
+    # If the rules stayed, saved files would have the original names, and a trainer that resumes from them would not find its own:
+    # it warns, and continues from the base model (transformers 5.23; issues 43701, 48805).
     model._weight_conversions = []
     unknown = sorted(name for name in info["unexpected_keys"] if not _is_left_out(name, depth=config.num_hidden_layers))
-    if unknown:  # whatever they do in the original, the native model wouldn't
-        found = f"'{path}' is not the layout of {family.name} that its config.json says: no place for {len(unknown)} weights"
+    if unknown:  # the native model doesn't use them
+        found = f"'{path}' doesn't have the layout of {family.name} as in its config.json: {len(unknown)} weights are unexpected"
         raise ConfigError(Problem(PATH_KEY, f"{found}, among them {unknown[0]}"))
     return (model, info) if arguments.get("output_loading_info") else model
 
 
 def _is_left_out(name: str, *, depth: int) -> bool:
-    """Whether a weight follows from the configuration, or is of a layer that was asked to be left out."""
+    """Whether a weight follows from the configuration, or belongs to a layer that is left out."""
     layer = re.match(rf"{re.escape(NATIVE_LAYERS)}\.(\d+)\.", name)
     return RECOMPUTED.search(name) is not None or (layer is not None and int(layer[1]) >= depth)
 
 
 def warn_of_trained_head(model: Any) -> None:
-    """Say that a head whose rows the original normalises in each training step is trained without that.
+    """Warn that a head whose rows the original normalises in each training step is trained without that.
 
     Args:
         model: a PreTrainedModel, ready to train.
@@ -145,14 +145,14 @@ def warn_of_trained_head(model: Any) -> None:
     if family is not None and family.unit_rows and head is not None and any(parameter.requires_grad for parameter in head.parameters()):
         log.warning(
             "%s: the original code divides each row of the head by its length in every step; here that was done once, on loading, and the "
-            "head is now trained as it is. The result is a model of its own, which the original code would compute otherwise. "
+            "head is now trained without it. The original code would compute the resulting model differently. "
             "To keep to the original, leave the head frozen: finetune=lora, or finetune=freeze without lm_head.",
             family.name,
         )
 
 
 def warn_beyond_trained_length(model: Any) -> None:
-    """Have a model say so, once, where it is evaluated on texts that the original code would have computed otherwise."""
+    """Make a model warn once if it is evaluated on texts that the original code computes differently."""
     raw = original_config(model.config) or {}
     acting = [name for name in _LONGER if raw.get(name)]
     watches = []
@@ -165,12 +165,12 @@ def warn_beyond_trained_length(model: Any) -> None:
 
 
 class _LengthWatch:
-    """Looks at how long each input is, with what the cache holds; in training the original changes nothing.
+    """Checks the length of each input, with the cache; in training the original code doesn't differ.
 
     Args:
-        limit: tokens up to which nothing is said.
-        what: is said then.
-        cached: whether only where a cache holds a part of the text.
+        limit: tokens; it warns of longer texts.
+        what: the warning.
+        cached: whether to warn only if a cache has a part of the text.
     """
 
     def __init__(self, limit: int, what: str, *, cached: bool) -> None:
@@ -183,7 +183,7 @@ class _LengthWatch:
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         before = 0 if cache is None else int(cache.get_seq_length())
         length, positions = (0 if ids is None else ids.shape[1]) + before, kwargs.get("position_ids")
-        if length > self._limit and positions is not None:  # of several texts in a row, the longest counts
+        if length > self._limit and positions is not None:  # the longest of several texts in a row
             length = int(positions.max()) + 1
         if length > self._limit and (before or not self._cached):
             self._said = True

@@ -1,1 +1,1 @@
-"""How completions are generated, and where they end."""
+"""Generation of completions, and their ends."""

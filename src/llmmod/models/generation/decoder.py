@@ -1,11 +1,11 @@
 """Completions of many prompts, generated together: continuous batching with a cache in slots.
 
-As many prompts as there are slots are answered at once; a row that has ended gives its slot to a waiting prompt, so that no forward is
-spent on what pads it. Prompts are read without padding, several in one row; what they begin with alike is read once. Each step runs the
-model's own layers (adapters, 4 bit and all) on one new token a slot.
+Each slot generates one completion; when it ends, a waiting prompt gets the slot, so that forwards don't compute padding. Prompts are read
+without padding, several in one row; a common beginning is read once. Each step runs the model's own layers (with adapters, 4 bit etc.) on
+one new token per slot.
 
-On a CPU each step asks which rows have ended; on a GPU only every sixteenth, since an answer waits for the device: what a row generates
-behind its end is thrown away.
+On a CPU each step checks which rows have ended; on a GPU only every sixteenth, since a check waits for the device: tokens that a row
+generates after its end are discarded.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from llmmod.models.generation.slots import Prefilled, SlotCache
 from llmmod.models.generation.step import Step
 from llmmod.models.loading.structure import head_on_positions
 
-_SYNC_EVERY = 16  # steps, on devices that compute ahead
-_PREFILL_TOKENS = 4096  # of prompts, read in one row
-_NO_TOKEN = 2**31 - 1  # transformers' StopStringCriteria takes an id beyond its vocabulary for one that says nothing
-_LEAST_SHARED = 8  # tokens: shorter beginnings are cheaper read again
+_SYNC_EVERY = 16  # steps between checks, on asynchronous devices
+_PREFILL_TOKENS = 4096  # tokens of prompts that are read in one row
+_NO_TOKEN = 2**31 - 1  # transformers' StopStringCriteria treats an id beyond its vocabulary as a token without text
+_LEAST_SHARED = 8  # tokens: reading a shorter common beginning again is faster
 
 
 @dataclass
 class _Row:
-    """A completion on its way: the number of its prompt, tokens in its slot, tokens it may have and has."""
+    """A completion in progress: the number of its prompt, the length in its slot, its maximum length, its tokens."""
 
     number: int
     length: int
@@ -43,16 +43,16 @@ class _Row:
 
 
 class Decoder:
-    """Generates completions by a model; see the module.
+    """Generates completions with a model; see the module.
 
     Args:
-        model: a PreTrainedModel or PeftModel in evaluation mode, whose class keeps the examples of a row apart by segments.
-        config: settings without anything that `sampling.unread` names; `max_new_tokens` is set.
+        model: a PreTrainedModel or PeftModel in evaluation mode, whose class keeps the examples of a row apart with segments.
+        config: settings without those that `settings.unread` names; `max_new_tokens` is set.
         slots: completions that are generated at once.
-        tokenizer: needed where `config.stop_strings` is set.
-        seed: of sampled completions; each prompt's own seed is made of it and of the prompt's number.
-        first: the number of the first prompt, where another process has those before it.
-        branches: whether prompts may share their beginnings when they are read.
+        tokenizer: needed if `config.stop_strings` is set.
+        seed: of sampled completions; each prompt's seed is computed from it and from the prompt's number.
+        first: the number of the first prompt, if another process has the earlier ones.
+        branches: whether common beginnings of prompts may be read once.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Decoder:
         self._sync_every = 1 if self.device.type == "cpu" else _SYNC_EVERY
 
     def run(self, prompts: Sequence[Sequence[int]], *, on_token: Callable[[int], object] | None = None) -> Iterator[tuple[int, list[int]]]:
-        """(number of the prompt, ids of its completion) as each is done; a completion includes the token that ends it.
+        """(number of the prompt, ids of its completion), each as it is finished; a completion includes its end token.
 
         Args:
             prompts: ids.
-            on_token: for one prompt alone: called with each token as it comes.
+            on_token: only for a single prompt: called with each new token.
         """
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         waiting = deque(order)
@@ -99,18 +99,18 @@ class Decoder:
                 taken = self._next(waiting, prompts, free)
                 state.add(taken, [prompts[number] for number in taken])
             else:
-                # No row may outrun its limit between two looks.
+                # A row must not exceed its limit between two checks.
                 state.step(min(every, min(row.limit - state.made(row) for row in state.rows)))
             if on_token is not None:
                 on_token(state.latest())
             yield from state.ended()
 
     def _next(self, waiting: deque[int], prompts: Sequence[Sequence[int]], free: int) -> list[int]:
-        """The prompts that are read next: as many as there are slots, and no more tokens than one row takes, each prompt counted once."""
+        """The prompts to read next: at most one per free slot, and at most a row's number of tokens, equal prompts counted once."""
         taken = [waiting.popleft()]
         tokens = len(prompts[taken[0]])
         while waiting and len(taken) < free:
-            alike = prompts[waiting[0]] == prompts[taken[-1]]  # a group's stand beside each other
+            alike = prompts[waiting[0]] == prompts[taken[-1]]  # prompts of a group are adjacent
             if not alike and tokens + len(prompts[waiting[0]]) > _PREFILL_TOKENS:
                 break
             tokens += 0 if alike else len(prompts[waiting[0]])
@@ -118,18 +118,18 @@ class Decoder:
         return taken
 
     def _limit(self, prompt: int) -> int:
-        """How many tokens the completion of a prompt of this many tokens may have."""
+        """The maximum number of tokens of a completion, for a prompt of this number of tokens."""
         if self._config.max_new_tokens is not None:
             return int(self._config.max_new_tokens)
         return int(self._config.max_length) - prompt
 
     def _least(self, prompt: int) -> int:
-        """How many tokens it must have before it may end."""
+        """The minimum number of tokens before its end."""
         return max(self._config.min_new_tokens or 0, (self._config.min_length or 0) - prompt)
 
 
 class _State:
-    """What is being generated. Tensors on the model's device have a row a slot; the first `len(rows)` slots are at work."""
+    """The state of the generation. Tensors on the model's device have a row per slot; the first `len(rows)` slots are active."""
 
     def __init__(self, decoder: Decoder, slots: int, *, capacity: int) -> None:
         self._decoder, self._model = decoder, decoder._model
@@ -139,18 +139,18 @@ class _State:
         self._last = torch.zeros(slots, **on)
         self._lengths = torch.zeros(slots, **on)
         self._made = torch.zeros(slots, **on)  # tokens of each completion so far
-        self._least = torch.zeros(slots, **on)  # before which none may end
-        self._ended_at = torch.zeros(slots, **on)  # tokens up to the one that ended the completion; 0: none did yet
+        self._least = torch.zeros(slots, **on)  # minimum tokens of each completion
+        self._ended_at = torch.zeros(slots, **on)  # tokens up to the end token of the completion; 0: not ended
         self._tails = torch.full((slots, decoder._tail), _NO_TOKEN, **on)
         self._uniform = torch.zeros(slots, 0, device=decoder.device)  # float32: Apple's GPUs don't have float64
-        self._since: list[torch.Tensor] = []  # tokens chosen since the last look, each [rows]
+        self._since: list[torch.Tensor] = []  # tokens chosen since the last check, each [rows]
 
     def made(self, row: _Row) -> int:
-        """Tokens of a row's completion so far."""
+        """The number of tokens of a row's completion so far."""
         return len(row.tokens) + len(self._since)
 
     def latest(self) -> int:
-        """The token chosen last, of the one row there is."""
+        """The last chosen token of the only row."""
         return int(self._since[-1][0]) if self._since else self.rows[0].tokens[-1]
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ class _State:
             self.rows[slot].tokens.append(token)
 
     def _read(self, slots_of: dict[tuple[int, ...], list[int]]) -> torch.Tensor:
-        """The prompts' keys and values into their slots; the logits behind each prompt, [slots that get one, vocabulary]."""
+        """Store the prompts' keys and values in their slots; returns the logits after each prompt, [new slots, vocabulary]."""
         prompts = list(slots_of)
         shared = _shared(prompts) if self._decoder._branches else 0
         ids: list[int] = []
@@ -207,7 +207,7 @@ class _State:
             return self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[0]  # type: ignore[no-any-return]
 
     def _draw(self, rows: range) -> None:
-        """Random numbers for the completions of new rows."""
+        """Draw random numbers for the completions of new rows."""
         if not self._decoder._chooser.samples:
             return
         width = max(row.limit for row in self.rows) + 1
@@ -220,7 +220,7 @@ class _State:
 
     @torch.no_grad()
     def step(self, times: int) -> None:
-        """Generate tokens, `times` a row."""
+        """Generate `times` tokens for each row."""
         count = len(self.rows)
         rows = range(count)
         for _ in range(times):
@@ -232,7 +232,7 @@ class _State:
             self._since.append(self._choose(logits, rows))
 
     def _choose(self, logits: torch.Tensor, rows: range) -> torch.Tensor:
-        """The next token of some slots, int64 [slots]; which of them it ends is noted."""
+        """The next token of some slots, int64 [slots]; records which of them it ends."""
         part = slice(rows.start, rows.stop)
         logits = logits.to(device=self._decoder.device, dtype=torch.float32, copy=True)
         made = self._made[part]
@@ -250,7 +250,7 @@ class _State:
         return tokens
 
     def ended(self) -> Iterator[tuple[int, list[int]]]:
-        """Look which rows are done; hand these on, and put the rows behind them into their slots."""
+        """Yield the finished rows, and move later rows into their slots."""
         if self._since:
             steps = torch.stack(self._since, dim=1).tolist()
             for row, tokens in zip(self.rows, steps, strict=False):
@@ -269,7 +269,7 @@ class _State:
         yield from reversed(found)
 
     def _take_over(self, slot: int, source: int, row: _Row) -> None:
-        """Put the last slot's row into a slot that became free."""
+        """Move the last slot's row into a free slot."""
         self.rows[slot] = row
         self._cache.move(source, slot, row.length + len(row.tokens) - 1)
         for tensor in (self._last, self._lengths, self._made, self._least, self._ended_at, self._tails, self._uniform):
@@ -277,10 +277,10 @@ class _State:
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens several prompts all begin with, at least one of each left; 0 where reading them once isn't worth it."""
+    """The number of tokens of the prompts' common beginning, which leaves at least one of each; 0 if it is too short to be read once."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # in alphabetical order: what these share, all share
+    first, last = min(prompts), max(prompts)  # the first and last in sorted order: their common beginning is that of all
     count = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(map(len, (first, last))))
     count = min(count, min(map(len, prompts)) - 1)
     return count if count >= _LEAST_SHARED else 0

@@ -1,12 +1,12 @@
-"""Completions of prompts: of many at once, and of one while it is written.
+"""Completions of prompts: many at once, or one as a stream of text.
 
-`Decoder` generates them wherever it knows the model's attention and all settings. transformers' own loop does the rest (beams, penalties,
-models that compute attention themselves), in batches of like length, padded on the left; the log says so and why. Greedy completions are
-the same either way. Each is handed on as it is done and then forgotten: what is held doesn't grow with the number of prompts.
+`Decoder` generates them if it supports the model's attention and all settings. Otherwise transformers' own loop does (beams, penalties,
+models that compute attention themselves), in batches of similar length, padded on the left; the log says why. Greedy completions are the
+same with both. Each is yielded when it is finished and not stored: memory doesn't grow with the number of prompts.
 
-A character can take several tokens, a Chinese one up to three bytes, an emoji up to four and more. A stream therefore hands on what the
-tokens so far decode to up to its first unfinished character; transformers' own TextStreamer holds text back until a space or a line's end
-besides, and prints the token that ends the completion.
+A character may have several tokens: a Chinese one up to three bytes, an emoji four or more. So a stream yields the decoded text up to the
+first unfinished character; transformers' own TextStreamer also holds text back until a space or the end of a line, and prints the end
+token.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 log = logging.getLogger("llmmod")
-_MOST_SLOTS = {"cpu": 64}  # beyond it a step takes as much longer as it has more rows
+_MOST_SLOTS = {"cpu": 64}  # beyond it, a step's time is proportional to its rows
 _MOST_SLOTS_ELSEWHERE = 256
-_MEMORY_SHARE = 0.25  # of what is free
+_MEMORY_SHARE = 0.25  # of the free memory
 
 
 def generate(
@@ -48,33 +48,33 @@ def generate(
     tokenizer: Any = None,
     first: int = 0,
 ) -> Iterator[tuple[int, list[int]]]:
-    """(number of the prompt, ids of its completion), in the order in which they are done.
+    """(number of the prompt, ids of its completion), in the order in which they finish.
 
-    A completion ends with what ended it, or where it became too long. It is the same in any batch: neither the prompts beside its own nor
-    what pads them have a part in it. Sampled by the decoder it has random numbers of its own, made of torch's seed and of its number.
+    A completion ends with its end token, or at its maximum length. It is the same in any batch: other prompts and padding don't affect it.
+    Sampled by the decoder, it has its own random numbers, from torch's seed and its number.
 
     Args:
         model: in evaluation mode.
-        prompts: ids, from the beginning of the conversation to where the completion begins.
-        config: as from `settings.generation_config`; its `pad_token_id` pads.
-        batch_size: completions generated together; None: as many as a quarter of the free memory holds, at most 64 on a CPU.
-        tokenizer: needed where `config.stop_strings` is set.
-        first: the number of the first prompt: of several processes with the same seed, each samples what one process would.
+        prompts: ids, from the beginning of the conversation to the start of the completion.
+        config: from `settings.generation_config`; its `pad_token_id` pads.
+        batch_size: completions generated together; None: as many as fit in a quarter of the free memory, at most 64 on a CPU.
+        tokenizer: needed if `config.stop_strings` is set.
+        first: the number of the first prompt, so that several processes with the same seed sample the same as one process.
 
     Raises:
-        ConfigError: a prompt leaves no room within `config.max_length`.
+        ConfigError: a prompt doesn't leave room within `config.max_length`.
     """
     if not prompts:
         return
     longest = max(map(len, prompts))
     if config.max_new_tokens is None and config.max_length is not None and longest >= config.max_length:
-        found = f"{config.max_length} tokens with the prompt, and one of the prompts alone has {longest}"
+        found = f"{config.max_length} tokens with the prompt, but one of the prompts alone has {longest}"
         raise ConfigError(Problem("generation.max_length", found, do="Set generation.max_new_tokens instead"))
     size = batch_size or _slots(model, config.max_length or longest + (config.max_new_tokens or 0))
     if reason := why_not_decoded(model, config):
         _say_once(reason)
         if first and config.do_sample:
-            torch.manual_seed(_drawn_seed(config) + first)  # not what the process samples that has the first prompts
+            torch.manual_seed(_drawn_seed(config) + first)  # other samples than those of the process with the first prompts
         yield from _by_transformers(model, prompts, config=config, batch_size=size, tokenizer=tokenizer)
         return
     seed = _drawn_seed(config)
@@ -84,17 +84,17 @@ def generate(
 
 @cache
 def _say_once(reason: str) -> None:
-    """Say why the decoder doesn't generate, at the first of many calls."""
+    """Log once why the decoder doesn't generate."""
     log.info("transformers' own loop generates: %s", reason)
 
 
 def _drawn_seed(config: GenerationConfig) -> int:
-    """The seed of sampled completions, drawn from torch's generator; greedy ones draw nothing."""
+    """The seed of sampled completions, drawn from torch's generator; greedy ones don't draw."""
     return int(torch.randint(2**62, (1,))) if config.do_sample else 0
 
 
 def generate_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[int]]:
-    """The completion of each prompt, in the order of the prompts; the arguments are those of `generate`."""
+    """The completion of each prompt, in the order of the prompts; arguments as in `generate`."""
     found: list[list[int]] = [[] for _ in prompts]
     for number, completion in generate(model, prompts, **given):
         found[number] = completion
@@ -102,11 +102,11 @@ def generate_in_order(model: Any, prompts: Sequence[Sequence[int]], **given: Any
 
 
 def why_not_decoded(model: Any, config: GenerationConfig) -> str | None:
-    """Why `Decoder` can't generate by this model with these settings; None where it can.
+    """Why `Decoder` can't generate with this model and these settings; None if it can.
 
     Args:
         model: a PreTrainedModel or PeftModel.
-        config: as from `settings.generation_config`.
+        config: from `settings.generation_config`.
     """
     if names := unread(config):
         return f"generation.{names[0]} is set"
@@ -114,14 +114,14 @@ def why_not_decoded(model: Any, config: GenerationConfig) -> str | None:
         return "neither generation.max_new_tokens nor generation.max_length is set"
     attention = model.config._attn_implementation
     if attention != "sdpa" or packing_support(model).method is not PackingMethod.segments:
-        return f"{type(model).__name__} computes attention in a way of its own ({attention})"
+        return f"{type(model).__name__} has its own attention ({attention})"
     if depends_on_length(model):
-        return "the model's positions depend on how long a text is"
+        return "the model's positions depend on the length of a text"
     return None
 
 
 def _slots(model: Any, tokens: int) -> int:
-    """How many completions of so many tokens, their prompts included, a share of the free memory holds."""
+    """The number of completions that fit in a share of the free memory, each of `tokens` tokens with its prompt."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     channels = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -135,7 +135,7 @@ def _slots(model: Any, tokens: int) -> int:
 def _by_transformers(
     model: Any, prompts: Sequence[Sequence[int]], *, config: GenerationConfig, batch_size: int, tokenizer: Any
 ) -> Iterator[tuple[int, list[int]]]:
-    """As `generate`, by `GenerationMixin.generate`; the longest prompts come first: a batch too large for the memory fails first."""
+    """Like `generate`, with `GenerationMixin.generate`; the longest prompts first, so that a batch too large for the memory fails early."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     ends = Ends(config, tokenizer)
     for start in range(0, len(order), batch_size):
@@ -152,7 +152,7 @@ def _by_transformers(
 
 
 def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, int64 [batch, longest]; the real tokens end at the right, where generation goes on."""
+    """Ids and attention mask, int64 [batch, longest]; the real tokens are at the right, where generation continues."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad_id)
     mask = torch.zeros_like(ids)
@@ -163,7 +163,7 @@ def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = 
 
 
 def _room(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> tuple[GenerationConfig, Sequence[int | None]]:
-    """Settings for a batch, and how many tokens each completion may have: `max_length` counts what pads a prompt as part of it."""
+    """Settings for a batch, and the maximum tokens of each completion: `max_length` counts a prompt's padding too."""
     if config.max_new_tokens is not None or config.max_length is None:
         return config, [None] * len(prompts)
     room = [config.max_length - len(prompt) for prompt in prompts]
@@ -177,9 +177,9 @@ class Answer:
     """A generated answer.
 
     Args:
-        text: as `models.generation.Reader` reads it.
-        tokens: generated, the one that ended it included.
-        interrupted: whether Ctrl-C cut it short.
+        text: as read by `settings.Reader`.
+        tokens: number of generated tokens, with the end token.
+        interrupted: whether Ctrl-C ended it.
     """
 
     text: str
@@ -188,11 +188,11 @@ class Answer:
 
 
 class Pieces(BaseStreamer):  # type: ignore[misc]
-    """A streamer for `generate` that calls `write` with each new piece of text; the pieces joined are the completion's text.
+    """A streamer for `generate` that calls `write` with each new piece of text; the joined pieces are the completion's text.
 
     Args:
         reader: reads the completion.
-        write: takes each piece, never an empty one.
+        write: called with each piece that isn't empty.
     """
 
     def __init__(self, reader: Reader, write: Callable[[str], object]) -> None:
@@ -202,7 +202,7 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt first, which is no part of the answer, then one or more new token ids a call."""
+        """Take the prompt in the first call, which is ignored, then new token ids."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -210,7 +210,7 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
         self._hand_on(self._reader.begun(self.ids))
 
     def end(self) -> None:
-        """Hand on what was held back: more could have changed it."""
+        """Write the text that was held back because further tokens could have changed it."""
         self._hand_on(self._reader(self.ids))
 
     def _hand_on(self, text: str) -> None:
@@ -223,16 +223,16 @@ class Pieces(BaseStreamer):  # type: ignore[misc]
 def stream_answer(
     model: Any, prompt_ids: Sequence[int], reader: Reader, *, config: GenerationConfig, write: Callable[[str], object]
 ) -> Answer:
-    """Generate one answer, calling `write` with each piece as it comes; Ctrl-C ends the answer and keeps what there is.
+    """Generate one answer, calling `write` with each new piece; Ctrl-C ends the answer and keeps the text so far.
 
-    Generation runs in the caller's thread, so that Ctrl-C stops it at once. Beam search knows its answer only at the end: one piece.
+    Generation runs in the caller's thread, so that Ctrl-C stops it at once. Beam search writes one piece, at the end.
 
     Args:
-        model: on the device where it is to run, in evaluation mode.
-        prompt_ids: up to where the answer begins.
-        reader: reads the completion; its tokenizer knows the stop strings.
-        config: as from `generation_config`; its `eos_token_id` is a list and ends the answer.
-        write: takes each piece.
+        model: on its device, in evaluation mode.
+        prompt_ids: up to the start of the answer.
+        reader: reads the completion; its tokenizer is used for the stop strings.
+        config: from `generation_config`; its `eos_token_id` is a list and ends the answer.
+        write: called with each piece.
     """
     pieces = Pieces(reader, write)
     ids = torch.tensor([list(prompt_ids)], device=model.device)

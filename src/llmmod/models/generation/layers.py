@@ -1,13 +1,13 @@
-"""Layers as the decoder computes them: LoRA added in place, a norm in one call, and what a layer is made of looked up once.
+"""Faster layers for the decoder: LoRA added in place, a norm in one call, and a layer's parts looked up once.
 
-PEFT's layer adds `lora_B(lora_A(dropout(x))) * scaling` to what the base layer gives: two products, a scaled copy of the second, and a sum
-that is a copy, too. For 16 rows and 1,536 channels these take 48 µs, one `addmm_` that scales and adds takes 5 (AMD EPYC, one thread, with
-the second product alone). Finding adapter, dropout and scale takes Python as long as the products of a single row.
+PEFT's layer adds `lora_B(lora_A(dropout(x))) * scaling` to the base layer's output: two products, a scaled copy of the second, and a sum
+that is a copy, too. For 16 rows and 1,536 channels the scaling and the sum take 48 µs with the second product; one `addmm_` that scales and
+adds takes 5 (AMD EPYC, one thread). Looking up adapter, dropout and scale in Python takes as long as the products of a single row.
 
-The layers of a single token take 42 ms in SmolLM2-135M, and 16 of these are not products: a norm takes six operations, a product on AMD
-processors a detour through the kernel that `models.matmul` replaced.
+The layers of a single token take 42 ms in SmolLM2-135M, and 16 of these are not products: a norm has six operations, and on AMD processors
+a product calls the kernel that `models.matmul` replaced.
 
-`trainers.efficient` has the like for training, where gradients and compiled layers need what PEFT looks up.
+`trainers.efficient` does the same for training, where gradients and compiled layers need PEFT's lookups.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ from torch.nn import functional
 from llmmod.models.loading.structure import is_hooked
 from llmmod.models.matmul import linear
 
-_KINDS = ("Linear", "Linear4bit")  # peft's layers that compute the sum above
+_KINDS = ("Linear", "Linear4bit")  # peft's layers with the sum above
 
 
 class LeanLayers:
-    """What the layers of a model compute, as they stand now: LoRA with all active adapters, linear layers, root-mean-square norms.
+    """Fast functions for a model's layers: LoRA with all active adapters, linear layers, root-mean-square norms.
 
-    A LoRA layer with a variant (DoRA), a bias, hooks or merged weights, or that is not a linear one, is left to PEFT, and a norm in
-    another type than float32, which transformers converts, or that isn't torch's `rms_norm`, to its class.
+    PEFT computes LoRA layers with a variant (DoRA), a bias, hooks or merged weights, and those that aren't linear. A norm's class computes
+    it if its dtype isn't float32, since transformers converts it, or if it isn't torch's `rms_norm`.
 
     Args:
-        model: a PreTrainedModel or PeftModel in evaluation mode. Its adapters may be trained or swapped while this is kept, as long as the
-            parameters stay the same objects; switching adapters on or off asks for a new one.
+        model: a PreTrainedModel or PeftModel in evaluation mode. Its adapters may be trained or replaced later, as long as the parameters
+        stay
+            the same objects; after switching adapters on or off, create a new object.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._found: dict[nn.Module, Callable[..., torch.Tensor]] = {}
         if torch.is_autocast_enabled(next(model.parameters()).device.type):
-            return  # what is added in place isn't cast
+            return  # values added in place aren't cast
         for layer in model.modules():
             if "forward" in vars(layer):
-                continue  # accelerate put something in front
+                continue  # accelerate replaced its forward
             if hasattr(layer, "variance_epsilon") and _is_rms_norm(layer):
                 self._found[layer] = _rms_norm(layer)
             elif type(layer) is nn.Linear and _is_whole(layer.weight):
@@ -54,14 +55,14 @@ class LeanLayers:
                 self._found[layer] = partial(_forward, type(layer).forward, layer, _base(layer), adapters, adapters[0][0].dtype)
 
     def of(self, layer: nn.Module) -> Callable[..., torch.Tensor]:
-        """What computes a layer without its module; the module itself where that has to."""
+        """The fast function of a layer, or the module itself."""
         return layer if is_hooked(layer) else self._found.get(layer, layer)
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """A context in which the model computes by these; without gradients."""
+        """A context in which the model uses these functions; without gradients."""
         for layer, forward in self._found.items():
-            vars(layer)["forward"] = forward  # as `nn.Module.__setattr__` would, at a tenth of its time
+            vars(layer)["forward"] = forward  # like `nn.Module.__setattr__`, in a tenth of its time
         try:
             yield
         finally:
@@ -73,7 +74,7 @@ _Adapter = tuple[torch.Tensor, torch.Tensor, float]  # A, transposed [channels, 
 
 
 def _plain_adapters(layer: Any) -> list[_Adapter]:
-    """The active adapters of a layer; none where anything but the plain sum is computed."""
+    """The active adapters of a layer; empty if it computes more than the plain sum."""
     if layer.disable_adapters or layer.merged or layer.training:
         return []
     names = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -86,7 +87,7 @@ def _plain_adapters(layer: Any) -> list[_Adapter]:
 
 
 def _base(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes the base layer's output, as a tensor that may be changed."""
+    """A function for the base layer's output, a tensor that may be changed."""
     base = layer.base_layer
     if type(base) is not nn.Linear or is_hooked(base) or not _is_whole(base.weight):
         return base  # type: ignore[no-any-return]
@@ -94,7 +95,7 @@ def _base(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _rms_norm(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes a norm: torch's own, which on a CPU is six operations; of a single row there, three."""
+    """A function for a norm: torch's own, which has six operations on a CPU; for a single row there, three."""
     weight, eps = layer.weight, layer.variance_epsilon
     many = partial(functional.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
     if weight.device.type != "cpu":
@@ -112,7 +113,7 @@ def _rms_norm(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @torch.no_grad()
 def _is_rms_norm(layer: Any) -> bool:
-    """Whether a norm computes what torch's own does; Gemma's, as an example, multiplies by 1 more than its weight."""
+    """Whether a norm computes the same as torch's; Gemma's, for example, multiplies by its weight plus 1."""
     weight: Any = getattr(layer, "weight", None)
     if not _is_whole(weight) or weight.dtype is not torch.float32 or is_hooked(layer):
         return False
@@ -121,7 +122,7 @@ def _is_rms_norm(layer: Any) -> bool:
 
 
 def _is_whole(weight: Any) -> bool:
-    """Whether a weight stays the tensor that it is; FSDP's are pieces, which other tensors replace while a layer computes."""
+    """Whether a weight stays the same tensor; FSDP's are shards, which are replaced while a layer computes."""
     return type(weight) is nn.Parameter
 
 
@@ -135,7 +136,7 @@ def _forward(
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """A layer's output, [..., outputs]; by PEFT where types have to be converted."""
+    """A layer's output, [..., outputs]; PEFT computes it if dtypes have to be converted."""
     if x.dtype is not kind or args or kwargs:
         return own(layer, x, *args, **kwargs)
     result = base(x)
@@ -143,6 +144,6 @@ def _forward(
         return own(layer, x)
     rows, flat = x.reshape(-1, x.shape[-1]), result.view(-1, result.shape[-1])
     for down, up, scale in adapters:
-        # With `out`, past the replacement of `models.matmul`, which leaves so narrow products to MKL anyway.
+        # With `out` it bypasses the kernels of `models.matmul`, which leave such narrow products to MKL anyway.
         flat.addmm_(torch.mm(rows, down, out=rows.new_empty(len(rows), down.shape[1])), up, alpha=scale)
     return result

@@ -1,15 +1,14 @@
-"""How answers are generated: the settings that hold, the choice of tokens, where answers end, and their text.
+"""Settings of generation, the choice of tokens, and the ends and texts of answers.
 
-Evaluation, export, chat and rewards take all three from here, so that an exported model answers as the run's own predictions did, and what
-is rewarded is what is shown.
+Evaluation, export, chat and rewards use these, so that an exported model answers like the run's predictions, and rewards get the texts that
+are shown.
 
-In a batch, an answer that has ended is filled up until the others have, too, with a token that the model may write as well. `Ends` finds
-where each ended.
+In a batch, an ended answer is padded until the others end, with a token that the model may generate too. `Ends` finds the end of each.
 
-`TokenChooser` chooses the next token of a whole batch. A sampled completion has random numbers of its own: the same prompt with the same
-seed gets the same completion in any batch, in any order (up to the rounding of logits, which a matrix product of another size can change in
-its last digit). The distribution is the one that transformers' processors leave; a token is drawn from it by inverting its cumulative
-distribution at one uniform number.
+`TokenChooser` chooses the next token of a whole batch. A sampled completion has its own random numbers: the same prompt with the same seed
+gets the same completion in any batch and order (up to the rounding of logits, whose last digit can change in a matrix product of another
+size). The distribution is that of transformers' processors; a token is drawn from it by inverting its cumulative distribution at one
+uniform number.
 """
 
 from __future__ import annotations
@@ -41,46 +40,46 @@ from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
-# Read by sampling alone; transformers refuses to save any of them beside do_sample=false.
+# Only used in sampling; transformers refuses to save them with do_sample=false.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
-# What decoding puts for bytes that are no character, or none yet.
+# The decoded character for bytes that aren't a character, or not yet.
 _NEUTRAL = {"repetition_penalty": 1.0}  # grpo always sets it
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-# Fields that this module or the decoder reads, or that say nothing of what is generated. With any other, transformers' own loop generates.
+# Fields that this module or the decoder supports, or that don't affect the tokens. With any other, transformers' own loop generates.
 READ = frozenset({
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "renormalize_logits",
     "max_new_tokens", "max_length", "min_new_tokens", "min_length", "eos_token_id", "pad_token_id", "bos_token_id", "stop_strings",
     "use_cache", "num_return_sequences", "num_beams", "transformers_version",
 })  # fmt: skip
-# Values with which transformers (5.23, `_get_logits_processor`) changes nothing. trl's GRPOConfig has the first as its default.
+# Values without an effect in transformers (5.23, `_get_logits_processor`). trl's GRPOConfig has the first as its default.
 _WITHOUT_EFFECT = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}
 
 
 def generation_config(
     chosen: GenerationConfig, model: Any, *, stop_ids: Sequence[int], pad_id: int | None, bos_id: int | None = None
 ) -> GenerationConfig:
-    """The settings that hold for a model: what was chosen, else what came with its checkpoint, and the render's ends of an answer.
+    """A model's generation settings: the user's, else those of its checkpoint, with the render's end tokens.
 
     Args:
-        chosen: what the user set; a field of None is not set.
-        model: a PreTrainedModel or PeftModel, whose `generation_config` fills the gaps.
+        chosen: the user's settings; None: not set.
+        model: a PreTrainedModel or PeftModel; its `generation_config` has the other values.
         stop_ids: token ids that end an answer; they replace the checkpoint's own.
-        pad_id: None: the first of `stop_ids`, which is masked wherever it pads.
-        bos_id: recorded for other programs; None: the checkpoint's.
+        pad_id: None: the first of `stop_ids`, which is masked if it pads.
+        bos_id: saved for other programs; None: the checkpoint's.
 
     Returns:
-        A new config that `save_pretrained` accepts: it holds nothing that its own mode of generation doesn't read.
+        A new config that `save_pretrained` accepts: without fields that its mode of generation doesn't use.
     """
     config = copy.deepcopy(model.generation_config)
     own = {name: value for name, value in chosen.to_dict().items() if value is not None and name != "transformers_version"}
     for name, value in own.items():
         setattr(config, name, value)
-    config._from_model_config = False  # transformers' mark of settings that nobody chose
+    config._from_model_config = False  # transformers' mark of default settings
     config.eos_token_id = list(stop_ids)
     config.pad_token_id = pad_id if pad_id is not None else stop_ids[0]
     config.bos_token_id = bos_id if bos_id is not None else config.bos_token_id
-    # Gradient checkpointing leaves use_cache=False behind in the model's own settings: generation would slow down with each token.
+    # Gradient checkpointing leaves use_cache=False in the model's settings: generation would get slower with each token.
     config.use_cache = own.get("use_cache", True)
     if config.max_new_tokens is not None:
         config.max_length = None
@@ -91,20 +90,20 @@ def generation_config(
 
 
 def set_stop_tokens(model: Any, *, stop_ids: Sequence[int], pad_id: int | None) -> None:
-    """Have a model's answers end where the render's do, by its own settings; the model is changed in place.
+    """Set the end tokens of a model's generation settings to the render's; changes the model in place.
 
     Args:
-        model: a PreTrainedModel or PeftModel; one that writes nothing is left as it is.
-        stop_ids, pad_id: as of `generation_config`.
+        model: a PreTrainedModel or PeftModel; one that doesn't generate is unchanged.
+        stop_ids, pad_id: as in `generation_config`.
     """
     base = base_model(model)
-    # Many a checkpoint's own settings are refused when it is saved, by then with a trained model in hand; these aren't.
+    # transformers refuses to save the settings of many checkpoints, which would fail after the training; it accepts these.
     if base.can_generate():
         base.generation_config = generation_config(GenerationConfig(), base, stop_ids=stop_ids, pad_id=pad_id)
 
 
 def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]) -> str:
-    """The text of generated `ids` up to the first that ends an answer; special tokens left out, white space as generated."""
+    """The text of generated `ids` up to the first end token; without special tokens, with white space as generated."""
     end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
     text: str = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
@@ -112,11 +111,11 @@ def answer_text(ids: Sequence[int], tokenizer: Any, *, stop_ids: Collection[int]
 
 @dataclass(frozen=True)
 class Reader:
-    """Generated ids to the text of a completion: the one that chat shows, that predict writes and measures, and that reward functions see.
+    """From generated ids to the text of a completion, as in chat, in predictions, their metrics, and reward functions.
 
     Args:
         tokenizer: decodes.
-        stop_ids: token ids that end a completion and are no part of it.
+        stop_ids: token ids that end a completion, and aren't part of its text.
         inner: generated text -> the answer in it, as a render's `read_answer`.
     """
 
@@ -126,21 +125,21 @@ class Reader:
 
     @classmethod
     def of(cls, render: Render, tokenizer: Any) -> Reader:
-        """The reader of what is generated after a render's prompts."""
+        """The reader for completions of a render's prompts."""
         return cls(tokenizer, frozenset(render.stop_ids), render.read_answer)
 
     def __call__(self, ids: Sequence[int]) -> str:
-        """The text of a completion, as it was generated or as the data has it: what the render writes around it isn't part of it."""
+        """The text of a completion, generated or from the data, without the render's texts around it."""
         return self.inner(answer_text(ids, self.tokenizer, stop_ids=self.stop_ids))
 
     def begun(self, ids: Sequence[int]) -> str:
-        """As much of the text of a completion that goes on as nothing that follows can change."""
+        """The part of an unfinished completion's text that further tokens can't change."""
         text = answer_text(ids, self.tokenizer, stop_ids=self.stop_ids).rstrip(_UNFINISHED)
         return self.inner(text, ended=False)
 
 
 def context_length(model: Any) -> int | None:
-    """How many tokens the model can attend to, None where its architecture sets no limit (ALiBi)."""
+    """The maximum number of tokens of the model's context; None if its architecture doesn't have a limit (ALiBi)."""
     config = model.config.get_text_config()
     for value in (scaled_length(config), getattr(config, "seq_length", None), getattr(config, "max_seq_len", None)):
         if isinstance(value, int) and value > 0:
@@ -149,11 +148,11 @@ def context_length(model: Any) -> int | None:
 
 
 class Ends:
-    """The ends that generation settings name.
+    """Finds the ends of answers by the generation settings.
 
     Args:
-        config: `eos_token_id` and `stop_strings` are read.
-        tokenizer: needed where there are stop strings.
+        config: `eos_token_id` and `stop_strings` are used.
+        tokenizer: needed with stop strings.
     """
 
     def __init__(self, config: GenerationConfig, tokenizer: Any = None) -> None:
@@ -162,11 +161,11 @@ class Ends:
         self._strings = StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None
 
     def answers(self, output: torch.Tensor, start: int) -> list[list[int]]:
-        """Each row's answer without what fills it up, its end included.
+        """Each row's answer with its end token, without padding.
 
         Args:
             output: of `generate`, [batch, prompt + answer].
-            start: where the answers begin.
+            start: of the answers.
         """
         rows: list[list[int]] = output[:, start:].tolist()
         ends = [next((place for place, token in enumerate(row, start=1) if token in self._tokens), len(row)) for row in rows]
@@ -177,14 +176,14 @@ class Ends:
         return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
     def ended(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
-        """Whether an answer came to its end, rather than being cut off."""
+        """Whether an answer has an end, and wasn't truncated."""
         if not answer or answer[-1] in self._tokens:
             return bool(answer)
         return self._strings is not None and bool(self._strings(torch.tensor([[*prompt, *answer]]), None))
 
 
 def unread(config: GenerationConfig) -> list[str]:
-    """The settings that only transformers' own loop follows: their names, sorted; empty where the decoder follows all of them."""
+    """The sorted names of settings that only transformers' own loop supports; empty if the decoder supports all of them."""
     default = GenerationConfig().to_dict() | _WITHOUT_EFFECT
     said = {name: value for name, value in config.to_dict().items() if name not in READ and name[0] != "_" and value not in (None, False)}
     found = [name for name, value in said.items() if value not in (default.get(name), _NEUTRAL.get(name))]
@@ -194,10 +193,10 @@ def unread(config: GenerationConfig) -> list[str]:
 
 
 class TokenChooser:
-    """The next token of each row, greedily or sampled, as a GenerationConfig says.
+    """Chooses the next token of each row, greedily or by sampling, by a GenerationConfig.
 
     Args:
-        config: without anything that `unread` names.
+        config: without settings that `unread` names.
         device: of the logits.
     """
 
@@ -206,7 +205,7 @@ class TokenChooser:
         self._warpers = _warpers(config, device) if self.samples else []
 
     def uniforms(self, seed: int, count: int) -> torch.Tensor:
-        """The random numbers of one completion, one a token, float64 [count] in [0, 1), on the CPU."""
+        """The random numbers of one completion, one per token, float64 [count] in [0, 1), on the CPU."""
         return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def __call__(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
@@ -214,16 +213,16 @@ class TokenChooser:
 
         Args:
             logits: float32 [rows, vocabulary]; may be changed.
-            uniform: where the rows are sampled, float64 [rows].
+            uniform: random numbers of sampled rows, float64 [rows]; else None.
         """
         if not self.samples or uniform is None:
             return logits.argmax(dim=-1)
-        nobody = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)  # what came before, which these don't read
+        nobody = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)  # earlier tokens, which these don't use
         for warper in self._warpers:
             logits = warper(nobody, logits)
         cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
         reached = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
-        # The first token whose share of the line ends beyond the number; `right` passes over tokens without any share.
+        # The first token whose cumulative probability exceeds the number; `right` skips tokens of probability 0.
         chosen = torch.searchsorted(cumulative, reached, right=True)[:, 0]
         return chosen.clamp(max=logits.shape[-1] - 1)
 

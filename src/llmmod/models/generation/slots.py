@@ -1,8 +1,8 @@
-"""A cache of keys and values in slots, a completion in each, and the attention of one new token a slot.
+"""A cache of keys and values in slots, one completion in each, and the attention of one new token per slot.
 
-Unlike transformers' DynamicCache it is allocated once and written in place, its rows end at different places without padding, and a row
-that has ended makes room for the next prompt. Prompts are read in one row without padding, by segments (`attention.varlen`), and their
-keys and values are then laid into the slots.
+Unlike transformers' DynamicCache it is allocated once and written in place; its rows have different lengths without padding, and the next
+prompt replaces a finished row. Prompts are read in one row without padding, with segments (`attention.varlen`), and their keys and values
+are then copied into the slots.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NAME = "llmmod_slots"
 
 
 class AttentionArguments(NamedTuple):
-    """What a layer asks of its attention.
+    """The arguments of a layer's attention.
 
     Args:
-        scale: of the scores; None: one over the root of the channels.
-        window: tokens that a token sees, itself included; None: all before it.
+        scale: of the scores; None: one over the square root of the channels.
+        window: tokens that a token attends to, with itself; None: all earlier ones.
     """
 
     scale: float | None
@@ -36,11 +36,11 @@ class AttentionArguments(NamedTuple):
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Keys and values of several sequences, [slots, key heads, capacity, channels] a layer; a model's `past_key_values`.
+    """Keys and values of several sequences, [slots, key heads, capacity, channels] per layer; a model's `past_key_values`.
 
     Args:
-        slots: how many sequences.
-        capacity: tokens of each at first; it grows as needed.
+        slots: number of sequences.
+        capacity: initial number of tokens of each; it grows as needed.
     """
 
     def __init__(self, slots: int, capacity: int) -> None:
@@ -54,15 +54,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._masks: dict[tuple[torch.device, torch.dtype, int | None], torch.Tensor] = {}
         self.asked: list[AttentionArguments] = []  # of each layer in the last step of `attending`
 
-    # What transformers asks of a cache
+    # The interface of transformers' caches
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Store a layer's new keys and values; what its attention shall see of it: the prompts' own, or each slot's so far."""
-        if torch.is_autocast_enabled(key_states.device.type):  # as attention would cast all of them at every step
+        """Store a layer's new keys and values; returns those that its attention uses: the prompts' own, or each slot's so far."""
+        if torch.is_autocast_enabled(key_states.device.type):  # otherwise attention would cast all of them at every step
             kind = torch.get_autocast_dtype(key_states.device.type)
             key_states, value_states = key_states.to(kind), value_states.to(kind)
         if layer_idx not in self._keys:
-            # Zeros: a masked place has the weight 0, and 0 times NaN would be NaN.
+            # Zeros, since a masked place has the weight 0, and 0 times NaN is NaN.
             for kept, new in ((self._keys, key_states), (self._values, value_states)):
                 kept[layer_idx] = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
         keys, values = self._keys[layer_idx], self._values[layer_idx]
@@ -81,18 +81,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         return keys[:count, :, : self._longest], values[:count, :, : self._longest]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Nothing that a model needs to know: positions are given to it."""
+        """0: models don't need it, since they get positions."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """As long as the query: the attention functions used with this cache make their own masks."""
+        """The query's length: the attention functions used with this cache create their own masks."""
         return query_length, 0
 
-    # What the decoder does
+    # The interface for the decoder
 
     @contextmanager
     def prefilling(self, prompts: list[Prefilled]) -> Iterator[None]:
-        """A context in which what the model computes are the keys and values of these prompts."""
+        """A context in which the model computes the keys and values of these prompts."""
         self._prefill = prompts
         try:
             yield
@@ -100,11 +100,11 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._prefill = None
 
     def advance(self, lengths: torch.Tensor, longest: int) -> None:
-        """Make room for one new token a slot, which `attend` and `attending` then store.
+        """Make room for one new token per slot, which `attend` and `attending` then store.
 
         Args:
             lengths: tokens in each slot before the new one, int64 [active slots].
-            longest: the greatest of them.
+            longest: the largest of them.
         """
         self._reserve(longest + 1)
         self._places, self._longest = lengths, longest + 1
@@ -113,7 +113,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def attending(self, config: Any) -> Iterator[None]:
-        """A context in which a model that is given one token a slot attends to all that is in the slot, the new token included.
+        """A context in which a model with one token per slot as input attends to all tokens of the slot, with the new one.
 
         Args:
             config: the model's.
@@ -134,7 +134,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return self._attended(query, keys, values, asked)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Put one slot's first tokens into another slot."""
+        """Copy one slot's first tokens into another slot."""
         for kept in (*self._keys.values(), *self._values.values()):
             kept[target, :, :length] = kept[source, :, :length]
 
@@ -158,14 +158,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of one new token a slot, [slots, 1, heads, channels]."""
+        """Attention of one new token per slot, [slots, 1, heads, channels]."""
         if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
-            raise ValueError(f"{type(module).__name__} asks for attention that the decoder doesn't compute")
+            raise ValueError(f"{type(module).__name__} needs attention that the decoder doesn't support")
         self.asked.append(AttentionArguments(scaling, sliding_window))
         return self._attended(query[:, :, 0], key, value, self.asked[-1])[:, None], None
 
     def _attended(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, asked: AttentionArguments) -> torch.Tensor:
-        """Attention of one new token a slot, [slots, heads, channels]; the heads that share a key are its queries together."""
+        """Attention of one new token per slot, [slots, heads, channels]; heads that share a key are its queries."""
         count, heads, channels = query.shape
         shared = keys.shape[1]
         packed = query.reshape(count, shared, heads // shared, channels)
@@ -174,7 +174,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return found.reshape(count, heads, values.shape[-1])
 
     def _mask(self, query: torch.Tensor, window: int | None) -> torch.Tensor:
-        """0 where a slot's new token may see a place, else minus infinity, [slots, 1, 1, longest] in the query's type; made once a step."""
+        """0 where a slot's new token attends, else minus infinity, [slots, 1, 1, longest] in the query's dtype; made once per step."""
         device, dtype = query.device, query.dtype
         if (device, dtype, window) not in self._masks:
             places = torch.arange(self._longest, device=device)
@@ -188,12 +188,12 @@ class SlotCache(Cache):  # type: ignore[misc]
 
 
 class Prefilled:
-    """A prompt that stands in the row which is computed, and the slots that get it.
+    """A prompt in the computed row, and its slots.
 
     Args:
-        start, length: where in the row its own tokens stand.
-        shared: tokens before its own that are the first of another prompt.
-        trunk: where in the row that other prompt starts.
+        start, length: of its own tokens in the row.
+        shared: number of earlier tokens, which are the first of another prompt.
+        trunk: start of that other prompt in the row.
         slots: that get it.
     """
 
@@ -209,4 +209,4 @@ class Prefilled:
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask: the attention functions make their own."""
+    """No mask: the attention functions create their own."""

@@ -1,12 +1,12 @@
-"""One decoding step: the logits of the next token of each slot, by a forward of our own for models that are built as Llama is.
+"""One decoding step: the logits of the next token of each slot, with our own forward for models built like Llama.
 
-transformers' forward of a single token calls eleven modules a layer, looks up which attention computes, and rotates queries and keys in
-ten operations: 9.5 of 35 ms a token in SmolLM2-135M on one thread, the rest is the time in which the weights are read. Here the same
-layers (`LeanLayers`, or the modules themselves: adapters, 4 bit and all) are called in a row, and the rest of a layer takes a third of the
-operations. What a layer computes stays what it is but for the order of additions.
+transformers' forward of a single token calls eleven modules per layer, looks up the attention function, and rotates queries and keys in ten
+operations: 9.5 of 35 ms per token in SmolLM2-135M on one thread; the rest is the time of reading the weights. Here the same layers
+(`LeanLayers`, or the modules themselves, with adapters, 4 bit etc.) are called directly, and the rest of a layer has a third of the
+operations. A layer computes the same, except for the order of additions.
 
-A model is taken by its own forward unless its classes are known, nothing is hooked into it, and its first step gives the same logits
-either way. How a layer attends (scale, sliding window) is what its attention asked for in that step.
+Our forward is used only if the model's classes are known, it has no hooks, and its first step gives the same logits with both. The
+arguments of a layer's attention (scale, sliding window) are those of that step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from llmmod.models.loading.structure import base_model, is_hooked
 log = logging.getLogger("llmmod")
 _Product = Callable[[torch.Tensor], torch.Tensor]
 
-_KNOWN = ("Llama", "Mistral", "Qwen2", "Qwen3")  # transformers' classes begin with it; their layers compute what `_Layer` does
-_MOST_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits' norm; another layer makes some 1
+_KNOWN = ("Llama", "Mistral", "Qwen2", "Qwen3")  # prefixes of transformers' classes whose layers compute the same as `_Layer`
+_MOST_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits' norm; a different layer causes about 1
 _MOST_DIFFERENCE_ROUNDED = 0.05  # in types of 16 bits
-# What each layer's attention asked for, of models whose first step was the same either way; else how it differs.
+# The arguments of each layer's attention, for models whose first step was the same with both; else the difference as text.
 _compared: WeakKeyDictionary[nn.Module, list[AttentionArguments] | str] = WeakKeyDictionary()
 
 
 class Step:
-    """Computes steps by a model; see the module.
+    """Computes a model's steps; see the module.
 
     Args:
         model: a PreTrainedModel or PeftModel in evaluation mode.
@@ -60,7 +60,7 @@ class Step:
         Args:
             ids: the newest token of each slot, int64 [slots].
             lengths: tokens before it, int64 [slots].
-            cache: what these were; made ready by `advance`.
+            cache: of the earlier tokens; prepared by `advance`.
         """
         if self._own is not None:
             return self._own(ids, lengths, cache)
@@ -68,17 +68,17 @@ class Step:
         if self._reason is None:
             self._compare(logits, ids, lengths, cache)
             if self._own is None:
-                self._by_model(ids, lengths, cache)  # keys and values are those of the last forward
+                self._by_model(ids, lengths, cache)  # the cache then has the keys and values of the last forward
         return logits
 
     def _by_model(self, ids: torch.Tensor, lengths: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """The same by the model's own forward."""
+        """The same with the model's own forward."""
         with cache.attending(self._model.config), self._layers.used():
             found = self._model(input_ids=ids[:, None], position_ids=lengths[:, None], past_key_values=cache, use_cache=True)
         return found.logits[:, -1]  # type: ignore[no-any-return]
 
     def _compare(self, logits: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor, cache: SlotCache) -> None:
-        """Compute a step once more by the forward of our own, and take this from now on if it is the same."""
+        """Compute a step again with our own forward, and use it from now on if it is the same."""
         own = _OwnForward(self._base, self._layers, cache.asked)(ids, lengths, cache)
         difference = float((own - logits).norm() / logits.norm())
         same = difference <= _MOST_DIFFERENCE.get(own.dtype, _MOST_DIFFERENCE_ROUNDED)
@@ -86,7 +86,7 @@ class Step:
         self._decide(_compared[self._base])
 
     def _decide(self, found: list[AttentionArguments] | str) -> None:
-        """Which forward computes from now on; `found` as in `_compared`."""
+        """Set the forward for later steps; `found` as in `_compared`."""
         if isinstance(found, str):
             self._reason = found
         else:
@@ -94,33 +94,33 @@ class Step:
         self._say()
 
     def _say(self) -> None:
-        # For whoever asks for it: at the first token, a chat's answer is under way on the terminal.
-        log.debug("%s decodes by %s", type(self._base).__name__, f"its own forward: {self._reason}" if self._reason else "llmmod's")
+        # Only a debug line: at the first token, a chat's answer is being written to the terminal.
+        log.debug("%s decodes with %s", type(self._base).__name__, f"its own forward: {self._reason}" if self._reason else "llmmod's")
 
 
 def _why_not(model: Any) -> str | None:
-    """Why the forward of our own isn't tried; None where it is."""
+    """Why our own forward isn't tried; None if it is."""
     base = base_model(model)
     family = type(base).__name__.removesuffix("ForCausalLM")
     inner: Any = getattr(base, "model", None)
     if family not in _KNOWN or not type(base).__module__.startswith("transformers.models.") or not hasattr(inner, "layers"):
-        return "its layers are not built as Llama's"
+        return "its layers are not built like Llama's"
     parts = [(inner, "Model")]
     for layer in inner.layers:
         parts += [(layer, "DecoderLayer"), (layer.self_attn, "Attention"), (layer.mlp, "MLP")]
-    # Whatever replaced one of them, or takes part in its call.
+    # A module that was replaced, or that has hooks.
     other = next((part for part, name in parts if type(part).__name__ != family + name or is_hooked(part)), None)
     other = model if is_hooked(model) else base if is_hooked(base) else other
-    return None if other is None else f"something takes part in what {type(other).__name__} computes"
+    return None if other is None else f"{type(other).__name__} has hooks or another forward"
 
 
 class _OwnForward:
     """A model's forward for one new token a slot.
 
     Args:
-        base: a PreTrainedModel that `_why_not` has nothing against.
-        layers: what its layers compute.
-        asked: of each layer.
+        base: a PreTrainedModel that `_why_not` accepts.
+        layers: the functions of its layers.
+        asked: the arguments of each layer's attention.
     """
 
     def __init__(self, base: Any, layers: LeanLayers, asked: list[AttentionArguments]) -> None:
@@ -135,7 +135,7 @@ class _OwnForward:
         x = self._embed(ids)  # [slots, channels]
         cos, sin = self._positions(x[:, None], position_ids=lengths[:, None])  # [slots, 1, channels of a head]
         half = sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rolled by half, channels need no minus of their own
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # with these signs, channels rolled by half don't need a minus
         for layer in self._layers:
             x = layer(x, cos, sin, half, cache)
         logits: torch.Tensor = self._head(self._norm(x))
@@ -143,7 +143,7 @@ class _OwnForward:
 
 
 class _Layer(NamedTuple):
-    """A layer of Llama's: attention and a gated linear unit, each behind a norm and added to what came in."""
+    """A layer like Llama's: attention and a gated linear unit, each after a norm and added to its input."""
 
     number: int
     asked: AttentionArguments
@@ -162,7 +162,7 @@ class _Layer(NamedTuple):
     activation: _Product
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int, cache: SlotCache) -> torch.Tensor:
-        """What comes out, [slots, channels], of what came in."""
+        """The layer's output, [slots, channels]."""
         heads = (len(x), -1, self.channels)
         normed = self.norm(x)
         query, key, value = self.query(normed).view(heads), self.key(normed).view(heads), self.value(normed).view(heads)
@@ -176,7 +176,7 @@ class _Layer(NamedTuple):
 
 
 def _layer(layer: Any, layers: LeanLayers, number: int, asked: AttentionArguments) -> _Layer:
-    """A layer, from transformers' own."""
+    """A `_Layer` from transformers' layer."""
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         number,

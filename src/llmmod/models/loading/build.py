@@ -1,4 +1,4 @@
-"""From configuration to model and tokenizer: works out from_pretrained's arguments and calls what the configuration names."""
+"""From configuration to model and tokenizer: computes from_pretrained's arguments and calls the configured classes."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _ATTENTION_KEY = "model.attn_implementation"
 _NEEDS_ACCELERATOR = {
     "flash_attention_2": "its kernels are for GPUs",
     "flash_attention_3": "its kernels are for GPUs",
-    "flex_attention": "on a CPU it has no gradient, and compiles for minutes (torch 2.13)",
+    "flex_attention": "on a CPU it doesn't have a gradient, and compiles for minutes (torch 2.13)",
 }
 
 
 def build_model(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, seed: int = 42) -> Any:
-    """The model that a configuration describes, with the weights of its checkpoint, or random ones.
+    """The configured model, with the weights of its checkpoint, or random ones.
 
     Args:
         conf: `model.*`.
         hub: `hub.*`.
-        smoke: a tiny random model of `conf.architecture` instead, or of the checkpoint's own, with everything else as configured.
-        tokenizer: whose ids the model is to read.
+        smoke: whether to build a tiny random model of `conf.architecture`, or of the checkpoint's architecture, otherwise as configured.
+        tokenizer: of the model's inputs.
         seed: of random weights.
 
     Raises:
-        ConfigError: no such checkpoint, or what is asked of it doesn't go together.
+        ConfigError: the checkpoint doesn't exist, or settings contradict each other.
     """
     check_attention(conf.attn_implementation)
     quantized = quantization_config(conf.quantization)
@@ -63,8 +63,8 @@ def build_model(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, s
         check_quantized(model)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        found = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
-        do = "Take the model's own, or set model.config.vocab_size with model.weights=random"
+        found = f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {rows}"
+        do = "Use the model's own, or set model.config.vocab_size with model.weights=random"
         raise ConfigError(Problem(TOKENIZER_KEY, found, do=do))
     if conf.rope_scaling.type is not None:
         check_scaled(model, conf.rope_scaling.type)
@@ -73,7 +73,7 @@ def build_model(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, s
     if conf.shift_attn:
         shift_attention(model, conf.shift_attn_group_size)
     if conf.gradient_checkpointing:
-        # The reentrant kind needs inputs that take gradients, which frozen embeddings don't give.
+        # Reentrant checkpointing needs inputs that require gradients, which outputs of frozen embeddings don't.
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if conf.print_structure:
         print(model)
@@ -81,13 +81,13 @@ def build_model(conf: ModelConf, *, hub: HubConf, smoke: bool, tokenizer: Any, s
 
 
 def check_attention(name: str | None) -> None:
-    """Refuse an implementation of attention that can't be computed here, before a model is loaded.
+    """Refuse an implementation of attention that doesn't work here, before a model is loaded.
 
     Args:
-        name: as `attn_implementation` has it; None: transformers' own choice.
+        name: as in `attn_implementation`; None: transformers' choice.
 
     Raises:
-        ConfigError: it needs an accelerator, and there is none.
+        ConfigError: it needs an accelerator, which this machine doesn't have.
     """
     if name in _NEEDS_ACCELERATOR and not torch.accelerator.is_available():
         found = f"{name} needs an accelerator: {_NEEDS_ACCELERATOR[name]}"
@@ -95,20 +95,20 @@ def check_attention(name: str | None) -> None:
 
 
 def build_tokenizer(conf: TokenizerConf, model: ModelConf, *, hub: HubConf, smoke: bool, extra_tokens: Sequence[str] = ()) -> Any:
-    """The tokenizer that a configuration describes: the model's own, unless it names another.
+    """The configured tokenizer: the model's own, unless another is named.
 
     Args:
         conf: `tokenizer.*`.
         model: `model.*`.
         hub: `hub.*`.
-        smoke: nothing is downloaded; where the tokenizer isn't on this machine, the tiny one that comes with the project is used.
-        extra_tokens: special tokens that the tiny one gets, so that a render finds those it names.
+        smoke: whether this is a rehearsal, without downloads; if the tokenizer isn't on this machine, the project's tiny one is used.
+        extra_tokens: special tokens for the tiny one, so that it has those of the render.
 
     Returns:
-        A tokenizer that has a padding token.
+        A tokenizer with a padding token.
 
     Raises:
-        ConfigError: there is no such tokenizer.
+        ConfigError: the tokenizer doesn't exist.
     """
     tokenizer = _tokenizer(conf, model, replace(hub, offline=hub.offline or smoke), smoke=smoke)
     if tokenizer is None:
@@ -120,19 +120,19 @@ def build_tokenizer(conf: TokenizerConf, model: ModelConf, *, hub: HubConf, smok
 
 
 def model_path(conf: ModelConf) -> str | None:
-    """What a model option names as its checkpoint, as it was typed.
+    """The checkpoint of a model option, as typed.
 
     Raises:
-        ConfigError: the option has no such size.
+        ConfigError: the option doesn't have this size.
     """
     return path_of_size(conf.pretrained_model_name_or_path, conf.size, conf.sizes)
 
 
 def model_checkpoint(conf: ModelConf) -> Checkpoint:
-    """Where a model option's weights are.
+    """The checkpoint of a model option, located.
 
     Raises:
-        ConfigError: it names none, or there is none.
+        ConfigError: it isn't set, or doesn't exist.
     """
     path = model_path(conf)
     if path is None:
@@ -149,24 +149,24 @@ def _pretrained_model(conf: ModelConf, hub: HubConf, **arguments: Any) -> Any:
     if conf.rope_scaling.type is not None:
         fields = {"config": _scaled(load_config(checkpoint, conf.config, **_where(conf, hub)), conf)}
     elif fields and locate(conf._target_) is load_model:
-        load_config(checkpoint, fields, **_where(conf, hub))  # refuses what it doesn't have; from_pretrained would name no key
+        load_config(checkpoint, fields, **_where(conf, hub))  # refuses unknown fields with their key, which from_pretrained wouldn't name
     load = locate(conf._target_)
     with code_refused(PATH_KEY, checkpoint.path):
         model = load(checkpoint.path, **given, **_where(conf, hub), **fields, **conf.kwargs)
-    # What the user typed, rather than where it was found on this machine: it ends up in what adapters say of their base.
+    # The path as typed, not its place on this machine, since adapters save it as their base.
     set_name(model, str(model_path(conf)))
     return model
 
 
 def _prepared(config: Any, conf: ModelConf) -> Any:
-    """The configuration of a model that is built from nothing, its positions scaled and its attention chosen in place."""
+    """The configuration for a new model, with scaled positions and its attention set in place."""
     if conf.attn_implementation is not None:
         config._attn_implementation = conf.attn_implementation
     return _scaled(config, conf)
 
 
 def _scaled(config: Any, conf: ModelConf) -> Any:
-    """A configuration, its positions scaled in place where that is asked for."""
+    """A configuration with its positions scaled in place if configured."""
     scaling = conf.rope_scaling
     if scaling.type is not None:
         scale_rope(config, kind=scaling.type, factor=scaling.factor, max_length=conf.model_max_length)
@@ -177,7 +177,7 @@ def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any,
     if smoke:
         path = model_path(conf)
         if path is not None and _is_installed(path):
-            check_model_directory(model_checkpoint(conf))  # a hub id passes: nothing is downloaded
+            check_model_directory(model_checkpoint(conf))  # a hub id is accepted without a download
         named = {"tokenizer": tokenizer, "seed": seed, "dtype": dtype, "prepare": lambda config: _prepared(config, conf)}
         if conf.architecture or path is None:
             return tiny_model(conf.architecture, **named)
@@ -189,7 +189,7 @@ def _random_model(conf: ModelConf, hub: HubConf, *, smoke: bool, tokenizer: Any,
 
 
 def _own_config(conf: ModelConf, hub: HubConf) -> Any:
-    """The configuration of a checkpoint that is at hand; nothing is downloaded."""
+    """The configuration of a checkpoint on this machine, without a download."""
     checkpoint = model_checkpoint(conf)
     check_model_directory(checkpoint, weights=False)
     try:
@@ -197,13 +197,14 @@ def _own_config(conf: ModelConf, hub: HubConf) -> Any:
     except ConfigError as error:
         if checkpoint.local:
             raise
-        found = f"a rehearsal downloads nothing, and config.json of '{checkpoint.path}', which says what to rehearse, isn't on this machine"
+        what = f"config.json of '{checkpoint.path}', which has the architecture"
+        found = f"{what}, isn't on this machine, and a rehearsal doesn't download files"
         do = "Give a directory, or model.architecture={model_type: …}, or choose the model's own option"
         raise ConfigError(Problem(PATH_KEY, found, do=do)) from error
 
 
 def _tokenizer(conf: TokenizerConf, model: ModelConf, hub: HubConf, *, smoke: bool) -> Any:
-    """The tokenizer, or None where a rehearsal finds none on this machine. Files that the user points at must be right there too."""
+    """The tokenizer, or None if a rehearsal doesn't find it on this machine. Files that the user names must be valid in a rehearsal too."""
     own = conf.pretrained_model_name_or_path is None
     path = model_path(model) if own else conf.pretrained_model_name_or_path
     key = PATH_KEY if own else TOKENIZER_KEY
@@ -224,7 +225,7 @@ def _tokenizer(conf: TokenizerConf, model: ModelConf, hub: HubConf, *, smoke: bo
 
 
 def _is_installed(path: str) -> bool:
-    """Whether the package of a `pkg://` path is there; any other path passes."""
+    """Whether the package of a `pkg://` path is installed; true for any other path."""
     try:
         resolve_path(path)
     except ConfigError:
@@ -233,20 +234,20 @@ def _is_installed(path: str) -> bool:
 
 
 def _where(conf: ModelConf, hub: HubConf) -> dict[str, Any]:
-    """The arguments that say where files are and who may read them, the same for every from_pretrained."""
+    """The arguments about the place of files and access to them, the same for every from_pretrained."""
     set_proxies(hub.proxies)
     given = {"revision": conf.revision, "trust_remote_code": conf.trust_remote_code or None}
     return {name: value for name, value in given.items() if value is not None} | hub_arguments(hub)
 
 
 def _set_context(config: Any, length: int) -> None:
-    """Let the model take texts of `length` tokens; shorter than it can take is the tokenizer's affair alone."""
+    """Set the model's maximum length to `length` tokens; a smaller one than the model's is only set for the tokenizer."""
     text = config.get_text_config()
     own = getattr(text, "max_position_embeddings", None)
     if own is None or length <= own:
         return
     if getattr(text, "rope_parameters", None) is None:
-        found = f"{length} tokens, but this model learnt {own} positions and can't take more"
+        found = f"{length} tokens, but this model has {own} learned positions and can't have more"
         raise ConfigError(Problem("model.model_max_length", found))
     log.warning("model.model_max_length=%d is beyond the %d positions that the model was trained on; see model.rope_scaling.", length, own)
     text.max_position_embeddings = length

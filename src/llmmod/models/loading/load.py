@@ -1,8 +1,8 @@
 """Models from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file.
 
-`load_model` takes what `transformers.AutoModelForCausalLM.from_pretrained` takes and gives what it gives; what differs is what happens to
-a checkpoint that isn't one, to GGUF files, which become models that can be trained and saved, and to the layouts of 2023, which are
-converted while they are read.
+`load_model` has the arguments and the result of `transformers.AutoModelForCausalLM.from_pretrained`, with three differences: errors of
+checkpoints are explained, GGUF files become models that can be trained and saved, and the layouts of 2023 are converted while they are
+read.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 
-# Those of from_pretrained's arguments that say where files are and who may read them.
+# The arguments of from_pretrained about the place of files and access to them.
 WHERE = (
     "revision", "cache_dir", "token", "local_files_only", "proxies", "force_download", "subfolder", "trust_remote_code", "code_revision",
 )  # fmt: skip
-# A configuration has fields of these names too, but from_pretrained must get them itself.
+# A configuration has fields with these names too, but they must be passed to from_pretrained.
 _NOT_FIELDS = frozenset({*WHERE, "dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config"})
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -48,22 +48,22 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
 
     Args:
         pretrained_model_name_or_path: a hub id, a directory, a GGUF file, or `pkg://package/folder` for an installed package.
-        arguments: those of `AutoModelForCausalLM.from_pretrained`. `gguf_file` names a file in that directory; fields of the model's
-            configuration are set on it before the model is built.
+        arguments: as in `AutoModelForCausalLM.from_pretrained`. `gguf_file` names a file in that directory; fields of the model's
+            configuration are set before the model is built.
 
     Returns:
-        A transformers.PreTrainedModel. From GGUF: a plain one, its weights unpacked to `dtype` (float32 unless given).
+        A transformers.PreTrainedModel. From GGUF: a plain one, with weights unpacked to `dtype` (default float32).
 
     Raises:
-        ConfigError: there is no such checkpoint, it isn't readable, or its weights don't fill the model.
+        ConfigError: the checkpoint doesn't exist, can't be read, or lacks weights of the model.
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     check_model_directory(checkpoint)
     with mmap_release(), quick_gguf_reader(), _sizes_checked(pretrained_model_name_or_path):
         where = {name: arguments[name] for name in WHERE if name in arguments}
         raw, config = read_config(checkpoint, **where), arguments.pop("config", None)
-        if is_reward_checkpoint(raw):  # with tied weights its trunk would pass for a language model, without a word
-            found = f"'{pretrained_model_name_or_path}' is a reward model, which scores and doesn't write"
+        if is_reward_checkpoint(raw):  # with tied weights its trunk would silently load as a language model
+            found = f"'{pretrained_model_name_or_path}' is a reward model, which gives scores and doesn't generate text"
             raise ConfigError(Problem(PATH_KEY, found, do="Give a language model, or use this one as a reward: stage=rm"))
         if config is None:
             config = _config(checkpoint, raw, {}, where)
@@ -71,8 +71,8 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
             setattr(config, name, arguments.pop(name))
         with explain_loading_errors(checkpoint, arguments):
             model, info = _from_pretrained(checkpoint, raw, config=config, **arguments | {"output_loading_info": True})
-    if missing := sorted(info["missing_keys"]):  # transformers makes them up, with a warning
-        found = f"the weights of '{pretrained_model_name_or_path}' don't fill {type(model).__name__}: {len(missing)} are missing"
+    if missing := sorted(info["missing_keys"]):  # transformers initialises them randomly, with a warning
+        found = f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights of {type(model).__name__}"
         raise ConfigError(Problem(PATH_KEY, f"{found}, among them {missing[0]}"))
     keep_differentiable(model)
     use_per_sequence_rope(model)
@@ -83,26 +83,26 @@ def load_model(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
 
 
 def report_remote_code(loaded: Any, path: str, *, trust_remote_code: bool) -> None:
-    """Say what `model.trust_remote_code` came to: that code of a checkpoint was run, or that none was.
+    """Log the effect of `model.trust_remote_code`: whether code of a checkpoint was run.
 
     Args:
         loaded: a model or tokenizer.
         path: of its checkpoint.
-        trust_remote_code: as it was set.
+        trust_remote_code: as set.
     """
     kind = type(loaded)
     if kind.__module__.startswith("transformers_modules."):
         log.warning(
-            "model.trust_remote_code=true: Python code that came with '%s' was run, with all your rights, and %s is what it defines. What "
-            "that computes was checked by nobody here, and who loads what is saved must run the code too.",
+            "model.trust_remote_code=true: Python code of '%s' was run with all your rights, and defines %s. llmmod can't check what that "
+            "computes, and to load the saved model the code must be run too.",
             path, kind.__name__,
         )  # fmt: skip
     elif trust_remote_code:
-        log.info("model.trust_remote_code=true: no code of '%s' was needed; %s does without.", path, kind.__name__)
+        log.info("model.trust_remote_code=true: the code of '%s' wasn't needed for %s.", path, kind.__name__)
 
 
 def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) -> Any:
-    """A checkpoint's configuration as its model class has it, with some fields set.
+    """A checkpoint's configuration, of the model's configuration class, with some fields set.
 
     Args:
         checkpoint: as found.
@@ -110,13 +110,13 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any], **where: Any) ->
         where: `WHERE`.
 
     Raises:
-        ConfigError: it can't be read, its model can't be built here, or it has no such field.
+        ConfigError: it can't be read, its model can't be built here, or it doesn't have a field.
     """
     return _config(checkpoint, read_config(checkpoint, **where), fields, where)
 
 
 def read_config(checkpoint: Checkpoint, **where: Any) -> dict[str, Any]:
-    """What a checkpoint's config.json, or its GGUF file, says of its model.
+    """The contents of a checkpoint's config.json, or its equivalent from a GGUF file.
 
     Raises:
         ConfigError: it can't be read, or its model can't be built here.
@@ -137,7 +137,7 @@ def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any],
         if family is not None:
             config = native_config(family, raw)
             raw = config.to_dict()
-        elif checkpoint.gguf_file:  # AutoConfig.from_pretrained reads such a file again: a second of CPU
+        elif checkpoint.gguf_file:  # AutoConfig.from_pretrained would read the file again: a second of CPU
             config = AutoConfig.for_model(**raw)
         else:
             config = AutoConfig.from_pretrained(checkpoint.path, **where)
@@ -150,14 +150,14 @@ def _config(checkpoint: Checkpoint, raw: dict[str, Any], fields: dict[str, Any],
 
 @contextmanager
 def explain_loading_errors(checkpoint: Checkpoint, arguments: dict[str, Any], key: str = PATH_KEY) -> Iterator[None]:
-    """While it lasts, what a checkpoint that can't be read makes libraries raise becomes a ConfigError.
+    """A context in which libraries' errors of an unreadable checkpoint become a ConfigError.
 
-    Errors that say nothing of the checkpoint stay what they are: no memory, a full disk, a defect.
+    Other errors aren't changed: out of memory, a full disk, a defect.
     """
     disable_code_prompt()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The `proxies` argument is ignored")  # `set_proxies` has set them
+            warnings.filterwarnings("ignore", message="The `proxies` argument is ignored")  # `set_proxies` set them
             yield
     except ConfigError:
         raise
@@ -184,19 +184,19 @@ def _is_field(config: Any, name: str) -> bool:
 
 
 def is_reward_checkpoint(raw: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a model that scores texts rather than writes them."""
+    """Whether a config.json is a reward model's, not a language model's."""
     return any(str(name).endswith("ForSequenceClassification") for name in raw.get("architectures") or ())
 
 
 @contextmanager
 def _sizes_checked(path: str) -> Iterator[None]:
-    """While it lasts, weights that don't fit are named in a ConfigError, where transformers (5.23) prints tables and tracebacks first."""
+    """A context in which weights of wrong sizes raise a ConfigError, instead of tables and tracebacks of transformers (5.23)."""
     report = modeling_utils.log_state_dict_report
 
     def check(*args: Any, loading_info: Any, ignore_mismatched_sizes: bool, **named: Any) -> None:
         others = [] if ignore_mismatched_sizes else [key for key, *_ in loading_info.mismatched_keys]
         if others := sorted({*others, *loading_info.conversion_errors}):
-            found = f"the weights of '{path}' aren't of the sizes that its config.json says: {len(others)} are others, among them"
+            found = f"{len(others)} weights of '{path}' have other sizes than in its config.json, among them"
             raise ConfigError(Problem(PATH_KEY, f"{found} {others[0]}"))
         report(*args, loading_info=loading_info, ignore_mismatched_sizes=ignore_mismatched_sizes, **named)
 
@@ -217,7 +217,7 @@ def _problem(error: Exception, checkpoint: Checkpoint, arguments: dict[str, Any]
         return Problem("model.attn_implementation", f"'{arguments['attn_implementation']}' can't be used: {text[:200]}")
     if isinstance(error, TypeError):
         named = text.rpartition("unexpected keyword argument ")[2].strip("'\"")
-        return Problem(f"model.kwargs.{named}", "from_pretrained takes no such argument") if "unexpected keyword" in text else None
+        return Problem(f"model.kwargs.{named}", "not an argument of from_pretrained") if "unexpected keyword" in text else None
     if isinstance(error, RuntimeError) and "size" not in text and "state_dict" not in text:
         return None
     return Problem(key, f"'{checkpoint.path}' can't be loaded: {text[:300]}")

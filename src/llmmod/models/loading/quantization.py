@@ -1,14 +1,14 @@
-"""Quantized weights: `model.quantization.*` as transformers takes it (bitsandbytes; Dettmers et al. 2022, 2023).
+"""Quantized weights: `model.quantization.*` in transformers' form (bitsandbytes; Dettmers et al. 2022, 2023).
 
-On a CPU bitsandbytes' kernels (0.50) are kept from two faults, both with AVX512 alone and both without a word:
+On a CPU two faults of bitsandbytes' kernels (0.50) are avoided, both silent and only with AVX512:
 
-- A matrix is quantized in runs of 64 weights, whatever its width; but unpacked as if each row began a new run. Where the width is not a
-  multiple of 64, most weights come out wrong, by as much as a run's largest.
-- With AVX512-BF16, a layer's weights are repacked at its first evaluation, for good, for a kernel that rounds to bfloat16, has no
-  gradient (training that goes on afterwards gets none through its layers), and fails where the width is not a multiple of 64.
+- A matrix is quantized in runs of 64 weights, for any width; but unpacked as if each row started a new run. If the width is not a
+  multiple of 64, most weights are wrong, by as much as a run's largest.
+- With AVX512-BF16, a layer's weights are permanently repacked at its first evaluation, for a kernel that rounds to bfloat16, doesn't have a
+  gradient (later training doesn't get one through these layers), and fails if the width is not a multiple of 64.
 
-And on any CPU, packing a matrix into 4 bit takes 16 bytes a weight: for one of a 7B model's, a fifth of the whole packed model. It is
-packed a part at a time instead.
+And on any CPU, packing a matrix into 4 bit needs 16 bytes per weight: for one matrix of a 7B model, a fifth of the whole packed model. It
+is packed in parts instead.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from llmmod.upstream import replaced, require_upstream
 require_upstream(__name__, "torch")
 
 _KEY = "model.quantization"
-STACKED = "stacked"  # attribute of a quantized layer: the adapters that stay active beside its weight, see `models.adapters.merge`
+STACKED = "stacked"  # attribute of a quantized layer: its stacked adapters, see `models.adapters.merge`
 _QUANTIZED = ("Params4bit", "Int8Params")
-_READ_RAW = {"mamba": "dt_proj", "falcon_mamba": "dt_proj"}  # transformers 5.23; on a CPU and beside its kernels alike
+_READ_RAW = {"mamba": "dt_proj", "falcon_mamba": "dt_proj"}  # transformers 5.23; on a CPU and with its kernels
 _OWN_LINEARS = {"falcon": "transformers.models.falcon.modeling_falcon.FalconLinear"}
 _PACK = "bitsandbytes::quantize_4bit"
-_PACKED_AT_ONCE = 2**16  # weights that are packed together: a multiple of every length that a run can have
-_UNPACK = ("cdequantize_blockwise_cpu_nf4_", "cdequantize_blockwise_cpu_fp4_")  # others, of 8 bits, take other arguments
+_PACKED_AT_ONCE = 2**16  # weights that are packed together: a multiple of every run length
+_UNPACK = ("cdequantize_blockwise_cpu_nf4_", "cdequantize_blockwise_cpu_fp4_")  # the functions for 8 bits have other arguments
 
 
 def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
-    """What from_pretrained takes, None where nothing is quantized.
+    """The argument for from_pretrained; None without quantization.
 
     Raises:
         ConfigError: bits or type that don't exist, or bitsandbytes isn't installed.
@@ -54,13 +54,13 @@ def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
     if conf.bits is None:
         return None
     if conf.bits not in (4, 8):
-        raise ConfigError(Problem(f"{_KEY}.bits", f"{conf.bits} bits", "Allowed: 4, 8, null"))
+        raise ConfigError(Problem(f"{_KEY}.bits", f"found {conf.bits}", "Allowed: 4, 8, null"))
     if conf.type not in CHOICES["type"]:
-        raise ConfigError(Problem(f"{_KEY}.type", f"no type '{conf.type}'", did_you_mean(conf.type, CHOICES["type"])))
+        raise ConfigError(Problem(f"{_KEY}.type", f"found '{conf.type}'", did_you_mean(conf.type, CHOICES["type"])))
     if importlib.util.find_spec("bitsandbytes") is None:
         do = "Install it: pip install 'llmmod[quantization]'"
         raise ConfigError(Problem(f"{_KEY}.bits", "needs bitsandbytes, which isn't installed", do=do))
-    # Each of its 8-bit products says that it casts to float16, whatever the weights' type: two lines a layer and step.
+    # Each of its 8-bit products logs that it casts to float16, for any dtype of the weights: two lines per layer and step.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     patch_cpu_unpacking()
     patch_cpu_packing()
@@ -68,7 +68,7 @@ def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
 
 
 def _compute_dtype(chosen: Dtype) -> str:
-    """The type of matrix products: `auto` is bfloat16 where the accelerator has it, else float32."""
+    """The dtype of matrix products: `auto` is bfloat16 if the accelerator supports it, else float32."""
     if chosen is not Dtype.auto:
         return str(chosen.value)
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -76,10 +76,10 @@ def _compute_dtype(chosen: Dtype) -> str:
 
 @contextmanager
 def plain_linears(model_type: str) -> Iterator[None]:
-    """While it lasts, a family that has a class of its own for linear layers is built with torch's.
+    """A context in which a family with its own class for linear layers is built with torch's.
 
-    transformers 5.23 quantizes modules whose class is exactly nn.Linear; Falcon's, which only adds the bias apart, stay as they are, and
-    so would the whole model, with a warning about eetq.
+    transformers 5.23 quantizes modules whose class is exactly nn.Linear. Falcon's class, which only adds the bias separately, would not be
+    quantized, and so would the whole model not, with a warning about eetq.
     """
     place = _OWN_LINEARS.get(model_type)
     if place is None:
@@ -91,7 +91,7 @@ def plain_linears(model_type: str) -> Iterator[None]:
 
 
 def quantized_device_map(asked: Any = None) -> Any:
-    """Where quantized weights go, which the trainer can't move: to each process's own accelerator, unless the user asks for another."""
+    """The device map of quantized weights, which the trainer can't move: each process's own accelerator, unless the user sets one."""
     if asked is not None or not torch.accelerator.is_available():
         return asked
     return {"": int(os.environ.get("LOCAL_RANK", "0"))}
@@ -103,41 +103,41 @@ def is_quantized(model: Any) -> bool:
 
 
 def is_quantized_layer(module: Any) -> bool:
-    """Whether a module is a linear layer whose weight is quantized, with an adapter of peft's around it or without."""
+    """Whether a module is a linear layer whose weight is quantized, with or without peft's adapter."""
     return type(getattr(module, "weight", None)).__name__ in _QUANTIZED
 
 
 def check_quantized(model: Any) -> None:
-    """Nothing, where layers of a model are quantized, and only those that can be.
+    """Check that layers of a model are quantized, and only those that can be.
 
     Raises:
-        ConfigError: none is, or one whose weight the model multiplies by itself.
+        ConfigError: none of them is, or one whose weight the model itself multiplies by.
     """
     if not is_quantized(model):
-        found = f"{type(model).__name__} has no layers that bitsandbytes quantizes"
+        found = f"{type(model).__name__} doesn't have layers that bitsandbytes quantizes"
         raise ConfigError(Problem(f"{_KEY}.bits", found, do=f"Use {_KEY}.bits=null"))
     name = _READ_RAW.get(model.config.model_type)
     if any(name == place.rpartition(".")[2] and is_quantized_layer(module) for place, module in model.named_modules()):
-        found = f"{type(model).__name__} multiplies by the weight of {name} itself, so that it can't be quantized"
+        found = f"{type(model).__name__} multiplies by the weight of {name} itself, so it can't be quantized"
         raise ConfigError(Problem(f"{_KEY}.llm_int8_skip_modules", found, do=f"Set it to [{name},lm_head]"))
 
 
 def with_float32_parts(model: Any) -> Any:
-    """A model whose norms, embeddings and head are in float32 where its layers are quantized, as the QLoRA paper's own code has it.
+    """A quantized model with norms, embeddings and head in float32, as in the QLoRA paper's code.
 
     Args:
-        model: changed in place and frozen, or left as it is where nothing of it is quantized.
+        model: changed in place and frozen; one without quantized layers is unchanged.
     """
-    # Where gradient checkpointing is wanted, it's on already.
+    # Gradient checkpointing is on already, if configured.
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantized(model) else model
 
 
 def dequantized_weight(module: Any) -> torch.Tensor:
-    """A layer's weight in the type it had before it was quantized (8 bit: float32), or the weight itself where it isn't quantized.
+    """A layer's weight in its dtype before quantization (8 bit: float32), or the weight itself if it isn't quantized.
 
     Adapters that are stacked on a quantized layer are added to it.
 
-    peft's function of the same purpose moves an 8-bit layer on the CPU out of its place, which can't be used afterwards (0.21.2).
+    peft's own function for this makes an 8-bit layer on the CPU unusable (0.21.2).
     """
     weight: Any = module.weight
     kind = type(weight).__name__
@@ -157,7 +157,7 @@ def dequantized_weight(module: Any) -> torch.Tensor:
 
 
 def patch_cpu_unpacking() -> None:
-    """Have 4-bit weights unpacked in the runs that they were packed in, for the rest of the process."""
+    """Patch bitsandbytes to unpack 4-bit weights in the runs of their packing, for the rest of the process."""
     require_upstream(__name__, "bitsandbytes")
     from bitsandbytes.backends.cpu import ops
 
@@ -167,7 +167,7 @@ def patch_cpu_unpacking() -> None:
 
 @functools.cache
 def patch_cpu_packing() -> None:
-    """Have matrices packed into 4 bit a part at a time, to the same bits, for the rest of the process."""
+    """Patch bitsandbytes to pack matrices into 4 bit in parts, with the same bits, for the rest of the process."""
     import bitsandbytes  # noqa: F401  # registers what is replaced
 
     whole = torch.library.get_kernel(_PACK, "CPU")
@@ -181,14 +181,14 @@ def patch_cpu_packing() -> None:
 
 
 def keep_differentiable(model: Any) -> None:
-    """Keep 4-bit weights as they are while a model is evaluated on a CPU; it is changed in place."""
+    """Prevent that an evaluation on a CPU repacks 4-bit weights; changes the model in place."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 class _InRuns:
-    """bitsandbytes' compiled library, whose unpacking functions get a matrix with a run a row, or all of it in one row."""
+    """bitsandbytes' compiled library, whose unpacking functions get a matrix with one run per row, or all of it in one row."""
 
     def __init__(self, library: Any) -> None:
         self._library = library

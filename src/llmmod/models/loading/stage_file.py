@@ -20,8 +20,8 @@ from llmmod.upstream import installed
 
 NAME = "stage.json"
 _KINDS = {"adapter": "adapter_config.json", "full": "config.json"}
-_DOES = {"language": "writes and doesn't score", "reward": "scores and doesn't write"}
-_MAKE = {"language": "Give one that stage=sft or its like trained", "reward": "Give one that stage=rm trained"}
+_DOES = {"language": "generates text and doesn't give scores", "reward": "gives scores and doesn't generate text"}
+_MAKE = {"language": "Give one trained by stage=sft or another stage for language models", "reward": "Give one trained by stage=rm"}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What a loaded model consists of: the model under its adapters, its layers, its head, its number of parameters; and the same rebuilt.
+"""The parts of a loaded model: the model under its adapters, its layers, its head, its number of parameters; and rebuilding it.
 
-`rebuild_model` makes a plain or newly quantized model from one that is in memory. transformers builds from a state dict as it does from a
-checkpoint, so buffers that no checkpoint holds (rotary frequencies), tied weights and quantization come out right, and the tensors are
-shared with the original, not copied.
+`rebuild_model` makes a plain or newly quantized model from one in memory. transformers builds from a state dict as from a checkpoint, so
+that buffers that aren't in checkpoints (rotary frequencies), tied weights and quantization are right; tensors are shared with the original,
+not copied.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """A context in which the model's head gets the hidden states of these positions only, [1, positions, channels]; the list holds them.
+    """A context in which the model's head gets only the hidden states of these positions, [1, positions, channels]; the list has them.
 
-    It is a hook, since the families differ in what they do between trunk and head, and behind the head: scales, soft caps, norms.
+    It is a hook, since families have different operations between trunk and head, and after the head: scales, soft caps, norms.
 
     Args:
-        model: a PreTrainedModel or PeftModel, or what a trainer wrapped it in.
+        model: a PreTrainedModel or PeftModel, or a trainer's wrapper.
         row, position: of each in the batch, int64 [positions].
     """
     kept: list[torch.Tensor] = []
@@ -64,24 +64,24 @@ def head_on_positions(model: Any, row: torch.Tensor, position: torch.Tensor) -> 
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list that holds a model's layers, and its dotted name: `model.layers`, or `transformer.h`.
+    """The list of a model's layers, and its dotted name: `model.layers`, or `transformer.h`.
 
     Raises:
-        ConfigError: the model has no such list.
+        ConfigError: the model doesn't have such a list.
     """
     depth = model.config.get_text_config().num_hidden_layers
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
-        raise ConfigError(Problem("finetune", f"{type(model).__name__} has no list of {depth} layers, so none can be chosen"))
+        raise ConfigError(Problem("finetune", f"{type(model).__name__} doesn't have a list of {depth} layers to choose from"))
     return min(found, key=lambda item: item[0].count("."))
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters, each shared one counted once.
+    """Numbers of parameters, with shared ones counted once.
 
     Args:
-        trained: those that take gradients.
+        trained: those that require gradients.
         total: all.
     """
 
@@ -94,17 +94,17 @@ class ParameterCount:
 
 
 def count_parameters(model: Any) -> ParameterCount:
-    """The numbers of a model's parameters; a quantized or divided weight counts the weights it stands for, not what is held of it here."""
+    """The numbers of a model's parameters; a packed or sharded weight counts as its original weights."""
     sizes = []
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)  # of bitsandbytes.nn.Params4bit: two weights a byte
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes.nn.Params4bit: two weights per byte
         here = getattr(parameter, "ds_numel", parameter.numel())  # of ZeRO 3, between two uses
         sizes.append((here if state is None else math.prod(state.shape), parameter.requires_grad))
     return ParameterCount(trained=sum(size for size, trained in sizes if trained), total=sum(size for size, _ in sizes))
 
 
 def set_name(model: Any, name: str) -> None:
-    """Record where a model came from: in its configuration, and where peft takes the name of an adapter's base from."""
+    """Set a model's name: in its configuration, and where peft reads the name of an adapter's base."""
     model.config._name_or_path = name
     model.name_or_path = name
 
@@ -113,9 +113,9 @@ def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, *
     """A plain or newly quantized model of the same class, which shares its tensors with `state`.
 
     Args:
-        model: a PreTrainedModel, which gives class, configuration and generation settings; left as it is.
+        model: a PreTrainedModel with the class, configuration and generation settings; it isn't changed.
         state: parameter name -> tensor; None: the model's own.
-        arguments: more of from_pretrained's, e.g. `quantization_config`, `device_map`.
+        arguments: other arguments of from_pretrained, e.g. `quantization_config`, `device_map`.
 
     Raises:
         ValueError: `state` leaves parameters without a value.
@@ -125,7 +125,7 @@ def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, *
         del config.quantization_config
     own_linears = plain_linears(config.model_type) if arguments.get("quantization_config") else nullcontext()
     shows_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # it would count tensors that are in memory already
+    transformers_logging.disable_progress_bar()  # it would show the loading of tensors that are in memory already
     try:
         with own_linears:
             new, info = type(model).from_pretrained(
@@ -149,14 +149,14 @@ def rebuild_model(model: Any, state: Mapping[str, torch.Tensor] | None = None, *
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether something takes part in a module's call: hooks, or another forward in front of its class's own."""
+    """Whether a module has hooks, or another forward than its class's."""
     return bool(module._forward_hooks or module._forward_pre_hooks or ("forward" in vars(module) and not _is_cast_alone(module)))
 
 
 def _is_cast_alone(module: nn.Module) -> bool:
-    """Whether the forward that accelerate (1.15) put in front does what autocast around us does anyway, or nothing any more.
+    """Whether accelerate (1.15) replaced a forward only for autocast, which is active around us anyway, or is no longer needed.
 
-    `Accelerator.prepare` wraps a model's forward into autocast; `unwrap_model` leaves the innermost one behind, without the wrappers.
+    `Accelerator.prepare` wraps a model's forward in autocast; `unwrap_model` leaves the innermost one, without the wrappers.
     """
     put: Any = vars(module)["forward"]
     if "_hf_hook" in vars(module) or inspect.unwrap(getattr(put, "__func__", put)) is not inspect.unwrap(type(module).forward):

@@ -1,8 +1,8 @@
-"""The tiny models of `smoke=true`: random weights, the real architecture in small sizes, and a tokenizer that comes with the project.
+"""The tiny models of `smoke=true`: random weights, the real architecture in small sizes, and the project's own tokenizer.
 
-What sets an architecture apart stays: which kinds of layers follow each other, several queries to a key, experts, positions, activation.
-Widths keep their relation to `hidden_size`, so that what one size is made of by another still is. `shrink_config` makes a configuration of
-any architecture so small; a test run with it takes a second.
+The features of an architecture stay: the order of kinds of layers, grouped queries, experts, positions, activation. Widths keep their
+relation to `hidden_size`, so that sizes that are computed from others still fit. `shrink_config` does that for any architecture; a test run
+with it takes a second.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.families.native import config_class, initial_model
 
-STAND_IN = "is_stand_in"  # attribute of a tiny model: what is asked of the real one's many layers is asked of its few
+STAND_IN = "is_stand_in"  # attribute of a tiny model, whose few layers stand for the many of the real one
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 TINY_TOKENIZER = Path(__file__).parent / "tiny_tokenizer"
 
 WIDTH = 64  # channels of a layer's input
 _HEADS = 4
-_KINDS = 4  # layers at most; each kind that there is stands for all of its kind
+_KINDS = 4  # maximum number of layers; one of each kind stands for all of its kind
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "emb_dim", "embedding_dim", "model_dim", "dim")
 _DEPTHS = (
@@ -49,7 +49,7 @@ _IN_PROPORTION = re.compile(
     r"|attention_hidden_size|lru_width|word_embed_proj_dim|embedding_size|\w+_embedding_size|hidden_size_global"
     r"|time_step_rank|mamba_dt_rank|(q|kv|o)_lora_rank|router_hidden_size|hidden_size_per_layer_input|ple_embed_dim|out_hidden_size"
 )
-# Lists of the layers that are something.
+# Fields with a list of the numbers of some layers.
 _LAYER_NUMBERS = re.compile(r"attn_layer_indices|full_attn_idxs|hybrid_layer_ids|mlp_only_layers|moe_layers|cross_attention_layers")
 _EXACT: Mapping[str, int] = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "qk_head_dim": 24, "index_head_dim": 16, "rotary_dim": 8,
@@ -76,19 +76,19 @@ def tiny_model(
 
     Args:
         architecture: `model_type`, and fields of its configuration.
-        tokenizer: gives the vocabulary's size and the special tokens.
+        tokenizer: for the vocabulary's size and the special tokens.
         seed: of the weights.
         dtype: of the weights; None: float32.
         prepare: called with the configuration before the model is built, to change it.
 
     Raises:
-        ConfigError: no `model_type`, one that transformers doesn't have, or fields that it refuses.
+        ConfigError: `model_type` is missing or unknown to transformers, or its configuration refuses the fields.
     """
     fields = dict(architecture)
     model_type = fields.pop("model_type", None)
     if model_type is None:
-        do = "Give it the model_type of its config.json and a few small sizes, as the files in conf/model do"
-        raise ConfigError(Problem("model.architecture", "no model_type, so smoke=true can't build a tiny model of it", do=do))
+        do = "Give it the model_type of its config.json and a few small sizes, as in the files in conf/model"
+        raise ConfigError(Problem("model.architecture", "doesn't have a model_type, so smoke=true can't build a tiny model of it", do=do))
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     try:
         config = config_class(model_type)(vocab_size=len(tokenizer), **special, **fields)
@@ -109,14 +109,14 @@ def shrunk_model(
     dtype: torch.dtype | None = None,
     prepare: Callable[[Any], object] | None = None,
 ) -> Any:
-    """A model of random weights of an architecture that only its configuration tells; as `tiny_model` otherwise.
+    """A small model with random weights, of the architecture of a configuration; otherwise like `tiny_model`.
 
     Args:
-        config: a PreTrainedConfig of the real one's sizes.
-        tokenizer, seed, dtype, prepare: as of `tiny_model`.
+        config: a PreTrainedConfig with the real sizes.
+        tokenizer, seed, dtype, prepare: as in `tiny_model`.
 
     Raises:
-        ConfigError: a class that can't be made small so.
+        ConfigError: this class can't be made small in this way.
     """
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     try:
@@ -129,13 +129,13 @@ def shrunk_model(
     except Exception as error:  # whatever a class of anybody's raises
         said = f"{type(error).__name__}: {one_line(error)}"
         do = "Give it sizes that fit together: model.architecture={model_type: …, hidden_size: 64, …}"
-        raise ConfigError(Problem("model.architecture", f"no tiny model of {config.model_type} can be made ({said})", do=do)) from error
+        raise ConfigError(Problem("model.architecture", f"a tiny model of {config.model_type} can't be built ({said})", do=do)) from error
     setattr(model, STAND_IN, True)
     return model
 
 
 def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) -> Any:
-    """A model of an architecture's initial weights, which the seed alone decides; the process's own random state stays as it is."""
+    """A model with an architecture's initial weights, which depend only on the seed; the process's random state doesn't change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = initial_model(config, dtype=dtype or torch.float32).eval()
@@ -144,7 +144,7 @@ def random_model(config: Any, *, seed: int, dtype: torch.dtype | None = None) ->
 
 
 def tiny_tokenizer(extra_tokens: Sequence[str] = ()) -> Any:
-    """The tokenizer that travels with the project, with more special tokens: those of a render."""
+    """The project's own tokenizer, with a render's special tokens added."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER)
     known = tokenizer.get_vocab()
     new = [token for token in dict.fromkeys(extra_tokens) if token not in known]
@@ -158,18 +158,18 @@ def _refused(model_type: str, error: Exception) -> Problem:
 
     if model_type not in CONFIG_MAPPING_NAMES:
         near = did_you_mean(model_type, CONFIG_MAPPING_NAMES)
-        return Problem("model.architecture.model_type", f"transformers has no '{model_type}'", near)
+        return Problem("model.architecture.model_type", f"transformers doesn't have '{model_type}'", near)
     return Problem("model.architecture", f"{model_type} refuses it: {one_line(error)}")
 
 
 def shrink_config(config: Any, *, vocab_size: int, special: Mapping[str, int | None] | None = None, **fields: Any) -> Any:
-    """A configuration of the same class for a model of some ten thousand weights.
+    """A configuration of the same class for a model of about ten thousand weights.
 
     Args:
-        config: a PreTrainedConfig; it stays as it is.
+        config: a PreTrainedConfig; it isn't changed.
         vocab_size: tokens.
-        special: `bos_token_id` and its like; those that are not given and beyond the vocabulary are left out.
-        fields: further fields to set, of those that the configuration has.
+        special: `bos_token_id` and similar fields; others beyond the vocabulary are removed.
+        fields: further fields to set, if the configuration has them.
     """
     given = _shrunk_fields(config.to_dict(), vocab_size=vocab_size, special=special or {}, fields=fields)
     for name in getattr(config, "sub_configs", None) or {}:
@@ -207,7 +207,7 @@ def _shrunk_fields(
 
 
 def _heads(given: Mapping[str, Any], wide: int) -> dict[str, Any]:
-    """Numbers of heads and their channels; all heads together stay as wide in relation to a layer's input."""
+    """Numbers of heads and their channels; the total width of all heads keeps its relation to a layer's input."""
     result: dict[str, Any] = {}
     for numbers, channels in _HEAD_SIZES:
         number = next((given[name] for name in numbers if _is_size(given.get(name))), None)
@@ -229,7 +229,7 @@ def _heads(given: Mapping[str, Any], wide: int) -> dict[str, Any]:
 
 
 def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
-    """As many layers as there are kinds of them, two at least; lists with an entry a layer keep those of the layers that stay."""
+    """One layer of each kind, at least two; lists with an entry per layer keep the entries of these layers."""
     depth = next((given[name] for name in _DEPTHS if _is_size(given.get(name))), None)
     if depth is None:
         return {}
@@ -242,7 +242,7 @@ def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
         first.setdefault(repr((kind, per_layer.get(number))), number)
     chosen = sorted(first.values())[:_KINDS]
     chosen = sorted(chosen + [number for number in range(depth) if number not in chosen][: max(0, 2 - len(chosen))])
-    if isinstance(given.get("block_types"), list):  # RecurrentGemma's, which go round
+    if isinstance(given.get("block_types"), list):  # RecurrentGemma's, which repeat
         chosen = list(range(len(given["block_types"])))
     result: dict[str, Any] = {name: [value[number] for number in chosen] for name, value in lists.items()}
     result |= {name: [new for new, number in enumerate(chosen) if number in value] for name, value in numbers.items()}
@@ -257,7 +257,7 @@ def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shrunk_layer(given: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer has of its own, small."""
+    """Small values for the fields of single layers."""
     small = _heads({**given, **fields}, next((given[name] for name in _HIDDEN if _is_size(given.get(name))), WIDTH))
     return {name: small.get(name, value) for name, value in fields.items()}
 

@@ -1,7 +1,7 @@
 """Tokenizers from checkpoints: a hub id, a local directory, a folder of an installed package, or a GGUF file.
 
-A checkpoint of 2023 has a vocabulary file and code of its own. Its tokenizer is built from the file and the original's rules, with the same
-ids and without running that code: a fast one where it is exact, else SentencePiece itself. What transformers reads right stays with it.
+A checkpoint of 2023 has a vocabulary file and its own code. Its tokenizer is built from the file and the original's rules, with the same
+ids and without running that code: a fast one if it is exact, else SentencePiece itself. transformers reads the tokenizers that it supports.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 TOKENIZER_KEY = "tokenizer.pretrained_model_name_or_path"
 _OWN = ("bos_token", "eos_token", "unk_token", "pad_token")
-# Of tokenizer_config.json; the rest are the original class's own, or name code.
+# Fields of tokenizer_config.json that are used; the others belong to the original class, or name code.
 _KEPT = (*_OWN, "add_bos_token", "add_eos_token", "model_max_length", "padding_side", "truncation_side", "chat_template")
 _CODE = ("trust_remote_code", "code_revision")
 
@@ -40,23 +40,23 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
 
     Args:
         pretrained_model_name_or_path: a hub id, a directory, a GGUF file, or `pkg://package/folder` for an installed package.
-        arguments: those of `AutoTokenizer.from_pretrained`; `gguf_file` names a file in that directory.
+        arguments: as in `AutoTokenizer.from_pretrained`; `gguf_file` names a file in that directory.
 
     Returns:
         A transformers.PreTrainedTokenizerBase.
 
     Raises:
-        ConfigError: there is no such checkpoint, or it has no tokenizer that can be read.
+        ConfigError: the checkpoint doesn't exist, or its tokenizer is missing or can't be read.
     """
     checkpoint = find_checkpoint(pretrained_model_name_or_path, gguf_file=arguments.pop("gguf_file", None))
     if not checkpoint.local:
         where = {name: arguments[name] for name in WHERE if name in arguments}
         check_reachable(checkpoint.path, filename=checkpoint.gguf_file or "tokenizer_config.json", **where)
     elif checkpoint.gguf_file is None and not has_tokenizer(Path(checkpoint.path)):
-        # transformers would make up an empty one for some classes (qwen2): every text encodes to nothing.
+        # transformers would create an empty one for some classes (qwen2), which encodes every text to an empty list.
         check_model_directory(checkpoint, weights=False)
-        do = f"To take another model's: {TOKENIZER_KEY}=/path/to/directory"
-        raise ConfigError(Problem(PATH_KEY, f"'{checkpoint.path}' holds no tokenizer", do=do))
+        do = f"To use another model's: {TOKENIZER_KEY}=/path/to/directory"
+        raise ConfigError(Problem(PATH_KEY, f"'{checkpoint.path}' doesn't have a tokenizer", do=do))
     with explain_loading_errors(checkpoint, arguments):
         if checkpoint.gguf_file is not None:
             return tokenizer_from_gguf(checkpoint.path, checkpoint.gguf_file, **arguments)
@@ -71,27 +71,27 @@ def load_tokenizer(pretrained_model_name_or_path: str, **arguments: Any) -> Any:
 
 
 def set_pad_token(tokenizer: Any) -> None:
-    """Give a tokenizer without a padding token one that it has already, so that no embedding is added: unk, else eos.
+    """Set the padding token of a tokenizer without one to an existing token, so that embeddings aren't added: unk, else eos.
 
-    The collator knows the lengths of texts and does not go by this id, so an eos that is text stays trained.
+    The collator uses the lengths of texts instead of this id, so a real eos is still trained.
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
 
 def load_original(path: str, **arguments: Any) -> Any:
-    """The tokenizer of a checkpoint of 2023, with the ids that the code it came with gives.
+    """The tokenizer of a checkpoint of 2023, with the same ids as its own code.
 
     Args:
         path: a directory or hub id.
-        arguments: those of from_pretrained; fields of the tokenizer take the place of the checkpoint's. Code is never run.
+        arguments: as in from_pretrained; fields of the tokenizer replace the checkpoint's. Code is never run.
 
     Returns:
-        A PreTrainedTokenizerFast, which stock transformers saves and reloads; a SentencePieceTokenizer where no fast one is exact;
-        None where the checkpoint is none of 2023's, or has a tokenizer.json that transformers reads right.
+        A PreTrainedTokenizerFast, which stock transformers saves and reloads; a SentencePieceTokenizer if a fast one isn't exact; None if
+        the checkpoint isn't one of 2023, or has a tokenizer.json that transformers reads correctly.
 
     Raises:
-        ValueError: a vocabulary that can't be read, or added tokens that don't follow it.
+        ValueError: the vocabulary can't be read, or added tokens don't follow it.
     """
     files = _Files(path, {name: arguments.pop(name) for name in WHERE if name in arguments and name not in _CODE})
     tokenizer_config = files.read("tokenizer_config.json")
@@ -118,14 +118,14 @@ def tokenizer_of(original: Original, file: Path, fields: Mapping[str, Any]) -> A
     """The tokenizer of a vocabulary.
 
     Args:
-        original: whose rules it has.
+        original: its rules.
         file: `original.file` of a checkpoint.
-        fields: of the transformers class, special tokens and `add_bos_token` among them.
+        fields: of the transformers class, with special tokens and `add_bos_token`.
 
     Raises:
         ValueError: the file can't be read.
     """
-    if original.prefix or original is QWEN:  # given, these would make transformers write a post-processor of its own
+    if original.prefix or original is QWEN:  # with these, transformers would add its own post-processor
         fields = {name: value for name, value in fields.items() if name not in ("add_bos_token", "add_eos_token")}
     if original is QWEN:
         extra = [token for token in originals.QWEN_SPECIAL if token not in {fields.get(name) for name in _OWN}]
@@ -133,7 +133,7 @@ def tokenizer_of(original: Original, file: Path, fields: Mapping[str, Any]) -> A
     model = read_model(file)
     if model.type == BPE and model.byte_fallback:
         rust = rust_tokenizer(model)
-        SetMinLogLevel(2)  # errors; it would warn of InternLM's piece for NUL, on standard error
+        SetMinLogLevel(2)  # errors only; otherwise it warns on stderr of InternLM's piece for NUL
         if is_exact(rust, SentencePieceProcessor(model_file=str(file)), model):
             return _fast(original, rust, dict(fields))
     log.warning("%s: the fast tokenizer can't follow its rules exactly, so SentencePiece itself is used, which is slower.", file)
@@ -176,22 +176,22 @@ class _Files:
         self.path, self.where = path, dict(where)
 
     def find(self, name: str) -> Path | None:
-        """Where a file is, None where there is none or it can't be had: what comes next says why."""
+        """The path of a file; None if it is missing or can't be downloaded, which later code reports."""
         asked = ("missing_entries", "connection_errors", "gated_repo")
         found = cached_file(self.path, name, **self.where, **{f"_raise_exceptions_for_{what}": False for what in asked})
         return Path(found) if found else None
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file's object, empty where there is none."""
+        """A JSON file's object; empty without the file."""
         file = self.find(name)
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file else {}
 
 
 def _as_written(files: _Files, arguments: Mapping[str, Any]) -> Any:
-    """A tokenizer.json of transformers 4 taken at its word; None for one of transformers 5, which is read right.
+    """The tokenizer of a tokenizer.json of transformers 4, exactly as in the file; None for one of transformers 5.
 
-    LlamaTokenizer of transformers 5.23 makes up a pre-tokenizer in place of the normalizer that stands in such a file: LLaMA-2's texts
-    that begin with white space or have runs of it get other ids.
+    LlamaTokenizer of transformers 5.23 replaces the normalizer of such a file by a pre-tokenizer: LLaMA-2's texts that begin with white
+    space or have runs of it get other ids.
     """
     made = files.read("tokenizer.json")
     if made.get("pre_tokenizer") is not None or made.get("normalizer") is None:
@@ -200,7 +200,7 @@ def _as_written(files: _Files, arguments: Mapping[str, Any]) -> Any:
 
 
 def _added(tokenizer_config: Mapping[str, Any], added_tokens: Mapping[str, int]) -> dict[int, AddedToken]:
-    """Tokens that a fine-tuned checkpoint has besides its vocabulary, by id."""
+    """The tokens that a fine-tuned checkpoint added to its vocabulary, by id."""
     found = {index: AddedToken(token, normalized=False) for token, index in added_tokens.items()}
     for index, fields in (tokenizer_config.get("added_tokens_decoder") or {}).items():
         found[int(index)] = AddedToken(**{name: value for name, value in fields.items() if not name.startswith("_")})
@@ -218,5 +218,5 @@ def _add(tokenizer: Any, added: Mapping[int, AddedToken]) -> None:
 
 
 def _text(value: Any) -> Any:
-    """A special token, which tokenizer_config.json writes as a string or as the fields of an AddedToken, as a string."""
+    """A special token of tokenizer_config.json, a string or the fields of an AddedToken, as a string."""
     return value["content"] if isinstance(value, Mapping) and "content" in value else value

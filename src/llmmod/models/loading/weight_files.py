@@ -1,13 +1,13 @@
-"""How weight files are read: GGUF files as plain models and tokenizers, and any file without keeping it in memory beside the model.
+"""Reading weight files: GGUF files as plain models and tokenizers, and any file without a second copy in memory.
 
-GGUF is llama.cpp's format. transformers reads it, with three shortcomings that are made good here: it parses the file's hundred thousand
-strings anew for each part of the work, it leaves the model marked as quantized, so that nothing can save it, and it doesn't know how every
-tokenizer splits text before merging. Left out on purpose: weights that stay packed in GGUF blocks. They can't be trained.
+GGUF is llama.cpp's format. transformers reads it with three defects that are fixed here. It parses the file's hundred thousand strings
+again for each part of the work. It leaves the model marked as quantized, so that it can't be saved. And it doesn't know how some tokenizers
+split text before merging. Left out on purpose: weights that stay packed in GGUF blocks, since they can't be trained.
 
-Weight files are mapped, and a mapped page counts as the process's own from when it is read. Where weights are converted on the way, to
-another type or to 4 bit, both would be there at the end: 1.5 times the model from float16 to float32, 4 times in 4 bit. `mmap_release`
-gives back to the system what has been read as loading goes on; a page that is needed again is read again. Linux alone; elsewhere nothing is
-done. May go when transformers does it (5.23 doesn't).
+Weight files are memory-mapped, and a mapped page counts as the process's memory once it is read. If weights are converted on loading, to
+another dtype or to 4 bit, both copies would be in memory at the end: 1.5 times the model from float16 to float32, 4 times in 4 bit.
+`mmap_release` returns pages to the system during loading; a page that is needed again is read again. Only on Linux. It can be removed once
+transformers does this (5.23 doesn't).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 
-# llama.cpp's names (src/llama-vocab.cpp) of the tokenizers that take each digit by itself and then split as GPT-2 does.
+# llama.cpp's names (src/llama-vocab.cpp) of the tokenizers that split off each digit and then split like GPT-2.
 _DIGITS_THEN_GPT2 = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-# And of those that split as GPT-2 alone, which is what transformers does with every name it doesn't know.
+# And of those that only split like GPT-2, as transformers does for every unknown name.
 _GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais", "mpt", "trillion", "gigachat", "mellum"})
 _READER = gguf.GGUFReader
-_ROWS_AT_ONCE = 32  # joined to one: gguf then unpacks 512 rows at a time, a megabyte of a model of 576 channels
-_RELEASE_AFTER = 4 * 2**20  # bytes of weights that may be read before pages are given back
+_ROWS_AT_ONCE = 32  # rows joined into one: gguf then unpacks 512 rows at a time, a megabyte for 576 channels
+_RELEASE_AFTER = 4 * 2**20  # bytes of weights that are read before pages are released
 _LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
@@ -59,11 +59,11 @@ def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = Non
         path: a directory or hub id.
         gguf_file: the file's name in it.
         quantization_config: a BitsAndBytesConfig to quantize the unpacked weights with.
-        device_map: where those go in the end.
-        arguments: the rest of from_pretrained's.
+        device_map: for the final weights.
+        arguments: other arguments of from_pretrained.
 
     Returns:
-        The model, or model and loading info where `output_loading_info` asks for both.
+        The model, or with `output_loading_info` model and loading info.
     """
     unpacked = GgufConfig(gguf_file=gguf_file, dequantize=True)
     with quick_gguf_reader():
@@ -75,9 +75,9 @@ def model_from_gguf(path: str, gguf_file: str, *, quantization_config: Any = Non
 
 
 def tokenizer_from_gguf(path: str, gguf_file: str, **arguments: Any) -> PreTrainedTokenizerFast:
-    """The file's tokenizer, splitting text the way llama.cpp's `tokenizer.ggml.pre` asks for.
+    """The file's tokenizer, with the splitting that llama.cpp's `tokenizer.ggml.pre` names.
 
-    AutoTokenizer gives the same object, but reads the model's configuration first: 4 s of CPU instead of 0.5 s for 49,000 tokens.
+    AutoTokenizer returns the same object, but reads the model's configuration first: 4 s of CPU instead of 0.5 s for 49,000 tokens.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, gguf_file=gguf_file, **arguments)
     metadata, _ = read_gguf_metadata(cached_file(path, gguf_file, **arguments))
@@ -87,7 +87,7 @@ def tokenizer_from_gguf(path: str, gguf_file: str, **arguments: Any) -> PreTrain
 
 
 def _set_pre_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Set the pre-tokenizer that a byte-level vocabulary was learnt with, where transformers doesn't know its name.
+    """Set the pre-tokenizer of a byte-level vocabulary's training, if transformers doesn't know its name.
 
     With GPT-2's splitting alone, "1." after an empty line becomes two tokens for two newlines, where SmolLM2's own tokenizer has one.
     """
@@ -96,25 +96,25 @@ def _set_pre_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     elif name not in GGUF_PRE_TOKENIZER_SPLITS and name not in _GPT2:
-        log.warning("tokenizer.ggml.pre=%s isn't known here: text is split as GPT-2 does, which may not be as the original does.", name)
+        log.warning("tokenizer.ggml.pre=%s is unknown: text is split like in GPT-2, which may differ from the original.", name)
 
 
 @contextmanager
 def quick_gguf_reader() -> Iterator[None]:
-    """While it lasts, transformers reads a GGUF file once and quickly: 3 s of CPU instead of 15 s for SmolLM2-135M.
+    """A context in which transformers reads a GGUF file once and quickly: 3 s of CPU instead of 15 s for SmolLM2-135M.
 
-    transformers 5.23 parses every string of the file through numpy views of a memory map, for the configuration and again for the
-    weights, and builds the table of tensor names once for each module of the model. It has a quick reader of its own, which takes over
-    architecture by architecture; this may go when llama is among them (`GGUF_CONFIG_ARCHS`).
+    transformers 5.23 parses every string of the file through numpy views of a memory map, for the configuration and again for the weights,
+    and builds the table of tensor names once for each module of the model. Its own quick reader supports some architectures; this can be
+    removed once llama is among them (`GGUF_CONFIG_ARCHS`).
     """
-    if gguf.GGUFReader is not _READER:  # patched already, further out
+    if gguf.GGUFReader is not _READER:  # patched already, by an outer context
         yield
         return
     unpack = gguf.dequantize
 
     def dequantize(data: Any, kind: Any) -> Any:
-        # gguf unpacks 16 rows at a time: 10 KB of SmolLM2-135M's, of which a call of numpy takes longer than the work. Blocks stand one
-        # after another and don't know of rows, so that longer rows give the same numbers.
+        # gguf unpacks 16 rows at a time: 10 KB for SmolLM2-135M, for which a call of numpy takes longer than the work. Blocks are
+        # consecutive and independent of rows, so longer rows give the same numbers.
         rows = np.asarray(data)
         joined = math.gcd(len(rows), _ROWS_AT_ONCE) if rows.ndim == 2 else 1
         unpacked = unpack(rows.reshape(-1, joined * rows.shape[-1]), kind).reshape(len(rows), -1) if joined > 1 else unpack(rows, kind)
@@ -127,12 +127,12 @@ def quick_gguf_reader() -> Iterator[None]:
 
 
 class _QuickReader(_READER):  # type: ignore[misc,valid-type]
-    """gguf's reader, with the same result, but arrays are walked without a memory map's overhead and without a call an element."""
+    """gguf's reader with the same result, but without a memory map's overhead and without a call per element of an array."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
         array, data, start = gguf.GGUFValueType.ARRAY, np.asarray(self.data), orig_offs + 12
         kind, count = struct.unpack("<IQ", data[orig_offs:start].tobytes()) if raw_type == array else (array, 0)
-        if kind == array:  # no array, or one of arrays
+        if kind == array:  # not an array, or an array of arrays
             size, parts, places, types = super()._get_field_parts(orig_offs, raw_type)
             return size, parts, places, types
         head = [data[orig_offs : orig_offs + 4].view(np.uint32), data[orig_offs + 4 : start].view(np.uint64)]
@@ -147,9 +147,9 @@ class _QuickReader(_READER):  # type: ignore[misc,valid-type]
 
 
 def _model_reader(path: str) -> _QuickReader:
-    """A reader of all that a model needs: of the tokenizer's arrays only how many tokens there are, which is the model's vocabulary.
+    """A reader for a model: of the tokenizer's arrays it reads only the number of tokens, which is the model's vocabulary.
 
-    transformers turns each of their elements into a Python object, for the configuration and again for the weights.
+    transformers converts each of their elements to a Python object, for the configuration and again for the weights.
     """
     reader = _QuickReader(path)
     for name, field in list(reader.fields.items()):
@@ -160,7 +160,7 @@ def _model_reader(path: str) -> _QuickReader:
 
 
 def _strings(data: Any, start: int, count: int) -> tuple[list[Any], int]:
-    """Length and bytes of each string of an array, as views, and how many bytes all take."""
+    """Length and bytes of each string of an array, as views, and the total number of bytes."""
     parts, offset = [], start
     for _ in range(count):
         (length,) = struct.unpack_from("<Q", data, offset)
@@ -170,14 +170,14 @@ def _strings(data: Any, start: int, count: int) -> tuple[list[Any], int]:
 
 
 class _MappedPages:
-    """Pages of files that were mapped whole since this was made: weight files, and no libraries, of which parts are mapped."""
+    """Pages of files that were mapped whole since its creation: weight files, not libraries, of which only parts are mapped."""
 
     def __init__(self) -> None:
         self._before = _mapped_files()
         self._read, self._lock = 0, threading.Lock()
 
     def count(self, size: int) -> None:
-        """Give pages back once enough bytes were read."""
+        """Count read bytes, and release pages once there are enough."""
         with self._lock:
             self._read += size
             if self._read < _RELEASE_AFTER:
@@ -186,19 +186,19 @@ class _MappedPages:
         self.give_back()
 
     def give_back(self) -> None:
-        """Drop every page, since none of them was written to and the file has what they held; and what the allocator holds back."""
+        """Release every page, since none was written to and the file has the same bytes; and the allocator's free memory."""
         for start, length in _mapped_files() - self._before:
             _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-        if hasattr(_LIBC, "malloc_trim"):  # glibc: packed weights between converted ones keep it from doing so by itself
+        if hasattr(_LIBC, "malloc_trim"):  # glibc doesn't do so by itself, because of packed weights between converted ones
             _LIBC.malloc_trim(0)
 
 
-_open_blocks: list[_MappedPages] = []  # of the blocks of `mmap_release` that are open
+_open_blocks: list[_MappedPages] = []  # of the active contexts of `mmap_release`
 
 
 @contextmanager
 def mmap_release() -> Iterator[None]:
-    """While it lasts, transformers' loading gives back pages of weight files that it has read; files mapped before are left alone."""
+    """A context in which transformers' loading releases pages of weight files after reading them; files mapped before are ignored."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -218,7 +218,7 @@ def mmap_release() -> Iterator[None]:
 
 
 def count_mapped_read(size: int) -> None:
-    """Tell the innermost `mmap_release` of bytes that were read from a mapped file in another way; outside of one nothing is done."""
+    """Count bytes that were read from a mapped file in another way, in the innermost `mmap_release`, if one is active."""
     if _open_blocks:
         _open_blocks[-1].count(size)
 
@@ -230,7 +230,7 @@ def _mapped_files() -> set[tuple[int, int]]:
 
 
 def _whole_file(line: str) -> tuple[int, int] | None:
-    """What a line of /proc/self/maps says of a file that is mapped from its beginning to its end; None for anything else."""
+    """Address and length in a line of /proc/self/maps about a file that is mapped whole; None for other lines."""
     addresses, rights, offset, _, inode, *path = line.split(maxsplit=5)
     if inode == "0" or int(offset, 16) or "x" in rights or not path:
         return None

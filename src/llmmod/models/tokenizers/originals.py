@@ -1,8 +1,8 @@
-"""What the tokenizer code did that came with 2023's checkpoints, as data, and how a checkpoint of each is recognised.
+"""The rules of the tokenizer code in 2023's checkpoints, as data, and how to recognise such a checkpoint.
 
-Two need code: Qwen's vocabulary is a file of tiktoken's, and a SentencePiece model whose rules the Rust library hasn't got is run by
-SentencePiece itself, some twenty times slower. Stock transformers doesn't know that class: from a directory that it saved, it takes the
-nearest that it has, which splits texts alike but leaves out what begins them, or worse.
+Two need code: Qwen's vocabulary is a file of tiktoken, and a SentencePiece model whose rules the Rust library doesn't support is run with
+SentencePiece itself, about twenty times slower. Stock transformers doesn't have that class: for a directory saved by it, it uses the
+nearest class, which splits texts in the same way but leaves out their first tokens, or differs more.
 
 Sources: tokenization_chatglm.py (THUDM/chatglm2-6b), tokenization_baichuan.py (baichuan-inc), tokenization_internlm.py (internlm),
 tokenization_qwen.py (Qwen), tokenization_llama.py (transformers 4.33), all as they worked under transformers 4.33.
@@ -28,7 +28,7 @@ require_upstream(__name__)
 
 log = logging.getLogger(__name__)
 
-MARK = "original_tokenizer"  # in tokenizer_config.json of a directory that llmmod saved and stock transformers can't read exactly
+MARK = "original_tokenizer"  # in tokenizer_config.json of a directory saved by llmmod that stock transformers can't read exactly
 # PAT_STR and SPECIAL_TOKENS of tokenization_qwen.py.
 _QWEN_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 _QWEN_EXTRA = [f"<|extra_{number}|>" for number in range(205)]
@@ -42,11 +42,11 @@ class Original:
     Args:
         name: for messages, and under `MARK`.
         classes: names of its class in tokenizer_config.json.
-        model_types: in config.json, where there is no tokenizer_config.json.
+        model_types: in config.json, for checkpoints without tokenizer_config.json.
         file: its vocabulary.
         own: its special tokens, unless tokenizer_config.json has others.
-        adds_bos: whether a text begins with bos, unless tokenizer_config.json says otherwise.
-        strips_spaces: whether special tokens in a text swallow the white space beside them.
+        adds_bos: whether a text begins with bos, unless tokenizer_config.json has another value.
+        strips_spaces: whether special tokens in a text remove adjacent white space.
         appended: special tokens that follow the vocabulary's pieces.
         prefix: those of them that a text begins with. A pair of texts then ends with eos.
         arguments: fields of the transformers class.
@@ -71,7 +71,7 @@ CHATGLM2 = Original(
     own={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
     appended=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     prefix=("[gMASK]", "sop"),
-    # It never reads a special token in a text; were "eop" one, "people" would be broken up.
+    # It doesn't match special tokens in a text; otherwise "eop" would split "people".
     arguments={"padding_side": "left", "split_special_tokens": True},
 )
 BAICHUAN = Original("Baichuan", classes=("BaichuanTokenizer", "BaiChuanTokenizer"), model_types=("baichuan",))
@@ -89,11 +89,11 @@ ORIGINALS = (CHATGLM2, BAICHUAN, INTERNLM, QWEN, LLAMA)
 
 
 def original_of(tokenizer_config: Mapping[str, Any], config: Mapping[str, Any]) -> Original | None:
-    """The tokenizer that a checkpoint was made with, None where it is none of 2023's.
+    """The rules of a checkpoint's tokenizer of 2023, or None.
 
     Args:
-        tokenizer_config: its tokenizer_config.json, empty where there is none.
-        config: its config.json, likewise.
+        tokenizer_config: its tokenizer_config.json, or empty.
+        config: its config.json, or empty.
     """
     marked = tokenizer_config.get(MARK)
     named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
@@ -108,7 +108,7 @@ def tiktoken_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer of qwen.tiktoken; its special tokens follow the vocabulary in the order of `QWEN_SPECIAL`.
 
     Raises:
-        ValueError: the file is none of tiktoken's.
+        ValueError: it isn't a file of tiktoken.
     """
     tokenizer = TikTokenConverter(vocab_file=str(file), pattern=_QWEN_PATTERN, extra_special_tokens=QWEN_SPECIAL).converted()
     tokenizer.normalizer = normalizers.NFC()  # as _tokenize of tokenization_qwen.py does before anything else
@@ -129,7 +129,7 @@ class SentencePieceTokenizer(SentencePieceBackend):  # type: ignore[misc]
         super().__init__(**arguments, legacy=True)
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
-        """A text's ids between prefix and suffix. Of a pair, LLaMA wraps both; ChatGLM2 has its prefix before the first, eos at the end."""
+        """A text's ids between prefix and suffix. For a pair, LLaMA wraps both; ChatGLM2 puts its prefix first and eos last."""
         prefix, suffix = (list(self.convert_tokens_to_ids(tokens)) for tokens in (self.prefix, self.suffix))
         first = [*prefix, *token_ids_0, *suffix]
         if token_ids_1 is None:
@@ -139,17 +139,18 @@ class SentencePieceTokenizer(SentencePieceBackend):  # type: ignore[misc]
         return [*first, *prefix, *token_ids_1, *suffix]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of some tokens; special ones stand in it as they are spelt."""
+        """The text of some tokens, with special tokens as written."""
         added = self._added_tokens_encoder
         runs = itertools.groupby(tokens, key=lambda token: token in added)
         return "".join("".join(run) if spelt else self.sp_model.decode_pieces(list(run)) for spelt, run in runs)
 
     def save_pretrained(self, save_directory: Any, **arguments: Any) -> tuple[str, ...]:
-        """What PreTrainedTokenizer saves, under the name of the class of transformers that comes nearest."""
+        """Save the files of PreTrainedTokenizer, with the name of the nearest class of transformers."""
         saved: tuple[str, ...] = super().save_pretrained(save_directory, **arguments)
         config = Path(save_directory) / "tokenizer_config.json"
         fields = json.loads(config.read_text(encoding="utf-8"))
         fields["tokenizer_class"] = SentencePieceBackend.__name__
         config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        log.warning("%s: llmmod reads this tokenizer as it was (%s); stock transformers has no class for it.", save_directory, fields[MARK])
+        text = "%s: llmmod reads this tokenizer exactly (%s); stock transformers doesn't have a class for it."
+        log.warning(text, save_directory, fields[MARK])
         return saved

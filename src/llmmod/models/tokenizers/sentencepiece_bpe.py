@@ -1,12 +1,12 @@
-"""A SentencePiece BPE model as a Rust tokenizer, where that is exact.
+"""A SentencePiece BPE model as a Rust tokenizer, if that is exact.
 
-The two work alike where the rules are put in the other's terms: SentencePiece merges the neighbours whose union has the best score, the
-Rust library those whose pair comes first in a list; spaces become `▁` in both, a character without a piece its bytes. Some rules can't be
-put so (extra white space removed, user-defined pieces behind a dummy prefix), and what a file asks for is seen in full only by encoding
-with it: `is_exact` compares the ids of texts that tell the rules apart.
+Most rules have an equivalent: SentencePiece merges the neighbours whose union has the best score, the Rust library the pair that is first
+in a list; both replace spaces by `▁`, and a character without a piece by its bytes. Some rules don't have one (removing extra white space,
+user-defined pieces after a dummy prefix), and only encoding shows all rules of a file: `is_exact` compares the ids of texts for which the
+rules differ.
 
-A tokenizer.model is SentencePiece's ModelProto, read here without protobuf: protobuf takes one definition of a message in a process, and
-sentencepiece and transformers each bring their own, so whichever is imported second fails. What is needed is few fields of a simple format
+A tokenizer.model is SentencePiece's ModelProto, read here without protobuf: protobuf allows one definition of a message in a process, and
+sentencepiece and transformers both have one, so the import of the second fails. Only a few fields of a simple format are needed
 (protobuf.dev, "Encoding").
 """
 
@@ -32,8 +32,8 @@ _TEXTS = (
     "👨\u200d👩\u200d👧 😀", "\u200b\ufeff", "\x00a\x00", "\x01\x7f", "\ue000", "▁▁ ▁", "<s> </s> <unk> <0x0A>", "12345+234=0.5",
     "https://example.com/?a=b&c", "I'm sure we'll see; they've…", "a" * 12 + "=" * 20 + "-" * 33,
 )  # fmt: skip
-_SPACES = range(2, 70)  # runs as long as code is indented
-_MIXED, _PIECES = 300, 8  # texts of so many pieces
+_SPACES = range(2, 70)  # runs as in indented code
+_MIXED, _PIECES = 300, 8  # number of texts, and of pieces in each
 
 
 class Piece(NamedTuple):
@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a tokenizer.model says.
+    """The contents of a tokenizer.model.
 
     Args:
         pieces: by id.
@@ -69,16 +69,16 @@ def read_model(file: Path) -> SentencePieceModel:
     """The model in a file.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: it isn't a SentencePiece model.
     """
     try:
         fields = list(_fields(file.read_bytes()))
         pieces = tuple(_piece(value) for number, value in fields if number == 1)
         trainer, normalizer = (dict(_fields(b"".join(value for n, value in fields if n == number))) for number in (2, 3))
     except (IndexError, TypeError, UnicodeDecodeError, struct.error) as error:
-        raise ValueError(f"{file.name} is no SentencePiece model") from error
+        raise ValueError(f"{file.name} is not a SentencePiece model") from error
     if not pieces:
-        raise ValueError(f"{file.name} is no SentencePiece model: it has no pieces")
+        raise ValueError(f"{file.name} is not a SentencePiece model: it doesn't have pieces")
     fallback, prefix = bool(trainer.get(35, 0)), bool(normalizer.get(3, 1))
     return SentencePieceModel(pieces, type=trainer.get(3, 1), byte_fallback=fallback, dummy_prefix=prefix)
 
@@ -104,15 +104,15 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
             length = 8 if kind == _EIGHT_BYTES else 4
         else:
-            raise TypeError(f"no wire type {kind}")
+            raise TypeError(f"{kind} is not a wire type")
         if at + length > len(data):
-            raise IndexError(f"a field of {length} bytes goes beyond the end")
+            raise IndexError(f"a field of {length} bytes ends after the end of the file")
         yield number, data[at : at + length]
         at += length
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next field begins."""
+    """A number with seven bits per byte, the lowest first, and the start of the next field."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -123,9 +123,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def rust_tokenizer(model: SentencePieceModel) -> Tokenizer:
-    """The tokenizer of a BPE model: ids of texts, without special tokens."""
+    """The tokenizer of a BPE model, without special tokens."""
     unknown = next(iter(model.texts(UNKNOWN)), None)
-    # No text has the piece of NUL: SentencePiece takes the byte instead (InternLM's 354).
+    # The piece of NUL is never used: SentencePiece encodes the byte instead (InternLM's 354).
     vocabulary = {_NUL * 2 if piece.text == _NUL else piece.text: index for index, piece in enumerate(model.pieces)}
     bpe = models.BPE(vocab=vocabulary, merges=_merges(model), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
@@ -133,16 +133,16 @@ def rust_tokenizer(model: SentencePieceModel) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if model.dummy_prefix else []
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    # Matched behind the normalizer, as SentencePiece does: they may have spaces in them.
+    # Matched after normalization, as in SentencePiece: they may contain spaces.
     tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in model.texts(USER_DEFINED)])
     return tokenizer
 
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """Pairs of pieces whose union is a piece, the best score first, as SentencePiece's bpe_model.cc chooses.
+    """Pairs of pieces whose union is a piece, the best score first, as in SentencePiece's bpe_model.cc.
 
-    Among equal scores it takes the pair furthest to the left, so that a piece grows there until it can't. The Rust library does the same
-    where pairs with a longer left piece come first: LLaMA-2's runs of up to 16 spaces all have the same score.
+    Among equal scores it merges the leftmost pair, so that a piece there grows as far as possible. The Rust library does the same if pairs
+    with a longer left piece are first: LLaMA-2's runs of up to 16 spaces all have the same score.
     """
     score = {text: score for text, score, type_ in model.pieces if type_ == NORMAL and text != _NUL}
     pairs = [
@@ -160,14 +160,14 @@ def is_exact(tokenizer: Tokenizer, processor: Any, model: SentencePieceModel) ->
     Args:
         tokenizer: the Rust one.
         processor: a sentencepiece.SentencePieceProcessor of the same file.
-        model: what the file says.
+        model: of the file.
     """
     texts = probes(model)
     return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)] == processor.encode(texts)
 
 
 def probes(model: SentencePieceModel) -> list[str]:
-    """Texts of many scripts and all kinds of white space, user-defined pieces in every place, and pieces in an order drawn at random."""
+    """Texts of many scripts and all kinds of white space, user-defined pieces in every place, and pieces in random order."""
     runs = [f"a{' ' * count}{after}" for count in _SPACES for after in ("b", "==", "")]
     spelt = [text for piece in model.texts(USER_DEFINED)[:20] for text in (piece, f"{piece}a", f" {piece} ", f"a {piece}b{piece}{piece}")]
     drawn = random.Random(0).choices([piece.text.replace("▁", " ") for piece in model.pieces if piece.type != BYTE], k=_MIXED * _PIECES)

@@ -1,1 +1,1 @@
-"""The step `predict`: what the model writes, or scores, for the held-out examples."""
+"""The step `predict`: the model's texts or scores for the held-out examples."""

@@ -1,8 +1,8 @@
-"""`training.predict` of stages whose model writes: answers to the held-out prompts, or continuations of the held-out documents.
+"""`training.predict` of stages with a language model: answers to the held-out prompts, or continuations of the held-out documents.
 
-Answers are measured against the data's and compared with the base model's. Continuations are not measured, since a text may go on in
-many ways; the step evaluate reports their perplexity. Each line is written as soon as it is there, and the file is sorted at the end, so
-an interruption loses nothing that was generated.
+Answers are measured against the data's and compared with the base model's. Continuations are not measured, since a text has many possible
+ones; the step evaluate reports their perplexity. Each line is written at once, and the file is sorted at the end, so that an interruption
+doesn't lose generated texts.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PredictAnswers:
         return report
 
     def while_training(self, session: Any) -> Callable[[Any, Path, Callable[[], None]], dict[str, float]]:
-        """A function that has a model in training answer the held-out prompts: (model, file, called after each) -> metrics.
+        """A function in which a model in training answers the held-out prompts: (model, file, called after each) -> metrics.
 
         Raises:
             ConfigError: there are no held-out examples.
@@ -181,7 +181,7 @@ class _AnswerGenerator:
 
 @contextmanager
 def _counted(name: str, total: int, after_each: Callable[[], None] | None) -> Iterator[Callable[[int], None]]:
-    """As `counting`, or within a training what shows that training's progress."""
+    """Like `counting`; during a training, the callback for that training's progress."""
     if after_each is None:
         with counting(name, total) as count:
             yield count
@@ -228,7 +228,7 @@ class PredictDocuments:
         return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
 
     def while_training(self, session: Any) -> Callable[[Any, Path, Callable[[], None]], dict[str, float]]:
-        """As of `PredictAnswers`; continuations have no metrics.
+        """As in `PredictAnswers`; continuations don't have metrics.
 
         Raises:
             ConfigError: there are no held-out documents.
@@ -242,7 +242,7 @@ class PredictDocuments:
         return go_on
 
     def _beginnings(self, session: Any, rows: Iterable[Any]) -> list[list[Ids]]:
-        """Each document in two parts: what the model is given, and what the data goes on with."""
+        """Each document in two parts: the model's input, and the data's continuation."""
         tokenizer = session.tokenizer(self.name)
         read = (row["input_ids"] for row in rows)
         documents = islice(whole_documents(read, eos=tokenizer.eos_token_id, bos=own_beginning(tokenizer)), self.conf.max_samples)
@@ -253,7 +253,7 @@ class PredictDocuments:
     ) -> int:
         """Write the continuations, and return their number."""
         tokenizer, config = session.tokenizer(self.name), generation_settings(session, self.name, model)
-        config.eos_token_id = tokenizer.eos_token_id  # it ends documents, whatever ends an answer
+        config.eos_token_id = tokenizer.eos_token_id  # it ends documents; answers may have other end tokens
         first = own_beginning(tokenizer)
         prompts = [[*([] if first is None else [first]), *beginning.tolist()] for beginning, _ in parts]
         with OrderedLines(path) as lines, _counted(self.name, len(parts), after_each) as count:
@@ -271,7 +271,7 @@ def whole_documents(rows: Iterable[Sequence[int]], *, eos: int, bos: int | None 
     Args:
         rows: ids; blocks that run from one document into the next, or the pieces of a document, in order.
         eos: ends a document.
-        bos: begins a document; None: nothing does.
+        bos: begins a document, or None.
     """
     kept: list[Ids] = []
     for row in rows:

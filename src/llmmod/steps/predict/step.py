@@ -1,7 +1,7 @@
-"""The step `predict`, and what its kinds share: held-out examples, generation settings, a file of ordered lines.
+"""The step `predict`, and the common parts of its kinds: held-out examples, generation settings, a file of ordered lines.
 
-`training.predict` names the class that does the work, since the stage decides what there is to predict: answers to prompts,
-continuations of documents, scores of pairs.
+`training.predict` names the class for the work, since it depends on the stage: answers to prompts, continuations of documents, scores of
+pairs.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Predict:
 
 
 def batch_size_of(conf: PredictConf) -> int | None:
-    """How many prompts are answered at once; None: as many as memory allows."""
+    """The number of prompts that are answered at once; None: as many as memory allows."""
     return None if conf.batch_size == "auto" else int(conf.batch_size)
 
 
 def check_measured(wanted: str | None, metrics: Mapping[str, Any]) -> None:
-    """Refuse a metric of answers, `predict_…`, that none of these measures.
+    """Refuse a metric of answers, `predict_…`, that these metrics don't measure.
 
     Args:
         wanted: `training.metric_for_best_model`.
         metrics: `steps.predict.metrics`.
 
     Raises:
-        ConfigError: with the names that there are.
+        ConfigError: with the known names.
     """
     name = "" if wanted is None else wanted.removeprefix("eval_")
     if not name.startswith("predict_"):
@@ -71,7 +71,7 @@ def check_measured(wanted: str | None, metrics: Mapping[str, Any]) -> None:
             tried.update(predict="a", label="a")
             measured += [f"predict_{found}" for found in tried.compute()]
     if name not in measured:
-        found = f"{wanted}, and no metric of the answers has that name"
+        found = f"{wanted}, but the metrics of answers don't measure it"
         raise ConfigError(Problem("training.metric_for_best_model", found, did_you_mean(name, measured), f"Known: {', '.join(measured)}"))
 
 
@@ -84,7 +84,7 @@ def held_out_examples(session: Any, step: str, *, of: str = "eval") -> Any:
     found = getattr(session.splits(step), of)
     if found is None or (hasattr(found, "__len__") and not len(found)):  # streamed ones have no length
         do = "Set dataset.val_size (0.1: a tenth of them), dataset.val_split or dataset.val_files"
-        raise ConfigError(Problem("dataset.val_size", "examples are not held out, so nothing can be measured", do=do))
+        raise ConfigError(Problem("dataset.val_size", "examples are not held out, so the model can't be measured", do=do))
     return found
 
 

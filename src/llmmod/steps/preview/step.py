@@ -114,8 +114,8 @@ def verdict(findings: Sequence[Finding], *, rows: int, mask_prompt: bool = True,
         kind: the kind of examples that rows become.
     """
     if wrong := sum(finding.fatal for finding in findings):
-        headline = f"Not certified: {counted(wrong, 'thing')} would be trained wrong"
-        return Verdict(True, headline, "A run stops here, unless render.verify=false lets it train all the same.", findings)
+        headline = f"Not certified: {counted(wrong, 'check')} failed, so training would use wrong tokens"
+        return Verdict(True, headline, "A run stops here, unless render.verify=false is set.", findings)
     of_data = f" and the first {counted(rows, 'row')} of the data" if rows else ""
     if kind == "document":
         explanation = (
