@@ -143,7 +143,7 @@ class OnlineTrainer(StageTrainer):
 
     def __init__(self, *, args: Any, train_dataset: Any, **kwargs: Any) -> None:
         if not hasattr(train_dataset, "__len__"):
-            raise ConfigError(Problem("dataset.streaming", f"true, and {self.stage} reads its prompts again", do="Set it to false"))
+            raise ConfigError(Problem("dataset.streaming", f"true, but {self.stage} reads its prompts again", do="Set it to false"))
         super().__init__(args=args, train_dataset=train_dataset, **kwargs)
         self.reader = Reader(self.processing_class)
         self.initial: dict[str, torch.Tensor] | None = None  # the weights before training; see `trainers.reference`
