@@ -22,10 +22,11 @@ class InterruptingAll(TrainerCallback):
 
     def __init__(self, number):
         self._number, self.workers = number, 0
+        self._others = multiprocessing.active_children()  # of other tests
 
     def on_substep_end(self, args, state, control, **kwargs):
         if state.global_step == 1 and not self.workers:
-            workers = multiprocessing.active_children()
+            workers = [process for process in multiprocessing.active_children() if process not in self._others]
             self.workers = len(workers)
             for process in workers:
                 os.kill(process.pid, self._number)
