@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from llmmod.trainers.callbacks.resume import (
     rotate,
     settle,
 )
+from llmmod.trainers.checkpoints import ResumableTrainer, _device_states
 
 
 def written(path, *, weights="adapter_model.safetensors", state="{}"):
@@ -319,3 +321,25 @@ def killed_at(place, do, *, inside):
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_checkpoint_has_the_random_state_of_every_device(monkeypatch):
+    """transformers saves that of one GPU. Here two stand for those of a machine."""
+    states, given = [torch.arange(3), torch.arange(4)], {}
+    module = SimpleNamespace(get_rng_state_all=lambda: states, set_rng_state=lambda state, number: given.update({number: state}))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr("llmmod.trainers.checkpoints._device_module", lambda: module)
+
+    class Library:
+        def _load_rng_state(self, checkpoint):
+            pass
+
+    class Trainer(ResumableTrainer, Library):
+        pass
+
+    resumed = Trainer()
+    resumed._devices = _device_states(SimpleNamespace(world_size=1))
+    resumed._load_rng_state("checkpoint-1")
+    assert given == {0: states[0], 1: states[1]}
+    assert _device_states(SimpleNamespace(world_size=2)) == []  # each process has its own device, whose state transformers saves
