@@ -16,11 +16,17 @@ TIMES = ("runtime", "per_second", "step_time", "seconds", "preparation_time")  #
 
 
 def import_everything() -> None:
-    """Import all that any run imports, since every fork would pay for it again; the garbage collector would take a quarter of the time."""
+    """Import all that any run imports, since every fork would pay for it again; the garbage collector would take a quarter of the time.
+
+    This process and its forks compute with one thread: OpenMP's other threads do not exist in a fork, which would wait for them forever.
+    """
+    import torch
+
     import llmmod
 
+    torch.set_num_threads(1)
     gc.disable()
-    for name in ("torch", "peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
+    for name in ("peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
         if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):

@@ -73,6 +73,7 @@ def do(asked, streams):
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["directory"])
+    sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))  # nothing was computed before the fork
     signal.signal(signal.SIGINT, signal.default_int_handler)
     first, *rest = asked["arguments"]
     sys.argv = rest if first == "-m" else ["-c", *rest[1:]] if first == "-c" else [first, *rest]
