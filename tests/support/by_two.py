@@ -21,7 +21,8 @@ def by_two(runs, cache, python):
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
-    environment = {**os.environ, "LLMMOD_CACHE": str(cache)}
+    # One thread each, as torchrun has it by default: with two, four threads wait for each other on two cores, five times as long.
+    environment = {**os.environ, "LLMMOD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
