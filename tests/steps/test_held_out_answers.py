@@ -144,7 +144,7 @@ def test_a_metric_that_the_user_s_own_does_not_have_is_refused_before_the_model_
     _, steps = told
     made = session("odd", steps=steps, metric_for_best_model="predict_tolt", predict_steps=2)
     made.base_model = lambda step: pytest.fail("the model was asked for")
-    with pytest.raises(ConfigError, match=r"training.metric_for_best_model: predict_tolt, and .*Did you mean 'predict_told'"):
+    with pytest.raises(ConfigError, match=r"training.metric_for_best_model: predict_tolt, but .*Did you mean 'predict_told'"):
         train(made)
 
 
