@@ -166,6 +166,12 @@ def shipped_files():
     yield from (path for path in ROOT.iterdir() if path.is_file() and path.name != ".git")  # a file in a worktree
 
 
+def test_scripts_and_helpers_of_tests_have_different_names():
+    """Both directories are on the path when tests import a script; the second of two equal names could not be imported."""
+    scripts, helpers = ({path.stem for path in (ROOT / name).iterdir()} for name in ("benchmarks", "tests/support"))
+    assert scripts & helpers <= {"__pycache__"}
+
+
 def test_no_file_mentions_a_path_of_somebodys_machine():
     machine = re.compile(rf"(?<![\w.:-])(/(root|work|Users|home/\w+)/|{re.escape(str(Path.home()))}\b)")
     found = {}

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from datasets import Dataset
-from gpu import DEVICE, needs_card
+from on_gpu import DEVICE, needs_card
 from peft import get_peft_model
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gpu import DEVICE, ON_GPU, needs_card
+from on_gpu import DEVICE, ON_GPU, needs_card
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import is_flash_attn_2_available
 

@@ -10,7 +10,7 @@ import torch
 from by_two import by_two
 from checkpoint import checkpoint, overrides_of, write_rows
 from comparison import STAGES, overrides, work
-from gpu import ON_GPU, needs_card
+from on_gpu import ON_GPU, needs_card
 from safetensors.torch import load_file
 
 import llmmod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plain_loop as plain
 import pytest
 from comparison import STAGES, Tolerance, apart, both, rows, work
-from gpu import needs_card
+from on_gpu import needs_card
 
 __all__ = ["both", "rows", "work"]
 

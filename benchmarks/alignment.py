@@ -1,6 +1,6 @@
 """Answer tokens a CPU second and peak memory of dpo, kto, rm, ppo and grpo, beside trl's own trainers with the same model and rows.
 
-    python benchmarks/preferences.py [--stages dpo,kto,rm,ppo,grpo] [--steps 5]
+    python benchmarks/alignment.py [--stages dpo,kto,rm,ppo,grpo] [--steps 5]
 
 LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Lengths as of
 preference data: prompts of 70 tokens in the median, answers of 210, both log-normal, at most 512 together, so that three quarters of what a
