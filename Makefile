@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-inp
 LATEST := .venv-latest
 IN_PARALLEL := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 ARGS ?=
+# The tests start a hundred processes: our modules are compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-gpu lint schemas docs bench build
