@@ -74,8 +74,11 @@ docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the ref
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 
+# These are imported by others, or need a run's directory.
+NOT_ALONE := $(addprefix benchmarks/,forks.py measure.py reward_model.py)
+
 bench: install ## the figures of docs/benchmarks.md, measured here
-	@set -e; for script in $(filter-out benchmarks/forks.py benchmarks/measure.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out $(NOT_ALONE),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 build: install ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build --no-isolation
