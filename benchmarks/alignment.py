@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 from measure import machine, measure
-from training import FIRST, LONGEST, LORA, SHAPE, VOCABULARY, model
+from training import FIRST, LONGEST, LORA, SHAPE, TRAINING, VOCABULARY, model
 
 PAIRS, JUDGED, ONLINE = 2, 4, 8  # rows of a batch
 PROMPT, ANSWER, SPREAD = 70, 210, 0.6
@@ -215,17 +215,8 @@ def arguments(stage, steps):
     """What all trainers of a stage are given."""
     size, accumulated = BATCHES[stage]
     online = {"max_completion_length": NEW} if stage in ("ppo", "grpo") else {}
-    return online | {
-        "max_steps": steps * PASSES if stage == "ppo" else steps,
-        "per_device_train_batch_size": size,
-        "gradient_accumulation_steps": accumulated,
-        "learning_rate": 1e-4,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "logging_steps": 1000,
-        "report_to": "none",
-        "train_sampling_strategy": "sequential",
-    }
+    own = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    return TRAINING | own | online | {"max_steps": steps * PASSES if stage == "ppo" else steps}
 
 
 def one(stage, name, steps):

@@ -169,17 +169,22 @@ def llamafactory(cell, directory):
     run_exp(given, [clock(cell.uncounted)])
 
 
+# For every measured training, by transformers' names: nothing is saved, logged or computed twice, and rows keep their order.
+TRAINING = {
+    "learning_rate": 1e-4,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_steps": 1000,
+    "report_to": "none",
+    "train_sampling_strategy": "sequential",
+}
+
+
 def arguments(cell):
     """What all trainers are given."""
-    return {
+    return TRAINING | {
         "max_steps": cell.steps,
         "per_device_train_batch_size": 1 if cell.packed else BATCH,
-        "learning_rate": 1e-4,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "logging_steps": 1000,
-        "report_to": "none",
-        "train_sampling_strategy": "sequential",
         "torch_compile": cell.compiled,
     }
 

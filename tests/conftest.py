@@ -90,18 +90,6 @@ def _what_outlives_a_module_is_no_garbage():
 
 
 @pytest.fixture(autouse=True)
-def _libraries_are_no_garbage():
-    """Freeze the objects that earlier tests imported, too."""
-    if len(sys.modules) > _frozen["modules"] + 100:
-        gc.collect()
-        gc.freeze()
-        _frozen["modules"] = len(sys.modules)
-
-
-_frozen = {"modules": 0}
-
-
-@pytest.fixture(autouse=True)
 def _no_curves(request, monkeypatch):
     """A training's curves take up to a third of a short run's time, so they are only drawn for tests marked `curves`."""
     progress = sys.modules.get("llmmod.trainers.callbacks.progress")

@@ -273,7 +273,7 @@ def _engine(args: Any) -> str:
 
 
 def _engine_of(checkpoint: Path) -> str:
-    """The same of a checkpoint, by the names of its files."""
+    """The overrides of the engine that wrote a checkpoint, told from the names of its files."""
     names = {"pytorch_model_fsdp.bin": _GATHERED, "pytorch_model_fsdp_0": _SHARDED, "latest": _DEEPSPEED}
     return next((engine for name, engine in names.items() if (checkpoint / name).exists()), _PLAIN)
 
