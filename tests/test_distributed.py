@@ -1,4 +1,4 @@
-"""The cores that a process may use."""
+"""The cores that a process may use, and how many processes a configuration will have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from llmmod.distributed import cores
+import llmmod.distributed
+from llmmod.distributed import cores, expected_processes
 
 V1 = "4:memory:/docker/ab\n3:cpu,cpuacct:{group}\n"
 QUOTA, PERIOD = "sys/fs/cgroup/cpu/{}cpu.cfs_quota_us", "sys/fs/cgroup/cpu/{}cpu.cfs_period_us"
@@ -58,3 +59,20 @@ def test_a_quota_of_cpu_time_limits_the_cores(files, expected, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone says which cores a process may use")
 def test_this_machine_has_at_least_one_core_and_not_more_than_it_may_use():
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("conf", "use_cpu", "expected"),
+    [
+        ({"name": "none"}, False, 1),
+        ({"name": "ddp"}, False, 4),
+        ({"name": "fsdp", "nodes": 2}, False, 8),
+        ({"name": "ddp"}, True, 1),
+        ({"name": "fsdp", "nodes": 2}, True, 2),
+        ({"name": "ddp", "processes": 3}, True, 3),
+        ({"name": "ddp", "processes": 3}, False, 3),
+    ],
+)
+def test_gpus_are_counted_unless_the_training_is_on_the_cpu(conf, use_cpu, expected, monkeypatch):
+    monkeypatch.setattr(llmmod.distributed, "gpus", lambda: 4)
+    assert expected_processes(conf, use_cpu=use_cpu) == expected

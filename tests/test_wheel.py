@@ -52,7 +52,7 @@ def expected_files():
     for folder, package, patterns in [
         ("conf", "llmmod/conf", ["*.yaml", "*.py"]),
         ("data", "llmmod/demo", ["*.json", "*.jsonl", "*.py"]),
-        ("src/llmmod", "llmmod", ["*.py", "*.html", "*.css", "*.js", "py.typed"]),
+        ("src/llmmod", "llmmod", ["*.py", "*.html", "*.css", "*.js", "py.typed", "other_tools.yaml"]),
         ("src/llmmod/models/loading/tiny_tokenizer", "llmmod/models/loading/tiny_tokenizer", ["*"]),
     ]:
         for pattern in patterns:

@@ -31,17 +31,18 @@ def is_launched() -> bool:
     return "RANK" in os.environ
 
 
-def expected_processes(conf: Mapping[str, Any]) -> int:
+def expected_processes(conf: Mapping[str, Any], *, use_cpu: bool) -> int:
     """The number of processes that will run a configuration together.
 
     Args:
         conf: `distributed.*`, as a mapping.
+        use_cpu: `training.use_cpu`.
     """
     if is_launched():
         return world_size()
     if conf.get("name", "none") == "none":
         return 1
-    return int(conf.get("processes") or max(1, gpus())) * int(conf.get("nodes") or 1)
+    return int(conf.get("processes") or max(1, 0 if use_cpu else gpus())) * int(conf.get("nodes") or 1)
 
 
 def gpus() -> int:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llmmod.config.register import schema_class
@@ -143,6 +144,8 @@ def no_such_field(key: str, config: DictConfig, choices: Mapping[str, str]) -> P
         found, siblings = "no such key or group", [*siblings, *groups()]
     elsewhere = [] if nearest(name, siblings) else _elsewhere(parts[-1], nodes)
     hint = f"Did you mean '{elsewhere[0]}'?" if elsewhere else nearest_or_all(name, siblings)
+    if depth == len(parts) - 1:
+        hint = _in_another_tool(parts[:depth], name) or hint
     free = depth > 0 and ".".join(parts[:depth]) not in nodes and parts[0] != "steps"
     return Problem(key, found, hint, f"To add a new one, write +{key}=…" if free else "")
 
@@ -156,6 +159,23 @@ def _first_missing(parts: list[str], plain: Any, nodes: Mapping[str, type]) -> t
             return depth, names
         plain = plain[part]
     return len(parts) - 1, []
+
+
+def _in_another_tool(node: list[str], name: str) -> str:
+    """`Did you mean 'finetune.r'?` for `lora_rank` and other names of other tools; empty if none of them has this name."""
+    found = other_tools().get(".".join([*node, name])) or other_tools().get(name, "")
+    ours, comma, note = found.partition(", ")
+    if not ours or (node and ours.endswith("=")):  # inside a part, an option isn't what was meant
+        return ""
+    shown_key = f"{ours}…" if ours.endswith("=") else ours.removeprefix(".".join([*node, ""]))
+    return f"Did you mean '{shown_key}'{comma}{note}?"
+
+
+@cache
+def other_tools() -> dict[str, str]:
+    """A name in LLaMA-Factory, axolotl or TRL's command line -> our key for the same, and a note after a comma."""
+    found: dict[str, str] = yaml.safe_load(Path(__file__).with_name("other_tools.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def _elsewhere(name: str, nodes: Mapping[str, type]) -> list[str]:

@@ -161,7 +161,7 @@ def _check_refused(place: str, training: Mapping[str, Any]) -> Iterator[Problem]
 
 def _check_sizes(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of batches that don't contain whole groups; a rehearsal has its own sizes, so the run's are checked here."""
-    processes = expected_processes(context.get("distributed") or {})
+    processes = expected_processes(context.get("distributed") or {}, use_cpu=bool(training.get("use_cpu")))
     answers, rows = training.get("num_generations") or 0, (training.get("per_device_train_batch_size") or 0) * processes
     whole, times = training.get("generation_batch_size"), training.get("steps_per_generation")
     if whole and times:

@@ -82,7 +82,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
     """
     training, root = session.conf(step, "training"), session.root
     device = device or device_for(conf.device_memory, use_cpu=bool(training.use_cpu))
-    way, processes = root.distributed.name, expected_processes(asdict(root.distributed))
+    way, processes = root.distributed.name, expected_processes(asdict(root.distributed), use_cpu=bool(training.use_cpu))
     splits, tokenizer = session.splits(step), session.tokenizer(step)
     examples, devices = examples_of(splits.train, streamed=_STREAMED), None if way == "none" else processes
     numbers = measured(splits.train, examples, training, smoke=root.smoke, packs=0, devices=devices)
