@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,12 @@ def stations():
 
 
 @pytest.fixture(scope="module")
-def walks(tmp_path_factory):
+def walks(tmp_path_factory, warm_python):
     """Heading -> the files that a run enters, with the number of their lines that it runs."""
     run_dir = tmp_path_factory.mktemp("walks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LLMMOD_CACHE": str(run_dir / "cache")}
     commands = [["finetune=lora", "smoke=true", "pipeline=[train]", f"stage={s}", f"output_dir={run_dir / s}"] for s in ("sft", "ppo")]
-    script = [sys.executable, str(ROOT / "tests" / "support" / "walks.py"), *(" ".join(command) for command in commands)]
+    script = [*warm_python, str(ROOT / "tests" / "support" / "walks.py"), *(" ".join(command) for command in commands)]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
     assert len(lines) == 2, done.stderr
