@@ -1,4 +1,4 @@
-"""The configuration that overrides compose to, and the whole messages for wrong ones, since users read them."""
+"""The configuration that overrides compose to, and the full messages for wrong ones, since users read them."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ REFUSED = {
         "steps.evaluate.dataset.val_size: steps.evaluate.dataset is null, so the step uses the root's, which can't be set here. "
         "Choose one for this step: +dataset@steps.evaluate.dataset=….",
     ),
-    "plus on what exists": ("+training.learning_rate=3", "+training.learning_rate: exists already. Leave out the +."),
+    "plus on a key that exists": ("+training.learning_rate=3", "+training.learning_rate: exists already. Leave out the +."),
     "plus on a chosen group": ("+model=qwen", "+model=qwen: an option of this group is chosen already. Leave out the +."),
     "taking out a field": (
         "~training.learning_rate",
         "~training.learning_rate: can't be removed. Set training.learning_rate=null to give it no value.",
     ),
-    "taking out nothing": ("~training.xy", "~training.xy: does not exist, so it can't be removed."),
+    "taking out a field that doesn't exist": ("~training.xy", "~training.xy: does not exist, so it can't be removed."),
     "a group that isn't in the list": (
         "quantization=nf4",
         "quantization=nf4: an option of this group is not chosen yet. To add one, write +quantization@model.quantization=nf4.",
     ),
     "a group in a wrong place": ("render@foo=chatml", "render@foo=chatml: this group has no such place. Did you mean to override render?"),
-    "a place for what is no group": ("a.b@c=d", "a.b@c=d: 'a.b' is not a group."),
+    "a place for a key that is not a group": ("a.b@c=d", "a.b@c=d: 'a.b' is not a group."),
     "null for an option": ("model=null", f"model=null: no such option. Allowed: {MODELS}."),
     "list not closed": (
         "pipeline=[train",
         "pipeline=[train: can't be read: '[' is not closed. Quote the whole override for your shell: 'key=[a,b]'.",
     ),
     "quote not closed": ("output_dir='x", "output_dir='x: can't be read: a quote is not closed."),
-    "no override at all": ("chatglm2", "chatglm2: is not an override. Write key=value or group=option."),
+    "not an override": ("chatglm2", "chatglm2: is not an override. Write key=value or group=option."),
     "no key": ("=3", "=3: doesn't name a key. Write key=value or group=option."),
     "grammar": ("output_dir=a==b", "output_dir=a==b: can't be read: unexpected =. Quote the value: 'key=\"value\"'."),
     "values of a sweep": (
@@ -87,7 +87,7 @@ REFUSED = {
 }
 
 
-# Composed each alone; the others all at once, which is quicker, and shows that none hides another.
+# These are composed one by one. The others are composed together, which is quicker and shows that none hides another.
 ALONE = [name for name, (override, _) in REFUSED.items() if override.startswith(("model=", "+model", "quantization", "render@", "hydra"))]
 
 
@@ -114,13 +114,13 @@ def test_wrong_choices(name):
     assert error.value.exit_code == 2
 
 
-def test_a_key_of_another_option_says_which():
+def test_a_key_of_another_option_names_that_option():
     with pytest.raises(ConfigError) as error:
         compose_config(["finetune=full", "finetune.r=8"])
     assert str(error.value) == "finetune.r: no such field with finetune=full. It belongs to finetune=lora, qlora."
 
 
-def test_every_wrong_override_is_told_in_the_order_typed():
+def test_every_wrong_override_is_reported_in_the_order_typed():
     with pytest.raises(ConfigError) as error:
         compose_config(["finetune.lora_alpah=3", "model=chatglm22", "seed=1", "seed=x", "pipeline=[a", "modle=y", "+experiment=nope"])
     assert str(error.value).splitlines() == [
@@ -134,7 +134,7 @@ def test_every_wrong_override_is_told_in_the_order_typed():
     assert error.value.problems[5].key == "+experiment=nope"
 
 
-def test_nothing_is_said_of_a_part_whose_option_is_wrong():
+def test_keys_of_a_group_with_a_wrong_option_are_not_reported():
     with pytest.raises(ConfigError) as error:
         compose_config(["stage=sftt", "training.no_such=1"])
     assert [p.key for p in error.value.problems] == ["stage=sftt"]
@@ -176,13 +176,13 @@ class TestConfigDir:
         assert str(error.value).splitlines()[0].startswith(message)
         assert error.value.problems[1].key == "seed"
 
-    def test_a_file_that_is_no_yaml(self, tmp_path):
+    def test_a_file_that_is_not_yaml(self, tmp_path):
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "mine.yaml").write_text("name: [a\n")
         with pytest.raises(ConfigError, match=r"model/mine.yaml, line 2: is not valid YAML: "):
             compose_config(["model=mine"], config_dir=str(tmp_path))
 
-    def test_a_file_that_is_no_utf_8_is_told(self, tmp_path):
+    def test_a_file_that_is_not_utf_8(self, tmp_path):
         (tmp_path / "render").mkdir()
         (tmp_path / "render" / "mine.yaml").write_bytes(b"# @package render\nname: x\nsystem: be \xff\n")
         with pytest.raises(ConfigError, match=r"--config-dir: not UTF-8 text: byte 0xff can't be read, in 'system: be .xff'"):
@@ -231,7 +231,7 @@ class TestConfigDir:
 
 
 class TestComposed:
-    def test_hydra_s_node_is_kept_apart(self):
+    def test_hydra_s_node_is_separate(self):
         assert "hydra" not in compose_config([]).config
         assert compose_config([]).hydra is None
         composed = compose_config(["seed=3", "hydra.verbose=true"], with_hydra=True, job_num=4)
@@ -279,21 +279,21 @@ class TestToRoot:
         assert told[0].startswith("model.kwargs.x: '${oc.env:NO_SUCH_VARIABLE}' can't be resolved: ")
         assert told[1:] == ["dataset.name: is not set. Set it: dataset.name=….", "output_dir: '${nope}' refers to a missing key."]
 
-    def test_a_config_of_another_make(self):
+    def test_a_config_that_llmmod_did_not_compose(self):
         with pytest.raises(ConfigError, match="config: was not composed by llmmod"):
             to_root(OmegaConf.create({"a": 1}))
 
 
 def choices():
-    """Sets of overrides that together choose every option of every group, one of each group at a time."""
+    """Sets of overrides, each with at most one option of a group, that together choose every option of every group."""
     options = {group: [f.stem for f in sorted((conf_directory() / group).glob("*.yaml"))] for group in groups()}
     del options["step"]  # each is in the main defaults list
     alone = [["finetune=qlora", f"quantization@model.quantization={name}"] for name in options.pop("quantization")]
     alone += [[f"experiment={name}"] for name in options.pop("experiment", [])]
-    # Models that are divided can't be sampled from: ppo and grpo refuse these.
+    # Sharded models can't be sampled from: ppo and grpo refuse these.
     alone += [["stage=sft", f"distributed={name}"] for name in ("fsdp", "deepspeed_zero3")]
     options["distributed"] = [name for name in options["distributed"] if name not in ("fsdp", "deepspeed_zero3")]
-    # A stage that the dataset fits; what remains, with datasets of any kind.
+    # Each dataset gets a stage that reads its rows; datasets of any kind get the remaining stages in turn.
     fitting = {"llmmod_judged": "kto", "llmmod_pairs": "rm", "llmmod_prompts": "ppo", "llmmod_qa": "sft", "llmmod_text": "pt"}
     rest = cycle(sorted(set(options["stage"]) - set(fitting.values())))
     options["stage"] = [fitting.get(name) or next(rest) for name in options["dataset"]]
@@ -302,7 +302,7 @@ def choices():
     return alone + [[of_group[turn % len(of_group)] for of_group in lines.values() if of_group] for turn in range(most)]
 
 
-# The bases that point anywhere, pointed somewhere.
+# Options that need a path or a file from the user, and what the test gives them.
 POINTED = {
     "dataset=json": ["dataset.data_files=pkg://llmmod.demo/llmmod_qa.jsonl", "dataset.val_size=2"],
     "model=auto": ["model.pretrained_model_name_or_path=org/name"],

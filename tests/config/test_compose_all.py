@@ -1,6 +1,6 @@
 """Every shipped option of every group: its own command composes, fully typed, without heavy imports.
 
-All are composed in one process of its own, because only there `sys.modules` says what composing has imported.
+One subprocess composes all of them, so that its `sys.modules` shows what composing imports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TYPES = {
     "distributed.deepspeed": "distributed.DeepspeedConf",
     "hub": "model.HubConf",
 }
-PARTS = ("model", "finetune", "training", "dataset", "render")  # what a step may have of its own
+PARTS = ("model", "finetune", "training", "dataset", "render")  # parts that a step may have of its own
 
 COMPOSE = """
 import json, sys
@@ -75,7 +75,7 @@ def leading_comments(path: Path) -> list[str]:
 
 
 def command(path: Path) -> list[str] | None:
-    """The overrides of the first comment that names a command: what follows `llmmod` and has an equals sign, up to the first word."""
+    """The overrides of the first comment with a command: the words after `llmmod`, up to the first without an equals sign."""
     line = next((line for line in leading_comments(path) if line.startswith("# llmmod ")), None)
     if line is None:
         return None
@@ -84,13 +84,13 @@ def command(path: Path) -> list[str] | None:
         if "=" not in (quoted or plain) and not plain.startswith(("-", "~")):
             break
         overrides.append(quoted or plain)
-    # of a sweep, what each of its jobs has
+    # for a sweep: the overrides that all of its jobs share
     return [o for o in overrides if not o.startswith("-") and not re.search(r"=(tag|choice|range|interval)\(", o)]
 
 
 @pytest.fixture(scope="module")
 def composed():
-    # A value list is a sweep's; its first value stands for the rest.
+    # Several values make a sweep; the first one stands for the rest.
     first = {option: [re.sub(r"=([^\[{(',]*),.*", r"=\1", o) for o in command(path) or []] for option, path in zip(IDS, FILES, strict=True)}
     asked = {"commands": {"": [], **first}, "keys": list(TYPES), "parts": PARTS, "names": NAME_FIELD}
     done = subprocess.run([sys.executable, "-c", COMPOSE], input=json.dumps(asked), capture_output=True, text=True, check=True)
@@ -128,7 +128,7 @@ NAMED = [path for path in FILES if path.parent.name in NAME_FIELD]
 
 
 @pytest.mark.parametrize("path", NAMED, ids=[f"{path.parent.name}/{path.stem}" for path in NAMED])
-def test_it_bears_its_file_s_name(path, composed):
+def test_its_name_is_its_file_s(path, composed):
     field = NAME_FIELD[path.parent.name]
     assert yaml.safe_load(path.read_text("utf-8"))[field] == path.stem
     assert composed["found"][f"{path.parent.name}/{path.stem}"]["names"][path.parent.name] == path.stem

@@ -27,7 +27,7 @@ from llmmod.config.schema.finetune import LoraConf
 
 @pytest.fixture
 def unpatched(monkeypatch):
-    """A function that takes the patches away for the rest of the test."""
+    """A function that removes the patches for the rest of the test."""
 
     def restore() -> None:
         monkeypatch.setattr(defaults_list, "_create_interpolation_map", hydra_patches._interpolation_map)
@@ -102,7 +102,7 @@ def test_the_store_hands_out_copies_of_hydra_s_own_nodes_too(unpatched):
 
 @pytest.mark.parametrize("template", [None, "$FLAGS_HELP\n$CONFIG", "no more than $$CONFIG"])
 def test_help_shows_the_values_that_its_template_asks_for(template, unpatched, monkeypatch):
-    if template is not None:  # to list all groups takes the unpatched Hydra seconds; once is enough
+    if template is not None:  # the unpatched Hydra takes seconds to list all groups; once is enough
         monkeypatch.setattr(Hydra, "format_config_groups", lambda *_, **__: "")
 
     def shown():
@@ -147,7 +147,7 @@ def test_a_copy_of_a_node_shares_neither_flags_nor_resolved_values(unpatched):
 
 
 def family(node):
-    """Each node below with its parent and what it has remembered of inherited flags."""
+    """Each descendant, its parent, and its cache of inherited flags."""
     content = node.__dict__.get("_content")
     for child in content.values() if isinstance(content, dict) else content if isinstance(content, list) else []:
         yield id(child), id(child._get_parent()), child.__dict__["_flags_cache"]
@@ -157,7 +157,7 @@ def family(node):
 def test_children_get_the_parent_that_omegaconf_would_give_them(unpatched):
     tree = OmegaConf.create({"a": {"b": [{"c": 1}, None, "${a}"]}, "d": None, "e": "???"})
     tree.u = OmegaConf.structured(LoraConf)  # it has a field with a union
-    assert tree.a.b[0]._get_flag("readonly") is None  # remembered in the cache
+    assert tree.a.b[0]._get_flag("readonly") is None  # this fills the cache
     other = OmegaConf.create({})
     tree.a.b._set_parent(other)
     tree.u._get_node("init_lora_weights")._set_parent(other)
@@ -181,7 +181,7 @@ def test_flags_set_on_a_parent_are_seen_below_after_a_merge():
     assert tree.a._get_flag("readonly") is False
 
 
-def test_another_version_runs_as_it_is(unpatched, monkeypatch):
+def test_another_version_is_not_patched(unpatched, monkeypatch):
     unpatched()
     monkeypatch.setattr(hydra, "__version__", "1.3.9")
     hydra_patches.patch_hydra()

@@ -19,12 +19,12 @@ def _patched():
 
 @pytest.fixture
 def unpatched(monkeypatch):
-    """A function that takes the patch away for the rest of the test."""
+    """A function that removes the patch for the rest of the test."""
     return lambda: monkeypatch.setattr(DictConfig, "_set_value_impl", hydra_patches._set_value)
 
 
 def parts(node, key=""):
-    """Everything that makes a node: kind, metadata, flags and value, for it and all below it."""
+    """Everything that makes up a node and its descendants: type, metadata, flags and value."""
     content = node.__dict__["_content"] if isinstance(node, DictConfig | ListConfig | UnionNode) else node._value()
     yield key, type(node), node._metadata, node.__dict__.get("_flags_cache")
     if isinstance(content, dict):
@@ -65,7 +65,7 @@ class Outer:
 
 
 def merged():
-    """A part that is filled by a merge, one by an assignment, one of a typed mapping, and an instance with flags of its own."""
+    """A node that a merge fills, one that an assignment fills, one in a typed mapping, and an instance with its own flags."""
     node = OmegaConf.merge(OmegaConf.structured(Outer), {"one": {"text": "y"}, "each": {"c": {"values": {"d": 2}}}})
     node.none = Inner(text="z")
     node.each.e = Inner
@@ -79,7 +79,7 @@ def test_nodes_that_merges_and_assignments_fill_are_what_omegaconf_makes(unpatch
 
 
 @pytest.mark.parametrize("value", [None, "???", "${x}", {"text": "a"}, 3])
-def test_values_that_are_no_dataclass_go_to_omegaconf(value, unpatched):
+def test_values_that_are_not_dataclasses_go_to_omegaconf(value, unpatched):
     def set_value():
         node = OmegaConf.structured(Outer)
         try:

@@ -47,7 +47,7 @@ def test_registering_imports_no_schema():
 
 @pytest.mark.parametrize(("wanted", "rate"), [("finetune=lora", 2e-5), ("finetune=full", 2e-6), ("finetune.learning_rate=0.07", 7e-3)])
 @pytest.mark.parametrize("stage", ["dpo", "kto", "ppo", "grpo"])
-def test_stages_that_better_a_model_s_own_answers_learn_at_a_tenth(stage, wanted, rate):
+def test_preference_and_online_stages_use_a_tenth_of_the_learning_rate(stage, wanted, rate):
     from llmmod.config.compose import compose_config
 
     assert compose_config([f"stage={stage}", "model=llama2", wanted]).config.training.learning_rate == rate

@@ -1,4 +1,4 @@
-"""Arguments read from source are those of `inspect` on the imported object; otherwise they are unknown."""
+"""Arguments read from source equal those that `inspect` finds on the imported object, or are unknown."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ if True:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Beside the user, a package that can't be imported."""
+    """A package in the working directory that can't be imported."""
     package = tmp_path / "beside_package"
     package.mkdir()
     (package / "__init__.py").write_text(SOURCE + "\nraise SystemExit('imported')\n")
@@ -130,7 +130,7 @@ def test_what_is_called(package, name, expected):
 
 
 def test_a_file_is_parsed_once_for_all_working_directories(tmp_path, monkeypatch):
-    """A sweep's jobs may each have their own; each used to parse and keep transformers' arguments, 200 MB of trees after a hundred."""
+    """Each job of a sweep may have its own. Each used to parse transformers' arguments anew and keep them: 200 MB after a hundred jobs."""
     signature._parsed.cache_clear()
     files = []
     for name in ("first", "second"):

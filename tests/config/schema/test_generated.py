@@ -26,7 +26,7 @@ def schema(module):
 
 
 def extended(cls):
-    """A class that can be made: the generated ones have no `__init__`, since the schemas of stages extend them."""
+    """A class that can be instantiated: the generated ones don't have an `__init__`, since the schemas of stages extend them."""
     return dataclasses.make_dataclass(cls.__name__, [], bases=(cls,))
 
 
@@ -54,7 +54,7 @@ def test_every_field_of_the_class_is_there_and_no_other(module):
 
 @pytest.mark.parametrize("module", BY_MODULE)
 def test_defaults_are_the_class_s_own(module):
-    """Against the dataclass's declared defaults, with enums by value and a configuration object as the dict of nothing."""
+    """Compared with the dataclass's declared defaults: an enum by its value, a configuration object by the arguments that create it."""
     _, cls = schema(module)
     ours = extended(cls)()
     for field in dataclasses.fields(BY_MODULE[module].cls):
@@ -73,7 +73,7 @@ def test_omegaconf_takes_it_and_gives_the_defaults_back(module):
 
 
 @pytest.mark.parametrize("module", BY_MODULE)
-def test_tables_speak_of_fields_and_allow_the_defaults(module):
+def test_tables_name_existing_fields_and_allow_the_defaults(module):
     tables_of, cls = schema(module)
     defaults = dataclasses.asdict(extended(cls)())
     assert set(tables_of.CHOICES) | set(tables_of.ACCEPTED) <= set(defaults)
@@ -104,14 +104,14 @@ def test_text_is_ascii_within_the_line_and_every_field_has_a_comment(module):
 
 
 @pytest.mark.parametrize("module", [module for module, source in BY_MODULE.items() if source.base])
-def test_what_a_class_has_like_its_base_stands_in_the_base_alone(module):
+def test_a_field_that_equals_its_base_s_is_only_in_the_base(module):
     _, cls = schema(module)
     base = cls.__mro__[1]
     assert base is schema(BY_MODULE[module].base.module)[1]
     theirs = {f.name: f for f in generate(BY_MODULE[module].base)[1]}
     ours = {f.name: f for f in generate(BY_MODULE[module])[1]}
     assert set(vars(cls)["__annotations__"]) - {"_target_"} == {name for name, f in ours.items() if f != theirs.get(name)}
-    # Inherited rows of the tables count for the class, too: none says what the class itself doesn't.
+    # The class inherits the rows of its base's tables, so each of them must hold for the class itself.
     for table in ("CHOICES", "ACCEPTED"):
         told = tables(cls, table)
         assert told == {name: allowed for name, f in ours.items() if (allowed := getattr(f.translation, table.lower()))}

@@ -12,7 +12,7 @@ from transformers.generation import configuration_utils
 from llmmod.config.schema import generation
 from llmmod.config.schema.generation import ACCEPTED, CHOICES, GenerationConf
 
-# what transformers writes into a config for itself
+# transformers writes these into a config for its own use
 BOOKKEEPING = {"_from_model_config", "transformers_version"}
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(GenerationConf) if f.name != "_target_"}
 
@@ -38,7 +38,7 @@ def test_the_values_in_brackets_are_what_generate_falls_back_on():
 
 
 @pytest.mark.parametrize("field", [name for name, types in ACCEPTED.items() if any(t.startswith("transformers.") for t in types)])
-def test_configurations_within_are_classes_that_exist(field):
+def test_nested_configurations_are_classes_that_exist(field):
     import transformers
 
     assert hasattr(transformers, ACCEPTED[field][0].removeprefix("transformers."))
@@ -54,7 +54,7 @@ def test_choices_are_the_class_s():
     assert CHOICES["early_stopping"] == ("never",)
 
 
-def test_tables_speak_of_fields():
+def test_tables_name_existing_fields():
     assert CHOICES.keys() | ACCEPTED.keys() <= DEFAULTS.keys()
 
 

@@ -16,7 +16,7 @@ def test_every_argument_of_bitsandbytesconfig_is_given():
     assert bitsandbytes_arguments(QuantizationConf(bits=4), compute_dtype="float32").keys() == ARGUMENTS
 
 
-# a value for each of our fields that is not its default, and the argument that shows it
+# field of ours -> a value other than its default, and the argument that receives it
 CHANGES = {
     "type": ("fp4", "bnb_4bit_quant_type"),
     "double_quant": (False, "bnb_4bit_use_double_quant"),
@@ -49,7 +49,7 @@ def test_bits(bits, method):
     assert config.to_dict()["bnb_4bit_compute_dtype"] == "bfloat16"
 
 
-def test_the_defaults_are_bitsandbytesconfig_s_but_for_the_paper_s_two():
+def test_the_defaults_are_bitsandbytesconfig_s_except_two_from_the_paper():
     ours = BitsAndBytesConfig(**bitsandbytes_arguments(QuantizationConf(), compute_dtype="float32")).to_diff_dict()
     assert ours == {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     assert QuantizationConf().compute_dtype is Dtype.auto

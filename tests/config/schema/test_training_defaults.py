@@ -1,6 +1,7 @@
 """A stage's defaults in the configuration are those of its argument class.
 
-Only what differs from a default is handed on, so an edit of one side alone would train with a value that nobody was shown.
+A run passes on only the values that differ from a default. If the two sides differed, it would train with a value that the configuration
+doesn't show.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ OF_NO_TRAINER = {f.name for cls in (Seq2SeqTrainingArguments, StageConf) for f i
 
 
 def defaults(cls):
-    """Field -> its default; of an enum its value, as a configuration has it."""
+    """Field -> its default; for an enum its value, as in a configuration."""
     made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in dataclasses.fields(cls)}
     return {name: value.value if isinstance(value, Enum) else value for name, value in made.items()}
 
 
-def test_the_stages_are_all_there_are():
+def test_every_stage_is_covered():
     assert {"dpo", "grpo", "kto", "ppo", "pt", "rm", "sft"} <= set(STAGES)
 
 
@@ -40,8 +41,8 @@ def test_a_stage_s_defaults_are_those_of_its_trainer_s_arguments(stage):
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
-def test_what_is_our_own_is_declared_once(stage):
-    """The very same objects: an edit is an edit of both."""
+def test_our_own_fields_are_declared_once(stage):
+    """The schema and the arguments inherit the same class of fields, so an edit changes both."""
     schema = schema_class(f"schema/training/{stage}")
     arguments = locate(schema()._target_)
     own = next(base for base in schema.__mro__ if base.__name__ == f"{stage.capitalize()}Fields")

@@ -1,4 +1,4 @@
-"""It creates the same as `dataclass`."""
+"""`wide_dataclass` creates the same class as `dataclass`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wide(Above):
 
 
 @pytest.mark.parametrize("values", [{}, {"text": "a", "names": ["b"]}, {"number": 0, "names": []}])
-def test_fields_values_and_words_are_a_dataclass_s(values):
+def test_fields_values_and_repr_are_a_dataclass_s(values):
     plain, wide = Plain(**values), Wide(**values)
     assert asdict(wide) == asdict(plain)
     assert [(each.name, each.type, each.default, each.default_factory) for each in fields(Wide)] == [
@@ -39,7 +39,7 @@ def test_fields_values_and_words_are_a_dataclass_s(values):
     assert asdict(replace(wide, number=7)) == asdict(replace(plain, number=7))
 
 
-def test_equal_are_objects_of_one_class_with_the_same_values():
+def test_objects_of_one_class_with_the_same_values_are_equal():
     assert Wide(text="a") == Wide(text="a")
     assert Wide(text="a") != Wide(text="b")
     assert Wide() != Plain()

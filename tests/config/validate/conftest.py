@@ -21,7 +21,7 @@ def composed_choices(choices: tuple[str, ...]) -> Composed:
 
 
 def composed(*overrides: str) -> Composed:
-    """What `compose_config` gives for right overrides, without composing the same options twice."""
+    """What `compose_config` returns for valid overrides, without composing the same options twice."""
     choices = tuple(o for o in overrides if o.lstrip("+").split("=")[0].split("@")[0] in groups())
     base = composed_choices(choices)
     config = copy.deepcopy(base.config)
@@ -33,6 +33,6 @@ def composed(*overrides: str) -> Composed:
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """A function of overrides that gives the lines that validation has for them; the working directory is an empty one."""
+    """A function from overrides to the lines that validation reports; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: [str(problem) for problem in validate(composed(*overrides))]

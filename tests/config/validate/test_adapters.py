@@ -61,18 +61,18 @@ PASSES = {
     "one layer": ["finetune.target_modules=[q_proj]", "finetune.layers_to_transform=1", "finetune.layers_pattern=layers"],
     "the whole head": ["finetune.modules_to_save=[lm_head]"],
     "a reward model's": ["stage=rm", "finetune.target_modules=[q_proj,lm_head]"],
-    "nothing of it is read": ["finetune=full", "model.quantization.bits=null"],
+    "settings that are not read": ["finetune=full", "model.quantization.bits=null"],
 }
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    """All packages."""
+    """Every package counts as installed."""
     monkeypatch.setattr(low_rank, "find_module", lambda name: object())
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_told_once(told, name):
+def test_refused_with_one_line(told, name):
     overrides, line = REFUSED[name]
     lines = told("smoke=true", *overrides)
     assert len(lines) == 1, lines

@@ -85,9 +85,9 @@ def test_not_in_a_file(tmp_path, monkeypatch):
         f"{TRUST}: True, but not on the command line. Allowed in a file: false. If you trust whoever made it, add {TRUST}=true to the "
         "command line, or set LLMMOD_TRUST_REMOTE_CODE=1."
     )
-    with pytest.raises(ConfigError, match=TRUST):  # a reference to what a file says is not the user's word
+    with pytest.raises(ConfigError, match=TRUST):  # a reference to a file's value is not the user's own value
         validated(from_file(tmp_path, "+dataset.columns={}", f"{TRUST}=${{model.print_structure}}", "model.print_structure=true"))
-    with pytest.raises(ConfigError, match="not on the command line"):  # nor is what comes to a job later, from Hydra's sweeper
+    with pytest.raises(ConfigError, match="not on the command line"):  # values that Hydra's sweeper adds later are checked here
         to_root(from_file(tmp_path).config)
     assert validated(from_file(tmp_path, f"{TRUST}=false")).model.trust_remote_code is False
     assert validated(from_file(tmp_path, f"{TRUST}=true")).model.trust_remote_code is True

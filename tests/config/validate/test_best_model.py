@@ -8,29 +8,29 @@ BEST = "training.metric_for_best_model="
 AT_END = ["training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=steps"]
 
 REFUSED = {
-    "a name that nobody knows": (
+    "an unknown name": (
         [f"{BEST}eval_los"],
         "training.metric_for_best_model: eval_los, which this stage's evaluations don't measure. Did you mean 'loss'?",
     ),
     "another stage's": (["stage=dpo", f"{BEST}perplexity"], "training.metric_for_best_model: perplexity, which this stage's evaluations"),
-    "an answer's, without answers": (
+    "a metric of answers, without answers": (
         [f"{BEST}predict_rouge-l"],
         "training.metric_for_best_model: predict_rouge-l, but the model doesn't answer prompts in training. Set training.predict_steps.",
     ),
-    "an answer's, misspelt": (
+    "a metric of answers, misspelt": (
         [f"{BEST}predict_rougeL", "training.predict_steps=2"],
         "training.metric_for_best_model: predict_rougeL, which this stage's evaluations don't measure. Did you mean 'predict_rouge-l'?",
     ),
-    "answers of a model that writes nothing": (
+    "answers of a reward model": (
         ["stage=rm", "training.predict_steps=2"],
         "training.predict_steps: set, but the model of training.stage=rm doesn't write. Leave it out.",
     ),
-    "nobody to answer": (
+    "answers without held-out examples": (
         ["training.predict_steps=2", "training.eval_strategy=no", "training.eval_on_start=false", "pipeline=[train]", *(
             f"dataset.{name}=null" for name in ("val_files", "val_split")), "dataset.val_size=0"],
         "training.predict_steps: set, but examples to answer are not held out. Set dataset.val_size.",
     ),
-    "a model that no process has": (
+    "a sharded model": (
         ["training.predict_steps=2", "distributed=fsdp", "distributed.processes=2"],
         "training.predict_steps: set, but with distributed=fsdp a process doesn't have the whole model that would answer. Leave it out, or "
         "set",
@@ -39,23 +39,23 @@ REFUSED = {
         [*AT_END, "training.eval_steps=10", "training.save_steps=10", "training.predict_steps=15"],
         "training.predict_steps: 15, but checkpoints are written every 10 steps, so the best model might not be saved.",
     ),
-    "a schedule that needs it each time": (
+    "a schedule that needs the metric each time": (
         [f"{BEST}predict_rouge-l", "training.predict_steps=4", "training.eval_strategy=steps", "training.eval_steps=2",
          "training.lr_scheduler_type=reduce_lr_on_plateau"],
         "training.predict_steps: 4, but training.lr_scheduler_type=reduce_lr_on_plateau needs the answers' metric at every evaluation.",
     ),
-    "patience with nothing": (
+    "patience without evaluations": (
         ["training.early_stopping_patience=2", "training.eval_strategy=no"],
         "training.early_stopping_patience: set with training.eval_strategy=no, so it doesn't have an evaluation to compare.",
     ),
-    "no patience at all": (["training.early_stopping_patience=0"], "training.early_stopping_patience: found 0. Allowed: 1 or more."),
-    "a threshold of nothing": (
+    "a patience of 0": (["training.early_stopping_patience=0"], "training.early_stopping_patience: found 0. Allowed: 1 or more."),
+    "a threshold without patience": (
         ["training.early_stopping_threshold=0.1"],
         "training.early_stopping_threshold: only read with early_stopping_patience.",
     ),
 }  # fmt: skip
 RIGHT = {
-    "what answers alone read": [
+    "keys that only predictions read": [
         "pipeline=[train]", "training.predict_steps=4", "generation.max_new_tokens=4", "steps.predict.max_samples=3",
         f"{BEST}predict_rouge-l",
     ],

@@ -1,4 +1,4 @@
-"""Validation of overrides that compose: the whole messages, and that valid ones pass."""
+"""Validation of overrides that compose: the full messages, and that valid overrides pass."""
 
 from __future__ import annotations
 
@@ -206,12 +206,12 @@ REFUSED = {
         "generation.min_new_tokens=9 generation.max_new_tokens=8",
         "generation.min_new_tokens: 9 is more than generation.max_new_tokens=8.",
     ),
-    # what nothing reads
+    # keys that nothing reads
     "step not in the pipeline": (
         "steps.chat.system=x",
         "steps.chat.system: not read, since chat is not in the pipeline [train,evaluate,predict,export]. Add it, or leave the key out.",
     ),
-    "part of no step": (
+    "unread part": (
         "pipeline=[chat] dataset.cutoff_len=33",
         "dataset.cutoff_len: the steps of the pipeline [chat] don't read it. Leave it out.",
     ),
@@ -219,9 +219,9 @@ REFUSED = {
         "pipeline=[predict] training.per_device_eval_batch_size=2",
         "training.per_device_eval_batch_size: the steps of the pipeline [predict] don't read it. Leave it out.",
     ),
-    "field of no step": ("pipeline=[chat] finetune.r=3", "finetune.r: the steps of the pipeline [chat] don't read it. Leave it out."),
+    "unread field": ("pipeline=[chat] finetune.r=3", "finetune.r: the steps of the pipeline [chat] don't read it. Leave it out."),
     "sampling": ("generation.temperature=0.5", "generation.temperature: not read with generation.do_sample=false. Use generation=sample."),
-    "said elsewhere": (
+    "length that the dataset sets": (
         "training.max_length=512",
         "training.max_length: llmmod does this itself, before the trainer. Set dataset.cutoff_len.",
     ),
@@ -240,7 +240,7 @@ REFUSED = {
         "model.quantization.double_quant: not read, since bits is null. Set bits to 4 or 8.",
     ),
     "buffer": ("dataset.buffer_size=3", "dataset.buffer_size: not read with streaming=false."),
-    "limit of no cache": ("dataset.cache=false dataset.cache_max_gb=3", "dataset.cache_max_gb: not read with cache=false."),
+    "limit without a cache": ("dataset.cache=false dataset.cache_max_gb=3", "dataset.cache_max_gb: not read with cache=false."),
     "processes of a stream": (
         "dataset.streaming=true dataset.num_proc=2 training.max_steps=3",
         "dataset.num_proc: not read with streaming=true.",
@@ -249,7 +249,7 @@ REFUSED = {
         "model.architecture={model_type:llama}",
         "model.architecture.model_type: only a rehearsal reads it. Set smoke=true, or model.config.",
     ),
-    "groups of whole attention": (
+    "groups without shifted attention": (
         "model.shift_attn_group_size=64",
         "model.shift_attn_group_size: not read with shift_attn=false. Set model.shift_attn=true.",
     ),
@@ -263,7 +263,7 @@ REFUSED = {
         "stage=rm pipeline=[evaluate] training.predict_with_generate=true steps.predict.compare_with_base=2",
         f"steps.predict.compare_with_base: {NO_ANSWERS}",
     ),
-    "factor of no scaling": (
+    "factor without scaling": (
         "model.rope_scaling.factor=2",
         "model.rope_scaling.factor: not read, since type is null. Set model.rope_scaling.type.",
     ),
@@ -349,7 +349,7 @@ def test_right(told, overrides):
     assert told(*shlex.split(overrides)) == []
 
 
-def test_problems_of_every_kind_are_told_at_once(told):
+def test_problems_of_every_kind_are_reported_at_once(told):
     overrides = "+training.learning_ratee=1 training.learning_rate=-1 training.optim=adamm finetune=full model.quantization.bits=4 "
     overrides += "pipeline=[train,chatt] training.max_length=3 dataset.data_files=nope.json dataset.val_files=null"
     keys = [line.split(":")[0] for line in told(*shlex.split(overrides))]
@@ -364,7 +364,7 @@ def test_problems_of_every_kind_are_told_at_once(told):
     ]
 
 
-def test_overrides_that_hydra_refuses_are_told_with_what_is_wrong_otherwise():
+def test_overrides_that_hydra_refuses_are_reported_with_other_problems():
     with pytest.raises(ConfigError) as error:
         compose_validated(["model=chatglm22", "training.learning_ratee=1", "finetune.r=0", "smoke=maybe"])
     assert [p.key for p in error.value.problems] == ["model=chatglm22", "training.learning_ratee", "smoke", "finetune.r"]
@@ -418,7 +418,7 @@ def test_a_class_of_the_users_own_may_read_keys_of_its_own(told, tmp_path, monke
     assert told("dataset._target_=mine.load", "+dataset.shards=3") == []
 
 
-def test_a_part_of_a_steps_own_is_checked_as_the_root_s(told):
+def test_a_step_s_own_part_is_checked_as_the_root_s(told):
     lines = told("+dataset@steps.evaluate.dataset=llmmod_qa", "steps.evaluate.dataset.cutoff_len=0", "steps.evaluate.dataset.buffer_size=3")
     assert lines == [
         "steps.evaluate.dataset.cutoff_len: found 0. Allowed: 1 or more.",

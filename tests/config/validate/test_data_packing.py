@@ -1,4 +1,4 @@
-"""Packed rows that couldn't be kept apart are refused before heavy imports; the whole messages."""
+"""Packing is refused before heavy imports where the examples of a row would affect each other; the full messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets whose rows are of another kind than those of the stage, and options that rows of its kind don't have."""
+"""Datasets whose rows are of another kind than the stage needs, and options that don't apply to its kind of rows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_format_for_other_rows(told, overrides, message):
     ],
     ids=["not read", "found by the columns", "a function"],
 )
-def test_what_can_not_be_known_passes(told, overrides):
+def test_rows_of_unknown_kind_pass(told, overrides):
     assert [line for line in told(*overrides) if line.startswith("dataset")] == []
 
 

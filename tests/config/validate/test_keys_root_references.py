@@ -1,4 +1,4 @@
-"""Values that a step's arguments take from the root's finetune and model although the step has its own."""
+"""Arguments of a step that refer to the root's finetune and model although the step has its own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def test_a_rate_that_was_set_and_one_that_is_the_same(told):
     assert told(*OWN, "steps.second.finetune.learning_rate=3e-3") == []
 
 
-def test_a_step_that_begins_with_another_s_model_takes_over_what_is_that_model_s(told):
+def test_a_step_that_continues_another_step_s_model_keeps_that_model_s_settings(told):
     assert told("experiment=stages", "steps.second.model.from_step=first") == []
 
 
 def test_a_rate_that_is_a_part_of_the_adapter_s(told):
-    data = ("dataset=llmmod_qa", "+dataset@steps.second.dataset=llmmod_pairs")  # of the second step's stage, which would be the root's
+    data = ("dataset=llmmod_qa", "+dataset@steps.second.dataset=llmmod_pairs")  # the rows that the second step's stage needs
     assert told(*OWN, *data, "stage@steps.second.training=dpo") == [SAID]

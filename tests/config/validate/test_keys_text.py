@@ -1,4 +1,4 @@
-"""Values that are not UTF-8 are refused by their key, before anything is tokenized or written."""
+"""Values that are not UTF-8 are refused, with their key, before anything is tokenized or written."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ import pytest
     ],
     ids=["byte", "half", "step", "file"],
 )
-def test_what_is_no_text_is_refused(told, override, message):
+def test_values_that_are_not_text_are_refused(told, override, message):
     assert message in told(override)

@@ -1,4 +1,4 @@
-"""Implementations of attention that don't work on this machine are refused before torch is imported."""
+"""Attention implementations that don't work on this machine are refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmmod.config.validate import model as attention
 
 @pytest.fixture
 def have(monkeypatch):
-    """A function that says which modules are installed."""
+    """A function that sets which modules count as installed."""
     return lambda *names: monkeypatch.setattr(attention, "find_module", lambda name: object() if name in names else None)
 
 
@@ -26,7 +26,7 @@ def test_one_that_is_installed_or_comes_from_the_hub(told, have, module):
     assert told("smoke=true", "model.attn_implementation=flash_attention_2", "model.dtype=bfloat16") == []
 
 
-def test_one_of_16_bits_alone(told, have):
+def test_one_that_computes_only_in_16_bits(told, have):
     have("flash_attn")
     (line,) = told("smoke=true", "model.attn_implementation=flash_attention_2", "model.dtype=float32")
     assert line.startswith("model.attn_implementation: flash_attention_2 with model.dtype=float32, but its kernels compute only in 16 bits")

@@ -1,4 +1,4 @@
-"""Paths that don't exist or are of the wrong kind; and the run's directory."""
+"""Paths that don't exist or are of the wrong kind, and the run's directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestData:
         assert told("dataset.path=folder", f"{DATA}=a.json") == []
         assert told("dataset.path=folder", f"{DATA}=b.json")[0].startswith(f"{DATA}: no such file or directory: 'b.json'")
 
-    def test_what_travels_with_a_package(self, told):
+    def test_files_of_a_package(self, told):
         assert told(f"{DATA}=pkg://llmmod.demo/llmmod_qq.jsonl") == [
             f"{DATA}: 'pkg://llmmod.demo/llmmod_qq.jsonl': the package doesn't have 'llmmod_qq.jsonl'. Did you mean 'llmmod_qa.jsonl'?"
         ]
@@ -45,7 +45,7 @@ class TestData:
         ]
 
     @pytest.mark.parametrize("path", ["./nowhere", "~/nowhere", "/nowhere/at/all", "a/b/c", "nowhere.json"])
-    def test_a_path_that_is_none(self, told, path):
+    def test_a_path_that_does_not_exist(self, told, path):
         lines = told(f"dataset.path='{path}'", f"{DATA}=null", "dataset.val_files=null", "dataset.val_size=1")
         assert [line.split(":")[0] for line in lines] == ["dataset.path"]
 
@@ -132,7 +132,7 @@ class TestCheckpoint:
         ]
 
     def test_the_newest_of_this_run(self, told, tmp_path):
-        assert told(f"{RESUME}=true", "output_dir=run") == []  # which starts from the beginning
+        assert told(f"{RESUME}=true", "output_dir=run") == []  # without a checkpoint the run starts from the beginning
         checkpoint(tmp_path / "run")
         assert told(f"{RESUME}=true", "output_dir=run") == []
         assert told(f"{RESUME}=true") == [
@@ -176,8 +176,8 @@ class TestOutput:
         ]
         assert told("output_dir=run", f"{RESUME}=true") == []
 
-    def test_of_several_processes_the_first_alone_looks(self, told, tmp_path, monkeypatch):
-        """The others may come later, when the first has begun to write."""
+    def test_only_the_first_of_several_processes_checks(self, told, tmp_path, monkeypatch):
+        """The others may start later, when the first has already written into the directory."""
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "run.json").write_text("{}")
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""Scaled and shifted rotary positions for a model without any are refused before it is loaded."""
+"""Scaling and shifting of rotary positions are refused for a model without them, before it is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainable_dtype=checkpoint`: refused for float16, and without an effect."""
+"""`trainable_dtype=checkpoint` is refused for float16, and where it would not have an effect."""
 
 from __future__ import annotations
 

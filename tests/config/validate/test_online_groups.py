@@ -1,4 +1,4 @@
-"""Arguments of stage=grpo that aren't supported are refused before heavy imports; the whole messages."""
+"""Arguments of stage=grpo that aren't supported are refused before heavy imports; the full messages."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_right(told, overrides):
     assert told("stage=grpo", *overrides) == []
 
 
-def test_a_rehearsal_tells_what_the_run_would(told):
+def test_a_rehearsal_reports_what_the_run_would(told):
     (line,) = told("stage=grpo", "training.num_generations=7", "smoke=true")
     assert line.startswith("training.num_generations: 7 answers to a prompt, but")
 

@@ -1,4 +1,4 @@
-"""Rewards that can't score are refused before heavy imports; the whole messages."""
+"""Rewards that can't score are refused before heavy imports; the full messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that ppo and grpo don't support are refused before heavy imports; the whole messages."""
+"""Settings that ppo and grpo don't support are refused before heavy imports; the full messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_each_step_by_its_own_parts(told):
     assert told("experiment=rlhf", "steps.rm.dataset.streaming=true") == []
 
 
-def test_a_string_that_ends_answers_is_no_end_that_trl_knows(told):
+def test_trl_treats_an_answer_that_ends_with_a_stop_string_as_truncated(told):
     asked = ("stage=grpo", "+training.generation_kwargs.stop_strings=[x]")
     said = "true, but trl treats an answer that ends with a stop string (training.generation_kwargs.stop_strings) as truncated"
     assert told(*asked, "training.mask_truncated_completions=true") == [f"training.mask_truncated_completions: {said}. Set it to false."]

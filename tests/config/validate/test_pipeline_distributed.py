@@ -1,4 +1,4 @@
-"""Settings of several processes that don't work are refused before heavy imports; the whole messages."""
+"""Settings for several processes that don't work are refused before heavy imports; the full messages."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_what_one_engine_reads_another_refuses(monkeypatch):
     assert text.startswith("distributed.deepspeed.nvme_path: is not set, but states are offloaded to nvme.")
 
 
-def test_machines_that_meet_are_accepted():
+def test_consistent_settings_of_two_machines_are_accepted():
     composed = compose_validated([*NODES, "distributed.rank=1", "smoke=true"])
     assert composed.config.distributed.rank == 1
 
 
-def test_a_launcher_that_started_other_processes_is_told(monkeypatch):
+def test_a_launcher_that_started_another_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     text = problems("distributed=ddp", "distributed.processes=2")

@@ -75,7 +75,7 @@ CASES = {
         "steps.second.training.eval_steps=3",
         ["steps.second.training.eval_steps: only read with eval_strategy=steps."],
     ),
-    "a root's that every step has of its own": (
+    "a root's key that every step overrides": (
         "training.learning_rate=1",
         ["training.learning_rate: the steps of the pipeline [first,second,evaluate] don't read it. Leave it out."],
     ),
@@ -87,7 +87,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("overrides", "lines"), CASES.values(), ids=CASES)
-def test_told(overrides, lines):
+def test_messages(overrides, lines):
     import shlex
 
     from llmmod.config.compose import compose_config
@@ -104,7 +104,7 @@ def test_told(overrides, lines):
 
 @pytest.fixture
 def left(tmp_path):
-    """A function that makes the directory of an adapter or model that a training step left."""
+    """A function that writes the directory of an adapter or model as a training step does."""
 
     def make(name, kind="adapter", **fields):
         from llmmod.models.loading.stage_file import StageFile, write_stage_file
@@ -130,7 +130,7 @@ def test_an_adapter_of_the_wrong_kind(told, left):
     assert told("finetune.adapters=[sft,rm]", "pipeline=[predict]") == [f"finetune.adapters[1]: {wrong}"]
     assert told("finetune.adapters=[sft]") == []
     assert told("finetune.adapters=[rm]", "finetune.resume_adapter=true", "training.head=reward", "pipeline=[train]") == []
-    assert len(told("finetune.adapters=[rm]", "training.head=reward", "pipeline=[train]")) == 1  # it would be merged
+    assert len(told("finetune.adapters=[rm]", "training.head=reward", "pipeline=[train]")) == 1  # without resume_adapter it would be merged
 
 
 def test_an_adapter_without_those_it_was_trained_on(told, left):
@@ -141,7 +141,7 @@ def test_an_adapter_without_those_it_was_trained_on(told, left):
     assert told("finetune.adapters=[sft,ppo]", "pipeline=[predict]") == []
 
 
-def test_a_reward_model_where_one_that_writes_is_needed(told, left):
+def test_a_reward_model_where_a_language_model_is_needed(told, left):
     left("rm", kind="full", head="reward")
     named = "model.pretrained_model_name_or_path"
     problem = (

@@ -1,4 +1,4 @@
-"""llmmod.config.validate.training: contradicting arguments of dpo, kto and rm, refused before anything is loaded."""
+"""Contradicting arguments of dpo, kto and rm are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -94,28 +94,28 @@ WRONG_JUDGED = {
 
 
 @pytest.mark.parametrize(("overrides", "expected"), WRONG.values(), ids=WRONG)
-def test_what_is_refused(told, overrides, expected):
+def test_refused(told, overrides, expected):
     found = told("stage=dpo", *overrides.split())
     assert [line for line in found if line.startswith(expected)] == found
 
 
 @pytest.mark.parametrize("overrides", RIGHT)
-def test_what_is_not(told, overrides):
+def test_right(told, overrides):
     assert told("stage=dpo", *overrides.split()) == []
 
 
 @pytest.mark.parametrize(("overrides", "expected"), WRONG_JUDGED.values(), ids=WRONG_JUDGED)
-def test_what_is_refused_of_judged_answers(told, overrides, expected):
+def test_refused_in_kto(told, overrides, expected):
     assert told("stage=kto", *overrides.split()) == [expected]
 
 
-def test_what_needs_no_mismatched_pairs_goes_without(told):
+def test_a_loss_without_mismatched_pairs_allows_single_rows(told):
     alone = ("training.per_device_train_batch_size=1", "training.precompute_ref_log_probs=true")
     assert told("stage=kto", "training.loss_type=apo_zero_unpaired", *alone) == []
 
 
 @pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "ppo"])
-def test_dropout_of_an_adapter_needs_a_stage_that_leaves_it_in(told, stage):
+def test_dropout_of_an_adapter_needs_a_stage_that_keeps_it(told, stage):
     found = told(f"stage={stage}", "finetune.lora_dropout=0.1")
     assert found == ["finetune.lora_dropout: not read with training.disable_dropout=true. Set training.disable_dropout=false."]
     assert told(f"stage={stage}", "finetune.lora_dropout=0.1", "training.disable_dropout=false") == []
@@ -126,7 +126,7 @@ def test_dropout_is_read_where_one_of_several_stages_has_it(told):
     assert told("experiment=rlhf", "finetune.lora_dropout=0.1") == []
 
 
-def test_rewards_are_centred_and_never_driven_apart(told):
+def test_the_coefficient_that_centres_rewards_is_not_negative(told):
     found = told("stage=rm", "training.center_rewards_coefficient=-0.1")
     assert found == ["training.center_rewards_coefficient: found -0.1. Allowed: 0 or more."]
 

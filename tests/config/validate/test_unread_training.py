@@ -15,7 +15,7 @@ REFUSED = {
     **{f"smoothing in {stage}": ([f"stage={stage}", SMOOTH], ONLY_WORDS) for stage in ("dpo", "kto", "rm", "ppo", "grpo")},
     "smoothing with another loss": ([SMOOTH, "training.loss_type=dft"], "training.label_smoothing_factor: only the loss nll reads it."),
     "rounded evaluation": (["training.bf16_full_eval=true"], f"training.bf16_full_eval: {ROUNDS}"),
-    "loss alone": (["training.prediction_loss_only=true"], f"training.prediction_loss_only: {SUMS}"),
+    "prediction loss only": (["training.prediction_loss_only=true"], f"training.prediction_loss_only: {SUMS}"),
     "metrics in batches": (["stage=rm", "training.batch_eval_metrics=true"], f"training.batch_eval_metrics: {SUMS}"),
     "arguments of AdamW": (
         ["training.optim_args='momentum=0.9'"],
@@ -29,20 +29,20 @@ REFUSED = {
         ["training.optim=sgd", "training.adam_beta1=0.5"],
         "training.adam_beta1: this optimizer is not Adam. Set training.optim_args.",
     ),
-    "name for nobody": (["training.run_name=mine"], "training.run_name: only read with training.report_to."),
+    "run name without a tracker": (["training.run_name=mine"], "training.run_name: only read with training.report_to."),
     "project": (["training.report_to=[wandb]", "training.project=x"], "training.project: only read with training.report_to=trackio."),
-    "best of none": (["training.greater_is_better=true"], "training.greater_is_better: a best model is not selected. "),
+    "order without a best model": (["training.greater_is_better=true"], "training.greater_is_better: a best model is not selected. "),
     "skipping": (["training.ignore_data_skip=true"], "training.ignore_data_skip: only a resumed training reads it. "),
     "filter": (["training.logging_nan_inf_filter=true"], "training.logging_nan_inf_filter: a loss that is not finite ends the training."),
     "keys and values": (["training.use_cache=true"], "training.use_cache: training doesn't cache keys and values. "),
     "signal": (["training.enable_jit_checkpoint=true"], "training.enable_jit_checkpoint: a training that a signal ends always "),
     "split examples": (["training.parallelism_config={cp_size: 2}"], "training.parallelism_config.cp_size: the stages don't split "),
-    "order of no worker": (["training.dataloader_in_order=false"], "training.dataloader_in_order: not read with dataloader_num_workers=0."),
+    "order, no workers": (["training.dataloader_in_order=false"], "training.dataloader_in_order: not read with dataloader_num_workers=0."),
     "whole rollouts": (
         ["stage=ppo", "training.dataloader_drop_last=true"],
         "training.dataloader_drop_last: the last rollout of an epoch is filled with the first prompts of the epoch.",
     ),
-    "prompts for nobody": (
+    "prompts without a tracker": (
         ["stage=grpo", "training.log_completions=true", "training.log_unique_prompts=true"],
         "training.log_unique_prompts: only read with training.report_to.",
     ),
@@ -107,7 +107,7 @@ def matches(optimizer, names):
 
 
 def test_the_tables_of_optimizers_are_what_transformers_does(tmp_path):
-    """Of those that are installed: whether betas and `optim_args` reach them."""
+    """Whether betas and `optim_args` reach each optimizer that is installed."""
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -122,7 +122,7 @@ def test_the_tables_of_optimizers_are_what_transformers_does(tmp_path):
         try:
             plain = made()
         except (ImportError, ValueError):
-            continue  # not installed, or wants modules that this has not
+            continue  # not installed, or needs modules that this model doesn't have
         tried += 1
         reads = {name: made(**{name: value}) != plain for name, value in arguments.items()}
         assert reads["adam_beta1"] is not matches(optimizer, unread_training._WITHOUT_ADAM), optimizer

@@ -1,4 +1,4 @@
-"""Types by their names in the generated tables."""
+"""Whether a value fits a type that the generated tables name."""
 
 from __future__ import annotations
 
