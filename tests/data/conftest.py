@@ -1,4 +1,4 @@
-"""A render and a reader of text for the tests of data."""
+"""A render, an empty cache and a decoder of labels for the tests of data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The directory of examples, which each test finds empty."""
+    """The cache directory of examples; it is empty at the start of each test."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "examples"
 
 
 @pytest.fixture
 def chatml(tiny_tokenizer):
-    """ChatML without a system text of its own."""
+    """ChatML without a default system text."""
     from llmmod.render.template import Template
 
     return Template(
@@ -30,5 +30,5 @@ def chatml(tiny_tokenizer):
 
 @pytest.fixture
 def trained_text(tiny_tokenizer):
-    """An example -> the text of the positions that have a label."""
+    """An example -> the text of its labelled tokens."""
     return lambda example: tiny_tokenizer.decode([label for label in example["labels"] if label != -100])

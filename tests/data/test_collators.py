@@ -25,7 +25,7 @@ def test_padding_is_on_the_right_and_the_real_eos_keeps_label_and_attention(pad,
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_the_width_is_a_multiple_where_one_is_asked_for():
+def test_pad_to_multiple_of():
     batch = PaddingCollator(tokenizer(0), pad_to_multiple_of=8)(EXAMPLES)
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, 8)}
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 2]
@@ -63,16 +63,16 @@ def test_examples_stand_one_after_the_other_and_nothing_is_padding():
     assert batch["cu_seq_lens_q"].dtype == torch.int32
 
 
-def test_the_examples_of_a_packed_row_stay_apart():
+def test_the_examples_of_a_packed_row_stay_separate():
     packed = {"input_ids": [5, 6, 7, 2, 8, 2], "labels": [NO, NO, 7, 2, NO, 2], "seq_lengths": [4, 2]}
-    one, apart = FlatteningCollator()([packed, EXAMPLES[1]]), FlatteningCollator()([*EXAMPLES, EXAMPLES[1]])
-    assert one.keys() == apart.keys()
-    assert one.pop("segment_lengths") == apart["segment_lengths"]
-    assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(apart[name])) for name in one)
+    one, separate = FlatteningCollator()([packed, EXAMPLES[1]]), FlatteningCollator()([*EXAMPLES, EXAMPLES[1]])
+    assert one.keys() == separate.keys()
+    assert one.pop("segment_lengths") == separate["segment_lengths"]
+    assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(separate[name])) for name in one)
 
 
 def test_no_example_s_first_token_is_predicted_from_the_last_of_another():
-    """Where prompts are trained too, an example's first token has a label; the loss's shift would pair it with what stands before it."""
+    """If prompts are trained too, an example's first token has a label; the loss's shift would pair it with the token before it."""
     trained = {"input_ids": [5, 6], "labels": [5, 6]}
     assert FlatteningCollator()([trained, {**trained, "input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [2, 2]}])[
         "labels"
@@ -103,5 +103,5 @@ def test_packed_rows_of_one_length_end_in_padding_that_is_an_example_of_its_own(
     assert (batch["max_length_q"], batch["max_length_k"]) == (9, 9)
 
 
-def test_examples_that_are_not_packed_are_not_filled_up():
+def test_examples_that_are_not_packed_are_not_padded():
     assert FlatteningCollator(length=9)(EXAMPLES)["input_ids"].shape == (1, 6)

@@ -1,4 +1,4 @@
-"""llmmod.data.preference_collators: padded like trl's own collator; and a shared row by hand."""
+"""Collators for pairs: padded batches against trl's own collator, and a row that shares prompts against one worked out by hand."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_a_shared_row_by_hand():
     assert batch["shift_labels"].tolist() == [[-100, -100, 4, 5, 6, 8, 10, 11, 12]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 0, 1, 2]]
     assert batch["cu_seq_lens_q"].tolist() == [0, 4, 5, 6, 9]
-    assert batch["cu_seq_lens_k"].tolist() == [0, 4, 7, 8, 11]  # 6's prompt is two tokens and its own first; a prompt of one has no more
+    assert batch["cu_seq_lens_k"].tolist() == [0, 4, 7, 8, 11]  # 6 attends to two more tokens of its prompt; the other prompt has one token
     assert (batch["max_length_q"], batch["max_length_k"]) == (4, 4)
     assert batch["completion_mask"].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("collator", [PreferenceCollator, PrefixSharingCollator])
-def test_what_the_reference_thinks_comes_along(collator):
+def test_reference_logps_are_kept(collator):
     known = [pair | {"ref_chosen_logps": -1.5, "ref_rejected_logps": -n} for n, pair in enumerate(PAIRS)]
     batch = collator(TOKENIZER)(known)
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]

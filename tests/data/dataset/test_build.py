@@ -60,7 +60,7 @@ def test_what_was_cut_and_left_out_is_counted(tokenizing, chatml, tiny_tokenizer
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
-def test_a_row_that_cannot_be_trained_ends_it_or_is_left_out(tokenizing, num_proc):
+def test_a_row_that_cannot_be_trained_is_an_error_or_is_left_out(tokenizing, num_proc):
     rows = placed("a", "b") + placed("c", train=False)
     with pytest.raises(DataError, match=r"x\.json, row 1: none of its answers is trained"):
         build_dataset(rows, tokenizing(), num_proc=num_proc)
@@ -70,13 +70,13 @@ def test_a_row_that_cannot_be_trained_ends_it_or_is_left_out(tokenizing, num_pro
     assert built.dataset.num_rows == 2
 
 
-def test_no_two_datasets_are_taken_for_the_same(tokenizing):
-    # datasets finds cached results by the fingerprint; it must not say that two tokenizings are one.
+def test_two_datasets_have_different_fingerprints(tokenizing):
+    # datasets finds cached results by the fingerprint, so two tokenizations must not have the same one.
     first, second = build_dataset(placed("a"), tokenizing()), build_dataset(placed("a"), tokenizing())
     assert first.dataset._fingerprint != second.dataset._fingerprint
 
 
-def test_nothing_at_all_is_a_dataset_without_rows(tokenizing):
+def test_without_rows_the_dataset_is_empty(tokenizing):
     built = build_dataset([], tokenizing())
     assert built.dataset.num_rows == 0
     assert built.dataset.column_names == ["input_ids", "labels"]

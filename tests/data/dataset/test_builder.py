@@ -32,7 +32,7 @@ def _data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hits(chatml, tiny_tokenizer, caplog):
-    """Load, and say whether the examples came from the cache."""
+    """A function that loads the data and returns whether the examples came from the cache."""
 
     def loaded(*, render=chatml, tokenizer=tiny_tokenizer, seed=42, smoke=False, verify=None, **conf):
         caplog.clear()
@@ -77,7 +77,7 @@ MISSES = {
 
 
 @pytest.mark.parametrize("name", MISSES)
-def test_what_decides_the_examples_is_a_miss(hits, name):
+def test_a_change_that_affects_the_examples_is_a_miss(hits, name):
     change, conf = MISSES[name]
     assert hits()
     change()
@@ -96,16 +96,16 @@ def test_the_same_size_and_date_are_not_the_same_content(hits):
 
 HITS = {
     "num_proc": {"num_proc": 2},
-    "the format that was found, named": {"format": "alpaca"},
+    "the detected format, named": {"format": "alpaca"},
     "buffer_size": {"buffer_size": 5},
-    "the proof": {"verify": "chatml"},
+    "verify": {"verify": "chatml"},
     "the same seed, set": {"seed": 42},
-    "how much may be kept": {"cache_max_gb": 0},
+    "the cache's limit": {"cache_max_gb": 0},
 }
 
 
 @pytest.mark.parametrize("name", HITS)
-def test_what_does_not_is_a_hit(hits, name):
+def test_any_other_change_is_a_hit(hits, name):
     assert hits(**HITS[name])
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_was_moved_and_touched_is_a_hit(hits):
     assert hits(path="y.json")
 
 
-def test_without_a_draw_no_seed_decides(hits):
+def test_without_a_draw_the_seed_does_not_matter(hits):
     assert not hits(val_size=0)
     assert hits(val_size=0, seed=7)
 
@@ -132,7 +132,7 @@ def test_a_render_that_differs_is_a_miss(hits, tiny_tokenizer, changes):
     assert not hits(render=template(tiny_tokenizer, **changes))
 
 
-def test_the_text_of_a_chat_template_decides(hits, tiny_tokenizer):
+def test_another_text_of_a_chat_template_is_a_miss(hits, tiny_tokenizer):
     text = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
     text = text.replace("{% endfor %}", "{% endfor %}{% if add_generation_prompt %}") + "{% endif %}"
 
@@ -198,7 +198,7 @@ def read(row, ending=""):
 """
 
 
-def test_the_source_of_a_users_function_decides_and_what_it_imports(hits, tmp_path, monkeypatch):
+def test_changed_source_of_a_users_function_or_its_imports_is_a_miss(hits, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LLMMOD_ALLOW", "own_rows")
     conf = {"columns": ColumnsConf(), "format": {"_target_": "own_rows.read"}}
@@ -219,7 +219,7 @@ def test_the_source_of_a_users_function_decides_and_what_it_imports(hits, tmp_pa
     assert not hits(**conf)
 
 
-def test_rows_of_a_table_are_told_apart_by_what_they_are(hits):
+def test_rows_of_a_table_are_identified_by_their_content(hits):
     Dataset.from_list(ROWS).save_to_disk("saved")
     assert not hits(path="saved")
     Dataset.from_list(ROWS).save_to_disk("again")
@@ -228,7 +228,7 @@ def test_rows_of_a_table_are_told_apart_by_what_they_are(hits):
     assert not hits(path="turned")
 
 
-def test_what_can_not_be_told_apart_is_not_kept(hits, cache, chatml):
+def test_examples_without_a_key_are_not_kept(hits, cache, chatml):
     kept = sorted(cache.iterdir())
 
     class Own(Template):
@@ -262,16 +262,16 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(hits, monkeypatch):
     assert not hits()
 
 
-def test_what_takes_more_than_may_be_kept_goes_when_other_examples_come(hits, monkeypatch):
+def test_examples_above_the_limit_are_removed_when_others_are_written(hits, monkeypatch):
     write(ROWS[:9], "y.json")
     assert not hits(path="y.json", cache_max_gb=1)
     assert hits()
-    monkeypatch.setattr(cache_limit, "_in_use", {})  # as when the process that had them in use has ended
+    monkeypatch.setattr(cache_limit, "_in_use", {})  # as if the process that used them had ended
     assert not hits(path="y.json", cache_max_gb=0, max_samples=8)
     assert not hits()
 
 
-def test_where_nothing_can_be_written_the_run_goes_on(hits, tmp_path, monkeypatch, caplog):
+def test_a_run_continues_if_the_cache_cannot_be_written(hits, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "file" / "cache"))
     assert not hits()

@@ -25,5 +25,5 @@ NO = -100
     ],
     ids=["example", "packed", "pair", "wanted", "unwanted", "prompt"],
 )
-def test_what_a_model_sees_of_a_row(row, expected):
+def test_labelled_sequences_of_a_row(row, expected):
     assert labelled_sequences(row) == expected

@@ -116,7 +116,7 @@ def without(column, number):
         "no-objects", "column", "val_size", "two-ways", "val_files", "cutoff", "all-dropped",
     ],
 )  # fmt: skip
-def test_bad_input_is_told_in_one_message_with_exit_code_2(load, text, conf, message):
+def test_bad_input_is_reported_in_one_message_with_exit_code_2(load, text, conf, message):
     write(text)
     with pytest.raises((ConfigError, DataError)) as error:
         load(**conf)
@@ -127,7 +127,7 @@ def test_bad_input_is_told_in_one_message_with_exit_code_2(load, text, conf, mes
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 def test_half_a_character_is_a_bad_row(load, name):
-    """Half of an emoji, as scraped texts have it: the tokenizer would end it with a TypeError."""
+    """Scraped texts contain half an emoji at times; the tokenizer would raise a TypeError for it."""
     rows = [*map(json.dumps, ROWS), '{"instruction": "Why?", "output": "Because \\ud83d"}']
     write("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]", name)
     with pytest.raises(DataError) as error:
@@ -203,7 +203,7 @@ def test_validation_from_a_split_of_its_own(load, tmp_path):
     assert (len(splits.train), len(splits.eval)) == (30, 2)
 
 
-def test_what_is_dropped_from_validation_leaves_its_conversations_too(load):
+def test_dropped_validation_examples_are_dropped_from_its_conversations_too(load):
     write(ROWS)
     write([ROWS[0], {"instruction": "q", "output": "long " * 100}, ROWS[1]], "held.json")
     splits = load(val_files="held.json", cutoff_len=60, cutoff_policy=CutoffPolicy.drop)
@@ -239,9 +239,9 @@ def test_a_rehearsal_takes_a_few_rows(load, conf, sizes):
         ({"val_size": 2.5}, "2.5"),
         ({"mix": {"a": {"path": "x.json"}, "b": {"path": "x.json", "val_size": 50}}, "path": None}, "50 of 30 rows leaves 0"),
     ],
-    ids=["more", "all", "more than the samples", "all of a stream", "no number of rows", "more of one in a mix"],
+    ids=["more", "all", "more than the samples", "all of a stream", "not a number of rows", "more of one in a mix"],
 )
-def test_no_more_is_held_out_than_there_are_rows(load, conf, found, smoke):
+def test_holding_out_all_rows_or_more_is_refused(load, conf, found, smoke):
     write(ROWS)
     with pytest.raises(ConfigError) as error:
         load(**conf, smoke=smoke)
@@ -304,18 +304,18 @@ def test_no_terminator_is_lost_at_a_cutoff_and_no_assistant_marker(load, tiny_to
         assert len(example["input_ids"]) <= 80
         assert "<|im_start|>assistant\nBecause." in tiny_tokenizer.decode(example["input_ids"])
         assert tiny_tokenizer.decode(example["input_ids"]).endswith("<|im_end|>")
-    # Where the answer itself was cut its terminator isn't trained; where the question gave way alone, it is.
+    # The terminator is trained only if the answer is whole, that is, if only the question was cut.
     assert [trained_text(example).endswith("<|im_end|>") for example in splits.train] == [False, True, False, True]
     assert (splits.report.cut, splits.report.train.ends_lost) == (3, 2)
 
 
-def test_two_answers_in_one_column_are_no_answer(load):
+def test_two_answers_in_one_column_are_a_bad_row(load):
     write([{"instruction": "q", "output": ["good", "bad"]}])
     with pytest.raises(DataError, match="column 'output': a list of 2 where a text is expected"):
         load()
 
 
-def test_the_account(load, caplog):
+def test_the_report(load, caplog):
     write(ROWS)
     with caplog.at_level(logging.INFO):
         report = load(val_size=0.1).report
@@ -326,7 +326,7 @@ def test_the_account(load, caplog):
 
 
 @pytest.mark.parametrize("policy", [CutoffPolicy.proportional, CutoffPolicy.right])
-def test_what_was_cut_is_said(load, caplog, policy):
+def test_cut_examples_are_reported(load, caplog, policy):
     write([*ROWS, {"instruction": "q", "output": "Because. " * 99}])
     load(cutoff_len=60, cutoff_policy=policy)
     said = "1 examples were longer than dataset.cutoff_len=60 and were cut, 1 of them lost the end of their answer"
@@ -350,7 +350,7 @@ def test_streamed_examples_are_those_of_the_same_rows_over_and_over(load):
 
 
 def test_a_stream_is_read_in_a_worker_of_a_data_loader(load, monkeypatch):
-    """A tokenizer that has encoded in threads waits for them for ever in a fork, where they are not; so does torch (libgomp)."""
+    """A tokenizer that has encoded in threads hangs in a fork, which doesn't have these threads; so does torch (libgomp)."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     write(ROWS)
     expected = load().train.to_list()
@@ -395,7 +395,7 @@ def test_a_stream_may_have_files_of_its_own_to_validate_with(load):
     assert list(islice(splits.train, 30)) == load().train.to_list()
 
 
-def test_what_is_said_of_a_stream(load, caplog):
+def test_the_message_about_a_stream(load, caplog):
     write(ROWS)
     with caplog.at_level(logging.INFO):
         streamed(load, val_size=2)
@@ -419,13 +419,13 @@ def test_what_cannot_be_held_out_of_a_stream(load, conf, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_bad_row_ends_a_stream_at_once_where_it_stands_among_the_first(load):
+def test_a_bad_row_among_the_first_is_an_error_at_once(load):
     write(without("output", 17))
     with pytest.raises(DataError, match="row 17, column 'output': missing"):
         streamed(load)
 
 
-def test_a_bad_row_far_on_ends_a_stream_when_it_is_read_or_is_left_out(load, monkeypatch):
+def test_a_later_bad_row_is_an_error_when_it_is_read_or_is_left_out(load, monkeypatch):
     monkeypatch.setattr("llmmod.data.dataset.stream.CHECKED", 5)
     monkeypatch.setattr("llmmod.data.dataset.stream.BATCH", 5)
     write(without("output", 17))

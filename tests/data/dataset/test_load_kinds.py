@@ -1,4 +1,4 @@
-"""From `dataset.*` to the columns of each kind of stage."""
+"""The columns that `dataset.*` produces for each kind of rows."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def test_pairs(load, text):
     assert counts.tokens == answers + sum(map(len, ids["prompt_ids"]))
 
 
-def test_judgements_and_what_a_model_is_asked_of_them(load, text):
+def test_judgements_and_their_prompts(load, text):
     splits = load("judgement", val_size=11, verify="chatml")
     assert splits.train.column_names == ["prompt_ids", "completion_ids", "label"]
     for row, conversation in zip(splits.eval, said(splits.eval_conversations), strict=True):
         answer = text(row["completion_ids"]).removesuffix("<|im_end|>")
         assert row["label"] == (int(answer.removeprefix("Answer ").removesuffix(".")) % 2 == 0)
-        assert conversation[1:] == [answer] * row["label"], "an unwanted answer is nobody's reference"
+        assert conversation[1:] == [answer] * row["label"], "an unwanted answer is not a reference to measure against"
 
 
-def test_prompts_carry_answers_and_other_columns_beside_them(load, text):
+def test_prompts_keep_answers_and_other_columns(load, text):
     splits = load("prompt", val_size=2, verify="chatml")
     row = splits.train[0]
     assert set(row) == {"prompt_ids", "prompt", "answer", "level", "topic"}
@@ -172,7 +172,7 @@ def test_the_kind_is_part_of_the_cache_s_key(load, caplog):
         ),
     ],
 )
-def test_rows_of_another_kind_are_refused_with_what_they_are(load, kind, rows, message):
+def test_rows_of_another_kind_are_refused_and_their_kind_is_named(load, kind, rows, message):
     with pytest.raises(ConfigError) as error:
         load(kind, rows)
     assert f"'auto' can't find a {kind} in the rows" in str(error.value)
@@ -208,7 +208,7 @@ def test_a_format_of_the_user_s_own_for_each_kind(load, kind, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_the_certificate_looks_at_what_is_asked_and_at_each_answer(load, kind, monkeypatch, chatml):
+def test_the_certificate_checks_the_prompt_with_each_answer(load, kind, monkeypatch, chatml):
     seen = {}
 
     def certify(render, tokenizer, conversations):
@@ -239,6 +239,6 @@ def test_columns_that_nothing_reads_are_named(load, caplog):
     load("preference", [row | {"id": 1} for row in PAIRS], streaming=True)
     assert "columns that are not read: id" in caplog.messages
     caplog.clear()
-    load("prompt")  # numbers and texts go to reward functions, and a list doesn't
+    load("prompt")  # reward functions get columns of numbers and texts, but not of lists
     load("judgement")
     assert [message for message in caplog.messages if "not read" in message] == ["columns that are not read: tags"]

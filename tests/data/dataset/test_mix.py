@@ -1,4 +1,4 @@
-"""Several datasets as one: the order of their examples, the end, and what stays separate."""
+"""A mix of datasets: the order of its examples, where it ends, and the settings that each dataset keeps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def turns(*texts, weights, stopping):
     [
         (["abc", "xyz"], [1, 1], FIRST, "axbycz"),
         (["abcdef", "xyz"], [2, 1], FIRST, "abxcdyefz"),
-        # It is a's turn, and a has no more.
+        # It is a's turn, but a is exhausted.
         (["ab", "xyz"], [1, 1], FIRST, "axby"),
         (["ab", "xyz"], [1, 1], ALL, "axbyaz"),
         (["a", "xyz"], [1, 1], ALL, "axayaz"),
@@ -41,7 +41,7 @@ def test_whose_turn_it_is(texts, weights, stopping, expected):
 
 
 @pytest.mark.parametrize("weights", [[1, 1, 1], [5, 2, 1], [0.7, 0.2, 0.1]], ids=str)
-def test_of_any_first_items_each_source_has_its_share(weights):
+def test_every_prefix_has_each_source_s_share(weights):
     seen = "".join(islice(take_turns([lambda c=c: iter(c * 1000) for c in "abc"], weights, FIRST), 200))
     for length in range(1, 201):
         for name, weight in zip("abc", weights, strict=True):
@@ -75,7 +75,7 @@ def answers(trained_text):
     return lambda examples: [trained_text(example).removesuffix("<|im_end|>") for example in examples]
 
 
-# The chats end with the ninth, and it would be their turn again.
+# The mix ends after the ninth chat: chats are next, and they are exhausted.
 MIXED = [f"chat {n}" for n in range(9)]
 for place in (2, 5, 8, 11):
     MIXED.insert(place, f"alpaca {place // 3}")
@@ -93,7 +93,7 @@ def test_streamed_it_is_the_same(load, answers):
     assert answers(islice(load(streaming=True, buffer_size=1).train, 15)) == [*MIXED, "chat 0", "chat 1"]
 
 
-def test_all_exhausted_reads_the_shorter_anew(load, answers):
+def test_all_exhausted_restarts_the_shorter_dataset(load, answers):
     mixed = answers(load(mix_stopping=ALL).train)
     assert mixed[:13] == MIXED
     assert mixed[12:] == ["chat 8", "chat 0", "alpaca 4", "chat 1", "chat 2", "alpaca 5"]
@@ -108,7 +108,7 @@ def test_validation_is_taken_from_each(load, answers, streaming):
     assert not set(held) & set(answers(islice(splits.train, 8)))
 
 
-def test_the_account_is_that_of_what_is_trained(load):
+def test_the_report_counts_the_trained_examples(load):
     for stopping in (FIRST, ALL):
         splits = load(mix_stopping=stopping)
         labels = [label for example in splits.train for label in example["labels"]]
@@ -130,7 +130,7 @@ def test_the_account_is_that_of_what_is_trained(load):
     ],
     ids=["file", "columns", "beside", "two ways"],
 )
-def test_what_is_wrong_is_told_by_the_key_that_was_typed(load, mix, conf, message):
+def test_errors_name_the_key_that_was_typed(load, mix, conf, message):
     with pytest.raises(ConfigError) as error:
         load(mix, **conf)
     assert str(error.value).startswith(message)

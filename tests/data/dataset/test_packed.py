@@ -20,7 +20,7 @@ def examples():
 
 
 def test_rows_by_hand(examples):
-    """Of ten tokens: 3 and 7, 5 and 5, 2."""
+    """Rows of ten tokens hold examples of 3 and 7, 5 and 5, and 2 tokens."""
     packed = PackedDataset(examples, 10)
     assert len(packed) == 3
     assert packed[0] == {
@@ -42,7 +42,7 @@ def test_nothing_is_lost(examples):
     assert sorted(token for row in rows for token in row["input_ids"]) == sorted(t for e in EXAMPLES for t in e["input_ids"])
 
 
-def test_lengths_are_those_of_the_rows_that_a_selection_holds(examples):
+def test_lengths_of_a_selection_are_those_of_its_rows(examples):
     assert lengths(examples) == [3, 7, 5, 5, 2]
     assert lengths(examples.select([4, 0])) == [2, 3]
     assert lengths([{"input_ids": [1, 2]}]) == [2]
@@ -63,5 +63,5 @@ def test_the_report_says_rows_and_fill(examples):
     assert "packed into 3 rows of 10 tokens, 73.3% of them filled" in "\n".join(splits.report.lines())
 
 
-def test_a_data_loader_s_worker_gets_what_it_would_get_here(examples):
+def test_a_data_loader_s_worker_gets_the_same_rows(examples):
     assert list(pickle.loads(pickle.dumps(PackedDataset(examples, 10)))) == list(PackedDataset(examples, 10))

@@ -14,12 +14,12 @@ from llmmod.data.dataset.packing import capacity_of, pack_stream
 
 
 def examples(lengths):
-    """Each example repeats its number."""
+    """Examples of these lengths; the tokens of each repeat its number."""
     return [{"input_ids": [n] * length, "labels": [-100] + [n] * (length - 1)} for n, length in enumerate(lengths)]
 
 
-def apart(rows):
-    """The examples of rows, in the order of their numbers."""
+def unpacked(rows):
+    """The examples of packed rows, in the order of their numbers."""
     found = []
     for row in rows:
         at = 0
@@ -36,18 +36,18 @@ def test_every_example_is_in_a_row_once_and_whole(monkeypatch, window):
     draw = random.Random(0)
     given = examples([draw.randint(2, 60) for _ in range(300)])
     rows = list(pack_stream(given, 64))
-    assert apart(rows) == given
+    assert unpacked(rows) == given
     assert max(len(row["input_ids"]) for row in rows) <= 64
 
 
 def test_rows_are_full_to_98_percent_on_examples_of_mixed_length():
     draw = random.Random(0)
-    lengths = [min(512, max(8, round(draw.lognormvariate(5.2, 0.7)))) for _ in range(10_000)]  # alpaca's: a median of 180
+    lengths = [min(512, max(8, round(draw.lognormvariate(5.2, 0.7)))) for _ in range(10_000)]  # as in alpaca: a median of 180
     rows = list(pack_stream(examples(lengths), 1024))
     assert sum(lengths) / (1024 * len(rows)) >= 0.98
 
 
-def test_examples_that_go_with_no_other_do_not_wait_for_ever():
+def test_examples_that_fit_no_other_example_do_not_wait_forever():
     rows = pack_stream(examples([6] * 5000), 10)
     assert len(list(islice(rows, packed_stream.WINDOW))) == packed_stream.WINDOW
 
@@ -77,27 +77,27 @@ def test_a_packed_stream_has_the_examples_of_the_same_rows(load):
     while len(seen) < len(QUESTIONS):
         row = next(rows)
         assert len(row["input_ids"]) <= 200
-        seen += apart([row])
+        seen += unpacked([row])
     key = lambda example: example["input_ids"]  # noqa: E731
     assert sorted(seen, key=key) == sorted(load(QUESTIONS, cutoff_len=200).train.to_list(), key=key)
-    assert set(splits.eval.column_names) == {"input_ids", "labels"}, "what is held out isn't packed"
+    assert set(splits.eval.column_names) == {"input_ids", "labels"}, "held-out examples aren't packed"
     assert capacity_of(load(QUESTIONS, streaming=True).train) is None
     assert len(plain) == 28
 
 
-def test_streamed_documents_stay_apart(load, tiny_tokenizer):
+def test_streamed_documents_stay_separate(load, tiny_tokenizer):
     texts = [{"text": f"Document {n}. " * (n % 4 + 1)} for n in range(20)]
     splits = load(texts, kind="document", packing=True, streaming=True, cutoff_len=30)
     expected = load(texts, kind="document", packing=True, cutoff_len=30).train.examples.to_list()
     rows, seen = iter(splits.train), []
     while len(seen) < len(expected):
-        seen += apart([next(rows)])
+        seen += unpacked([next(rows)])
     key = lambda example: example["input_ids"]  # noqa: E731
     assert sorted(seen, key=key) == sorted(expected, key=key)
 
 
 def test_a_packed_stream_is_trained_as_segments(load, tiny_llama, tiny_tokenizer):
-    """The collator of a run gives the model the boundaries of the examples, and their loss is that of the examples alone."""
+    """The collator of a run passes the boundaries of the examples to the model."""
     import torch
 
     from llmmod.trainers.collation import choose_collator

@@ -1,4 +1,4 @@
-"""llmmod.data.dataset.packing: every example once, rows within their capacity, few of them, and fast."""
+"""Packing places every example once, keeps rows within their capacity, fills them well, and is fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.data.dataset.packing import pack
 
 
 def rows_of(lengths, capacity):
-    """The examples of each row."""
+    """Row -> its examples."""
     rows = {}
     for index, row in enumerate(pack(lengths, capacity)):
         rows.setdefault(row, []).append(index)
@@ -27,14 +27,14 @@ def test_each_example_is_in_one_row_that_holds_it(data, capacity):
     assert sorted(index for row in rows.values() for index in row) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in row) <= capacity for row in rows.values())
     assert list(rows) == list(range(len(rows)))  # numbered in the order of their first examples
-    # No two rows would fit into one, or the second had never been opened.
+    # No two rows would fit into one: packing opens a row only for an example that doesn't fit the others.
     fullest = sorted(sum(lengths[index] for index in row) for row in rows.values())
     assert sum(fullest[:2]) > capacity or len(rows) < 2
 
 
 @given(st.lists(st.integers(1, 30), max_size=60))
 def test_the_same_rows_as_the_plain_algorithm(lengths):
-    """Best-fit decreasing written down as it is defined: as many rows, equally full."""
+    """Best-fit decreasing, written as it is defined, gives as many rows, equally full."""
     rooms = []
     for length in sorted(lengths, reverse=True):
         fitting = [place for place, room in enumerate(rooms) if room >= length]
@@ -52,13 +52,13 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(("lengths", "found"), [([3, 11], "11"), ([0], "0")])
-def test_what_no_row_can_hold(lengths, found):
+def test_lengths_that_do_not_fit_a_row_are_refused(lengths, found):
     with pytest.raises(ValueError, match=f"an example of {found} tokens doesn't fit a row of 10"):
         pack(lengths, 10)
 
 
 def mixed(count, seed=0):
-    """Lengths as of alpaca's examples: median about 200, from 10 to 1,024."""
+    """Lengths like those of alpaca's examples: 10 to 1,024, with a median of about 200."""
     draw = random.Random(seed)
     return [min(1024, max(10, int(draw.lognormvariate(5.3, 0.6)))) for _ in range(count)]
 

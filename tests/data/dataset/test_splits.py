@@ -9,7 +9,7 @@ from llmmod.errors import ConfigError
 @pytest.mark.parametrize(
     ("count", "size", "expected"),
     [(100, 0.1, 10), (11, 0.1, 2), (3, 0.01, 1), (10, 4, 4), (10, 9, 9), (2, 1, 1), (2, 0.5, 1)],
-)  # a fraction is rounded up
+)  # a fraction's number of rows is rounded up
 def test_the_size_is_a_fraction_or_a_number(count, size, expected):
     held = validation_indices(count, size, seed=0)
     assert len(held) == expected

@@ -1,4 +1,4 @@
-"""Streamed examples: each pass complete, in an order from the seed, and restarting at the end."""
+"""Streamed examples: each pass is complete and in an order from the seed, and the stream restarts at its end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_shuffle_loses_nothing_and_moves_items_no_further_ahead_than_its_buffe
     assert (items == list(range(50))) == (buffer_size == 1)
 
 
-def test_each_pass_is_whole_and_in_an_order_of_its_own(stream, answers, monkeypatch):
+def test_each_pass_is_complete_and_in_a_new_order(stream, answers, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 4)
     drawn = answers(islice(stream(placed(10)), 30))
     passes = [drawn[start : start + 10] for start in (0, 10, 20)]
@@ -60,7 +60,7 @@ def test_a_buffer_of_one_keeps_the_order_of_the_rows(stream, answers):
     assert answers(islice(stream(placed(3), buffer_size=1), 5)) == ["answer 0", "answer 1", "answer 2", "answer 0", "answer 1"]
 
 
-def test_a_conversation_that_cannot_be_trained_ends_it_or_is_left_out(stream, answers, caplog):
+def test_a_conversation_that_cannot_be_trained_is_an_error_or_is_left_out(stream, answers, caplog):
     rows = placed(1) + placed(1, train=False)
     with pytest.raises(DataError, match="x, row 1: none of its answers is trained"):
         list(islice(stream(rows), 5))
@@ -72,7 +72,7 @@ def test_a_conversation_that_cannot_be_trained_ends_it_or_is_left_out(stream, an
 
 
 @pytest.mark.parametrize("policy", [CutoffPolicy.proportional, CutoffPolicy.right, CutoffPolicy.drop])
-def test_what_was_cut_is_said_once(stream, caplog, policy):
+def test_cut_examples_are_reported_once(stream, caplog, policy):
     long = Conversation([Message("user", "q"), Message("assistant", "Because. " * 99)])
     list(islice(stream([*placed(2), (RowLocation("x", 3), long)], limit=60, policy=policy), 9))
     cut = "cut, 1 of them lost the end of their answer, which isn't trained"
@@ -80,7 +80,7 @@ def test_what_was_cut_is_said_once(stream, caplog, policy):
     assert [record.message for record in caplog.records] == [f"mine: 1 examples were longer than dataset.cutoff_len=60 and were {said}"]
 
 
-def test_where_no_example_is_left_it_does_not_go_round_for_ever(stream):
+def test_a_stream_without_examples_is_an_error_and_does_not_loop_forever(stream):
     with pytest.raises(DataError, match="mine: no example is left to train on"):
         list(islice(stream(placed(3), limit=4), 1))
 

@@ -48,7 +48,7 @@ TYPES = {
 
 
 def made(record, kind, render, tokenizer, limit=512, policy="proportional"):
-    """What a record becomes: its row, or what is wrong with it."""
+    """The rows of a record or its error, and the `TokenizedRecord`."""
     example_type = TYPES[kind]
     (found,) = ExampleTokenizer(render, tokenizer, limit, CutoffPolicy(policy), example_type=example_type).tokenize(placed(record))
     return str(found.error) if found.error else [example_type.row(e.record, e.encoded) for e in found.examples if not e.dropped], found
@@ -56,7 +56,7 @@ def made(record, kind, render, tokenizer, limit=512, policy="proportional"):
 
 @pytest.fixture(params=["chatml", "llama2", "chatglm2", "vicuna", "baichuan2", "intern", "default", "auto"])
 def written(request, byte_level, dummy_prefix, shipped):
-    """A render and a tokenizer of the kind that its models have."""
+    """A render and a tokenizer like those of its models."""
     tokenizer = {"llama2": dummy_prefix, "vicuna": dummy_prefix, "chatglm2": dummy_prefix}.get(request.param, byte_level)
     if request.param == "auto":
         return AutoTemplate(tokenizer=tokenizer, name="auto", template=JINJA), tokenizer
@@ -172,7 +172,7 @@ def test_a_prompt_that_takes_all_tokens(chatml, tiny_tokenizer, kind, policy, te
         assert text.format(prompt + (kind == "preference")) in found
 
 
-def test_the_oldest_rounds_of_a_prompt_go_where_it_can_t_be_shortened(chatml, tiny_tokenizer):
+def test_the_oldest_rounds_of_a_prompt_are_removed_if_it_can_t_be_shortened(chatml, tiny_tokenizer):
     rounds = [Message(role, f"{role} {n}") for n in range(20) for role in ("user", "assistant")]
     ((row,), _) = made(PromptRecord(Conversation([*rounds, Message("user", "last")])), "prompt", chatml, tiny_tokenizer, 60)
     text = tiny_tokenizer.decode(row["prompt_ids"])
@@ -181,7 +181,7 @@ def test_the_oldest_rounds_of_a_prompt_go_where_it_can_t_be_shortened(chatml, ti
     assert text.endswith("last<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_render_that_asks_otherwise_than_it_trains_is_found_row_by_row(chatml, tiny_tokenizer):
+def test_a_render_with_other_prompts_in_training_than_in_inference_is_reported(chatml, tiny_tokenizer):
     class Wrong:
         def prompt(self, conversation):
             return chatml.prompt(Conversation([*conversation.messages[:-1], Message("user", "!")]))

@@ -17,7 +17,7 @@ def test_blocks_are_the_documents_one_after_the_other():
     assert lists(join(documents, 4)) == lists(join(documents, 4, drop_last=True)) == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
 
 
-def test_a_single_token_that_is_left_has_nothing_to_be_predicted_from():
+def test_a_single_remaining_token_is_left_out():
     assert lists(join([[1, 2, 3]], 2)) == [[1, 2]]
 
 

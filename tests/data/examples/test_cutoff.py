@@ -21,7 +21,7 @@ def texts(conversation):
 
 
 def encode(conversations):
-    """A token a character, and two for each message around it."""
+    """One token for each character, and two for each message."""
     lengths = [sum(len(message.content) + 2 for message in made.messages) for made in conversations]
     return [Encoded([0] * length, [NO] * (length - 1) + [0]) for length in lengths]
 
@@ -48,7 +48,7 @@ def test_nothing_is_lost_at_share_1():
 def test_question_and_answer_give_up_the_same_share_of_what_is_above_the_least():
     made = conversation("q" * (LEAST + 100), "a" * (LEAST + 200))
     (fitted,) = fit([made], [len(encode([made])[0].input_ids)], 2 * LEAST + 150 + 4, encode)
-    assert len(fitted.input_ids) == 2 * LEAST + 50 + 100 + 4  # half of each
+    assert len(fitted.input_ids) == 2 * LEAST + 50 + 100 + 4  # each keeps half of what is above LEAST
 
 
 def test_what_can_be_made_to_fit_fits_and_wastes_little():
@@ -59,8 +59,8 @@ def test_what_can_be_made_to_fit_fits_and_wastes_little():
             assert limit * 0.9 <= len(example.input_ids) <= limit
 
 
-def test_where_tokens_are_uneven_it_is_tried_again():
-    def uneven(conversations):  # the middle of the text is cheap, so that the first guess is too long
+def test_with_uneven_tokens_the_cut_is_tried_again():
+    def uneven(conversations):  # the cut removes cheap tokens, so the first guess is too long
         return [Encoded([0] * n, [NO] * n) for made in conversations for n in [sum(t.count("x") * 9 + len(t) for t in texts(made))]]
 
     made = conversation("q", "x" * 60 + "." * 600)
@@ -69,7 +69,7 @@ def test_where_tokens_are_uneven_it_is_tried_again():
     assert 9 * LEAST < len(fitted.input_ids) <= 400
 
 
-def test_the_oldest_rounds_go_where_shortening_is_not_enough():
+def test_the_oldest_rounds_are_removed_if_shortening_is_not_enough():
     made = conversation(*"abcdefgh", system="s")  # 27 tokens, and no text is long enough to be shortened
     whole = encode([made])[0]
     seen = []
@@ -102,12 +102,12 @@ def test_separate_rounds_are_those_that_are_trained():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.77])
-def test_what_may_be_trained_is_kept(share):
+def test_shortening_keeps_which_messages_are_trained(share):
     made = Conversation([Message("user", "q" * 99), Message("assistant", "a" * 99, train=False)])
     assert [message.train for message in shortened(made, share).messages] == [True, False]
 
 
-def test_what_is_thought_comes_before_what_is_said():
+def test_an_answer_is_cut_before_its_reasoning():
     made = Conversation([Message("user", "q"), Message("assistant", "s" * 50, reasoning="t" * 100)])
     for kept in (LEAST, 90, 120):
         answer = shortened(made, (kept - LEAST) / (150 - LEAST)).messages[-1]

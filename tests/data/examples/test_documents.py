@@ -1,4 +1,4 @@
-"""Documents in pre-training: in blocks or separate, with every token trained, also the end token of each."""
+"""Documents in pre-training, in blocks or separate: every token is trained, including each document's end token."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(tiny_tokenizer):
 
 @pytest.fixture
 def whole(tiny_tokenizer):
-    """Ids of each document, as the tokenizer writes them; the spelling of the end token in a text stays text."""
+    """Each document's ids; where a text spells the end token, it is tokenized as ordinary text."""
 
     def ids(text):
         return [*tiny_tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"], tiny_tokenizer.eos_token_id]
@@ -60,7 +60,7 @@ def test_documents_are_joined_in_blocks_each_with_its_end_and_nothing_is_lost(lo
     assert splits.eval_conversations == []
 
 
-def test_the_last_block_is_left_out_where_that_is_asked_for_and_not_of_what_is_held_out(load, whole):
+def test_drop_last_block_drops_the_last_training_block_and_not_a_held_out_one(load, whole):
     count = sum(map(len, whole))
     assert count % 64 > 1, "else there is nothing to leave out"
     assert len(load(drop_last_block=True).train) == count // 64
@@ -78,7 +78,7 @@ def test_the_beginning_token_stands_where_the_tokenizer_puts_it_once_a_document(
     assert ids == list(chain.from_iterable([bos, *document] for document in whole))
 
 
-def test_apart_a_row_has_whole_documents_or_pieces_of_long_ones(load, whole):
+def test_a_packed_row_has_whole_documents_or_pieces_of_long_ones(load, whole):
     splits = load(packing=True, cutoff_len=40)
     assert any(len(ids) > 40 for ids in whole)
     rows = list(splits.train)
@@ -87,11 +87,11 @@ def test_apart_a_row_has_whole_documents_or_pieces_of_long_ones(load, whole):
     assert list(chain.from_iterable(parts)) == list(chain.from_iterable(whole))
     starts = [sum(map(len, whole[:index])) for index in range(len(whole))]
     places = [sum(map(len, parts[:index])) for index in range(len(parts))]
-    assert set(starts) <= set(places), "a part never goes on into another document"
+    assert set(starts) <= set(places), "a part never contains tokens of two documents"
 
 
-def test_where_pad_is_eos_the_real_one_keeps_its_label(load, tiny_tokenizer):
-    """KNOWN_FAULTS 18, TRL issues 1623 and 2059."""
+def test_if_pad_is_eos_the_real_eos_keeps_its_label(load, tiny_tokenizer):
+    """The original tool masked every eos if it was the pad token, too; so did TRL (issues 1623 and 2059)."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     rows = load(tokenizer=tokenizer, packing=True).train.examples.to_list()[:4]
@@ -116,13 +116,13 @@ def test_several_processes_change_nothing(load, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"packing": True}, {"drop_last_block": True}, {"cutoff_len": 32}], ids=str)
-def test_what_decides_the_blocks_is_part_of_the_cache_s_key(load, caplog, changes):
+def test_settings_of_the_blocks_are_part_of_the_cache_s_key(load, caplog, changes):
     caplog.set_level("INFO")
     load()
     load(**changes)
     assert "examples from the cache" not in caplog.text
     load(mask_prompt=False)
-    assert "examples from the cache" in caplog.text, "what no document depends on is a hit"
+    assert "examples from the cache" in caplog.text, "a setting that doesn't affect documents is a hit"
 
 
 def test_a_mix_of_documents_takes_blocks_of_each_by_their_weights(load, tiny_tokenizer):

@@ -19,7 +19,7 @@ def collecting():
 
 
 @pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
-def test_the_collector_is_afterwards_as_it_was(collecting, on):
+def test_the_collector_s_state_is_restored(collecting, on):
     gc.enable() if on else gc.disable()
     with suppress(KeyError), gc_paused():
         assert not gc.isenabled()
@@ -33,7 +33,7 @@ def test_a_batch_leaves_no_cycles_behind(collecting, chatml, tiny_tokenizer, opt
     said = Conversation([Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "a " * 90), Message("assistant", "b " * 90)])
     rows = [(RowLocation("x", number), said) for number in range(20)]
     tokenizing = ExampleTokenizer(render, tiny_tokenizer, 90)
-    tokenizing.tokenize(rows)  # what is made once may hold cycles
+    tokenizing.tokenize(rows)  # objects that are created once may contain cycles
     gc.collect()
     gc.disable()
     assert all(made.examples for made in tokenizing.tokenize(rows))

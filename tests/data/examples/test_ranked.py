@@ -1,4 +1,4 @@
-"""Ranked answers: their pairs and labels, their weights, and that those of one row stay together."""
+"""Ranked answers: their pairs, labels and weights, and that those of one row stay in one split."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(tmp_path, monkeypatch, chatml, tiny_tokenizer):
 
 @pytest.fixture
 def said(tiny_tokenizer):
-    """A row -> the texts of its answers, and what it is."""
+    """A row -> the texts of its answers."""
 
     def texts(row):
         names = ("chosen_ids", "rejected_ids") if "chosen_ids" in row else ("completion_ids",)
@@ -71,7 +71,7 @@ def said(tiny_tokenizer):
 
 
 def by_row(rows, said):
-    """Number of answers of a row -> weights of the examples that were made of it."""
+    """Number of answers of a row -> weights of that row's examples."""
     found = {}
     for row in rows:
         found.setdefault(int(said(row)[0].split()[1]), []).append(row["weight"])
@@ -103,7 +103,7 @@ def test_pairs_of_a_row_are_never_on_both_sides(load, said):
     train, held = ({said(row)[0].split()[1] for row in part} for part in (splits.train, splits.eval))
     assert (len(train), len(held)) == (6, 3)
     assert not train & held
-    # A model is asked once a row, and its best answer is what is wanted.
+    # predict asks once for each row, and its best answer is the reference.
     assert [one.messages[-1].content.split()[2] for one in splits.eval_conversations] == ["zero"] * 3
 
 
@@ -121,7 +121,7 @@ def test_ranks_judge_answers_for_kto(load, said, caplog):
 
 
 @pytest.mark.parametrize("policy", CutoffPolicy)
-def test_a_pair_that_is_too_long_is_cut_as_any_other_or_leaves_its_weight_to_the_rest(load, said, policy):
+def test_a_long_pair_is_cut_or_its_weight_goes_to_the_other_pairs(load, said, policy):
     rows = [{"instruction": "row 3", "output": ["row 3 zero", "row 3 one", "row 3 two" + " far" * 60]}]
     train = load(rows=rows, cutoff_len=48, cutoff_policy=policy).train
     assert [row["weight"] for row in train] == ([1.0] if policy == CutoffPolicy.drop else pytest.approx([1 / 3] * 3))
@@ -129,7 +129,7 @@ def test_a_pair_that_is_too_long_is_cut_as_any_other_or_leaves_its_weight_to_the
     assert said(train[0]) == ["row 3 zero", "row 3 one"]
 
 
-def test_streamed_and_mixed_they_are_the_same(load, said, caplog):
+def test_pairs_are_the_same_in_streams_and_mixes(load, said, caplog):
     caplog.set_level(logging.INFO)
     kept = [said(row) for row in load().train]
     assert [said(row) for row in islice(load(streaming=True, buffer_size=1).train, 166)] == [*kept, kept[0]]

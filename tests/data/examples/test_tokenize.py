@@ -69,7 +69,7 @@ def test_proportional_keeps_markers_and_terminator(tokenizing, decoded, trained,
     assert "<|im_end|>\n<|im_start|>assistant\nBecause. " in text
     assert answer.startswith("Because. ")
     assert text.endswith("<|im_end|>")
-    assert not answer.endswith("<|im_end|>")  # it would be taught to end where the limit did
+    assert not answer.endswith("<|im_end|>")  # else the model would learn to stop at the limit
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_proportional_keeps_markers_and_terminator(tokenizing, decoded, trained,
 )
 @pytest.mark.parametrize("efficient", [False, True])
 def test_the_end_of_a_cut_answer_is_not_trained(tokenizing, tiny_tokenizer, chatml, trained, answers, ends, lost, efficient):
-    """Of each answer apart, wherever the render trains its terminator."""
+    """This holds for each answer separately, wherever the render trains its terminator."""
     render = Template(tokenizer=tiny_tokenizer, **{**asdict(chatml.conf), "efficient_eos": efficient})
     made = tokenizing(140)
     (found,) = replace(made, render=render).tokenize(placed(conversation(LONG_QUESTION, answers[0], LONG_QUESTION, answers[1])))
@@ -96,8 +96,8 @@ def test_the_end_of_a_cut_answer_that_would_not_be_trained_is_not_lost(tokenizin
     assert (example.cut, example.end_lost) == (True, False)
 
 
-def test_nothing_behind_the_place_of_a_cut_is_trained(tokenizing, decoded, trained):
-    """A call that follows the text: after a text that ends anywhere, it would come out of nowhere."""
+def test_nothing_after_a_cut_is_trained(tokenizing, decoded, trained):
+    """For example a tool call that follows a text: after a cut text, nothing leads to it."""
     call = {"type": "function", "function": {"name": "look_up", "arguments": "{}"}}
     asked, answered = Message("user", "Hi"), Message("assistant", LONG_ANSWER, tool_calls=[call])
     (example,) = tokenizing(100).tokenize(placed(Conversation([asked, answered])))[0].examples
@@ -135,7 +135,7 @@ def test_drop_leaves_long_examples_out(tokenizing):
 
 
 @pytest.mark.parametrize("policy", ["proportional", "right"])
-def test_a_prompt_longer_than_the_limit_is_told_with_its_row(tokenizing, policy):
+def test_a_prompt_longer_than_the_limit_is_reported_with_its_row(tokenizing, policy):
     fine, bad = tokenizing(40, policy).tokenize(placed(conversation("Hi", "Yes."), conversation("Hi", "Yes.", system="Be kind. " * 20)))
     assert fine.error is None
     text = str(bad.error)
@@ -151,14 +151,14 @@ def test_the_limit_that_a_message_asks_for_is_enough(tokenizing):
     assert tokenizing(needed - 1).tokenize(rows)[0].error is not None
 
 
-def test_a_conversation_whose_answers_are_all_masked_is_told_with_its_row(tokenizing):
+def test_a_conversation_whose_answers_are_all_masked_is_reported_with_its_row(tokenizing):
     masked = Conversation([Message("user", "Hi"), Message("assistant", "Yes.", train=False)])
     fine, bad = tokenizing(512).tokenize(placed(conversation("Hi", "Yes."), masked))
     assert len(fine.examples) == 1
     assert str(bad.error).startswith("x.json, row 2: none of its answers is trained")
 
 
-def test_a_render_that_masks_everything_is_told(chatml, tiny_tokenizer):
+def test_a_render_that_masks_everything_is_reported(chatml, tiny_tokenizer):
     class Masking:
         def examples(self, conversation, *, mask_prompt):
             return [[segment._replace(trained=False) for segment in example] for example in chatml.examples(conversation)]

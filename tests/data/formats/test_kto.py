@@ -51,7 +51,7 @@ def test_the_label_says_whether_the_answer_is_wanted():
         ),
     ],
 )
-def test_a_row_that_is_no_judgement_is_refused_with_its_place(row, message):
+def test_a_row_that_is_not_a_judgement_is_refused_with_its_location(row, message):
     with pytest.raises(RowError) as error:
         read(row, TRL)
     assert message in str(error.value.at(RowLocation("x.json", 17)))
@@ -62,7 +62,7 @@ def test_a_row_that_is_no_judgement_is_refused_with_its_place(row, message):
     [
         (["prompt", "completion", "label"], {}, TRL),
         (["q", "a", "good"], {"prompt": "q", "response": "a", "label": "good"}, {"prompt": "q", "response": "a", "label": "good"}),
-        # Ranked answers need no label; whether the column holds such, the rows say.
+        # Ranked answers don't need a label; only the rows show whether the column contains rankings.
         (["prompt", "completion"], {}, {"prompt": "prompt", "response": "completion"}),
         (["prompt", "label"], {}, None),
     ],

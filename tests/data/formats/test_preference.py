@@ -144,14 +144,14 @@ def test_columns(available, given, columns):
         ),
     ],
 )
-def test_a_row_that_is_no_pair_is_refused_with_its_place(row, columns, message):
+def test_a_row_that_is_not_a_pair_is_refused_with_its_location(row, columns, message):
     with pytest.raises(RowError) as error:
         read(row, columns)
     assert message in str(error.value.at(RowLocation("x.json", 17)))
 
 
 def test_the_answers_first_letters_are_not_two_answers():
-    """KNOWN_FAULTS 17: chosen was "g" and rejected "o"."""
+    """The original tool took the first two letters, "g" and "o", as chosen and rejected."""
     for answer in ("good", "go", json.dumps("go")):
         with pytest.raises(RowError, match="two answers"):
             read({"instruction": "q", "output": answer}, ORIGINAL)

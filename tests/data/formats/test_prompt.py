@@ -29,7 +29,7 @@ def asked(row, given=None):
     ],
     ids=["alone", "answer", "number", "alpaca", "null", "messages", "answered-turns", "sharegpt"],
 )
-def test_the_answer_is_kept_aside_and_never_asked_with(row, answer):
+def test_the_answer_is_kept_and_is_not_part_of_the_prompt(row, answer):
     assert asked(row) == ([("user", "q")], {"answer": answer})
 
 
@@ -40,7 +40,7 @@ def test_history_stays_in_the_prompt():
     assert values == {"answer": "d"}
 
 
-def test_other_columns_come_along_where_they_are_texts_or_numbers():
+def test_other_columns_are_kept_if_they_are_texts_or_numbers():
     _, values = asked({"prompt": "q", "level": 3, "topic": "t", "tests": ["x"], "weight": 0.5, "easy": True, "nothing": None})
     assert values == {"answer": "", "level": 3, "topic": "t", "weight": 0.5, "easy": True}
 
@@ -54,7 +54,7 @@ def test_other_columns_come_along_where_they_are_texts_or_numbers():
         ({"prompt": 3}, "column 'prompt': the number 3 where a text or a list of turns is expected."),
     ],
 )
-def test_a_row_that_is_no_prompt_is_refused_with_its_place(row, message):
+def test_a_row_that_is_not_a_prompt_is_refused_with_its_location(row, message):
     with pytest.raises(RowError) as error:
         asked(row)
     assert message in str(error.value.at(RowLocation("x.json", 17)))

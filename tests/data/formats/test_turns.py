@@ -31,7 +31,7 @@ def test_sharegpt_and_messages_read_the_same_conversation():
     assert turns(messages.read(chat(*expected), COLUMNS)) == expected
 
 
-def test_a_system_column_speaks_where_the_turns_do_not():
+def test_the_system_column_is_used_if_the_turns_have_none():
     assert messages.read({**chat(("user", "a"), ("assistant", "b")), "system": "column"}, COLUMNS).system == "column"
     own = {**chat(("system", "turn"), ("user", "a"), ("assistant", "b")), "system": "column"}
     assert messages.read(own, COLUMNS).system == "turn"
@@ -72,7 +72,7 @@ BARE = {"name": "weather", "arguments": {"town": "Bergen"}}
 
 
 def asked(answer):
-    """A row of messages in which a tool is called."""
+    """A row of messages with a tool call."""
     return {"messages": [{"role": "user", "content": "Rain?"}, answer, {"role": "tool", "content": "Yes."}, said("It rains.")]}
 
 
@@ -91,7 +91,7 @@ def said(text, **more):
         said(None, tool_calls=None, function_call={"name": "weather", "arguments": '{"town": "Bergen"}'}),
         {"role": "tool_call", "content": json.dumps(BARE)},
         {"role": "function_call", "content": json.dumps([BARE])},
-        # A struct has the fields of all others.
+        # In a parquet struct, each call has the fields of all calls.
         said(None, tool_calls=[{**CALL, "id": None, "function": {"name": "weather", "arguments": {"town": "Bergen", "day": None}}}]),
         said(None, tool_calls=[{"name": None, "type": "function", "function": {**BARE, "parameters": None}}]),
     ],
@@ -103,7 +103,7 @@ def test_every_way_to_write_a_call_is_the_same_call(answer):
     assert conversation.messages[1].tool_calls == [CALL]
 
 
-def test_a_function_call_turn_is_a_call_and_goes_on_with_the_answer_before_it():
+def test_a_function_call_turn_adds_a_call_to_the_answer_before_it():
     call = json.dumps(BARE)
     row = {
         "conversations": [
@@ -123,12 +123,12 @@ def test_a_function_call_turn_is_a_call_and_goes_on_with_the_answer_before_it():
     assert [call["function"]["arguments"]["town"] for call in found.messages[1].tool_calls] == ["Bergen", "Cadiz"]
 
 
-def test_what_is_null_in_json_text_was_written_there():
+def test_nulls_in_json_text_are_kept():
     (call,) = messages.read(asked(said(None, tool_calls='[{"name": "f", "arguments": {"a": null}}]')), COLUMNS).messages[1].tool_calls
     assert call["function"]["arguments"] == {"a": None}
 
 
-def test_null_fields_of_parquet_are_no_part_of_calls_and_tools(tmp_path):
+def test_null_fields_of_parquet_are_removed_from_calls_and_tools(tmp_path):
     def row(name, arguments):
         properties = {argument: {"type": "string"} for argument in arguments}
         call = {"function": {"name": name, "arguments": arguments}}
@@ -142,7 +142,7 @@ def test_null_fields_of_parquet_are_no_part_of_calls_and_tools(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
-def test_reasoning_is_kept_apart(name):
+def test_reasoning_is_separate_from_content(name):
     conversation = messages.read({"messages": [{"role": "user", "content": "a", name: None}, said("b", **{name: "Hm."})]}, COLUMNS)
     assert [(m.content, m.reasoning) for m in conversation.messages] == [("a", ""), ("b", "Hm.")]
 
@@ -230,7 +230,7 @@ def test_a_bad_row_says_what_was_found(row, found):
     ],
     ids=["numbers", "object", "zero", "text", "brackets"],
 )
-def test_tools_that_are_none_are_a_bad_row(tools, found):
+def test_tools_of_a_wrong_type_are_a_bad_row(tools, found):
     with pytest.raises(RowError) as bad:
         messages.read({**chat(("user", "a"), ("assistant", "b")), "tools": tools}, COLUMNS)
     assert str(bad.value.at(RowLocation("x.json", 17))) == f"x.json, row 17, column 'tools': {found}"

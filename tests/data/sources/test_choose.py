@@ -149,7 +149,7 @@ def test_a_function_of_the_users_own_reads_rows(made):
     ],
     ids=["raises", "type", "no-answer"],
 )
-def test_what_a_users_function_does_wrong_is_said_of_the_row(function, found):
+def test_an_error_of_a_users_function_is_an_error_of_the_row(function, found):
     with pytest.raises(RowError) as bad:
         choose(function, [{}]).read({})
     assert found in str(bad.value)

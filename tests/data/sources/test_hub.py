@@ -1,4 +1,4 @@
-"""The hub, without a network: the calls of `datasets`, and the messages if the hub doesn't answer."""
+"""The hub without a network: the calls to `datasets`, and the messages if the hub doesn't answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmmod.errors import ConfigError
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Stand-ins for the hub that answer; what they are asked."""
+    """The calls that reach stand-ins for the hub, which answer."""
     calls = []
 
     def load_dataset(*args, **kwargs):
@@ -48,12 +48,12 @@ def test_every_setting_of_the_hub_reaches_load_dataset(asked, tmp_path, monkeypa
     assert kwargs == {"data_files": "a/*.json", "split": "train[:2]", "cache_dir": str(tmp_path), "token": "hf_secret"}
     assert (config.token, config.local_files_only, config.cache_dir) == ("hf_secret", True, f"{tmp_path}/downloads")
     assert offline
-    assert constants.HF_HUB_OFFLINE is False, "the rest of the process is as it was"
+    assert constants.HF_HUB_OFFLINE is False, "the rest of the process doesn't change"
     assert os.environ["HTTPS_PROXY"] == "http://proxy:3128"
-    assert closed, "a client made before knows nothing of the proxy"
+    assert closed, "an earlier client doesn't use the proxy"
 
 
-def test_where_the_hub_does_not_answer_the_cache_is_read_and_that_is_said(asked, monkeypatch, caplog):
+def test_without_the_hub_the_cache_is_read_with_a_message(asked, monkeypatch, caplog):
     monkeypatch.setattr(module, "_why_unreachable", lambda repository, hub: "no network")
     assert len(list(open_source("someone/data", hub=HubConf()))) == 2
     assert [offline for _, _, offline in asked] == [True]
@@ -67,7 +67,7 @@ def test_addresses_go_to_the_builder_of_their_suffix(asked):
 
 
 @pytest.mark.parametrize("name", ["someone/data", "squad"])
-def test_an_unreachable_hub_is_told_within_seconds(name, tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_reported_within_seconds(name, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(module, "HfApi", lambda token: huggingface_hub.HfApi(endpoint="http://127.0.0.1:9", token=token))
@@ -81,7 +81,7 @@ def test_an_unreachable_hub_is_told_within_seconds(name, tmp_path, monkeypatch):
     assert error.value.exit_code == 2
 
 
-def test_offline_means_that_nobody_is_asked(tmp_path, monkeypatch):
+def test_offline_means_that_no_request_is_sent(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HfApi", None)
     with pytest.raises(ConfigError) as error:
         open_source("someone/data", hub=HubConf(cache_dir=str(tmp_path), offline=True))

@@ -1,4 +1,4 @@
-"""Datasets of a hub, streamed and downloaded: `datasets` itself uses a server on this machine."""
+"""Datasets of a hub, streamed and downloaded: `datasets` itself requests them from a server on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder, rows, name="train.jsonl"):
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """What the hub is asked, which has `someone/data` with the splits train and test, and some with a bad row."""
+    """The requests to a hub that has `someone/data`, with the splits train and test, and two datasets with a bad row."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "hub/someone/data", ROWS)
     write(tmp_path / "hub/someone/data", ROWS[:3], "test.jsonl")
@@ -83,7 +83,7 @@ def test_streamed_rows_are_those_that_are_downloaded(load, trained):
     ],
     ids=["take and skip", "split", "max_samples", "slice", "splits joined", "bad row left out"],
 )
-def test_what_is_taken_of_a_stream(load, trained, conf, expected, held):
+def test_which_rows_of_a_stream_are_used(load, trained, conf, expected, held):
     splits = load(**conf)
     assert trained(islice(splits.train, len(expected))) == expected
     assert answers(splits.eval_conversations) == held
@@ -113,7 +113,7 @@ def test_a_rehearsal_downloads_no_more_than_it_reads(load, trained, tmp_path, co
     assert any((tmp_path / "tables").rglob("*.arrow")) == downloads
 
 
-def test_files_that_cannot_be_read_are_told_with_their_place(load):
+def test_files_that_cannot_be_read_are_reported_with_their_location(load):
     with pytest.raises(DataError) as error:
         load("someone/broken")
     assert str(error.value).startswith("someone/broken [train], after row 0: can't be read: JSON parse error: ")
@@ -131,16 +131,16 @@ def test_files_that_cannot_be_read_are_told_with_their_place(load):
         ({"split": "train[-3:]"}, "dataset.split: 'train[-3:]' needs the length of a streamed dataset, which is unknown."),
         ({"split": "train[:x]", "streaming": False}, "dataset.split: 'train[:x]' is not a split."),
     ],
-    ids=["dataset", "split", "split of a table", "subset", "percent", "from the end", "no split"],
+    ids=["dataset", "split", "split of a table", "subset", "percent", "from the end", "not a split"],
 )
-def test_what_the_hub_has_not_is_told_by_its_key(asked, tmp_path, arguments, message):
+def test_what_the_hub_does_not_have_is_reported_with_its_key(asked, tmp_path, arguments, message):
     arguments = {"path": "someone/data", "streaming": True, **arguments}
     with pytest.raises(ConfigError) as error:
         open_source(**arguments, hub=HubConf(cache_dir=str(tmp_path)))
     assert str(error.value).startswith(message)
 
 
-def test_what_was_downloaded_can_be_streamed_where_nobody_answers(load, trained, monkeypatch):
+def test_a_downloaded_dataset_can_be_streamed_offline(load, trained, monkeypatch):
     load(streaming=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert trained(islice(load().train, 3)) == [1, 2, 3]

@@ -83,7 +83,7 @@ def test_an_array_reads_as_json_load_does_wherever_the_window_ends(one_file, row
     ],
     ids=["empty", "blank", "prose", "no-end", "no-comma", "no-value", "no-quote", "comma-at-end", "two-arrays", "latin-1"],
 )
-def test_a_file_that_is_no_json_is_told_by_row_and_line(tmp_path, text, message):
+def test_a_file_that_is_not_json_is_reported_with_row_and_line(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         list(read_json(write(tmp_path, text)))
     assert str(error.value).startswith(message)
@@ -98,7 +98,7 @@ def test_the_line_of_an_error_is_counted_across_windows(tmp_path, monkeypatch):
     assert str(error.value) == ("x.json, row 41: not JSON: Expecting property name enclosed in double quotes (line 41, character 2).")
 
 
-def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):
+def test_a_line_that_is_not_json_leaves_the_others_readable(tmp_path):
     path = write(tmp_path, '{"a": 1}\n{"a": \n[1, 2]\n{"a": 4}\n', "x.jsonl")
     found = list(read_json(path))
     assert [number for number, _ in found] == [1, 2, 3, 4]
@@ -109,7 +109,7 @@ def test_a_line_that_is_no_json_leaves_the_others_readable(tmp_path):
     ]
 
 
-def test_a_line_that_is_no_utf8_leaves_the_others_readable(tmp_path):
+def test_a_line_that_is_not_utf8_leaves_the_others_readable(tmp_path):
     path = write(tmp_path, b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": "caf\xe9"}\r\n{"a": "caf\xc3\xa9"}\r\n', "x.jsonl")
     (first, one), (second, bad), (third, other) = read_json(path)
     assert (first, second, third) == (1, 3, 4)
@@ -117,7 +117,7 @@ def test_a_line_that_is_no_utf8_leaves_the_others_readable(tmp_path):
     assert str(bad) == "not UTF-8 text: byte 0xe9 can't be read"
 
 
-def test_an_array_on_one_line_is_not_read_whole_to_find_out_what_it_is(tmp_path, monkeypatch):
+def test_an_array_on_one_line_is_recognised_without_reading_all_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 100)
     path = write(tmp_path, json.dumps([{"a": n} for n in range(10_000)]))
     rows = read_json(path)

@@ -56,7 +56,7 @@ def test_tabs_separate_the_cells_of_a_tsv_file(tmp_path):
     ],
     ids=["empty", "twice", "quote"],
 )
-def test_a_file_that_is_no_csv_is_told(tmp_path, text, message):
+def test_a_file_that_is_not_csv_is_reported(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(DataError) as error:
         list(read_csv(tmp_path / "x.csv"))
@@ -78,7 +78,7 @@ def test_parquet_and_both_kinds_of_arrow_files_read_the_same(tmp_path):
 
 @pytest.mark.parametrize(("read", "kind"), [(read_parquet, "a parquet"), (read_arrow, "an arrow")])
 @pytest.mark.parametrize("content", [b"", b"no table at all"], ids=["empty", "prose"])
-def test_a_file_of_another_kind_is_told(tmp_path, read, kind, content):
+def test_a_file_of_another_kind_is_reported(tmp_path, read, kind, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DataError) as error:
         list(read(tmp_path / "x"))
@@ -91,7 +91,7 @@ def test_each_line_of_a_text_file_is_a_row(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
-def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(kind):
+def test_a_text_that_is_not_utf_8_is_a_bad_row_and_the_others_are_read(kind):
     texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"tw\xff", b"three"]).buffers())
     table = pa.table({"a": ["x", "y", "z"], "q": texts})
     if kind == "parquet":

@@ -42,7 +42,7 @@ def _in_tmp_path(tmp_path, monkeypatch):
         ("train+test", [*range(10), 20, 21]),
         ("test[1:]+train[:1]", [21, 0]),
     ],
-)  # as datasets.ReadInstruction reads them
+)  # as in datasets.ReadInstruction
 def test_splits_and_slices(tmp_path, spec, expected):
     splits = {"train": Files([write(tmp_path / "a.jsonl", range(10))]), "test": Files([write(tmp_path / "b.jsonl", [20, 21])])}
     assert numbers(take_split(splits, spec)) == list(expected)
@@ -64,7 +64,7 @@ def test_a_row_of_a_slice_keeps_its_number_in_the_file(tmp_path):
         ),
     ],
 )
-def test_a_wrong_split_is_told(tmp_path, spec, message):
+def test_a_wrong_split_is_reported(tmp_path, spec, message):
     with pytest.raises(ConfigError) as error:
         take_split({"train": Files([write(tmp_path / "a.jsonl", [1])])}, spec)
     assert str(error.value) == message
@@ -134,7 +134,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
     ],
     ids=["nothing", "builder", "file", "directory", "glob", "number", "two", "hub-and-package", "empty-directory", "kind"],
 )
-def test_what_is_not_there_is_told_by_its_key(tmp_path, arguments, message):
+def test_a_missing_source_is_reported_with_its_key(tmp_path, arguments, message):
     write(tmp_path / "one.json", [1])
     write(tmp_path / "one.xyz", [1])
     (tmp_path / "empty").mkdir()
@@ -143,7 +143,7 @@ def test_what_is_not_there_is_told_by_its_key(tmp_path, arguments, message):
     assert str(error.value) == message.format(here=tmp_path)
 
 
-def test_a_saved_dataset_that_is_broken_is_told(tmp_path):
+def test_a_broken_saved_dataset_is_reported(tmp_path):
     Dataset.from_list([{"n": 1}]).save_to_disk(tmp_path / "flat")
     (tmp_path / "flat/state.json").write_text("{")
     with pytest.raises(DataError, match="flat: a dataset saved to disk that can't be read"):
