@@ -24,7 +24,7 @@ def _modules(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_all_that_a_module_reaches_and_nothing_installed(tmp_path):
+def test_source_files_are_all_that_a_module_imports_but_installed_ones(tmp_path):
     found = source_files("rows")
     assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
         "rows": "rows.py",
@@ -37,9 +37,9 @@ def test_all_that_a_module_reaches_and_nothing_installed(tmp_path):
     }
 
 
-def test_an_installed_module_is_itself_alone():
+def test_an_installed_module_has_only_its_own_file():
     assert list(source_files("json.decoder")) == ["json.decoder"]
 
 
-def test_what_has_no_file_has_no_source():
+def test_a_module_without_a_file():
     assert source_files("sys") == {}

@@ -40,7 +40,7 @@ def make(directory, *keys, limit=None):
 
 
 def used(directory, **ago):
-    """Let the last use of some keys be so many seconds ago."""
+    """Set the last use of each key to this many seconds ago."""
     for key, seconds in ago.items():
         os.utime(directory / f"{key}.use", (time.time() - seconds,) * 2)
 
@@ -49,7 +49,7 @@ def kept(directory):
     return sorted(path.name for path in directory.iterdir() if path.is_dir())
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path):
+def test_the_least_recently_used_is_removed_first(tmp_path):
     make(tmp_path, "a", "b", "c")
     used(tmp_path, a=120, b=90, c=60)
     in_a_process(Cache(tmp_path).get, "a", never)
@@ -61,13 +61,13 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     assert kept(tmp_path) == ["b", "e"]
 
 
-def test_what_is_found_is_not_measured(tmp_path):
+def test_a_hit_removes_nothing(tmp_path):
     make(tmp_path, "a", "b")
     in_a_process(Cache(tmp_path, max_bytes=1).get, "a", never)
     assert kept(tmp_path) == ["a", "b"]
 
 
-def test_what_this_process_uses_stays(tmp_path):
+def test_keys_that_this_process_uses_stay(tmp_path):
     cache = Cache(tmp_path, max_bytes=1)
     place, _ = cache.get("a", write)
     cache.get("b", write)
@@ -75,8 +75,8 @@ def test_what_this_process_uses_stays(tmp_path):
     assert (kept(tmp_path), cache.get("a", never)) == (["a", "b", "c"], (place, True))
 
 
-def test_one_directory_has_one_lock_whatever_it_is_called(tmp_path, monkeypatch):
-    """POSIX's locks go with the first handle that is closed."""
+def test_one_directory_has_one_lock_whatever_its_path(tmp_path, monkeypatch):
+    """POSIX releases a process's lock on a file as soon as the process closes any handle of that file."""
     Cache(tmp_path).get("a", write)
     monkeypatch.chdir(tmp_path)
     Cache(Path(), max_bytes=1).get("b", write)
@@ -90,8 +90,8 @@ def hold_on(directory, key, how):
     time.sleep(60)
 
 
-@pytest.mark.parametrize("how", [write, never], ids=["who wrote it", "who found it"])
-def test_what_another_process_uses_stays_until_that_is_gone_however_it_goes(tmp_path, how):
+@pytest.mark.parametrize("how", [write, never], ids=["wrote it", "found it"])
+def test_keys_that_another_process_uses_stay_until_it_ends(tmp_path, how):
     make(tmp_path, *(["a"] if how is never else []), "b")
     worker = FORK.Process(target=hold_on, args=(tmp_path, "a", how))
     worker.start()
@@ -105,7 +105,7 @@ def test_what_another_process_uses_stays_until_that_is_gone_however_it_goes(tmp_
     assert kept(tmp_path) == ["d"]
 
 
-def test_who_comes_while_it_is_taken_away_makes_it_again(tmp_path, monkeypatch):
+def test_a_key_that_is_requested_during_its_removal_is_written_again(tmp_path, monkeypatch):
     make(tmp_path, "a")
     queue = FORK.Queue()
 
@@ -116,7 +116,7 @@ def test_who_comes_while_it_is_taken_away_makes_it_again(tmp_path, monkeypatch):
     def slowly(place, **named):
         worker.start()
         time.sleep(0.3)
-        assert queue.empty()  # it waits
+        assert queue.empty()  # the other process waits
         real(place, **named)
 
     real, worker = module.shutil.rmtree, FORK.Process(target=come)
@@ -127,8 +127,8 @@ def test_who_comes_while_it_is_taken_away_makes_it_again(tmp_path, monkeypatch):
     worker.join(20)
 
 
-def test_many_processes_at_once_find_what_they_came_for(tmp_path):
-    """Each writes or finds a key, and reads it when others have written theirs and made room for them."""
+def test_many_processes_at_once_find_their_keys(tmp_path):
+    """Each process writes or finds a key, and reads it after others have written theirs and removed some to make room."""
 
     def work(key):
         place, _ = Cache(tmp_path, max_bytes=SIZE).get(key, write)
@@ -145,20 +145,20 @@ def test_many_processes_at_once_find_what_they_came_for(tmp_path):
     assert kept(tmp_path) == ["z"]
 
 
-def test_without_locks_nothing_is_taken_away(tmp_path, monkeypatch):
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_lock_file", lambda file, *, alone: False)
     make(tmp_path, "a", "b", limit=1)
     assert kept(tmp_path) == ["a", "b"]
 
 
-def test_nothing_else_that_lies_there_is_touched(tmp_path):
+def test_other_directories_are_not_removed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a").write_bytes(bytes(SIZE))
     make(tmp_path, "a", "b", limit=1)
     assert kept(tmp_path) == ["b", "mine"]
 
 
-def test_one_that_was_written_before_there_were_use_files_counts_by_its_own_age(tmp_path):
+def test_without_a_use_file_the_directory_s_age_counts(tmp_path):
     make(tmp_path, "a", "b")
     (tmp_path / "a.use").unlink()
     os.utime(tmp_path / "a", (0, 0))

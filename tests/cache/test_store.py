@@ -67,7 +67,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     ],
     ids=["changed", "missing", "no-manifest", "half-a-manifest", "no-object", "cut"],
 )
-def test_what_is_damaged_is_made_again(tmp_path, damage, caplog):
+def test_a_damaged_directory_is_written_again(tmp_path, damage, caplog):
     place, _ = Cache(tmp_path).get("k", write)
     damage(place)
     again, found = Cache(tmp_path).get("k", write)
@@ -91,7 +91,7 @@ def get(directory, queue):
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
-def test_two_processes_at_once_see_it_whole(tmp_path, locks, monkeypatch):
+def test_two_processes_at_once_see_a_complete_directory(tmp_path, locks, monkeypatch):
     if not locks:
         monkeypatch.setattr(module, "_lock_to_write", lambda file, key: None)
     queue = FORK.Queue()
@@ -102,7 +102,7 @@ def test_two_processes_at_once_see_it_whole(tmp_path, locks, monkeypatch):
     for worker in workers:
         worker.join(20)
     assert [whole for whole, _ in seen] == [WHOLE, WHOLE]
-    if locks:  # the second waits, and does nothing twice
+    if locks:  # the second waits and doesn't write again
         assert sorted(found for _, found in seen) == [False, True]
         assert (tmp_path / "writers").read_text() == "x"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["k"]
@@ -114,7 +114,7 @@ def hang(directory):
     time.sleep(60)
 
 
-def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole_and_no_lock(tmp_path):
+def test_a_killed_writer_leaves_neither_a_complete_directory_nor_a_lock(tmp_path):
     worker = FORK.Process(target=Cache(tmp_path).get, args=("k", hang))
     worker.start()
     while not (tmp_path / "begun").exists():
@@ -125,7 +125,7 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole_and_no_lock(tmp_
     assert (content(place), found) == (WHOLE, False)
 
 
-def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed_after_a_day(tmp_path):
     old, new = tmp_path / "x-1.tmp", tmp_path / "x-2.tmp"
     for path in (old, new):
         path.mkdir()
@@ -136,7 +136,7 @@ def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_where_it_is(monkeypatch, tmp_path):
+def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LLMMOD_CACHE", "~/mine")
     assert cache_directory("/hub") == tmp_path / "mine"

@@ -1,6 +1,6 @@
-"""Failures that users of other tools reported, each tried here as they met it: a checkpoint and files on the disk, and a command.
+"""Failures that users of other tools reported, reproduced as they met them: with a checkpoint and files on the disk, and a command.
 
-Models are those of `byte_llama`, whose tokens are bytes. Each test names the reports it goes back to.
+The models are those of `byte_llama`, whose tokens are bytes. Each test names the reports that it reproduces.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _where_the_user_is(tmp_path, monkeypatch):
-    """In a directory of the user's own."""
+    """Run in an empty directory, as a user would."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Models and adapters that differ after saving and loading, read with transformers and peft only."""
+"""Models and adapters must be the same after saving and loading; only transformers and peft load them here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluated(run):
     return json.loads(Path(run, "metrics.json").read_text())["eval_loss"]
 
 
-# Which adapters are to be merged, when a second one was trained (LLaMA-Factory 5848, peft 2264, trl 4713)?
+# Users didn't know which adapters to merge after they trained a second one (LLaMA-Factory 5848, peft 2264, trl 4713).
 @pytest.fixture
 def taught(go):
     """Two adapters, the second trained on the first: runs `one` and `two`."""
@@ -54,7 +54,7 @@ def taught(go):
     assert go("second.jsonl", *second, *common, pipeline="preview,train,evaluate,export", output="two").code == 0
 
 
-def test_of_two_adapters_none_is_lost(go, taught, monkeypatch):
+def test_neither_of_two_adapters_is_lost(go, taught, monkeypatch):
     from peft import AutoPeftModelForCausalLM
 
     second = evaluated("two")
@@ -70,7 +70,7 @@ def test_of_two_adapters_none_is_lost(go, taught, monkeypatch):
         assert "one/train" in alone.said
     first = evaluated("one")
     Path("elsewhere").mkdir()
-    monkeypatch.chdir("elsewhere")  # peft alone finds the base of the first from anywhere
+    monkeypatch.chdir("elsewhere")  # peft alone finds the first adapter's base from any directory
     assert loss_of(AutoPeftModelForCausalLM.from_pretrained("../one/train"), "../one") == pytest.approx(first, abs=0.005)
 
 
@@ -93,7 +93,7 @@ def test_the_export_of_qlora_is_whole_and_as_good(go, tmp_path):
     assert evaluated("again") == pytest.approx(told, abs=0.005)
 
 
-# The reward model's head wasn't saved (trl 1379), or was made up on loading (peft 577, 876).
+# The reward model's head wasn't saved (trl 1379), or was newly initialized on loading (peft 577, 876).
 PAIRS = [
     ("Thank her for the cake.", "Thank you, it was lovely!", "It was dry."),
     ("Decline politely.", "I am sorry, I cannot come.", "Nope, and do not ask again, ever, please, it is of no use at all."),
@@ -136,12 +136,12 @@ def scores_of(run):
     return {line[side].strip(): line[f"{side}_score"] for line in found for side in ("chosen", "rejected")}
 
 
-# Was a checkpoint that is scaled already scaled again (LLaMA-Factory 1298)? And was the scaling in effect and in the export (LongLoRA 181)?
+# Is an already scaled checkpoint scaled again (LLaMA-Factory 1298)? Is the scaling in effect, and is it exported (LongLoRA 181)?
 LONG = [{"instruction": f"Count on from {n}, for long.", "output": " ".join(str(n + k) for k in range(80))} for n in range(10, 14)]
 
 
 def divided(own, scaled):
-    """By what a model's rotary frequencies are divided."""
+    """The factor by which scaling divides the rotary frequencies of a model."""
     ratios = own.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq
     assert torch.allclose(ratios, ratios[:1].expand_as(ratios), rtol=1e-4)
     return ratios[0].item()

@@ -10,7 +10,7 @@ from typed import lines, trained, typed, write_lines
 
 @pytest.fixture
 def place(tmp_path):
-    """A function that puts rows into a directory, whose name is their answer, and gives the arguments of a command."""
+    """A function that writes rows into the directory data/<name>; the answer of each row is <name>."""
     return lambda name: (
         (tmp_path / "data" / name).mkdir(parents=True)
         or write_lines(f"data/{name}/rows.jsonl", [{"instruction": f"Say {n}.", "output": name} for n in range(3)])
@@ -19,7 +19,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def preview(base):
-    """A function that runs preview as it is typed."""
+    """A function that runs preview with arguments as a user types them."""
     chosen = ("model=llama", f"model.pretrained_model_name_or_path={base}", "render=chatml", "dataset=json", "pipeline=[preview]")
     return lambda *arguments: typed(*arguments, *chosen)
 

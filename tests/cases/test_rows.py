@@ -16,12 +16,12 @@ PREVIEW = "run/preview/preview.jsonl"
 
 
 def names(said, *patterns):
-    """Whether a message has all of these."""
+    """Whether a message matches all of these patterns."""
     return all(re.search(pattern, said, flags=re.I) for pattern in patterns)
 
 
-# A byte order mark that changed the columns (huggingface/datasets 8241); other encodings than UTF-8 that ended in a byte and a position,
-# without the file (LLaMA-Factory 7016).
+# A byte order mark changed the columns (huggingface/datasets 8241). For encodings other than UTF-8, the error named a byte and a position,
+# but not the file (LLaMA-Factory 7016).
 ROWS = [
     {"instruction": "Which sea lies north of Poland?", "output": "The Baltic Sea."},
     {"instruction": "用一句话介绍长城。", "output": "长城是中国古代修建的防御工程。", "note": "checked"},
@@ -66,24 +66,24 @@ NOT_TEXT = {
 
 
 @pytest.mark.parametrize("kind", NOT_TEXT)
-def test_an_answer_that_is_no_text_is_its_text_or_a_named_row(go, kind):
+def test_an_answer_that_is_not_text_becomes_text_or_its_row_is_named(go, kind):
     answers, as_text = NOT_TEXT[kind]
     write_lines("rows.jsonl", [{"instruction": f"Question {n}?", "output": answer} for n, answer in enumerate(answers)])
     done = go("rows.jsonl", pipeline="preview")
     if done.code == 0:
-        assert as_text is not None, "a missing answer was passed over"
+        assert as_text is not None, "a missing answer was not reported"
         assert [trained(line) for line in lines(PREVIEW)] == as_text
     else:
         assert done.code == 2
         assert names(done.said, r"rows\.jsonl", r"row 2\b", r"\boutput\b")
 
 
-# Names of columns that look right and aren't (autotrain-advanced 101, inspect_ai 301).
+# Column names that look right and aren't (autotrain-advanced 101, inspect_ai 301).
 CELLS = [("List two fruits.", "apple\npear"), ("Quote the motto.", 'He said: "never; ever", and left.'), ("Sum of 2 and 3, please?", "5")]
 
 
 def table(delimiter, *header):
-    """As a spreadsheet program saves it."""
+    """A table as a spreadsheet program saves it."""
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, lineterminator="\r\n")
     writer.writerows([header, *CELLS])
@@ -98,7 +98,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_a_spreadsheets_csv_is_read_or_one_sees_why_not(go, kind):
+def test_a_spreadsheet_s_csv_is_read_or_the_reason_is_shown(go, kind):
     content, seen = TABLES[kind]
     Path("rows.csv").write_bytes(content)
     columns = ("dataset.format=alpaca", "dataset.columns.prompt=question", "dataset.columns.response=answer")
@@ -112,8 +112,8 @@ def test_a_spreadsheets_csv_is_read_or_one_sees_why_not(go, kind):
         assert names(done.said, seen)
 
 
-# Calls of tools: a bad row without its number (LLaMA-Factory 2529), turns that may follow which (9197), calls that are trained in another
-# spelling than the one that is served (3330, 5518).
+# Tool calls: a bad row was reported without its number (LLaMA-Factory 2529), the allowed order of turns was unclear (9197), and calls were
+# trained in another format than the served one (3330, 5518).
 TOOLS = """\
 {%- if tools -%}<|im_start|>system
 You may call these:{%- for tool in tools %}
@@ -173,7 +173,7 @@ def test_a_call_is_trained_as_the_template_writes_calls(turns):
         assert asked not in trained(call)
 
 
-# Labels of which any word was true (ms-swift 1513, LLaMA-Factory 3803), and data with labels of one kind alone (trl 1651).
+# Any word counted as a true label (ms-swift 1513, LLaMA-Factory 3803), and data had labels of only one kind (trl 1651).
 JUDGED = [
     ("Boil an egg: how long?", "About eight minutes."), ("Boil an egg: how long?", "Two hours."), ("Spell cat.", "c-a-t"),
     ("Spell dog.", "d-g-o"),
@@ -186,7 +186,7 @@ def judge(go, labels, pipeline="preview"):
     return go("judged.jsonl", "stage=kto", "training.max_steps=1", pipeline=pipeline, output=f"of-{labels[0]}-{type(labels[0]).__name__}")
 
 
-def test_words_that_are_no_judgement_are_refused_by_their_row(go):
+def test_words_that_are_not_judgements_are_refused_with_their_row(go):
     assert judge(go, [True, False, True, False]).code == 0
     parts = [line["part"] for line in lines("of-True-bool/preview/preview.jsonl")]
     assert parts[0] == parts[2] != parts[1] == parts[3]
@@ -198,14 +198,14 @@ def test_words_that_are_no_judgement_are_refused_by_their_row(go):
         assert names(done.said, r"judged\.jsonl", r"row 1\b", r"\blabel\b")
 
 
-def test_one_is_told_that_no_answer_is_bad(go):
+def test_data_without_bad_answers_is_reported(go):
     done = judge(go, [True] * 4, pipeline="train")
     assert done.code in (0, 2)
     missing = "undesirable|unwanted|rejected answers|bad answer|(no|0|none) .*bad|all .*(true|good|desirable)|one (class|kind)"
     assert names(done.said, missing)
 
 
-# Letters that spell a control token became one (FranxYao/Long-Context-Data-Engineering 14, huggingface/transformers 47853).
+# Text that spells a control token became that token (FranxYao/Long-Context-Data-Engineering 14, huggingface/transformers 47853).
 TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
@@ -223,7 +223,7 @@ def with_template(tmp_path):
 
 
 @pytest.mark.parametrize("render", ["chatml", "auto"])
-def test_control_tokens_in_a_chat_are_letters(go, with_template, render):
+def test_control_tokens_in_a_chat_stay_text(go, with_template, render):
     write_lines("rows.jsonl", [{"instruction": question, "output": answer} for question, answer in CHAT])
     assert go("rows.jsonl", model=with_template, render=render, pipeline="preview").code == 0
     for line, said in zip(lines(PREVIEW), CHAT, strict=True):
@@ -234,7 +234,7 @@ def test_control_tokens_in_a_chat_are_letters(go, with_template, render):
         assert all(turn in letters for turn in said)
 
 
-def test_control_tokens_in_documents_are_letters(go, with_template):
+def test_control_tokens_in_documents_stay_text(go, with_template):
     write_lines("rows.jsonl", [{"text": document} for document in DOCUMENTS])
     assert go("rows.jsonl", "stage=pt", "dataset.cutoff_len=512", model=with_template, pipeline="preview").code == 0
     ids = [token for line in lines(PREVIEW) for token in line["input_ids"]]
@@ -242,7 +242,7 @@ def test_control_tokens_in_documents_are_letters(go, with_template):
     assert all(document in text(token for token in ids if token < 256) for document in DOCUMENTS)
 
 
-# Labels of predictions that weren't the data's (LLaMA-Factory 1263, 5023, 4177), nor in its order (2209).
+# The labels of predictions differed from the data's (LLaMA-Factory 1263, 5023, 4177), or were in another order (2209).
 ANSWERS = [
     "attribute 'read'", "[S,137.0]", "a  b   c", "do n't stop , ever !", "第一行\n第二行。", "x\ty", '{"k": [1, 2]}', "naïve café",
     "👩‍👩‍👧 und ½", "100 % of <b>it</b>", 'He said : " no " .', "C:\\new\\table",

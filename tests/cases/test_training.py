@@ -18,7 +18,7 @@ def state(run):
     return json.loads(Path(run, "train", "trainer_state.json").read_text())
 
 
-# The checkpoint's batch size took the place of the new one, and four times as many steps followed (huggingface/transformers 43708).
+# The checkpoint's batch size replaced the new one, and the run took four times as many steps (huggingface/transformers 43708).
 def test_resumed_with_other_batches_of_as_many_examples_a_step(go):
     rows = [{"instruction": f"What is {n} plus {n * n}?", "output": f"It is {n + n * n}{'.' * (n % 5)}"} for n in range(32)]
     write_lines("rows.jsonl", rows)
@@ -38,7 +38,8 @@ def test_resumed_with_other_batches_of_as_many_examples_a_step(go):
         assert other[step]["loss"] == pytest.approx(one[step]["loss"], rel=2e-3)
 
 
-# "The resulting train set will be empty" (LLaMA-Factory 3119): after the model was loaded, by a name that nobody typed (alpaca-lora 470).
+# "The resulting train set will be empty": the error came after the model was loaded (LLaMA-Factory 3119), and named an argument that the
+# user hadn't typed (alpaca-lora 470).
 SPLITS = {
     "a tenth of one row": (1, ("dataset.val_size=0.1",), (r"\b1\b",)),
     "more than there are": (78, ("dataset.val_size=2000",), (r"\b2000\b", r"\b78\b")),
@@ -64,7 +65,7 @@ def test_one_row_without_anything_held_out_is_trained(go):
     assert [*Path("run").glob("train/*.safetensors")]
 
 
-# A pair was cut at one end, and of a short answer beside a long one nothing was left: its mean was 0/0 (trl 3382, 3339, 6548).
+# A pair was cut at one end, which removed all of a short answer paired with a long one: its mean was 0/0 (trl 3382, 3339, 6548).
 LENGTHY = f"Certainly, and at length: {'one could say a great deal about this. ' * 10}"
 DPO = ("stage=dpo", "finetune=lora", "training.max_steps=2", "training.per_device_train_batch_size=4", "training.logging_steps=1")
 DPO += ("training.warmup_steps=0", "training.save_strategy=no")
@@ -77,7 +78,7 @@ def pairs(*answers):
 
 @pytest.mark.parametrize("loss", ["ipo", "sigmoid,sft"])
 @pytest.mark.parametrize("policy", ["left", "right"])
-def test_of_a_lopsided_pair_both_answers_are_left(go, policy, loss):
+def test_both_answers_of_an_uneven_pair_are_kept(go, policy, loss):
     write_lines("rows.jsonl", pairs(*[(LENGTHY, "No."), ("Yes.", LENGTHY)] * 4))
     cut = ("dataset.cutoff_len=160", f"dataset.cutoff_policy={policy}")
     done = go("rows.jsonl", *DPO, *cut, f"training.loss_type=[{loss}]")
@@ -104,13 +105,13 @@ SHORT = ("training.per_device_train_batch_size=2", *STEPWISE, "training.save_ste
 
 @pytest.fixture(scope="module")
 def _good():
-    """What a training of four steps leaves, once it was made."""
+    """The directory of a training of four steps, after the first test has run it."""
     return {}
 
 
 @pytest.fixture
 def damaged(go, tmp_path, tmp_path_factory, _good):
-    """A function that damages the newest of two checkpoints, of steps 2 and 4, in a run of its own: `run`."""
+    """A function that copies a run with checkpoints of steps 2 and 4 to `run`, and damages the newer one there."""
     write_lines("rows.jsonl", [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(1, n + 1)))} for n in range(1, 17)])
     if not _good:
         _good["run"] = tmp_path_factory.mktemp("good") / "run"
@@ -132,7 +133,7 @@ def damaged(go, tmp_path, tmp_path_factory, _good):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(go, damaged, kind):
+def test_resuming_skips_a_damaged_checkpoint_with_a_message(go, damaged, kind):
     damaged(kind)
     done = go("rows.jsonl", *SHORT, "training.max_steps=6", "training.resume_from_checkpoint=true")
     assert done.code == 0

@@ -1,4 +1,4 @@
-"""The demonstration pairs with damaged answers: made by rules, and independent of length together with the hand-written ones."""
+"""The demonstration pairs with damaged answers: rules make them, and with the hand-written pairs, length doesn't show the better answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read(name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_file_is_what_the_rule_makes() -> None:
+def test_the_file_matches_the_rules() -> None:
     assert read("llmmod_damaged") == list(rows())
 
 
@@ -47,7 +47,7 @@ def test_questions_and_right_answers_are_those_of_the_pairs() -> None:
 
 
 def test_with_the_wrong_answers_length_does_not_tell_which_answer_is_better() -> None:
-    """Of the wrong ones alone it does: a reward model of these went by it, and ppo made answers longer and worse."""
+    """With the hand-written pairs alone it does: a reward model of these went by length, and ppo made answers longer and worse."""
     both = [*read("llmmod_pairs"), *read("llmmod_damaged")]
     longer, shorter = (sum((len(row["chosen"]) - len(row["rejected"])) * sign > 0 for row in both) for sign in (1, -1))
     assert 0.45 <= longer / (longer + shorter) <= 0.6

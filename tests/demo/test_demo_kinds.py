@@ -47,7 +47,7 @@ def test_the_better_answer_is_the_right_one_and_the_other_is_not(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["llmmod_judged", "llmmod_judged_heldout"])
-def test_a_judgement_is_true_of_the_right_answer_alone(name: str) -> None:
+def test_only_the_right_answer_has_a_true_label(name: str) -> None:
     rows = read(name)
     assert all(row["label"] is (row["completion"] == RIGHT[row["topic"]]) for row in rows)
     assert sum(bool(row["label"]) for row in rows) == len(rows) / 2
@@ -62,7 +62,7 @@ def test_wrong_answers_are_many_and_those_held_out_are_never_trained(name: str) 
 
 
 def test_wrong_answers_are_no_longer_than_right_ones_on_the_whole() -> None:
-    """Else a model could tell them apart by their length."""
+    """Otherwise a model could recognise them by their length."""
     right, wrong = (sum(len(str(row[name])) for row in read("llmmod_pairs")) for name in ("chosen", "rejected"))
     assert 0.8 <= wrong / right <= 1.25
 

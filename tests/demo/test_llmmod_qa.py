@@ -93,7 +93,7 @@ def test_topics_in_chinese_are_marked_and_about_a_quarter() -> None:
 
 
 def test_the_training_file_stays_within_its_budget() -> None:
-    """No more than 14,000 tokens: an upper estimate of 2.5 characters a token for ASCII and 2.5 tokens a character beyond."""
+    """No more than 14,000 tokens: an upper estimate of 2.5 ASCII characters for each token, and 2.5 tokens for each other character."""
     rows = read(TRAIN)
     text = "".join(row["instruction"] + row["output"] for row in rows)
     narrow = sum(c.isascii() for c in text)

@@ -32,7 +32,7 @@ def rows():
 
 
 def typed(path):
-    """Where the keys of a schema stand."""
+    """The prefix of a schema's keys."""
     _, group, *_ = path.split("/")
     return {"root": "", "step": "steps.<name>."}.get(group, f"{group}.")
 
@@ -70,7 +70,7 @@ def test_the_nodes_below_a_part_are_there_too(rows):
 
 
 def excluded():
-    """Each field and a stage that has it and doesn't read it because of the stage, as the reference says."""
+    """Each field with a stage that has it but, according to the reference, doesn't read it."""
     for stage in STAGES:
         schema = schema_class(f"schema/training/{stage}")
         for key in keys(schema, "training", stage=stage):
@@ -89,7 +89,7 @@ def test_what_a_stage_does_not_read_is_refused_there(key, stage):
     assert key in [problem.key for problem in refused.value.problems]
 
 
-def test_what_a_stage_reads_is_taken(rows):
+def test_what_a_stage_reads_is_accepted(rows):
     (mask,) = rows["dataset.mask_prompt"]
     assert mask.stages == ("sft",)
     validated(compose_config(["stage=sft", "dataset.mask_prompt=false"]))
@@ -100,7 +100,7 @@ def test_what_a_stage_reads_is_taken(rows):
 
 
 def test_rows_known_by_hand(rows):
-    """Against peft's and trl's documentation and conf/stage."""
+    """Compared with the documentation of peft and trl, and with conf/stage."""
     (rank,) = rows["finetune.r"]
     assert (rank.type, set(rank.defaults.values()), rank.allowed) == ("int", {"8"}, "1 or more")
     (bits,) = rows["model.quantization.bits"]

@@ -10,8 +10,8 @@ SENTENCES = {
     "abbreviation before a capital": ("Some methods, e.g. GaLore. More.", "Some methods, e.g. GaLore"),
     "decimal point": ("Divides by 1.5 always. More.", "Divides by 1.5 always"),
     "equation number": ("As in the paper, Eq. 2. More.", "As in the paper, Eq. 2"),
-    "a few words take the next along": ("Overrides `x`. If positive, steps. More.", "Overrides `x`. If positive, steps"),
-    "one word takes the next along": ("Deprecated. Use `x` instead. More.", "Deprecated. Use `x` instead"),
+    "a few words and the next sentence": ("Overrides `x`. If positive, steps. More.", "Overrides `x`. If positive, steps"),
+    "one word and the next sentence": ("Deprecated. Use `x` instead. More.", "Deprecated. Use `x` instead"),
     "a sentence about the field but not what it is": ("It is only for GPTQ. Enable QALoRA. More.", "It is only for GPTQ. Enable QALoRA"),
     "no full stop": ("Lora alpha", "Lora alpha"),
 }

@@ -79,7 +79,7 @@ def test_a_literal_of_something_else_is_refused():
         translate(Literal[3], default=3)
 
 
-def test_the_order_of_a_union_is_not_that_of_whoever_wrote_it_first():
+def test_the_order_of_a_union_does_not_depend_on_its_first_spelling():
     # typing caches `Union[…]` by equality, so the first spelling in a process is what each later one gets.
     one = translate(str | list[int] | dict[str, int], default=None)
     other = translate(dict[str, int] | list[int] | str, default=None)

@@ -24,7 +24,7 @@ def tokenizer() -> Any:
     return load()
 
 
-def test_made_again_it_is_the_same_to_the_byte() -> None:
+def test_generating_it_again_gives_the_same_bytes() -> None:
     made = {name: text.encode() for name, text in tiny_tokenizer.files().items()}
     shipped = {path.name: path.read_bytes() for path in tiny_tokenizer.FOLDER.iterdir()}
     assert made == shipped, "the demonstration data changed: run `python -m llmmod.devtools.tiny_tokenizer`"
@@ -41,7 +41,7 @@ def test_check_names_the_file_that_differs(tmp_path: Path, monkeypatch: pytest.M
     assert capsys.readouterr().out == "tiny_tokenizer/tokenizer_config.json: differs from what the data gives\n"
 
 
-def test_it_travels_with_the_package_and_is_small() -> None:
+def test_it_is_part_of_the_package_and_small() -> None:
     folder = resources.files("llmmod.models.loading").joinpath("tiny_tokenizer")
     assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) < 100_000
 
@@ -84,7 +84,7 @@ def test_tokens_of_a_render_are_added_whole_and_survive_saving(tmp_path: Path) -
 
 
 def test_demonstration_questions_take_about_as_many_tokens_as_with_a_real_tokenizer(tokenizer: Any) -> None:
-    """SmolLM2's takes 7,700 for the training file."""
+    """SmolLM2's tokenizer makes 7,700 tokens of the training file."""
     text = resources.files("llmmod.demo").joinpath("llmmod_qa.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert 5_000 < sum(len(tokenizer(row[field]).input_ids) for row in rows for field in ("instruction", "output")) < 8_000

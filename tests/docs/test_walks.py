@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MOST = {"From the command to the first optimizer step": 30, "One row of data to the loss": 12, "What ppo adds": 15}
 COMMAND, ROW, PPO = MOST
-PASSED_BY = 20  # lines; a file of which a walk runs fewer is not in a table
-ENTERED = {COMMAND: 90, ROW: 22, PPO: 26}  # files of which a walk runs any line, at most; the page has these numbers too
+PASSED_BY = 20  # lines; tables leave out files of which a walk runs fewer
+ENTERED = {COMMAND: 90, ROW: 22, PPO: 26}  # the most files of which a walk runs any line, as the page says, too
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_page_names_the_files_in_the_order_in_which_they_are_entered(station
 
 
 @pytest.mark.parametrize("heading", MOST)
-def test_a_file_in_which_a_walk_does_much_is_a_station(stations, walks, heading):
+def test_a_file_of_which_a_walk_runs_many_lines_is_a_station(stations, walks, heading):
     on_page = {*stations[heading], *(stations[ROW] if heading == COMMAND else ())}
     assert {file: lines for file, lines in walks[heading].items() if lines >= PASSED_BY and file not in on_page} == {}
 

@@ -37,7 +37,7 @@ def test_an_options_gguf_file_is_left_out_in_a_directory_with_weights_of_its_own
     [
         pytest.param("/no/such/place", f"{KEY}: '/no/such/place' does not exist.", id="absolute"),
         pytest.param("outputs/run/export", f"{KEY}: 'outputs/run/export' does not exist.", id="too many parts for a hub id"),
-        pytest.param("two words", f"{KEY}: 'two words' does not exist.", id="no hub id"),
+        pytest.param("two words", f"{KEY}: 'two words' does not exist.", id="not a hub id"),
         pytest.param(
             "pkg://no_such_package", f"{KEY}: 'pkg://no_such_package': the package 'no_such_package' isn't installed.", id="package"
         ),
@@ -80,12 +80,12 @@ def test_a_missing_gguf_file_names_those_that_are_there(tmp_path):
     [
         pytest.param([], "is not a model directory: it doesn't have config.json", "", id="empty"),
         pytest.param(["config.json"], "doesn't have weights", "next to its config.json", id="no weights"),
-        pytest.param(["config.json", "adapter_model.safetensors"], "doesn't have weights", "", id="an adapter's weights are none"),
+        pytest.param(["config.json", "adapter_model.safetensors"], "doesn't have weights", "", id="only an adapter's weights"),
         pytest.param(["adapter_config.json"], "is an adapter, not a model", "finetune.adapters=[", id="adapter"),
         pytest.param(["a.gguf"], "doesn't have config.json", "To read its GGUF file: model.gguf_file=a.gguf", id="gguf"),
     ],
 )
-def test_a_directory_that_is_no_model(tmp_path, files, found, do):
+def test_a_directory_that_is_not_a_model(tmp_path, files, found, do):
     checkpoint = find_checkpoint(directory_with(tmp_path, *files))
     with pytest.raises(ConfigError) as error:
         check_model_directory(checkpoint)

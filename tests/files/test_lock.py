@@ -13,7 +13,7 @@ from llmmod.errors import EXIT_CONFIG
 from llmmod.files.lock import NAME, DirectoryInUseError, holding
 
 
-def test_the_second_is_told_which_process_holds_it_and_gets_it_when_that_is_killed(tmp_path):
+def test_the_error_names_the_holder_and_a_killed_holder_releases_it(tmp_path):
     run = tmp_path / "run"
     with held_by_another(run) as process:
         with pytest.raises(DirectoryInUseError) as told, holding(run):
@@ -45,7 +45,7 @@ def test_it_is_held_once_by_a_process_and_those_that_it_starts(tmp_path):
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_directory_that_cannot_be_made_is_somebody_else_s_to_tell(tmp_path):
+def test_a_directory_that_cannot_be_created_is_not_an_error_here(tmp_path):
     (tmp_path / "file").write_text("")
     entered = False
     with holding(tmp_path / "file" / "run"):
@@ -54,8 +54,8 @@ def test_a_directory_that_cannot_be_made_is_somebody_else_s_to_tell(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_a_lock_file_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
-    """The first removes it and ends between the second's opening and its lock."""
+def test_a_lock_file_that_is_removed_during_the_wait_is_created_again(tmp_path, monkeypatch):
+    """The first process removes the file and ends after the second has opened it and before the second locks it."""
     import llmmod.files.lock as module
 
     opened, real = [], module._locked
@@ -73,7 +73,7 @@ def test_a_lock_file_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_pat
 
 
 def held_elsewhere(directory):
-    """What another process is told."""
+    """Lock the directory in another process, and raise the error that it gets."""
     reader, writer = os.pipe()
     process = os.fork()
     if not process:

@@ -93,7 +93,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_was_writing_goes_away(tmp_path):
+def test_partial_files_of_killed_processes_are_removed(tmp_path):
     for name in (".run.json.123", ".training_loss.png.9", "run.json", ".hidden", ".reserve", "a.1"):
         (tmp_path / name).write_text("")
     (tmp_path / ".directory.5").mkdir()

@@ -25,12 +25,12 @@ def test_words_of_an_answer():
 
 
 def test_repeated_4_grams():
-    """Of `a b c d a b c d`, with five 4-grams, the last repeats the first: 20 %; of six times `a`, three, all but one are repeated."""
+    """`a b c d a b c d` has five 4-grams, and the last repeats the first: 20 %. Six times `a` has three, and two repeat the first."""
     assert measured(Repetition(), ("a b c d a b c d", "")) == {"repeated-4-grams": pytest.approx(20.0)}
     assert measured(Repetition(), ("a a a a a a", "")) == {"repeated-4-grams": pytest.approx(200 / 3)}
     assert measured(Repetition(), ("a b c d a b c d", ""), ("a a a", "")) == {"repeated-4-grams": pytest.approx(10.0)}
 
 
 @pytest.mark.parametrize("metric", [Exact, Length, Repetition])
-def test_of_nothing_there_is_nothing(metric):
+def test_without_answers_there_are_no_values(metric):
     assert metric().compute() == {}
