@@ -1,7 +1,7 @@
-"""What llmmod computes, and how far that is from what `plain_loop` does: fixtures and functions of the tests that compare the two.
+"""Fixtures and functions for the tests that compare llmmod with `plain_loop`.
 
-llmmod runs as a user runs it, from a configuration and files to an exported model. Shared are the checkpoint, the token ids (of a run's own
-preview.jsonl), and what is drawn by chance; see `plain_loop`. All the rest is computed twice.
+llmmod runs as a user runs it, from a configuration and files to an exported model. The two share only the checkpoint, the token ids (from a
+run's preview.jsonl), and what is drawn at random; see `plain_loop`. Everything else is computed twice.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ WAYS = tuple(plain.PEAK_RATE)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart the two may be.
+    """The largest differences that are allowed.
 
     Args:
         loss: of a step, in nats.
-        gradient: norm of the difference by norm of the gradient, all parameters together.
-        moved: likewise, of what three steps of AdamW changed.
-        evaluation: of a number, in its own unit or, where that is more, by its size.
-        logits: of the exported model, which are of the size of 3.
+        gradient: norm of the difference divided by the norm of the gradient, over all parameters.
+        moved: the same ratio, for the change of the weights by three steps of AdamW.
+        evaluation: of a metric, in its own unit; relative to its value if that is above 1.
+        logits: of the exported model; the logits are around 3.
     """
 
     loss: float
@@ -40,14 +40,14 @@ class Tolerance:
 
 
 TOLERANCES = {
-    # The same sums in another order: of 24 bits of mantissa, errors of 1e-7 come of it (measured: gradients are 1e-7 to 3e-6 apart). AdamW
-    # divides each gradient by its own size, so that those near 0 count as much as the others, and so do their errors (measured: up to
-    # 3e-5; of another model of this size 2e-4). A margin of 20 at least is left for other machines. What a step leaves out or does twice
-    # is no smaller than a tenth.
+    # The same sums in another order, with 24 bits of mantissa, give errors of 1e-7 (measured: gradients differ by 1e-7 to 3e-6). AdamW
+    # divides each gradient by its own size, so gradients near 0 count as much as the others, and so do their errors (measured: up to
+    # 3e-5; for another model of this size 2e-4). This leaves a margin of at least 20 for other machines. A term that a step leaves out
+    # or counts twice makes a difference of at least a tenth.
     "float32": Tolerance(loss=3e-5, gradient=1e-4, moved=5e-3, evaluation=1e-4, logits=2e-4),
-    # 8 bits of mantissa: 4e-3 of each number that stands between two layers. (Measured: gradients are up to 4e-2 apart, what AdamW makes of
-    # them up to 7e-2.) Exported weights are rounded to bfloat16 on both sides, some of them to another neighbour, and so are logits: next
-    # to 4, neighbours are 3e-2 apart.
+    # 8 bits of mantissa: a relative error of 4e-3 in each activation. (Measured: gradients differ by up to 4e-2, and AdamW's updates by up
+    # to 7e-2.) Both sides round exported weights to bfloat16, some of them to different neighbours, and so are logits: near 4, neighbours
+    # differ by 3e-2.
     "bfloat16": Tolerance(loss=3e-2, gradient=1.5e-1, moved=3e-1, evaluation=5e-2, logits=2.5e-1),
 }
 
@@ -67,7 +67,7 @@ def work(tmp_path_factory):
 
 
 def data(stage):
-    """A row for each place that a step has: questions and answers of different lengths, so that batches have padding to get wrong."""
+    """A row for each place in the steps. Questions and answers differ in length, so that an error in the padding of batches would show."""
     count = plain.STEPS * plain.ROWS_A_STEP
     questions = [f"What is {n} and {'one ' * (n % 4)}more?" for n in range(count)]
     good = [f"{n + 1 + n % 4}{'!' * (n % 5)}" for n in range(count)]
@@ -84,7 +84,7 @@ def data(stage):
 
 
 def overrides(work, stage, weights, *more):
-    """A configuration; what it leaves out has its default."""
+    """The overrides of a run; the other keys keep their defaults."""
     settings = {
         "stage": stage, "model": "llama", "model.pretrained_model_name_or_path": work / weights, "render": "chatml", "dataset": "json",
         "dataset.data_files": work / f"{stage}.jsonl", "dataset.val_files": work / f"{stage}.jsonl", "reuse": "false",
@@ -96,7 +96,7 @@ def overrides(work, stage, weights, *more):
         "+training.callbacks.observer._target_": "observed.Observer",
     }  # fmt: skip
     of_stage = {
-        "pt": {"dataset.cutoff_len": 32},  # documents in a row are cut into blocks of as many tokens: twelve
+        "pt": {"dataset.cutoff_len": 32},  # the joined documents make twelve blocks of this many tokens
         "dpo": {"training.beta": plain.BETA},
         "kto": {"training.beta": plain.BETA},
         "ppo": {
@@ -128,7 +128,7 @@ def of_way(way):
 
 @pytest.fixture(scope="module")
 def rows(work):
-    """The token ids of a stage's examples, as its preview has them."""
+    """A function that returns the token ids of a stage's examples, from its preview."""
     import llmmod
 
     def make(stage):
@@ -154,16 +154,16 @@ def rows(work):
 
 
 def _parted(line):
-    """Ids of the prompt, and of the answer."""
+    """The ids of the prompt and those of the answer."""
     begin = next((place for place, label in enumerate(line["labels"]) if label != -100), len(line["labels"]))
     return line["input_ids"][:begin], line["input_ids"][begin:]
 
 
 def computed(directory, stage, chosen, examples):
-    """What llmmod computes, and what of it was drawn by chance: first values, and answers with their rewards.
+    """What llmmod computes, and its random draws: the initial trained weights, and the answers with their rewards.
 
     Args:
-        examples: ids, as from `rows`.
+        examples: token ids, from `rows`.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -184,7 +184,7 @@ def computed(directory, stage, chosen, examples):
 
 @pytest.fixture
 def both(work, rows, monkeypatch):
-    """What llmmod computes, and a function that gives what the plain loop does."""
+    """A function that returns what llmmod computes, and a function that computes the same with the plain loop."""
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
 
     def compute(stage, way, weights, *more):
@@ -197,7 +197,7 @@ def both(work, rows, monkeypatch):
 
 
 def apart(found, expected, most):
-    """What is farther apart than it may be, by its name."""
+    """Name -> difference, of what differs by more than its tolerance."""
     assert len(found.losses) == len(found.gradients) == plain.STEPS
     steps = range(plain.STEPS)
     distances = {f"loss of step {n}": (abs(found.losses[n] - expected.losses[n]), most.loss) for n in steps}
@@ -210,7 +210,7 @@ def apart(found, expected, most):
 
 
 def relative(found, expected):
-    """The norm of the difference by the norm of what is expected, all parameters together."""
+    """The norm of the difference divided by the norm of the expected values, over all parameters."""
     assert found.keys() == expected.keys()
     difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
     return (difference.norm() / torch.cat([value.flatten() for value in expected.values()]).norm()).item()

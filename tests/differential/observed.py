@@ -1,4 +1,4 @@
-"""What llmmod computes, looked at while it trains: a callback and a reward function that a configuration names, as users have them."""
+"""A callback and a reward function that record what llmmod computes; a configuration names them, as users name their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ANSWERS: list[list[tuple[str, list[int], float]]] = []  # (question, ids of the 
 
 
 class Observer(TrainerCallback):
-    """Keeps what a training begins with, and each step's loss and gradient; the newest is `TRAININGS[-1]`."""
+    """Records the trained weights before and after training, and each step's loss and gradient; the newest is `TRAININGS[-1]`."""
 
     def __init__(self):
         self.start, self.end, self.gradients, self.losses = {}, {}, [], []
@@ -31,7 +31,7 @@ class Observer(TrainerCallback):
 
 
 def reward(prompts, completion_ids, **columns):
-    """The share of an answer's tokens that are even numbers, and a little for their sum, so that no two answers are worth the same."""
+    """The share of even token ids in an answer, plus a little for their sum, so that different answers get different rewards."""
     scores = [sum(token % 2 == 0 for token in ids) / len(ids) + sum(ids) / 10_000 for ids in completion_ids]
     questions = [messages[-1]["content"] for messages in prompts]
     ANSWERS.append([(question, list(ids), score) for question, ids, score in zip(questions, completion_ids, scores, strict=True)])
@@ -43,10 +43,10 @@ def _trained(model):
 
 
 def _plain(name):
-    """The value head is a part of the model while it trains."""
+    """A parameter's name; the value head loses the prefix that it has as a part of the model in training."""
     return name[name.index("value_head") :] if "value_head" in name else name
 
 
 def moved(training):
-    """By how much each parameter is another than at first."""
+    """The change of each parameter since the start."""
     return {name: torch.sub(value, training.start[name]) for name, value in training.end.items()}

@@ -1,11 +1,11 @@
 """What llmmod should compute, written out: three optimizer steps of each stage, in plain loops over transformers and peft.
 
-Nothing here comes from llmmod. It gets a checkpoint's directory, token ids, and what is drawn by chance: the first values of a new adapter
-or head, and, where a model answers prompts, the answers with their rewards. Every example goes through the model alone: without padding,
-packing, shared prompts, caches or accumulation. Formulas stand as in the papers, each in one place.
+Nothing here comes from llmmod. The inputs are a checkpoint's directory, token ids, and what is drawn at random: the initial values of a new
+adapter or head and, where a model answers prompts, the answers with their rewards. Every example goes through the model alone: without
+padding, packing, shared prompts, caches or accumulation. Formulas are written as in the papers, each in one place.
 
-Of a checkpoint of bfloat16, what is trained is held in float32, and computes in it; what is frozen stays as it is. Once training is over,
-whole weights are rounded to the checkpoint's type, in which they are evaluated; so are merged ones, in which an adapter is exported.
+If the checkpoint is in bfloat16, trained weights are in float32 and compute in it; frozen weights stay as they are. After training
+with full or freeze, weights are rounded to the checkpoint's type and evaluated in it. An adapter's merged weights are rounded for export.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import logsigmoid
 
-STEPS, ROWS_A_STEP, ROWS_A_BATCH = 3, 4, 2  # batches matter to kto alone
+STEPS, ROWS_A_STEP, ROWS_A_BATCH = 3, 4, 2  # only kto's loss depends on the batch
 PEAK_RATE = {"full": 1e-4, "freeze": 1e-4, "lora": 2e-3, "qlora": 2e-3}
 WEIGHT_DECAY, MOST_NORM = 1.0, 0.5
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
-TRAINED_LAYER = "model.layers.1."  # and the last norm: what `freeze` leaves free
+TRAINED_LAYER = "model.layers.1."  # `freeze` trains this layer and the last norm
 BETA = 0.1  # of dpo, kto and grpo
-# Of ppo and grpo: a rollout is learnt from twice, so that the third step has a new one, of a model that has left its reference.
+# For ppo and grpo: each rollout is used for two steps, so the third step has a new one, of a policy that differs from its reference.
 STEPS_A_ROLLOUT, CLIP, GROUP = 2, 0.2, 4
 KL_COEF, GAMMA, LAMBDA, VALUE_COEF, ENTROPY_COEF = 0.1, 0.99, 0.95, 0.1, 0.01
 
 
 @dataclass
 class Found:
-    """What a training came to.
+    """The results of a training.
 
     Args:
         losses: of each step.
-        gradients: of each step by parameter, clipped, as the optimizer gets them.
-        moved: by parameter, by how much it is another than at first.
-        evaluation: numbers of the held-out examples after the last step, by the name that llmmod gives them.
-        logits: of the first example, by the model as it is exported.
+        gradients: of each step, by parameter, clipped, as the optimizer gets them.
+        moved: the change of each parameter since the start.
+        evaluation: metrics of the held-out examples after the last step, by the names that llmmod gives them.
+        logits: of the first example, by the exported model.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -47,15 +47,15 @@ class Found:
 
 
 def trained(directory, stage, way, *, drawn, rows, answers):
-    """Three steps of a stage.
+    """Train three steps of a stage.
 
     Args:
         directory: of the checkpoint.
         stage: pt, sft, rm, dpo, kto, ppo or grpo.
         way: full, freeze, lora or qlora.
-        drawn: name -> first value of what is new and drawn by chance.
-        rows: see the stage's class. The first four are the first step's, and so on; an evaluation takes all of them.
-        answers: of ppo and grpo, (ids of prompt, ids of answer, reward) by rollout; the last of them is the evaluation's.
+        drawn: name -> initial value of each trained weight, also of new ones that are drawn at random.
+        rows: see the stage's class. The first four are for the first step, and so on; an evaluation uses all of them.
+        answers: for ppo and grpo, (prompt ids, answer ids, reward) of each rollout; the last one is the evaluation's.
     """
     torch.manual_seed(0)
     model, reference = (model_of(directory, stage, way, drawn) for _ in range(2))
@@ -84,7 +84,7 @@ def trained(directory, stage, way, *, drawn, rows, answers):
 
 
 def model_of(directory, stage, way, drawn):
-    """The checkpoint with what is trained of it set free, or with an adapter."""
+    """The checkpoint, where only the trained weights require gradients, or with an adapter."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
 
@@ -112,11 +112,11 @@ def model_of(directory, stage, way, drawn):
         for name, parameter in model.named_parameters():
             if name in drawn:
                 parameter.copy_(drawn[name])
-    return model.train()  # there is no dropout; bitsandbytes (0.50) evaluates in bfloat16 on some CPUs, without gradients
+    return model.train()  # without dropout; in eval mode bitsandbytes (0.50) computes in bfloat16 on some CPUs, without gradients
 
 
 def checkpoint(directory, stage, **given):
-    """The model of a directory, in the type of its weights; of rm with a new head."""
+    """The model of a directory, in the type of its weights; for rm, with a new head."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if stage == "rm":
@@ -129,7 +129,7 @@ def lora_of(stage, config):
 
 
 def compute_in_float32(module, *, back):
-    """Have a module hold its weights and compute in float32, whatever it gets, and give back the type of what it got."""
+    """Let a module keep its weights and compute in float32, whatever its input; with `back`, its output has the weights' former type."""
     dtype = next(module.parameters()).dtype
     module.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
     if back:
@@ -147,7 +147,7 @@ def stored(directory, stage, weights):
 
 
 def merged(model):
-    """name -> weight, of all that a model with an adapter computes with: unpacked, with B A added."""
+    """name -> weight, for every weight of a model with an adapter: dequantized, with B A added."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
@@ -168,7 +168,7 @@ def merged(model):
 
 
 def adamw(weights):
-    """AdamW as transformers has it: norms and biases don't decay."""
+    """AdamW as transformers creates it: norms and biases don't decay."""
     kept = [weight for name, weight in weights.items() if "norm" in name or name.endswith("bias")]
     decaying = [weight for weight in weights.values() if not any(weight is other for other in kept)]
     return torch.optim.AdamW([{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": kept, "weight_decay": 0.0}])
@@ -179,7 +179,7 @@ def first_ids(row):
 
 
 def log_probs(model, ids):
-    """log p of each token but the first, of those that might have stood there, [tokens - 1, vocabulary]."""
+    """log p of every token of the vocabulary, at each position but the first, [tokens - 1, vocabulary]."""
     return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, :-1].float(), dim=-1)
 
 
@@ -194,25 +194,25 @@ def mean(values):
 
 
 class Task:
-    """What a stage learns.
+    """The loss and the evaluation of a stage.
 
     Args:
-        model: is trained.
-        reference: the model as it was, with weights of its own.
+        model: the model that is trained.
+        reference: the initial model, with weights of its own.
         rows: the examples.
         answers: see `trained`.
     """
 
     def __init__(self, model, reference, rows, answers):
         self.model, self.reference, self.rows, self.answers = model, reference, rows, answers
-        self.head = {}  # parameters that aren't the model's
+        self.head = {}  # trained parameters that aren't part of the model
 
     def rows_of(self, step):
         return self.rows[step * ROWS_A_STEP : (step + 1) * ROWS_A_STEP]
 
 
 class Supervised(Task):
-    """pt and sft: the mean of -log p over all tokens with a label. Rows: `input_ids`, and `labels`, -100 where there is none."""
+    """pt and sft: the mean of -log p over all tokens with a label. Rows: `input_ids`, and `labels`, -100 where a token isn't trained."""
 
     def loss(self, step):
         return -torch.cat([log_p for log_p, _ in self.labelled(self.rows_of(step))]).mean()
@@ -252,7 +252,7 @@ class Reward(Task):
 
 
 class Preference(Task):
-    """dpo: -log sigmoid(beta (log-ratio of chosen - log-ratio of rejected)) (Rafailov et al. 2023, eq. 7). Rows as those of rm."""
+    """dpo: -log sigmoid(beta (log-ratio of chosen - log-ratio of rejected)) (Rafailov et al. 2023, eq. 7). Rows as in rm."""
 
     def loss(self, step):
         return mean(-logsigmoid(chosen - rejected) for chosen, rejected in self.rewards(self.rows_of(step)))
@@ -279,7 +279,7 @@ class Preference(Task):
 class Judged(Preference):
     """kto (Ethayarajh et al. 2024, eq. 8). Rows: `prompt_ids`, `completion_ids`, `label`.
 
-    What it compares with, an estimate of the KL divergence, is of the answers of a batch, each behind the prompt of the next.
+    It compares with an estimate of the KL divergence, from mismatched pairs of a batch: each answer with the prompt of the next row.
     """
 
     def loss(self, step):
@@ -310,7 +310,7 @@ class Judged(Preference):
 
 
 class Online(Task):
-    """What ppo and grpo share: a token's loss is clipped as PPO's (Schulman et al. 2017, eq. 7), and the mean is over a step's tokens."""
+    """What ppo and grpo share: a token's loss is clipped as in PPO (Schulman et al. 2017, eq. 7), and averaged over a step's tokens."""
 
     def loss(self, step):
         if step % STEPS_A_ROLLOUT == 0:
@@ -323,7 +323,7 @@ class Online(Task):
         return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
 
     def held_out(self):
-        """Rewards, log-ratios to the reference (a tensor an answer), and lengths."""
+        """Rewards, log-ratios to the reference (a tensor for each answer), and lengths."""
         *_, answers = self.answers
         both = [[answer_log_probs(model, p, a) for p, a, _ in answers] for model in (self.model, self.reference)]
         ratios = [own - other for own, other in zip(*both, strict=True)]
@@ -333,7 +333,7 @@ class Online(Task):
 class Ppo(Online):
     """ppo with a value head on the last hidden states, and advantages by GAE (Schulman et al. 2016, eq. 16), whitened over a rollout.
 
-    The head begins with what the first rollout's tokens return in the mean; its sum is divided by the root of the number of channels.
+    The head's bias starts at the mean return of the first rollout's tokens; its weighted sum is divided by the root of the hidden size.
     """
 
     def __init__(self, *args):
@@ -343,7 +343,7 @@ class Ppo(Online):
         self.head = {"value_head.weight": self.weight, "value_head.bias": self.bias}
 
     def looked_at(self, prompt, answer):
-        """log p, entropy and value of each token of an answer, each [tokens]; a value is expected before the token is known."""
+        """log p, entropy and value of each token of an answer, each [tokens]; the value is predicted before the token is known."""
         output = self.model(input_ids=torch.tensor([prompt + answer]), output_hidden_states=True)
         before = slice(len(prompt) - 1, -1)
         of_all = torch.log_softmax(output.logits[0, before].float(), dim=-1)
@@ -380,7 +380,7 @@ class Ppo(Online):
 
 
 def gae(rewards, values, lam):
-    """Advantages of an answer's tokens; behind its end nothing comes."""
+    """Advantages of an answer's tokens; the value after its end is 0."""
     found, advantage, next_value = [], 0.0, 0.0
     for reward, value in zip(rewards.flip(0), values.flip(0), strict=True):
         advantage = reward + GAMMA * next_value - value + GAMMA * lam * advantage
@@ -390,9 +390,9 @@ def gae(rewards, values, lam):
 
 
 class Grpo(Online):
-    """grpo (Shao et al. 2024, eq. 3): an answer's advantage is its reward among those to the same prompt; the KL divergence is in the loss.
+    """grpo (Shao et al. 2024, eq. 3): the advantage is an answer's reward, normalized over its prompt's answers; KL is in the loss.
 
-    As trl (1.16) has it, an estimate of the divergence counts by its token's ratio, which leaves it unbiased (DeepSeek-V3.2, section 3.1).
+    As in trl (1.16), the KL estimate is weighted by its token's ratio, which makes it unbiased (DeepSeek-V3.2, section 3.1).
     """
 
     def learnt_from(self, answers):
@@ -415,7 +415,7 @@ class Grpo(Online):
 
 
 def k3(log_ratio):
-    """An estimate of the KL divergence by token, never negative (Schulman 2020)."""
+    """An estimate of the KL divergence for each token, never negative (Schulman 2020)."""
     return torch.exp(-log_ratio) - 1 + log_ratio
 
 

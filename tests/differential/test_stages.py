@@ -13,20 +13,20 @@ __all__ = ["both", "rows", "work"]
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_computes_what_the_plain_loop_does(both, stage, way, weights, monkeypatch):
-    if weights == "bfloat16":  # no token comes near: at the edge, 8 bits of mantissa do not say whether it is clipped, without a gradient
+    if weights == "bfloat16":  # no ratio is near it; near it, rounding to 8 bits would decide which tokens are clipped
         monkeypatch.setattr(plain, "CLIP", 0.9)
     found, expected = both(stage, way, weights)
     assert apart(found, expected(), TOLERANCES[weights]) == {}
 
 
-# Another constant is another computation: that the comparison sees each of them.
+# Each of these constants changes the computation, and the comparison must detect it.
 OTHERS = {
     "WEIGHT_DECAY": 0.0, "MOST_NORM": 0.51, "CLIP": 0.01, "KL_COEF": 0.05, "GAMMA": 1.0, "LAMBDA": 0.9, "VALUE_COEF": 0.0,
     "ENTROPY_COEF": 0.0,
 }  # fmt: skip
 
 
-def test_whatever_is_computed_otherwise_shows(both, monkeypatch):
+def test_a_changed_constant_is_detected(both, monkeypatch):
     found, expected = both("ppo", "lora", "float32")
     for name, value in OTHERS.items():
         with monkeypatch.context() as patch:
@@ -34,6 +34,6 @@ def test_whatever_is_computed_otherwise_shows(both, monkeypatch):
             assert apart(found, expected(), TOLERANCES["float32"]) != {}, name
 
 
-def test_weights_that_are_trained_in_bfloat16_show(both):
+def test_training_in_bfloat16_is_detected(both):
     found, expected = both("sft", "full", "bfloat16", "finetune.trainable_dtype=checkpoint")
     assert apart(found, expected(), TOLERANCES["bfloat16"])["moved"] > 0.6

@@ -1,4 +1,4 @@
-"""What runs in this process runs on one thread."""
+"""Commands that run in the tests' process use one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`model=auto`: a checkpoint of an architecture without an option, by its path; benchmarks/architectures.py runs many."""
+"""`model=auto` loads a checkpoint of an architecture that doesn't have an option; benchmarks/architectures.py runs many of them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def run(tmp_path, path, *overrides):
     return llmmod.run(llmmod.compose([*chosen, *overrides]))
 
 
-def test_the_real_thing_by_its_path_alone(checkpoint, tmp_path):
-    """Its own chat template, its own tokenizer, adapters on all linear layers, packed rows, answers of experts with a cache, an export."""
+def test_a_real_run_needs_only_the_path(checkpoint, tmp_path):
+    """The checkpoint's chat template and tokenizer, adapters on all linear layers, packed rows, cached answers of experts, an export."""
     path = checkpoint("qwen2_moe")
     more = ["dataset.packing=true", "dataset.max_samples=12", "dataset.val_size=2", "generation.max_new_tokens=3", "dataset.val_files=null"]
     metrics = run(tmp_path, path, *more)
@@ -49,7 +49,7 @@ def test_the_real_thing_by_its_path_alone(checkpoint, tmp_path):
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape[1] > 3
 
 
-def test_a_state_that_leaks_is_refused_with_the_numbers(checkpoint, tmp_path):
+def test_packing_is_refused_if_a_state_leaks_between_examples(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"dataset.packing: true, and MambaForCausalLM can't .* differ by up to \d[.\d]* nats a token"):
         run(tmp_path, checkpoint("mamba"), "dataset.packing=true", "pipeline=[train]")
 

@@ -22,7 +22,7 @@ from llmmod.trainers.preference.dpo import by_completion
 
 __all__ = ["work"]
 
-# On a CPU the head is `log_probs`, elsewhere trl's tiles: the same sums in another order.
+# On a CPU the head computes `log_probs`, elsewhere it uses trl's tiles: the same sums in another order.
 NEAR = 1e-4
 FIRST, SECOND = f"{NAME}:0", f"{NAME}:1"
 PREDICTED = ["pipeline=[train,evaluate,predict]", "steps.predict.max_samples=3"]
@@ -31,7 +31,7 @@ SAMPLED = ["generation.max_new_tokens=5"]
 
 @pytest.fixture(scope="module")
 def on_cpu():
-    """What was found of a stage and way on the CPU."""
+    """The results on the CPU, by stage and way to fine-tune."""
     return {}
 
 
@@ -75,13 +75,13 @@ def test_a_stage_on_one_device(run, stage, way):
     found, expected = run(stage, way)
     assert_same(found, expected)
     assert (len(found[3]) >= 3) == (way == "lora")
-    assert WAITS["to the CPU"] > 0  # the weights, when they are saved: it was there
+    assert WAITS["to the CPU"] > 0  # saving copied the weights, so the model was on the device
 
 
 @pytest.mark.parametrize("head", [FIRST, SECOND], ids=["head on the first", "head on the second"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_on_two_devices(run, monkeypatch, stage, head):
-    """As `model.device_map` spreads a model; the head is untied."""
+    """The layers are spread as by `model.device_map`; the head is untied."""
     way = "full" if head == FIRST and stage != "kto" else "lora"  # kto would copy whole weights as its reference
     more = ["training.precompute_ref_log_probs=true"] if (stage, way) == ("dpo", "full") else []
     real = build._pretrained_model
@@ -99,7 +99,7 @@ def test_a_stage_on_two_devices(run, monkeypatch, stage, head):
 
 
 def test_devices_do_not_mix():
-    """That the stand-in sees what a GPU would refuse."""
+    """The stand-in refuses what a GPU would refuse."""
     with standing_in():
         on_cpu, first, second = torch.ones(3), torch.ones(3, device=FIRST), torch.ones(3, device=SECOND)
         for other in (on_cpu, second):
@@ -126,7 +126,7 @@ EXAMPLES = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9],
 
 
 @pytest.mark.parametrize(("collator", "rows"), [(FlatteningCollator, EXAMPLES), (PrefixSharingRewardCollator, PAIRS)], ids=["row", "pairs"])
-def test_a_packed_row_halts_nothing(tiny_llama, collator, rows):
+def test_a_packed_row_does_not_synchronize(tiny_llama, collator, rows):
     batch = collator()(rows)
     batch.pop("labels", None)
     with standing_in():
@@ -138,8 +138,8 @@ def test_a_packed_row_halts_nothing(tiny_llama, collator, rows):
         assert +WAITS == {}
 
 
-def test_a_row_s_values_by_completion_halt_nothing():
-    """Of two pairs in a row: completions of 2, 1, 1 and 3 tokens."""
+def test_values_by_completion_do_not_synchronize():
+    """A row of two pairs, with completions of 2, 1, 1 and 3 tokens."""
     labels = [-100, 1, 2, 3, -100, 4, 5, 6, 7]
     mask = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]])
     with standing_in():
@@ -154,8 +154,8 @@ def test_a_row_s_values_by_completion_halt_nothing():
 
 
 @pytest.mark.parametrize("base", ["shared", "its own"])
-def test_a_reward_model_scores_completions_there(work, tmp_path, monkeypatch, base):
-    """ppo's, that the stage rm has trained: as an adapter on the policy's weights, or a model of its own beside it."""
+def test_a_reward_model_scores_completions_on_the_device(work, tmp_path, monkeypatch, base):
+    """ppo's reward model, which stage=rm has trained: an adapter on the policy's weights, or a separate model."""
     monkeypatch.setenv("LLMMOD_ALLOW", "observed")
     short = ["training.max_steps=1", "training.bf16=false", "training.gradient_accumulation_steps=1", "pipeline=[train]"]
     reward = [*overrides(work, "rm", "float32", *of_way("lora" if base == "shared" else "full")), *short, f"output_dir={tmp_path}/rm"]

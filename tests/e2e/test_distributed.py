@@ -27,7 +27,7 @@ def metrics_of(run_dir):
     return json.loads((run_dir / "metrics.json").read_text())
 
 
-# Of fifteen batches of held-out examples one process has eight and the other seven: none may count twice or be left out. Of the three
+# One process gets eight of the fifteen batches of held-out examples, and the other seven: none may count twice or be left out. Of the three
 # examples to train on, the second step has one for two processes.
 REWARD = "+training.reward.varied._target_=by_two.varied"
 STAGES = {
@@ -39,10 +39,10 @@ STAGES = {
     "ppo": ["training.num_mini_batches=1", "training.num_ppo_epochs=1", "training.max_completion_length=4", REWARD],
     "grpo": ["training.num_generations=2", "training.gradient_accumulation_steps=2", "training.max_completion_length=4", REWARD],
 }
-UNEQUAL = ("train_", "eval_kl")  # trl has the former of the first process alone; the latter goes by the batch
+UNEQUAL = ("train_", "eval_kl")  # in trl, the former are only the first process's; the latter depends on the batch
 RATE = 0.1
 FSDP = ["distributed=fsdp"]
-# Of kto the evaluation: each process gathers weights for as many batches, and of fifteen one counts nothing.
+# kto is here for its evaluation: all processes gather weights for the same number of batches, so a sixteenth doesn't count.
 SHARDED = [(stage, way) for stage in ("pt", "sft", "dpo") for way in ("full", "lora")] + [("kto", "full")]
 ANSWERING = {"sft": ["training.predict_steps=1", "generation.max_new_tokens=4"]}
 
@@ -63,7 +63,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     sgd += ["training.max_grad_norm=0"]
 
     def overrides(stage, where, processes, *more, finetune="full"):
-        # What a prompt is answered twice, comes in batches of pairs.
+        # grpo samples two completions of each prompt, so its batches hold pairs.
         sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
         own = [*STAGES[stage], *sizes, f"finetune={finetune}", f"output_dir={tmp_path / where}"]
         return [f"stage={stage}", *own, *model, *settings, *sgd, *more]
@@ -109,14 +109,14 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
 
 
 def assert_measured(directory, alone):
-    """That a run of two processes measured what one process did."""
+    """A run of two processes must measure what one process did."""
     found = metrics_of(directory)
     expected = {name: value for name, value in alone.items() if not name.startswith(UNEQUAL)}
     assert {name: found.get(name) for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5), directory
 
 
 def files_of(directory):
-    """Names, and what those of JSON say; an adapter's modules are a set, and trainer_state.json has the batch size of a process."""
+    """File name -> content, if it is JSON; sorted, since an adapter's modules are a set. trainer_state.json has a process's batch size."""
     found = {path.name: json.loads(path.read_text()) if path.suffix == ".json" else {} for path in directory.iterdir() if path.is_file()}
     found.pop("trainer_state.json", None)
     return {name: {key: sorted(map(str, v)) if isinstance(v, list) else v for key, v in said.items()} for name, said in found.items()}
@@ -130,7 +130,7 @@ def files_of(directory):
         pytest.param(signal.SIGTERM, "the parent", 143, "interrupted", id="the parent gets SIGTERM"),
     ],
 )
-def test_what_happens_to_one_happens_to_all(checkpoint, rows, tmp_path, number, to, code, said):
+def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, number, to, code, said):
     chosen = [*overrides_of(checkpoint, rows), "pipeline=[train]", "training.max_steps=100000", "training.logging_steps=1"]
     chosen += ["training.eval_strategy=no", "training.eval_on_start=false", "training.save_strategy=no", f"output_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "llmmod", *chosen, "distributed=ddp", "distributed.processes=2"]
@@ -154,7 +154,7 @@ def test_what_happens_to_one_happens_to_all(checkpoint, rows, tmp_path, number, 
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_its_job_of_a_sweep_alone(tmp_path, monkeypatch):
+def test_a_killed_process_ends_only_its_own_job_of_a_sweep(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
     monkeypatch.chdir(tmp_path)
     step = ["pipeline=[preview]", "steps.preview._target_=by_two.OneDies"]

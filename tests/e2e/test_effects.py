@@ -1,4 +1,4 @@
-"""Every argument has an effect or is refused: benchmarks/effects.py tries all of every stage, and this is a sample of them."""
+"""Every argument has an effect or is refused: benchmarks/effects.py tries those of all stages; this tries a sample."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "effects.py"
-sys.path.append(str(FILE.parent))  # where it finds its parts, as a script does
+sys.path.append(str(FILE.parent))  # effects.py imports its parts from there
 effects, of_trials, of_runs = (importlib.import_module(name) for name in ("effects", "of_effects.trials", "of_effects.runs"))
-SEED, COUNT = "21", "7"  # none that compiles: that takes 24 s of CPU a run, and tests/trainers has tests of it
+SEED, COUNT = "21", "7"  # a sample without torch.compile, which takes 24 s of CPU a run and has tests in tests/trainers
 
 
 def test_a_sample_of_all_arguments(warm_python):
-    """In a process of its own, which it forks: one where others have computed before may not be."""
+    """effects.py forks, so it runs in a process of its own: a process that has already computed must not be forked."""
     command = [*warm_python, str(FILE), "--sample", COUNT, "--seed", SEED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -31,7 +31,7 @@ def test_every_argument_has_a_trial_and_the_tables_name_no_other():
     assert all(trial.value for trial in found)
 
 
-def test_a_name_that_no_stage_has_is_told(tmp_path, monkeypatch):
+def test_a_name_that_no_stage_has_is_reported(tmp_path, monkeypatch):
     tables = of_trials.TABLES.read_text(encoding="utf-8").replace("exceptions:\n", "exceptions:\n  ddp_timeot: several processes\n")
     (tmp_path / "effects.yaml").write_text(tables.replace("  neftune_noise_alpha: {value: 5}\n", ""), encoding="utf-8")
     monkeypatch.setattr(of_trials, "TABLES", tmp_path / "effects.yaml")
@@ -44,7 +44,7 @@ PLAIN = {"weights": "1", "printed": "a", "computation": "{}"}
 
 
 class Known:
-    """Stands for the runs: what the changed one comes to."""
+    """A stand-in for the runs: each changed run ends with `seen`."""
 
     def __init__(self, seen):
         self._seen = seen

@@ -12,13 +12,13 @@ from typed import typed
 TESTS = Path(__file__).parents[1]
 ORIGINAL = TESTS / "models" / "legacy_checkpoints" / "chatglm2"
 SENTENCEPIECE = TESTS / "render" / "sentencepiece" / "chatglm2_tiny.model"
-VOCABULARY = 3072  # 3,000 pieces, five tokens after them, rounded up as the original's
+VOCABULARY = 3072  # 3,000 pieces and five more tokens, rounded up as in the original
 CODE = ("configuration_chatglm.py", "modeling_chatglm.py", "tokenization_chatglm.py")
 
 
 @pytest.fixture(scope="module")
 def chatglm2(tmp_path_factory):
-    """A directory as the hub has it: weights in the original names, SentencePiece model, remote code, which must not be run."""
+    """A directory as on the hub: weights with the original names, a SentencePiece model, and remote code, which must not run."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -40,7 +40,7 @@ def chatglm2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(chatglm2):
-    """The command as a user types it, with a directory; exported in the original layout."""
+    """The run directory of the command as a user types it; the export has the original layout."""
     directory = chatglm2.parent / "run"
     command = [
         "stage=sft", "model=chatglm2", "finetune=lora", f"model.pretrained_model_name_or_path={chatglm2}", f"output_dir={directory}",
@@ -52,7 +52,7 @@ def run(chatglm2):
 
 
 def exported(chatglm2, directory, *overrides):
-    """The directory that a run which only exports writes."""
+    """The export of a run that only exports."""
     import llmmod
 
     config = [f"model.pretrained_model_name_or_path={chatglm2}", f"output_dir={directory}", "pipeline=[export]", *overrides]
@@ -69,7 +69,7 @@ def logits(model):
 
 def test_it_trains(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["eval_loss"] < metrics["eval_loss_before"] - 0.5  # from 11.1, of random weights
+    assert metrics["eval_loss"] < metrics["eval_loss_before"] - 0.5  # it starts at 11.1, with random weights
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     # Rank 8: 8 * (in + out) parameters for each matrix of a layer, 4 bytes each, and a header; embeddings would be 1.5 MB more.
     per_layer = 8 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + (64 + 272) + (136 + 64))
@@ -85,7 +85,7 @@ def test_old_code_can_serve_the_original_layout(chatglm2, run):
     for name in ("tokenizer.model", "tokenizer_config.json", *CODE):
         assert (export / name).read_bytes() == (chatglm2 / name).read_bytes()
     before, after = load_file(chatglm2 / "model.safetensors"), load_file(export / "model.safetensors")
-    read = before.keys() - {"transformer.rotary_pos_emb.inv_freq"}  # which follows from config.json
+    read = before.keys() - {"transformer.rotary_pos_emb.inv_freq"}  # it follows from config.json
     assert after.keys() == read
     adapted = {name for name in read if "self_attention" in name or "mlp" in name}
     adapted = {name for name in adapted if name.endswith(".weight")}

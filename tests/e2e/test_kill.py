@@ -1,4 +1,4 @@
-"""Trainings killed by SIGKILL at random moments, and started again: a sample of the cells of benchmarks/kill.py."""
+"""Trainings that are killed by SIGKILL at random moments and restarted: a sample of the cells of benchmarks/kill.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CELLS = ("sft lora streamed packed mixed", "kto qlora plain", "ppo full plain")
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_the_one_that_was_left_alone(warm_python):
+def test_a_killed_and_restarted_run_ends_like_an_uninterrupted_one(warm_python):
     command = [*warm_python, str(FILE.with_name("kill.py")), str(len(CELLS)), "--events", "--seed", "2", "--only", *CELLS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)

@@ -1,6 +1,6 @@
 """Every architecture × every way to fine-tune, through train, evaluate, export and loading again, in one process.
 
-One option stands for those of the same architecture; benchmarks/matrix.py, whose cells these are, runs them all.
+One option represents all those of the same architecture; benchmarks/matrix.py defines the cells, and runs every option.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from cells import FILE, matrix
 pytestmark = pytest.mark.slow
 
 
-# What sets each apart: see `architecture` in its file.
+# For how they differ, see `architecture` in their files.
 MODELS = (
     "chatglm2", "llama2", "internlm", "baichuan_13b", "bloom", "falcon", "qwen", "qwen3", "gemma3", "phi1_5", "phi4_mini", "glm4",
 )  # fmt: skip
 LIKE_LLAMA = {"mistral"}  # another class, the same computation
 
 
-# At a rehearsal's own rate two steps change logits by so little that an adapter lost on the way would hardly show.
+# At a rehearsal's own learning rate, two steps hardly change the logits, so a lost adapter would hardly show.
 RATE = "training.learning_rate=5e-3"
 NEAR = {**matrix.MAX_LOSS_DIFFERENCE, "lora": 1e-5, "qlora": 1e-5}
 

@@ -1,4 +1,4 @@
-"""Training steps that build on each other on weights of 4 and 8 bits: each starts from the end of the last one, also from the disk."""
+"""Chains of training steps on 4-bit and 8-bit weights: each step starts from the previous one's result, in memory or from the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmmod.trainers.online.rewards import ModelScorer
 
 __all__ = ["checkpoint", "rows"]
 
-NEAR = 1e-3  # of losses around 6, which training changes by more than 0.1
+NEAR = 1e-3  # losses are around 6, and training changes them by more than 0.1
 MOVES = ["max_steps=8", "learning_rate=1e-2", "lr_scheduler_type=constant"]
 STAYS = ["max_steps=1", "learning_rate=1e-12"]
 
@@ -30,7 +30,7 @@ def run(checkpoint, rows, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
 
     def run(name, bits, *more, own_data=False):
-        """The metrics of a run; with `own_data` its steps name their rows themselves."""
+        """The metrics of a run; with `own_data` each step has its own dataset."""
         given = [text for text in overrides_of(checkpoint, rows) if text != "finetune.r=2"]  # steps that don't train refuse it
         given = [text for text in given if not own_data or "dataset" not in text]
         given += ["finetune=qlora", f"model.quantization.bits={bits}", f"output_dir={tmp_path / name}"]
@@ -47,15 +47,15 @@ def test_sft_after_sft(run, bits, tmp_path):
     assert metrics["second/eval_loss_before"] == pytest.approx(metrics["first/eval_loss"], abs=NEAR)
     assert metrics["second/eval_loss"] != pytest.approx(metrics["first/eval_loss"], abs=10 * NEAR)
     assert metrics["eval_loss"] == pytest.approx(metrics["second/eval_loss"], abs=NEAR)
-    # Where the first one is taken from an earlier run, and so read from the disk.
+    # The first step is reused from an earlier run, so it is read from the disk.
     again = run("two", bits, *chain, *of("second", *STAYS), "pipeline=[first,second]")
     assert json.loads((tmp_path / "two" / "run.json").read_text())["steps"][0]["reused_from"] == str(tmp_path / "one" / "first")
     assert again["second/eval_loss_before"] == pytest.approx(metrics["first/eval_loss"], abs=NEAR)
-    # Both by name.
+    # Both adapters, given by their paths.
     both = run("both", bits, f"finetune.adapters=[{tmp_path}/one/first,{tmp_path}/one/second]", "pipeline=[evaluate,predict]")
     assert both["eval_loss"] == pytest.approx(metrics["second/eval_loss"], abs=NEAR)
     exported = run("exported", "null", f"model.pretrained_model_name_or_path={tmp_path}/one/export", "finetune=lora", "pipeline=[evaluate]")
-    # Of 8 bits, the export doesn't round activations.
+    # The 8-bit model rounds activations, which the export doesn't.
     assert exported["eval_loss"] == pytest.approx(metrics["second/eval_loss"], abs=NEAR if bits == 4 else 0.05)
     tensors = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "export").state_dict().values()
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
@@ -63,7 +63,7 @@ def test_sft_after_sft(run, bits, tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_sft_rm_ppo(run, rows, bits, tmp_path, monkeypatch):
-    """The policy begins as sft left it, and the reward model scores as it did when it was trained, though both are on one base."""
+    """The policy starts from sft's result, and the reward model scores as after its own training, though both share one base."""
     scored, scorers, own = [], [], ModelScorer.__call__
 
     def call(scorer, answers):
@@ -86,5 +86,5 @@ def test_sft_rm_ppo(run, rows, bits, tmp_path, monkeypatch):
     expected = torch.stack([score(reward, torch.tensor([text]))[0] for text, _ in scored])
     torch.testing.assert_close(torch.stack([value for _, value in scored]), expected, rtol=NEAR, atol=NEAR)
     policy = f"finetune.adapters=[{tmp_path}/one/sft,{tmp_path}/one/ppo]"
-    # ppo has hardly moved it.
+    # ppo has hardly changed the policy.
     assert run("after", bits, policy, "pipeline=[evaluate]")["eval_loss"] == pytest.approx(metrics["sft/eval_loss"], abs=NEAR)

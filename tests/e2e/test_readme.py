@@ -28,7 +28,7 @@ from llmmod.sweep.space import corners
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = {"launcher=joblib": "hydra_plugins.hydra_joblib_launcher", "launcher=submitit": "hydra_plugins.hydra_submitit_launcher"}
-WRITTEN = ("_build", "reference")  # of docs/, by make docs
+WRITTEN = ("_build", "reference")  # folders of docs/ that make docs writes
 PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md") if not set(p.parts) & set(WRITTEN))]
 
 
@@ -48,13 +48,13 @@ def files(page):
     return {found[1]: block for found, block in named if found}
 
 
-# Each command once, with the page whose files it may speak of.
+# Each command once, with the page whose files it may name.
 SHOWN = {command: page for page in reversed(PAGES) for command in reversed(commands(page))}
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A directory with the files that the commands speak of."""
+    """A directory with the files that the commands name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "my_package", raising=False)
@@ -74,7 +74,7 @@ def work(tmp_path, monkeypatch):
         checkpoint = tmp_path / "outputs" / "mine" / step / "checkpoint-4"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text("{}")
-        (checkpoint / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")  # no tensors, but whole
+        (checkpoint / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")  # a complete file without tensors
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             with zipfile.ZipFile(checkpoint / name, "w") as archive:
                 archive.writestr("data.pkl", b"")
@@ -87,19 +87,19 @@ def work(tmp_path, monkeypatch):
 
 
 def _jobs(overrides):
-    """Every third job of a grid, from the last; of a search, its corners."""
+    """Every third job of a grid, starting with the last; for a search, its corners."""
     return corners(parsed(overrides)) if "hydra/sweeper=llmmod_optuna" in overrides else sweep_jobs(overrides)[::-3]
 
 
 def composed(command, page, work, monkeypatch):
-    """The configuration of a command, of a sweep those of every third job, in the directory with its page's files."""
+    """The configurations of a command (for a sweep, those of `_jobs`), composed in the directory with its page's files."""
     for path, text in files(page).items():
         (work / path).parent.mkdir(parents=True, exist_ok=True)
         (work / path).write_text(text, encoding="utf-8")
     allow, arguments = _allowed_modules(shlex.split(command)[1:])
     monkeypatch.setenv("LLMMOD_ALLOW", ",".join(allow))
     args = get_args_parser().parse_args(arguments)
-    # A model directory of the reader's own is the one thing that can't be made up.
+    # Only the reader's own model directory can't be written here.
     overrides = [override for override in args.overrides if "/models/" not in override]
     if named := asked_for(overrides):
         overrides = replayed_overrides(open_run(named, "replay"), overrides)
@@ -161,14 +161,14 @@ def test_links_to_files_lead_somewhere(page):
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_what_contributing_names_is_there():
+def test_paths_in_contributing_exist():
     named = re.findall(r"`((?:src|conf|tests|docs|benchmarks)/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
     assert len(named) > 15
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_warnings_and_asks_for_nothing_from_elsewhere(tmp_path):
+def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path):
     if any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")):
         pytest.skip("Sphinx is not installed; make docs installs it")
     write_reference([str(ROOT / "docs" / "reference")])

@@ -1,6 +1,6 @@
 """`llmmod smoke=true`, as a user types it: the files of a run, and their use.
 
-The rehearsal is a process of its own; what else is typed runs in this one, since to begin one takes 5 s of CPU.
+The rehearsal runs in a process of its own. The other commands run in the test's process, since a new process takes 5 s of CPU to start.
 """
 
 import io
@@ -19,7 +19,7 @@ def directory(tmp_path_factory):
 
 
 def in_process(*arguments, cwd):
-    """The command in a process of its own."""
+    """Run the command in a process of its own."""
     command = [sys.executable, "-m", "llmmod", *arguments]
     return subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
 
@@ -33,13 +33,13 @@ def rehearsal(directory):
 
 @pytest.fixture
 def work(directory, monkeypatch):
-    """The directory in which everything is typed, where no hub can be asked."""
+    """The working directory of the commands; the hub is offline."""
     monkeypatch.chdir(directory)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return directory
 
 
-def test_the_run_directory_holds_what_the_contract_says(rehearsal, work):
+def test_the_files_of_a_run_directory(rehearsal, work):
     run = work / "run"
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "completed"
@@ -120,7 +120,7 @@ def test_a_sweep_ends_with_a_table(work):
     assert "Launching 2 jobs" in resumed.said
     assert (work / "sweep" / "0" / "run.json").read_bytes() == before
     assert json.loads((work / "sweep" / "3" / "run.json").read_text())["status"] == "completed"
-    assert not (work / "sweep" / "earlier").exists()  # a killed job resumes where it was
+    assert not (work / "sweep" / "earlier").exists()  # a killed job resumes in its own directory
 
 
 def test_a_failing_job_does_not_end_the_sweep(work):
@@ -146,7 +146,7 @@ def test_a_failing_job_does_not_end_the_sweep(work):
     assert statuses == ["completed", "failed"]
 
 
-def test_a_model_that_only_a_hub_has_is_answered_with_what_to_do(work):
+def test_a_model_that_is_only_on_the_hub_is_refused_with_what_to_do(work):
     done = typed("stage=sft", "model=chatglm2", "finetune=lora", "output_dir=nohub")
     assert done.code == 2
     said = "model.pretrained_model_name_or_path: 'zai-org/chatglm2-6b' is not a local directory"

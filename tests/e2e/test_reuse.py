@@ -15,9 +15,9 @@ __all__ = ["checkpoint", "rows"]
 
 @pytest.fixture
 def run(checkpoint, rows, tmp_path, monkeypatch):
-    """Runs two training steps, the second on what the first left, and evaluates; gives the metrics and each step's `reused_from`."""
+    """A function that trains two steps, the second on the first one's model, and evaluates; it returns metrics and each `reused_from`."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("llmmod.reuse.fingerprint._own_code", lambda: "ours")  # a checkout may be written to while tests run
+    monkeypatch.setattr("llmmod.reuse.fingerprint._own_code", lambda: "ours")  # the checkout may change while tests run
     two = ["experiment=stages", *overrides_of(checkpoint, rows), "steps.second.model={from_step: first}"]
     two += [f"steps.{step}.training.{field}" for step in ("first", "second") for field in ("max_steps=2", "eval_on_start=false")]
 
@@ -37,7 +37,7 @@ def weights(tmp_path, *names):
 
 
 @pytest.mark.curves
-def test_what_is_unchanged_is_reused_and_said(run, tmp_path, caplog):
+def test_unchanged_steps_are_reused_with_a_message(run, tmp_path, caplog):
     caplog.set_level("INFO", "llmmod.train")
     metrics, reused = run("one")
     assert reused == {}
@@ -49,18 +49,18 @@ def test_what_is_unchanged_is_reused_and_said(run, tmp_path, caplog):
     assert changed["first/eval_loss"] == metrics["first/eval_loss"]
     assert weights(tmp_path, "two", "first") == weights(tmp_path, "one", "first")
     assert (tmp_path / "two" / "first" / "training_loss.png").is_file()
-    # What stands on it is what it is where everything is trained.
+    # The step after a reused one gives the same as in a run that trains everything.
     anew, reused = run("three", RATE, "reuse=false")
     assert reused == {}
     assert weights(tmp_path, "three", "second") == weights(tmp_path, "two", "second") != weights(tmp_path, "one", "second")
     assert anew["eval_loss"] == pytest.approx(changed["eval_loss"], rel=1e-6)
-    # And where nothing at all has changed, the steps that follow have a model all the same.
+    # If nothing has changed, the steps after training still have a model.
     same, reused = run("four")
     assert reused == {"first": str(tmp_path / "three" / "first"), "second": str(tmp_path / "one" / "second")}
     assert same["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
 
 
-def test_a_run_that_failed_goes_on_where_it_failed(run, tmp_path, monkeypatch):
+def test_a_failed_run_continues_where_it_failed(run, tmp_path, monkeypatch):
     trainer_from = train.trainer_from
 
     def failing(conf, **given):

@@ -1,4 +1,4 @@
-"""experiment=rlhf as a rehearsal: three training steps on one model, each from the results of earlier ones."""
+"""experiment=rlhf as a rehearsal: three training steps on one model; each continues from earlier ones."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_dpo_in_the_place_of_rm_and_ppo(tmp_path):
 
 
 def test_both_begin_with_the_same_step():
-    """So that after the one, the other takes its sft as it is."""
+    """So after one experiment, the other can reuse its sft step."""
     assert compose(["experiment=rlhf"]).steps.sft == compose(["experiment=rlhf_dpo"]).steps.sft

@@ -23,7 +23,7 @@ def test_cell(model, way, tmp_path):
     assert metrics["eval_rewards/margins"] != 0
 
 
-def test_a_resumed_run_leaves_the_bits_of_an_uninterrupted_one(checkpoint, rows, tmp_path):
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(checkpoint, rows, tmp_path):
     saving = [
         "training.save_strategy=steps",
         "training.save_steps=1",

@@ -1,4 +1,4 @@
-"""`llmmod stage=grpo smoke=true` over families that differ in attention, head and layout, by way to fine-tune; and after a reward model."""
+"""`llmmod stage=grpo smoke=true` for families that differ in attention, head and layout, by way to fine-tune; also after rm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CELLS = [("llama", "full"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("ge
 @pytest.mark.curves
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
-    """Two passes over the first step's answers: their probabilities before it are compared with those that they were sampled with."""
+    """With two passes over the answers, their logps at the first step are compared with those at sampling."""
     run = tmp_path / "run"
     chosen = ["stage=grpo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,export]", f"output_dir={run}"]
     more = ["training.save_strategy=no", "training.num_iterations=2", "training.beta=0.1", "training.epsilon=1e-5"]
@@ -25,7 +25,7 @@ def test_cell(model, way, tmp_path):
     assert {"eval_reward_se_before", "eval_reward_se"} <= metrics.keys()
     assert metrics["eval_completions/mean_length"] <= 16
     entry = next(e for e in json.loads((run / "train" / "trainer_state.json").read_text())["log_history"] if "loss" in e)
-    # At the first step the policy is still the one that sampled, and the reference: whatever the family, the same forward is meant.
+    # At the first step, the policy, the sampling model and the reference are the same, so their logps must agree in every family.
     assert entry["clip_ratio/region_mean"] == 0.0
     assert abs(entry["kl"]) < 1e-9
     assert (run / "export" / "model.safetensors").is_file()

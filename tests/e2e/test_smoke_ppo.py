@@ -1,4 +1,4 @@
-"""`llmmod stage=ppo smoke=true` over families that differ in attention, head and layout, by way to fine-tune; and after a reward model."""
+"""`llmmod stage=ppo smoke=true` for families that differ in attention, head and layout, by way to fine-tune; also after rm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_cell(model, way, tmp_path):
     assert {"eval_reward_se_before", "eval_reward_se"} <= metrics.keys()
     assert metrics["eval_answer_length"] <= 16
     entry = next(e for e in json.loads((tmp_path / "run" / "train" / "trainer_state.json").read_text())["log_history"] if "loss" in e)
-    # At the first step the policy is still the one that sampled, and the reference: whatever the family, the same forward is meant.
+    # At the first step, the policy, the sampling model and the reference are the same, so their logps must agree in every family.
     assert entry["approx_kl"] < 1e-6
     assert abs(entry["kl"]) < 1e-3
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()

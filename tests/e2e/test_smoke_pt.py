@@ -14,7 +14,7 @@ from llmmod import compose, run
 DATA = Path(__file__).parents[2] / "data"
 
 
-def test_from_scratch_it_writes_held_out_documents_on(tmp_path):
+def test_from_scratch_it_continues_held_out_documents(tmp_path):
     chosen = [
         "stage=pt",
         "smoke=true",
@@ -43,7 +43,7 @@ def test_cell(model, way, tmp_path):
 
 
 def test_from_scratch_by_a_config_alone(tmp_path):
-    """No rehearsal: a directory without weights, changed by model.config.*, learns the demonstration texts a little."""
+    """A real run: a model from a directory without weights, which model.config.* changes, learns from the demonstration texts."""
     from llmmod.models.loading.tiny import tiny_tokenizer
 
     directory, tokenizer = tmp_path / "architecture", tiny_tokenizer()

@@ -1,6 +1,6 @@
 """A training step doesn't change the base model that it shares with the next one: weights, biases, dropout, settings.
 
-Each stage, trained in each way, stands before an sft whose weights are compared with those of one that ran alone, bit for bit.
+Each stage, with each way to fine-tune, runs before an sft step, whose weights must equal, bit for bit, those of an sft that ran alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import llmmod
 
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")
-# What of a way reaches furthest into the model that is under its adapter.
+# For each way, the settings that change most of the base model.
 WAYS = {
     "full": ["finetune=full"],
     "freeze": ["finetune=freeze", "finetune.num_layers_trainable=1"],
@@ -30,7 +30,7 @@ ROWS = {
 QUICK = ["use_cpu=true", "max_steps=1", "save_strategy=no", "eval_strategy=no", "eval_on_start=false", "learning_rate=1e-2"]
 QUICK += ["lr_scheduler_type=constant", "warmup_steps=0", "per_device_train_batch_size=2"]
 OWN = {
-    "kto": ["loss_type=apo_zero_unpaired"],  # the one that takes biases which are trained
+    "kto": ["loss_type=apo_zero_unpaired"],  # the only loss that allows trained biases
     "ppo": ["max_completion_length=3", "reward.mine._target_=llmmod.rewards.brevity"],
     "grpo": ["max_completion_length=3", "num_generations=2", "reward.mine._target_=llmmod.rewards.brevity"],
 }
@@ -54,7 +54,7 @@ def checkpoint(tiny_tokenizer, tmp_path):
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
-    """Trains steps in order, given as name -> stage."""
+    """A function that trains steps, given as name -> stage, in this order."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     for kind, row in ROWS.items():
         rows = [{name: value.format(n=n) if isinstance(value, str) else n % 2 == 0 for name, value in row.items()} for n in range(8)]
@@ -79,7 +79,7 @@ def weights(directory):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_leaves_nothing(run, way):
+def test_a_step_does_not_change_the_base(run, way):
     root = WAYS["qlora"] if way == "qlora" else ["finetune=full"]
     own = [] if way == "qlora" else ["+finetune@steps.{}." + WAYS[way][0], *(f"steps.{{}}.{text}" for text in WAYS[way][1:])]
     steps, more = {"alone": "sft"}, []
@@ -91,7 +91,7 @@ def test_it_leaves_nothing(run, way):
     assert [stage for stage in STAGES if weights(directory / f"after_{stage}") != alone] == []
 
 
-def test_nor_where_an_earlier_run_has_trained_it(run, tmp_path):
+def test_a_reused_step_does_not_change_the_base(run, tmp_path):
     lora = ["+finetune@steps.own.finetune=lora", "steps.own.finetune.bias=all", "finetune=full"]
     run("one", *lora, own="dpo", after="sft")
     faster = "steps.after.training.learning_rate=2e-2"
