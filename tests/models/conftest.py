@@ -37,7 +37,7 @@ def logits():
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Each request to the hub fails as it does without a network; the fixture is the list of addresses asked for."""
+    """Each request to the hub fails as it does without a network; the fixture is the list of requested addresses."""
     import huggingface_hub
 
     asked = []
@@ -53,6 +53,6 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def gguf_directory(tiny_llama, tiny_tokenizer, tmp_path):
-    """A directory with the tiny model in one GGUF file, `tiny.gguf`."""
+    """A directory with the tiny model as a GGUF file, `tiny.gguf`."""
     write_gguf(tmp_path / "tiny.gguf", tiny_llama, tiny_tokenizer)
     return tmp_path

@@ -1,4 +1,4 @@
-"""A training's initial model is identified by its content, with all that it is based on."""
+"""The content of a training's initial model, with its base and merged adapters, identifies it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT, OTHER = "a" * 40, "b" * 40
 
 @pytest.fixture
 def model(tmp_path):
-    """A model directory, and beside its weights a GGUF file."""
+    """A model directory with weights and a GGUF file."""
     directory = tmp_path / "model"
     directory.mkdir()
     for name in ("config.json", "model.safetensors", "model.Q4.gguf"):
@@ -38,13 +38,13 @@ def test_of_a_gguf_model_that_file_alone_counts(model):
 
 
 def test_the_path_as_typed_is_in_it(model, monkeypatch):
-    """It is written into the adapter that is trained."""
+    """The trained adapter stores this path."""
     monkeypatch.chdir(model.parent)
     assert of("model") != of(model)
     assert of("model")["content"] == of(model)["content"]
 
 
-def test_an_adapter_stands_on_its_base_and_what_was_merged(model, tmp_path):
+def test_an_adapters_identity_includes_its_base_and_merged_adapters(model, tmp_path):
     run = tmp_path / "run"
     for step, merged in (("sft", []), ("ppo", ["../sft"])):
         (run / step).mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_an_adapter_stands_on_its_base_and_what_was_merged(model, tmp_path):
     assert directory_identity(str(run / "ppo"), HUB) == before
 
 
-def test_an_adapter_of_others_stands_on_the_base_that_it_names(model, tmp_path):
+def test_an_adapter_without_a_stage_file_includes_the_base_that_it_names(model, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
     before = directory_identity(str(tmp_path / "adapter"), HUB)
@@ -74,7 +74,7 @@ def test_a_commit_of_the_hub_is_itself():
 
 
 def test_a_branch_is_the_commit_that_the_cache_has(tmp_path):
-    """Offline; laid out as huggingface_hub does."""
+    """Offline, with huggingface_hub's layout of the cache."""
     repo = tmp_path / "models--org--model"
     for commit in (COMMIT, OTHER):
         (repo / "snapshots" / commit).mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_a_branch_is_the_commit_that_the_hub_says(monkeypatch):
         assert checkpoint_identity(conf, HubConf())["content"] == commit
 
 
-def test_what_nobody_knows_has_no_identity(tmp_path):
+def test_a_model_of_an_unknown_commit_does_not_have_an_identity(tmp_path):
     with pytest.raises(NoIdentityError, match="the commit of org/model is unknown"):
         checkpoint_identity(
             ModelConf(name="mine", pretrained_model_name_or_path="org/model"), HubConf(offline=True, cache_dir=str(tmp_path))

@@ -1,4 +1,4 @@
-"""oneDNN's matrix products against MKL's: the same numbers except for rounding, forward and backward, and MKL's own again afterwards."""
+"""oneDNN's matrix products equal MKL's except for rounding, forward and backward, and MKL is used again afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHAPES = [(2, 32, 32), (7, 96, 64), (300, 576, 1536), (1, 64, 64), (33, 8, 64), 
 
 
 def products(rows, channels, columns, kind=torch.float32):
-    """What a layer with a bias and one without compute in a row of three axes, and all gradients."""
+    """The output of a layer with a bias and one without for an input of three axes, and all gradients."""
     torch.manual_seed(0)
     first, second = torch.nn.Linear(channels, columns).to(kind), torch.nn.Linear(columns, channels, bias=False).to(kind)
     x = torch.randn(1, rows, channels).to(kind).requires_grad_()
@@ -23,7 +23,7 @@ def products(rows, channels, columns, kind=torch.float32):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients(shape):
-    """Within 1e-4 of float64's largest number, as MKL's are."""
+    """Within 1e-4 of the largest number in float64, as MKL's are."""
     before, exact = products(*shape), products(*shape, torch.float64)
     with replaced_kernels():
         inside = products(*shape)
@@ -37,7 +37,7 @@ def test_values_and_gradients(shape):
     assert all(map(torch.equal, before, products(*shape))), "afterwards all is as before"
 
 
-def test_layers_and_their_gradients_go_that_way(monkeypatch):
+def test_layers_and_their_gradients_use_the_replaced_product(monkeypatch):
     calls = []
     real = matmul._is_worth_it
     monkeypatch.setattr(matmul, "_is_worth_it", lambda *both: calls.append(real(*both)) or calls[-1])

@@ -1,4 +1,4 @@
-"""llmmod.models.packing: each example in a row against itself alone, for every family."""
+"""llmmod.models.packing: each example in a packed row gives the same as alone, for every family."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALL_WINDOWS = {
 
 @pytest.fixture
 def make(tiny_tokenizer):
-    """A tiny model of an architecture; its weights larger than usual, so that a token seen or not makes a difference."""
+    """A tiny model of an architecture, with weights so large that it matters which tokens attention sees."""
 
     def build(architecture, **changes):
         model = tiny_model(architecture | {"initializer_range": 0.2} | changes, tokenizer=tiny_tokenizer, seed=0)
@@ -91,7 +91,7 @@ def alone(model, examples):
 
 
 def together(model, examples, context=packed_attention):
-    """The same of the examples in one row."""
+    """The same for the examples in one row."""
     model.zero_grad()
     inputs = row(examples)
     with context(model, inputs):
@@ -107,14 +107,14 @@ def gradients(model):
 
 
 def assert_same(found, expected):
-    """Float32: sums of up to 33 tokens' losses, which are of the order of ten."""
+    """Tolerances for float32: a loss is a sum over up to 33 tokens and about ten."""
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-4)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4 * max(1.0, gradient.abs().max().item()), msg=name)
 
 
-def test_every_family_that_is_named_is_looked_at():
+def test_every_packed_family_is_tested():
     assert {*(ARCHITECTURES[name]["model_type"] for name in KEPT_APART), *ARCHITECTURES_BESIDES} == PACKED_FAMILIES
     assert {"bloom", "falcon", "baichuan_13b"} <= {*BY_MASK}
 
@@ -161,7 +161,7 @@ def test_eager_attention_is_kept_apart_as_well(make, examples):
 
 
 def test_without_the_boundaries_examples_would_see_each_other(make, examples):
-    """That the comparison can fail: the same row with causal attention over all of it."""
+    """Shows that the comparison can fail: the same row with causal attention over all of it."""
     model = make(ARCHITECTURES["llama"])
     inputs = {"input_ids": row(examples)["input_ids"]}
     logits = model(**inputs).logits
@@ -209,7 +209,7 @@ def test_boundaries_that_get_lost_on_the_way_are_an_error(make, examples):
 
 
 def test_no_example_is_attended_to_as_a_whole_row(monkeypatch, make, examples):
-    """What attention costs is what the examples cost alone: each call of SDPA sees one example."""
+    """Attention costs as much as for the examples alone: each call of SDPA sees one example."""
     model, seen = make(ARCHITECTURES["llama"]), []
     real = torch.nn.functional.scaled_dot_product_attention
 
@@ -237,13 +237,13 @@ def test_reasons(attention, reason):
     assert why_not_packed(SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation=attention))) == reason
 
 
-def test_a_kernel_of_variable_length_has_no_branches():
+def test_variable_length_kernels_do_not_support_branches():
     model = SimpleNamespace(config=SimpleNamespace(model_type="llama", _attn_implementation="flash_attention_2"))
     assert why_not_packed(model, branches=True) == "attention 'flash_attention_2' can't let two answers share their prompt"
 
 
 def branching(trees):
-    """Rows of a stem and its branches, each branch given with the number of the stem's tokens that it sees."""
+    """A row of stems with their branches; each branch comes with the number of the stem's tokens that it sees."""
     lengths = [part.shape[1] for stem, *branches in trees for part in (stem, *(branch for _, branch in branches))]
     before = [shared for _, *branches in trees for shared in (0, *(shared for shared, _ in branches))]
     places = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
@@ -257,7 +257,7 @@ def branching(trees):
 
 
 def tree_losses(model, examples):
-    """Two stems, the first with two branches of 12 and 2 tokens, the second without: losses in the row, and of each path alone."""
+    """The losses of two stems in one row, and each path alone. The first stem has branches of 12 and 2 tokens, the second has none."""
     stem, other, long, short = examples[0], examples[2], examples[4], examples[3]
     inputs = branching([[stem, (9, long), (20, short)], [other]])
     with packed_attention(model, inputs):
@@ -269,7 +269,7 @@ def tree_losses(model, examples):
 
 
 @pytest.mark.parametrize("option", [*KEPT_APART, *(f"{family} with a window" for family in SMALL_WINDOWS)])
-def test_a_branch_is_as_if_it_stood_behind_what_it_shares(make, examples, option):
+def test_a_branch_is_computed_as_if_it_followed_what_it_shares(make, examples, option):
     family, _, windowed = option.partition(" with ")
     model = make(SMALL_WINDOWS[family] if windowed else ARCHITECTURES[family])
     found, paths = tree_losses(model, examples)
@@ -283,7 +283,7 @@ def test_a_branch_is_as_if_it_stood_behind_what_it_shares(make, examples, option
 
 
 def test_no_branch_is_paid_for_its_stem_again(monkeypatch, make, examples):
-    """Queries and keys of each call of SDPA: a branch's own tokens ask, and see what they share besides."""
+    """Queries and keys of each call of SDPA: only a branch's own tokens are queries, and the shared ones are keys besides."""
     model, seen = make(ARCHITECTURES["llama"]), []
     real = torch.nn.functional.scaled_dot_product_attention
 
@@ -300,7 +300,7 @@ READING = {"tolist", "item", "nonzero", "masked_select", "__bool__", "__int__", 
 
 
 class Reads(TorchFunctionMode):
-    """Names what halts an accelerator: the host reads a number of a tensor, or waits for the size of a result."""
+    """Records calls that halt an accelerator: the host reads a tensor's value, or waits for the size of a result."""
 
     def __init__(self):
         super().__init__()
@@ -335,11 +335,11 @@ def test_a_step_on_a_collator_s_row_reads_nothing_back(make, kind):
     del given["segment_lengths"]
     found = gradients(model)
     model.zero_grad()
-    with Reads() as reads, packed_attention(model, given):  # a collator of the user's own may leave them out
+    with Reads() as reads, packed_attention(model, given):  # a user's own collator may leave the lengths out
         model(**given, use_cache=False).logits.sum().backward()
     assert "tolist" in reads.calls
     torch.testing.assert_close(gradients(model), found, rtol=0, atol=0)
-    assert any(mask is not None for mask in own.masks.values())  # those of the window, which the layers share
+    assert any(mask is not None for mask in own.masks.values())  # the window's masks, which the layers share
 
 
 def test_a_kernel_of_variable_length_gets_the_boundaries_itself():
@@ -349,7 +349,7 @@ def test_a_kernel_of_variable_length_gets_the_boundaries_itself():
 
 
 def test_the_window_holds_the_token_itself_and_those_before_it():
-    """Window 2, four tokens, by hand: each sees itself and the one before."""
+    """Window 2, four tokens, by hand: each token sees itself and the one before."""
     module = torch.nn.Module()
     query = torch.zeros(1, 1, 4, 1)  # all scores equal: the output is the mean of the values seen
     value = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]

@@ -15,7 +15,7 @@ from llmmod.models.packing import MAX_LOSS_DIFFERENCE, measured_support, why_not
 
 @pytest.fixture
 def make(monkeypatch, tmp_path):
-    """A model_type -> a small model of transformers' own default configuration of it; nothing measured before."""
+    """A model_type -> a small model of transformers' default configuration, with an empty cache of measurements."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path))
     monkeypatch.setattr(packing, "_known", [])
 
@@ -51,12 +51,12 @@ def test_what_carries_a_state_from_one_example_into_the_next(make, model_type):
     assert why_not_packed(model) == found.reason
 
 
-def test_what_was_found_is_found_again_by_class_and_versions(make, tmp_path, monkeypatch):
+def test_a_result_is_cached_by_class_and_versions(make, tmp_path, monkeypatch):
     first = measured_support(make("gpt_neox"))
     (file,) = (tmp_path / "packing").iterdir()
     assert json.loads(file.read_text())["method"] == "segments"
     monkeypatch.setattr(packing, "_measure", lambda *_: pytest.fail("measured again"))
-    assert measured_support(make("gpt_neox", hidden_size=3072, intermediate_size=12288, num_attention_heads=24)) == first  # of another size
+    assert measured_support(make("gpt_neox", hidden_size=3072, intermediate_size=12288, num_attention_heads=24)) == first  # another size
     monkeypatch.setattr(packing, "_measure", lambda *_: packing.PackingSupport(reason="another"))
     assert measured_support(make("gpt_neox", use_parallel_residual=False)).reason == "another"
     monkeypatch.setattr(packing, "installed", lambda name: "99")

@@ -1,4 +1,4 @@
-"""llmmod.models.reward: a head on any trunk, scores at the last real token, saved in transformers' own format."""
+"""llmmod.models.reward: a head on any trunk, a score at the last real token, and checkpoints in transformers' own format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiny(tokenizer):
 
 
 def naive(model, texts):
-    """Each text by itself through the trunk; the head on its last token."""
+    """The scores of the texts one by one: the trunk, then the head on the last token."""
     with torch.no_grad():
         return torch.stack([model.score(model.base_model(torch.tensor([text]))[0][0, -1])[0] for text in texts])
 
@@ -95,8 +95,8 @@ def test_the_trunk_is_taken_over_and_not_copied(tiny):
 
 
 @pytest.mark.parametrize("way", ["accelerate", "disk", "trl"])
-def test_a_forward_that_others_hung_on_the_language_model_stays_there(tiny, tmp_path, way):
-    """accelerate's, where a model is spread over devices or offloaded; trl's, where it has fused the head into the loss."""
+def test_a_forward_that_was_patched_onto_the_language_model_stays_there(tiny, tmp_path, way):
+    """accelerate replaces it where a model is spread over devices or offloaded, trl where it fuses the head into the loss."""
     from accelerate import dispatch_model
     from trl.trainer.utils import add_fused_lm_head
 
@@ -154,7 +154,7 @@ def test_another_token_pads_where_the_terminator_does(tiny, tokenizer):
     assert saved.pad_token_id == model.config.pad_token_id != saved.eos_token_id
 
 
-def test_a_model_whose_only_special_token_is_the_terminator_pads_with_none(tiny, tokenizer):
+def test_without_another_special_token_the_padding_token_is_none(tiny, tokenizer):
     model = with_reward_head(tiny("smollm2"))
     set_reward_padding(model, copy.deepcopy(tokenizer), stop_ids=tokenizer.all_special_ids)
     assert model.config.pad_token_id is None

@@ -1,4 +1,4 @@
-"""An adapter's changes of its base are undone when it is unloaded, and while the model computes without it."""
+"""An adapter's changes of its base are undone when it is unloaded, and while the model runs without it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmmod.models.reward import with_reward_head
 
 FIELDS = [
     pytest.param({"bias": "all"}, id="all biases"),
-    pytest.param({"bias": "lora_only"}, id="biases beside adapters"),
+    pytest.param({"bias": "lora_only"}, id="biases of adapted layers"),
     pytest.param({"modules_to_save": ["final_layernorm", "lm_head"]}, id="modules to save"),
 ]
 
@@ -48,7 +48,7 @@ def test_the_base_is_what_it_was(model, ids, logits, fields, tmp_path):
     base = unload_adapter(adapted)
     assert base.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
-    # An adapter from the disk has trained biases too.
+    # The adapter on disk contains trained biases, too.
     loaded = setup_inference(base, LoraConf(name="lora", adapters=[str(tmp_path)]))
     assert torch.equal(logits(loaded, ids), trained)
     assert torch.equal(logits(unload_adapter(loaded), ids), before)

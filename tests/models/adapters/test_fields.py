@@ -1,7 +1,7 @@
-"""Every field of peft's LoraConfig, from the generated schema: it works all the way, or it is refused before anything is loaded.
+"""Every field of peft's LoraConfig, from the generated schema, either works in each of these steps or is refused before anything is loaded.
 
-All the way: trained, saved, put on the untouched base again, loaded as a trainer that resumes does, gone on with, exported, and loaded by
-transformers alone; with the same logits each time.
+The steps: the adapter is trained, saved, loaded on the original base, loaded for a resumed training, trained further and exported, and
+transformers alone loads the export. The logits are the same each time.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_every_field_is_here():
 
 
 def tied(model):
-    """Another whose head is its embeddings."""
+    """A model like the given one, but with tied embeddings."""
     torch.manual_seed(0)
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = True
@@ -101,7 +101,7 @@ def mixtral(config):
 
 
 def steps(model, ids, count=2):
-    torch.manual_seed(0)  # of dropout
+    torch.manual_seed(0)  # for dropout
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(count):
         model.train()(input_ids=ids, labels=ids).loss.backward()
@@ -130,7 +130,7 @@ def test_it_works_all_the_way(field, tiny_llama, tmp_path, ids, logits):
     same(logits(resumed, ids))
     merged_copy(model).save_pretrained(tmp_path / "export")
     same(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "export"), ids))
-    same(logits(model, ids))  # exporting leaves it as it was
+    same(logits(model, ids))  # the export doesn't change it
     model.save_pretrained(tmp_path / "adapter")
     save_for_base(model, tmp_path / "adapter")
     chosen = dataclasses.replace(conf, adapters=[str(tmp_path / "adapter")])
@@ -140,7 +140,7 @@ def test_it_works_all_the_way(field, tiny_llama, tmp_path, ids, logits):
     if field not in RUN_TIME:
         assert (logits(steps(goes_on, ids, 1), ids) - expected).abs().max() > 1e-4
     chained = setup_lora(untouched[3], dataclasses.replace(finetune(TARGETS), adapters=[str(tmp_path / "adapter")]))
-    same(logits(chained, ids))  # merged, and a new one beside it, which begins as nothing
+    same(logits(chained, ids))  # merged, with a new adapter that doesn't change anything yet
 
 
 @pytest.mark.parametrize("field", REFUSED)

@@ -1,4 +1,4 @@
-"""Which parameters are trained, by name."""
+"""The names of the trained parameters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(*layers):
 
 @pytest.fixture
 def llama_of_12():
-    """Layers 1, 10 and 11 are told apart only by whole names."""
+    """Its layers 1, 10 and 11 differ only if whole names are compared."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=12, num_attention_heads=2, head_dim=4)
@@ -47,7 +47,7 @@ def llama_of_12():
         pytest.param(1, ["mlp"], [], mlp(11), id="one module"),
         pytest.param(1, ["mlp", "self_attn"], [], mlp(11) | attention(11), id="two modules"),
         pytest.param(-1, ["q_proj"], [], {"model.layers.0.self_attn.q_proj.weight"}, id="one projection"),
-        pytest.param(1, ["mlp"], ["norm"], mlp(11) | {"model.norm.weight"}, id="the last norm, no layernorm"),
+        pytest.param(1, ["mlp"], ["norm"], mlp(11) | {"model.norm.weight"}, id="the last norm without the layernorms"),
         pytest.param(1, ["mlp"], ["lm_head", "embed_tokens"], mlp(11) | {"lm_head.weight", "model.embed_tokens.weight"}, id="ends"),
     ],
 )

@@ -17,7 +17,7 @@ from llmmod.models.loading.structure import set_name
 
 
 def random_adapter(model, seed, **fields):
-    """A model with an adapter whose matrices are random, on a copy of `model`."""
+    """A copy of `model` with an adapter of random matrices."""
     config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | fields)
     torch.manual_seed(seed)
     adapted = peft.get_peft_model(copy.deepcopy(model), config)
@@ -44,7 +44,7 @@ def lora(**fields):
 
 
 def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)  # logits are around 1; merging rounds the weights
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)  # logits are around 1, and merging rounds the weights
 
 
 def trained(model):
@@ -79,7 +79,7 @@ def test_for_inference_all_but_the_last_are_merged(tiny_llama, chain, ids, logit
 def test_trained_anew_all_are_merged(tiny_llama, chain, ids, logits):
     paths, _, after_both = chain
     model = setup_lora(tiny_llama, lora(adapters=paths))
-    close(logits(model, ids), after_both)  # a new adapter starts as nothing
+    close(logits(model, ids), after_both)  # a new adapter doesn't change anything yet
     assert {name.rpartition(".lora_")[0].rpartition(".")[2] for name in trained(model)} == {"v_proj"}
 
 
@@ -105,7 +105,7 @@ def test_full_fine_tuning_starts_from_the_merged_chain(tiny_llama, chain, ids, l
     assert trained(model) == {name for name, _ in model.named_parameters()}
 
 
-def test_an_adapter_of_pissa_as_peft_saves_it_takes_its_first_values_out_of_the_base(tiny_llama, tmp_path, ids, logits):
+def test_loading_a_pissa_adapter_from_peft_subtracts_its_initial_values_from_the_base(tiny_llama, tmp_path, ids, logits):
     adapted = peft.get_peft_model(
         copy.deepcopy(tiny_llama), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM")
     )

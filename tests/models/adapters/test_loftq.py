@@ -1,4 +1,4 @@
-"""LoftQ's initial values are the best of their rank, and with them a model is closer to the original than its quantized weights."""
+"""LoftQ's initial values are the best of their rank, and bring a model closer to the original than quantized weights alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llmmod.models.adapters.base_changing_init import _rounded, has_lost_base, l
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.setup import setup_lora
 
-NF4_GAP = 0.1521  # between the two values of NF4 that are farthest apart (Dettmers et al. 2023, appendix E), halved
-MOST = {4: NF4_GAP, 8: 0.5 / 127 + 2**-12}  # of 8 bits, what is rounded are numbers of 16
+NF4_GAP = 0.1521  # half the widest gap between two levels of NF4 (Dettmers et al. 2023, appendix E)
+MOST = {4: NF4_GAP, 8: 0.5 / 127 + 2**-12}  # 8-bit quantization rounds 16-bit numbers
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def weight():
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_weights_are_within_half_a_step(weight, bits):
-    """Of 4 bits, runs of 64 have a scale, of 8, rows."""
+    """In 4 bits each block of 64 has a scale, in 8 bits each row."""
     scale = weight.abs().amax(1, keepdim=True) if bits == 8 else weight.reshape(-1, 64).abs().amax(1).repeat_interleave(64).reshape(40, 24)
     error = (_rounded(weight, bits) - weight).abs() / scale
     assert 0 < error.max() <= MOST[bits] * 1.01
@@ -32,7 +32,7 @@ def test_quantized_weights_are_within_half_a_step(weight, bits):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_factors_are_the_best_of_their_rank(weight, bits):
-    """Eckart and Young 1936: what is left after the best of rank r has the norm of the singular values from r on."""
+    """Eckart and Young 1936: the remainder after the best approximation of rank r has the norm of the singular values from r on."""
     quantized, a, b = loftq(weight, bits=bits, rank=5, iterations=1)
     assert torch.equal(quantized, _rounded(weight, bits))
     left = torch.linalg.svdvals(weight - quantized)[5:]
@@ -40,7 +40,7 @@ def test_the_factors_are_the_best_of_their_rank(weight, bits):
 
 
 def test_iterations_are_the_papers(weight):
-    """Algorithm 1: Q_t = q(W - A_{t-1} B_{t-1}), and A_t B_t the best of W - Q_t."""
+    """Algorithm 1: Q_t = q(W - A_{t-1} B_{t-1}), and A_t B_t is the best approximation of W - Q_t."""
     first = loftq(weight, bits=4, rank=5, iterations=1)
     second = loftq(weight, bits=4, rank=5, iterations=2)
     torch.testing.assert_close(second[0], _rounded(weight - first[2] @ first[1], 4))
@@ -52,7 +52,7 @@ def conf(**fields):
 
 
 @pytest.mark.parametrize("alpha", [8, 32])
-def test_a_model_with_them_is_nearer_to_itself_than_quantized_whatever_the_scale(tiny_llama, alpha):
+def test_a_model_with_them_is_closer_to_the_original_at_any_scale(tiny_llama, alpha):
     before = {name: module.weight.clone() for name, module in tiny_llama.named_modules() if isinstance(module, torch.nn.Linear)}
     adapted = setup_lora(tiny_llama, conf(lora_alpha=alpha))
     for name in adapted.targeted_module_names:

@@ -18,7 +18,7 @@ from llmmod.models.adapters.lora import lora_config
 
 
 def composed(**values) -> LoraConf:
-    """As a run gets it: through OmegaConf, with `target_modules` overridden (its default refers to the model)."""
+    """The configuration as in a run: through OmegaConf, with `target_modules` overridden (its default refers to the model)."""
     node = OmegaConf.merge(OmegaConf.structured(LoraConf), {"name": "lora", "target_modules": ["q_proj", "v_proj"], **values})
     return OmegaConf.to_object(node)
 
@@ -37,7 +37,7 @@ def test_only_what_differs_is_passed(monkeypatch):
 NESTED = {
     name: next(t for t in types if t.startswith("peft.")) for name, types in ACCEPTED.items() if any(t.startswith("peft.") for t in types)
 }
-# what the others need set for peft to keep the nested configuration, and a field of it with a value that is not its default
+# the other fields that peft needs to keep the nested configuration, and one of its fields with a value other than the default
 SETTINGS = {
     "loftq_config": ({"init_lora_weights": "loftq"}, {"loftq_iter": 3}),
     "eva_config": ({"init_lora_weights": "eva"}, {"rho": 1.5}),
@@ -58,7 +58,7 @@ def test_every_nested_configuration_is_covered():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_dict_becomes_the_nested_class(name, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)  # loftq only asks whether scipy is there
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)  # loftq only checks that scipy is installed
     others, values = SETTINGS[name]
     built = getattr(lora_config(composed(**others, **{name: values})), name)
     if name == "loftq_config":  # peft itself keeps this one as a dict of all its fields
@@ -91,7 +91,7 @@ def test_values_that_peft_refuses_are_the_user_s_error():
 
 
 def plain(value):
-    """Whether nothing but plain Python is inside."""
+    """Whether the value contains plain Python types only."""
     if dataclasses.is_dataclass(value):
         return all(plain(getattr(value, f.name)) for f in dataclasses.fields(value))
     if isinstance(value, dict):

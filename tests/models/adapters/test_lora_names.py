@@ -1,4 +1,4 @@
-"""Names and numbers in `finetune.*` that a model doesn't have are refused with those that it has."""
+"""If a model doesn't have a name or number in `finetune.*`, the error lists those that it has."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_it_is_told(tiny_llama, name):
+def test_the_error_lists_what_the_model_has(tiny_llama, name):
     fields, line = UNKNOWN[name]
     with pytest.raises(ConfigError) as error:
         setup_lora(tiny_llama, LoraConf(name="lora", target_modules=LINEAR, **fields))
@@ -58,7 +58,7 @@ def test_patterns_are_matched_as_peft_matches_them(tiny_llama):
 
 
 def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokenizer):
-    """Layer 30 of a model of 32 is no mistake where the stand-in has two, nor rank 64 where its matrices are 64 wide or less."""
+    """Layer 30 of 32 is valid although the tiny model has two layers, and rank 64 is although its matrices have at most 64 columns."""
     architecture = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = tiny_model(architecture, tokenizer=tiny_tokenizer, seed=0)
     conf = LoraConf(
@@ -71,7 +71,7 @@ def test_a_rehearsal_has_the_layers_and_ranks_that_fit_its_stand_in(tiny_tokeniz
 
 @pytest.mark.parametrize(("model_type", "without"), [("mamba", "out_proj"), ("phimoe", "router")])
 def test_all_linear_is_all_that_can_have_an_adapter(tiny_tokenizer, model_type, without):
-    """peft refuses what Mamba reads by itself; Phi-3.5-MoE's routers are linear layers by their class, and return pairs."""
+    """peft refuses layers whose weights Mamba reads directly; Phi-3.5-MoE's routers subclass Linear but return pairs."""
     model = random_model(shrink_config(config_class(model_type)(), vocab_size=len(tiny_tokenizer), special={"pad_token_id": 0}), seed=0)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")}
     adapted = setup_lora(model, LoraConf(name="lora", target_modules="all-linear", r=2))
@@ -79,6 +79,6 @@ def test_all_linear_is_all_that_can_have_an_adapter(tiny_tokenizer, model_type, 
     assert adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
 
 
-def test_a_whole_model_keeps_what_was_asked_for(tiny_llama):
+def test_a_full_size_model_gets_the_layers_that_were_asked_for(tiny_llama):
     conf = LoraConf(name="lora", target_modules=LINEAR, layers_to_transform=1)
     assert {name.split(".")[2] for name in setup_lora(tiny_llama, conf).targeted_module_names} == {"1"}

@@ -1,4 +1,4 @@
-"""Trained weights in a model of 16 bits: in float32 during training, computing like the model, and rounded at the end."""
+"""Trained weights in a 16-bit model: float32 during training, used in the model's dtype, and rounded at the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ EVERY_WAY = pytest.mark.parametrize("way", WAYS)
 
 @pytest.fixture
 def model(tiny_tokenizer):
-    """A function that makes a Llama with biases, of a type, its values those of 16 bits either way."""
+    """A function: dtype -> a Llama with biases, whose values are 16-bit numbers also in float32."""
 
     def make(dtype, *, tied=False):
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
@@ -64,7 +64,7 @@ def model(tiny_tokenizer):
 
 
 def gradients(model, ids):
-    """The gradient of the loss by each parameter that is trained."""
+    """The gradient of the loss for each trained parameter."""
     torch.manual_seed(1)
     for name, p in model.named_parameters():
         if "lora_B" in name:
@@ -88,7 +88,7 @@ def test_trained_in_float32_with_the_gradients_of_a_model_of_float32(model, ids,
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         assert gradient.dtype is torch.float32, name
-        # What is frozen computes in 16 bits: 8 of them are mantissa in bfloat16, so a loss is off by some thousandths.
+        # Frozen layers compute in 16 bits: bfloat16 has an 8-bit mantissa, so a loss is off by some thousandths.
         assert torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0) > 0.99, name
         assert gradient.norm() == pytest.approx(float(expected[name].norm()), rel=0.05), name
 
@@ -100,7 +100,7 @@ def test_afterwards_types_and_values_are_those_that_came_in(model, ids, way):
     adapted = WAYS[way](copy.deepcopy(before))
     assert any(p.dtype is torch.float32 for p in adapted.parameters() if p.requires_grad)
     to_stored_dtype(adapted)
-    # An adapter's own matrices, and rows of single tokens, are of float32 as peft makes them.
+    # An adapter's own matrices and the rows of single tokens are float32, as peft creates them.
     of_base = {dtype for name, dtype in types(adapted).items() if "lora_" not in name and "trainable_tokens" not in name}
     assert of_base == {torch.bfloat16}
     assert hooks(adapted) == 0
@@ -128,8 +128,8 @@ def test_weights_that_are_shared_stay_so(model, ids, way):
     assert tied(input_ids=ids).logits.dtype is torch.bfloat16
 
 
-def test_a_head_that_is_trained_begins_with_what_its_reference_says(model, ids):
-    """To the bit: log-probabilities of a whole answer are compared, and rounded logits would differ in each token's."""
+def test_a_trained_head_begins_with_the_logits_of_its_reference(model, ids):
+    """To the bit: trainers compare the log-probabilities of whole answers, and rounded logits would differ at every token."""
     adapted = WAYS["adapters and the head"](model(torch.bfloat16))
     with torch.no_grad():
         own = adapted(input_ids=ids).logits
@@ -170,7 +170,7 @@ def test_float32_stays_as_it_is(model):
     assert not to_stored_dtype(adapted)
 
 
-def test_it_is_told_where_rounding_takes_the_change_back(model, caplog):
+def test_a_warning_where_rounding_undoes_the_change(model, caplog):
     """Next to 0.1, bfloat16's numbers are 0.0005 apart."""
     for change, lost in ((1e-5, True), (1e-2, False)):
         caplog.clear()

@@ -1,4 +1,4 @@
-"""Merging: the merged model computes the same as the adapted one, in full precision, and the adapted one doesn't change."""
+"""The merged model computes the same as the adapted one, in full precision, and the adapted one doesn't change."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_the_same_function(tiny_llama, ids, logits, fields):
     model = adapted(tiny_llama, **fields)
     before = logits(model, ids)
     whole = merged_copy(model)
-    assert (before - base).abs().max() > 0.1  # the adapter does something
-    torch.testing.assert_close(logits(whole, ids), before, rtol=0, atol=1e-5)  # logits around 5
-    assert torch.equal(logits(model, ids), before)  # and the original is as it was
+    assert (before - base).abs().max() > 0.1  # the adapter has an effect
+    torch.testing.assert_close(logits(whole, ids), before, rtol=0, atol=1e-5)  # logits are around 5
+    assert torch.equal(logits(model, ids), before)  # the original doesn't change
 
 
 def test_nothing_of_peft_is_left(tiny_lora, tmp_path, ids, logits):
@@ -89,8 +89,8 @@ def test_tied_embeddings_come_apart_where_one_of_them_is_adapted(ids, logits, ta
     assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), ids) - expected).abs().max() < 1e-5
 
 
-# Differences of logits around 5. From 4 bit the merged model differs by rounding alone: bitsandbytes unpacks the same weights for each
-# product. From 8 bit its own forward rounds activations to 8 bits as well, which the merged one doesn't.
+# Differences of logits around 5. From 4 bit, only rounding makes a difference: bitsandbytes unpacks the same weights for each
+# product. In 8 bit, its forward also rounds activations to 8 bits; the merged model doesn't.
 @pytest.mark.parametrize(
     ("bits", "tolerance", "fields"),
     [
@@ -118,7 +118,7 @@ def test_bfloat16_stays_bfloat16_with_parts_upcast(tiny_llama, ids, logits, part
     model = adapted(tiny_llama.bfloat16(), **{f"upcast_{part}": True})
     whole = merged_copy(model)
     assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
-    # bfloat16 has 8 bits of mantissa: half a step at 8 is 0.03, and rounding the sum of weight and adapter adds as much a layer.
+    # bfloat16 has 8 bits of mantissa: half a step at 8 is 0.03, and each layer's rounded sum of weight and adapter adds as much.
     assert (logits(whole, ids) - logits(model, ids)).abs().max() < 0.2
 
 
@@ -139,7 +139,7 @@ def test_settings_and_name_travel(tiny_lora):
 
 
 def test_sixteen_bit_weights_are_rounded_once(tiny_llama):
-    """peft rounds the adapter's matrices, their product and the sum, each anew: of these weights, two of five to another neighbour."""
+    """peft rounds the adapter's matrices, their product and the sum one after the other, which changes two of five of these weights."""
     model = ways.moved(ways.adapted(tiny_llama.to(torch.bfloat16)), by=0.2)
     layer = model.get_base_model().model.layers[0].mlp.down_proj
     exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()

@@ -1,4 +1,4 @@
-"""llmmod.models.adapters.reward_models and shared_base_reward: bit for bit from the disk, and never without the head."""
+"""llmmod.models.adapters.reward_models and shared_base_reward: models load from disk bit for bit, and never without their head."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lora(**changes):
 
 
 def trained(model, seed=5):
-    """Every weight that is trained, moved by a little."""
+    """The model with every trained weight changed a little."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,7 +69,7 @@ def test_a_full_model_comes_back_bit_for_bit(full):
 
 def test_a_bfloat16_model_comes_back_with_a_float32_head(llama_directory, tmp_path):
     model = trained(setup_full(with_reward_head(load_model(str(llama_directory), dtype="bfloat16")), FullConf()))
-    to_stored_dtype(model)  # as the train step does before it saves
+    to_stored_dtype(model)  # as the train step does before saving
     model.save_pretrained(tmp_path)
     loaded = load_reward_model(str(tmp_path))
     assert (loaded.dtype, loaded.score.weight.dtype) == (torch.bfloat16, torch.float32)
@@ -98,7 +98,7 @@ def test_an_adapter_of_a_language_model_is_merged_under_a_new_head(llama_directo
 
 
 def test_an_adapter_comes_back_on_what_was_merged_under_it(llama_directory, tiny_lora, tmp_path):
-    """Tolerance: 1e-6, the merged weights being the same sums."""
+    """Tolerance: 1e-6, since the merged weights are the same sums."""
     tiny_lora.save_pretrained(tmp_path / "sft")
     under = merge_adapters(load_model(str(llama_directory)), [str(tmp_path / "sft")])
     model = trained(setup_lora(with_reward_head(under), lora()))
@@ -170,7 +170,7 @@ def test_adapter_and_head_are_merged_into_a_plain_model(tiny_llama, bits):
     model = trained(setup_lora(with_reward_head(base), lora()))
     plain = merged_copy(model)
     assert type(plain).__name__ == "LlamaForSequenceClassification"
-    # 8 bit rounds activations too, which the merged weights don't.
+    # An 8-bit layer also rounds activations; the merged model doesn't.
     torch.testing.assert_close(score(plain, IDS), score(model, IDS), rtol=0, atol={None: 1e-5, 4: 1e-4, 8: 0.05}[bits])
     assert torch.equal(plain.score.weight, model.base_model.model.score.modules_to_save["default"].weight)
 
@@ -196,7 +196,7 @@ def test_an_original_checkpoint_of_baichuan_comes_back_bit_for_bit(tmp_path):
 
 
 class TestBeside:
-    """One base in memory, the reward adapter next to the one that is trained."""
+    """One base in memory, with the reward adapter and the trained one."""
 
     @pytest.fixture
     def policy(self, llama_directory):

@@ -1,4 +1,4 @@
-"""Each way to fine-tune: the parameters that it trains, by name, and its refusals."""
+"""Each way to fine-tune: the names of the parameters that it trains, and its errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapters(*projections):
 
 
 def step(model, ids):
-    """Loss before and after a step of plain gradient descent."""
+    """The loss before and after a step of plain gradient descent."""
     before = model.train()(input_ids=ids, labels=ids).loss
     before.backward()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapters on quantized weights: they stay exact when a newer one is trained on top, in memory, from the disk, in an export."""
+"""Adapters on quantized weights stay exact when a newer one is trained on top: in memory, from disk and in an export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = [
     pytest.param(4, {"use_rslora": True, "target_modules": ["q_proj", "lm_head"], "modules_to_save": ["norm"]}, id="4 bit, head and norm"),
 ]
 EXACT = 1e-5
-ROUNDED = {4: 1e-5, 8: 0.25}  # an 8-bit layer rounds activations, which its plain weights don't
+ROUNDED = {4: 1e-5, 8: 0.25}  # an 8-bit layer rounds activations; its dequantized weights don't
 
 
 def adapted(model, **fields):
@@ -71,7 +71,7 @@ def test_each_adapter_begins_where_the_last_one_ended(quantized, ids, logits, tm
     whole = merged_copy(again)
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     assert (logits(whole, ids) - after[-1]).abs().max() < ROUNDED[bits]
-    assert (logits(again, ids) - after[-1]).abs().max() < EXACT  # and the original goes on as it was
+    assert (logits(again, ids) - after[-1]).abs().max() < EXACT  # the original doesn't change
 
 
 def test_one_adapter_comes_off_and_the_earlier_ones_stay(quantized, ids, logits):
@@ -80,7 +80,7 @@ def test_one_adapter_comes_off_and_the_earlier_ones_stay(quantized, ids, logits)
     assert torch.equal(logits(unload_adapter(adapted(base)), ids), before)
 
 
-def test_a_copy_is_one_of_its_own(quantized, ids, logits):
+def test_a_copy_does_not_share_weights(quantized, ids, logits):
     base = merge_or_stack(adapted(quantized(4)))
     before, other = logits(base, ids), copy.deepcopy(base)
     merge_or_stack(adapted(other))

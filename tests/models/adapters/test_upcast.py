@@ -1,4 +1,4 @@
-"""Norms and head in float32 in a model of 16 bits."""
+"""Norms and head in float32 in a 16-bit model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_norms_alone(tiny_llama, dtype, ids, logits):
     assert {name for name, p in model.named_parameters() if p.dtype is torch.float32} == {f"{name}.weight" for name in NORMS}
     after = logits(model, ids)
     assert after.dtype is dtype
-    # A LlamaRMSNorm computes in float32 already and rounds before it multiplies by its weights, here all 1: the same values.
+    # A LlamaRMSNorm already computes in float32 and rounds before it multiplies by its weights. Here they are all 1, so nothing changes.
     assert torch.equal(after, before)
 
 

@@ -1,4 +1,4 @@
-"""LoRA's variants, by configuration: one step of training, saved, and loaded on the original base."""
+"""LoRA's variants, set by configuration: trained for one step, saved, and loaded on the original base."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_trained_saved_and_put_on_the_base_again(name, tiny_llama, tmp_path, ids
     torch.testing.assert_close(logits(merged_copy(model), ids), expected, rtol=1e-4, atol=2e-5)
 
 
-def test_the_base_is_had_back_while_an_adapter_that_changed_it_is_there(tiny_llama, ids, logits):
-    """With the adapter merely off, what is left of the weights computes; it is no model that anybody had."""
+def test_as_base_restores_the_base_that_an_adapter_changed(tiny_llama, ids, logits):
+    """If the adapter is only disabled, the changed weights compute; that is neither the base nor the adapted model."""
     before = logits(tiny_llama, ids)
     model = trained_one_step(setup_lora(tiny_llama, finetune("init_lora_weights=pissa", "modules_to_save=[norm]")), ids)
     after = logits(model, ids)
@@ -74,7 +74,7 @@ def test_the_base_is_had_back_while_an_adapter_that_changed_it_is_there(tiny_lla
 
 
 @pytest.mark.parametrize("save", ["as it fits the base", "as peft has it"])
-def test_the_base_is_had_back_from_an_adapter_on_the_disk(tiny_llama, tmp_path, ids, logits, save):
+def test_the_base_is_restored_from_an_adapter_on_disk(tiny_llama, tmp_path, ids, logits, save):
     base = copy.deepcopy(tiny_llama)
     model = trained_one_step(setup_lora(tiny_llama, finetune("init_lora_weights=olora")), ids)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""llmmod.models.attention.rope: positions that depend on a text's length, in a packed row the same as for each text alone."""
+"""llmmod.models.attention.rope: positions that depend on a text's length are the same in a packed row as for each text alone."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def model(request, tiny_tokenizer):
-    """A tiny model of each kind, its weights larger than usual, so that positions make a difference."""
+    """A tiny model of each kind, with weights so large that positions make a difference."""
     return tiny_model(KINDS[request.param] | {"initializer_range": 0.2}, tokenizer=tiny_tokenizer, seed=0)
 
 
 def stock(model):
-    """The same as transformers alone has it, as new."""
+    """A new model with the same weights and transformers' own positions."""
     new = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
     new.load_state_dict(model.state_dict())
     return new
@@ -86,16 +86,16 @@ def test_each_text_of_a_row_has_its_own_positions(model, logits):
 
 
 def test_a_text_is_computed_as_if_none_had_come_before(model, logits):
-    for length in (40, 25, BORDER, 12):  # after the first, `dynamic` of transformers alone has a base of 40 tokens for the next two
+    for length in (40, 25, BORDER, 12):  # after the first, `dynamic` in transformers keeps the base for 40 tokens during the next two
         assert torch.equal(logits(model, text(length))[0], alone(model, text(length), logits)), length
 
 
-def test_several_rows_go_by_the_longest_as_a_cache_needs_it(model, logits):
+def test_several_rows_use_the_positions_of_the_longest_as_a_cache_needs_it(model, logits):
     ids = text(60).reshape(2, 30)
     assert torch.equal(logits(model, ids), logits(stock(model), ids))
 
 
-def test_a_copy_and_a_model_made_anew_keep_to_it(model, logits):
+def test_a_copy_and_a_rebuilt_model_have_their_own_positions(model, logits):
     texts = [text(12), text(40)]
     expected = in_a_row(model, row(texts))
     for other in (copy.deepcopy(model), rebuild_model(model)):
@@ -105,7 +105,7 @@ def test_a_copy_and_a_model_made_anew_keep_to_it(model, logits):
         assert own
 
 
-@pytest.mark.parametrize("answers", [(2, 3), (40, 40)], ids=["within", "beyond, of one length"])
+@pytest.mark.parametrize("answers", [(2, 3), (40, 40)], ids=["within", "beyond, with equal lengths"])
 def test_a_shared_prompt_that_stays_the_same(model, logits, answers):
     first, second = (torch.cat([text(8), text(length, seed=7 + n)], dim=1) for n, length in enumerate(answers))
     positions = [torch.arange(first.shape[1]), torch.arange(8, second.shape[1])]

@@ -21,7 +21,7 @@ from llmmod.models.loading.build import build_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TRAINED = 512  # max_position_embeddings of tests/conftest.py's llama
-# What a user of transformers writes into config.json for twice the length.
+# What a user of transformers writes into config.json to double the length.
 BY_HAND = {
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
     "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
@@ -58,7 +58,7 @@ def test_the_logits_are_transformers_own(llama_directory, tiny_llama, tiny_token
 
 
 def test_linear_divides_the_frequencies():
-    """theta**(-2i/d) / factor, of a head of 8 channels."""
+    """theta**(-2i/d) / factor, for a head of 8 channels."""
     config = AutoConfig.for_model("llama", **SIZES)
     scale_rope(config, kind="linear", factor=4, max_length=None)
     found = AutoModelForCausalLM.from_config(config).model.rotary_emb.inv_freq
@@ -94,8 +94,8 @@ def test_scaled_anew_it_starts_from_what_was_trained(kind):
     assert config.max_position_embeddings == (4 * TRAINED if kind == "yarn" else TRAINED)
 
 
-def test_what_else_the_positions_are_is_kept():
-    """chatglm2 turns half of each head."""
+def test_other_parameters_of_the_positions_are_kept():
+    """chatglm2 rotates half of each head."""
     architecture = to_root(compose_config(["model=chatglm2"]).config).model.architecture
     config = AutoConfig.for_model(**architecture)
     scale_rope(config, kind="linear", factor=2.0, max_length=None)
@@ -163,7 +163,7 @@ def test_positions_trained_scaled_are_not_replaced(option, tiny_tokenizer):
     ],
     ids=["neither", "too small"],
 )
-def test_a_length_that_the_factor_does_not_give(factor, length, message):
+def test_the_factor_is_missing_or_too_small_for_the_length(factor, length, message):
     config = AutoConfig.for_model("llama", **SIZES, max_position_embeddings=TRAINED)
     with pytest.raises(ConfigError) as error:
         scale_rope(config, kind="linear", factor=factor, max_length=length)
@@ -171,7 +171,7 @@ def test_a_length_that_the_factor_does_not_give(factor, length, message):
 
 
 def test_every_architecture_is_covered():
-    """An option that comes later is in one of the tables above, or has its like there."""
+    """Add a new option to one of the tables above, unless an option of the same model_type is there."""
     conf = Path(__file__).parents[3] / "conf" / "model"
     options = [path.stem for path in conf.glob("*.yaml") if path.stem != "auto"]  # its architecture is the checkpoint's
     types = {to_root(compose_config([f"model={name}"]).config).model.architecture["model_type"] for name in options}

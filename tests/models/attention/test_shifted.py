@@ -1,4 +1,4 @@
-"""LongLoRA's attention against loops over its definition and the paper's Algorithm 1, and that it is only used in training."""
+"""LongLoRA's attention equals loops over its definition and the paper's Algorithm 1, and is only used in training."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from llmmod.models.packing import why_not_packed
 
 
 def naive(query, key, value, group, allowed=None):
-    """One head, one token at a time: it sees what came before it in its own group, the second half of the heads shifted by half a group."""
+    """One head, one token at a time: a token sees the earlier ones of its group; the second half of the heads shifts the groups by half."""
     heads, length, channels = query.shape
     output = torch.zeros_like(query)
     for head in range(heads):
-        own = head * key.shape[0] // heads  # query heads that stand together share a key head
+        own = head * key.shape[0] // heads  # adjacent query heads share a key head
         shift = group // 2 if head >= heads // 2 else 0
         for i in range(length):
             seen = [j for j in range(i + 1) if (j - shift) // group == (i - shift) // group]
@@ -38,7 +38,7 @@ def naive(query, key, value, group, allowed=None):
 
 
 def algorithm_1(query, key, value, group):
-    """As the paper prints it: split the heads, roll the second half by half a group, attend within groups, roll back."""
+    """As in the paper: split the heads, roll the second half by half a group, attend within groups, roll back."""
     heads, length, channels = query.shape
     qkv = torch.stack([query, key, value]).permute(2, 0, 1, 3)  # N, 3, H, D
     qkv = torch.cat((qkv.chunk(2, 2)[0], qkv.chunk(2, 2)[1].roll(-group // 2, 0)), 2).view(length // group, group, 3, heads, channels)
@@ -53,7 +53,7 @@ def tensors(heads=4, keys=4, length=24, batch=2):
     return [torch.randn(batch, h, length, 8, dtype=torch.float64, requires_grad=True) for h in (heads, keys, keys)]
 
 
-@pytest.mark.parametrize("keys", [4, 2, 1], ids=["a key head each", "two share one", "all share one"])
+@pytest.mark.parametrize("keys", [4, 2, 1], ids=["a key head each", "two share a key head", "all share a key head"])
 @pytest.mark.parametrize("length", [24, 23, 5, 1])
 @pytest.mark.parametrize("group", [6, 7, 2])
 def test_it_is_the_definition_gradients_too(keys, length, group):
@@ -68,13 +68,13 @@ def test_it_is_the_definition_gradients_too(keys, length, group):
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
 
 
-def test_it_is_the_papers_algorithm_but_for_what_the_first_tokens_may_not_see():
+def test_it_is_the_papers_algorithm_except_for_the_first_half_group():
     q, k, v = (t[0].detach() for t in tensors())
     ours = shifted_attention(q[None], k[None], v[None], None, group_size=0.25)[0]
     paper = algorithm_1(q, k, v, 6)
     torch.testing.assert_close(ours[:2], paper[:2], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours[2:, 3:], paper[2:, 3:], rtol=1e-9, atol=1e-12)
-    # Rolled around, the first half group sees the last one, which it is to predict.
+    # In the paper's roll, the first half group sees the last one, that is, later tokens.
     later = [t.clone() for t in (q, k, v)]
     for tensor in later:
         tensor[:, 21:] += 1.0
@@ -115,7 +115,7 @@ def tiny(option, tokenizer, **fields):
 
 @pytest.mark.parametrize("option", FAMILIES)
 def test_every_rope_family(option, tiny_tokenizer):
-    """In training, a token of the first layer doesn't see the group before; in evaluation every bit is that of the plain model."""
+    """In training, a token of the first layer doesn't see the group before; in evaluation, every bit is that of the plain model."""
     torch.manual_seed(0)
     ids = torch.randint(5, 300, (2, 16))
     mask = torch.ones_like(ids)
@@ -125,14 +125,14 @@ def test_every_rope_family(option, tiny_tokenizer):
         with torch.no_grad():
             assert torch.equal(model.eval()(**given).logits, plain.eval()(**given).logits)
             assert not torch.allclose(model.train()(**given).logits[0, -1], plain.train()(**given).logits[0, -1], atol=1e-6)
-    # Two layers of groups of 4 and shifts of 2 carry a token's influence 8 places at most.
+    # Through two layers with groups of 4 and shifts of 2, a token affects at most the next 8 places.
     changed = ids.clone()
     changed[0, 0] = 301
     with torch.no_grad():
         before, after = model.train()(input_ids=ids).logits[0], model(input_ids=changed).logits[0]
     assert torch.equal(before[10:], after[10:])
     assert not torch.equal(before[0], after[0])
-    # And no token sees a later one.
+    # A token doesn't see a later one.
     changed = ids.clone()
     changed[0, -1] = 301
     with torch.no_grad():

@@ -43,7 +43,7 @@ def reference():
 
 @pytest.fixture
 def copied(tmp_path):
-    """Name of a checkpoint, changes to its config.json -> a copy of its directory with them; a change to None takes the field out."""
+    """Name of a checkpoint, changes to its config.json -> a changed copy of its directory; None removes the field."""
 
     def copy(name, **changes):
         directory = tmp_path / name

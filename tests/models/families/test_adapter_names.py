@@ -1,4 +1,4 @@
-"""LoRA with the original code's names: targets are translated, old adapters are converted, both exactly."""
+"""LoRA with the original code's names: targets are translated and old adapters are converted, both exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def logits(model):
 
 
 def close(found, expected):
-    """Equal but for the rounding of float32: logits of up to 30 differ by up to 2e-4 between instruction sets."""
+    """Equal except for float32 rounding: logits of up to 30 differ by up to 2e-4 between instruction sets."""
     return (found - expected).abs().max() < 5e-5 * expected.abs().max()
 
 
@@ -68,7 +68,7 @@ def test_a_model_that_has_the_name_itself_keeps_it():
     assert native_targets(model, ["query_key_value", "dense"], key="x") == ["query_key_value", "dense"]
 
 
-def test_a_line_says_so(load, caplog):
+def test_the_translation_is_logged(load, caplog):
     with caplog.at_level(logging.INFO):
         model = setup_lora(load("chatglm2"), LoraConf(name="lora", target_modules=["query_key_value"], r=2))
     assert "finetune.target_modules: in GlmForCausalLM, query_key_value is q_proj, k_proj, v_proj." in caplog.text
@@ -85,7 +85,7 @@ TARGETS = {
 
 
 def old_adapter(base, directory, targets, **more):
-    """An adapter of rank 2 with random weights in the original's names, and the base's weights with it merged by hand."""
+    """An adapter of rank 2 with random weights under the original names, and the base's weights after merging it by hand."""
     torch.manual_seed(7)
     state, adapter = load_file(base / "model.safetensors"), {}
     for name in list(state):

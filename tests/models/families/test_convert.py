@@ -1,4 +1,4 @@
-"""Saved checkpoints have the plain native layout, or the original bit for bit; and training can resume from them."""
+"""Saved checkpoints have the native layout, or the original one bit for bit, and training can resume from them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_original_layout_bit_for_bit(name, load, tmp_path):
 def test_shards_and_the_older_format(name, load, tmp_path):
     state, expected = original_state(name), logits(load(name))
     keys = sorted(state)
-    parts = {"1-of-2": keys[::2], "2-of-2": keys[1::2]}  # parts of a layer in both
+    parts = {"1-of-2": keys[::2], "2-of-2": keys[1::2]}  # both shards contain parts of the same layers
     for kind, write in (("safetensors", lambda s, f: save_file(s, f, metadata={"format": "pt"})), ("bin", torch.save)):
         directory, stem = tmp_path / kind, "model" if kind == "safetensors" else "pytorch_model"
         directory.mkdir()
@@ -121,7 +121,7 @@ def trained(model, directory, resume=None):
 
 
 def test_training_goes_on_from_a_checkpoint_with_every_weight(name, load, tmp_path):
-    # transformers alone restores none where a checkpoint was saved under the original names, with a warning.
+    # transformers alone doesn't restore weights that were saved under the original names, and only warns.
     base = {key: value.clone() for key, value in load(name).state_dict().items()}
     whole = trained(load(name), tmp_path)
     resumed = trained(load(name), tmp_path, resume=str(tmp_path / "checkpoint-2"))
@@ -144,7 +144,7 @@ def test_a_native_checkpoint_has_no_other_layout(tiny_llama):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_normalised_once_is_normalised_in_any_type(load, dtype):
+def test_a_normalised_head_is_recognized_in_any_dtype(load, dtype):
     head = load("baichuan2_7b", dtype=dtype).lm_head.weight
     assert has_unit_rows(head)
     assert not has_unit_rows(copy.deepcopy(head).data * 1.1)

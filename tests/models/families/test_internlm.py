@@ -1,6 +1,6 @@
-"""InternLM against its own arithmetic, written down here after modeling_internlm.py of internlm/internlm-20b and internlm-7b.
+"""InternLM against its arithmetic, written here from modeling_internlm.py of internlm/internlm-20b and internlm-7b.
 
-The oracle of the 7B ends before its trained length; here are the 20B, which has no biases, and dynamic positions beyond what was trained.
+The oracle of the 7B ends before its trained length. These tests cover longer texts with dynamic positions, and the 20B without biases.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = {
     "7B": CONFIG | {"bias": True, "rotary": {"base": 10000, "type": "dynamic"}},
     "20B": CONFIG | {"bias": False, "num_key_value_heads": HEADS, "rotary": {"base": 10000, "type": "dynamic", "scaling_factor": SCALE}},
 }
-LENGTHS = (60, TRAINED + 1, TRAINED, 9)  # the longest first, since what comes after it must not know of it
+LENGTHS = (60, TRAINED + 1, TRAINED, 9)  # the longest first, since it must not affect those after it
 
 
 @pytest.fixture(params=SIZES)
@@ -47,7 +47,7 @@ def checkpoint(request, tmp_path):
 
 
 def rotated(x, rotary):
-    """Halves of each head turned against each other, [seq, heads, channels]: InternLMDynamicNTKScalingRotaryEmbedding and rotate_half."""
+    """Each head rotated, one half against the other, [seq, heads, channels]: InternLMDynamicNTKScalingRotaryEmbedding and rotate_half."""
     length, base, scale = x.shape[0], rotary["base"], rotary.get("scaling_factor", 1.0)
     if length > TRAINED:
         base = base * (scale * length / TRAINED - (scale - 1)) ** (WIDTH / (WIDTH - 2))
@@ -95,7 +95,7 @@ def test_logits_within_and_beyond_the_trained_length(checkpoint, load):
 
 
 @pytest.mark.parametrize("changed", [{"type": "origin"}, {"scaling_factor": 8.0}, {"base": 20000}], ids=["type", "factor", "base"])
-def test_the_arithmetic_tells_one_kind_of_positions_from_another(checkpoint, load, changed):
+def test_another_kind_of_positions_changes_the_logits(checkpoint, load, changed):
     directory, config, state = checkpoint
     other = config | {"rotary": config["rotary"] | changed}
     (directory / "config.json").write_text(json.dumps(other))
@@ -105,7 +105,7 @@ def test_the_arithmetic_tells_one_kind_of_positions_from_another(checkpoint, loa
 
 
 def greedy(config, state, ids, count):
-    """Tokens that the original code writes: each from the whole text with positions of its own length."""
+    """Tokens that the original code generates: each from the whole text, with positions for its length."""
     for _ in range(count):
         ids = torch.cat([ids, original(config, state, ids)[-1:].argmax(-1)])
     return ids

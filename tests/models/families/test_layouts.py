@@ -1,4 +1,4 @@
-"""Checkpoints of a layout that can't be loaded are refused by name, before their weights are read."""
+"""Checkpoints of a layout that can't be loaded are refused by name before their weights are read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class NewestTokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def with_code(tiny_llama, tiny_tokenizer, tmp_path, monkeypatch):
-    """A checkpoint of a model and a tokenizer that only its own code reads."""
+    """A checkpoint of a model and a tokenizer that only their own code can load."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory = tmp_path / "newest"
     tiny_llama.save_pretrained(directory)

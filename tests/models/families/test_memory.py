@@ -1,6 +1,6 @@
-"""A checkpoint is in memory once during loading: the peak is within 1.2 times its size, with its file's own pages.
+"""Loading keeps a checkpoint in memory once: the peak is within 1.2 times its size, including its file's pages.
 
-Some rows of benchmarks/loading.py, which has more.
+This runs some of the cases in benchmarks/loading.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Phi-1.5's older layout, against its own arithmetic, written down here after modeling_mixformer_sequential.py of microsoft/phi-1_5."""
+"""Phi-1.5's older layout against its arithmetic, written here from modeling_mixformer_sequential.py of microsoft/phi-1_5."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmmod.models.families.convert import original_names, write_original_config
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config
 from llmmod.models.loading.structure import count_parameters
 
-HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: layers.1 is no part of layers.10
+HIDDEN, HEADS, LAYERS, VOCABULARY, ROTARY = 64, 4, 12, 96, 8  # more than nine layers: the name layers.1 must not match layers.10
 CONFIG = {
     "model_type": "mixformer-sequential", "architectures": ["MixFormerSequentialForCausalLM"], "activation_function": "gelu_new",
     "architecture": {"block_cls": "parallel", "mixer": {}, "mlp": {"mlp_cls": "mlp"}}, "embd_layer": "default", "embd_pdrop": 0.0,
@@ -53,7 +53,7 @@ def checkpoint(tmp_path):
 
 
 def rotated(x):
-    """The first channels of each head turned, halves against each other, [batch, seq, heads, channels]."""
+    """The first channels of each head rotated, one half against the other, [batch, seq, heads, channels]."""
     angles = torch.arange(x.shape[1])[:, None] / 10000 ** (torch.arange(0, ROTARY, 2) / ROTARY)
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     one, two = x[..., :ROTARY].chunk(2, dim=-1)
@@ -93,7 +93,7 @@ def test_logits(checkpoint, load):
     assert torch.allclose(logits(model), original(state, IDS), atol=1e-4, rtol=0)
 
 
-def test_the_arithmetic_tells_the_order_of_queries_and_keys(checkpoint, load):
+def test_the_order_of_queries_and_keys_changes_the_logits(checkpoint, load):
     directory, state = checkpoint
     q, k, v = state["layers.1.mixer.Wqkv.weight"].chunk(3)
     assert (original(state | {"layers.1.mixer.Wqkv.weight": torch.cat([k, q, v])}, IDS) - logits(load(directory))).abs().max() > 1e-2
@@ -119,7 +119,7 @@ def test_quantized_while_it_is_converted(checkpoint, load, bits):
     model = load(checkpoint[0], quantization_config=conf)
     assert count_parameters(model).total == count_parameters(plain).total
     before, after = plain.model.layers[3].mlp.fc1.weight, dequantized_weight(model.model.layers[3].mlp.fc1)
-    # Of a run of 64 weights' largest, here a row's: half the widest gap of NF4's levels, or half a step of 1/127 (see test_quantize).
+    # A share of a block's largest weight, here a row's: half the widest gap of NF4's levels, or half of 1/127 (see test_quantization).
     bound = {4: 0.16, 8: 0.006}[bits] * before.abs().amax(1, keepdim=True)
     assert ((before - after).abs() <= bound).all()
     assert abs(divergence(model, merged_copy(model), IDS[0].tolist())) < {4: 1e-9, 8: 2e-2}[bits]

@@ -1,4 +1,4 @@
-"""Differences between a native class and the original code are reported only when they matter."""
+"""Differences between a native class and the original code are reported only where they matter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = "is longer than the 16 that this model was trained on"
     ("name", "train", "said"),
     [
         pytest.param("baichuan2_7b", lambda m: setup_full(m, FullConf(name="full")), True, id="full"),
-        pytest.param("baichuan_7b", lambda m: setup_full(m, FullConf(name="full")), False, id="full, of a head that isn't normalised"),
+        pytest.param("baichuan_7b", lambda m: setup_full(m, FullConf(name="full")), False, id="full, with a head that isn't normalised"),
         pytest.param("baichuan2_7b", lambda m: setup_freeze(m, FreezeConf(name="f", num_layers_trainable=1)), False, id="freeze"),
         pytest.param(
             "baichuan2_7b",

@@ -1,4 +1,4 @@
-"""Each family computes what its original code computes: to 1e-4 in float32, where logits have a standard deviation of 1 to 6.
+"""Each family computes what its original code computes, within 1e-4 in float32, where logits have a standard deviation of 1 to 6.
 
 The references come from the original implementations (see legacy_checkpoints/README.md).
 """
@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 
 
 def labelled(reference):
-    """The labels of the references: the first five ignored."""
+    """The references' labels; the first five are ignored."""
     labels = reference["input_ids"].clone()
     labels[:, :5] = -100
     return labels
@@ -84,7 +84,7 @@ def moved_by(model, expected):
         return (model(expected["input_ids"]).logits - expected["logits"]).abs().max().item()
 
 
-def test_the_references_tell_one_matrix_from_another(load, reference, copied):
+def test_exchanged_matrices_change_the_logits(load, reference, copied):
     directory = copied("qwen")
     swapped(directory, "mlp.w1", "mlp.w2")
     assert moved_by(load(directory), reference("qwen")) > 1
@@ -100,7 +100,7 @@ def test_the_references_tell_one_matrix_from_another(load, reference, copied):
         pytest.param("qwen", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, id="theta"),
     ],
 )
-def test_the_references_tell_one_configuration_from_another(load, reference, name, fields):
+def test_another_configuration_changes_the_logits(load, reference, name, fields):
     assert moved_by(load(name, **fields), reference(name)) > 1e-2
 
 

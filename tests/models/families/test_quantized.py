@@ -1,4 +1,4 @@
-"""Original checkpoints in 4 and 8 bit: quantized while they are converted, counted right, merged into full precision."""
+"""Original checkpoints in 4 and 8 bit are quantized during conversion, counted correctly and merged in full precision."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llmmod.models.loading.quantization import dequantized_weight, quantization_
 from llmmod.models.loading.structure import count_parameters, rebuild_model
 
 LAYERS = ("Linear4bit", "Linear8bitLt")
-# KL divergence, nats a token. Merged, weights are the very ones that 4 bit computes with; 8 bit rounds activations too, to 1/127 of a
-# row's largest, which the merged model doesn't.
+# KL divergence in nats per token. The merged weights equal those that 4 bit computes with. 8 bit also rounds activations to 1/127 of a
+# row's largest; the merged model doesn't.
 APART = {4: 1e-9, 8: 2e-2}
 
 

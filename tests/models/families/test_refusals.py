@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from llmmod.errors import ConfigError
 from llmmod.models.families.registry import family_of
 
-# Of the hub's config.json files, what tells them apart.
+# The fields in which the hub's config.json files differ.
 BAICHUAN = {"model_type": "baichuan", "num_attention_heads": 32, "hidden_size": 4096}
 CHATGLM = {"model_type": "chatglm", "padded_vocab_size": 65024, "multi_query_group_num": 2, "ffn_hidden_size": 13696}
 
@@ -51,7 +51,7 @@ def test_a_native_checkpoint_is_of_no_family():
         pytest.param({"model_type": "chatglm", "inner_hidden_size": 16384, "position_encoding_2d": True}, id="ChatGLM 1"),
         pytest.param(CHATGLM | {"_name_or_path": "THUDM/chatglm3-6b"}, id="ChatGLM3"),
         pytest.param(CHATGLM | {"padded_vocab_size": 151552}, id="GLM-4 in its first layout"),
-        pytest.param(BAICHUAN | {"vocab_size": 64000}, id="Baichuan with no word on positions"),
+        pytest.param(BAICHUAN | {"vocab_size": 64000}, id="Baichuan without a field for positions"),
         pytest.param(
             {"model_type": "baichuan", "hidden_size": 5120, "num_attention_heads": 40, "max_position_embeddings": 4096},
             id="Baichuan of 13B's size with rotary positions",
@@ -128,7 +128,7 @@ def test_weights_that_are_missing_are_refused(name, load, copied):
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("size", [(-8, 0), (8, 0), (0, 8)], ids=["rows less", "rows more", "columns more"])
+@pytest.mark.parametrize("size", [(-8, 0), (8, 0), (0, 8)], ids=["fewer rows", "more rows", "more columns"])
 def test_weights_of_another_size_are_refused(name, load, copied, size):
     def resize(state):
         found = a_matrix(state)

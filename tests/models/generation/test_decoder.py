@@ -22,7 +22,7 @@ PROMPTS = [BEGIN * (place % 2) + [DRAW.randrange(20, 250) for _ in range(DRAW.ra
 
 
 def settings(**fields):
-    """Greedy unless something else is said; each length of completion up to 10 comes about."""
+    """Greedy by default; `eos_token_id` has so many tokens that completions of all lengths up to 10 occur."""
     config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 10, "eos_token_id": list(range(60)), "pad_token_id": 1, **fields})
     config.max_length = None
     return config
@@ -41,7 +41,7 @@ def reference(model, prompts, config):
 
 @pytest.fixture
 def make(tiny_tokenizer):
-    """A tiny model of an option's architecture in float64; its weights are large, so that a token seen or not makes a difference."""
+    """A tiny model of an option's architecture in float64, with weights so large that it matters which tokens attention sees."""
 
     def build(option):
         return tiny_model(ARCHITECTURES[option] | {"initializer_range": 0.2}, tokenizer=tiny_tokenizer, seed=0).double().eval()
@@ -49,14 +49,14 @@ def make(tiny_tokenizer):
     return build
 
 
-OPTIONS = sorted((Path(__file__).parents[3] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
+OPTIONS = sorted((Path(__file__).parents[3] / "conf" / "model").glob("[!a]*.yaml"))  # auto doesn't have its own architecture
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}
 DECODED = ["chatglm2", "gemma3", "glm4", "llama", "llama3", "mistral", "phi1_5", "qwen", "qwen2_5", "qwen3", "smollm2", "internlm_20b"]
 
 
 @pytest.mark.parametrize("option", sorted(ARCHITECTURES))
 def test_greedy_completions_are_those_of_transformers(make, option):
-    """In float64, where no two tokens are as likely as each other but for rounding: whatever the family, by whichever loop."""
+    """For every family, by either loop. In float64, so that rounding doesn't decide between two tokens."""
     model = make(option)
     config = settings(max_new_tokens=6)
     prompts = PROMPTS
@@ -73,10 +73,10 @@ def test_which_families_are_decoded(make):
 
 @pytest.mark.parametrize("every", [1, 16])
 @pytest.mark.parametrize("slots", [1, 3, 40])
-def test_slots_and_looks_change_nothing(tiny_llama, slots, every):
+def test_slots_and_synchronization_change_nothing(tiny_llama, slots, every):
     model, config = copy.deepcopy(tiny_llama).double(), settings(max_new_tokens=25)
     decoder = Decoder(model, config, slots=slots)
-    decoder._sync_every = every  # 16 is what an accelerator gets
+    decoder._sync_every = every  # 16 is the value on an accelerator
     found = dict(decoder.run(PROMPTS))
     wanted = reference(model, PROMPTS, config)
     assert [found[place] for place in range(len(PROMPTS))] == wanted
@@ -84,7 +84,7 @@ def test_slots_and_looks_change_nothing(tiny_llama, slots, every):
 
 
 def test_a_groups_prompt_is_read_once(tiny_llama, monkeypatch):
-    """Whatever the other groups' lengths, and with more tokens than one row takes if each were counted."""
+    """Also with prompts of other lengths, and with more tokens than fit in one row if every copy counted."""
     monkeypatch.setattr("llmmod.models.generation.decoder._PREFILL_TOKENS", 60)
     model, config = copy.deepcopy(tiny_llama).double(), settings(do_sample=True, top_k=20)
     groups = [[DRAW.randrange(20, 250) for _ in range(length)] for length in (25, 30, 25)]
@@ -176,7 +176,7 @@ FILTERS = [
 
 @pytest.mark.parametrize("fields", FILTERS, ids=str)
 def test_tokens_are_drawn_from_the_distribution_that_transformers_leaves(tiny_llama, fields):
-    """Chi-squared of 20,000 draws against transformers' processors' probabilities, p > 1e-6; tokens without a share never come."""
+    """Chi-squared test of 20,000 draws against the probabilities from transformers' processors, p > 1e-6; filtered tokens never occur."""
     scipy = pytest.importorskip("scipy.stats")
     torch.manual_seed(7)
     logits = torch.randn(30) * 1.5
@@ -201,7 +201,7 @@ def test_tokens_are_drawn_from_the_distribution_that_transformers_leaves(tiny_ll
      ({"temperature": 0.5, "do_sample": True}, []), ({"suppress_tokens": [4]}, ["suppress_tokens"]), ({"use_cache": False}, ["use_cache"])],
     ids=str,
 )  # fmt: skip
-def test_what_it_does_not_know_goes_to_transformers(tiny_llama, fields, named, caplog):
+def test_transformers_generates_with_settings_that_the_decoder_does_not_know(tiny_llama, fields, named, caplog):
     config = settings(**fields)
     assert unread(config) == named
     _say_once.cache_clear()
@@ -213,7 +213,7 @@ def test_what_it_does_not_know_goes_to_transformers(tiny_llama, fields, named, c
 
 @pytest.mark.parametrize("fields", [{"do_sample": False}, {"do_sample": True, "temperature": 0.95, "top_p": 0.7, "top_k": 50}], ids=str)
 def test_the_shipped_options_are_decoded(tiny_llama, fields):
-    """As a run has them: merged into the checkpoint's own settings."""
+    """As in a run: merged into the checkpoint's own settings."""
     config = generation_config(GenerationConfig(max_new_tokens=8, **fields), tiny_llama, stop_ids=[17], pad_id=1)
     assert why_not_decoded(tiny_llama, config) is None
 

@@ -28,7 +28,7 @@ def test_left_padding_by_hand():
 
 
 def naive_greedy(model, prompt, stops, longest):
-    """The likeliest token again and again, everything computed anew each time: no batch, no padding, no cache."""
+    """The likeliest token again and again, each computed from scratch, without a batch, padding or a cache."""
     ids = list(prompt)
     while len(ids) - len(prompt) < longest:
         with torch.no_grad():
@@ -46,7 +46,7 @@ def test_greedy_answers_whatever_the_batch(tiny_llama, greedy, batch_size):
 
 
 def test_answers_end_at_different_places(tiny_llama, greedy):
-    """Otherwise the test above would say nothing of what stands behind an end."""
+    """Otherwise the test above would not cover the padding after an end."""
     ends = naive_greedy(tiny_llama, PROMPTS[0], [], 12)
     greedy.eos_token_id = [ends[4]]
     got = dict(generate(tiny_llama, PROMPTS, config=greedy, batch_size=6))
@@ -55,7 +55,7 @@ def test_answers_end_at_different_places(tiny_llama, greedy):
 
 
 def test_a_pad_token_that_ends_answers(tiny_llama, greedy):
-    """Where pad and eos are one token, the end of an answer is still its first."""
+    """Where pad and eos are the same token, an answer ends at the first one."""
     first = naive_greedy(tiny_llama, PROMPTS[0], [], 12)
     greedy.eos_token_id, greedy.pad_token_id = [first[3]], first[3]
     expected = naive_greedy(tiny_llama, PROMPTS[0], [first[3]], 12)
@@ -101,7 +101,7 @@ def test_an_answer_that_a_string_ended_has_nothing_behind_it(tiny_llama, tiny_to
 
 
 def test_a_length_counts_no_padding(tiny_llama, greedy):
-    """`max_length` is of prompt and answer; generate counts what pads a prompt, too."""
+    """`max_length` limits prompt and answer together; transformers' generate counts a prompt's padding, too."""
     greedy.max_length, greedy.max_new_tokens = 34, None
     alone, together = alone_and_together(tiny_llama, greedy)
     assert together == alone

@@ -1,4 +1,4 @@
-"""The decoder's layers: the same numbers as transformers and PEFT, whose own layers are used for anything else."""
+"""The decoder's layers give the same numbers as those of transformers and PEFT, whose own layers are used in all other cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = torch.tensor([[33, 44, 55, 66], [77, 88, 99, 111]])
 
 
 def with_adapters(model, *kinds, dtype=torch.float64):
-    """The model with an adapter of each kind, all active, each with a scale of its own; in float64, or as it is (None)."""
+    """The model with an adapter of each kind, all active, each with its own scale; `dtype=None` keeps the model's dtype."""
     torch.manual_seed(0)
     targets = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "lora_dropout": 0.3}
     for place, kind in enumerate(kinds):
@@ -30,7 +30,7 @@ def with_adapters(model, *kinds, dtype=torch.float64):
 
 
 def lora(layers):
-    """How many of them have adapters: the parameters aside, PEFT's Linear is named as torch's."""
+    """How many of the layers have adapters. PEFT's class is called Linear like torch's, so the test is by type."""
     return sum(isinstance(layer, LoraLayer) for layer in layers._found)
 
 
@@ -43,7 +43,7 @@ def logits(model, ids=IDS):
     ("kinds", "taken"),
     [([{}], 14), ([{"use_rslora": True}, {}, {"target_modules": ["q_proj", "up_proj"]}], 14), ([{"target_modules": ["v_proj"]}], 2),
      ([{"use_dora": True}], 0), ([{}, {"lora_bias": True}], 0)],
-    ids=["one", "three beside each other", "of some layers", "DoRA", "a bias beside none"],
+    ids=["one", "three at once", "on some layers", "DoRA", "one with a bias and one without"],
 )  # fmt: skip
 def test_the_sum_that_peft_computes(tiny_llama, kinds, taken):
     """Within 1e-9 of the largest logit, in float64: the order of scaling and adding differs."""
@@ -69,7 +69,7 @@ def test_adapters_that_are_off_or_merged_are_left_to_peft(tiny_llama):
 
 
 def test_values_may_change_and_hooks_run(tiny_llama):
-    """What trains between two rollouts, what accelerate puts in front of a layer, and a type that has to be converted."""
+    """Weights change between two rollouts, accelerate hooks into layers, and a dtype may need a conversion."""
     model = with_adapters(tiny_llama, {})
     seen = []
     layers = model.base_model.model.model.layers
@@ -97,7 +97,7 @@ def test_beside_weights_of_4_bit():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    base = LlamaForCausalLM(LlamaConfig(**sizes)).eval()  # blocks of 4 bit are of 64 weights
+    base = LlamaForCausalLM(LlamaConfig(**sizes)).eval()  # a 4-bit block has 64 weights
     for layer in base.model.layers:
         old = layer.mlp.up_proj
         layer.mlp.up_proj = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4")
@@ -113,7 +113,7 @@ def test_beside_weights_of_4_bit():
 
 @pytest.mark.parametrize(("option", "norms"), [("qwen3", 9), ("gemma3", 0), ("phi1_5", 0)])
 def test_norms_that_torch_has(option, norms, tiny_tokenizer):
-    """Two a layer, two more for its queries and keys, and one behind all; Gemma's adds 1 to its weights, Phi's subtracts the mean."""
+    """Two per layer, two for queries and keys, and one after the last. Gemma's norm adds 1 to its weights, Phi's subtracts the mean."""
     architecture = yaml.safe_load((ROOT / "conf" / "model" / f"{option}.yaml").read_text(encoding="utf-8"))["architecture"]
     model = tiny_model(architecture | {"num_hidden_layers": 2}, tokenizer=tiny_tokenizer, seed=0).eval()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_norms_that_torch_has(option, norms, tiny_tokenizer):
 
 
 def test_weights_in_pieces_are_left_alone(tiny_llama):
-    """FSDP2 keeps pieces, and puts whole tensors in their place for as long as a layer computes."""
+    """FSDP2 keeps shards, and replaces them with whole tensors while a layer computes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

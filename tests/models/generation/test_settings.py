@@ -1,4 +1,4 @@
-"""The settings of a generation: the user's, else the checkpoint's, with the render's ends of an answer."""
+"""Generation settings: the user's, else the checkpoint's, with the render's stop tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_padding_falls_back_on_the_first_stop_word(tiny_llama):
     ],
     ids=["checkpoint samples", "both set a temperature", "checkpoint beams", "two lengths"],
 )
-def test_what_results_can_be_saved(tiny_llama, tmp_path, checkpoint, chosen):
+def test_the_resulting_settings_can_be_saved(tiny_llama, tmp_path, checkpoint, chosen):
     tiny_llama.generation_config = GenerationConfig(**checkpoint)
     config = settings(tiny_llama, **chosen)
     config.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A step with our own forward: transformers' logits for the same token, and transformers' forward in all other cases."""
+"""A step with our own forward gives transformers' logits for the same token; all other cases use transformers' forward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPTS = [[33, 44, 55], [66, 77, 88, 99, 111], [120]]
 
 
 def decoded(model, *, slots=3):
-    """The logits by which each of six tokens was chosen, and why the model's own forward computed them; None: ours did."""
+    """The logits from which each of six tokens was chosen, and why the model's own forward computed them; None if ours did."""
     config = GenerationConfig(do_sample=False, max_new_tokens=6)
     config.max_length = None
     decoder, seen = Decoder(model, config, slots=slots), []
@@ -33,9 +33,9 @@ def decoded(model, *, slots=3):
 
 
 def difference(model, monkeypatch, **given):
-    """How far logits by our forward are from those of the model's own, at most, as a share of the largest.
+    """The largest difference between our forward's logits and the model's own, as a share of the largest logit.
 
-    The first logits are the prompts' own; the last that count are those by which another token was chosen, as 16 bits may.
+    The first logits are those of the prompts. In 16 bits the two may choose different tokens; logits after that are not compared.
     """
     found, reason = decoded(model, **given)
     assert reason is None
@@ -54,7 +54,7 @@ def difference(model, monkeypatch, **given):
 
 @pytest.fixture
 def make(tiny_tokenizer):
-    """A tiny model of an option's architecture whose norms and biases say something."""
+    """A tiny model of an option's architecture with random norms and biases, so that leaving one out shows."""
 
     def build(option, **fields):
         architecture = yaml.safe_load((ROOT / "conf" / "model" / f"{option}.yaml").read_text(encoding="utf-8"))["architecture"]
@@ -78,7 +78,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_pos
     ids=["plain", "a window", "biases", "norms of heads", "a window in one layer", "yarn"],
 )  # fmt: skip
 def test_the_logits_of_transformers(make, option, fields, slots, monkeypatch):
-    """Within 1e-4 of the largest in float32, as the norm of a single row is; within 1e-9 in float64."""
+    """Within 1e-4 of the largest logit in float32, within 1e-9 in float64."""
     model = make(option, **fields)
     assert difference(model, monkeypatch, slots=slots) <= 1e-4
     assert difference(model.double(), monkeypatch, slots=slots) <= 1e-9
@@ -95,8 +95,8 @@ def test_bfloat16_rounds_at_other_places(tiny_llama, monkeypatch):
 
 
 def test_beside_accelerates_forward(tiny_llama, monkeypatch):
-    """It casts, as autocast around the decoder does; taken away again it leaves a forward of the model behind."""
-    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # a training before it has chosen a precision for the process
+    """accelerate's forward casts, as autocast around the decoder does. After its removal, the model keeps an attribute `forward`."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # an earlier training may have set the precision of the process
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     model = accelerator.prepare(copy.deepcopy(tiny_llama))
     assert "forward" in vars(model)
@@ -108,8 +108,8 @@ def test_beside_accelerates_forward(tiny_llama, monkeypatch):
     assert difference(model, monkeypatch) <= 1e-4
 
 
-def test_an_adapter_and_what_is_hooked_into_a_product(tiny_lora, monkeypatch):
-    """These are called as modules, or as `LeanLayers` has them."""
+def test_an_adapter_and_a_hook_on_a_linear_layer(tiny_lora, monkeypatch):
+    """Such layers are called as modules, or through `LeanLayers`."""
     model, seen = tiny_lora.double(), []
     model.base_model.model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *given: seen.append(given[2].shape))
     assert difference(model, monkeypatch) <= 1e-9
@@ -117,7 +117,7 @@ def test_an_adapter_and_what_is_hooked_into_a_product(tiny_lora, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.0.self_attn", "model.layers.1.mlp"])
-def test_what_takes_part_in_a_layer_does_so(tiny_llama, part):
+def test_hooks_on_a_module_run(tiny_llama, part):
     model, calls = copy.deepcopy(tiny_llama), []
     model.get_submodule(part).register_forward_pre_hook(lambda *given: calls.append(given))
     _, reason = decoded(model)
@@ -131,7 +131,7 @@ def test_other_layers_are_left_to_transformers(make, option):
 
 
 def test_a_layer_that_computes_something_else_is_found_at_the_first_step(tiny_llama, monkeypatch, caplog):
-    """As another release of transformers could have it."""
+    """Another release of transformers could change a layer."""
     own = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda module, x: 2 * own(module, x))
     with caplog.at_level("DEBUG", logger="llmmod"):

@@ -1,4 +1,4 @@
-"""Streaming: only whole characters, the joined pieces are the answer's text, without its end token."""
+"""Streaming writes whole characters only, and the joined pieces are the answer's text without its end token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmmod.render.template import inner_text
 
 
 def streamed(tokenizer, ids, *, stop_ids=(0,), at_once=1, **reading):
-    """The pieces that arrive when `ids` are generated `at_once` a step."""
+    """The pieces that arrive when each step generates `at_once` of the `ids`."""
     pieces = []
     streamer = Pieces(Reader(tokenizer, stop_ids, **reading), pieces.append)
     streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
@@ -40,7 +40,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tiny_tokenizer, text):
 
 
 def test_a_chinese_character_comes_when_its_last_byte_has_come(tiny_tokenizer):
-    # 鑫 is in no training text, so it is its three bytes in UTF-8.
+    # The tokenizer didn't see 鑫 in training, so it encodes it as three UTF-8 bytes.
     ids = tiny_tokenizer.encode("鑫鑫", add_special_tokens=False)
     assert len(ids) == 6
     written = []
@@ -53,7 +53,7 @@ def test_a_chinese_character_comes_when_its_last_byte_has_come(tiny_tokenizer):
     assert seen == ["", "", "鑫", "鑫", "鑫", "鑫鑫"]
 
 
-def test_an_answer_cut_within_a_character_still_shows_where(tiny_tokenizer):
+def test_an_answer_cut_within_a_character_shows_a_replacement_character(tiny_tokenizer):
     ids = tiny_tokenizer.encode("好鑫", add_special_tokens=False)[:-1]
     assert "".join(streamed(tiny_tokenizer, ids)) == tiny_tokenizer.decode(ids)
 
@@ -65,7 +65,7 @@ def test_pieces_join_to_what_decoding_at_the_end_gives(tiny_tokenizer, data):
     assert "".join(streamed(tiny_tokenizer, ids, at_once=at_once)) == Reader(tiny_tokenizer)(ids)
 
 
-def test_nothing_from_the_terminator_on(tiny_tokenizer):
+def test_the_answer_ends_before_the_end_token(tiny_tokenizer):
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = [*tiny_tokenizer.encode("The dog", add_special_tokens=False), end, *tiny_tokenizer.encode(" more", add_special_tokens=False)]
     assert "".join(streamed(tiny_tokenizer, ids, stop_ids=[0, end], at_once=len(ids))) == "The dog"
@@ -76,8 +76,8 @@ FRAMES = {"a space and a line's end": (" ", "\n"), "no thoughts": ("<think>\n\n<
 
 @pytest.mark.parametrize(("before", "after"), FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("said", ["The dog\n\nbarks", "<think>\nHm.\n</think>\n\nIt barks! <", "A", "<", ""])
-def test_what_the_render_writes_around_an_answer_is_not_shown_nor_anything_else_kept_back(tiny_tokenizer, before, after, said):
-    """Not even a beginning of it that came alone; thoughts of the model's own are its answer."""
+def test_only_what_the_render_writes_around_an_answer_is_left_out(tiny_tokenizer, before, after, said):
+    """An answer that looks like the start of such text is shown; the model's own thoughts are part of its answer."""
     inner = functools.partial(inner_text, before=before, after=after)
     ids = tiny_tokenizer.encode(f"{before}{said}{after}", add_special_tokens=False)
     pieces = streamed(tiny_tokenizer, ids, inner=inner)

@@ -21,7 +21,7 @@ from llmmod.models.loading import build, tiny
 from llmmod.models.loading.build import build_model, build_tokenizer
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
-OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "auto")  # which has no architecture of its own
+OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "auto")  # which doesn't have its own architecture
 CONTRACT = {
     "smollm2", "llama", "llama2", "bloom", "bloomz", "falcon", "baichuan", "baichuan_13b", "baichuan2", "baichuan2_13b", "internlm",
     "internlm_20b", "qwen", "chatglm2", "phi1_5", "llama3", "qwen2_5", "qwen3", "gemma3", "mistral", "phi4_mini", "glm4",
@@ -31,7 +31,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num
 
 @pytest.fixture
 def small_tokenizer(tiny_tokenizer, tmp_path_factory, monkeypatch):
-    """The tests' own tokenizer in the place of the one that travels with the project."""
+    """The tests' tokenizer replaces the one that the package includes."""
     directory = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer.save_pretrained(directory)
     monkeypatch.setattr(tiny, "TINY_TOKENIZER", directory)
@@ -66,7 +66,7 @@ def test_every_option_builds_tiny_and_trains_an_adapter(option, tiny_tokenizer):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_layer_that_an_adapter_stands_on_is_quantized(option, tiny_tokenizer):
-    # transformers 5.23 leaves all of Falcon's as they are.
+    # transformers 5.23 doesn't quantize any of Falcon's layers.
     root = root_of(f"model={option}", "finetune=lora", "finetune.r=2")
     four_bit = replace(root.model, quantization=QuantizationConf(bits=4))
     model = built_model(four_bit, hub=root.hub, smoke=True, tokenizer=tiny_tokenizer)
@@ -103,7 +103,7 @@ def test_dtype(llama_directory, tiny_tokenizer, dtype, smoke):
 
 
 class Recorder:
-    """A from_pretrained of a user's own."""
+    """A user's own `from_pretrained`."""
 
     def __init__(self, result):
         self.result, self.calls = result, []
@@ -176,7 +176,7 @@ def test_quantized_weights_go_to_each_processs_own_accelerator(recorded, tiny_to
         _target_="my.Model", name="x", pretrained_model_name_or_path="a/b", device_map=chosen, quantization=QuantizationConf(bits=bits)
     )
     with nullcontext() if bits is None else pytest.raises(ConfigError, match="doesn't have layers that bitsandbytes quantizes"):
-        built_model(conf, tiny_tokenizer)  # the stand-in is not quantized, which is noticed
+        built_model(conf, tiny_tokenizer)  # the recorder returns a model that isn't quantized, which is an error
     assert recorded["my.Model"].calls[0][1].get("device_map") == expected
 
 
@@ -187,8 +187,8 @@ def test_a_size_gives_the_checkpoint(recorded, tiny_tokenizer):
     assert model.config._name_or_path == "a/13b"
 
 
-def test_the_base_is_called_as_it_was_typed(recorded, tiny_tokenizer, llama_directory, monkeypatch):
-    # `pkg://` is found somewhere on this machine; an adapter must say of its base what works on another one.
+def test_the_base_keeps_the_path_that_the_user_typed(recorded, tiny_tokenizer, llama_directory, monkeypatch):
+    # `pkg://` resolves to a path on this machine; an adapter must name its base in a way that works on another one.
     (llama_directory / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(llama_directory.parent)
     named = llama_directory.rename(llama_directory.parent / "tiny_llama_package")
@@ -217,7 +217,7 @@ def test_random_weights_need_no_weights_on_disk(llama_directory, tiny_tokenizer)
 
 
 def test_random_weights_of_a_layout_of_2023(tiny_tokenizer):
-    """The fields are those of the class that it becomes."""
+    """The fields are those of the native class."""
     directory = Path(__file__).parents[1] / "legacy_checkpoints" / "chatglm2"
     conf = conf_of(directory, weights=Weights.random, config={"vocab_size": 600, "num_hidden_layers": 1})
     model = built_model(conf, tiny_tokenizer)
@@ -354,7 +354,7 @@ def test_a_rehearsal_has_a_tokenizer_without_download(path, small_tokenizer, no_
 
 def test_a_rehearsal_takes_the_real_tokenizer_where_it_is_at_hand(llama_directory, small_tokenizer):
     tokenizer = build_tokenizer(TokenizerConf(), conf_of(llama_directory), hub=HubConf(), smoke=True, extra_tokens=["<new>"])
-    assert len(tokenizer) == len(small_tokenizer)  # a token that the real one lacks is an error of the render's, which must show
+    assert len(tokenizer) == len(small_tokenizer)  # a token that the real one lacks is the render's error, and adding it would hide that
 
 
 def test_a_rehearsal_with_a_directory_that_is_not_there(no_network):

@@ -6,7 +6,7 @@ from llmmod.config.schema.quantization import QuantizationConf
 from llmmod.models.loading.quantization import quantization_config
 from llmmod.models.loading.structure import count_parameters, rebuild_model
 
-# tests/conftest.py: vocabulary V, 32 channels, 64 in the MLP, 4 heads of 8, 2 of them for keys and values, 2 layers.
+# tests/conftest.py: vocabulary V, 32 channels, 64 in the MLP, 4 heads of 8 channels, 2 key and value heads, 2 layers.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
 LORA_LAYER = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # r = 4 on the seven projections
 

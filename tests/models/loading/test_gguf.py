@@ -1,4 +1,4 @@
-"""GGUF files: the same model as written, which can be saved, and its tokenizer splits as llama.cpp's name for it means."""
+"""GGUF files load as the model that was written and can be saved; the tokenizer splits as llama.cpp's name for it says."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_file_given_by_its_own_path(gguf_directory, tiny_llama, ids, logits):
     assert torch.equal(logits(load_model(str(gguf_directory / "tiny.gguf")), ids), logits(tiny_llama, ids))
 
 
-def test_it_is_saved_and_reloaded_with_nothing_of_ours(gguf_directory, tiny_llama, ids, logits, tmp_path):
+def test_transformers_alone_reloads_the_saved_model(gguf_directory, tiny_llama, ids, logits, tmp_path):
     load_model(str(gguf_directory), gguf_file="tiny.gguf").save_pretrained(tmp_path / "plain")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), ids), logits(tiny_llama, ids))
 
@@ -90,7 +90,7 @@ def test_weights_are_unpacked_as_gguf_unpacks_them(kind, shape):
     assert np.array_equal(ours, plain)
 
 
-def test_a_model_is_told_how_many_tokens_there_are_and_nothing_else_of_its_tokenizer(gguf_directory):
+def test_the_quick_reader_reads_only_the_number_of_tokens(gguf_directory):
     path = str(gguf_directory / "tiny.gguf")
     plain = load_gguf_checkpoint(path)
     with quick_gguf_reader():
@@ -108,7 +108,7 @@ def test_the_patch_ends_with_its_context():
     assert gguf.GGUFReader is before
 
 
-# By hand, after SmolLM2's own tokenizer.json: each digit by itself, then GPT-2's words, each with the space before it.
+# By hand, from SmolLM2's tokenizer.json: each digit is a piece, then GPT-2's words, each with the space before it.
 DIGITS_THEN_WORDS = {
     "12345": ["1", "2", "3", "4", "5"],
     "a  12": ["a", "ĠĠ", "1", "2"],
@@ -145,7 +145,7 @@ def test_a_name_that_nobody_knows_is_warned_of(tmp_path, tiny_llama, tiny_tokeni
     assert "tokenizer.ggml.pre=tomorrow is unknown" in caplog.text
 
 
-def test_the_tokenizer_is_saved_and_reloaded_with_nothing_of_ours(gguf_directory, tmp_path):
+def test_transformers_alone_reloads_the_saved_tokenizer(gguf_directory, tmp_path):
     tokenizer = load_tokenizer(str(gguf_directory), gguf_file="tiny.gguf")
     load_model(str(gguf_directory), gguf_file="tiny.gguf").save_pretrained(tmp_path / "plain")
     tokenizer.save_pretrained(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""The hub's arguments, our messages for its errors, and their time."""
+"""The hub's arguments, and our messages for its errors, which come without a delay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_a_network_the_answer_comes_at_once_and_says_what_to_do(no_netwo
         "(ConnectionError: Name or service not known). "
         "To use files that you have: model.pretrained_model_name_or_path=/path/to/directory."
     )
-    assert len(no_network) == 1  # no retries
+    assert len(no_network) == 1  # without retries
 
 
 def test_offline_asks_nobody(no_network):

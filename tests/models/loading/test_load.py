@@ -1,4 +1,4 @@
-"""Models from directories: the loaded model is the saved one, and errors are explained."""
+"""Models from directories: the loaded model equals the saved one, and errors are explained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_loaded_computes_what_was_saved(tiny_llama, llama_directory, ids, logits
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_dtype_is_the_one_asked_for(llama_directory, dtype):
-    # Elsewhere dtype=bfloat16 silently gave float32.
+    # In other tools, dtype=bfloat16 silently gave float32.
     model = load_model(str(llama_directory), dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
 
@@ -56,7 +56,7 @@ def edit_config(directory, **fields):
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(llama_directory):
-    # transformers makes up the missing ones and warns: training would go on, on noise.
+    # transformers fills the missing weights at random and only warns: the training would start from noise.
     edit_config(llama_directory, num_hidden_layers=3)
     with pytest.raises(ConfigError, match=r"lacks 9 weights of LlamaForCausalLM, among them model.layers.2"):
         load_model(str(llama_directory))
@@ -92,7 +92,7 @@ def test_an_attention_that_is_not_installed(llama_directory):
 
 
 @pytest.mark.parametrize("text", ["/no/such/model", "./missing", "a/b/c"])
-def test_a_directory_that_is_not_there_never_ends_in_a_lecture_on_repo_ids(text, no_network):
+def test_a_missing_directory_does_not_give_the_hubs_message_on_repo_ids(text, no_network):
     with pytest.raises(ConfigError) as error:
         load_model(text)
     assert "Repo id" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Pages of weight files are released while they are read, without changing the weights."""
+"""Pages of weight files are released during reading, and the weights don't change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mapped(path):
     return torch.UntypedStorage.from_file(str(path), False, SIZE)  # private, as torch.load(mmap=True) maps it
 
 
-def test_what_was_read_is_given_back_and_can_be_read_again(file):
+def test_pages_that_were_read_are_released_and_can_be_read_again(file):
     with mmap_release():
         tensor = torch.empty(0, dtype=torch.uint8)
         tensor.set_(mapped(file))
@@ -53,7 +53,7 @@ def test_what_was_read_is_given_back_and_can_be_read_again(file):
 def test_a_file_that_was_mapped_before_is_left_alone(file):
     tensor = torch.empty(0, dtype=torch.uint8)
     tensor.set_(mapped(file))
-    tensor[0] = 7  # as training does with weights that were loaded as they are
+    tensor[0] = 7  # as training does with weights that are still mapped
     with mmap_release():
         count_mapped_read(SIZE)
     assert tensor[0].item() == 7

@@ -1,4 +1,4 @@
-"""Quantized weights: their largest difference from the original, and refusals."""
+"""Quantized weights: their largest difference from the original, and errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from llmmod.models.loading.load import load_model
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config
 from llmmod.models.loading.structure import rebuild_model
 
-# Of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E), and fp4's,
-# 2/3 and 1; a little more where the blocks' own maxima are quantized to 8 bits. In 8 bits: half a
-# step of 1/127 of a row's largest, and what float16 loses, which bitsandbytes takes the weights through.
+# As a share of a block's largest weight: half the widest gap between NF4's levels, -1 and -0.6962 (Dettmers et al. 2023, appendix E),
+# and fp4's, 2/3 and 1; a little more where the blocks' maxima are quantized to 8 bits, too. In 8 bits: half a
+# step of 1/127 of a row's largest weight, and the rounding to float16, to which bitsandbytes converts the weights first.
 BOUNDS = {("nf4", False): 0.1520, ("nf4", True): 0.1600, ("fp4", False): 0.1667}
 
 
@@ -32,7 +32,7 @@ def test_four_bits_stay_within_half_a_step(tiny_llama, kind, double):
     conf = QuantizationConf(bits=4, type=kind, double_quant=double)
     quantized = rebuild_model(tiny_llama, quantization_config=quantization_config(conf))
     before, after = tiny_llama.model.layers[0].mlp.up_proj.weight, dequantized_weight(quantized.model.layers[0].mlp.up_proj)
-    blocks, errors = before.reshape(-1, 64), (before - after).reshape(-1, 64)  # bitsandbytes quantizes runs of 64 weights
+    blocks, errors = before.reshape(-1, 64), (before - after).reshape(-1, 64)  # bitsandbytes quantizes blocks of 64 weights
     assert (errors.abs().amax(1) <= BOUNDS[kind, double] * blocks.abs().amax(1) + 1e-6).all()
     assert errors.abs().max() > 0
 
@@ -40,7 +40,7 @@ def test_four_bits_stay_within_half_a_step(tiny_llama, kind, double):
 @pytest.mark.parametrize("shape", [(64, 32), (136, 80), (9, 10)], ids=str)
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_weights_are_unpacked_as_they_were_packed_whatever_the_width(shape, kind):
-    # On CPUs with AVX512, bitsandbytes alone takes each row for the beginning of a run of 64.
+    # On CPUs with AVX512, unpatched bitsandbytes takes the start of each row for the start of a block of 64.
     from bitsandbytes import functional
 
     quantization_config(QuantizationConf(bits=4))
@@ -58,13 +58,13 @@ def test_eight_bits_stay_within_half_a_step(tiny_llama, ids, logits):
     for moment in ("before its first forward", "after it"):
         error = (before - dequantized_weight(layer)).abs()
         assert (error <= before.abs().amax(1, keepdim=True) * (0.5 / 127 + 2**-11)).all(), moment
-        logits(quantized, ids)  # unpacking left the layer usable
+        logits(quantized, ids)  # the layer is still usable after unpacking
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("way", ["rebuilt", "loaded"])
 def test_evaluation_leaves_gradients_as_they_were(tiny_llama, llama_directory, ids, logits, way, bits):
-    # On a CPU with AVX512-BF16, bitsandbytes alone computes without gradients once a 4-bit layer was evaluated.
+    # On a CPU with AVX512-BF16, unpatched bitsandbytes doesn't compute gradients after a 4-bit layer was evaluated once.
     conf = quantization_config(QuantizationConf(bits=bits))
     given = {"quantization_config": conf}
     model = rebuild_model(tiny_llama, **given) if way == "rebuilt" else load_model(str(llama_directory), **given)
@@ -83,7 +83,7 @@ def test_packed_in_parts_to_the_same_bits(monkeypatch):
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     quantization_config(QuantizationConf(bits=4))
-    weights = torch.randn(300, 70, generator=torch.Generator().manual_seed(0))  # 328 runs and 8 weights
+    weights = torch.randn(300, 70, generator=torch.Generator().manual_seed(0))  # 328 blocks and 8 weights
     expected, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
     monkeypatch.setattr(cpu_kernels, "_PACKED_AT_ONCE", 4096)
     found, in_parts = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
@@ -93,7 +93,7 @@ def test_packed_in_parts_to_the_same_bits(monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_packing_takes_little_memory_beside_the_weights():
-    """bitsandbytes alone takes 16 bytes a weight."""
+    """Unpatched bitsandbytes takes 16 bytes per weight."""
     from bitsandbytes.functional import quantize_4bit
 
     def kilobytes(name):
@@ -102,10 +102,10 @@ def test_packing_takes_little_memory_beside_the_weights():
     quantization_config(QuantizationConf(bits=4))
     weights = torch.ones(4 * 2**20, dtype=torch.float16)
     quantize_4bit(weights[: 2**20], quant_type="nf4")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
     quantize_4bit(weights, quant_type="nf4")
-    assert (kilobytes("VmHWM") - before) * 1024 < 8 * len(weights)  # 3 to 5, by what the allocator has at hand
+    assert (kilobytes("VmHWM") - before) * 1024 < 8 * len(weights)  # 3 to 5, depending on the allocator's free memory
 
 
 def test_a_plain_layers_weight_is_itself(tiny_llama):
@@ -128,7 +128,7 @@ def test_falcon_from_disk_is_quantized_and_computes_nearly_the_same(tmp_path, id
     assert type(quantized.transformer.h[0].mlp.dense_h_to_4h).__name__ == "Linear8bitLt"
     assert torch.cosine_similarity(logits(quantized, ids), logits(model, ids), dim=-1).min() > 0.99
     plain = load_model(str(tmp_path))
-    assert type(plain.transformer.h[0].mlp.dense_h_to_4h).__name__ == "FalconLinear"  # the patch has ended
+    assert type(plain.transformer.h[0].mlp.dense_h_to_4h).__name__ == "FalconLinear"  # the patch is undone
 
 
 @pytest.mark.parametrize(

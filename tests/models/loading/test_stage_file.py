@@ -1,4 +1,4 @@
-"""stage.json, and the checks with it before anything is loaded."""
+"""stage.json, and the checks that use it before anything is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_was_written_is_read(left):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"stage": "rm"}'])
-def test_a_file_that_is_none(tmp_path, text):
+def test_a_missing_or_invalid_file(tmp_path, text):
     assert read_stage_file(tmp_path) is None
     (tmp_path / "stage.json").write_text(text)
     assert read_stage_file(tmp_path) is None
@@ -52,15 +52,15 @@ def test_a_file_that_is_none(tmp_path, text):
         ("config.json", {}, None),
     ],
 )
-def test_the_head_in_a_directory_of_others(tmp_path, file, content, head):
+def test_the_head_of_a_directory_that_another_tool_wrote(tmp_path, file, content, head):
     (tmp_path / file).write_text(json.dumps(content))
     assert head_of(tmp_path) == head
 
 
-def test_another_head_than_is_wanted(left, tmp_path):
+def test_the_wrong_head(left, tmp_path):
     scores, writes = left(head="reward"), left("sft", kind="full")
     assert wrong_head("rm", scores, wanted="reward", key="k") is None
-    assert wrong_head("x", tmp_path, wanted="reward", key="k") is None  # nothing says
+    assert wrong_head("x", tmp_path, wanted="reward", key="k") is None  # the directory doesn't say which head it has
     assert str(wrong_head("out/rm", scores, wanted="language", key="finetune.adapters[0]")) == (
         "finetune.adapters[0]: 'out/rm' is an adapter with a reward head, made by stage=rm: it gives scores and doesn't generate text. "
         "Give one trained by stage=sft or another stage for language models."
@@ -71,7 +71,7 @@ def test_another_head_than_is_wanted(left, tmp_path):
     )
 
 
-def test_an_adapter_trained_on_others_merged(left, tmp_path, monkeypatch):
+def test_an_adapter_that_was_trained_on_merged_adapters(left, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     left("sft")
     ppo = left("ppo", merged=["../sft"])

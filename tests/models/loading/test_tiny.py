@@ -13,7 +13,7 @@ def small(model_type, **fields):
 
 
 def test_widths_keep_their_relation_to_hidden_size():
-    """Qwen3-0.6B: 16 heads of 128 channels on a width of 1,024, so twice as wide; Llama-2-7B: 64 * 11008 / 4096 = 172, a multiple of 8."""
+    """Qwen3-0.6B: 16 heads of 128 channels, twice the width of 1,024; Llama-2-7B: 64 * 11008 / 4096 = 172, rounded to a multiple of 8."""
     qwen3 = small("qwen3", hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128, num_hidden_layers=28)
     assert (qwen3.hidden_size, qwen3.num_attention_heads * qwen3.head_dim, qwen3.num_key_value_heads) == (WIDTH, 2 * WIDTH, 2)
     llama = small("llama", hidden_size=4096, intermediate_size=11008)

@@ -17,7 +17,7 @@ def test_loaded_encodes_as_saved(tiny_tokenizer, llama_directory):
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path, model_type):
-    # For qwen2, transformers makes up an empty tokenizer: every text encodes to nothing.
+    # For qwen2, transformers creates an empty tokenizer, which encodes every text to an empty list.
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ConfigError) as error:
         load_tokenizer(str(tmp_path))

@@ -1,8 +1,8 @@
-"""Original checkpoints' tokenizers: directories with a config.json and the vocabulary, and the ids that the original code gave.
+"""Tokenizers of original checkpoints: directories with a config.json and the vocabulary, and the original code's ids.
 
-`*_tiny` are small SentencePiece models made for these tests. The files of the real ones belong to their authors: they are read where the
-development machine has them, and the tests that need them skipped elsewhere. All ids were computed with the original tokenizer code
-under transformers 4.33; LLaMA-2's with sentencepiece itself.
+`*_tiny` are small SentencePiece models made for these tests. The files of the real ones belong to their authors: tests read them where the
+development machine has them and are skipped elsewhere. All ids were computed with the original tokenizer code
+and transformers 4.33; LLaMA-2's with sentencepiece itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def oracle(vocabulary):
 
 @pytest.fixture(scope="session")
 def directory(vocabulary, tmp_path_factory):
-    """A function: name, what tokenizer_config.json says, other files -> an original checkpoint's directory, but for the weights."""
+    """A function: name, content of tokenizer_config.json, other files -> an original checkpoint's directory without weights."""
 
     def make(name, tokenizer_config=None, **files):
         path, (model_type, file) = tmp_path_factory.mktemp(name), ORIGINALS[name]
@@ -68,7 +68,7 @@ def directory(vocabulary, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loaded(directory):
-    """A function: name -> the tokenizer of its original checkpoint, made once."""
+    """A function: name -> the tokenizer of its original checkpoint, built once."""
     from llmmod import load_tokenizer
 
     made = {}

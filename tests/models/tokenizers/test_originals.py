@@ -1,4 +1,4 @@
-"""Tokenizers of original checkpoints, against the ids of the originals."""
+"""Tokenizers of original checkpoints give the same ids as the original code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.models.tokenizers.originals import SentencePieceTokenizer
 from llmmod.render.encode import TextEncoder
 from llmmod.render.segments import own_beginning
 
-# name -> model_type of the class of transformers that its weights load into
+# name -> model_type of the transformers class for its weights
 NATIVE = {"chatglm2_tiny": "glm", "baichuan2_tiny": "llama", "internlm": "llama", "qwen": "qwen2", "llama2": "llama"}
 NAMES = list(NATIVE)
 
@@ -51,7 +51,7 @@ def test_stock_transformers_reloads_what_is_saved(loaded, oracle, tmp_path, name
     (tmp_path / "config.json").write_text(json.dumps({"model_type": NATIVE[name]}))
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert ids_of(again, oracle(name)) == expected(oracle(name))
-    assert tokenizer.special_tokens_map.items() <= again.special_tokens_map.items()  # Qwen2Tokenizer gives itself an unk_token besides
+    assert tokenizer.special_tokens_map.items() <= again.special_tokens_map.items()  # Qwen2Tokenizer also sets an unk_token
     assert (again.padding_side, again.model_input_names, len(again)) == (
         tokenizer.padding_side,
         tokenizer.model_input_names,
@@ -62,7 +62,7 @@ def test_stock_transformers_reloads_what_is_saved(loaded, oracle, tmp_path, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_text_becomes_no_special_token(loaded, name):
+def test_a_text_does_not_encode_to_special_tokens(loaded, name):
     tokenizer = loaded(name)
     special = tokenizer.all_special_tokens
     texts = [*special[:12], "".join(special[:3]), f"people {special[0]} gossop"]
@@ -74,7 +74,7 @@ def test_a_text_becomes_no_special_token(loaded, name):
 @pytest.mark.parametrize(
     ("name", "beginning"), [("chatglm2_tiny", None), ("baichuan2_tiny", None), ("internlm", 1), ("qwen", None), ("llama2", 1)]
 )
-def test_a_text_begins_as_the_original_began_it(loaded, name, beginning):
+def test_a_text_begins_with_the_originals_bos_token(loaded, name, beginning):
     assert own_beginning(loaded(name)) == beginning
 
 
@@ -94,7 +94,7 @@ def raw(tokenizer, text):
 def test_baichuans_reserved_tokens_are_tokens(loaded):
     tokenizer = loaded("baichuan2_tiny")
     assert tokenizer.convert_tokens_to_ids(["<reserved_106>", "<reserved_107>"]) == [5, 6]
-    assert tokenizer.decode([5, *raw(tokenizer, "你好")], skip_special_tokens=True) == "<reserved_106>你好"  # as the original: not special
+    assert tokenizer.decode([5, *raw(tokenizer, "你好")], skip_special_tokens=True) == "<reserved_106>你好"  # as in the original: not special
 
 
 def test_qwens_tokens_follow_its_vocabulary(loaded):
@@ -108,7 +108,7 @@ def test_saved_beside_a_layout_that_stock_transformers_does_not_know(loaded, tmp
     from transformers import AutoTokenizer
 
     loaded("baichuan2_tiny").save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "baichuan"}')  # the 13B models keep it: there is no native class
+    (tmp_path / "config.json").write_text('{"model_type": "baichuan"}')  # the 13B models keep it: a native class doesn't exist
     for load in (load_tokenizer, AutoTokenizer.from_pretrained):
         assert load(str(tmp_path))("你好，世界").input_ids == [1099, 2590, 237, 193, 159, 240, 158, 149]
 
@@ -181,7 +181,7 @@ def test_a_tokenizer_json_of_transformers_4_is_taken_as_it_is(loaded, oracle, tm
 
 
 def changed(path, tmp_path, *, dummy_prefix, removes_spaces):
-    """A directory with the same model, its normalizer_spec changed."""
+    """A directory with the same model but another normalizer_spec."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
     proto = import_protobuf().ModelProto.FromString(path.read_bytes())
@@ -193,7 +193,7 @@ def changed(path, tmp_path, *, dummy_prefix, removes_spaces):
 @pytest.mark.parametrize(
     ("name", "model_type", "removes_spaces", "prefix"),
     [
-        pytest.param("baichuan2_tiny", "baichuan", False, [], id="user-defined pieces behind a dummy prefix"),
+        pytest.param("baichuan2_tiny", "baichuan", False, [], id="user-defined pieces after a dummy prefix"),
         pytest.param("baichuan2_tiny", "internlm", True, [1], id="with bos, white space removed"),
         pytest.param("chatglm2_tiny", "chatglm", True, [3001, 3003], id="with a prefix, white space removed"),
     ],

@@ -38,7 +38,7 @@ def test_ids_and_texts_are_sentencepieces(both):
 
 
 def test_runs_of_spaces_grow_from_the_left(vocabulary):
-    # LLaMA-2's pieces of 2 to 16 spaces have one score. A list of merges in any order but one makes 8 + 12 of the 20 spaces here.
+    # LLaMA-2's pieces of 2 to 16 spaces have the same score. With the merges in any other order, the 20 spaces become 8 + 12.
     rust = rust_tokenizer(read_model(vocabulary("llama2")))
     assert [len(token) for token in rust.encode("x" + " " * 21 + "x").tokens] == [2, 16, 4, 2]
 

@@ -1,4 +1,4 @@
-"""The check distinguishes an exact tokenizer from a nearly exact one."""
+"""The check finds the difference between an exact and a nearly exact tokenizer."""
 
 from __future__ import annotations
 

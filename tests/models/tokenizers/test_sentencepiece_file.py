@@ -39,16 +39,16 @@ def test_what_a_file_leaves_out_is_sentencepieces_default(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"never read", b"\x0a\x7fa", b"\x0a\x03\x0a\x01\xff", b"\x80", b"\x08\x01", b"\x12\x02\x18\x02"],
-    ids=["empty", "text", "cut short", "no utf-8", "cut in a number", "a number for a piece", "no pieces"],
+    ids=["empty", "text", "cut short", "not utf-8", "cut in a number", "a number in place of a piece", "without pieces"],
 )
-def test_what_is_no_model(tmp_path, content):
+def test_a_file_that_is_not_a_model(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=r"^tokenizer.model is not a SentencePiece model"):
         read_model(tmp_path / "tokenizer.model")
 
 
 @pytest.mark.parametrize("module", ["sentencepiece.sentencepiece_model_pb2", "transformers.utils.sentencepiece_model_pb2_new"])
-def test_whose_protobuf_came_first_does_not_matter(vocabulary, module):
+def test_the_import_order_of_protobuf_modules_does_not_matter(vocabulary, module):
     code = f"import {module}, sys, pathlib; from llmmod.models.tokenizers.sentencepiece_bpe import read_model as read; "
     code += "print(len(read(pathlib.Path(sys.argv[1])).pieces))"
     done = subprocess.run([sys.executable, "-c", code, str(vocabulary("chatglm2_tiny"))], capture_output=True, text=True, timeout=60)
