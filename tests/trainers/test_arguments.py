@@ -1,4 +1,4 @@
-"""llmmod.trainers.arguments against the argument classes of transformers and trl themselves."""
+"""llmmod.trainers.arguments, with transformers' and trl's own argument classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="says wha
 
 @dataclass
 class PlainConf(Seq2SeqTrainingArguments, StageConf):
-    """A stage with transformers' own arguments."""
+    """A stage that uses transformers' own arguments."""
 
     stage: str = "plain"
     logging_dirs: list[Any] = field(default_factory=list)
@@ -50,7 +50,7 @@ def test_no_warning_of_a_library_about_arguments_that_nobody_set(sft_conf, tmp_p
 
 @dataclass
 class OtherDefaults(trl.SFTConfig):
-    """A class of a user's own, in which two defaults are others than the schema's."""
+    """A user's own class with two defaults that differ from the schema's."""
 
     weight_decay: float = 0.5
     learning_rate: float = 0.9
@@ -67,7 +67,7 @@ def test_what_the_configuration_shows_holds_whatever_the_class_s_defaults_are(sf
 @pytest.mark.parametrize(
     ("changes", "bf16", "fp16"),
     [({}, False, False), ({"bf16": True}, True, False), ({"bf16": False}, False, False)],
-    ids=["open", "asked for", "refused"],
+    ids=["not set", "true", "false"],
 )
 def test_precision_on_a_cpu(sft_conf, tmp_path, changes, bf16, fp16):
     args = arguments(sft_conf(**changes), tmp_path)
@@ -131,7 +131,7 @@ def test_seq2seq_arguments_reach_a_class_that_has_none_without_an_error(sft_conf
     assert args.train_sampling_strategy == "group_by_length"
 
 
-def test_the_old_sampler_s_name_holds_where_a_stage_s_usual_order_is_not_its_class_s(tmp_path):
+def test_the_old_name_of_the_sampler_works_where_the_stage_sets_its_own_default(tmp_path):
     from llmmod.config.schema.preference_training import KtoConf
 
     conf = KtoConf(stage="kto", train_sampling_strategy="random", sortish_sampler=True, report_to="none")
@@ -168,7 +168,7 @@ def test_a_refusal_names_the_key(sft_conf, tmp_path, changes, words):
     assert all(word in message for word in words), message
 
 
-def test_all_that_is_said_elsewhere_is_told_at_once(sft_conf, tmp_path):
+def test_all_arguments_that_belong_to_other_keys_are_reported_together(sft_conf, tmp_path):
     assert len(refused(sft_conf(packing=True, dataset_num_proc=2), tmp_path).splitlines()) == 2
 
 
@@ -188,7 +188,7 @@ def test_an_accelerator_gets_batches_from_pinned_memory_without_waiting(sft_conf
 
 @pytest.mark.parametrize(("generation", "native"), [(7, False), (8, True)], ids=["T4", "A100"])
 def test_a_gpu_that_emulates_bfloat16_is_not_asked_for_it(sft_conf, tmp_path, monkeypatch, generation, native):
-    """torch says that a T4 and a V100 have it, since it can make such tensors there."""
+    """torch reports bfloat16 as supported on a T4 and a V100, since such tensors can be created there."""
     monkeypatch.setattr("llmmod.trainers.arguments._has_accelerator", lambda conf: True)
     of_gpu = {"is_available": True, "current_device": 0, "get_device_properties": SimpleNamespace(major=generation)}
     for name, value in {**of_gpu, "_check_bf16_tensor_supported": True}.items():

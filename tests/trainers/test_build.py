@@ -1,4 +1,4 @@
-"""llmmod.trainers.build: settings that a trainer must refuse."""
+"""llmmod.trainers.build: settings that a trainer refuses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PPO = PpoConf(stage="ppo", trainer={"_target_": "llmmod.trainers.ppo.trainer.Ppo
 
 @pytest.fixture
 def on_two_gpus(tiny_llama, tiny_tokenizer, toy_splits, toy_prompts, tmp_path):
-    """A trainer of what `training.*` says, where one process sees two GPUs."""
+    """A function: configuration -> its trainer in a process that sees two GPUs."""
 
     def make(conf):
         args = training_arguments(conf, output_dir=tmp_path, seed=1, smoke=False)
-        args._n_gpu = 2  # what transformers counts where it finds two and no launcher
+        args._n_gpu = 2  # as transformers counts two GPUs without a launcher
         train = toy_prompts[0] if conf.data_kind == "prompt" else toy_splits.train
         return trainer_from(conf, model=tiny_llama, args=args, train=train, evaluation=train, tokenizer=tiny_tokenizer)
 
@@ -36,4 +36,4 @@ def test_copies_of_the_model_in_threads_are_refused(on_two_gpus, sft_conf, stage
 
 def test_one_model_that_is_spread_over_both_is_not(on_two_gpus, tiny_llama, sft_conf):
     tiny_llama.hf_device_map = {"model": 0, "lm_head": 1}
-    assert on_two_gpus(sft_conf()).args.n_gpu == 1  # transformers' own word for it
+    assert on_two_gpus(sft_conf()).args.n_gpu == 1  # as transformers itself counts here

@@ -1,4 +1,4 @@
-"""The best checkpoint at the end of a training: what becomes of one that is damaged, and of a run whose directory is moved."""
+"""The best checkpoint at the end of a training, if the checkpoint is damaged or the run's directory was moved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from llmmod.errors import RunError
 
-# The highest loss is called the best, so that it isn't the last.
+# Here the highest loss counts as the best, so that the best checkpoint isn't the last.
 SETTINGS = {
     "max_steps": 4,
     "eval_on_start": False,
@@ -53,7 +53,7 @@ def test_the_best_checkpoint_is_found_again_if_the_run_has_been_moved(toy_traine
     there = tmp_path / "here" / "checkpoint-4"
     (tmp_path / "here").rename(tmp_path / "there")
     there = tmp_path / "there"
-    # With one checkpoint to keep, one that isn't known to be the best would be removed.
+    # save_total_limit=1 would remove a checkpoint that isn't known to be the best.
     trainer = toy_trainer(**{**SETTINGS, "max_steps": 6}, save_total_limit=1, output_dir=there, model=begins)
     trainer.train(resume_from_checkpoint=str(there / "checkpoint-4"))
     assert trainer.state.best_model_checkpoint == str(there / "checkpoint-2")
@@ -61,7 +61,7 @@ def test_the_best_checkpoint_is_found_again_if_the_run_has_been_moved(toy_traine
 
 
 def test_a_limit_that_torch_reached_is_named(toy_trainer, tmp_path):
-    """torch.save says `unexpected pos 1014592 vs 1014480`."""
+    """torch.save itself only says `unexpected pos 1014592 vs 1014480`."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     trainer = toy_trainer(**SETTINGS)

@@ -1,4 +1,4 @@
-"""llmmod.trainers.collation: the collator of a training; and that packed rows train the same as padded batches."""
+"""llmmod.trainers.collation: the choice of the collator. Packed rows train the same as padded batches."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_our_trainers_get_rows_of_several(tiny_tokenizer, toy_splits):
     assert isinstance(collator(tiny_tokenizer, trainer=trainer, train=PackedDataset(toy_splits.train, 64)), FlatteningCollator)
 
 
-def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):
+def test_a_collator_that_the_user_sets_is_kept(tiny_tokenizer, toy_splits):
     assert isinstance(collator(tiny_tokenizer, PAD), PaddingCollator)
     assert collator(tiny_tokenizer, {}) is None
     with pytest.raises(ConfigError, match="PaddingCollator treats a row as one example"):
@@ -81,7 +81,7 @@ def test_what_is_asked_for_is_not_second_guessed(tiny_tokenizer, toy_splits):
 
 @pytest.fixture
 def trained(toy_trainer, tiny_llama):
-    """Train the toy from the same weights each time: the log, and the weights afterwards."""
+    """Train the toy task from the same weights each time: the log, and the weights afterwards."""
     start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
 
     def run(**changes):
@@ -94,7 +94,7 @@ def trained(toy_trainer, tiny_llama):
 
 
 def assert_like(found, expected):
-    """Float32, after ten steps of Adam, which make a small difference of the gradient a larger one of the weights."""
+    """Tolerances for float32 after ten steps of Adam, which turn small differences of the gradient into larger ones of the weights."""
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3)
 
@@ -114,7 +114,7 @@ def test_flattened_batches_train_what_padded_ones_do(trained, toy_splits):
 
 
 def test_packed_rows_have_the_gradient_of_the_examples(trained, toy_splits, tiny_llama):
-    """All of the data in one optimizer step: the mean over its labelled tokens, however it is cut into rows."""
+    """All data in one optimizer step: the gradient is that of the mean over the labelled tokens, for every division into rows."""
     seen = []
 
     class Gradients(TrainerCallback):
@@ -151,7 +151,7 @@ def test_a_user_s_own_metric_gets_logits_of_a_row(toy_trainer, tiny_tokenizer):
 
 
 def test_sums_by_example_by_hand():
-    """Two examples of 3 and 2 tokens in a row of 5; values of tokens 2 to 5, where the second example's first has none."""
+    """Two examples of 3 and 2 tokens in a row of 5. The values are those of tokens 2 to 5; the second example's first token has none."""
     values = [torch.tensor([[1.0, 2.0, 0.0, 8.0]]), torch.tensor([[True, True, False, True]])]
     assert sums_by_example(values, torch.tensor([0, 3, 5])).tolist() == [[3.0, 2.0], [8.0, 1.0]]
     assert sums_by_example(values, None).tolist() == [[11.0, 3.0]]

@@ -1,4 +1,4 @@
-"""The settings of an engine in the libraries' form, and the launcher with our own processes."""
+"""An engine's settings in the libraries' format, and the launcher with real processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_offloading_from_the_cpu_is_refused():
     assert processes_of(DistributedConf(name="fsdp", processes=2), use_cpu=True) == 2
 
 
-def test_fsdp_is_what_transformers_makes_of_it(tmp_path):
+def test_transformers_reads_the_fsdp_settings(tmp_path):
     conf = DistributedConf(name="fsdp", fsdp=FsdpConf(cpu_offload=True, reshard_after_forward=False, transformer_layer_cls_to_wrap=["A"]))
     args = TrainingArguments(output_dir=str(tmp_path), **engine_arguments(conf))
     plugin = args.fsdp_plugin_args
@@ -53,7 +53,7 @@ def test_fsdp_is_what_transformers_makes_of_it(tmp_path):
 )
 def test_deepspeed_takes_the_configuration(stage, conf, offloads):
     composed = deepspeed_config(conf, stage=stage)
-    theirs = HfDeepSpeedConfig(json.loads(json.dumps(composed)))  # accelerate's reading of DeepSpeed's file
+    theirs = HfDeepSpeedConfig(json.loads(json.dumps(composed)))  # accelerate's reader of DeepSpeed's file
     assert (theirs.is_zero2(), theirs.is_zero3()) == (stage == 2, stage == 3)
     assert theirs.is_offload() == bool(offloads)
     zero = composed["zero_optimization"]
@@ -92,7 +92,7 @@ def test_processes_are_started_and_the_first_that_fails_ends_all(tmp_path, code)
     ("examples", "size", "processes"), [(3, 1, 2), (7, 2, 2), (8, 2, 2), (5, 2, 3), (1, 4, 2)], ids=lambda number: str(number)
 )
 def test_no_example_of_an_epoch_is_taken_twice(examples, size, processes):
-    """accelerate takes the first ones again where too few are left."""
+    """accelerate repeats the first examples where too few are left."""
 
     class Trainer:
         accelerator = SimpleNamespace(num_processes=processes)

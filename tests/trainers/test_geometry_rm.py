@@ -1,4 +1,4 @@
-"""The gradient of rm's optimizer step doesn't depend on how its pairs are divided, padded, ordered, or whether they share their prompt."""
+"""The gradient of rm's optimizer step doesn't depend on how pairs are divided, padded and ordered, or whether they share their prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PadLeft = partial(RewardCollator, side="left")
 
 @pytest.fixture
 def examples():
-    """Each with a margin."""
+    """Pairs, each with a margin."""
     return [pair | {"margin": number / 4} for number, pair in enumerate(geometry.pairs_of_all_lengths())]
 
 
@@ -39,7 +39,7 @@ def test_whatever_their_order(gradient, examples):
 
 
 def test_a_mean_of_the_batches_means_would_be_another(gradient, monkeypatch):
-    """That the comparison can fail: trl's own scaling, by batch."""
+    """Shows that the comparison can fail: trl itself scales by batch."""
     expected = gradient(**geometry.divided(8, 1))
     monkeypatch.setattr(RmTrainer, "_get_num_items_in_batch", lambda *args: None)
     monkeypatch.setattr(RmTrainer, "loss_is_scaled_for_ga", False)

@@ -10,12 +10,12 @@ from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.trainers.sft import SftTrainer
 
-LENGTHS = ((9, 4), (3, 1), (20, 12), (2, 3), (6, 26), (4, 14), (11, 1))  # tokens of a prompt, and of its answer
+LENGTHS = ((9, 4), (3, 1), (20, 12), (2, 3), (6, 26), (4, 14), (11, 1))  # tokens of a prompt and of its answer
 CAPACITY = 40
 
 
 class PadLeft(PaddingCollator):
-    """The same rows with the padding on the left, positions that start where a row does, and no label where only padding comes before."""
+    """The same rows padded on the left, with positions that start at a row's first token, which doesn't have a label."""
 
     def __call__(self, examples):
         batch = super().__call__(examples)
@@ -29,7 +29,7 @@ class PadLeft(PaddingCollator):
 
 @pytest.fixture(params=["pt", "sft"])
 def examples(request):
-    """Documents, of which every token is trained; or the same with answers alone trained."""
+    """For pt, documents with every token trained; for sft, the same ones with only the answers trained."""
     token = iter(range(5, 400))
     rows = [([next(token) for _ in range(asked + said)], asked) for asked, said in LENGTHS]
     return [{"input_ids": ids, "labels": ids if request.param == "pt" else [-100] * asked + ids[asked:]} for ids, asked in rows]
@@ -37,7 +37,7 @@ def examples(request):
 
 @pytest.fixture
 def gradient(toy_trainer, examples):
-    """The gradient of one step, by changes of `training.*`."""
+    """A function: changes of `training.*` -> the gradient of one step."""
 
     def of(train=None, collator=FlatteningCollator, **changes):
         def make(**given):
@@ -69,7 +69,7 @@ def test_however_the_examples_are_divided_padded_packed_and_ordered(gradient, ex
 
 
 def test_a_mean_of_the_batches_means_would_be_another(gradient, monkeypatch):
-    """That the comparison can fail: the mean of each batch, and of those the mean."""
+    """Shows that the comparison can fail: the mean of the batches' means gives another gradient."""
     expected = gradient(**geometry.divided(8, 1))
     monkeypatch.setattr(SftTrainer, "_get_num_items_in_batch", lambda *args: None)
     assert geometry.apart(gradient(**geometry.divided(2, 4)), expected) > 1e-2

@@ -1,5 +1,5 @@
-"""A reward model learns, whatever is trained: with each of two seeds the better answer scores higher in at least 70 % of the held-out
-pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py), once in 5,000 with both.
+"""A reward model learns with every way to fine-tune: with each of two seeds the better answer scores higher in at least 70 % of held-out
+pairs. By chance it is half, and 70 % once in 70 times for one seed (good_tokens.py), once in 5,000 for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from preferences import RM_COLLATORS
 from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
-# Pairs as short as these are quicker padded; the gradient is the same (test_geometry_rm.py).
+# Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_rm.py).
 SETTINGS = good_tokens.SETTINGS | {"collator": RM_COLLATORS[1]}
 
 
@@ -27,7 +27,7 @@ def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, w
 
 
 def prepared(model, way, seed):
-    """A reward model with what one way to fine-tune trains; adapters are on the embeddings too, as `ways.FREEZE` has it."""
+    """A reward model that is prepared for a way to fine-tune. The embeddings have adapters, too, as `ways.FREEZE` trains them."""
     from llmmod.config.schema.finetune import LoraConf
     from llmmod.models.adapters.setup import setup_lora
     from llmmod.models.reward import with_reward_head

@@ -1,5 +1,5 @@
-"""Pre-training and supervised fine-tuning learn, whatever is trained: with each of two seeds the loss of what is held out falls, and at
-least half of its twelve partners are right, which chance has once in 5,000 times a seed (partners.py), once in 10^7 with both.
+"""Pre-training and supervised fine-tuning learn with every way to fine-tune. With each of two seeds the loss on held-out examples falls,
+and at least half of the twelve partners are right. By chance that happens once in 5,000 times for one seed (partners.py), in 10^7 for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGES = {
 
 @pytest.mark.parametrize("way", ways.WAYS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_it_never_saw_is_foretold(toy_trainer, tiny_llama, stage, way, learning_seed, record_property):
+def test_it_predicts_held_out_partners(toy_trainer, tiny_llama, stage, way, learning_seed, record_property):
     examples, own = STAGES[stage]
     settings = partners.SETTINGS | own | (partners.FREEZE if way == "freeze" else {})
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.log_probs against the plain computation with all logits: numbers and gradients, in float64 within 1e-10."""
+"""llmmod.trainers.log_probs gives the numbers and gradients of the plain computation with all logits, in float64 within 1e-10."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmmod.trainers.log_probs import log_probs
 
 ROWS, VOCABULARY, CHANNELS = 23, 50, 16
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-# Rows of a tile, rows of a slice: more than there are; a few, which don't divide their number.
+# Rows per tile and per slice: more than all rows; a few, which don't divide the number of rows; one.
 SIZES = [(1000, 1000), (7, 3), (1, 1)]
 WAYS = {
     "plain": {},
@@ -54,11 +54,11 @@ def test_the_numbers(way):
 
 
 @pytest.mark.usefixtures("sizes")
-@pytest.mark.parametrize("entropy_gradient", [False, True], ids=["", "of the entropy too"])
+@pytest.mark.parametrize("entropy_gradient", [False, True], ids=["", "with the entropy"])
 @pytest.mark.parametrize("alike", [True, False], ids=["mean", "weighted"])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_gradient(way, alike, entropy_gradient):
-    """Of a mean and of a weighted sum; the hint that the tokens are treated alike is right or wrong."""
+    """The gradient of a mean and of a weighted sum, with a right and a wrong hint that all tokens have the same weight."""
     changes = dict(WAYS[way])
     *tensors, targets = given(bias=changes.pop("bias", False))
     trained, weights = [x for x in tensors if x is not None], torch.ones(ROWS).double() / ROWS if alike else torch.randn(ROWS).double()

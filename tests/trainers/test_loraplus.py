@@ -1,4 +1,4 @@
-"""LoRA+: each matrix's learning rate, and that its weights change at this rate."""
+"""LoRA+: each matrix has the right learning rate, and its weights change at this rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rates(model, optimizer):
     return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
 
-def test_b_learns_so_many_times_as_fast_as_a(toy_trainer, adapted):
+def test_the_learning_rate_of_b_is_the_ratio_times_that_of_a(toy_trainer, adapted):
     """Hayou et al. 2024, section 4: the same rate for all A, ratio times that for all B."""
     found = rates(adapted, plus(toy_trainer(model=adapted, learning_rate=1e-3)).create_optimizer())
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
@@ -87,7 +87,7 @@ def test_resuming_gives_the_bits_of_the_uninterrupted_run(toy_trainer, tiny_llam
 
 
 def test_an_optimizer_with_groups_of_its_own_is_refused(toy_trainer, adapted):
-    """GaLore's, LOMO's, and those that update layer by layer; the libraries that bring them aren't needed to tell."""
+    """GaLore's, LOMO's and layer-wise optimizers are recognized without their libraries."""
     args = toy_trainer(model=adapted).args
     with pytest.raises(ConfigError, match=r"finetune.loraplus_lr_ratio: 16, but training.optim=\S+ divides the parameters in a way of"):
         loraplus_optimizer(adapted, 16.0, cls=torch.optim.AdamW, arguments={"lr": 1e-3, "optimizer_dict": {}}, args=args)

@@ -1,4 +1,4 @@
-"""llmmod.trainers.means against numpy on all numbers at once. Tolerance: 1e-10."""
+"""llmmod.trainers.means gives numpy's values for all numbers at once. Tolerance: 1e-10."""
 
 from __future__ import annotations
 

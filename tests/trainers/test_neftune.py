@@ -1,4 +1,4 @@
-"""NEFTune's noise: its bound alpha / sqrt(L d), with L the sequence's own length, not the batch's width or the vocabulary's size."""
+"""NEFTune's noise has the bound alpha / sqrt(L d), where L is the sequence's own length, not the batch's width or the vocabulary's size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANNELS = 32  # of tests/conftest.py's llama
 
 
 def noise(model, inputs, alpha=ALPHA):
-    """What is added to the embeddings, [batch, seq, channels]."""
+    """The noise in the embeddings, [batch, seq, channels]."""
     embed = model.get_input_embeddings()
     plain = embed(inputs["input_ids"]).detach()
     with noisy_embeddings(model, inputs, alpha=alpha):
@@ -31,8 +31,8 @@ def test_each_examples_noise_has_the_bound_of_its_own_length(tiny_llama):
         bound = ALPHA / (length * CHANNELS) ** 0.5
         real = found[row, :length]
         assert real.abs().max() <= bound
-        assert real.abs().max() > 0.99 * bound  # of more than a thousand draws
-        assert real.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)  # of a uniform distribution
+        assert real.abs().max() > 0.99 * bound  # the largest of more than a thousand draws
+        assert real.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)  # a uniform distribution
         assert real.mean().item() == pytest.approx(0, abs=0.1 * bound)
 
 
@@ -55,7 +55,7 @@ def test_without_a_mask_the_row_is_the_sequence():
 
 
 def test_where_no_gradient_is_taken_nothing_is_added(tiny_llama):
-    """A reference, and kto's mismatched pairs, whose rows have other lengths than those that are learnt."""
+    """For example for a reference, and for kto's mismatched pairs, whose rows have other lengths than the trained ones."""
     tiny_llama.train()
     embed, others = tiny_llama.get_input_embeddings(), torch.full((2, 31), 7)
     with noisy_embeddings(tiny_llama, padded(20, 10), alpha=ALPHA), torch.no_grad():
@@ -70,7 +70,7 @@ def test_off_nothing_is_added(tiny_llama, off):
 
 
 def test_a_trainer_adds_it_once_and_in_training_alone(toy_trainer, tiny_llama, monkeypatch):
-    """The library's own hook would add to it."""
+    """The library's own hook would add noise a second time."""
     hooks = []
     embed = tiny_llama.get_input_embeddings()
     forward = embed.forward

@@ -1,4 +1,4 @@
-"""The reference is the initial policy: a frozen copy gives the same values, for every way to keep it."""
+"""The reference is the initial policy and gives the same values as a frozen copy, for every way to keep it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_it_is_a_frozen_copy(tiny_llama, way):
 
 
 def test_what_is_kept_is_what_is_trained(tiny_llama):
-    """A new adapter needs nothing; frozen layers are shared; nobody knows what whole weights that were trained elsewhere had been."""
+    """A new adapter doesn't need a copy; frozen layers are shared. Initial values of full weights trained elsewhere are unknown."""
     assert initial_weights(adapted(copy.deepcopy(tiny_llama), new=True)) is None
     going_on = initial_weights(adapted(copy.deepcopy(tiny_llama), new=False))
     assert all("lora_" in name for name in going_on)
@@ -64,7 +64,7 @@ def test_what_is_kept_is_what_is_trained(tiny_llama):
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-@pytest.mark.parametrize("known", [True, False], ids=["since training began", "evaluated only"])
+@pytest.mark.parametrize("known", [True, False], ids=["trained here", "evaluated only"])
 def test_where_the_base_was_changed_it_is_the_untouched_model(tiny_llama, init, known):
     untouched = log_probs(copy.deepcopy(tiny_llama))
     policy = setup_lora(tiny_llama, LoraConf(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=init)).eval()
@@ -79,7 +79,7 @@ def test_where_the_base_was_changed_it_is_the_untouched_model(tiny_llama, init, 
     assert torch.equal(log_probs(policy), changed)
 
 
-def test_nobody_knows_what_loftq_changed(tiny_llama):
+def test_the_reference_is_unknown_after_loftq(tiny_llama):
     policy = adapted(tiny_llama, new=True)
     policy.peft_config["default"].init_lora_weights = "loftq"
     assert reference(policy, None) is None

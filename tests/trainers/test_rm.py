@@ -1,4 +1,4 @@
-"""llmmod.trainers.rm: trl's loss from shared rows, evaluation against a naive loop, little memory, and resuming to the bit."""
+"""llmmod.trainers.rm: trl's loss from shared rows, evaluation against a naive loop, low memory, and resuming to the bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmmod.trainers.rm import pair_losses, pair_rewards
 
 @pytest.fixture
 def theirs(tiny_reward, tiny_tokenizer, toy_pairs, tmp_path):
-    """trl's trainer of the same model."""
+    """A function: changes of the arguments -> trl's trainer with the same model."""
 
     def make(**changes):
         whole = toy_pairs.train.map(lambda pair: {name: pair["prompt_ids"] + pair[name] for name in ("chosen_ids", "rejected_ids")})
@@ -59,7 +59,7 @@ def test_loss_and_gradient_are_those_of_trls_trainer(rm_trainer, theirs, toy_pai
 @pytest.mark.parametrize("collator", RM_COLLATORS)
 @pytest.mark.parametrize("batch", [1, 4, 7])
 def test_evaluation_is_exact_over_all_pairs_whatever_the_batch(rm_trainer, toy_pairs, tiny_reward, batch, collator):
-    """A batch of one pair would hide answers that are compared with another pair's."""
+    """With batches of one pair only, answers that are compared with another pair's would stay unnoticed."""
     metrics = rm_trainer(per_device_eval_batch_size=batch, collator=collator).evaluate()
     chosen, rejected = naive(tiny_reward, toy_pairs.eval).unbind(1)
     expected = {
@@ -74,7 +74,7 @@ def test_evaluation_is_exact_over_all_pairs_whatever_the_batch(rm_trainer, toy_p
 
 
 def test_the_last_smaller_batch_counts_by_its_pairs(rm_trainer, tiny_reward, toy_pairs):
-    """The mean of the batches' means would be another number."""
+    """The mean of the batches' means would differ."""
     metrics = rm_trainer(per_device_eval_batch_size=29).evaluate()
     losses = -torch.nn.functional.logsigmoid(naive(tiny_reward, toy_pairs.eval).diff(dim=1)[:, 0].neg())
     of_means = (losses[:29].mean() + losses[29]) / 2
@@ -148,7 +148,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(rm_trainer, tiny_r
 
 
 def test_heads_and_adapters_of_a_quantized_model_stay_in_float32(tiny_llama, rm_trainer):
-    """trl would round them to bfloat16, for good."""
+    """trl would round them to bfloat16 permanently."""
     from llmmod.config.schema.quantization import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
@@ -169,7 +169,7 @@ def test_streamed_pairs_are_trained_too(rm_trainer, toy_pairs):
 
 
 def test_longest_pairs_come_together_by_length(rm_trainer):
-    """Of a pair all three columns count."""
+    """A pair's length counts all three columns."""
     uneven = [
         {"prompt_ids": [5] * n, "chosen_ids": [6] * m, "rejected_ids": [7] * 2} for n, m in ((1, 30), (30, 1), (1, 1), (2, 2), (1, 2))
     ]
@@ -178,7 +178,7 @@ def test_longest_pairs_come_together_by_length(rm_trainer):
     assert first in (0, 1)
 
 
-def test_pairs_of_like_length_together_are_held_out_all_the_same(rm_trainer):
-    """transformers 5.23 would sort the held-out ones by their `input_ids`, which pairs don't have."""
+def test_group_by_length_does_not_change_the_evaluation(rm_trainer):
+    """transformers 5.23 would sort held-out pairs by their `input_ids`, which pairs don't have."""
     usual, sorted_ = (rm_trainer(train_sampling_strategy=order).evaluate()["eval_loss"] for order in ("random", "group_by_length"))
     assert sorted_ == pytest.approx(usual, rel=1e-5)

@@ -1,4 +1,4 @@
-"""An epoch's order doesn't depend on earlier random numbers, and differs in the next epoch."""
+"""An epoch's order doesn't depend on earlier random numbers, and the next epoch has another order."""
 
 from __future__ import annotations
 

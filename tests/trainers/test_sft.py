@@ -13,7 +13,7 @@ from llmmod.trainers import efficient
 
 
 def naive_sums(model, examples):
-    """Sum of the losses, their number, and how many labels are the likeliest token: one example at a time, float64."""
+    """The sum of the losses, their number, and how many labels are the likeliest token: one example at a time, in float64."""
     loss = tokens = correct = 0.0
     for example in examples:
         ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])[1:]
@@ -29,7 +29,7 @@ def naive_sums(model, examples):
 
 @pytest.fixture
 def head_rows(monkeypatch):
-    """The number of rows of each matrix that is multiplied by the head's."""
+    """The number of rows of each matrix that the head multiplies."""
     rows = []
     real = efficient.LogProbFunction.apply
 
@@ -53,7 +53,7 @@ def test_only_labelled_positions_reach_the_head_in_evaluation(toy_trainer, toy_s
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_labelled_tokens(toy_trainer, toy_splits, tiny_llama):
-    """Two micro-batches of unequal length: the mean is over the tokens of both (TRL 2604, LLaMA-Factory's like)."""
+    """Two micro-batches of unequal length: the mean is over the tokens of both (TRL 2604; LLaMA-Factory had the same bug)."""
     trainer = toy_trainer(
         per_device_train_batch_size=2, gradient_accumulation_steps=9, max_steps=1, learning_rate=0.0, max_grad_norm=0.0, eval_strategy="no"
     )
@@ -86,7 +86,7 @@ def test_evaluation_is_exact_to_the_token_whatever_the_batch(toy_trainer, toy_sp
 
 
 def test_a_long_answer_counts_as_many_times_as_it_has_tokens(toy_trainer, tiny_llama):
-    """The mean of the batches' means would be another number: here two batches, of 1 and of 40 tokens."""
+    """The mean of the batches' means would differ: here two batches have 1 and 40 tokens."""
     examples = [{"input_ids": [5, 9], "labels": [-100, 9]}, {"input_ids": list(range(20, 61)), "labels": [-100, *range(21, 61)]}]
     metrics = toy_trainer(evaluation=Dataset.from_list(examples), per_device_eval_batch_size=1).evaluate()
     sums = [naive_sums(tiny_llama, [example]) for example in examples]
@@ -96,7 +96,7 @@ def test_a_long_answer_counts_as_many_times_as_it_has_tokens(toy_trainer, tiny_l
 
 
 def test_no_logits_are_kept(toy_trainer, toy_splits):
-    """What an evaluation holds on to is three sums, so its memory doesn't grow with the number of examples."""
+    """An evaluation keeps three sums, so its memory doesn't grow with the number of examples."""
     trainer = toy_trainer(per_device_eval_batch_size=3)
     kept = []
     step = trainer.prediction_step
@@ -118,7 +118,7 @@ def test_a_user_s_own_metric_still_gets_logits(toy_trainer, tiny_tokenizer):
         assert trainer.evaluate()["eval_vocabulary"] == len(tiny_tokenizer)
 
 
-def test_nobody_is_told(monkeypatch, toy_trainer):
+def test_training_does_not_open_a_connection(monkeypatch, toy_trainer):
     told = []
 
     def refuse(*args):

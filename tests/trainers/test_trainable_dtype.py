@@ -1,4 +1,4 @@
-"""Trained weights of 16 bits change like the same weights in float32, at a rate at which 16 bits would lose the change."""
+"""Trained 16-bit weights change like the same weights in float32, at a learning rate at which 16 bits would lose the change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAYS = ("full", "freeze", "lora")
 
 
 def prepared(model, way, stage, trainable_dtype=TrainableDtype.float32):
-    """The model with what a way trains; LoRA trains a whole module beside its adapters, and a reward model its head in any case."""
+    """The model prepared for a way to fine-tune. LoRA also trains a whole module, and a reward model always trains its head."""
     model = with_reward_head(model, seed=3) if stage == "rm" else model
     given = {"name": way, "trainable_dtype": trainable_dtype}
     if way == "full":
@@ -45,7 +45,7 @@ def prepared(model, way, stage, trainable_dtype=TrainableDtype.float32):
 
 @dataclass
 class Change:
-    """What changed of a model, adapters' own matrices left out, and of ppo's value head, each in one vector; and what ppo's model drew."""
+    """The changes of a model (without adapters' own matrices) and of ppo's value head, each as one vector, and ppo's completions."""
 
     weights: torch.Tensor
     head: torch.Tensor
@@ -56,7 +56,7 @@ class Change:
 def change(toy_trainer, dpo_trainer, rm_trainer, answering_trainer, monkeypatch):
     """A function that trains a model.
 
-    With what another one drew by chance its answers are the same: a token that fell otherwise would change all that come after it.
+    Given another model's completions, it uses these: one token sampled otherwise would change all later ones.
     """
     draw = rollout.generate_in_order
 
@@ -89,7 +89,7 @@ def change(toy_trainer, dpo_trainer, rm_trainer, answering_trainer, monkeypatch)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm", "ppo"])
 def test_it_changes_as_in_float32(tiny_llama, change, stage, way):
-    """Norms of the changes within 5 %, and in one direction. Measured: within 0.4 %, cosines above 0.99."""
+    """The norms of the changes agree within 5 %, and their directions agree. Measured: within 0.4 %, cosines above 0.99."""
     for dtype in (torch.bfloat16, torch.float16):
         rounded = tiny_llama.to(dtype)
         expected = change(prepared(copy.deepcopy(rounded).float(), way, stage), stage)
@@ -102,7 +102,7 @@ def test_it_changes_as_in_float32(tiny_llama, change, stage, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_it_does_not_as_the_checkpoint_has_it(tiny_llama, change, way):
-    """The other side of the same test: in bfloat16 what moves jumps, and most doesn't move."""
+    """The opposite case: in bfloat16 most weights don't change, and the others jump."""
     rounded = tiny_llama.to(torch.bfloat16)
     found = change(prepared(copy.deepcopy(rounded), way, "sft", TrainableDtype.checkpoint), "sft")
     expected = change(prepared(copy.deepcopy(rounded).float(), way, "sft"), "sft")

@@ -94,7 +94,7 @@ def raw(tokenizer, text):
 def test_baichuans_reserved_tokens_are_tokens(loaded):
     tokenizer = loaded("baichuan2_tiny")
     assert tokenizer.convert_tokens_to_ids(["<reserved_106>", "<reserved_107>"]) == [5, 6]
-    assert tokenizer.decode([5, *raw(tokenizer, "你好")], skip_special_tokens=True) == "<reserved_106>你好"  # as in the original: not special
+    assert tokenizer.decode([5, *raw(tokenizer, "你好")], skip_special_tokens=True) == "<reserved_106>你好"  # as the original: not special
 
 
 def test_qwens_tokens_follow_its_vocabulary(loaded):

@@ -1,4 +1,4 @@
-"""The loss curve: smoothing by hand, and an image that is complete or missing."""
+"""The loss curve: smoothing by hand, and an image that is either complete or missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_picture(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
-@pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[1:3]], ids=["evaluations alone", "training alone"])
+@pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[1:3]], ids=["only evaluations", "only training"])
 def test_one_of_the_two_is_enough(tmp_path, history):
     assert draw_loss_curve(history, tmp_path / "loss.png")
 

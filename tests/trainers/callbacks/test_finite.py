@@ -1,4 +1,4 @@
-"""A loss or a gradient that isn't finite ends the run before the weights change."""
+"""If a loss or a gradient isn't finite, the run ends before the weights change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def weights(model):
 
 @pytest.fixture
 def spoilt(toy_trainer, tiny_llama):
-    """A trainer whose third step has a loss, or a gradient, of `value`; and the weights before that step."""
+    """A trainer whose third step has the given loss or gradient, and the weights before that step."""
 
     def make(*, loss=None, gradient=None, **changes):
         trainer = toy_trainer(eval_strategy="no", eval_on_start=False, save_strategy="steps", save_steps=1.0, **changes)

@@ -1,4 +1,4 @@
-"""A signal during training waits for the end of the step, then reaches the previous handler."""
+"""A signal during training takes effect at the end of the step and then reaches the previous handler."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class InterruptingAll(TrainerCallback):
-    """Sends a signal to the workers of the data loader and then to this process, as a queue does, before the second half of a step."""
+    """Like a job queue, sends a signal to the data loader's workers and then to this process, before the second half of a step."""
 
     def __init__(self, number):
         self._number, self.workers = number, 0
-        self._others = multiprocessing.active_children()  # of other tests
+        self._others = multiprocessing.active_children()  # from other tests
 
     def on_substep_end(self, args, state, control, **kwargs):
         if state.global_step == 1 and not self.workers:
@@ -35,7 +35,7 @@ class InterruptingAll(TrainerCallback):
 
 
 class Interrupting(TrainerCallback):
-    """Sends this process a signal in the midst of an optimizer step, or of an evaluation."""
+    """Sends this process a signal during an optimizer step or an evaluation."""
 
     def __init__(self, number, step, where="on_pre_optimizer_step"):
         self._number, self._step = number, step
@@ -49,7 +49,7 @@ class Interrupting(TrainerCallback):
 
 @pytest.fixture
 def handled():
-    """Signals that reached the handlers from before."""
+    """Signals that reached the previous handlers."""
     got = []
     before = {number: signal.signal(number, lambda n, frame: got.append(n)) for number in SIGNALS}
     yield got
@@ -71,8 +71,8 @@ def test_the_step_is_finished_first(toy_trainer, handled, number, capfd):
 @pytest.mark.parametrize(
     ("number", "handler"),
     [
-        pytest.param(signal.SIGUSR2, signal.SIG_DFL, id="that of queues where no launcher listens"),
-        pytest.param(signal.SIGINT, signal.SIG_IGN, id="one that is ignored, as in the background of a script"),
+        pytest.param(signal.SIGUSR2, signal.SIG_DFL, id="a queue's signal without a launcher"),
+        pytest.param(signal.SIGINT, signal.SIG_IGN, id="a signal that is ignored, as in a background job"),
     ],
 )
 def test_a_signal_is_left_alone(number, handler):
@@ -87,7 +87,7 @@ def test_a_signal_is_left_alone(number, handler):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_workers_of_the_data_loader_work_to_the_end_of_the_step(toy_trainer, handled, number, capfd):
-    """Without prefetched batches: the step needs two more of them."""
+    """Without prefetched batches, since the step needs two more."""
     stop, signals = StopAfterStep(), InterruptingAll(number)
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "dataloader_prefetch_factor": 1}
     trainer = toy_trainer(callbacks=[stop, signals], dataloader_num_workers=1, **settings)
@@ -99,7 +99,7 @@ def test_workers_of_the_data_loader_work_to_the_end_of_the_step(toy_trainer, han
     assert capfd.readouterr().err.count("finishing this step") == 1
 
 
-def test_the_end_of_an_evaluation_is_not_waited_for(toy_trainer, handled):
+def test_an_evaluation_stops_at_once(toy_trainer, handled):
     stop = StopAfterStep()
     trainer = toy_trainer(callbacks=[Interrupting(signal.SIGINT, step=5, where="on_prediction_step"), stop], per_device_eval_batch_size=1)
     with stop, pytest.raises(StoppedBetweenSteps):
@@ -138,7 +138,7 @@ def test_an_error_of_the_training_wins(handled):
 
 
 def test_several_processes_stop_after_the_same_step(tmp_path):
-    """The second gets the signal, and once more from what started it, as torchrun does; both learn of it at the end of the step."""
+    """The second process gets the signal, and again from its launcher, as with torchrun; both stop at the end of the step."""
 
     def one_of_two(rank):
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=rank, world_size=2)
@@ -162,7 +162,7 @@ def test_several_processes_stop_after_the_same_step(tmp_path):
 
 
 def forked(do):
-    """The number of a process that does something and ends with 0 if that went well."""
+    """The id of a new process that calls `do` and exits with 0 if it succeeds."""
     process = os.fork()
     if process:
         return process
@@ -173,8 +173,8 @@ def forked(do):
         os._exit(1)
 
 
-def test_nobody_reads_any_more(handled):
-    """Ctrl-C ends the `tee` that a run's output goes through as well."""
+def test_the_reader_of_the_output_is_gone(handled):
+    """Ctrl-C also ends a `tee` that the run's output is piped into."""
     kept, (reader, writer) = os.dup(2), os.pipe()
     os.close(reader)
     os.dup2(writer, 2)

@@ -1,4 +1,4 @@
-"""Training's progress: the lines of the log, and the figures."""
+"""A training's progress: the lines of the log and their numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llmmod.trainers.callbacks.progress import TrainingProgress, clock
 
 @pytest.fixture
 def clock_of_tests(monkeypatch):
-    """A clock that the test moves."""
+    """A clock that the test sets."""
     now = SimpleNamespace(s=0.0)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now.s)
     return now
 
 
 def run(shown, now, *, steps, resumed_at=0):
-    """Steps of 2 s and 100 tokens each, with 5 s of something else between them."""
+    """Run steps of 2 s and 100 tokens each, with 5 s of other work between them."""
     state = SimpleNamespace(global_step=resumed_at, max_steps=10, num_input_tokens_seen=100 * resumed_at, is_world_process_zero=True)
     shown.on_train_begin(None, state, None)
     for _ in range(steps):
@@ -57,7 +57,7 @@ def test_an_evaluation_is_a_line_too(clock_of_tests, caplog):
     assert caplog.messages == ["step 1/10  validation loss 0.5000"]
 
 
-def test_of_what_learns_from_rewards_they_are_told(clock_of_tests, caplog):
+def test_stages_with_rewards_show_them(clock_of_tests, caplog):
     caplog.set_level(logging.INFO)
     shown = TrainingProgress(bar=False)
     state = run(shown, clock_of_tests, steps=1)
@@ -74,7 +74,7 @@ def test_the_end_of_training_adds_no_line(clock_of_tests, caplog):
     assert caplog.messages == []
 
 
-def test_tokens_that_nobody_counts_are_not_told(clock_of_tests):
+def test_tokens_that_are_not_counted_are_not_shown(clock_of_tests):
     shown = TrainingProgress(bar=False)
     state = run(shown, clock_of_tests, steps=2)
     assert shown.tokens_per_second(state) == 50.0

@@ -47,7 +47,7 @@ def written(path, *, weights="adapter_model.safetensors", state="{}"):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with checkpoints of steps 2, 10 and an unfinished one of step 12, and its final model beside them."""
+    """A run with checkpoints of steps 2 and 10, an unfinished one of step 12, and its final model in the same directory."""
     train = tmp_path / "run" / "train"
     for step in (2, 10):
         written(train / f"checkpoint-{step}")
@@ -88,7 +88,7 @@ def refused(wanted, train_dir):
     return message
 
 
-def test_points_nowhere(run, tmp_path):
+def test_a_missing_checkpoint(run, tmp_path):
     assert "/nowhere/checkpoint-7 is not a directory" in refused("/nowhere/checkpoint-7", tmp_path)
     assert f"Choose one of {run}/train/checkpoint-10, {run}/train/checkpoint-2." in refused(f"{run}/train/checkpoint-7", tmp_path)
 
@@ -177,7 +177,7 @@ def test_whole_checkpoints_of_other_kinds_pass(tmp_path):
 
 
 def put(train, step, **kinds):
-    """A checkpoint that was written aside and moved into place."""
+    """A checkpoint that was written to a temporary directory and moved into place."""
     made = written(train / ASIDE / f"checkpoint-{step}", **kinds)
     put_in_place(made, train / made.name)
     return train / made.name
@@ -267,13 +267,13 @@ def test_the_oldest_go_and_damaged_ones_first(tmp_path):
     assert checkpoints(tmp_path) == [places[0], places[3]]
 
 
-# What writes, moves or removes, by the name of its audit event (docs.python.org, audit events table).
+# The audit events of calls that write, move or remove files (docs.python.org, audit events table).
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["a new step", "a step that is there already"])
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "a step that exists already"])
 def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(tmp_path, again):
-    """Saves step 4 beside that of step 2, of which one may stay, in a process killed before its first file operation, its second, …"""
+    """A process saves step 4 next to step 2 with a limit of one checkpoint, and is killed before its first file operation, its second, …"""
 
     def save(train):
         put(train, 4)
@@ -303,7 +303,7 @@ def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(tmp_pa
 
 
 def killed_at(place, do, *, inside):
-    """Whether a process that does something was killed before its file operation of this number within a directory."""
+    """Run `do` in a process that is killed before its file operation number `place` in `inside`; False if there are fewer operations."""
     process = os.fork()
     if not process:
         count = 0
@@ -324,7 +324,7 @@ def killed_at(place, do, *, inside):
 
 
 def test_a_checkpoint_has_the_random_state_of_every_device(monkeypatch):
-    """transformers saves that of one GPU. Here two stand for those of a machine."""
+    """transformers saves the state of one GPU. Here the machine has two."""
     states, given = [torch.arange(3), torch.arange(4)], {}
     module = SimpleNamespace(get_rng_state_all=lambda: states, set_rng_state=lambda state, number: given.update({number: state}))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

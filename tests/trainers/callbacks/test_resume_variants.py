@@ -1,4 +1,4 @@
-"""Adapters initialised from the base's weights, resumed from a checkpoint: base, adapter and saved files, bit for bit."""
+"""Adapters that are initialised from the base's weights resume bit for bit: base, adapter and saved files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_is_found_again(toy_trainer, 
             return model.eval()(input_ids=torch.arange(10, 34).reshape(2, 12)).logits
 
     def run(name, **resume):
-        torch.manual_seed(2)  # as the step train does before the adapter is made
+        torch.manual_seed(2)  # as the step train does before it creates the adapter
         model = setup_lora(
             copy.deepcopy(tiny_llama),
             LoraConf(name="lora", task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], **WAYS[way]),

@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient: compiled layers give the same results as others, and are compiled once for packed rows."""
+"""llmmod.trainers.efficient: compiled layers give the same results as uncompiled ones, and are compiled once for packed rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmmod.models.loading.structure import decoder_layers
 from llmmod.trainers.build import restored_after_training
 from llmmod.trainers.efficient import is_compiled
 
-# Traces as torch.compile does, and runs the traced graph as it is: what the kernels' compiler adds is torch's affair, and takes minutes.
+# This backend traces like torch.compile's default and runs the graph as it is. Compiling kernels is torch's job and takes minutes.
 FLAT = {"per_device_train_batch_size": 1, "collator": {"_target_": "llmmod.data.collators.FlatteningCollator"}}
 COMPILING = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
@@ -27,7 +27,7 @@ def packed():
 
 
 def trained(trainer):
-    """The loss of each step of a training, and how many graphs were compiled for it."""
+    """The loss of each step of a training, and the number of compiled graphs."""
     torch._dynamo.reset()
     counters.clear()
     trainer.train()

@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient against trl's own function: the arguments of `log_probs` from the patched head, and when it is called."""
+"""llmmod.trainers.efficient against trl's own function: what the patched head passes to `log_probs`, and when it calls it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 def run(function, *, bias=False, softcap=None, scale=1.0, temperature=1.0, outputs=OUTPUTS, dtype=torch.float32, rows=7):
-    """Outputs, and the gradients of a weighted sum of the log-probabilities."""
+    """The outputs, and the gradients of a weighted sum of the log-probabilities."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 16).to(dtype).requires_grad_() for n in (rows, 50))
     offset = torch.randn(50).to(dtype).requires_grad_() if bias else None

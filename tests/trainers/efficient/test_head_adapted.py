@@ -1,4 +1,4 @@
-"""The loss and the gradients with trl's head are the model's own, also if head or embeddings are trained or adapted."""
+"""trl's head gives the model's own loss and gradients, also if head or embeddings are trained or adapted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_the_plain_loss(toy_trainer, toy_splits, tiny_tokenizer, way, tied):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "initializer_range": 0.2}
@@ -39,7 +39,7 @@ def test_it_is_the_plain_loss(toy_trainer, toy_splits, tiny_tokenizer, way, tied
         return loss.detach(), {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
     fused, plain = gradients(trainer.compute_loss(adapted.train(), dict(batch))), gradients(adapted(**batch).loss)
-    # Of 16 bits, the gradient that comes back to the layers is rounded.
+    # In 16 bits, the gradient that reaches the layers is rounded.
     near = {"rtol": 2e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(fused[0], plain[0], rtol=1e-5, atol=1e-6)
     assert fused[1].keys() == plain[1].keys()

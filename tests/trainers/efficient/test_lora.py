@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient against peft's own forward: the same outputs and gradients within 1e-5, float32."""
+"""llmmod.trainers.efficient gives the outputs and gradients of peft's own forward, in float32 within 1e-5."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def adapted(**changes):
 
 
 def run(model):
-    """Output, and the gradients of the input and of all that is trained."""
+    """The output, and the gradients of the input and of all trained weights."""
     torch.manual_seed(1)
     x = torch.randn(2, 3, 8, requires_grad=True)
     out = model(x)

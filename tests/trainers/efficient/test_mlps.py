@@ -1,4 +1,4 @@
-"""llmmod.trainers.efficient.efficient_mlps: the same results as transformers and peft, with fewer arrays for the backward pass."""
+"""llmmod.trainers.efficient.efficient_mlps: the same results as transformers and peft, with fewer arrays kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmmod.trainers.efficient import efficient_lora, efficient_mlps
 
 ROWS, LENGTH = 3, 24
 LORA = {"r": 4, "lora_alpha": 6, "target_modules": ["gate_proj", "up_proj", "down_proj"], "init_lora_weights": False}
-# What peft is given, None to train all; and the arrays of the inner width that a layer keeps, of gate, act(gate), up and the product.
+# peft's arguments (None: train all), and the number of arrays that a layer keeps of gate, act(gate), up and the product.
 CASES = {
     "full": (None, 3),
     "lora": (LORA, 2),

@@ -1,4 +1,4 @@
-"""A trainer for the prompts of tests/support whose reward is the share of even token ids."""
+"""A trainer for the prompts of tests/support; its reward is the share of even token ids."""
 
 from __future__ import annotations
 

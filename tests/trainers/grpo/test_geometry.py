@@ -1,8 +1,8 @@
 """The gradient of a generation is the same for every division of an optimizer step into micro-batches: within 1e-9 in float64.
 
-In float32 it is within 2e-6: an advantage is how far an answer is from the others, so that most of what is added up cancels out.
+In float32 it is within 2e-6: an advantage is an answer's distance from the others, so most of the sum cancels out.
 
-`bnpo` is another by its nature: its mean is over the tokens of a micro-batch.
+`bnpo` differs by definition: its mean is over the tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmmod.trainers.online.grpo import GrpoTrainer
 
 @pytest.fixture
 def gradient(grpo_trainer, tiny_llama):
-    """Of the first step of a generation of eight answers, of 1 to 9 tokens, to two prompts."""
+    """The gradient of the first step of a generation of eight answers, of 1 to 9 tokens, to two prompts."""
     generator = torch.Generator().manual_seed(0)
     answers = [torch.randint(5, 400, (length,), generator=generator).tolist() for length in (1, 9, 3, 1, 7, 2, 5, 4)]
 
@@ -40,7 +40,7 @@ def test_the_same_gradient(gradient, changes):
 
 
 def test_a_mean_of_each_micro_batch_would_be_another(gradient, monkeypatch):
-    """What the test above is to find: short answers and long ones weighing the same."""
+    """The error that the test above must find: short and long answers with the same weight."""
     whole, right = gradient((8, 1), loss_type="dapo"), GrpoTrainer.compute_loss
 
     def own_mean(self, model, inputs, **_):

@@ -16,7 +16,7 @@ BETA, EPSILON, MOST = 0.1, 0.2, 8
 
 
 class Micro(NamedTuple):
-    """A micro-batch as trl has it, and what an oracle needs of it."""
+    """A micro-batch in trl's format, and its values that the oracles need."""
 
     inputs: dict[str, torch.Tensor]
     prompts: list[list[int]]
@@ -25,7 +25,7 @@ class Micro(NamedTuple):
 
 @pytest.fixture
 def micro():
-    """Four answers, padded as trl pads; the policy has moved from where they were sampled, so that some are clipped."""
+    """Four answers, padded as in trl. The policy has changed since they were sampled, so that some tokens are clipped."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(lengths):
@@ -41,7 +41,7 @@ def micro():
         "completion_ids": torch.tensor([a + [0] * (long - len(a)) for a in answers]),
         "completion_mask": mask,
         "advantages": torch.tensor([1.0, -0.5, 0.7, -1.2], dtype=torch.float64),
-        "num_items_in_batch": torch.tensor(2 * sum(ANSWERS)),  # of two micro-batches
+        "num_items_in_batch": torch.tensor(2 * sum(ANSWERS)),  # in two micro-batches
         "old_per_token_logps": 0.3 * before,
         "ref_per_token_logps": 0.5 * before.flip(0),
     }
@@ -49,7 +49,7 @@ def micro():
 
 
 def log_probs(model, micro):
-    """Of each answer's tokens, each row by itself, without padding."""
+    """The log-probabilities of each answer's tokens, each row alone, without padding."""
     found = []
     for prompt, answer in zip(micro.prompts, micro.answers, strict=True):
         with torch.no_grad():
@@ -60,7 +60,7 @@ def log_probs(model, micro):
 
 
 def token_losses(name, level, micro, now):
-    """What each token loses, by answer: the papers' equations, each ratio, clip and KL on its own."""
+    """Each token's loss, by answer, from the papers' equations with each ratio, clip and KL computed separately."""
     found = []
     for row, new in enumerate(now):
         old, ref = (micro.inputs[key][row, : len(new)].numpy() for key in ("old_per_token_logps", "ref_per_token_logps"))
@@ -79,7 +79,7 @@ def token_losses(name, level, micro, now):
 
 
 def averaged(name, losses):
-    """A micro-batch's part of the loss of a step of two."""
+    """A micro-batch's part of the loss of a step with two micro-batches."""
     tokens = sum(map(len, losses))
     total = sum(loss.sum() for loss in losses)
     return {
@@ -101,7 +101,7 @@ CASES = [
 
 @pytest.fixture
 def trainer(grpo_trainer, tiny_llama):
-    """In the middle of a step of two micro-batches, in float64."""
+    """A trainer in the middle of a step of two micro-batches, in float64."""
     made = grpo_trainer(tiny_llama.double(), beta=BETA, max_completion_length=MOST)
     made._set_reference(known=True)
     made.current_gradient_accumulation_steps = 2
@@ -113,13 +113,13 @@ def trainer(grpo_trainer, tiny_llama):
 def test_the_loss_is_that_of_the_formula(trainer, micro, name, level):
     trainer.loss_type, trainer.importance_sampling_level = name, level
     expected = averaged(name, token_losses(name, level, micro, log_probs(trainer.model, micro)))
-    rel = 1e-6 if name == "sapo" else 1e-9  # trl has its temperatures in float32
+    rel = 1e-6 if name == "sapo" else 1e-9  # trl's temperatures are float32
     assert trainer.compute_loss(trainer.model, micro.inputs).item() == pytest.approx(expected, rel=rel)
 
 
 @pytest.fixture
 def of_trl(tiny_llama, tiny_tokenizer, toy_prompts, tmp_path):
-    """trl's own trainer of the same model."""
+    """A function: model -> trl's own trainer."""
     from trl import GRPOConfig, GRPOTrainer
 
     def make(model):
@@ -158,7 +158,7 @@ def scored(scores):
 
 @pytest.fixture
 def advantages(grpo_trainer, toy_prompts):
-    """Of two groups of four answers with these scores."""
+    """A function: scorers -> the advantages of two groups of four answers."""
 
     def of(scorers, **changes):
         trainer = grpo_trainer(scorers=scorers, **changes)
@@ -195,15 +195,15 @@ def test_several_rewards_by_their_weights(advantages):
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_answer_that_no_function_scores_teaches_nothing(advantages):
+def test_an_answer_without_a_score_has_an_advantage_of_zero(advantages):
     found = advantages({"one": scored([1.0, 2.0, torch.nan, 6.0, *ONE[4:]])})
     kept = np.array([[1.0, 2.0, 6.0]])
     assert found[2] == 0.0
     assert found[[0, 1, 3]] == pytest.approx(within(kept).ravel(), abs=1e-5)
 
 
-def test_probabilities_before_are_those_after_and_of_rows_without_padding(grpo_trainer, toy_prompts, tiny_llama):
-    """Answers are sampled in batches padded on the left, and learnt from in rows padded on the right."""
+def test_log_probs_before_and_after_are_those_of_rows_without_padding(grpo_trainer, toy_prompts, tiny_llama):
+    """Answers are sampled in batches padded on the left and trained in rows padded on the right."""
     trainer = grpo_trainer(num_iterations=2, beta=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     trainer.initial = initial_weights(tiny_llama)
     trainer._set_reference(known=True)

@@ -9,12 +9,12 @@ from answering import StopAt, logged
 
 @pytest.mark.parametrize(("way", "step"), [("full", 4), ("freeze", 3), ("lora", 2), ("lora", 5)])
 def test_the_same_bits(grpo_trainer, with_dropout, toy_prompts, tmp_path, way, step):
-    """6 steps, 4 of them a generation and an epoch: a checkpoint before a new one, in its second pass and in its first, and in the next.
+    """6 steps, 4 per generation and epoch: a checkpoint before a new generation, in its second pass and in its first, and in the next one.
 
-    Dropout is on for LoRA, so that training's own random numbers count as well.
+    LoRA uses dropout, so that the training's own random numbers matter, too.
     """
     settings = {
-        "train": toy_prompts[0].select(range(6)),  # of 8 that a generation takes
+        "train": toy_prompts[0].select(range(6)),  # a generation takes 8
         "max_steps": 6,
         "num_iterations": 2,
         "steps_per_generation": 4,

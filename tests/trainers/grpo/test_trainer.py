@@ -1,4 +1,4 @@
-"""The trainer around the formulas: real optimizer steps, due answers, odd ones, and what is logged, saved and refused."""
+"""The trainer around the formulas: real optimizer steps, when it generates, unusual answers, and what is logged, saved and refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finite(trainer):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The prompts of each generation, in order; each is to come `num_generations` times in a row."""
+    """The prompts of each generation, in order; each should come `num_generations` times in a row."""
     from llmmod.trainers.online.grpo import GrpoTrainer
 
     made, real = [], GrpoTrainer._generate_and_score_completions
@@ -41,8 +41,8 @@ def asked(monkeypatch):
     return made
 
 
-def test_a_generation_for_so_many_steps_and_the_schedule_over_real_ones(grpo_trainer, asked):
-    """4 micro-batches of 4 at once, twice, 2 a step: 4 optimizer steps a generation of 4 prompts."""
+def test_steps_per_generation_and_the_schedule_over_optimizer_steps(grpo_trainer, asked):
+    """A generation of 4 prompts has 4 micro-batches of 4, is used twice, and a step takes 2 micro-batches: 4 optimizer steps."""
     trainer = grpo_trainer(max_steps=6, steps_per_generation=4, num_iterations=2, lr_scheduler_type="linear", learning_rate=1e-3)
     trainer.train()
     assert [len(prompts) for prompts in asked] == [16, 16]
@@ -58,7 +58,7 @@ def test_a_generation_for_so_many_steps_and_the_schedule_over_real_ones(grpo_tra
     ids=str,
 )
 def test_epochs_count_prompts(grpo_trainer, grpo_conf, asked, changes, steps):
-    """18 prompts, all of them answered, the last generation filled up; the preview says how many steps that is."""
+    """18 prompts, all of them answered, the last generation filled up; the preview shows the same number of steps."""
     conf = {"max_steps": -1, "num_train_epochs": 1.0, "learning_rate": 1e-4, "max_completion_length": 1, **changes}
     trainer = grpo_trainer(**conf)
     trainer.train()
@@ -66,8 +66,8 @@ def test_epochs_count_prompts(grpo_trainer, grpo_conf, asked, changes, steps):
     assert len({prompt for prompts in asked for prompt in prompts}) == 18
 
 
-def test_at_first_nothing_has_moved_whatever_the_adapter_was(grpo_trainer, tiny_llama):
-    """One that is something from the start, with dropout: no second one is made, and its reference is what it was."""
+def test_the_first_step_has_a_ratio_of_one_for_every_adapter(grpo_trainer, tiny_llama):
+    """An adapter that changes the model from the start, with dropout: a second one isn't created, and its first state is the reference."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5, task_type="CAUSAL_LM")
     adapted = get_peft_model(tiny_llama, config)
@@ -76,7 +76,7 @@ def test_at_first_nothing_has_moved_whatever_the_adapter_was(grpo_trainer, tiny_
     trainer.train()
     first, second, third = trainer.state.log_history[:3]
     assert (first["clip_ratio/region_mean"], first["kl"]) == (0.0, 0.0)
-    assert second["clip_ratio/region_mean"] > 0  # of the same answers, after a step
+    assert second["clip_ratio/region_mean"] > 0  # the same answers, after a step
     assert third["kl"] > 0
     assert first.keys() >= LOGGED
     assert finite(trainer)
@@ -91,7 +91,7 @@ def test_a_new_adapter_is_compared_with_the_model_without_it(grpo_trainer, tiny_
     assert trainer.evaluate()["eval_kl"] > 0
 
 
-def test_of_whole_weights_that_were_trained_elsewhere_no_kl_is_told(grpo_trainer):
+def test_full_weights_that_were_trained_elsewhere_do_not_have_a_kl(grpo_trainer):
     metrics = grpo_trainer(beta=0.1).evaluate()
     assert "eval_kl" not in metrics
     assert "eval_loss" not in metrics
@@ -106,7 +106,7 @@ def test_answers_of_one_token(grpo_trainer):
 
 
 def test_an_answer_that_a_string_ended_is_not_clipped(grpo_trainer, tiny_llama):
-    """Nearly every token has a letter of these, and none is what fills up a batch."""
+    """Nearly every token contains one of these letters; the padding token doesn't."""
     never_ends(tiny_llama)
     lengths = {}
     for strings in (None, list("abcdefghijklmnopqrstuvwxyz")):
@@ -137,7 +137,7 @@ def test_scores_that_do_not_vary_teach_nothing_wrong(grpo_trainer, tiny_llama, c
 
 
 def test_the_held_out_reward_is_the_same_however_it_is_batched(grpo_trainer):
-    """Greedy answers (top_k=1), so that a batch's random numbers make no difference; of 6 prompts, the last of 4 at once are 2."""
+    """Greedy answers (top_k=1), so that random numbers don't make a difference; of 6 prompts in batches of 4, the last batch has 2."""
     found = [grpo_trainer(per_device_eval_batch_size=size, top_k=1).evaluate() for size in (1, 4, 6)]
     for name in ("eval_reward", "eval_rewards/even/mean", "eval_completions/mean_length", "eval_completions/clipped_ratio", "eval_entropy"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-5) == pytest.approx(found[2][name], rel=1e-5)
@@ -164,7 +164,7 @@ def test_evaluating_changes_nothing_about_training(grpo_trainer, tiny_llama):
 
 
 @pytest.mark.curves
-def test_what_is_left(grpo_trainer, tmp_path):
+def test_the_files_that_it_writes(grpo_trainer, tmp_path):
     trainer = grpo_trainer(max_steps=2, num_sample_answers=2, num_iterations=2, save_strategy="steps", save_steps=2, log_completions=True)
     trainer.train()
     directory = tmp_path / "train"
@@ -216,5 +216,5 @@ def test_held_out_answers_are_measured_beside_their_reward(scored_texts, grpo_tr
     check_measured_texts(grpo_trainer, {"scorers": {"even": scored}}, seen, toy_prompts[1])
 
 
-def test_what_is_measured_of_answers_is_told_of_before_and_after(grpo_trainer):
+def test_metrics_of_answers_are_reported_before_and_after(grpo_trainer):
     check_told_of_before_and_after(grpo_trainer)

@@ -1,4 +1,4 @@
-"""Prompts with answers as rows, and a model's log-probabilities: against a naive forward of each answer alone, in float64."""
+"""Rows of prompts with answers, and a model's log-probabilities against a naive forward of each answer alone, in float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rows_by_hand(answers):
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_what_a_model_says_is_what_it_says_of_each_alone(tiny_llama, answers, left, temperature):
+def test_the_scores_are_those_of_each_answer_alone(tiny_llama, answers, left, temperature):
     head = torch.nn.Linear(32, 1)
     ids, mask = answers
     add_fused_lm_head(tiny_llama, temperature=temperature, outputs=("log_probs", "entropy"))

@@ -6,7 +6,7 @@ from llmmod.trainers.online.base import RolloutSampler, columns
 
 
 def test_each_rollout_comes_as_often_as_it_is_taken():
-    """5 prompts, 2 a rollout, each taken 3 times: 3 rollouts, the last of which is filled up from the beginning."""
+    """5 prompts, 2 per rollout, each used 3 times: 3 rollouts, the last of which is filled up from the beginning."""
     sampler = RolloutSampler(5, size=2, times=3, seed=0, shuffle=False)
     assert list(sampler) == [0, 1] * 3 + [2, 3] * 3 + [4, 0] * 3
     assert len(sampler) == 18
@@ -18,7 +18,7 @@ def test_each_prompt_comes_as_often_as_it_is_answered():
     assert len(sampler) == 24
 
 
-def test_more_is_wanted_than_there_is():
+def test_a_rollout_larger_than_the_dataset():
     assert list(RolloutSampler(3, size=8, times=1, seed=0, shuffle=False)) == [0, 1, 2, 0, 1, 2, 0, 1]
 
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.online.rewards: functions called as in trl's GRPO, and reward models with the same scores for every way to load them."""
+"""llmmod.trainers.online.rewards: functions are called as in trl's GRPO, and reward models give the same scores however they are loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logs(completions, log_extra, **columns): ...
 """
 
 
-def test_what_is_named():
+def test_the_configured_rewards():
     assert reward_nodes({}) == reward_nodes({"path": None, "step": None}) == DEFAULT
     assert reward_nodes({"path": "x", "step": None}) == {"reward": {"path": "x"}}
     assert reward_nodes({"path": None, "a": {"_target_": "f"}, "b": None}) == {"a": {"_target_": "f"}}
@@ -56,7 +56,7 @@ def test_what_is_named():
 class TestFunctions:
     @pytest.fixture
     def called(self, tiny_tokenizer):
-        """A function's answer to ANSWERS, and what it was given."""
+        """A function: return value of a reward function -> the scores of ANSWERS, and the arguments that the function got."""
 
         def call(given, columns=None, **settings):
             seen = {}
@@ -84,7 +84,7 @@ class TestFunctions:
         assert seen["prompts"] == asked
         assert [message["role"] for (message,) in seen["completions"]] == ["assistant"] * 2
 
-    def test_what_it_leaves_out_counts_as_nothing(self, called):
+    def test_a_score_of_none_counts_as_zero(self, called):
         assert called([None, 2])[0].tolist() == [0.0, 2.0]
         torch.testing.assert_close(called([None, 2], left_out=torch.nan)[0], torch.tensor([torch.nan, 2.0]), equal_nan=True)
 
@@ -100,8 +100,8 @@ class TestFunctions:
         scores = rewards(Completions([[1]], [[31, 32, 33]], {"answer": ["so it is"]}, ["So it is."]))
         assert scores.tolist() == [2.0]
 
-    def test_that_can_not_be_asked(self, tiny_tokenizer, tmp_path, monkeypatch):
-        """Told late of what no source tells, here a function made by another."""
+    def test_functions_that_cannot_be_called(self, tiny_tokenizer, tmp_path, monkeypatch):
+        """Another function created this one, so its source doesn't show the problem, and the error comes late."""
         (tmp_path / "made_rewards.py").write_text(MADE)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -123,13 +123,13 @@ KINDS = [
 class TestModels:
     @pytest.fixture
     def base(self, tiny_llama, tmp_path):
-        """The tiny model, read from a directory, so that it has a name."""
+        """The tiny model, loaded from a directory, so that it has a name."""
         tiny_llama.save_pretrained(tmp_path / "base")
         return load_model(str(tmp_path / "base"))
 
     @pytest.fixture
     def biased(self, tiny_tokenizer, tmp_path):
-        """A tiny model whose layers have biases, read from a directory."""
+        """A tiny model whose layers have biases, loaded from a directory."""
         from transformers import PhiConfig, PhiForCausalLM
 
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ class TestModels:
 
     @pytest.fixture
     def scores(self, path):
-        """What the reward model itself says of each text alone."""
+        """The reward model's own score of each text alone."""
         model, texts = load_reward_model(str(path)), [p + a for p, a in zip(ANSWERS.prompts, ANSWERS.ids, strict=True)]
         with torch.no_grad():
             return torch.stack([model(input_ids=torch.tensor([text])).logits[0, 0] for text in texts])
@@ -171,8 +171,8 @@ class TestModels:
         torch.testing.assert_close(scorer(ANSWERS), scores, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("spread", [False, True])
-    def test_on_a_policy_that_computes_by_a_forward_hung_on_it(self, base, path, scores, spread):
-        """trl's, which its trainers fuse the head into; accelerate's, of a model that is spread over devices."""
+    def test_on_a_policy_with_a_patched_forward(self, base, path, scores, spread):
+        """trl patches it to fuse the head into the loss, accelerate for a model that is spread over devices."""
         if spread:
             dispatch_model(base, device_map={"": "cpu"}, force_hooks=True)
             base.hf_device_map = {"model": "cpu", "lm_head": "disk"}
@@ -181,7 +181,7 @@ class TestModels:
         torch.testing.assert_close(self.scorer(path, base)(ANSWERS), scores, rtol=1e-5, atol=1e-5)
 
     def test_on_its_own_base_where_the_policy_began_with_another(self, base, path, scores, tmp_path):
-        """Of the same name, but with another adapter merged: stage.json tells them apart."""
+        """The bases have the same name, but another adapter was merged, as stage.json says."""
         write_stage_file(path, StageFile("rm", "adapter", "reward", base=str(tmp_path / "base"), render="chatml"))
         policy = setup_lora(base, lora())
         setattr(policy.get_base_model(), LINEAGE_ATTRIBUTE, ModelLineage(str(tmp_path / "base"), ["../sft"]).resolve(tmp_path / "ppo"))
@@ -193,7 +193,7 @@ class TestModels:
 
     @pytest.mark.parametrize("policy_s", KINDS)
     @pytest.mark.parametrize("reward_s", KINDS)
-    def test_what_the_policy_trains_of_the_base_is_not_scored_with(self, biased, tmp_path, policy_s, reward_s):
+    def test_scores_do_not_use_weights_of_the_base_that_the_policy_trains(self, biased, tmp_path, policy_s, reward_s):
         path = saved(setup_lora(with_reward_head(copy.deepcopy(biased)), lora(**reward_s)), tmp_path / "rm")
         texts = [torch.tensor([prompt + answer]) for prompt, answer in zip(ANSWERS.prompts, ANSWERS.ids, strict=True)]
         expected = torch.cat([score(load_reward_model(str(path)), text) for text in texts])
@@ -208,14 +208,14 @@ class TestModels:
 
     @pytest.mark.parametrize("bits", [4, 8])
     def test_a_quantized_base_is_another_than_its_float_original(self, base, path, scores, bits, tmp_path):
-        """Each reward is scored on the weights that it was trained on, whatever the policy's are."""
+        """Each reward model scores with the base weights that it was trained on, whatever the policy's are."""
         conf = QuantizationConf(bits=bits)
         float_base = ModelLineage(str(tmp_path / "base"), [])
         quantized_base = float_base._replace(quantization=decides_weights(conf))
         quantized = rebuild_model(copy.deepcopy(base), quantization_config=quantization_config(conf))
         own = saved(setup_lora(with_reward_head(copy.deepcopy(quantized)), lora()), tmp_path / "rm_quantized")
         left = {"stage": "rm", "kind": "adapter", "head": "reward", "render": "chatml"}
-        assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).shares_base  # nobody said what it was trained on
+        assert not self.scorer(path, setup_lora(copy.deepcopy(quantized), lora())).shares_base  # the base that it was trained on is unknown
         write_stage_file(path, StageFile(**left, **float_base._asdict()))
         write_stage_file(own, StageFile(**left, **quantized_base._asdict()))
         found = {}
@@ -226,7 +226,7 @@ class TestModels:
             assert {reward: scorer.shares_base for reward, scorer in scorers.items()} == {reward: reward == name for reward in scorers}
             found[name] = {reward: scorer(ANSWERS) for reward, scorer in scorers.items()}
         torch.testing.assert_close(found["quantized"]["float"], scores, rtol=1e-5, atol=1e-5)
-        # 8 bits round activations by the largest of a batch, which holds padding where answers are scored together; here each is alone.
+        # 8 bit rounds activations by the batch's largest, which includes padding if answers are scored together. Here each is scored alone.
         torch.testing.assert_close(found["quantized"]["quantized"], found["float"]["quantized"], rtol=1e-5, atol=1e-5)
         assert (found["float"]["quantized"] - found["float"]["float"]).abs().max() > 1e-3
 

@@ -1,4 +1,4 @@
-"""The sampling of answers."""
+"""The settings for sampling completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmmod.trainers.online.base import sampling_settings
 
 
 class Arguments:
-    """Of what there is to say."""
+    """The arguments that the settings depend on."""
 
     temperature, top_p, top_k, max_completion_length = 0.7, 1.0, 0, 5
 
@@ -17,7 +17,7 @@ class Arguments:
         self.generation_kwargs = generation_kwargs
 
 
-def test_from_what_the_model_says_whatever_its_checkpoint_recommends(tiny_llama):
+def test_the_checkpoints_recommended_settings_are_not_used(tiny_llama):
     recommended = {"repetition_penalty": 1.3, "min_p": 0.2, "temperature": 0.1, "top_k": 20, "no_repeat_ngram_size": 3, "num_beams": 4}
     for name, value in recommended.items():
         setattr(tiny_llama.generation_config, name, value)

@@ -1,6 +1,6 @@
 """llmmod.trainers.ppo.math against slow formulas in numpy and float64, on random answers of 1 to 9 tokens.
 
-The oracles are loops over answers and tokens, written from the papers and not from the code. Tolerance: 1e-9 in float64, 2e-5 in float32.
+The oracles are loops over answers and tokens, written from the papers, not from the code. Tolerance: 1e-9 in float64, 2e-5 in float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEEDS = pytest.mark.parametrize("seed", range(6))
 
 
 class Answers:
-    """Random numbers for a batch of answers; what stands in the padding is random too, and must make no difference."""
+    """Random numbers for a batch of answers. The padding has random numbers, too, which must not make a difference."""
 
     def __init__(self, seed, dtype, lengths=None):
         self.random, self.dtype = np.random.default_rng(seed), dtype
@@ -54,7 +54,7 @@ def assert_close(found, expected, tolerance):
 @SEEDS
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.97, 0.0)])
 def test_gae_is_the_sum_of_its_definition(seed, dtype, tolerance, gamma, lam):
-    """Schulman et al. 2016, eq. 16: A_t = sum over l of (gamma lambda)^l delta_{t+l}, with V = 0 behind the answer's last token."""
+    """Schulman et al. 2016, eq. 16: A_t = sum over l of (gamma lambda)^l delta_{t+l}, with V = 0 after the answer's last token."""
     answers = Answers(seed, dtype)
     (rewards, r), (values, v) = answers.numbers(), answers.numbers()
     advantages, returns = advantages_and_returns(r, v, answers.torch_mask, gamma=gamma, lam=lam)
@@ -69,7 +69,7 @@ def test_gae_is_the_sum_of_its_definition(seed, dtype, tolerance, gamma, lam):
 
 
 def test_gae_of_an_answer_of_one_token():
-    """By hand: reward 2, value 0.5, nothing after it."""
+    """By hand: reward 2, value 0.5, nothing after the token."""
     one = torch.tensor([[2.0]]), torch.tensor([[0.5]]), torch.tensor([[True]])
     advantages, returns = advantages_and_returns(*one, gamma=0.9, lam=0.9)
     assert (advantages.item(), returns.item()) == (1.5, 2.0)
@@ -91,14 +91,14 @@ def test_whitening_over_the_mask(seed, dtype, tolerance, shift_mean):
         assert_close(masked_moments(found.double(), answers.torch_mask), (0.0, 1.0), 1e-4)
 
 
-def test_whitening_of_what_does_not_vary_and_of_nothing():
+def test_whitening_of_equal_numbers_and_of_none():
     same = torch.full((2, 3), 7.0)
     assert whitened(same, torch.ones(2, 3, dtype=torch.bool)).tolist() == [[0.0] * 3] * 2
     assert whitened(same, torch.zeros(2, 3, dtype=torch.bool)).tolist() == [[0.0] * 3] * 2
 
 
 def test_moments_of_two_processes_are_those_of_all_their_tokens():
-    """What a process has of its own is added up as it comes; here the other's share is added by hand."""
+    """A process adds the other's sums to its own; here the test passes them by hand."""
     mine, other = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([8.0, 16.0])
     both = torch.cat([mine, other])
     shares = iter([torch.tensor(2.0), other.sum(), (other - both.mean()).square().sum()])
@@ -119,7 +119,7 @@ def test_kl_of_tokens(seed, dtype, tolerance, estimator):
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_both_estimators_have_the_kl_as_their_mean(estimator):
-    """Exact expectation over a distribution of five tokens: sum of p times the estimate at each token."""
+    """The exact expectation over a distribution of five tokens: the sum of p times the estimate at each token."""
     random = np.random.default_rng(0)
     p, q = random.dirichlet(np.ones(5)), random.dirichlet(np.ones(5))
     estimates = token_kl(torch.tensor(np.log(p)), torch.tensor(np.log(q)), estimator=estimator).numpy()
@@ -127,11 +127,11 @@ def test_both_estimators_have_the_kl_as_their_mean(estimator):
 
 
 def test_the_adaptive_coefficient_by_hand():
-    """Ziegler et al. 2019: target 6, horizon 10000. Twice the target counts as a fifth too much: 1 + 0.2 * 64 / 10000."""
+    """Ziegler et al. 2019: target 6, horizon 10000. Twice the target is an error of 1, clipped to 0.2: 1 + 0.2 * 64 / 10000."""
     coefficient = KlCoefficient(0.2, target=6.0, horizon=10_000)
     coefficient.update(12.0, 64)
     assert coefficient.value == pytest.approx(0.2 * 1.00128)
-    coefficient.update(5.4, 100)  # a tenth too little
+    coefficient.update(5.4, 100)  # 10 % below the target
     assert coefficient.value == pytest.approx(0.2 * 1.00128 * 0.999)
     coefficient.update(0.0, 100)
     assert coefficient.value == pytest.approx(0.2 * 1.00128 * 0.999 * 0.998)
@@ -178,7 +178,7 @@ def test_scores_that_never_vary_are_left_as_they_are():
 @TYPES
 @SEEDS
 def test_policy_loss_and_its_gradient(seed, dtype, tolerance):
-    """Schulman et al. 2017, eq. 7; the gradient of a token that is clipped is 0, else -A ratio."""
+    """Schulman et al. 2017, eq. 7; the gradient of a clipped token is 0, otherwise -A * ratio."""
     answers = Answers(seed, dtype)
     (new, n), (old, o), (gain, a) = answers.numbers(0.3), answers.numbers(0.3), answers.numbers()
     n.requires_grad_(True)

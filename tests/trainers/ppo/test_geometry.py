@@ -1,4 +1,4 @@
-"""The gradient of a rollout is the same for every division of an optimizer step into micro-batches, padded and sorted: within 1e-6."""
+"""The gradient of a rollout is the same within 1e-6 for every division of an optimizer step into micro-batches, padding and order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.trainers.ppo.rollout import Rollout
 
 @pytest.fixture
 def rollout(toy_prompts):
-    """Eight prompts of several lengths with answers of 1 to 9 tokens; the other numbers are random, and clip now and then."""
+    """Eight prompts of several lengths with answers of 1 to 9 tokens; the other numbers are random, and some are clipped."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 9, 3, 1, 7, 2, 5, 4])
     mask = torch.arange(9)[None] < lengths[:, None]
@@ -28,7 +28,7 @@ def rollout(toy_prompts):
 
 @pytest.fixture
 def gradient(ppo_trainer, rollout, monkeypatch):
-    """The gradient that an optimizer step of the rollout has, before any weight was changed."""
+    """The gradient of an optimizer step of the rollout, before any weight changes."""
 
     def compute(division, *, left=False, **changes):
         def make(**settings):
@@ -52,7 +52,7 @@ def test_the_same_gradient(gradient, division, changes):
 
 
 def test_a_mean_of_each_micro_batch_would_be_another(gradient, monkeypatch):
-    """What the test above is to find: answers of 1 and of 9 tokens weighing the same."""
+    """The error that the test above must find: answers of 1 and of 9 tokens with the same weight."""
     from llmmod.trainers.ppo.trainer import PpoTrainer
 
     whole, right = gradient((8, 1)), PpoTrainer.compute_loss
@@ -62,7 +62,7 @@ def test_a_mean_of_each_micro_batch_would_be_another(gradient, monkeypatch):
 
 
 def test_the_gradient_is_that_of_the_formula(gradient, rollout, tiny_llama):
-    """Each answer by itself, without padding, in plain torch: the mean over all tokens of policy, value and entropy terms."""
+    """The oracle takes each answer alone, without padding, in plain torch: the mean of policy, value and entropy terms over all tokens."""
     found = gradient((2, 4))
     head = torch.nn.Linear(32, 1)
     torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))

@@ -1,6 +1,6 @@
-"""PPO learns, whatever is trained: more than half of the tokens of answers to held-out prompts come to be of the class that is rewarded,
-one of four (an id's remainder), with each of four seeds, which reward one class each; chance does that at most once in four times a seed,
-once in 256 with all four (answering.py).
+"""PPO learns with every way to fine-tune. After training, more than half of the tokens of answers to held-out prompts are of the rewarded
+class, one of four (an id's remainder). Each of four seeds rewards another class. By chance that happens at most once in four times per
+seed, and once in 256 for all four (answering.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from answering import share_of
 from datasets import concatenate_datasets
 
 SEEDS = (11, 12, 13, 14)
-# Where less is trained. Adapters are on the embeddings too, as in the other stages' tests of learning, and learn more evenly, by seed,
-# from many answers that are used once, at a rate that falls.
+# For ways that train fewer weights. The embeddings have adapters, too, as in the other stages' tests of learning. The seeds differ less
+# with many answers that are used once and a decreasing learning rate.
 SOME = {"max_steps": 32, "learning_rate": 6e-2, "per_device_train_batch_size": 72}
 ADDED = {
     "max_steps": 36, "learning_rate": 3e-2, "per_device_train_batch_size": 108, "num_ppo_epochs": 1, "lr_scheduler_type": "linear",
@@ -39,5 +39,5 @@ def test_the_reward_on_held_out_prompts_rises(ppo_trainer, prepared, toy_prompts
     places = {"evaluation": held_out, "seed": learning_seed, "scorer": share_of(learning_seed % 4)}
     trainer = ppo_trainer(prepared(way, target_modules=ways.EMBEDDINGS), **places, **settings | CHANGES[way])
     found = learning.assert_learns(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_score"])
-    assert found[0] < 0.4  # a quarter of 576 tokens that depend on each other: 0.02 by seed
+    assert found[0] < 0.4  # a quarter of 576 dependent tokens, plus or minus 0.02 between seeds
     assert trainer.state.log_history[-1]["eval_kl"] > 0.5

@@ -1,4 +1,4 @@
-"""The number of weights in PPO: one base for all adapters, and for the reference only copies of trained weights."""
+"""The number of weights in PPO: one base for all adapters, and the reference copies only trained weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llmmod.models.reward import mark_trained, with_reward_head
 
 
 class Count(TrainerCallback):
-    """The most matrices as large as a base's that there were after an optimizer step."""
+    """The largest number of matrices with the base's shapes that existed after an optimizer step."""
 
     def __init__(self, shapes):
         self.shapes, self.most = shapes, 0
 
     def now(self):
         gc.collect()
-        # Of exactly these types: what torch.compile leaves of another test holds no numbers.
+        # Exactly these types: other tests leave torch.compile's tensors without storage.
         found = (thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.shape in self.shapes)
         return len({tensor.data_ptr() for tensor in found})
 
@@ -40,7 +40,7 @@ def reward(tiny_llama, tmp_path):
     return tmp_path / "rm"
 
 
-# Without an optimizer's state, what is added is the reference: nothing beside an adapter; else as many matrices as are trained.
+# Without an optimizer's state, only the reference adds matrices: none with an adapter, otherwise as many as are trained.
 @pytest.mark.parametrize("way", ["lora", "freeze", "full"])
 def test_one_base(ppo_trainer, tiny_llama, prepared, reward, way):
     matrices = {p.shape for p in tiny_llama.parameters() if p.dim() == 2}

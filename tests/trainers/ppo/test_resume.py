@@ -1,4 +1,4 @@
-"""A resumed run gives the same bits as an uninterrupted one: within a rollout and at its end, for every way to fine-tune."""
+"""A resumed run gives the same bits as an uninterrupted one: in the middle of a rollout and at its end, for every way to fine-tune."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def weights(trainer):
 
 @pytest.mark.parametrize(("way", "step"), [("full", 7), ("freeze", 6), ("lora", 4), ("lora", 7)])
 def test_the_same_bits(ppo_trainer, with_dropout, tmp_path, way, step):
-    """10 steps, 4 of them a rollout: a checkpoint before a new one, in its second pass, and before its last step.
+    """10 steps, 4 per rollout: a checkpoint before a new rollout, in its second pass, and before its last step.
 
-    Dropout is on for LoRA, so that training's own random numbers count as well.
+    LoRA uses dropout, so that the training's own random numbers matter, too.
     """
     settings = {
         "max_steps": 10,
@@ -68,6 +68,6 @@ def test_a_checkpoint_holds_policy_and_value_head_apart(ppo_trainer, tmp_path):
     from safetensors import safe_open
 
     with safe_open(directory / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if NAME in name]  # noqa: SIM118 - no dict
+        assert not [name for name in file.keys() if NAME in name]  # noqa: SIM118 - not a dict
     assert not hasattr(trainer.model, NAME)
     assert json.loads(Path(directory, "trainer_state.json").read_text())["global_step"] == 1

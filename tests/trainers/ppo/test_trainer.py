@@ -1,4 +1,4 @@
-"""The trainer around the formulas: real optimizer steps, due rollouts, odd answers, and what is logged and saved."""
+"""The trainer around the formulas: real optimizer steps, when rollouts happen, unusual answers, and what is logged and saved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finite(trainer):
 
 @pytest.fixture
 def rollouts(monkeypatch):
-    """(optimizer steps before it, the prompts) of each rollout that is made."""
+    """Of each rollout, (optimizer steps before it, its prompts)."""
     from llmmod.trainers.ppo.rollout import RolloutCollector
 
     made, real = [], RolloutCollector.collect
@@ -41,8 +41,8 @@ def rollouts(monkeypatch):
     return made
 
 
-def test_a_rollout_for_so_many_steps_and_the_schedule_over_real_ones(ppo_trainer, rollouts):
-    """2 mini-batches, 2 passes: 4 optimizer steps a rollout of 4 * 2 * 2 prompts; 10 steps, and the rate falls to 0 with the last."""
+def test_steps_per_rollout_and_the_schedule_over_optimizer_steps(ppo_trainer, rollouts):
+    """2 mini-batches, 2 passes: 4 optimizer steps per rollout of 4 * 2 * 2 prompts. Of 10 steps, the last brings the learning rate to 0."""
     trainer = ppo_trainer(max_steps=10, lr_scheduler_type="linear", learning_rate=1e-3)
     trainer.train()
     assert [step for step, _ in rollouts] == [0, 4, 8]
@@ -53,7 +53,7 @@ def test_a_rollout_for_so_many_steps_and_the_schedule_over_real_ones(ppo_trainer
 
 
 def test_epochs_count_prompts(ppo_trainer, rollouts):
-    """18 prompts, 16 a rollout: two rollouts an epoch, the second filled up; 1.5 epochs are three."""
+    """18 prompts, 16 per rollout: two rollouts per epoch, the second filled up; 1.5 epochs are three rollouts."""
     trainer = ppo_trainer(max_steps=-1, num_train_epochs=1.5, learning_rate=1e-4)
     trainer.train()
     assert trainer.state.global_step == 12
@@ -68,7 +68,7 @@ def test_each_pass_takes_every_answer_once_in_an_order_of_its_own():
 
 
 def test_at_first_the_policy_is_the_one_that_sampled(ppo_trainer):
-    """So the ratio is 1, nothing is clipped, and the KL to the reference is 0; also with dropout in the adapter, which is left out."""
+    """So the ratio is 1, nothing is clipped, and the KL to the reference is 0; the adapter's dropout is off."""
     trainer = ppo_trainer(max_steps=1, cliprange=1e-4)
     trainer.train()
     first = trainer.state.log_history[0]
@@ -104,8 +104,8 @@ def test_answers_that_are_all_cut_off_pay_the_penalty(ppo_trainer, tiny_llama):
     assert finite(trainer)
 
 
-def test_an_answer_ends_with_a_string_too_and_nothing_behind_it_counts(ppo_trainer, tiny_llama):
-    """What fills up a batch was scored, and learnt from; and the answer paid for having no terminator."""
+def test_an_answer_also_ends_at_a_stop_string_and_nothing_after_it_counts(ppo_trainer, tiny_llama):
+    """Once, the padding after it was scored and trained, and the answer got the penalty for a missing end token."""
     never_ends(tiny_llama)
     seen = []
 
@@ -133,7 +133,7 @@ def test_scores_that_do_not_vary_teach_nothing_wrong(ppo_trainer, scaled):
 
 
 def test_the_first_advantages_are_by_how_much_an_answer_is_better_than_others(ppo_trainer):
-    """Whatever is to be had for any answer: with a head of zeros, all tokens of all answers here would have been better than expected."""
+    """Also if every answer earns a lot: with a value head of zeros, all tokens of all answers would be better than expected here."""
     earned = []
 
     def scored(answers):
@@ -154,17 +154,17 @@ def test_the_first_advantages_are_by_how_much_an_answer_is_better_than_others(pp
 
 
 def test_an_update_that_goes_too_far_ends_its_rollout(ppo_trainer, rollouts):
-    """With every step too far, each has a rollout of its own, of the prompts that were due; no step is lost."""
+    """Where every update goes too far, each rollout ends early, the next one takes the same prompts, and all steps are made."""
     trainer = ppo_trainer(target_kl=1e-6, max_steps=6)
     trainer.train()
     assert trainer.state.global_step == 6
-    # The first step of a rollout learns from what was sampled by the same weights, so nothing has gone anywhere yet.
+    # In a rollout's first step, the policy still has the weights that sampled the answers, so the KL is 0.
     assert [step for step, _ in rollouts] == [0, 2, 4]
     assert rollouts[0][1] == rollouts[1][1]
 
 
 def test_the_held_out_reward_is_the_same_however_it_is_batched(ppo_trainer, tiny_llama):
-    """Greedy answers (top_k=1), so that a batch's random numbers make no difference."""
+    """Greedy answers (top_k=1), so that random numbers don't make a difference."""
     found = [ppo_trainer(per_device_eval_batch_size=size, top_k=1).evaluate() for size in (1, 4, 6)]
     for name in ("eval_score", "eval_reward", "eval_answer_length", "eval_terminated"):
         assert found[0][name] == pytest.approx(found[1][name]) == pytest.approx(found[2][name])
@@ -172,7 +172,7 @@ def test_the_held_out_reward_is_the_same_however_it_is_batched(ppo_trainer, tiny
 
 
 def test_several_answers_to_a_held_out_prompt_count_as_one(ppo_trainer):
-    """The reward is the mean over prompts of the means over answers; its standard error is of the prompts' means."""
+    """The reward is the mean over prompts of the means over answers; its standard error is that of the prompts' means."""
     scored, by_prompt = noted()
     trainer = ppo_trainer(scorer=scored, num_generations_eval=3, per_device_eval_batch_size=4)
     found = trainer.evaluate()
@@ -201,7 +201,7 @@ def test_evaluating_changes_nothing_about_training(ppo_trainer, tiny_llama):
 
 
 @pytest.mark.curves
-def test_what_is_left(ppo_trainer, tmp_path):
+def test_the_files_that_it_writes(ppo_trainer, tmp_path):
     trainer = ppo_trainer(max_steps=5, num_sample_answers=2)
     trainer.train()
     directory = tmp_path / "train"
@@ -247,5 +247,5 @@ def test_held_out_answers_are_measured_beside_their_reward(scored_texts, ppo_tra
     check_measured_texts(ppo_trainer, {"scorer": scored}, seen, toy_prompts[1])
 
 
-def test_what_is_measured_of_answers_is_told_of_before_and_after(ppo_trainer):
+def test_metrics_of_answers_are_reported_before_and_after(ppo_trainer):
     check_told_of_before_and_after(ppo_trainer)

@@ -1,4 +1,4 @@
-"""The value head: the size of its change in an optimizer step, for every width of the model."""
+"""The value head: how much an optimizer step changes it, for every width of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def model(width):
 
 @pytest.mark.parametrize("width", [16, 576])
 def test_a_step_of_adam_moves_a_value_by_the_rate_times_the_root_of_the_width(width):
-    """Adam's first step moves each weight by the learning rate. Of a state of ones the value moves by rate * (width / sqrt(width) + 1)."""
+    """Adam's first step moves each weight by the learning rate. For a state of ones, the value moves by rate * (sqrt(width) + 1)."""
     head, state = new_value_head(model(width)), torch.ones(1, width)
     assert head(state).item() == 0.0
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""llmmod.trainers.preference.dpo: trl's losses from shared rows, the reference in its three ways, and evaluation against a naive loop."""
+"""llmmod.trainers.preference.dpo: trl's losses from shared rows, the three kinds of reference, and evaluation against a naive loop."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CHANGES = {
 
 
 class Theirs(DPOTrainer):
-    """trl's trainer, on ids as they are."""
+    """trl's trainer on unchanged ids."""
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
 
 
 def loss_of(trainer, model, examples):
-    """Loss, gradient and what was measured, of one batch."""
+    """Loss, gradient and metrics of one batch."""
     model.zero_grad()
     model.train()
     batch = trainer.data_collator(examples)
@@ -48,7 +48,7 @@ def loss_of(trainer, model, examples):
 
 @pytest.fixture
 def theirs(tiny_llama, tiny_tokenizer, toy_pairs, tmp_path):
-    """What trl's own trainer has for the moved model and a batch of pairs."""
+    """A function: model, reference -> loss, gradient and metrics by trl's own trainer, for the changed model and a batch of pairs."""
 
     def of(model, reference, **changes):
         given = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "remove_unused_columns": False, "max_length": None}
@@ -127,7 +127,7 @@ def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer
 
 
 def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, toy_pairs, tmp_path):
-    """An adapter of an earlier training is merged and a new one begun: off, that is the earlier training's model, not the base."""
+    """An earlier training's adapter is merged, and a new one is added. Without the new one, it is the earlier model, not the base."""
     from llmmod.config.schema.finetune import LoraConf
     from llmmod.models.adapters.setup import setup_lora
 
@@ -149,12 +149,12 @@ def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, to
      ({"bias": "lora_only"}, False)],
     ids=["new", "dora", "continued", "pissa", "bias"],
 )  # fmt: skip
-def test_adapters_that_are_nothing_at_the_start(tiny_llama, changes, nothing):
+def test_which_adapters_change_the_model_from_the_start(tiny_llama, changes, nothing):
     assert adapter_is_noop(adapted(tiny_llama, **changes)) is nothing
 
 
 def test_a_new_adapter_of_the_embeddings_is_nothing_at_the_start(tiny_llama):
-    """peft starts their matrices A from zero, where those of linear layers start from chance."""
+    """peft initialises their matrices A with zeros, those of linear layers at random."""
     adapted_embeddings = get_peft_model(tiny_llama, LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]))
     ids = torch.arange(5, 17)[None]
     with torch.no_grad(), adapted_embeddings.disable_adapter():
@@ -233,11 +233,11 @@ def test_only_answers_reach_the_head(dpo_trainer, toy_pairs, monkeypatch, collat
     monkeypatch.setattr(efficient.LogProbFunction, "apply", counted)
     dpo_trainer(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False, collator=collator).train()
     answers = sum(len(e["chosen_ids"]) + len(e["rejected_ids"]) for e in toy_pairs.train)
-    assert sum(rows) == 2 * answers  # of the model, and of its reference
+    assert sum(rows) == 2 * answers  # for the model and for its reference
 
 
 def test_what_shared_rows_save(dpo_trainer, toy_pairs):
-    """Tokens that go through the model: the prompt once, and of no answer the last token."""
+    """The tokens that the model computes: a shared row has the prompt once, its last token twice, and not the answers' last tokens."""
     trainers = [dpo_trainer(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False, collator=collator) for collator in COLLATORS]
     for trainer in trainers:
         trainer.train()
@@ -248,7 +248,7 @@ def test_what_shared_rows_save(dpo_trainer, toy_pairs):
 
 @pytest.fixture
 def trained(dpo_trainer, tiny_llama):
-    """Train from the same weights each time: the trainer, and the weights afterwards."""
+    """A function that trains from the same weights each time -> the trainer, and the weights afterwards."""
     start = copy.deepcopy(tiny_llama.state_dict())
 
     def run(wrap=lambda model: model, resume=None, **changes):
@@ -266,7 +266,7 @@ def losses(trainer, name="loss"):
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, adapted], ids=["full", "lora"])
-def test_known_beforehand_is_as_on_the_way(trained, wrap):
+def test_precomputed_reference_logps_give_the_same_losses(trained, wrap):
     on_the_way, _ = trained(wrap)
     beforehand, _ = trained(wrap, precompute_ref_log_probs=True)
     assert losses(beforehand) == pytest.approx(losses(on_the_way), abs=1e-5)
@@ -274,7 +274,7 @@ def test_known_beforehand_is_as_on_the_way(trained, wrap):
 
 
 def test_the_best_whole_weights_are_compared_with_where_training_began(trained, tiny_llama, toy_pairs, tmp_path):
-    """Here the highest loss is called the best, so that it isn't the last."""
+    """Here the highest loss counts as the best, so that the best checkpoint isn't the last."""
     reference = copy.deepcopy(tiny_llama)
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 1}
@@ -287,13 +287,13 @@ def test_the_best_whole_weights_are_compared_with_where_training_began(trained, 
         assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
 
 
-def test_an_adapter_that_goes_on_is_compared_with_where_it_began(trained, tiny_llama):
+def test_a_continued_adapter_is_compared_with_its_initial_weights(trained, tiny_llama):
     trainer, _ = trained(lambda model: adapted(model, init_lora_weights=False))
     assert losses(trainer, "eval_loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses(trainer, "eval_rewards/margins")[0] == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["on the way", "beforehand"])
+@pytest.mark.parametrize("known", [False, True], ids=["computed in training", "precomputed"])
 def test_resumed_to_the_same_bits(trained, tmp_path, caplog, monkeypatch, known):
     caplog.set_level("INFO", "llmmod.train")
     settings = {"save_strategy": "steps", "save_steps": 5, "precompute_ref_log_probs": known, "eval_on_start": False}
@@ -308,7 +308,7 @@ def test_resumed_to_the_same_bits(trained, tmp_path, caplog, monkeypatch, known)
 
 
 def test_a_reference_that_follows_the_model_is_in_the_checkpoint(trained, tmp_path):
-    """Steps 3 and 6 move it half of the way; the checkpoint is of step 4, between two lines of the log."""
+    """Steps 3 and 6 move it half of the way; step 4, between two lines of the log, has the checkpoint."""
     settings = {"sync_ref_model": True, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.5, "num_train_epochs": 2.0}
     settings |= {"save_strategy": "steps", "save_steps": 4, "logging_steps": 3.0, "save_total_limit": None}
     trainer, whole = trained(output_dir=tmp_path, **settings)
@@ -319,14 +319,14 @@ def test_a_reference_that_follows_the_model_is_in_the_checkpoint(trained, tmp_pa
     assert losses(again, "train_loss") == losses(trainer, "train_loss")
 
 
-def test_what_was_kept_of_another_model_is_worked_out_anew(trained, tmp_path):
+def test_stored_logps_of_another_model_are_computed_again(trained, tmp_path):
     settings = {"precompute_ref_log_probs": True, "output_dir": tmp_path, "eval_on_start": True}
     trained(adapted, **settings)
     trainer, _ = trained(lambda model: adapted(moved(model, by=0.2)), **settings)
     assert losses(trainer, "eval_loss")[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_a_stream_has_no_end_to_look_forward_to(dpo_trainer, toy_pairs):
+def test_a_stream_cannot_be_precomputed(dpo_trainer, toy_pairs):
     stream = toy_pairs.train.to_iterable_dataset()
     with pytest.raises(ConfigError, match=r"training\.precompute_ref_log_probs: true, but the end of a streamed dataset is unknown"):
         dpo_trainer(train=stream, max_steps=2, precompute_ref_log_probs=True, gradient_accumulation_steps=1).train()

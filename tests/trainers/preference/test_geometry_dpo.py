@@ -1,4 +1,4 @@
-"""The gradient of dpo's optimizer step doesn't depend on how its pairs are divided, padded, ordered, or whether they share their prompt."""
+"""The gradient of dpo's optimizer step doesn't depend on how pairs are divided, padded and ordered, or whether they share their prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOSSES = {
 
 
 class PreferenceCollatorLeft(PreferenceCollator):
-    """The same rows with the padding on the left, and positions that start where a row does."""
+    """The same rows padded on the left, with positions that start at a row's first token."""
 
     def __call__(self, examples):
         batch = super().__call__(examples)
@@ -30,7 +30,7 @@ class PreferenceCollatorLeft(PreferenceCollator):
 
 
 def with_noise(model):
-    """Every parameter a little moved, the same way each time, so that the model isn't its reference any more."""
+    """Change every parameter a little, the same way each time, so that the model differs from its reference."""
     import torch
 
     generator = torch.Generator().manual_seed(5)
@@ -46,7 +46,7 @@ def examples():
 
 @pytest.fixture
 def from_start(dpo_trainer, examples, tiny_llama):
-    """The gradient of one step, from the same weights each time, of a model that has moved on from its reference."""
+    """A function: changes -> the gradient of one step, from the same weights each time, of a model that differs from its reference."""
     gradient = geometry.pairs_gradient(dpo_trainer, examples, prepare=with_noise)
     start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
 
@@ -67,7 +67,7 @@ def test_however_the_pairs_are_divided_and_padded(from_start):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_of_other_losses(from_start, loss):
-    """WPO's weights are exponentials, which make more of float32's last digit."""
+    """WPO's weights are exponentials, which enlarge float32's rounding errors."""
     expected = from_start(collator=PreferenceCollator, **geometry.divided(8, 1), **LOSSES[loss])
     found = from_start(**geometry.divided(2, 4), **LOSSES[loss])
     assert geometry.apart(found, expected) < (3e-6 if loss == "weighted" else 1e-6)
@@ -80,7 +80,7 @@ def test_whatever_their_order(from_start, examples):
 
 
 def test_a_mean_of_the_batches_means_would_be_another(from_start, monkeypatch):
-    """That the comparison can fail: trl's own scaling, by batch."""
+    """Shows that the comparison can fail: trl itself scales by batch."""
     expected = from_start(**geometry.divided(8, 1))
     monkeypatch.setattr(DpoTrainer, "_get_num_items_in_batch", lambda *args: None)
     monkeypatch.setattr(DpoTrainer, "loss_is_scaled_for_ga", False)

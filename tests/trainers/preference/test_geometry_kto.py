@@ -1,7 +1,7 @@
 """The gradient of kto's optimizer step doesn't depend on how its answers are divided, padded or ordered.
 
-So it is with `apo_zero_unpaired`. The loss `kto` takes its estimate of the KL from mismatched pairs of a batch, and so goes by the batch:
-there it is the padding and the weights of batches of different sizes that make no difference.
+This holds for `apo_zero_unpaired`. The loss `kto` estimates the KL from the mismatched pairs of a batch, so it depends on the batch: there,
+the test shows that padding and the weights of batches of different sizes don't make a difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
 
 
 class KTOCollatorLeft(KTOCollator):
-    """The same rows with the padding on the left."""
+    """The same rows padded on the left."""
 
     def __call__(self, examples):
         batch = super().__call__(examples)
@@ -38,7 +38,7 @@ def examples():
 
 @pytest.fixture
 def gradient(kto_trainer, examples, tiny_llama):
-    """The gradient of one step, from the same weights each time, of a model that has moved on from its reference."""
+    """A function: changes -> the gradient of one step, from the same weights each time, of a model that differs from its reference."""
     start = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
     of = geometry.pairs_gradient(kto_trainer, examples, prepare=moved)
 
@@ -68,7 +68,7 @@ def test_the_loss_kto_whatever_the_padding(gradient):
 
 
 def test_a_mean_of_the_batches_means_would_be_another(gradient, monkeypatch):
-    """That the comparison can fail: trl's own scaling, by batch."""
+    """Shows that the comparison can fail: trl itself scales by batch."""
     expected = gradient(**geometry.divided(8, 1))
     monkeypatch.setattr(KtoTrainer, "_get_num_items_in_batch", lambda *args: None)
     monkeypatch.setattr(KtoTrainer, "loss_is_scaled_for_ga", False)

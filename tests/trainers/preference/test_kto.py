@@ -16,7 +16,7 @@ WRAPS = pytest.mark.parametrize("wrap", [lambda model: model, adapted], ids=["fu
 
 
 class Theirs(KTOTrainer):
-    """trl's trainer, on ids as they are, mismatched as `KTOTrainer._prepare_dataset` has it."""
+    """trl's trainer on unchanged ids, with mismatched pairs as in `KTOTrainer._prepare_dataset`."""
 
     def _prepare_dataset(self, dataset, processing_class, args, name):
         def mismatch(examples):
@@ -82,7 +82,7 @@ def test_evaluation_is_exact_over_all_answers_and_keeps_nothing(kto_trainer, tin
 
 
 def test_the_kl_of_an_evaluation_is_that_of_its_batches(kto_trainer, tiny_llama, toy_judged):
-    """Over one batch of all examples it is one number, and the loss what comes of it, by hand."""
+    """With all examples in one batch, the KL is one number, and the loss follows from it by hand."""
     reference = copy.deepcopy(tiny_llama)
     trainer = kto_trainer(per_device_eval_batch_size=60, beta=0.2)
     moved(tiny_llama, by=0.1)
@@ -109,7 +109,7 @@ def losses(trainer, name="loss"):
 
 
 @WRAPS
-def test_known_beforehand_is_as_on_the_way(kto_trainer, tiny_llama, wrap):
+def test_precomputed_reference_logps_give_the_same_losses(kto_trainer, tiny_llama, wrap):
     def run(**changes):
         trainer = kto_trainer(wrap(copy.deepcopy(tiny_llama)), loss_type="apo_zero_unpaired", max_steps=6, **changes)
         trainer.train()
@@ -135,7 +135,7 @@ def test_resumed_to_the_same_bits(kto_trainer, tiny_llama, tmp_path, loss_type):
 
 
 def test_adapters_of_a_quantized_model_stay_in_float32(kto_trainer, tiny_llama):
-    """trl would round them to bfloat16, for good."""
+    """trl would round them to bfloat16 permanently."""
     from ways import prepared
 
     model = moved(prepared(tiny_llama, "qlora"))
@@ -145,8 +145,8 @@ def test_adapters_of_a_quantized_model_stay_in_float32(kto_trainer, tiny_llama):
     assert {tensor.dtype for tensor in before.values()} == {torch.float32}
 
 
-def test_noise_on_the_embeddings_changes_what_is_learnt_alone(kto_trainer, tiny_llama):
-    """Mismatched pairs are of other lengths than the rows that the noise is for."""
+def test_noise_changes_only_the_trained_rows(kto_trainer, tiny_llama):
+    """Mismatched pairs have other lengths than the rows that the noise is for."""
     plain, noisy = (kto_trainer(copy.deepcopy(tiny_llama), max_steps=1, neftune_noise_alpha=alpha) for alpha in (None, 5.0))
     losses = [trainer.train().training_loss for trainer in (plain, noisy)]
     assert losses[0] != losses[1]

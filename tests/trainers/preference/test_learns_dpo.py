@@ -1,5 +1,5 @@
-"""DPO learns, whatever is trained: with each of two seeds the better answer's reward is the higher one of at least 70 % of the held-out
-pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py), once in 5,000 with both.
+"""DPO learns with every way to fine-tune: with each of two seeds the better answer has the higher reward in at least 70 % of held-out
+pairs. By chance it is half, and 70 % once in 70 times for one seed (good_tokens.py), once in 5,000 for both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ways
 from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
-# Pairs as short as these are quicker padded; the gradient is the same (test_geometry_dpo.py).
+# Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_dpo.py).
 SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.preference_collators.PreferenceCollator"}}
 
 

@@ -1,8 +1,8 @@
-"""KTO learns, whatever is trained: with each of two seeds the better answer comes to be the likelier one of at least 70 % of the held-out
-pairs, where chance gets half, and 70 % once in 70 times a seed (good_tokens.py), once in 5,000 with both.
+"""KTO learns with every way to fine-tune: with each of two seeds the better answer becomes the likelier one in at least 70 % of held-out
+pairs. By chance it is half, and 70 % once in 70 times for one seed (good_tokens.py), once in 5,000 for both.
 
-What is trained on is the pairs that dpo has, apart: each answer with whether it is the better one of its pair, all shuffled. The learning
-rate falls to 0: with a constant one, what the last steps saw moved one seed in twelve by a tenth.
+The training data are dpo's pairs as single answers, each labelled as the better or worse one of its pair and all shuffled. The learning
+rate decreases to 0: with a constant one, the last steps' examples changed the result of one seed in twelve by a tenth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SETTINGS = good_tokens.SETTINGS | {"learning_rate": 1.2e-2, "lr_scheduler_type":
 
 
 def splits(seed):
-    """Judged answers to train on and held out; the answers of a pair come one after the other, the better one first."""
+    """Judged answers for training and held out; a pair's answers are adjacent, the better one first."""
     return [judged(pairs) for pairs in good_tokens.splits(seed, train=2048)]
 
 

@@ -1,7 +1,7 @@
-"""Several pairs or judged answers of one row: each row has the same total weight.
+"""Each row has the same total weight, also if it has several pairs or judged answers.
 
-The oracle is repetition: three pairs of one row and one pair of another weigh what the three pairs once and the other pair three times
-weigh without weights. So no number here comes of the code that is tested.
+The oracle repeats pairs: a row of three pairs and a row of one have the weights of a dataset without weights that contains the three pairs
+once and the other pair three times. So the tested code doesn't compute any of the expected numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from preferences import RM_COLLATORS
 
 DPO_COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 LENGTHS = [(9, 4, 7), (3, 1, 5), (20, 12, 2), (2, 3, 3), (6, 6, 1), (4, 14, 16), (11, 1, 1), (5, 2, 8)]
-# Rows of one, three and four pairs; so that each counts the same, their pairs are there twelve, four and three times.
+# Rows of one, three and four pairs. So that each row counts the same, their pairs are repeated twelve, four and three times.
 OF_ROW = [1, 3, 3, 3, 4, 4, 4, 4]
 TIMES = [12 // count for count in OF_ROW]
 
@@ -61,10 +61,10 @@ CASES = [pytest.param(stage, changes, id=f"{stage}-{n}") for stage, cases in STA
 
 @pytest.fixture
 def trainer_of(rm_trainer, dpo_trainer, kto_trainer, tiny_llama):
-    """A trainer of a stage."""
+    """A function: stage, training data -> a trainer."""
 
     def make(stage, train, **changes):
-        evaluation = train.select(range(len(train))) if isinstance(train, Dataset) else None  # the same would mean: nothing to train
+        evaluation = train.select(range(len(train))) if isinstance(train, Dataset) else None  # the same object means: no training
         return {"rm": rm_trainer, "dpo": dpo_trainer, "kto": kto_trainer}[stage](train=train, evaluation=evaluation, **changes)
 
     return make
