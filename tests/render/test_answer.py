@@ -1,4 +1,4 @@
-"""Reading the answer of a model that generates exactly its training data: the data's answer, with every render."""
+"""If a model generates exactly its training data, the answer that is read equals the data's, with every render."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.render.encode import encode, encode_prompt
 from llmmod.render.template import Template, inner_text
 
 RENDERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "render").glob("*.yaml") if path.stem != "auto")
-# As Qwen 3's; the same where its marks are special tokens, which no decoded answer has; and one that writes behind an answer, too.
+# As Qwen 3's; the same with special tokens as marks, which decoded answers don't contain; and one that also writes after an answer.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -44,7 +44,7 @@ def test_what_is_trained_is_read_as_the_answer(name, shipped, byte_level, two_tu
     ("generated", "answer"),
     [
         ("<think>\n\n</think>\n\n2", "2"),
-        ("\n<think>\n\n</think>\n2", "2"),  # the white space around it hangs on the tokenizer
+        ("\n<think>\n\n</think>\n2", "2"),  # the white space around it depends on the tokenizer
         ("<think>\nOne and one.\n</think>\n\n2", "<think>\nOne and one.\n</think>\n\n2"),  # the model's own thoughts
         ("  2\n", "2"),
         ("2 <think>\n\n</think>", "2 <think>\n\n</think>"),

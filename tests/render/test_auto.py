@@ -12,24 +12,24 @@ from llmmod.render.encode import encode, encode_prompt
 
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + ASK
-# As Llama 3's: BOS of its own, texts trimmed.
+# As Llama 3's: writes BOS itself and trims texts.
 TRIMMED = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>{% endfor %}" + ASK
 TAGGED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}" + ASK
 )
-# As Qwen 3's: the last answer has thoughts, those before have lost them.
+# As Qwen 3's: only the last answer keeps its thoughts.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}" + ASK
 )
-# As GLM 4's: nothing ends an answer but the next turn's role.
+# As GLM 4's: an answer ends only at the next turn's role.
 UNENDED = (
     "[gMASK]{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# As DeepSeek R1's: the prompt holds what the answer, when it is there, doesn't.
+# As DeepSeek R1's: the prompt ends with a text that isn't there once the answer follows.
 UNDECIDED = CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}"
-# As Llama 2's: no system role, roles must take turns.
+# As Llama 2's: refuses a system role; roles must alternate.
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
@@ -207,7 +207,7 @@ def test_what_can_not_be_used_is_refused(byte_level, template, conf, says):
     assert says in str(error.value)
 
 
-# All that a template can see besides the messages, and one that calls what transformers gives it.
+# Everything that a template can see besides the messages, and a call of a function that transformers provides.
 SEEING = (
     "{{ bos_token }}{{ extra_special_tokens }}{{ documents }}{{ tools }}{% for m in messages %}{{ m.role }}:{{ m.content | tojson }}"
     "{{ m.tool_calls }}{{ m.keys() | list }}<|im_end|>{% endfor %}{{ strftime_now('%Y')[:2] }}{{ add_generation_prompt }}"
@@ -272,7 +272,7 @@ def test_reasoning_that_a_template_leaves_out_is_an_error_of_the_data(byte_level
 )
 @pytest.mark.parametrize("cut", [0, 1])
 def test_behind_the_place_where_an_answer_was_cut_nothing_is_trained(byte_level, template, cut):
-    """And all of the other answer is, its terminator included."""
+    """The other answer is trained completely, including its terminator."""
     whole = talk("Hello?", "Hi, my friend", "Who?", "Me and you")
     messages = [replace(m, cut=m.role == "assistant" and at == 1 + 2 * cut) for at, m in enumerate(whole.messages)]
     render = auto(byte_level, template)

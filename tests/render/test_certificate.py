@@ -44,7 +44,7 @@ def test_chatml_passes_with_smollm2_and_is_known_to_differ_in_the_default_system
 
 
 class CharacterByCharacter(Template):
-    """LLaMA-Efficient-Tuning gave list(answer) to the tokenizer."""
+    """LLaMA-Efficient-Tuning passed list(answer) to the tokenizer."""
 
     def examples(self, conversation, *, mask_prompt=True):
         split = lambda s: [s._replace(text=c) for c in s.text] if s.trained and s.text else [s]  # noqa: E731
@@ -52,14 +52,14 @@ class CharacterByCharacter(Template):
 
 
 class TerminatorUntrained(Template):
-    """axolotl 3754, TRL 3091."""
+    """The terminator isn't trained (axolotl 3754, TRL 3091)."""
 
     def examples(self, conversation, *, mask_prompt=True):
         return [[*example[:-1], example[-1]._replace(trained=False)] for example in super().examples(conversation)]
 
 
 class RoundsFromZero(Template):
-    """LLaMA-Efficient-Tuning trained ChatGLM2 from round 0 on; the model's own chat asks from round 1 on."""
+    """LLaMA-Efficient-Tuning trained ChatGLM2 from round 0 on; the model's own chat starts with round 1."""
 
     def examples(self, conversation, *, mask_prompt=True):
         self.conf.first_round = 0
@@ -70,7 +70,7 @@ class RoundsFromZero(Template):
 
 
 class SystemOutside(Template):
-    """LLaMA-2's system text before the first [INST], in training alone."""
+    """LLaMA-2's system text before the first [INST], but only in training."""
 
     def examples(self, conversation, *, mask_prompt=True):
         self.conf.system_in_query = False
@@ -88,7 +88,7 @@ class ExportedSystemOutside(Template):
 
 
 class SpaceEndsThePrompt(Template):
-    """`Assistant: ` and then `Yes`, where one text would have ` Yes`."""
+    """The prompt ends with `Assistant: ` and the answer is `Yes`; in one text, the token would be ` Yes`."""
 
     def __init__(self, **conf):
         super().__init__(**conf)
@@ -96,7 +96,7 @@ class SpaceEndsThePrompt(Template):
 
 
 class SpecialTokensInTexts(Template):
-    """The whole was encoded as one string: what users write closed their turn."""
+    """The conversation was encoded as one string, so a user's text could end the turn."""
 
     def _write(self, turns, system, mask_prompt):
         end = self.terminator
@@ -133,7 +133,7 @@ class PlaceholdersInTexts(Template):
 
 
 class BeginsTwice(Template):
-    """BOS by the render, and once more by a template that has its own."""
+    """The render writes BOS, and the template writes it again."""
 
     def _write(self, turns, system, mask_prompt):
         found = super()._write(turns, system, mask_prompt)
@@ -141,7 +141,7 @@ class BeginsTwice(Template):
 
 
 class HistoryUntrained(Template):
-    """Only the last answer of a conversation had labels, where all were asked for."""
+    """Only the last answer of a conversation had labels, although all were requested."""
 
     def examples(self, conversation, *, mask_prompt=True):
         [example] = super().examples(conversation)
@@ -220,7 +220,7 @@ def test_what_a_render_is_asked_to_leave_untrained_is_no_mistake(byte_level, shi
 def test_tokens_that_one_string_can_not_hold_are_noted(shipped, slow_chatglm2):
     from copy import deepcopy
 
-    class Unwritable:  # ChatGLM2's tokenizer must not read `sop` in a text, or gossip would break
+    class Unwritable:  # ChatGLM2's tokenizer must not find the token `sop` in a text: `gossip` contains it
         def __init__(self, tokenizer):
             self.tokenizer = tokenizer
 
@@ -244,7 +244,7 @@ def test_a_token_that_swallows_the_white_space_beside_it_is_noted(byte_level, sh
     from tokenizers import AddedToken
 
     tokenizer = deepcopy(byte_level)
-    tokenizer.add_tokens([AddedToken("<x>", special=True, **{side: True})])  # InternLM's `</s>` does so on both sides
+    tokenizer.add_tokens([AddedToken("<x>", special=True, **{side: True})])  # InternLM's `</s>` does this on both sides
     fields = {**shipped("default"), "response": ["{{response}}", {"token": "<x>"}], "sep": ["\n"], "stop_words": ["<x>"]}
     if side == "lstrip":
         fields |= {"response": ["{{response}}", "\n", {"token": "<x>"}], "sep": []}
@@ -280,7 +280,7 @@ def test_rows_that_are_not_trained_are_passed_over(byte_level, shipped):
     assert certify(Template(tokenizer=byte_level, **shipped("chatml")), byte_level, rows) == []
 
 
-def test_a_template_that_refuses_everything_is_no_proof(byte_level):
+def test_a_template_that_refuses_everything_is_not_certified(byte_level):
     class RefusesSystem(AutoTemplate):
         def examples(self, conversation, *, mask_prompt=True):
             from llmmod.errors import DataError, Problem
@@ -304,7 +304,7 @@ def test_a_refusal_lists_what_is_fatal_with_the_tokens_at_the_seam(byte_level, s
     )
 
 
-def test_nothing_fatal_is_no_refusal():
+def test_findings_that_are_not_fatal_are_not_refused():
     finding = Finding("own", "something to know")
     with pytest.raises(ConfigError):
         refuse([finding], "render=chatml")

@@ -8,7 +8,7 @@ from llmmod.render.segments import own_beginning
 
 
 def made(tokenizer, change=lambda ids, labels: (ids, labels), encode=None):
-    """Examples as training makes them, but for a change."""
+    """A function: texts -> examples as in training, with a change."""
 
     def examples(texts):
         found = (encode or TextEncoder(tokenizer).encode)(texts)
@@ -35,7 +35,7 @@ def test_documents_as_the_tokenizer_writes_them_are_certified(tokenizer):
     ],
     ids=["no-end", "no-beginning", "masked-beginning", "masked-end", "two-beginnings", "a-token-lost"],
 )
-def test_what_went_wrong_elsewhere_is_found(byte_level, change, check):
+def test_known_mistakes_of_other_tools_are_found(byte_level, change, check):
     assert check in [finding.check for finding in certify_documents(byte_level, made(byte_level, change), {})]
 
 

@@ -39,7 +39,7 @@ def test_ids_are_those_of_each_segment_on_its_own_and_labels_lie_over_them(reque
 
 
 def test_an_answer_is_encoded_as_a_text_and_not_character_by_character(byte_level):
-    # 500 tokens for 106 in LLaMA-Efficient-Tuning's own words: list("…") had been given to the tokenizer.
+    # LLaMA-Efficient-Tuning passed list("…") to the tokenizer and got 500 tokens for 106.
     answer = "Hi, what can I do for you?"
     [(ids, labels)] = encode([[Segment(token=1), Segment(answer, trained=True)]], byte_level)
     assert labels == [IGNORED, *byte_level(answer, add_special_tokens=False)["input_ids"]]

@@ -3,7 +3,7 @@ from __future__ import annotations
 from llmmod.render.encode import Encoded
 
 NO = -100
-# Two turns: three prompt tokens, two of the answer, two of the next prompt, two of its answer, one that follows.
+# Two turns: three prompt tokens, two of the answer, two of the next prompt, two of its answer, and one more.
 EXAMPLE = Encoded([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [NO, NO, NO, 4, 5, NO, NO, 8, 9, NO])
 
 

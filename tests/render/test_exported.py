@@ -1,4 +1,4 @@
-"""A saved ChatGLM2 has a chat template and a tokenizer with the ids of its training, for programs that only use text."""
+"""A saved ChatGLM2 has a chat template and a tokenizer that give programs which only use text the ids of its training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def render(chatglm2, shipped):
 
 @pytest.fixture
 def stock(chatglm2, render, tmp_path):
-    """What transformers alone reads of what is saved."""
+    """The saved tokenizer as transformers alone loads it."""
     tokenizer, tokenizer.chat_template = exported(render, chatglm2)
     tokenizer.save_pretrained(tmp_path)
     return AutoTokenizer.from_pretrained(tmp_path)
@@ -53,7 +53,7 @@ def test_the_prompt_has_the_ids_of_the_render(chatglm2, render, stock, system, r
 
 
 def test_other_texts_have_the_ids_of_the_original(chatglm2, stock):
-    spelt = ("</s>", "<unk>", "[gMASK]", "[MASK]")  # read as tokens, as any tokenizer of today reads its own
+    spelt = ("</s>", "<unk>", "[gMASK]", "[MASK]")  # encoded as special tokens, as in any recent tokenizer
     for row in TEXTS:
         if not any(token in row["text"] for token in spelt):
             assert stock(row["text"]).input_ids == row["ids"]
@@ -61,12 +61,12 @@ def test_other_texts_have_the_ids_of_the_original(chatglm2, stock):
     assert (stock.eos_token_id, stock.pad_token_id, stock.padding_side) == (chatglm2.eos_token_id, chatglm2.pad_token_id, "left")
 
 
-def test_nothing_is_left_to_say(chatglm2, render):
+def test_the_certificate_does_not_have_findings(chatglm2, render):
     assert certify(render, chatglm2) == []
 
 
 def test_what_was_saved_is_trained_on_again(chatglm2, render, stock, shipped, tmp_path):
-    """The render names `sop`, as the original does; and a text that spells a token stays a text."""
+    """The render finds the token `sop` under its original name, and a text that spells a token stays a text."""
     tokenizer = load_tokenizer(str(tmp_path))
     again = Template(tokenizer=tokenizer, **shipped("chatglm2"))
     asked = Conversation([*MESSAGES[:2], Message("user", "[gMASK]<sop> people sop </s>")])

@@ -1,6 +1,6 @@
-"""Every shipped render, written out for people to read.
+"""Every shipped render, written to a file for people to read.
 
-LLMMOD_WRITE_GOLDEN=1 writes the files anew: read the difference before you commit it.
+LLMMOD_WRITE_GOLDEN=1 writes the files again: read the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEGEND = "⟨a token⟩ «trained» ␣ space at a seam ⏎ line break ⟦x⟧ t
 
 
 def shown(segments, tokenizer):
-    """Segments as a person reads them."""
+    """Segments in a readable form."""
     found, trained = [], False
     for segment in segments:
         if segment.trained != trained:

@@ -1,4 +1,4 @@
-"""The exported chat template writes the same string as the render, for every shipped render."""
+"""For every shipped render, the exported chat template writes the same string as the render."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Shipped renders against the models' official prompts, token for token.
+"""Shipped renders give the models' official prompts, token for token.
 
-Real tokenizers are read where the development machine has them, and their tests skipped elsewhere.
+Tests read real tokenizers where the development machine has them, and are skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def original(name, file):
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """A function: a vocabulary file, the model_type of its checkpoint -> the tokenizer of such a checkpoint, as a run has it."""
+    """A function: a vocabulary file, the model_type of its checkpoint -> the tokenizer of such a checkpoint, loaded as in a run."""
     from llmmod import load_tokenizer
 
     def loaded(file, model_type):
@@ -45,7 +45,7 @@ def load(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llama2(load):
     tokenizer = load(original("llama2", "tokenizer.model"), "llama")
-    tokenizer.add_tokens(["<|end_of_turn|>"])  # openchat's, which is LLaMA-2 with one token more
+    tokenizer.add_tokens(["<|end_of_turn|>"])  # openchat's is LLaMA-2's with one more token
     return tokenizer
 
 
@@ -77,7 +77,7 @@ def baichuan2(load):
 
 
 def pieces(name, text):
-    """Ids that sentencepiece itself gives."""
+    """The ids that sentencepiece itself gives."""
     from sentencepiece import SentencePieceProcessor
 
     return SentencePieceProcessor(model_file=str(SENTENCEPIECE / f"{name}.model")).encode(text)
@@ -145,14 +145,14 @@ def test_chatglm2s_prompt_is_gmask_sop_and_the_official_string_encoded_as_one(sh
     whole = pieces("chatglm2_tiny", ORACLE["strings"]["chatglm2"])
     prompt = encode_prompt(template.prompt(two_rounds(None)), chatglm2)
     assert prompt == [3001, 3003, *whole]  # after 3,000 pieces and [MASK]
-    assert prompt == chatglm2(ORACLE["strings"]["chatglm2"]).input_ids  # what build_prompt's text becomes in `chat` of the original
+    assert prompt == chatglm2(ORACLE["strings"]["chatglm2"]).input_ids  # the ids of build_prompt's text in the original's `chat`
 
 
 @pytest.mark.parametrize(("system", "segments"), [(None, "baichuan"), (TEXTS["SYS"], "baichuan_system")])
 @pytest.mark.parametrize(("render", "user", "assistant"), [("baichuan", 102, 103), ("baichuan2", 106, 107)])
 def test_baichuans_prompt_is_the_official_segments(shipped, baichuan2, render, user, assistant, system, segments):
     template = Template(tokenizer=baichuan2, **shipped(render))
-    role = {195: f"<reserved_{user}>", 196: f"<reserved_{assistant}>"}  # the ids in the real vocabulary, whose names these are
+    role = {195: f"<reserved_{user}>", 196: f"<reserved_{assistant}>"}  # the numbers of these names are their ids in the real vocabulary
     expected = []
     for segment in ORACLE["segments"][segments]:
         expected += pieces("baichuan2_tiny", role.get(segment, segment))
@@ -164,11 +164,11 @@ def test_baichuan2_trains_eos_where_the_user_speaks_again_as_its_fine_tune_py_do
     [(ids, labels)] = encode(template.examples(chat(None, TEXTS["U1"], TEXTS["A1"], TEXTS["U2"], "2")), baichuan2)
     user, assistant, eos = (baichuan2.convert_tokens_to_ids(token) for token in ("<reserved_106>", "<reserved_107>", "</s>"))
     expected, trained = [], False
-    for token in ids:  # fine-tune.py: a user's turn is eos and then nothing, an assistant's is nothing and then itself
+    for token in ids:  # fine-tune.py: of a user's turn, only eos at its first token is trained; of an assistant's, all but the first token
         trained = (trained or token == assistant) and token != user
         expected.append(eos if token == user else token if trained and token != assistant else -100)
     assert ids[-1] == eos
-    assert labels[1:] == expected[1:]  # the first label is never used: there is nothing before it to predict it from
+    assert labels[1:] == expected[1:]  # the first label is never used, since there isn't a token before it
 
 
 @pytest.mark.parametrize("system", ["You are a helpful AI assistant named SmolLM, trained by Hugging Face", "", "你是助手。"])
@@ -181,7 +181,7 @@ def test_chatml_gives_the_ids_of_smollm2s_own_chat_template(shipped, smollm2, sy
 
 
 def test_an_answer_that_begins_with_a_space_stays_apart_from_the_prompt_it_was_generated_after(shipped, smollm2):
-    # One string has one token for the line break and the space before a digit; generation began after the line break.
+    # In one string, the line break and the space before a digit are one token; but generation began after the line break.
     template = Template(tokenizer=smollm2, **shipped("chatml"))
     asked = encode_prompt(template.prompt(chat("S", "1+1?")), smollm2)
     assert encode_prompt(template.prompt(chat("S", "1+1?", " 2", "Sure?")), smollm2)[: len(asked)] == asked

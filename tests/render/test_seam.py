@@ -8,7 +8,7 @@ from llmmod.render.findings import parting, seam, spelling
 @pytest.mark.parametrize(
     ("one", "other", "at"), [([1, 2, 3], [1, 4, 3], 1), ([1, 2], [1, 2, 3], 2), ([], [1], 0)], ids=["differ", "longer", "empty"]
 )
-def test_where_two_lists_part(one, other, at):
+def test_where_two_lists_differ(one, other, at):
     assert parting(one, other) == at
 
 

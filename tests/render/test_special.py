@@ -7,7 +7,7 @@ import pytest
 from llmmod.render.segments import SpecialTokens
 
 
-def test_tokens_and_texts_are_told_apart(byte_level):
+def test_tokens_and_texts_are_split(byte_level):
     end = byte_level.convert_tokens_to_ids("<|im_end|>")
     assert SpecialTokens(byte_level).split("a<|im_end|><|im_end|>b") == ["a", end, end, "b"]
 

@@ -15,14 +15,14 @@ ROUNDS = {"prompt": ["[Round {{idx}}]\n\n问：{{query}}\n\n答："], "sep": ["\
 
 
 def talk(*texts, system=None, train=()):
-    """Texts that take turns; `train`: flags of the answers."""
+    """A conversation of alternating texts; `train` has the flags of the answers."""
     flags = iter([*train, *[True] * len(texts)])
     said = [Message("user", text) if index % 2 == 0 else Message("assistant", text, next(flags)) for index, text in enumerate(texts)]
     return Conversation([Message("system", system)] * (system is not None) + said)
 
 
 def written(segments, tokenizer, trained=None):
-    """Segments as text; `trained`: those that are, or are not, trained."""
+    """Segments as text; `trained` selects those that are (or aren't) trained."""
     chosen = [segment for segment in segments if trained in (None, segment.trained)]
     return "".join(tokenizer.convert_ids_to_tokens(token) if text is None else text for text, token, *_ in chosen)
 

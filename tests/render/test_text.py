@@ -8,7 +8,7 @@ TEXTS = ["Hello", "你好！", " two  spaces ", "\nline\n", "a\tb", "😀 emoji"
 
 
 def read(tokenizer, ids):
-    """The text of ids; transformers' slow SentencePiece tokenizers leave byte pieces unread and strip spaces."""
+    """The text of ids; transformers' slow SentencePiece tokenizers don't decode byte pieces and strip spaces."""
     return tokenizer.decode(ids) if tokenizer.is_fast else tokenizer.sp_model.decode(ids)
 
 
@@ -26,7 +26,7 @@ def test_a_text_that_continues_another_reads_the_same_in_between(tokenizer, text
 
 
 def test_chatglm2s_dummy_prefix_stands_at_the_beginning_alone(slow_chatglm2):
-    # The ids of "你好" alone and in a sentence differ in the official vectors too: [36474, 54591] and [39701].
+    # In the official vectors, too, the ids of "你好" alone and in a sentence differ: [36474, 54591] and [39701].
     encoder = TextEncoder(slow_chatglm2)
     alone, within = encoder.encode(["你好"])[0], encoder.encode(["你好"], continuing=True)[0]
     assert slow_chatglm2.convert_ids_to_tokens(alone) == ["▁", "你好"]
@@ -52,7 +52,7 @@ def test_no_text_becomes_a_special_token(tokenizer, text):
 
 
 def test_a_special_piece_of_the_model_is_broken_up(slow_baichuan2):
-    # SentencePiece itself makes one token of a user-defined piece, whatever transformers is told about special tokens.
+    # SentencePiece itself encodes a user-defined piece as one token, whatever transformers' settings for special tokens are.
     from copy import copy
 
     special = copy(slow_baichuan2)

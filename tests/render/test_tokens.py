@@ -17,7 +17,7 @@ def test_an_unknown_token_is_named_with_its_render_its_nearest_and_what_to_do(to
     assert isinstance(problem, Problem)
     assert str(problem).startswith("render.sep[0]: render=mine needs the token '<|im_ends|>', which this tokenizer doesn't know.")
     assert "render=auto" in str(problem)
-    assert ("Its nearest is '<|im_end|>'." in str(problem)) == tokenizer.is_fast  # the slow ones have no such token
+    assert ("Its nearest is '<|im_end|>'." in str(problem)) == tokenizer.is_fast  # the slow ones don't have such a token
 
 
 def test_a_token_that_the_tokenizer_lacks_in_its_place_is_named(byte_level):

@@ -1,4 +1,4 @@
-"""A session as a step sees it, with a tiny model in it; and the toy task of tests/support/toy.py, for steps that train and evaluate."""
+"""A session with a tiny model, as a step uses it, and the toy task of tests/support/toy.py for steps that train and evaluate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chatml(tokenizer):
 
 @dataclass
 class FakeSession:
-    """What steps ask of a session."""
+    """The part of a session that steps use."""
 
     root: Root
     run_dir: Path
@@ -68,7 +68,7 @@ class FakeSession:
 
 @pytest.fixture
 def make_session(tmp_path, tiny_tokenizer):
-    """A session with the given model, greedy, 24 tokens an answer."""
+    """A session with the given model, greedy, with 24 tokens per answer."""
 
     def make(tiny, *, kind="base", **changes):
         values = {

@@ -1,4 +1,4 @@
-"""Chat: the model's input, the output, and the memory of the conversation."""
+"""Chat: the model's input, the output, and the history of the conversation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llmmod.steps.terminal import Terminal
 
 
 def chat(session, text, conf=None, stdin=io.StringIO):
-    """What is printed, and what is said about it, for the lines of `text`."""
+    """Stdout, stderr and the report of a chat whose input is `text`."""
     out, err = io.StringIO(), io.StringIO()
     report = Chat(conf or ChatConf(), "chat", Terminal(stdin(text), out, err)).run(session)
     return out.getvalue(), err.getvalue(), report
 
 
 def answer(session, *messages, tokens=24):
-    """What the model greedily says next, computed apart from everything that chat uses to say it."""
+    """The model's greedy answer, computed without the code that chat uses."""
     roles = {"s": "system", "u": "user", "a": "assistant"}
     tokenizer, render = session.tokenizer("chat"), session.render("chat")
     conversation = Conversation([Message(roles[role], content) for role, content in messages])
@@ -76,7 +76,7 @@ def test_system_text_of_the_step(make_session, tiny_llama):
 
 
 def test_it_stops_at_the_renders_stop_word(make_session, tiny_llama, tiny_tokenizer):
-    # A model that says the end-of-turn token most of the time: without it as a stop word each answer would have all its 24 tokens.
+    # A model that often generates the end-of-turn token: if it weren't a stop word, each answer would have all 24 tokens.
     with torch.no_grad():
         tiny_llama.lm_head.weight[tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")] *= 3
     session = make_session(tiny_llama)
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(make_session, tiny_llama
     assert "".join(written[3:]) == "\n" + answer(session, ("u", "one"), ("a", cut), ("u", "two")) + "\n"
 
 
-def test_a_second_ctrl_c_at_once_ends_the_run_where_no_person_types(make_session, tiny_llama):
+def test_a_second_ctrl_c_at_once_ends_the_run_if_input_is_not_a_terminal(make_session, tiny_llama):
     class Insistent(Terminal):
         def write(self, piece):
             if piece != "\n":
@@ -142,7 +142,7 @@ def test_a_second_ctrl_c_at_once_ends_the_run_where_no_person_types(make_session
         Chat(ChatConf(), "chat", Insistent(io.StringIO("one\ntwo\nthree\n"), io.StringIO(), io.StringIO())).run(make_session(tiny_llama))
 
 
-def test_a_trained_model_leaves_training_behind(make_session, tiny_llama):
+def test_a_trained_model_answers_in_evaluation_mode(make_session, tiny_llama):
     tiny_llama.config.attention_dropout = 0.5
     for module in tiny_llama.modules():
         if hasattr(module, "attention_dropout"):

@@ -1,4 +1,4 @@
-"""Chat in a separate process: on a terminal and with a pipe, with real Ctrl-C."""
+"""Chat in a separate process: on a terminal and with a pipe, with a real Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 WAIT_S = 90
 
-# A session whose model never ends an answer by itself, so that Ctrl-C has something to end.
+# A session whose model never ends an answer by itself, so that Ctrl-C must.
 CHILD = """
 import gc
 gc.disable()  # takes a quarter of the time of importing
@@ -52,7 +52,7 @@ def command(tiny_llama, tiny_tokenizer, tmp_path):
 
 
 class Screen:
-    """A process on a pseudo-terminal, and all that it has shown."""
+    """A process on a pseudo-terminal, and its output so far."""
 
     def __init__(self, command):
         self.master, terminal = pty.openpty()
@@ -64,16 +64,16 @@ class Screen:
         self.shown = ""
 
     def type(self, keys):
-        # Python's readline misses a signal that comes between its prompt and its first wait for a key (a person is never so fast).
+        # Python's readline misses a signal between its prompt and its first wait for a key (a person is never that fast).
         time.sleep(0.3)
         os.write(self.master, keys.encode())
 
     def wait_for(self, count, text):
-        """Read until `text` has been shown `count` times."""
+        """Read until `text` was shown `count` times."""
         self._read_until(lambda: self.shown.count(text) >= count)
 
     def wait_for_more(self, characters):
-        """Read until so many more characters have been shown."""
+        """Read until this number of further characters was shown."""
         wanted = len(self.shown) + characters
         self._read_until(lambda: len(self.shown) >= wanted)
 
@@ -83,7 +83,7 @@ class Screen:
             if select.select([self.master], [], [], 1)[0]:
                 try:
                     self.shown += os.read(self.master, 65536).decode(errors="ignore")
-                except OSError:  # Linux's way to say that the other end is closed
+                except OSError:  # on Linux: the other end is closed
                     break
         assert enough(), self.shown[-2000:]
 
@@ -94,7 +94,7 @@ class Screen:
 
 
 def _own_terminal():
-    """Make stdin the controlling terminal of the new session, so that the key Ctrl-C becomes a SIGINT to the process."""
+    """Make stdin the controlling terminal of the new session, so that the key Ctrl-C sends SIGINT to the process."""
     import fcntl
     import termios
 
@@ -149,4 +149,4 @@ def test_at_the_end_of_a_pipe_ctrl_c_ends_the_answer_alone(command):
     assert (begun + out).endswith(b"\n")
     assert (begun + out).count(b"\n") == (begun + out).rstrip(b"\n").count(b"\n") + 1
     assert "The conversation is forgotten.\nchat: 1 questions answered" in err.decode()
-    (begun + out).decode()  # whole characters, even where it was cut
+    (begun + out).decode()  # whole characters, even where the answer was cut

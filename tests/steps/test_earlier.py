@@ -18,7 +18,7 @@ def results(tmp_path):
 
 
 def trained(results, directory, weights="weights", key="key"):
-    """A directory as a training leaves it, a checkpoint among it."""
+    """A directory with a training's result, including a checkpoint."""
     (directory / "checkpoint-2").mkdir(parents=True)
     (directory / "checkpoint-2" / "optimizer.pt").write_text("state")
     (directory / "adapter_model.safetensors").write_text(weights)
@@ -47,7 +47,7 @@ def test_the_copy_is_found_when_the_first_is_gone(results, tmp_path):
     results.take("key", second)
     shutil.rmtree(first)
     assert results.take("key", third)[1] == second
-    assert len(list((tmp_path / "index" / "key").iterdir())) == 2  # the first one's entry has gone with it
+    assert len(list((tmp_path / "index" / "key").iterdir())) == 2  # the first one's entry was removed, too
 
 
 def test_another_training_is_not_found(results, tmp_path):
@@ -56,7 +56,7 @@ def test_another_training_is_not_found(results, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone", "trained over", "half trained over", "no record"])
-def test_what_is_not_whole_is_passed_by(results, tmp_path, harm):
+def test_an_incomplete_result_is_skipped(results, tmp_path, harm):
     first, second = trained(results, tmp_path / "first" / "sft"), empty(tmp_path)
     weights = first / "adapter_model.safetensors"
     if harm == "changed":
@@ -81,7 +81,7 @@ def test_an_older_one_is_taken_where_the_newest_is_damaged(results, tmp_path):
 
 
 def test_a_killed_run_left_nothing_to_be_found(results, tmp_path):
-    """It has said which training it began, and its weights may be those of a step in between."""
+    """The run recorded the start of its training, but its weights may be from an earlier step."""
     first = tmp_path / "first" / "sft"
     first.mkdir(parents=True)
     write_result(first, Result("key"))
@@ -103,10 +103,10 @@ def test_a_base_of_the_same_run_is_that_of_the_new_run(results, tmp_path):
     results.keep(first, "key", metrics={}, kind="adapter")
     assert results.take("key", second) is not None
     assert json.loads((second / "adapter_config.json").read_text()) == {"base_model_name_or_path": str(tmp_path / "second" / "sft"), "r": 8}
-    assert results.take("key", second)[1] == second  # whole, with its own digests
+    assert results.take("key", second)[1] == second  # complete, with its own digests
 
 
-def test_an_index_that_cannot_be_written_costs_nothing_but_itself(tmp_path, caplog):
+def test_an_index_that_cannot_be_written_gives_only_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     trained(ResultStore(tmp_path / "file" / "index"), tmp_path / "first" / "sft")
     assert "later runs won't find" in caplog.text

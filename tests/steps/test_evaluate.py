@@ -1,4 +1,4 @@
-"""The evaluate step: the same figures after training, without training, and from training's own evaluation."""
+"""The evaluate step: the same metrics after training, without training, and from training's own evaluation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(session):
 
 
 def naive(model, examples):
-    """Mean loss of all labelled tokens, one example at a time, float64."""
+    """The mean loss over all labelled tokens, one example at a time, in float64."""
     loss, tokens = 0.0, 0
     for example in examples:
         labels = torch.tensor(example["labels"])[1:]
@@ -61,7 +61,7 @@ def test_after_a_training(session, toy_splits, strategy):
     assert {name: trained.metrics[name] for name in report.metrics} == report.metrics
 
 
-def test_an_evaluation_that_training_has_made_is_not_made_again(session, monkeypatch):
+def test_an_evaluation_by_the_training_is_not_repeated(session, monkeypatch):
     made = session()
     Train(TrainConf(), "train").run(made)
     monkeypatch.setattr("llmmod.steps.evaluate.trainer_from", lambda *args, **kwargs: pytest.fail("evaluated again"))
@@ -85,7 +85,7 @@ def test_the_model_is_given_back_as_it_was(session, tiny_llama):
 
 
 def test_a_copy_of_a_trained_model_computes_with_its_own_weights(session):
-    """trl's patched forward, copied, would go on using the original's."""
+    """A copy of trl's patched forward would still use the original's weights."""
     made = session()
     Train(TrainConf(), "train").run(made)
     copied = copy.deepcopy(made.current.model)

@@ -1,4 +1,4 @@
-"""Export: any program with transformers answers with the exported model token for token like the run's model."""
+"""Export: with transformers alone, the exported model gives the same answers as the run's model, token for token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTIONS = ["What is a render?", "你好,世界!什么是渲染?", "The lazy do
 
 
 def answered_here(session, model, questions=QUESTIONS):
-    """The same from the model in memory, prompted by the render."""
+    """The answers of the model in memory, prompted by the render."""
     render, tokenizer = session.render("export"), session.tokenizer("export")
     config = generation_config(build(session.root.generation), model, stop_ids=render.stop_ids, pad_id=tokenizer.pad_token_id)
     answers = []
@@ -54,7 +54,7 @@ def test_the_base_model_can_be_exported_too(make_session, tiny_llama, elsewhere)
 
 def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_tokenizer, monkeypatch):
     for name in ("is_local", "local_files_only"):
-        monkeypatch.setitem(tiny_tokenizer.init_kwargs, name, True)  # as from_pretrained leaves behind
+        monkeypatch.setitem(tiny_tokenizer.init_kwargs, name, True)  # as from_pretrained sets it
     session = make_session(tiny_llama, generation=GenerationConf(do_sample=True, temperature=0.7, max_new_tokens=9))
     report = Export(session.root.steps["export"], "export").run(session)
     settings = json.loads((session.run_dir / "export" / "generation_config.json").read_text())
@@ -72,7 +72,7 @@ def test_generation_settings_and_template_travel(make_session, tiny_llama, tiny_
 
 
 def test_what_a_checkpoint_brings_along_does_not_stop_the_export(make_session, tiny_llama):
-    # As Llama-2's did: a temperature beside do_sample=false, which transformers refuses to save once anything was changed.
+    # Like Llama-2's, it has a temperature with do_sample=false, which transformers refuses to save after any change.
     tiny_llama.generation_config.temperature = 0.6
     tiny_llama.config.use_cache = False  # as gradient checkpointing leaves it
     session = make_session(tiny_llama)
@@ -88,7 +88,7 @@ def test_shards_are_safetensors_of_the_size_asked_for(make_session, tiny_llama, 
     Export(ExportConf(max_shard_size=size), "export").run(session)
     files = {file.name: file.stat().st_size for file in (session.run_dir / "export").iterdir()}
     weights = [name for name in files if name.endswith(".safetensors")]
-    # 2 * 400 * 32 float32 of embeddings are 102,400 bytes; with two layers and norms the whole is about 160 KB.
+    # 2 * 400 * 32 float32 numbers of embeddings are 102,400 bytes; with two layers and norms the model has about 160 KB.
     assert (len(weights) > 1) == (shards > 1)
     assert not [name for name in files if name.endswith((".bin", ".pt"))]
     assert len({file.stat().st_mode for file in (session.run_dir / "export").iterdir()}) == 1, "weights as readable as the rest"
@@ -112,7 +112,7 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
     assert not (session.run_dir / "export" / "README.md").exists()
 
 
-def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny_llama):
+def test_the_export_of_a_quantized_model_reports_the_difference(make_session, tiny_llama):
     from llmmod.config.schema.quantization import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
@@ -120,10 +120,10 @@ def test_a_quantized_models_export_says_how_far_from_it_it_is(make_session, tiny
     session = make_session(rebuild_model(tiny_llama, quantization_config=quantization_config(QuantizationConf(bits=8))))
     summary = Export(session.root.steps["export"], "export").run(session).summary
     (apart,) = re.findall(r"unpacked and merged in full precision.* probabilities are ([0-9.e-]+) nats apart", summary[1])
-    assert 0 < float(apart) < 0.02  # 8 bit rounds activations, which what is exported doesn't
+    assert 0 < float(apart) < 0.02  # 8 bit rounds activations; the exported model doesn't
 
 
-def test_a_layout_that_is_none_is_refused_before_anything_is_loaded(make_session, tiny_llama):
+def test_an_unknown_layout_is_refused_before_anything_is_loaded(make_session, tiny_llama):
     session = make_session(tiny_llama)
     with pytest.raises(ConfigError) as raised:
         Export(ExportConf(layout="nativ"), "export").run(session)

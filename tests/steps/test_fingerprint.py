@@ -1,4 +1,4 @@
-"""A fingerprint depends on every input of a training, one at a time, and on nothing else."""
+"""A fingerprint depends on every input of a training and on nothing else; the tests change them one at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST = "steps__first__training__"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_tokenizer):
-    """A directory with a checkpoint, of which nobody reads the weights, and rows."""
+    """A directory with rows and a checkpoint whose weights aren't loaded."""
     directory = tmp_path_factory.mktemp("fingerprint")
     tiny_tokenizer.save_pretrained(directory / "tiny")
     (directory / "tiny" / "config.json").write_text('{"model_type": "llama"}')
@@ -36,19 +36,19 @@ def place(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def config(place):
-    """Two training steps, the second on what the first left."""
+    """Two training steps, the second based on the first one's result."""
     given = overrides_of(place / "tiny", place / "rows.jsonl")
     return compose(["experiment=stages", *given, "steps.second.model={from_step: first}", f"output_dir={place}/run"])
 
 
 @pytest.fixture(scope="module")
 def before(config):
-    """What decides the first step as it is."""
+    """The inputs that decide the first step, unchanged."""
     return of(config)
 
 
 def of(config, *, step="first", left="left", **changes):
-    """What decides a step, by name, its configuration changed: `training__seed=1` is training.seed=1."""
+    """Name -> value of the inputs that decide a step, with a changed configuration: `training__seed=1` is training.seed=1."""
     config = copy.deepcopy(config)
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
@@ -150,7 +150,7 @@ def test_the_code_of_a_class_of_the_users_counts(config, monkeypatch, tmp_path):
     assert of(config, **mine) != first
 
 
-def test_what_has_changed_has_a_name(config, before):
+def test_changed_inputs_have_names(config, before):
     changed = of(config, seed=1, finetune__r=4, dataset__val_size=3, model__dtype="bfloat16", **{f"{FIRST}learning_rate": 1e-5})
     assert {name for name in before if before[name] != changed[name]} == {
         "seed", "finetune.r", "data", "model.dtype", "training.learning_rate",
@@ -159,7 +159,7 @@ def test_what_has_changed_has_a_name(config, before):
     assert [name for name in second[0] if second[0][name] != second[1][name]] == ["the model of first"]
 
 
-def test_what_it_stands_on_counts(config):
+def test_its_base_counts(config):
     assert of(config, step="second") != of(config, step="second", left="other")
     with pytest.raises(NoIdentityError, match="it builds on first, which can't be identified"):
         of(config, step="second", left=None)
@@ -187,7 +187,7 @@ def test_examples_without_identity_have_no_fingerprint(config):
         of(config, dataset__streaming=True, **{f"{FIRST}max_steps": 2})
 
 
-def test_weights_that_differ_are_told_apart(tmp_path):
+def test_different_weights_give_different_fingerprints(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
     first = weights_identity(tmp_path, "f")
     (tmp_path / "trainer_state.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""`training.predict_steps` and early stopping: metrics, files, and that the training is the same with and without."""
+"""`training.predict_steps` and early stopping: metrics, files, and the training is the same with and without them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmmod.trainers.callbacks.interrupt import StopWhenNoBetter
 
 ADAPTER = "train/adapter_model.safetensors"
 FIELDS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2.0, "eval_strategy": "steps", "eval_steps": 2.0}
-# A metric whose value is chosen by the test: that of each prediction in turn.
+# A metric whose values the test sets, one for each prediction.
 METRIC = """
 import os, signal
 VALUES, INTERRUPT_AT = [], []
@@ -36,7 +36,7 @@ class Told:
 
 @pytest.fixture
 def session(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, lora_conf, toy_session):
-    """A session for the toy task with dropout, whose answers are sampled: both draw random numbers."""
+    """A session for the toy task with dropout, whose answers are sampled: both use random numbers."""
 
     def make(run="run", *, steps=None, **changes):
         made = toy_session(
@@ -56,7 +56,7 @@ def session(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, lora_con
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """The values that the user's own metric will have, to be filled, and the step that names it."""
+    """A list for the values of the user's own metric, which the test fills, and the step that uses the metric."""
     (tmp_path / "told_metric.py").write_text(METRIC)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LLMMOD_ALLOW", "told_metric")
@@ -74,7 +74,7 @@ def digest(path):
 
 
 def history(session):
-    """The log without what depends on the clock."""
+    """The log without entries that depend on the clock."""
     log = json.loads((session.run_dir / "train/trainer_state.json").read_text())["log_history"]
     clock = ("runtime", "per_second")
     return [{name: value for name, value in entry.items() if not name.endswith(clock)} for entry in log]
@@ -116,7 +116,7 @@ def test_a_signal_ends_the_answers_and_a_resumed_run_makes_them_again(session, t
     whole, ended = session("whole", steps=steps, predict_steps=3), session("ended", steps=steps, predict_steps=3)
     train(whole)
     told_metric.ANSWERS.clear()
-    told_metric.INTERRUPT_AT.append(6 + 2)  # in the midst of those at step 3
+    told_metric.INTERRUPT_AT.append(6 + 2)  # during the answers at step 3
     with pytest.raises(KeyboardInterrupt):
         train(ended)
     assert not told_metric.INTERRUPT_AT
@@ -132,7 +132,7 @@ def test_a_signal_ends_the_answers_and_a_resumed_run_makes_them_again(session, t
 
 def test_the_best_model_by_a_metric_of_the_user_s_own(session, told):
     values, steps = told
-    values += [0.0, 0.0, 1.0, 5.0, 2.0]  # when its name is asked for, then before the training and at steps 2, 4 and 6
+    values += [0.0, 0.0, 1.0, 5.0, 2.0]  # the first to find its name, then before the training and at steps 2, 4 and 6
     best = {"load_best_model_at_end": True, "metric_for_best_model": "predict_told", "predict_steps": 2}
     made = session("best", steps=steps, **best)
     train(made)
@@ -152,7 +152,7 @@ def test_training_stops_where_nothing_gets_better_and_a_resumed_run_takes_no_fur
     stopping = {"learning_rate": 0.0, "early_stopping_patience": 2, "max_steps": 20}
     made = session("stopped", **stopping)
     train(made)
-    assert made.get("trainer").state.global_step == 6  # no better at steps 4 and 6 than at 2
+    assert made.get("trainer").state.global_step == 6  # steps 4 and 6 aren't better than 2
     again = session("again", resume_from_checkpoint=str(made.run_dir / "train/checkpoint-6"), **stopping)
     train(again)
     assert again.get("trainer").state.global_step == 6
@@ -161,7 +161,7 @@ def test_training_stops_where_nothing_gets_better_and_a_resumed_run_takes_no_fur
     assert earlier.get("trainer").state.global_step == 6
 
 
-# values of evaluations from the first step on, threshold, whether more is better -> how many of them since the last better one
+# values of evaluations from the first step on, threshold, whether more is better -> number of evaluations since the last better one
 COUNTS = {
     "better each time": ([3.0, 2.0, 1.0], 0.0, False, 0),
     "equal is not better": ([3.0, 3.0], 0.0, False, 1),

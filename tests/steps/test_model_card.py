@@ -124,7 +124,7 @@ def test_a_rehearsal_says_so():
 
 
 def chain(**changes):
-    """sft, then a reward model on it, then ppo on it with that reward; each with data of its own."""
+    """sft, then a reward model on it, then ppo on it with that reward; each with its own data."""
 
     def data(name):
         return DatasetConf(name=name, path=f"org/{name}")

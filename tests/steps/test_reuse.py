@@ -1,4 +1,4 @@
-"""When a training step reuses an earlier run's result, and when later runs find its own."""
+"""When a training step reuses an earlier run's result, and when later runs find its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.reuse.store import Reuse
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    """Makes a step of a run, by the run's name; what decides its training is `rate`, or what is given."""
+    """A function: a run's name -> its step, whose training depends on `rate` or on the given inputs."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "parts", lambda session, step, **given: {"rate": "1"})
 
@@ -30,7 +30,7 @@ def step(tmp_path, monkeypatch):
 
 
 def trained(step, run, **how):
-    """The step, trained in a run."""
+    """The step of a run, after its training."""
     made, directory = step(run, **how)
     assert made.take() is None
     (directory / "adapter_model.safetensors").write_text("weights")
@@ -38,20 +38,20 @@ def trained(step, run, **how):
     return made
 
 
-def test_a_second_run_takes_what_the_first_left_and_is_known_by_the_same_weights(step, tmp_path):
+def test_a_second_run_reuses_the_first_ones_result_and_has_the_same_identity(step, tmp_path):
     first, (second, _) = trained(step, "one"), step("two")
     result, place = second.take()
     assert (result.metrics, place) == ({"train_loss": 0.5}, tmp_path / "one" / "sft")
     assert first.identity == second.identity is not None
 
 
-def test_reuse_false_takes_nothing_and_leaves_all_the_same(step):
+def test_with_reuse_false_a_run_trains_and_keeps_its_result(step):
     trained(step, "one", reuse=False)
     trained(step, "two", reuse=False)
     assert step("three")[0].take() is not None
 
 
-def test_a_run_of_one_training_step_has_nothing_to_do_with_it(step, tmp_path):
+def test_a_run_of_one_training_step_does_not_use_it(step, tmp_path):
     alone = trained(step, "one", several=False)
     assert alone.identity is None
     assert not (tmp_path / "cache").exists()
@@ -70,9 +70,9 @@ def test_what_has_no_identity_is_trained_and_not_kept(step, monkeypatch, caplog,
     assert not (tmp_path / "one" / "sft" / "result.json").exists()
 
 
-def test_a_training_that_goes_on_is_the_one_that_was_begun(step, tmp_path):
-    """It gives the bits of the uninterrupted one; going on from another training's checkpoint gives something else."""
-    step("one")[0].take()  # begun, and killed
+def test_a_resumed_training_has_the_identity_of_the_one_that_began(step, tmp_path):
+    """It gives the same bits as the uninterrupted one; a training from another one's checkpoint doesn't."""
+    step("one")[0].take()  # started and killed
     (tmp_path / "other" / "sft").mkdir(parents=True)
     assert trained(step, "two", checkpoint="other/sft/checkpoint-2").identity is None
     assert step("three")[0].take() is None
@@ -80,22 +80,22 @@ def test_a_training_that_goes_on_is_the_one_that_was_begun(step, tmp_path):
     assert step("four")[0].take()[1] == tmp_path / "one" / "sft"
 
 
-def test_a_run_that_goes_on_takes_the_steps_that_had_ended(step, tmp_path):
-    """They have checkpoints, too."""
+def test_a_resumed_run_reuses_its_completed_steps(step, tmp_path):
+    """Also if they have checkpoints."""
     trained(step, "one")
     assert step("one", checkpoint="one/sft/checkpoint-2")[0].take()[1] == tmp_path / "one" / "sft"
     (tmp_path / "one" / "sft" / "adapter_model.safetensors").write_text("damaged")
     assert step("one", checkpoint="one/sft/checkpoint-2")[0].take() is None
 
 
-def test_training_over_a_result_takes_it_back_first(step, tmp_path):
+def test_a_new_training_in_its_directory_withdraws_a_result_first(step, tmp_path):
     trained(step, "one")
-    step("one", reuse=False)[0].take()  # begun anew, and killed
+    step("one", reuse=False)[0].take()  # started again and killed
     assert step("two")[0].take() is None
 
 
-def test_why_it_is_trained_is_told(step, caplog, tmp_path):
-    """By the newest result of that name; not where nobody asked for reuse, or a result is gone."""
+def test_the_reason_for_training_is_logged(step, caplog, tmp_path):
+    """The reason refers to the newest result of that name. It isn't logged without reuse, or if the result is gone."""
     caplog.set_level("INFO", "llmmod.train")
     trained(step, "one", rate="1", r="8")
     trained(step, "two", rate="2", r="8", seed="3")

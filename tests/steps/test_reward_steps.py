@@ -1,4 +1,4 @@
-"""The steps with a reward model: scores of each held-out pair, and an export that works with transformers only."""
+"""The steps with a reward model: scores of each held-out pair, and an export that works with transformers alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmmod.steps.train import Train
 
 @pytest.fixture
 def session(tmp_path, tiny_llama, tiny_tokenizer, toy_pairs, rm_conf, lora_conf, toy_session):
-    """A session of the toy preferences, by changes of `training.*`."""
+    """A function: changes of `training.*` -> a session with the toy preferences."""
 
     def make(evaluation=toy_pairs.eval, **changes):
         made = toy_session(
@@ -40,7 +40,7 @@ def session(tmp_path, tiny_llama, tiny_tokenizer, toy_pairs, rm_conf, lora_conf,
 
 @pytest.fixture
 def trained(session, lora_conf):
-    """A session whose model was trained a little, with every weight."""
+    """A session whose model was trained a little with all weights."""
     from llmmod.config.schema.finetune import FullConf
 
     made = session(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False)
@@ -68,7 +68,7 @@ def test_predict_writes_both_scores_of_each_pair_in_the_datas_order(trained, toy
     assert f"in {right} of 30 held-out pairs" in report.summary[0]
 
 
-def test_evaluate_tells_what_predict_counts(trained):
+def test_evaluate_and_predict_agree(trained):
     metrics = Evaluate(EvaluateConf(), "evaluate").run(trained).metrics
     Predict(PredictConf(max_samples=None), "predict").run(trained)
     written = lines(trained)
@@ -95,7 +95,7 @@ def test_what_is_trained_is_saved_with_its_head(trained):
 
 
 def test_the_export_scores_with_transformers_alone(trained, tiny_tokenizer, tmp_path):
-    """Texts of different lengths, padded by the exported tokenizer, whose padding token isn't the one that ends them."""
+    """Texts of different lengths, padded by the exported tokenizer, whose padding token isn't the end token."""
     tiny_tokenizer_pad = tiny_tokenizer.pad_token
     tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
     try:
@@ -121,7 +121,7 @@ def test_no_layout_of_2023_has_a_place_for_the_head(trained):
 
 
 def test_the_base_stays_a_language_model(tiny_llama):
-    """What the head is put on may go on writing, once the head is off."""
+    """The language model under the head still works when the head isn't used."""
     before = tiny_llama(input_ids=torch.arange(5, 23).reshape(2, 9)).logits
     with_reward_head(tiny_llama)
     assert torch.equal(tiny_llama(input_ids=torch.arange(5, 23).reshape(2, 9)).logits, before)

@@ -1,4 +1,4 @@
-"""Questions from a pipe and from a person; and the ends of a conversation."""
+"""Questions from a pipe and from a person, and how a conversation ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Tty(io.StringIO):
 
 
 class Interrupted(io.StringIO):
-    """Lines of which each `^C` is a Ctrl-C while waiting."""
+    """Lines of input, where `^C` stands for a Ctrl-C while waiting."""
 
     def readline(self, *arguments):
         line = super().readline(*arguments)
@@ -41,7 +41,7 @@ def asked(text, stdin=io.StringIO):
         ("clear\n你好\r\n", ["clear", "你好"]),
         ("", []),
     ],
-    ids=["end of input", "no last newline", "empty lines", "exit", "quit", "quit in a question", "clear is the caller's", "nothing"],
+    ids=["end of input", "without a last newline", "empty lines", "exit", "quit", "quit in a question", "clear is the caller's", "empty"],
 )
 def test_lines_of_a_pipe(text, questions):
     assert asked(text) == (questions, "", "")
@@ -96,7 +96,7 @@ def test_ctrl_c_twice_ends_a_persons_chat(monkeypatch):
     assert list(Terminal(Tty(), Tty(), io.StringIO()).questions()) == ["one", "two"]
 
 
-def test_two_interrupted_answers_within_a_second_mean_the_run_where_no_person_types(monkeypatch):
+def test_two_interrupts_within_a_second_end_the_run_if_input_is_not_a_terminal(monkeypatch):
     clock = iter([10.0, 12.0, 12.9])
     monkeypatch.setattr("llmmod.steps.terminal.time.monotonic", lambda: next(clock))
     terminal = Terminal(io.StringIO(), io.StringIO(), io.StringIO())

@@ -29,7 +29,7 @@ from llmmod.trainers.sft import SftTrainer
 
 @pytest.fixture
 def session(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, lora_conf, toy_session):
-    """A session for the toy task; a fresh copy of the same model each time."""
+    """A function that creates a session for the toy task, with a new copy of the same model each time."""
 
     def make(run="run", *, finetune=None, splits=None, smoke=False, **changes):
         return toy_session(
@@ -107,7 +107,7 @@ def test_what_it_leaves_on_the_disk(session, tiny_tokenizer):
     }
     assert json.loads((directory / "trainer_state.json").read_text())["global_step"] == 10
     assert AutoTokenizer.from_pretrained(directory).chat_template == made.render("train").chat_template()
-    assert tiny_tokenizer.chat_template is None  # the session's own is left alone
+    assert tiny_tokenizer.chat_template is None  # the session's own doesn't change
 
 
 def test_what_it_leaves_in_memory(session):
@@ -146,7 +146,7 @@ def test_smoke_takes_two_steps(session):
 
 def test_the_same_seed_gives_the_same_bits(session, lora_conf):
     for run in ("one", "two"):
-        torch.rand(3)  # what was drawn before plays no part
+        torch.rand(3)  # earlier random numbers don't matter
         train(session(run, finetune=lora_conf(lora_dropout=0.1)))
     assert digest(session("one").run_dir / ADAPTER) == digest(session("two").run_dir / ADAPTER)
 
@@ -157,7 +157,7 @@ def test_another_seed_gives_others(session):
     assert digest(session("one").run_dir / ADAPTER) != digest(session("two").run_dir / ADAPTER)
 
 
-# 18 examples, batches of 4, 2 accumulated: 5 batches and 3 optimizer steps an epoch. Step 4 is in the midst of the second, 6 its end.
+# 18 examples, batches of 4, 2 accumulated: 5 batches and 3 optimizer steps per epoch. Step 4 is in the middle of the second, 6 its end.
 RESUMED = {
     "gradient_accumulation_steps": 2,
     "num_train_epochs": 3.0,
@@ -212,7 +212,7 @@ def test_full_fine_tuning_resumes_to_the_same_bits(session, full_conf):
 
 
 def test_settings_of_a_checkpoint_that_can_t_be_saved_are_mended_first(session, full_conf):
-    """do_sample=false beside a temperature is what many a checkpoint has, and transformers refuses to save it."""
+    """Many checkpoints have do_sample=false with a temperature, and transformers refuses to save them."""
     made = session(finetune=full_conf, max_steps=1, save_strategy="steps", save_steps=1.0)
     made._model.generation_config = GenerationConfig(do_sample=False, temperature=0.6)
     train(made)
@@ -244,12 +244,12 @@ def test_a_damaged_checkpoint_is_passed_over(session, file, caplog):
     assert f"resuming from {newest.parent / 'checkpoint-2'}" in caplog.text
     assert json.loads((made.run_dir / "train/trainer_state.json").read_text())["global_step"] == 4
     assert digest(made.run_dir / ADAPTER) == before
-    load_file(newest / "adapter_model.safetensors")  # written anew
+    load_file(newest / "adapter_model.safetensors")  # written again
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "training_state_0.pt", "trainer_state.json"])
 def test_a_full_disk_leaves_the_last_checkpoint_and_a_run_that_goes_on(session, lora_conf, monkeypatch, file):
-    """A file of the second checkpoint is written to /dev/full, which answers as a full disk does; that of the weights by hand."""
+    """A file of the second checkpoint is written to /dev/full, which fails like a full disk; for the weights, the test raises the error."""
     fields = {**RESUMED, "max_steps": 4, "save_total_limit": 1}
     train(session("whole", finetune=lora_conf(lora_dropout=0.2), **fields))
     made = session("full", finetune=lora_conf(lora_dropout=0.2), **fields)
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_run_that_goes_on(session, 
         def on_a_full_disk(trainer, output_dir=None, state_dict=None):
             if trainer.state.global_step == 4:
                 Path(output_dir).mkdir(parents=True)
-                if file == "adapter_model.safetensors":  # which its library replaces rather than writes
+                if file == "adapter_model.safetensors":  # its library would replace the link instead of writing to it
                     (Path(output_dir) / file).write_bytes(b"half of it")
                     raise OSError(errno.ENOSPC, "No space left on device")
                 (Path(output_dir) / file).symlink_to("/dev/full")
@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_run_that_goes_on(session, 
 
 
 class InterruptAt(TrainerCallback):
-    """Ctrl-C in the midst of an optimizer step, once."""
+    """Ctrl-C during an optimizer step, once."""
 
     step: int | None = None
 
@@ -306,7 +306,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(session, lora_conf, monkeyp
 
 
 class InterruptEvaluation(TrainerCallback):
-    """SIGTERM in the midst of the evaluation after a step, once."""
+    """SIGTERM during the evaluation after a step, once."""
 
     step: int | None = None
 
@@ -317,7 +317,7 @@ class InterruptEvaluation(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["mid-epoch", "the last step"])
-def test_an_evaluation_that_a_signal_ended_is_made_by_the_run_that_goes_on(session, lora_conf, monkeypatch, step):
+def test_a_resumed_run_repeats_an_evaluation_that_a_signal_ended(session, lora_conf, monkeypatch, step):
     def log(made):
         entries = json.loads((made.run_dir / "train/trainer_state.json").read_text())["log_history"]
         return [{name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name} for entry in entries]
@@ -377,7 +377,7 @@ def test_streamed_examples_need_a_number_of_steps(session, toy_splits):
     ],
     ids=["resume", "packing"],
 )
-def test_what_is_wrong_with_the_arguments_is_said_before_the_model_is_loaded(session, monkeypatch, changes, message):
+def test_wrong_arguments_are_refused_before_the_model_is_loaded(session, monkeypatch, changes, message):
     made = session(**changes)
     monkeypatch.setattr(made, "base_model", lambda name: pytest.fail("the model was loaded"))
     with pytest.raises(ConfigError, match=message):
@@ -403,7 +403,7 @@ def test_files_are_readable_by_whom_the_umask_allows(session, umask, mode):
 
 
 def test_offloading_from_the_cpu_is_refused_under_torchrun_too(session):
-    """There the processes are started already, and the step is the first to know where it trains."""
+    """torchrun has already started the processes, and only the step knows which device it trains on."""
     made = session()
     made.root.distributed = DistributedConf(name="fsdp", fsdp=FsdpConf(cpu_offload=True))
     with pytest.raises(ConfigError, match=r"^distributed\.fsdp\.cpu_offload: true, but the training is on the CPU"):

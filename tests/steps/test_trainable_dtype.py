@@ -1,4 +1,4 @@
-"""A checkpoint of 16 bits in the train step: saved, in memory, and resumed."""
+"""A 16-bit checkpoint in the train step: saved, in memory, and resumed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WAYS = {
 }
 UP = "model.layers.1.mlp.up_proj.weight"
 TRAINED = {"full": UP, "freeze": UP, "lora": "base_model.model.lm_head.weight"}
-# 18 examples in batches of 4: 5 steps; step 2 is in the midst of an epoch.
+# 18 examples in batches of 4: 5 steps per epoch; step 2 is in the middle of one.
 RESUMED = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2.0, "learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
 
 
 @pytest.fixture
 def run(tmp_path, tiny_llama, tiny_tokenizer, toy_splits, sft_conf, toy_session):
-    """A function that trains the tiny model in 16 bits, and gives the session."""
+    """A function that trains the tiny model in 16 bits -> the session."""
 
     def trained(way, name, dtype, **changes):
         conf, model = sft_conf(**RESUMED | changes), copy.deepcopy(tiny_llama).to(dtype)

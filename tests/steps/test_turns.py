@@ -1,4 +1,4 @@
-"""A conversation forgets its oldest turns, and not more than necessary."""
+"""A conversation forgets its oldest turns, as few as possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llmmod.steps.terminal import QuestionTooLongError, Turns
 
 
 def words(conversation):
-    """One id a word, so that lengths can be counted by eye."""
+    """One id per word, so that lengths are easy to count."""
     return [len(word) for message in conversation.messages for word in message.content.split()]
 
 
@@ -28,7 +28,7 @@ def test_earlier_turns_come_before_the_question():
     ]  # fmt: skip
 
 
-def test_no_system_message_where_none_is_set_so_that_the_renders_own_holds():
+def test_without_a_system_text_the_renders_own_is_used():
     assert written(Turns(words), "a") == [("user", "a")]
 
 
@@ -40,7 +40,7 @@ def test_each_question_alone_without_history():
 
 @pytest.mark.parametrize(("limit", "forgotten"), [(9, 0), (8, 1), (7, 1), (6, 1), (5, 2), (3, 2)])
 def test_as_many_of_the_oldest_turns_are_forgotten_as_must_be(limit, forgotten):
-    # system 1 word, each of two turns 3 words, the question 2 words: 9, 6 and 3 words with none, one and both forgotten.
+    # The system text has 1 word, each of two turns 3, the question 2: together 9, 6 or 3 words with none, one or both turns forgotten.
     turns = Turns(words, limit=limit, system="system")
     turns.answered("q1 q1", "a1")
     turns.answered("q2 q2", "a2")

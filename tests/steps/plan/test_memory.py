@@ -1,4 +1,4 @@
-"""The memory of a traced program, against torch's own account of the same program, and the heap against a block followed by hand."""
+"""The memory of a traced program equals torch's own record of the same program, and the heap is checked against blocks followed by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_live_bytes_are_those_of_torchs_profiler():
         train(planned)
     (peak,) = tracer.peaks.values()
     assert peak.parts["weights"] == weights == sum(p.nbytes for p in planned.parameters())
-    # Some kernels take a little for themselves, and a sum of gradients that the engine makes in place is made anew here.
+    # Some kernels allocate a little memory, and the trace allocates a new tensor for a sum of gradients that autograd computes in place.
     assert peak.live - weights == pytest.approx(most, rel=0.03)
     assert peak.heap >= peak.live
 
@@ -59,7 +59,7 @@ def test_what_is_picked_by_a_mask_has_its_true_shape_and_numbers_can_be_read():
 
 
 def test_an_order_of_examples_keeps_its_numbers():
-    """What has integers without naming a dtype: an index without values would make masks and ids of none."""
+    """Operations that return integers by default keep their values: an index without values would select masks and ids without values."""
     tracer, mask = Tracer(), torch.tensor([[1, 1, 0], [1, 0, 0]])
     with without_values(tracer):
         order = torch.randperm(2)
@@ -80,7 +80,7 @@ def test_without_gradients_the_gaps_beside_a_block_are_free_at_once():
 
 @pytest.mark.parametrize(("life", "grows"), [(100, True), (0, False)])
 def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(life, grows, monkeypatch):
-    """glibc asks for 96 bytes more than an aligned block keeps, and leaves them beside it."""
+    """For an aligned block, glibc allocates 96 bytes more and leaves them free next to it."""
     monkeypatch.setattr("llmmod.steps.plan.heap._GAP_LIFE", life)
     heap, size = Heap(), 1 << 20
     heap.take(0, 16 << 20)

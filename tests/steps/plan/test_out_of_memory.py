@@ -1,4 +1,4 @@
-"""The message if memory runs out in a training."""
+"""The message if a training runs out of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmmod.steps.plan.out_of_memory import SAID, memory_explained
 
 @pytest.fixture
 def session(make_session):
-    """A session whose training has a micro-batch of 8."""
+    """A session with a micro-batch of 8."""
     training = SftConf(stage="sft", per_device_train_batch_size=8, gradient_checkpointing=False)
     made = make_session(None, training=training, finetune=FullConf(name="full"))
     left = {}

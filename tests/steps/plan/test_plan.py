@@ -1,4 +1,4 @@
-"""The step `plan` on models with only a config.json: values by arithmetic, and that weights aren't read."""
+"""The step `plan` on models with only a config.json: its values by arithmetic, without reading weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = {
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A directory with a config.json and a tokenizer, and no weights."""
+    """A directory with a config.json and a tokenizer, without weights."""
 
     def make(**changes):
         directory = tmp_path / "checkpoint"
@@ -56,7 +56,7 @@ def planned(directory, *overrides, tmp_path):
 
 
 def weights_of(config):
-    """Parameters of a Llama, from its configuration: embeddings and head, attention, MLP and norms of each layer, the last norm."""
+    """A Llama's number of parameters from its configuration: embeddings and head; each layer's attention, MLP and norms; the last norm."""
     h, i, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     keys = h * config["num_key_value_heads"] // config["num_attention_heads"]
     return 2 * v * h + config["num_hidden_layers"] * (2 * h * h + 2 * h * keys + 3 * h * i + 2 * h) + h
@@ -86,8 +86,8 @@ def test_the_steps_and_flops_are_those_of_the_data(checkpoint, tmp_path):
     figures = planned(
         checkpoint(), "finetune=full", "training.num_train_epochs=3", "training.per_device_train_batch_size=4", tmp_path=tmp_path
     )
-    assert figures.steps == 12  # 16 examples, 4 a step, 3 epochs
-    # 6 FLOPs a weight and token (Kaplan et al. 2020, table 1), but only labelled tokens reach the head, and embeddings multiply nothing
+    assert figures.steps == 12  # 16 examples, 4 per step, 3 epochs
+    # 6 FLOPs per weight and token (Kaplan et al. 2020, table 1), but only labelled tokens reach the head, and embeddings don't multiply
     body = weights_of(SMALL) - 2 * 4096 * 64
     assert 6 * body * figures.tokens < figures.flops < 6 * (body + 4096 * 64) * figures.tokens * 1.2
 
@@ -107,7 +107,7 @@ def test_what_four_processes_share(way, parts):
 
 
 def test_processes_that_share_the_model_are_planned_by_one(checkpoint, tmp_path, monkeypatch):
-    """Weights and states are a fourth; the command makes the plan, and starts no process."""
+    """Each process has a fourth of weights and states; the command plans without starting processes."""
     monkeypatch.setattr("llmmod.pipeline.launch.run_pipeline", lambda root, run_dir, **given: root.distributed.processes)
     shared = ["finetune=full", "distributed=fsdp", "distributed.processes=4", "steps.plan.device_memory=9GB"]
     figures = planned(checkpoint(), *shared, tmp_path=tmp_path)
@@ -131,7 +131,7 @@ def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, 
     assert planned(directory, *small, *figures.advice[0].split(), tmp_path=tmp_path).fits
 
 
-def test_where_the_evaluation_is_too_large_it_is_advised_to_be_smaller(checkpoint, tmp_path, monkeypatch):
+def test_if_the_evaluation_is_too_large_a_smaller_one_is_advised(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 1)
     directory, overrides = checkpoint(num_hidden_layers=2), ["training.per_device_train_batch_size=1"]
     much = planned(directory, *overrides, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
@@ -150,7 +150,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(checkpoint, tmp_path
     figures = planned(directory, *chosen, "steps.plan.largest=true", tmp_path=tmp_path)
     assert 2 < figures.micro_batch < 16
     length = figures.tokens / 16 / 2  # rows, epochs
-    assert figures.micro_batch - 0.5 < 2 * figures.cutoff_len / length < figures.micro_batch + 1  # two of them take as much
+    assert figures.micro_batch - 0.5 < 2 * figures.cutoff_len / length < figures.micro_batch + 1  # two examples at a time take as much
     for more in (0, 1):
         size = f"training.per_device_train_batch_size={figures.micro_batch + more}"
         assert planned(directory, *chosen, size, tmp_path=tmp_path).fits == (not more)
@@ -162,7 +162,7 @@ def test_the_steps_are_those_of_all_processes(checkpoint, tmp_path):
     assert planned(*chosen, "distributed=ddp", "distributed.processes=4", tmp_path=tmp_path).steps == alone.steps / 4
 
 
-def test_several_processes_are_advised_with_as_many_examples_in_a_step(checkpoint, tmp_path):
+def test_advice_for_several_processes_keeps_the_number_of_examples_per_step(checkpoint, tmp_path):
     directory = checkpoint(num_hidden_layers=2)
     chosen = ["finetune=qlora", "dataset.val_files=null", "training.per_device_train_batch_size=4"]
     much = planned(directory, *chosen, "steps.plan.device_memory=9GB", tmp_path=tmp_path)

@@ -1,4 +1,4 @@
-"""Plans of 7B to 70B against published figures, by arithmetic on models without values."""
+"""Plans for models of 7B to 70B agree with published figures; the models don't have values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LLAMA2 = {"vocab_size": 32000, "tie_word_embeddings": False}
     ids=["7B", "13B", "70B"],
 )
 def test_the_parameters_of_llama_2(layers, fields, count):
-    """Built with two and three layers, whose difference is a layer."""
+    """Built with two and three layers; the difference is one layer."""
     counts = []
     for depth in (2, 3):
         tracer = Tracer()
@@ -37,8 +37,8 @@ def test_the_parameters_of_llama_2(layers, fields, count):
 
 
 def test_adam_of_mixed_precision_takes_16_bytes_a_parameter():
-    """Rajbhandari et al. 2020 (ZeRO), 3.1: with float32 weights beside 16-bit ones 2 + 2 + 12; 7.5B parameters take 120 GB. Here the
-    weights are held once, in float32, gradients too, and Adam's states: 4 + 4 + 8.
+    """Rajbhandari et al. 2020 (ZeRO), 3.1: with float32 and 16-bit weights, 2 + 2 + 12; 7.5B parameters take 120 GB. Here the
+    weights exist once, in float32, like the gradients and Adam's states: 4 + 4 + 8.
     """
     tracer = Tracer()
     with without_values(tracer):
@@ -51,7 +51,7 @@ def test_adam_of_mixed_precision_takes_16_bytes_a_parameter():
 
 
 def test_four_bits_take_4_127_bits_a_weight():
-    """Dettmers et al. 2023 (QLoRA), 3: double quantization takes the scales from 0.5 to 0.127 bits a weight, so that 65B fit 48 GB."""
+    """Dettmers et al. 2023 (QLoRA), 3: double quantization reduces the scales from 0.5 to 0.127 bits per weight, so that 65B fit 48 GB."""
     with without_values(Tracer()):
         plain = nn.Linear(8192, 22016, bias=False)
         layer = PlannedLinear(plain, QuantizationConf(bits=4), torch.bfloat16)
@@ -61,8 +61,8 @@ def test_four_bits_take_4_127_bits_a_weight():
 
 
 def test_the_activations_of_a_plain_transformer():
-    """Korthikanti et al. 2022, equation 1: s b h (34 + 5 a s / h) bytes a layer in 16 bits. On a CPU a mask of dropout has 2 bytes where
-    the equation has 1; what is held is above it by less than a half.
+    """Korthikanti et al. 2022, equation 1: s b h (34 + 5 a s / h) bytes per layer in 16 bits. On a CPU a dropout mask has 2 bytes where
+    the equation has 1, so the plan is higher, by less than a half.
     """
     batch, seq, width, heads, held = 2, 128, 256, 8, []
     for depth in (1, 2):

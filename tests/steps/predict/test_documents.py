@@ -1,4 +1,4 @@
-"""llmmod.steps.predict.completions: the documents of rows, for every way of making rows."""
+"""llmmod.steps.predict.completions: the documents in rows, for every way of building rows."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def test_documents_are_found_again(apart, size, bos):
     assert [ids.tolist() for ids in whole_documents(rows, eos=2, bos=bos)] == DOCUMENTS
 
 
-def test_one_without_a_text_is_none_and_one_without_its_end_is_one():
+def test_an_empty_document_is_left_out_and_one_without_its_end_counts():
     assert [ids.tolist() for ids in whole_documents([[2, 5, 2], [6]], eos=2)] == [[5], [6]]

@@ -1,4 +1,4 @@
-"""Lines written out of order are sorted at the end, and written lines are never lost."""
+"""Lines that are written out of order are sorted at the end, and written lines are never lost."""
 
 from __future__ import annotations
 

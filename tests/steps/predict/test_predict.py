@@ -44,7 +44,7 @@ def predict(session, **fields):
 
 
 def says(session, text):
-    """A `generate` whose every completion is a text and the end, whatever is asked."""
+    """A `generate` that returns the same text and the end token for every prompt."""
     ids = [*session._tokenizer.encode(text, add_special_tokens=False), session._tokenizer.eos_token_id]
     return lambda model, prompts, **given: enumerate([ids] * len(prompts))
 
@@ -116,7 +116,7 @@ def test_compare_with_base(session, tiny_lora, tiny_tokenizer, toy_splits):
     made.current = LoadedModel(tiny_lora, kind="adapter", trained=True)
     report, lines, _ = predict(made, compare_with_base=2)
     compared = json.loads((made.run_dir / "predict" / "comparison.json").read_text(encoding="utf-8"))
-    chosen = [toy_splits.eval_conversations[0], toy_splits.eval_conversations[3]]  # spread over the six
+    chosen = [toy_splits.eval_conversations[0], toy_splits.eval_conversations[3]]  # evenly spread over the six
     with tiny_lora.disable_adapter():
         base = [alone(tiny_lora, tiny_tokenizer, c.messages[0].content) for c in chosen]
     expected = [
@@ -210,7 +210,7 @@ def test_a_stage_may_do_something_else(session, tmp_path, monkeypatch):
 
 
 def test_answers_and_labels_are_read_as_the_render_says(session, monkeypatch, toy_splits):
-    """By the one function that chat and rewards read by: what the render writes around an answer counts neither here nor there."""
+    """Chat and rewards use the same function: what the render writes around an answer doesn't count in either."""
     monkeypatch.setattr(ToyRender, "read_answer", lambda self, text, *, ended=True: text.strip().strip("#"))
     made = session()
     splits = copy.copy(toy_splits)

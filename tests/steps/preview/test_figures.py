@@ -1,4 +1,4 @@
-"""The numbers of a preview: counted by hand, and the same optimizer steps as in transformers' own Trainer."""
+"""A preview's numbers: counted by hand, with the same optimizer steps as in transformers' own Trainer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_packed_examples_are_counted_and_steps_take_rows():
     assert (numbers.plan.rows, numbers.plan.steps) == (2, 4)
 
 
-# rows, what training.* says, optimizer steps, epochs
+# rows, training.*, optimizer steps, epochs
 PLANS = {
     "whole batches": (32, {"per_device_train_batch_size": 8, "num_train_epochs": 3}, 12, 3),
     "a last batch that isn't full": (33, {"per_device_train_batch_size": 8, "num_train_epochs": 1}, 5, 1),
@@ -91,7 +91,7 @@ def test_devices_share_a_step(monkeypatch):
 
 
 @pytest.mark.parametrize(("max_steps", "steps"), [(7, 7), (-1, None)])
-def test_of_a_stream_only_max_steps_says_anything(max_steps, steps):
+def test_a_streams_steps_are_known_only_with_max_steps(max_steps, steps):
     planned = plan(conf(max_steps=max_steps), None, smoke=False)
     assert (planned.steps, planned.epochs) == (steps, None)
 
@@ -110,11 +110,11 @@ def test_a_pair_s_prompt_is_counted_once_and_its_length_is_that_of_the_longer_an
 
 
 def test_steps_of_ppo_are_those_of_its_rollouts():
-    """What its sampler's batches come to, as transformers' Trainer counts them."""
+    """The number of steps from its sampler's batches, as transformers' Trainer counts them."""
     from llmmod.config.schema.online_training import PpoConf
     from llmmod.trainers.online.base import RolloutSampler
 
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_mini_batches": 2, "num_ppo_epochs": 4}
     sampler = RolloutSampler(50, size=2 * 3 * 2, times=2 * 4 * 3, seed=0)
-    expected = len(sampler) // (12 * 3)  # a batch is a rollout's prompts, three of which are a step
+    expected = len(sampler) // (12 * 3)  # a batch has a rollout's prompts, and three batches are a step
     assert plan(PpoConf(stage="ppo", use_cpu=True, num_train_epochs=1, **batches), 50, smoke=False).steps == expected == 40

@@ -1,4 +1,4 @@
-"""Bars by hand: their edges, their heights, and the place of the limit."""
+"""Bars by hand: their edges, their heights, and the position of the limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_bars_count_their_right_edge():
 
 def test_bars_are_at_most_forty_of_a_round_width():
     drawn = histogram(list(range(1, 1025)), 1024)
-    # 1024 / 40 = 25.6 -> 50 tokens a bar: 20 of them full, the last with 1001 to 1024.
+    # 1024 / 40 = 25.6 -> 50 tokens per bar: 20 full bars, the last one has 1001 to 1024.
     assert [bar.examples for bar in drawn.bars] == [50] * 20 + [24]
     assert drawn.cutoff == pytest.approx(100 * 1024 / 1050)
     assert [tokens for _, tokens in drawn.ticks] == [0, 500, 1000]

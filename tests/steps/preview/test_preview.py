@@ -1,4 +1,4 @@
-"""`pipeline=[preview]`: its files have the train split's examples, and its page is escaped, complete and self-contained."""
+"""`pipeline=[preview]`: its files contain the train split's examples, and its page is escaped, complete and self-contained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture
 def session(tmp_path, tiny_tokenizer, monkeypatch):
-    """A session for the rows above, with the tiny tokenizer and changes as they are typed."""
+    """A function: overrides as a user types them -> a session for the rows above with the tiny tokenizer."""
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     data = tmp_path / "rows.jsonl"
@@ -173,7 +173,7 @@ def test_a_stream(session, monkeypatch):
     assert report.summary[0].startswith("preview: the first 4 examples")
 
 
-def test_what_the_counts_of_the_step_say(session):
+def test_the_steps_limits_for_file_page_and_terminal(session):
     _, lines, html = previewed(session("steps.preview.max_samples=3", "steps.preview.on_page=2", "steps.preview.in_terminal=0"))
     assert len(lines) == 3
     assert "2 of 4 examples, evenly spread" in Page(html).text
@@ -196,7 +196,7 @@ def test_piped_it_prints_brackets(session, capsys):
     assert "\x1b" not in out
 
 
-BROKEN = ["render.response=['{{response}}']"]  # no terminator
+BROKEN = ["render.response=['{{response}}']"]  # without a terminator
 
 
 def test_a_render_that_cannot_be_certified_stops_the_run(session):
@@ -248,7 +248,7 @@ PAIRS = [{"prompt": f"Question {n}?", "chosen": f"Right {n}.", "rejected": f"Wro
 
 
 def of_kind(session, monkeypatch, kind, rows, *overrides):
-    """A session for rows of another kind; the stage is sft, which says that it learns from these."""
+    """A session for rows of another kind; its stage is sft with this `data_kind`."""
     made = session("dataset.cutoff_len=64", *overrides)
     data = made.run_dir.parent / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Displayed tokens: whole characters, else bytes, specials by name, with invisible characters marked."""
+"""Tokens are shown as whole characters or else bytes, special tokens by name, and invisible characters are marked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_pieces_make_the_text_and_keep_every_token(tiny_tokenizer, text):
 
 
 def test_a_character_of_several_tokens_is_one_piece(tiny_tokenizer):
-    ids = encoded(tiny_tokenizer, "😀")  # F0 9F 98 80, a token each in so small a vocabulary
+    ids = encoded(tiny_tokenizer, "😀")  # F0 9F 98 80, one token each in this small vocabulary
     assert len(ids) == 4
     (piece,) = shown(tiny_tokenizer, ids)
     assert (piece.text, piece.ids) == ("😀", tuple(ids))
@@ -70,6 +70,6 @@ def test_a_space_that_begins_a_sentencepiece_token_is_kept():
     assert [piece.text for piece in shown(tokenizer, [1, 2, 4, 5, 6, 4])] == [" a", " b", "你", "⟨E4⟩"]
 
 
-def test_what_has_no_ink_is_made_visible():
+def test_invisible_characters_are_shown():
     assert visible("a\x1b[31m\x00\tb\nc\u200bd\u202ee\ufeff") == "a␛[31m␀⇥\tb↵\nc⟨U+200B⟩d⟨U+202E⟩e⟨U+FEFF⟩"
     assert visible("👨\u200d👩 naïve 你好") == "👨\u200d👩 naïve 你好"
