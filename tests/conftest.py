@@ -17,7 +17,7 @@ from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_su
 
 __all__ = ["elsewhere", "pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
 
-# The models here are so small that a second thread makes them slower, on a busy machine several times. Subprocesses inherit it.
+# The models here are so small that a second thread makes them slower, several times slower on a busy machine. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Expected values here are from a CPU; tests/gpu is for GPUs.
@@ -28,7 +28,7 @@ if not os.environ.get("LLMMOD_TEST_GPU"):
 # takes a quarter of the import's time.
 gc.disable()
 
-# A busy machine is slow, not wrong.
+# On a busy machine an example may exceed hypothesis' deadline.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
@@ -58,7 +58,7 @@ _CORPUS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def handlers_stay_open():
-    """The end of a command in this process must not close handlers: absl's closes its stream too, which may be pytest's own file."""
+    """The end of a command in this process must not close handlers: absl's also closes its stream, which may be pytest's own file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "shutdown", lambda *_: None)
         yield
@@ -84,7 +84,7 @@ def warm_python(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_outlives_a_module_is_no_garbage():
-    """Objects of libraries and caches are frozen: each training collects garbage twice, which would take 0.3 s or more."""
+    """Freeze the objects of libraries and caches: each training collects garbage twice, which would take 0.3 s or more."""
     gc.collect()
     gc.freeze()
 

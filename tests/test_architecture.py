@@ -1,4 +1,4 @@
-"""Design rules as tests: how many modules there are and how long, what imports what, what a file may mention."""
+"""Design rules as tests: the number and length of modules, their imports, and what a file may mention."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_public_is_documented(path):
 
 
 def _overrides(node):
-    """Whether it is marked as an override, which is documented at its declaration, or is a property's setter."""
+    """Whether a function is marked as an override, which is documented at its declaration, or is a property's setter."""
     return any(ast.unparse(decorator).endswith(("override", "setter", "overload")) for decorator in node.decorator_list)
 
 
@@ -131,7 +131,7 @@ def test_tools_for_tests_are_not_used_in_production():
 
 @pytest.mark.parametrize("where", sorted({use.where for use in PRIVATE_NAMES}))
 def test_a_module_checks_the_private_names_of_other_libraries_before_it_uses_them(where):
-    """The table in upstream.py follows a module that is renamed; tests/test_upstream.py compares the names."""
+    """The table in upstream.py must also change when a module is renamed; tests/test_upstream.py compares the names."""
     module = SOURCE.joinpath(*where.split(".")).with_suffix(".py")
     assert module.exists(), "the table in upstream.py names a module that is not there"
     texts = [path.read_text(encoding="utf-8") for path in (module, module.parent / "__init__.py")]
@@ -160,10 +160,10 @@ print([heavy for heavy in {HEAVY} if heavy in sys.modules])
 
 
 def shipped_files():
-    """Every text file of the repository outside tests/ and what git ignores."""
+    """Every text file of the repository, except tests/ and the files that git ignores."""
     for folder in (".ci", "benchmarks", "conf", "data", "src"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "egg-info" not in str(path))
-    yield from (path for path in ROOT.iterdir() if path.is_file() and path.name != ".git")  # a file in a worktree
+    yield from (path for path in ROOT.iterdir() if path.is_file() and path.name != ".git")  # in a worktree, .git is a file
 
 
 def test_scripts_and_helpers_of_tests_have_different_names():

@@ -1,7 +1,7 @@
-"""A component that a configuration may name doesn't run code of a hostile directory, with any arguments.
+"""A component that a configuration may name doesn't run code from a hostile directory, whatever its arguments are.
 
-Every callable that the rules of `targets` allow is called by a node, as a configuration would, with arguments that point at such a
-directory. Audit events (PEP 578) tell what is compiled, imported, unpickled, started and written meanwhile.
+A node, as in a configuration, calls every callable that the rules of `targets` allow, with arguments that point at such a
+directory. Audit events (PEP 578) show what is compiled, imported, unpickled, started and written during the call.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from llmmod.instantiate import build, locate
 from llmmod.targets import PACKAGES, refusal, refusal_in_package
 from tests.support.hostile import Watch, hostile_directory, template, watching
 
-CALLS_S = 10  # no call takes longer
+CALLS_S = 10  # the limit for a call
 STRONG = {"trust_remote_code": True, "weights_only": False, "allow_pickle": True, "use_kernels": True, "allow_all_kernels": True}
 
 
 def modules(name: str) -> Iterator[object]:
-    """A module and those below it, as far as a path that a configuration may name can lead through them."""
+    """A module and those below it that a path in a configuration may pass through."""
     if refusal_in_package(f"{name}.x") and not name.startswith("llmmod"):
         return
     try:
@@ -45,9 +45,9 @@ def modules(name: str) -> Iterator[object]:
 
 
 def nameable() -> dict[str, str]:
-    """What a configuration may name: where it really is -> a path that leads there.
+    """The objects that a configuration may name: their real location -> a path that leads there.
 
-    Of transformers.models, those of the Auto classes and of one family: of the others, the source is looked at.
+    Of transformers.models, only the Auto classes and one family; another test checks the source of the others.
     """
     found: dict[str, str] = {}
     for package in PACKAGES.values():
@@ -83,7 +83,7 @@ def _of(module) -> Iterator[tuple[str, str]]:
 
 
 def hostile_calls(target, hostile: str) -> Iterator[dict]:
-    """Arguments for a target, as a configuration could hand them over: its directory wherever anything fits, and switches turned."""
+    """Arguments for a target, as a configuration could pass them: the hostile directory wherever it is accepted, and flags inverted."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -108,7 +108,7 @@ def hostile_calls(target, hostile: str) -> Iterator[dict]:
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
 CONFIG = {"_target_": "transformers.LlamaConfig", **TINY}
 MODEL = {"_target_": "transformers.LlamaForCausalLM", "config": CONFIG}
-# Arguments of these names are given an object of their kind, so that a call gets further.
+# Arguments with these names get a valid object, so that a call gets further.
 OBJECTS = {
     "model": MODEL, "base_model": MODEL, "config": CONFIG, "peft_config": {"_target_": "peft.LoraConfig", "target_modules": ["q_proj"]},
     "args": {"_target_": "transformers.TrainingArguments", "output_dir": "../elsewhere", "use_cpu": True},
@@ -118,7 +118,7 @@ OBJECTS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with the hostile one, one for the run, and one for the caches of the libraries."""
+    """A directory that contains the hostile one, the run's, and one for the libraries' caches."""
     place = tmp_path_factory.mktemp("foreign")
     (place / "run").mkdir()
     hostile_directory(place / "hostile", place / "marker")
@@ -127,9 +127,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def called(place, monkeypatch):
-    """Builds a node in the run's directory; what was seen meanwhile."""
+    """A function that builds a node in the run's directory -> the recorded events."""
     monkeypatch.chdir(place / "run")
-    monkeypatch.syspath_prepend(str(place / "hostile"))  # as if the user had started it there
+    monkeypatch.syspath_prepend(str(place / "hostile"))  # as if the user had started llmmod there
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(place / "cache" / "modules"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache" / "datasets")
 
@@ -149,7 +149,7 @@ def called(place, monkeypatch):
 
 @pytest.fixture
 def in_time():
-    """Ends a call that takes too long."""
+    """Stops a call that takes too long."""
 
     def too_long(number, frame):
         raise TimeoutError(f"a call took more than {CALLS_S} s")
@@ -160,7 +160,7 @@ def in_time():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # callbacks half made
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # incomplete callbacks
 def test_no_component_runs_what_it_is_pointed_at(place, called, in_time):
     found = nameable()
     offenders = {}
@@ -184,7 +184,7 @@ UNPICKLING = {"_target_": "transformers.LlamaForCausalLM.from_pretrained", "conf
 
 
 @pytest.mark.parametrize(("node", "seen"), [(TRUSTING, "hostile_code"), (UNPICKLING, "pickle")], ids=["imports", "unpickles"])
-def test_the_watch_sees_what_the_rule_keeps_out(called, place, monkeypatch, node, seen):
+def test_without_the_rule_the_watch_records_the_code(called, place, monkeypatch, node, seen):
     node = {"pretrained_model_name_or_path": str(place / "hostile"), **node}
     assert called(node) == []
     monkeypatch.setattr("llmmod.instantiate.check_code_arguments", lambda *arguments: [])
@@ -199,8 +199,8 @@ def test_the_watch_sees_a_template_that_runs(place):
     assert watch.seen[0].startswith("os.system")
 
 
-def test_the_models_of_transformers_leave_reading_to_their_bases():
-    """Unpickling, evaluating, importing by name and starting programs, in the source of all models; what is listed was looked at."""
+def test_the_models_of_transformers_do_not_load_or_run_code_themselves():
+    """Searches the source of all models for unpickling, evaluating, importing by name and starting programs. Listed uses were reviewed."""
     forbidden = re.compile(
         r"\bpickle\.load|weights_only=False|allow_pickle=True|\bsubprocess\.(run|Popen|call|check)|\bos\.(system|popen|exec)|"
         r"(?<![\w.])(eval|exec|__import__)\(|import_module\((?!f?\"\.|\"transformers\"|f\"\.)|trust_remote_code=True|joblib|cloudpickle|dill\b"

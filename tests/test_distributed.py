@@ -18,20 +18,20 @@ def has_64_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
 
 
-# Files of a Linux machine with 64 cores, as `docker run --cpus=2` and its like make them.
+# Files of a Linux machine with 64 cores, as with `docker run --cpus=2` and similar commands.
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        pytest.param({}, 64, id="no control groups"),
+        pytest.param({}, 64, id="without control groups"),
         pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2, id="a container, v2"),
         pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64, id="a container without a quota, v2"),
         pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, id="one and a half"),
         pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1, id="less than one"),
-        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9600000 100000\n"}, 64, id="more than there are"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9600000 100000\n"}, 64, id="more than the machine has"),
         pytest.param(
             {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "400000 100000\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"},
             4,
-            id="the group above has one, v2",
+            id="the parent group has a quota, v2",
         ),
         pytest.param(
             {"proc/self/cgroup": V1.format(group="/docker/ab"), QUOTA.format(""): "200000\n", PERIOD.format(""): "100000\n"},

@@ -19,7 +19,7 @@ def names(text):
     return text.split()
 
 
-# Each spells an allowed package, and is something else.
+# Each path starts with an allowed package and leads to something else.
 ALIASES = names(
     """
 torch.nn.functional.torch.load torch.nn.functional.torch.nn.Linear.mro torch.nn.Module.apply torch.float32 torch.tensor
@@ -78,7 +78,7 @@ def test_messages(path, message):
 
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
-    """A module `beside_user` in the working directory that leaves a trace when it is imported."""
+    """A module `beside_user` in the working directory that writes a file when it is imported."""
     (tmp_path / "beside_user.py").write_text(
         """
 import functools
@@ -132,20 +132,20 @@ def test_a_module_beside_the_user_is_found_once_allowed(beside, monkeypatch):
     assert locate("beside_user.Thing.create")(5).a == 5
     assert locate("beside_user.Thing.static")(6) == 6
     assert locate("beside_user.AdamW").__module__ == "torch.optim.adamw"
-    assert sys.path[-1] == str(beside)  # last, so that it hides nothing
+    assert sys.path[-1] == str(beside)  # last, so that it doesn't hide other modules
 
 
 @pytest.mark.parametrize(
     "name",
     ["system", "os.system", "partial", "made", "disguised", "Thing.method", "Thing.mro", "subprocess.Popen", "pathlib.Path", "os", "gone"],
 )
-def test_what_an_allowed_module_borrows_stays_refused(beside, monkeypatch, name):
+def test_what_an_allowed_module_imports_stays_refused(beside, monkeypatch, name):
     monkeypatch.setenv("LLMMOD_ALLOW", "beside_user")
     with pytest.raises(ConfigError):
         locate(f"beside_user.{name}")
 
 
-def test_no_garbage_is_looked_for_while_a_module_is_imported(tmp_path, monkeypatch):
+def test_garbage_collection_is_off_during_an_import(tmp_path, monkeypatch):
     (tmp_path / "looks_for_garbage.py").write_text("import gc\nENABLED = gc.isenabled()\ndef enabled():\n    return ENABLED\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -157,7 +157,7 @@ def test_no_garbage_is_looked_for_while_a_module_is_imported(tmp_path, monkeypat
     assert gc.isenabled()
 
 
-def test_what_large_libraries_bring_in_is_never_looked_through(tmp_path, monkeypatch):
+def test_objects_of_large_libraries_are_never_scanned(tmp_path, monkeypatch):
     code = "import sys\nsys.modules.update({f'part_{n}': sys for n in range(%d)})\nkept = [[n] for n in range(2000)]\n"
     (tmp_path / "small_library.py").write_text(code % 10)
     (tmp_path / "large_library.py").write_text(code % 1000)
@@ -212,9 +212,9 @@ class TestBuild:
         assert vars(build(Outer(a=1))) == {"a": 1, "b": 6}
         assert vars(build(Outer(a=1), a=7, b=8)) == {"a": 7, "b": 8}
 
-    def test_what_was_set_on_a_dataclass_besides_its_fields_is_an_argument(self):
+    def test_attributes_of_a_dataclass_besides_its_fields_are_arguments(self):
         node = Inner(_target_="beside_user.anything")
-        node.more = [1]  # as OmegaConf.to_object leaves a key that came by `+`
+        node.more = [1]  # as OmegaConf.to_object does with a key that was added with `+`
         assert build(node) == {"x": 3, "more": [1]}
 
     def test_partial(self):

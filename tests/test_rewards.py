@@ -12,7 +12,7 @@ from llmmod.rewards import brevity, overlap
     [
         ("Woof!", "woof", 1.0),
         ("the dog says woof", "woof", 2 / 5),
-        ("woof woof", "woof", 2 / 3),  # a word counts as often as it is in both
+        ("woof woof", "woof", 2 / 3),  # a word counts as often as it occurs in both
         ("meow", "woof", 0.0),
         ("", "woof", 0.0),
         ("woof", "", 0.0),

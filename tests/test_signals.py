@@ -1,4 +1,4 @@
-"""Processes that hang: how long the one that started them waits after a signal."""
+"""Processes that hang: how long their launcher waits after a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-# What waits in C runs no signal handlers of Python: here for a lock that it holds itself, as in a collective for a peer that never comes.
+# A process that waits in C doesn't run Python's signal handlers. Here it waits for its own lock, like a collective for a missing peer.
 RANK = """
 import ctypes, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_hung_processes_are_killed_by_a_second_signal_or_where_none_notices_the_
 
 
 def named(process, directory):
-    """Whether a process is one of those that the launcher started."""
+    """Whether the launcher started this process."""
     try:
         line = process.cmdline()
     except psutil.Error:

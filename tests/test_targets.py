@@ -1,4 +1,4 @@
-"""The paths that a configuration may name, by their text."""
+"""The paths that a configuration may name, checked by their text."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ HYDRA = [
     ({"launcher": {"_target_": "subprocess.Popen"}}, "hydra.launcher._target_"),
     ({"sweeper": {"_target_": "hydra.utils.instantiate"}}, "hydra.sweeper._target_"),
     ({"sweeper": {"sampler": {"_target_": "os.x"}}}, "hydra.sweeper.sampler._target_"),
-    # Hydra itself would build these, and torch.load is not among what it refuses.
+    # Hydra itself would build these, and it doesn't refuse torch.load.
     ({"callbacks": {"d": {"_target_": "torch.nn.functional.torch.load", "f": "x.pkl"}}}, "hydra.callbacks.d._target_"),
     ({"launcher": {"_target_": "hydra_plugins.no_such_plugin.Launcher"}}, "hydra.launcher._target_"),
     ({"callbacks": {"e": {"_target_": "llmmod.models.loading.load.load_model"}}}, "hydra.callbacks.e._target_"),
@@ -154,7 +154,7 @@ def test_hydra_s_own_node_passes():
         "job": {"env_set": {"HF_HUB_OFFLINE": "1"}},
     }
     assert check_targets({"hydra": node}) == []
-    assert check_targets({"training": {"trainer": node["launcher"]}}) != []  # elsewhere it is no component
+    assert check_targets({"training": {"trainer": node["launcher"]}}) != []  # in other places it isn't a component
 
 
 def test_the_check_imports_nothing_of_what_it_judges():

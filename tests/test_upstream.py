@@ -1,4 +1,4 @@
-"""Our dependence on other libraries: their versions, and their private names, on which the table and the source must agree."""
+"""Our dependence on other libraries: their versions, and their private names, which must be the same in the table and the source."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_use_of_a_private_name_is_found(text, names):
 
 
 def test_the_installed_libraries_have_every_name_of_the_table():
-    there = [use for use in PRIVATE_NAMES if installed(use.package) is not None]  # submitit is optional, for example
+    there = [use for use in PRIVATE_NAMES if installed(use.package) is not None]  # for example, submitit is optional
     assert [str(problem) for use in there for problem in missing_names(use)] == []
 
 
@@ -146,7 +146,7 @@ def test_the_command_ends_with_1_and_that_message(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("hydra.version._gone: not in hydra-core")
 
 
-def test_what_is_replaced_is_put_back():
+def test_replaced_names_are_restored():
     class Below(Use):
         pass
 

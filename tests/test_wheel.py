@@ -48,7 +48,7 @@ def run(installed, tmp_path, *arguments):
 
 
 def expected_files():
-    """What the source has and a run needs: every option, every demonstration row, the small tokenizer, every module and page."""
+    """The files of the source that a run needs: every option, every demonstration row, the small tokenizer, every module and page."""
     for folder, package, patterns in [
         ("conf", "llmmod/conf", ["*.yaml", "*.py"]),
         ("data", "llmmod/demo", ["*.json", "*.jsonl", "*.py"]),

@@ -1,7 +1,7 @@
 """The suite on a GPU, `make test-gpu`: small random models, nothing is downloaded, under ten minutes on one card.
 
 It runs where LLMMOD_TEST_GPU is set and torch sees a CUDA device; elsewhere each module is skipped before it is imported. All other tests
-hide the GPUs (tests/conftest.py). LLMMOD_TEST_GPU=cpu runs what needs no card on the CPU instead: a rehearsal of the tests themselves.
+hide the GPUs (tests/conftest.py). LLMMOD_TEST_GPU=cpu runs the tests that don't need a card on the CPU, to check the tests themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from toy import lora_conf, sft_conf, toy_splits, toy_trainer
 
 __all__ = ["lora_conf", "sft_conf", "toy_splits", "toy_trainer"]
 
-# cuBLAS reads it when it starts; only with a workspace of fixed size do its products come out the same each time.
+# cuBLAS reads it at its start; its products are only deterministic with a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 

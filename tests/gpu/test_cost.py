@@ -44,14 +44,14 @@ def test_compiled_layers_give_the_same_losses_and_compile_once(toy_trainer, tiny
 
 @pytest.fixture
 def wide(tiny_tokenizer):
-    """A model whose logits are by far the largest that it makes: 32,768 tokens, 64 channels."""
+    """A model whose logits are by far its largest tensors: 32,768 tokens, 64 channels."""
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=2**15, max_position_embeddings=4096, tie_word_embeddings=True, **shape))
 
 
 def peak(trainer):
-    """Bytes that a training had at most beyond what there was before."""
+    """The peak memory of a training in bytes, above the memory before it."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -75,12 +75,12 @@ def test_gradient_checkpointing_takes_less(toy_trainer, wide):
     assert peaks[1] < 0.7 * peaks[0]
 
 
-# Of an optimizer step: the loss and the gradient's norm are looked at before they are applied, tokens are counted, the loss is logged.
+# Per optimizer step: the loss and the gradient's norm are checked before the update, tokens are counted, and the loss is logged.
 MOST_WAITS = 8
 
 
 class Waits(TrainerCallback):
-    """Has torch warn wherever the host waits for the card, from the third step on."""
+    """Lets torch warn wherever the host waits for the card, from the third step on."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         torch.cuda.set_sync_debug_mode("warn" if state.global_step >= 2 else "default")

@@ -1,4 +1,4 @@
-"""Packed rows on a GPU: each example as alone on the CPU, with every kernel of attention, without reading numbers back from the card."""
+"""Packed rows on a GPU: each example as alone on the CPU, with every attention kernel, without reading numbers back from the card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharin
 from llmmod.models.packing import packed_attention
 
 LENGTHS = (20, 1, 33, 2, 12)
-NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # nats a token
+NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # nats per token
 KERNELS = {
     "math float32": (SDPBackend.MATH, torch.float32),
     "efficient float32": (SDPBackend.EFFICIENT_ATTENTION, torch.float32),
@@ -50,7 +50,7 @@ def kernel(backend):
 
 
 def losses(logits, rows):
-    """Nats a token of each example of the row."""
+    """The loss of each example in the row, in nats per token."""
     ends = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
     parts = zip(pairwise(ends), rows, strict=True)
     return torch.stack([loss(logits[0, start:end], example["input_ids"]) for (start, end), example in parts])
@@ -87,7 +87,7 @@ def test_each_example_is_as_it_is_alone_on_the_cpu(tiny_llama, name):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "math float32" else needs_card) for name in KERNELS])
 def test_no_bit_of_an_example_depends_on_its_neighbours(tiny_llama, name):
-    """The same shapes, so the same kernels: what another example says changes nothing, not even the rounding."""
+    """The same shapes use the same kernels, so another example's tokens don't change anything, not even the rounding."""
     backend, dtype = KERNELS[name]
     if backend is None and not is_flash_attn_2_available():
         pytest.skip("flash_attn isn't installed")
@@ -122,7 +122,7 @@ def test_forward_and_backward_read_nothing_back(tiny_llama, kind):
     batch = placed(collator()(rows))
     inputs = {name: batch[name] for name in batch if name in ("input_ids", "position_ids") or name.startswith(("cu_", "max_", "segment_"))}
     model = tiny_llama.to(DEVICE).train()
-    for mode in ("default", "error"):  # the first time kernels are loaded
+    for mode in ("default", "error"):  # the first pass loads kernels
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode(mode)
         try:

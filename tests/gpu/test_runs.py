@@ -35,12 +35,12 @@ def test_quantized_weights_learn_and_export_to_what_was_evaluated(run, tmp_path,
     assert metrics["eval_loss"] < metrics["eval_loss_before"] - 0.1
     exported = f"model.pretrained_model_name_or_path={tmp_path}/quantized/export"
     again = run("exported", exported, "finetune=lora", "pipeline=[evaluate]", "training.use_cpu=true")
-    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=0.05)  # bfloat16 and 8 bits of activations against float32
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=0.05)  # bfloat16 and 8-bit activations against float32
 
 
 @pytest.fixture
 def deterministic():
-    """What training.full_determinism sets stays with the process otherwise."""
+    """Undoes what training.full_determinism sets, which would otherwise stay in the process."""
     yield ["training.full_determinism=true"]
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
@@ -70,7 +70,7 @@ def test_a_resumed_run_has_the_bits_of_the_whole_one(work, tmp_path, monkeypatch
 
 
 def test_greedy_answers_are_those_of_the_cpu(run, tmp_path):
-    """And of training.use_cpu=true the card sees nothing."""
+    """With training.use_cpu=true, nothing is allocated on the card."""
     chosen = ["pipeline=[predict]", "generation=greedy", "generation.min_new_tokens=24", "generation.max_new_tokens=24", "finetune=lora"]
     found = []
     for where in ("true", "false"):

@@ -9,11 +9,11 @@ from on_gpu import needs_card
 
 __all__ = ["both", "rows", "work"]
 
-# The same sums in another order, and other roundings of exp and log: ten times what tests/differential allows two CPUs. What a step leaves
-# out or does twice is no smaller than a tenth.
+# Sums have another order, and exp and log round differently: ten times what tests/differential allows two CPUs. If a step leaves something
+# out or does it twice, the difference is at least a tenth.
 FLOAT32 = Tolerance(loss=3e-4, gradient=1e-3, moved=3e-2, evaluation=1e-3, logits=2e-3)
-# 8 bits of mantissa in each product, 11 in float16: relative errors of 4e-3 and 5e-4 of each number that stands between two layers. AdamW
-# divides a gradient by its own size, so that the errors of the smallest count as much as the others.
+# Products have 8 bits of mantissa, 11 in float16: relative errors of 4e-3 and 5e-4 of each number between two layers. AdamW
+# divides a gradient by its own size, so the errors of the smallest ones count as much as the others.
 BFLOAT16 = Tolerance(loss=5e-2, gradient=2e-1, moved=5e-1, evaluation=1e-1, logits=4e-1)
 FLOAT16 = Tolerance(loss=1e-2, gradient=5e-2, moved=2e-1, evaluation=3e-2, logits=1e-1)
 
@@ -41,7 +41,7 @@ def test_computes_what_the_plain_loop_does_on_the_cpu(both, precision, stage, wa
 
 @pytest.mark.parametrize("change", [("WEIGHT_DECAY", 0.0), ("MOST_NORM", 0.6), ("KL_COEF", 0.0), ("VALUE_COEF", 0.0)], ids=lambda c: c[0])
 def test_whatever_is_computed_otherwise_shows(both, monkeypatch, change):
-    """That the tolerances of float32 see it."""
+    """Shows that float32's tolerances find such differences."""
     found, expected = both("ppo", "lora", "float32", "training.bf16=false")
     monkeypatch.setattr(plain, *change)
     assert apart(found, expected(), FLOAT32) != {}

@@ -1,4 +1,4 @@
-"""Charts by hand: the places of points and ticks, and what is left out; and a page on which hostile names are text."""
+"""Charts by hand: the positions of points and ticks, and what is left out. A page shows hostile names as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmmod.pages.page import Line, chart, number_text, thinned, ticks, write_pa
 
 def test_points_stand_in_percent_of_the_drawing():
     drawn = chart("loss", [Line("training", [(0, 1.0), (5, 3.0), (10, 2.0)])])
-    # The range 1 to 3 has a twentieth of it, 0.1, above and below: 3 is 0.1 of 2.2 from the top.
+    # The range 1 to 3 gets a margin of a twentieth, 0.1, above and below: 3 is 0.1 of 2.2 from the top.
     (line,) = drawn.lines
     assert line.dots == [(0, pytest.approx(95.45)), (50, pytest.approx(4.55)), (100, 50)]
     assert line.drawn == "0,95.45 50,4.55 100,50"

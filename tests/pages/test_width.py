@@ -1,4 +1,4 @@
-"""What a browser makes of the pages at the width of a phone and of a screen: nothing is wider than the window."""
+"""In a browser with the width of a phone and of a screen, nothing on the pages is wider than the window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmmod.sweep.results import Goal
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (360, 1280)  # pixels
-# How wide each frame's content is, and the elements that reach beyond the window although nothing around them scrolls or cuts.
+# The width of each frame's content, and the elements that exceed the window without a parent that scrolls or cuts them.
 MEASURE = """<script>
 addEventListener("load", () => {
   const cut = (node, root) => {

@@ -1,4 +1,4 @@
-"""The output at the end of a sweep, and the state that is sent to other processes."""
+"""The output at the end of a sweep, and the state that other processes get."""
 
 import json
 import pickle
@@ -64,7 +64,7 @@ def test_a_job_that_its_queue_begins_again_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("llmmod.pipeline.jobs.run_configured", run_configured)
     assert begin() == (False, None)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    resumes, identity = begin()  # in a directory that another job has used
+    resumes, identity = begin()  # in a directory that another job used
     assert (resumes, bool(identity)) == (False, True)
     assert begin() == (True, identity)
 
@@ -85,9 +85,9 @@ def test_after_a_signal_a_process_of_several_begins_no_further_job(tmp_path, mon
     assert read_jobs(tmp_path)[1].error == "the sweep was stopped before"
 
 
-def test_the_function_that_hydra_calls_travels_without_the_sweep(tmp_path):
+def test_the_function_that_hydra_calls_is_pickled_without_the_sweep(tmp_path):
     copied = pickle.loads(pickle.dumps(Jobs(multirun=True, sweep=sweep_in(tmp_path)).run))
     assert vars(copied.__self__) == vars(Jobs(multirun=True))
     OmegaConf.clear_resolver("started")
     pickle.loads(pickle.dumps(Jobs(multirun=True).run))
-    assert OmegaConf.has_resolver("started")  # what a job's configuration is composed with
+    assert OmegaConf.has_resolver("started")  # it is needed to compose a job's configuration

@@ -36,7 +36,7 @@ def outcome(failures, *records, processes=2, by_signal=None, tmp_path=None):
             id="killed",
         ),
         pytest.param({1: -signal.SIGSEGV, 0: -signal.SIGTERM}, [], "rank 1: killed by SIGSEGV.", 139, id="the launcher ended the other"),
-        pytest.param({1: 3}, [left(0)], "rank 1: ended with exit code 3, without a message", 3, id="said nothing"),
+        pytest.param({1: 3}, [left(0)], "rank 1: ended with exit code 3, without a message", 3, id="without a message"),
     ],
 )
 def test_the_process_that_failed_first_is_named(failures, records, message, code, tmp_path):
@@ -58,7 +58,7 @@ def test_a_signal_interrupts_all(tmp_path):
 def test_the_record_of_a_killed_process_is_closed(tmp_path):
     record = Record(tmp_path, seed=1, pipeline=["train", "export"])
     with record.step("train"):
-        written = (tmp_path / "run.json").read_text()  # as a process leaves it that is killed now
+        written = (tmp_path / "run.json").read_text()  # the file of a process that is killed at this point
     (tmp_path / "run.json").write_text(written)
     close_record(tmp_path, "failed", "rank 0: killed by SIGKILL.", exit_code=137)
     run = json.loads((tmp_path / "run.json").read_text())

@@ -1,4 +1,4 @@
-"""How the steps of a run share models: what each one gets, and how often a checkpoint is read."""
+"""How the steps of a run share models: which model each step gets, and how often a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(tiny_llama, tmp_path):
             self.released += 1
 
         def adapter(self, step, *, intact=True):
-            """What training an adapter does: a random one, saved; the logits with it."""
+            """Stands for the training of an adapter: saves a random one; returns the logits with it."""
             torch.manual_seed(len(step))
             adapted = get_peft_model(self.models.base(step), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
             adapted.save_pretrained(tmp_path / step, save_embedding_layers=False)
@@ -58,7 +58,7 @@ def run(tiny_llama, tmp_path):
             return logits(adapted)
 
         def full(self, step):
-            """What training all weights does."""
+            """Stands for the training of all weights: changes and saves them; returns the logits."""
             model = self.models.base(step)
             with torch.no_grad():
                 model.lm_head.weight.mul_(1 + len(step))
@@ -76,7 +76,7 @@ def test_a_step_without_from_step_begins_with_the_checkpoint(run, tiny_llama):
     made = run(sft=ALONE, again=ALONE)
     made.adapter("sft")
     assert torch.equal(logits(made.models.base("again")), logits(tiny_llama))
-    assert made.read == ["tiny"]  # the adapter was taken off, and nothing was read
+    assert made.read == ["tiny"]  # the adapter was unloaded, and nothing was loaded again
 
 
 @pytest.mark.parametrize("train", ["full", "adapter"])
@@ -94,7 +94,7 @@ def test_from_step_begins_with_the_adapter_merged(run):
     torch.testing.assert_close(logits(base), left, rtol=1e-4, atol=1e-5)
     assert not hasattr(base, "peft_config")
     assert made.read == ["tiny"]
-    assert made.models.result("sft").model is None  # its layers are the base's now
+    assert made.models.result("sft").model is None  # its layers are now the base's
 
 
 def test_from_step_begins_with_the_weights_that_were_left(run, tmp_path):
@@ -102,7 +102,7 @@ def test_from_step_begins_with_the_weights_that_were_left(run, tmp_path):
     left = made.full("sft")
     base = made.models.base("ppo")
     assert torch.equal(logits(base), left)
-    assert base.name_or_path == str(tmp_path / "sft")  # and no longer the checkpoint, which an adapter trained now doesn't fit
+    assert base.name_or_path == str(tmp_path / "sft")  # not the checkpoint any more, which a new adapter wouldn't fit
     assert made.read == ["tiny"]
 
 
@@ -131,14 +131,14 @@ def test_a_reward_model_is_taken_only_by_its_name(run):
     assert named.models.model("evaluate") is named.models.result("rm")
 
 
-def test_what_left_memory_is_read_from_where_it_was_saved(run, tmp_path):
+def test_a_model_that_is_not_in_memory_any_more_is_loaded_from_its_directory(run, tmp_path):
     made = run(sft=ALONE, other=ALONE, evaluated="sft")
     left = made.adapter("sft")
     made.full("other")
     found = made.models.model("evaluate")
     torch.testing.assert_close(logits(found.model), left, rtol=1e-5, atol=1e-6)
     assert (found.kind, made.read) == ("adapter", ["tiny", "tiny"])
-    assert made.models.model("evaluate").model is found.model  # and kept
+    assert made.models.model("evaluate").model is found.model  # and it is kept
 
     made = run(first=ALONE, other=ALONE, evaluated="first")
     left = made.full("first")
@@ -156,7 +156,7 @@ def test_from_step_of_what_an_earlier_run_left(run, tmp_path):
     assert made.read == ["tiny"]
 
 
-def test_what_a_step_begins_with_as_stage_json_has_it(run):
+def test_the_lineage_of_a_steps_initial_model(run):
     made = run(sft=ALONE, dpo=AFTER, ppo=("dpo", "language"))
     made.adapter("sft")
     made.adapter("dpo")
@@ -166,7 +166,7 @@ def test_what_a_step_begins_with_as_stage_json_has_it(run):
     assert made.models.training_lineage("ppo") == ModelLineage("../sft", [])
 
 
-def test_what_is_under_the_adapter_that_is_evaluated(run):
+def test_the_lineage_of_the_base_of_an_evaluated_adapter(run):
     made = run(sft=ALONE, ppo=AFTER)
     made.adapter("sft")
     made.adapter("ppo")
@@ -176,7 +176,7 @@ def test_what_is_under_the_adapter_that_is_evaluated(run):
     assert made.models.base_lineage("evaluate") == ModelLineage(None, ["first"])
 
 
-def test_others_let_go_before_a_model_leaves(run):
+def test_other_references_are_released_before_a_model_is_dropped(run):
     made = run(sft=ALONE, again=ALONE)
     made.full("sft")
     assert made.released == 0

@@ -22,7 +22,7 @@ def composed(*overrides):
     return llmmod.compose(list(overrides))
 
 
-def test_the_command_that_goes_on(tmp_path, monkeypatch):
+def test_the_resume_command(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMMOD_ALLOW", "mine")
     root = to_root(composed(*RUN))
     argv = ["/usr/bin/llmmod", "--config-dir", "my conf", "-cn=own", *RUN]
@@ -35,7 +35,7 @@ def test_the_command_that_goes_on(tmp_path, monkeypatch):
     composed(*goes_on)
 
 
-def test_each_training_step_goes_on_by_its_own_key(tmp_path):
+def test_each_training_step_resumes_with_its_own_key(tmp_path):
     root = to_root(composed("experiment=rlhf", "smoke=true"))
     command = commands_of(["python/__main__.py"], ["experiment=rlhf"], root, tmp_path / "a b, c")["resume_command"]
     assert command.startswith("python -m llmmod experiment=rlhf ")
@@ -52,7 +52,7 @@ def test_a_run_that_trains_nothing_has_none(tmp_path):
 
 
 def left(directory, config, status):
-    """What a run leaves."""
+    """Write a run's directory."""
     (directory / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, directory / ".hydra" / "config.yaml")
     (directory / "run.json").write_text(json.dumps({"status": status}))
@@ -60,7 +60,7 @@ def left(directory, config, status):
     return directory
 
 
-def test_a_chosen_directory_is_gone_on_with_unless_its_run_is_another(tmp_path):
+def test_a_chosen_directory_is_resumed_unless_it_has_another_run(tmp_path):
     config = composed(*RUN, f"output_dir={tmp_path / 'run'}", "auto_resume=true")
     assert directory_to_go_on_in(config, given=True) == tmp_path / "run"
     left(tmp_path / "run", composed(*RUN, "training.resume_from_checkpoint=true", "output_dir=x"), "interrupted")
@@ -73,7 +73,7 @@ def test_a_chosen_directory_is_gone_on_with_unless_its_run_is_another(tmp_path):
     assert "training.learning_rate was 0.0001, is 0.001" in str(told.value)
 
 
-def test_a_token_is_never_told(tmp_path):
+def test_a_token_is_never_shown(tmp_path):
     left(tmp_path / "run", composed(*RUN, "hub.token=hf_secret"), "interrupted")
     with pytest.raises(ConfigError) as told:
         directory_to_go_on_in(composed(*RUN, f"output_dir={tmp_path / 'run'}", "auto_resume=true"), given=True)
@@ -81,7 +81,7 @@ def test_a_token_is_never_told(tmp_path):
     assert "hf_secret" not in str(told.value)
 
 
-def test_without_one_it_is_the_newest_of_the_same_configuration_that_was_not_completed(tmp_path, monkeypatch):
+def test_otherwise_the_newest_unfinished_run_of_the_same_configuration_is_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, other = composed(*RUN, "auto_resume=true"), composed(*RUN, "seed=7")
     assert directory_to_go_on_in(config, given=False) is None

@@ -1,4 +1,4 @@
-"""The three ways in which a pipeline ends, and their records."""
+"""The three ways in which a pipeline can end, and their records."""
 
 import errno
 import json
@@ -111,7 +111,7 @@ def test_a_signal_is_an_interruption(tmp_path, number, code):
 @pytest.mark.parametrize("queued_again", [False, True])
 def test_a_job_that_its_queue_stops_is_interrupted_unless_it_is_queued_again(tmp_path, queued_again):
     def tell_queue(number, frame):
-        raise SystemExit(-1) if queued_again else RuntimeError("timed-out too many times")  # as submitit does
+        raise SystemExit(-1) if queued_again else RuntimeError("timed-out too many times")  # like submitit
 
     before = signal.signal(signal.SIGUSR2, tell_queue)
     try:

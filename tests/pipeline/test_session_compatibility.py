@@ -1,4 +1,4 @@
-"""A step that uses a model, adapter or reward trained for something else causes a warning."""
+"""A step that uses a model, adapter or reward that was trained with other settings gives a warning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmmod.pipeline.session import compatibility_warnings
 
 
 def run(*, adapters=(), reward=None, **own):
-    """The doubts about a run of `sft`, `ppo` and `predict`, parts of their own by name."""
+    """The warnings for a run of `sft`, `ppo` and `predict`; `own` has parts of single steps by the step's name."""
     root = Root(
         model=ModelConf(name="tiny", pretrained_model_name_or_path="org/tiny"),
         finetune=LoraConf(name="lora", adapters=list(adapters)),
@@ -37,7 +37,7 @@ def run(*, adapters=(), reward=None, **own):
 
 @pytest.fixture
 def left(tmp_path):
-    """A directory that a training left."""
+    """The directory of an earlier training's adapter."""
     (tmp_path / "adapter").mkdir()
     said = {"stage": "sft", "kind": "adapter", "head": "language", "base": "org/other", "render": "vicuna"}
     (tmp_path / "adapter" / "stage.json").write_text(json.dumps(said))
@@ -47,14 +47,14 @@ def left(tmp_path):
 VICUNA = {"render": RenderConf(name="vicuna")}
 
 
-def test_what_fits_is_not_spoken_of(tmp_path):
+def test_compatible_parts_do_not_give_warnings(tmp_path):
     assert run() == run(adapters=["org/adapter", str(tmp_path)]) == run(reward={"path": str(tmp_path)}) == []
 
 
 def test_another_render_than_an_earlier_step(left):
     assert run(sft=VICUNA) == ["sft was trained with render=vicuna, but ppo uses render=chatml"]
     assert run(predict=VICUNA) == ["ppo was trained with render=chatml, but predict uses render=vicuna"]
-    assert run(sft=VICUNA, ppo={**VICUNA}) == []  # predict goes by ppo's
+    assert run(sft=VICUNA, ppo={**VICUNA}) == []  # predict uses ppo's
     assert "sft was trained with render=chatml, but ppo uses render=vicuna" in run(ppo=VICUNA, reward={"step": "sft"})
 
 

@@ -1,4 +1,4 @@
-"""Two runs compared: differences are found in the order of causes, from hand-written directories."""
+"""The comparison of two runs, from hand-written directories: it lists differences with causes before effects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmmod.runs.compare import comparison_page, differences, first_cause, lines
 
 
 def write(directory, **changes):
-    """A run's directory; `changes` are values to write in place of the usual ones."""
+    """A run's directory; `changes` replace the usual values."""
     log = [{"step": 0, "eval_loss": 3.0, "eval_runtime": 1.0}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": changes.get("loss", 1.5)}]
     record = {
         "status": "completed",

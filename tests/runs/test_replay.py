@@ -1,4 +1,4 @@
-"""`replay=…`: the overrides of the new run, recorded values of options, and a run that is really repeated."""
+"""`replay=…`: the overrides of the new run, recorded values of options, and a real repetition of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(tmp_path):
     return make
 
 
-def test_overrides_are_those_of_the_run_less_where_it_was_and_how_it_was_begun(run):
+def test_overrides_are_those_of_the_run_without_its_directory_and_launch_options(run):
     recorded = [
         "model=qwen3", "seed=7", "output_dir=there", "auto_resume=true", "training.resume_from_checkpoint=true", "hydra/launcher=joblib",
         "hydra.searchpath=[x]", "sweep.metric=eval_loss", "reuse=true",
@@ -95,7 +95,7 @@ print("code", run_command(["llmmod", f"replay={one}", f"output_dir={three}"]))
 """
 
 
-def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp_path, warm_python):
+def test_a_replayed_run_gives_the_same_bytes_or_reports_what_differs(tmp_path, warm_python):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [*warm_python, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=environment)
@@ -108,7 +108,7 @@ def test_a_run_is_run_again_and_comes_to_the_same_bytes_or_says_what_differs(tmp
     read = json.loads((tmp_path / "one" / "run.json").read_text())["data"]
     assert [(account["step"], account["name"]) for account in read] == [("train", "llmmod_qa")], "the data is read once and told once"
     assert "configuration: the same" in done.stdout
-    # What is not as it was is said before it costs anything, and at the end; nothing is said of the replay in which all was.
+    # Differences are reported before the training and at the end. The replay without differences doesn't report any.
     for line in ("versions: torch 1.0 -> ", "code: llmmod's files other files -> "):
         assert done.stderr.count(f"replay: differs from the recorded run: {line}") == 1
     log = (tmp_path / "three" / "run.log").read_text()

@@ -1,4 +1,4 @@
-"""The report of a run: from any contents of its directory, complete, self-contained, and with every text of the run as text."""
+"""A run's report works with any contents of its directory, is complete and self-contained, and shows the run's texts as text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_differences_from_the_defaults_are_those_of_the_configuration(finished):
     assert rows[at + 1 : at + 3] == [default, "3"]
     assert rows[rows.index("seed") + 2] == "7"
     assert rows[rows.index("model") + 2] == "qwen3"
-    assert "1 values that came with the options" in page_of(finished).text  # the model, which nobody typed here
+    assert "1 values that came with the options" in page_of(finished).text  # the model, which isn't typed here
     assert "finetune.r" in page_of(finished).said("typed")
     assert "hf_secret" not in (finished / "report.html").read_text(encoding="utf-8")
     assert "finetune.lora_alpha" not in rows

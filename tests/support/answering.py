@@ -37,10 +37,10 @@ def even(answers):
 
 
 def share_of(remainder):
-    """A scorer: the share of an answer's tokens whose id has this remainder by four, about a quarter at first.
+    """A scorer: the share of an answer's tokens whose id modulo four is `remainder`, about a quarter at first.
 
-    More than half can only be of one class of four, and which one is rewarded has nothing to do with the model: a policy that drifts,
-    however far and however its tokens depend on each other, gets there for at most one of them.
+    Only one class of four can have more than half of the tokens, and the rewarded class doesn't depend on the model. So a policy that only
+    drifts reaches this for at most one class, however far it drifts and however its tokens depend on each other.
     """
     return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.ids])
 
@@ -94,7 +94,7 @@ SHORT = {
 
 
 def noted():
-    """The scorer `even`, and the scores that it has given, by prompt."""
+    """The scorer `even`, and the scores that it gave, by prompt."""
     by_prompt = {}
 
     def scored(answers):
@@ -167,13 +167,13 @@ def with_dropout(tiny_llama):
 
 
 def check_rewarded_texts(trainer_of, scored, seen, tmp_path):
-    """What is rewarded is what a reader sees: not what the render writes around an answer, here its first letter.
+    """The reward gets the text that a reader sees, without what the render writes around an answer, here its first letter.
 
     Args:
         trainer_of: makes a trainer, given changes by keyword.
         scored: the keyword that gives it the scorer of `scored_texts`.
-        seen: what that scorer has seen, ids and texts.
-        tmp_path: where the trainer writes.
+        seen: the ids and texts that this scorer got.
+        tmp_path: the trainer's directory.
     """
     trainer = trainer_of(**scored, max_steps=2, num_sample_answers=99)
     trainer.reader = Reader(trainer.processing_class, [trainer.processing_class.eos_token_id], lambda text, ended=True: text[1:])
@@ -198,7 +198,7 @@ def check_measured_texts(trainer_of, scored, seen, rows):
     assert metrics["eval_rouge-l"] == pytest.approx(rouge.compute()["rouge-l"])
     assert metrics["eval_words"] == pytest.approx(length.compute()["words"])
     assert {"eval_exact", "eval_repeated-4-grams"} <= metrics.keys()
-    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # not over all evaluations together
+    assert trainer.evaluate()["eval_words"] == metrics["eval_words"]  # not the mean over all evaluations
 
 
 def check_told_of_before_and_after(trainer_of):

@@ -1,4 +1,4 @@
-"""Runs with two processes; as a script, the work of each of them."""
+"""Runs with two processes; as a script, this file is each of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import sys
 
 
 def by_two(runs, cache, python):
-    """The stderr of two processes that do these runs together, one after the other, each a list of overrides.
+    """The stderr of two processes that together do these runs, one after the other; a run is a list of overrides.
 
-    `python` begins what torchrun starts: `[sys.executable]`, or the fixture `warm_python`.
+    `python` is the beginning of the command that torchrun starts: `[sys.executable]`, or the fixture `warm_python`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
-    # One thread each, as torchrun has it by default: with two, four threads wait for each other on two cores, five times as long.
+    # One thread each, as torchrun sets by default: with two, four threads wait for each other on two cores, which takes five times as long.
     environment = {**os.environ, "LLMMOD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -34,7 +34,7 @@ def varied(completion_ids, **columns):
 
 
 class OneDies:
-    """A step in whose second process a run with seed=2 is killed; it takes the place of another step."""
+    """A step that replaces another one and kills the second process of a run with seed=2."""
 
     def __init__(self, conf, name):
         self.name = name
@@ -49,7 +49,7 @@ class OneDies:
 
 
 if __name__ == "__main__":
-    gc.disable()  # it takes a quarter of the import's time
+    gc.disable()  # garbage collection takes a quarter of the import's time
     import llmmod
     from llmmod.reuse import fingerprint
 

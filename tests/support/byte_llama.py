@@ -1,6 +1,6 @@
-"""A tiny random Llama whose tokens are bytes, as a checkpoint in transformers' format, written in a moment and without torch.
+"""A tiny random Llama whose tokens are bytes, as a checkpoint in transformers' format, written quickly and without torch.
 
-A text has as many tokens as it has bytes in UTF-8, token n is byte n, and the four special tokens are 256 to 259, so that a reader can
+A text has as many tokens as bytes in UTF-8, token n is byte n, and the four special tokens are 256 to 259, so that a reader can
 check ids by hand. Nothing here comes from llmmod.
 """
 
@@ -24,13 +24,13 @@ def write_byte_llama(directory, *, eos="<|im_end|>", positions=2048, width=64, u
     """Write model and tokenizer; returns the directory.
 
     Args:
-        directory: is made.
-        eos: the token that the model's config says ends a text.
-        positions: tokens that the model can take.
+        directory: the directory to create.
+        eos: the end token in the model's config.
+        positions: the model's maximum number of tokens.
         width: channels; about 100,000 weights with 64, 30,000 with 32.
-        untied: whether the output layer has weights of its own.
+        untied: whether the output layer has its own weights.
         template: the tokenizer's chat template.
-        seed: of the weights.
+        seed: the seed of the weights.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Files that change on the disk."""
+"""Bits that change in files on disk."""
 
 import os
 
 
 def flip(file, *, bit):
-    """Change one bit, and leave the times as they were, as a bad disk does."""
+    """Change one bit without changing the file's times, like a bad disk."""
     content, before = bytearray(file.read_bytes()), file.stat()
     content[bit // 8] ^= 1 << bit % 8
     file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A tiny checkpoint and small data on the disk, like a user's: fixtures for tests that start from a configuration."""
+"""A tiny checkpoint and small data on disk, like a user's: fixtures for tests that start from a configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_rows(path):
 
 
 def overrides_of(checkpoint, rows):
-    """A configuration with both; add the stages."""
+    """The overrides of a configuration with both, without the stages."""
     return [
         f"model.pretrained_model_name_or_path={checkpoint}", "model.gguf_file=null", "render=chatml", "finetune.r=2", "dataset=json",
         f"dataset.data_files={rows}", "dataset.columns.prompt=prompt", "dataset.columns.response=response", "dataset.val_size=2",

@@ -1,4 +1,4 @@
-"""A process where llmmod can't be imported, like for a recipient of an exported model; as a script, that process."""
+"""A process that can't import llmmod, as for the recipient of an exported model; as a script, this file is that process."""
 
 from __future__ import annotations
 

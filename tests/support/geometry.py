@@ -30,8 +30,8 @@ def step_gradient(make, **changes):
     """name -> gradient of the single step of a trainer.
 
     Args:
-        make: a trainer from changes of `training.*` and a list of callbacks.
-        changes: of `ONE_STEP`.
+        make: a function that creates a trainer from changes of `training.*` and a list of callbacks.
+        changes: changes of `ONE_STEP`.
     """
     gradients = Gradients()
     make(callbacks=[gradients], **{**ONE_STEP, **changes}).train()
@@ -62,9 +62,9 @@ def pairs_gradient(trainer_of, examples, prepare=lambda model: None):
     """A function that returns the gradient of one step, for changes of `training.*`.
 
     Args:
-        trainer_of: makes a trainer.
-        examples: pairs to train on, where no others are given.
-        prepare: what is done to its model before it trains.
+        trainer_of: a function that creates a trainer.
+        examples: the pairs to train on by default.
+        prepare: a function that changes the model before the training.
     """
 
     def of(train=None, collator=None, **changes):

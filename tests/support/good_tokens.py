@@ -1,8 +1,8 @@
-"""A toy task for stages that learn from pairs: twelve of 24 tokens are good, and the answer with more of them is better.
+"""A toy task for stages that learn from pairs: twelve of 24 tokens are good, and the answer with more good tokens is better.
 
-Which twelve is drawn by seed; so are prompts and answers, those held out apart from those to train on. A model that drifts, or whose pairs
-say nothing, prefers tokens in some way that has nothing to do with which are good. Of 80,000 such ways (for each token a normal number,
-an answer's is their sum) the mean is right on half of 1,024 pairs, the standard deviation is 9 %, and 1.4 % are right on 70 %.
+A seed draws the good tokens, prompts and answers; held-out pairs are drawn separately. A model that drifts, or whose pairs don't carry
+information, prefers tokens regardless of which are good. For 80,000 such preferences (a normal number for each token,
+summed over an answer), the mean accuracy on 1,024 pairs is a half, the standard deviation is 9 %, and 1.4 % are right on 70 %.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from datasets import Dataset
 
 TOKENS = range(20, 44)
-# `training.*` with which each of these stages learns them.
+# `training.*` with which each of these stages learns them well.
 SETTINGS = {
     "learning_rate": 8e-3,
     "lr_scheduler_type": "constant",

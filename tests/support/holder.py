@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def held_by_another(directory):
-    """A context in which another process holds a directory; yields its number. At the end that process is killed."""
+    """A context in which another process holds a directory; yields its id. At the end that process is killed."""
     from llmmod.files.lock import holding
 
     reader, writer = os.pipe()

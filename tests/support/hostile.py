@@ -78,7 +78,7 @@ class Watch:
     """The events that a watch recorded.
 
     Args:
-        hostile: where nothing may be run.
+        hostile: the directory whose code must not run.
         allowed: directories in which files may be written.
     """
 
@@ -128,7 +128,7 @@ def _hook(name: str, args: tuple) -> None:
 def watching(watch: Watch) -> Iterator[Watch]:
     """A context in which `watch` records Python's audit events (PEP 578); questions on the terminal are recorded and not answered."""
     if not getattr(sys, "_llmmod_watch", False):
-        sys.addaudithook(_hook)  # it can't be removed; outside of such a context it doesn't do anything
+        sys.addaudithook(_hook)  # it can't be removed; outside of a context it doesn't do anything
         sys._llmmod_watch = True  # type: ignore[attr-defined]
     own = builtins.input
 

@@ -1,4 +1,4 @@
-"""A hub of datasets on this machine: the part of the Hugging Face hub's HTTP interface that `datasets` uses, served from directories."""
+"""A local hub of datasets: the part of the Hugging Face hub's HTTP interface that `datasets` uses, served from directories."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Common parts of the tests of learning: seeds, a training, its measure, and the distance from the rule.
+"""Common parts of the tests of learning: seeds, a training, its measured value, and the distance from the rule.
 
-A rule such as "at least half is right" must hold on any machine: other processors round otherwise, and a training that samples then goes
-another way, as with another seed. So each rule stands where chance hardly gets, and what is trained and how was chosen so that of twelve or
-more fresh seeds none is below it, and their mean is at least 3.9 standard deviations above (most between 5 and 30):
+A rule such as "at least half is right" must hold on any machine: other processors round differently, and a training that samples then
+takes another course, as with another seed. So chance rarely reaches a rule, and tasks and settings were chosen so that of twelve or
+more fresh seeds none is below the rule, and their mean is at least 3.9 standard deviations above it (mostly 5 to 30):
 
     pytest tests/trainers -k learns --learning-seeds 16
 
-trains with that many seeds of their own and prints, by test, how many standard deviations lie between the mean and the rule.
+trains with that many fresh seeds and prints, by test, how many standard deviations lie between the mean and the rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import statistics
 from collections import defaultdict
 
-# Fresh seeds start here, so that they differ from the tests' own.
+# Fresh seeds start here, so that they differ from the tests' seeds.
 FRESH = 1000
 
 
@@ -50,16 +50,16 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def assert_learns(trainer, record, *, rule, measure):
-    """Train, and compare the measure afterwards with the rule.
+    """Train, and compare the measured value afterwards with the rule.
 
     Args:
-        trainer: not started.
+        trainer: the trainer, not started.
         record: pytest's `record_property`.
-        rule: the least that what is measured may be.
-        measure: of the trainer.
+        rule: the smallest allowed value.
+        measure: a function: trainer -> the measured value.
 
     Returns:
-        What was measured before, and after.
+        The measured values before and after the training.
     """
     before = measure(trainer)
     trainer.train()

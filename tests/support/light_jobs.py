@@ -1,4 +1,4 @@
-"""Sweeps with fast jobs: everything of Hydra, a sweeper and a launcher, with a job that doesn't train."""
+"""Sweeps with fast jobs: the whole of Hydra, with a sweeper and a launcher, but jobs that don't train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmmod.sweep.plan import plan_sweep, resumed_arguments
 
 
 def sweep_of(job, *overrides, monkeypatch):
-    """Run a sweep of `job`, a function of the configuration; returns the sweep, and the exit code of Hydra's part."""
+    """Run a sweep of `job`, a function of the configuration; returns the sweep and Hydra's exit code."""
     register_schemas()
     given = resumed_arguments(overrides) or list(overrides)
     monkeypatch.setattr(sys, "argv", ["llmmod", "-m", *given])

@@ -1,7 +1,7 @@
-"""A toy task for stages that learn from texts: each of twelve tokens has a partner among the twelve, which always follows it.
+"""A toy task for stages that learn from texts: each of twelve tokens has a partner among the twelve that always follows it.
 
-Partners are drawn by seed, one by one. Held out is each token once, in texts drawn apart. Whatever a model does that knows nothing of
-partners, drifting or copying what stands before, it has each of them right once in twelve times, on its own: half of them or more once in
+A seed draws each partner independently. Held-out texts, which are drawn separately, have each token once. A model that doesn't know the
+partners, whether it drifts or copies earlier tokens, gets each right once in twelve times, independently: at least half of them once in
 5,000 times (0.02 % of the binomial distribution).
 """
 
@@ -13,7 +13,7 @@ from datasets import Dataset
 
 TOKENS = range(20, 32)
 END = 0
-# `training.*` with which a tiny model learns them, and the differences if only some layers are trained.
+# `training.*` with which a tiny model learns the partners, and the changes if only some layers are trained.
 SETTINGS = {
     "learning_rate": 1e-2,
     "lr_scheduler_type": "linear",
@@ -27,12 +27,12 @@ FREEZE = {"learning_rate": 2e-2, "num_train_epochs": 3.0}
 
 
 def questions(seed):
-    """For sft: 2,040 training and twelve held-out examples, each a token after meaningless ones, answered with its partner."""
+    """For sft: 2,040 training and twelve held-out examples, each with a token after random ones as question and its partner as answer."""
     return _splits(seed, _questions)
 
 
 def documents(seed):
-    """For pt: 340 training and two held-out examples of six tokens and their partners; of the held-out ones only the partners count."""
+    """For pt: 340 training and two held-out examples of six tokens and their partners. In held-out ones only the partners have labels."""
     return _splits(seed, _documents)
 
 

@@ -1,10 +1,10 @@
 """A stand-in for an accelerator: tensors with real numbers in the CPU's memory that report another device.
 
-Whatever mixes devices fails as on a GPU, and float64 as on Apple's; whatever makes the host wait for one is counted. Numbers, random ones
-too, are the CPU's.
+Operations that mix devices fail as on a GPU, and float64 fails as on Apple's. Operations that make the host wait are counted. Numbers,
+including random ones, are the CPU's.
 
-A tensor that stands there is a wrapper (`torch.Tensor._make_wrapper_subclass`) around one of the CPU. As on a GPU, a CPU tensor
-without dimensions may take part, and indices may; all else has to be moved first.
+A tensor on such a device is a wrapper (`torch.Tensor._make_wrapper_subclass`) around a CPU tensor. As on a GPU, a CPU tensor
+may take part if it doesn't have dimensions or is an index; any other has to be moved first.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def dispatched(func, args, kwargs):
     with torch._C._DisableTorchDispatch():
         found = func(*plain_args, **plain)
     if there != CPU and any(value.dtype is torch.float64 for value in tree_flatten(found)[0] if isinstance(value, torch.Tensor)):
-        raise TypeError(f"Cannot convert a tensor of {there} to float64, which it doesn't support ({func})")  # as Apple's GPUs say
+        raise TypeError(f"Cannot convert a tensor of {there} to float64, which it doesn't support ({func})")  # the message of Apple's GPUs
     if there == CPU:
         return args[0] if packet is aten.copy_ else found
     return tree_map_only(torch.Tensor, lambda tensor: inputs[id(tensor)] if id(tensor) in inputs else Placed(tensor, there), found)
@@ -257,7 +257,7 @@ def _register():
 def standing_in():
     """A context with two pretended accelerators; trainers place models and batches on the first.
 
-    Gives the counts of what makes the host wait.
+    Yields the counts of operations that make the host wait.
     """
     import accelerate
     import transformers

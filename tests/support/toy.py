@@ -1,6 +1,6 @@
 """A toy task that a tiny model learns in seconds, and a session for it: fixtures of the tests of stages and steps.
 
-Six animals, each with its sound, asked for in four ways; the fourth is held out. Their conftest.py imports them.
+Six animals, each with its sound, asked for in four ways; the fourth is held out. The conftest.py of those tests imports the fixtures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WAYS = ("What says the {}?", "The {} says", "Sound of the {}:", "Tell me what th
 
 
 class ToyRender:
-    """Question, line break, answer, end-of-text; the answer and its end are trained."""
+    """A render that writes question, line break, answer and end-of-text, and trains the answer and its end."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -34,7 +34,7 @@ class ToyRender:
         return text.strip()
 
     def chat_template(self):
-        """The same as jinja."""
+        """The same in Jinja."""
         return "{% for m in messages %}{{ m.content }}{{ '\n' if m.role == 'user' else eos_token }}{% endfor %}"
 
 
@@ -99,7 +99,7 @@ class ToySession:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny matrices are slower with two threads, and much slower on a busy machine."""
+    """With two threads, tiny matrices are slower, and much slower on a busy machine."""
     import torch
 
     before = torch.get_num_threads()

@@ -19,7 +19,7 @@ class Typed:
 
     Args:
         code: the exit code.
-        said: what stood on stdout and stderr.
+        said: the text on stdout and stderr.
     """
 
     code: int
@@ -27,7 +27,7 @@ class Typed:
 
 
 def typed(*arguments):
-    """`llmmod *arguments` with Hydra's whole part; a traceback is an error of the test."""
+    """Run `llmmod *arguments` with the whole of Hydra; a traceback is an error of the test."""
     from llmmod.app import run_command
 
     argv = sys.argv
@@ -41,7 +41,7 @@ def typed(*arguments):
 
 
 def asked(*overrides):
-    """The same with `llmmod.run`, without Hydra's flags, in a third of the time; an error that isn't a user's is an error of the test."""
+    """The same with `llmmod.run`, without Hydra's flags, in a third of the time. An error that isn't the user's is an error of the test."""
     import llmmod
     from llmmod.errors import LlmmodError
 
@@ -57,10 +57,10 @@ def asked(*overrides):
 
 @contextmanager
 def _listening():
-    """A context that records the output, and restores logging at its end.
+    """A context that records the output and restores logging at its end.
 
-    Hydra and the end of a command close every handler of the process (logging.shutdown). absl's, which rouge_score brings, then closes its
-    stream too unless that is sys.stderr at the moment: pytest's own file, while stderr is redirected. So it isn't among them meanwhile.
+    Hydra and the end of a command close every handler of the process (logging.shutdown). absl's, which rouge_score adds, then also
+    closes its stream unless that is the current sys.stderr. While stderr is redirected, that stream is pytest's own file, so it's left out.
     """
     said, root = StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level

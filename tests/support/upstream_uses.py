@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Private by name alone: the methods of named tuples, and Hydra's key.
+# Private only by name: the methods of named tuples, and Hydra's key.
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_target_"}
 
 
@@ -18,7 +18,7 @@ def private(name: str) -> bool:
 
 
 def foreign(module: str | None) -> bool:
-    """Whether a module is neither ours nor Python's."""
+    """Whether a module belongs to neither our source nor Python's standard library."""
     top = (module or "").partition(".")[0]
     return bool(top) and top not in ("llmmod", "builtins", "__future__") and top not in sys.stdlib_module_names
 
@@ -48,7 +48,7 @@ def defined(node: ast.ClassDef) -> set[str]:
 def overriding(classes: dict[type, set[str]]) -> Iterator[tuple[type, str, object]]:
     """(our class, name, theirs) for private names that both a class of ours and its base in another library define.
 
-    For a class that is put before the library's, `class SftTrainer(StageTrainer, trl.SFTTrainer)`, the order of such a class counts.
+    For a class that comes before the library's, as in `class SftTrainer(StageTrainer, trl.SFTTrainer)`, the subclass's base order counts.
     `theirs` is None where only an instance has the name.
     """
     for complete in classes:

@@ -1,7 +1,7 @@
-"""The files of ours that commands enter up to their first optimizer step, in order: `python tests/support/walks.py 'smoke=true …' …`.
+"""The files of our source that commands enter up to their first optimizer step, in order: `python tests/support/walks.py 'smoke=true …' …`.
 
-Function calls count; code that runs when a module is imported doesn't. Checks are left out, with all that they call. Each argument is a
-command, for which a line of JSON is printed. A file that only fills a cache is entered by the first command alone.
+Function calls count; code that runs when a module is imported doesn't. Checks are left out, with everything they call. Each argument is a
+command, for which a line of JSON is printed. Only the first command enters a file that just fills a cache.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 import sys
 from pathlib import Path
 
-import datasets  # noqa: F401  # before anything is traced, which would take twice as long
+import datasets  # noqa: F401  # before the trace, which would double the time
 import trl.trainer.grpo_trainer  # noqa: F401
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import llmmod.app
 
 SOURCE = Path(llmmod.__file__).parent
-# Checks only refuse or warn: these modules, and functions with these names, with all that they call.
+# Checks only refuse or warn: these modules, and functions with these names, with everything that they call.
 CHECK_MODULES = re.compile(
     r"(config/validate/(?!__init__)|config/explain|render/(certificate|findings)|data/dataset/certify|(upstream|targets|code_arguments|errors)\.py)"
 )
@@ -31,8 +31,8 @@ class Walk:
     """Records the files in the order in which they are entered.
 
     Args:
-        command: file -> the lines that were run, outside of checks.
-        row: the same, while a row is under way.
+        command: file -> the lines that ran, outside of checks.
+        row: the same, while a row is processed.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Walk:
         self._roles: dict[tuple[str, str], tuple[str, bool, bool] | None] = {}
 
     def role(self, code):
-        """(file, whether it is a check, whether it processes a row) for a function of ours, else None."""
+        """(file, whether it is a check, whether it processes a row) for a function of our source, else None."""
         key = (code.co_filename, code.co_name)
         if key not in self._roles:
             ours = code.co_filename.startswith(f"{SOURCE}/")

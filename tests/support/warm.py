@@ -1,7 +1,7 @@
-"""Python commands that start with torch, transformers, trl and peft already imported, which would take 6 s of CPU.
+"""Python commands that start with torch, transformers, trl and peft already imported; these imports take 6 s of CPU.
 
-`python_of(socket)` stands where `sys.executable` would: a small client, which asks the server to fork, hands its own streams, directory and
-environment to the fork, passes signals on, and ends as it ends. The server has imported everything and computed nothing.
+`python_of(socket)` replaces `sys.executable`: a small client that asks the server to fork, passes its own streams, directory and
+environment to the fork, forwards signals, and exits like the fork. The server has imported everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def serve(place):
 
     import_everything()
     sys.path.pop()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes that watch a fork are not waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server doesn't wait for the processes that watch a fork
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(place)
         listening.listen()

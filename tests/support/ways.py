@@ -1,4 +1,4 @@
-"""A tiny model as set up by each way to fine-tune, and as a training could have changed it."""
+"""A tiny model set up for each way to fine-tune, and changed as by a training."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def put(directory, path, content):
 
 
 def write_run(directory):
-    """A run with everything, written by hand; its texts are Chinese where they can be."""
+    """A run with all files, written by hand; its texts are Chinese where possible."""
     from omegaconf import OmegaConf
 
     overrides = ["finetune.r=3", "hub.token=hf_secret", "seed=7"]
@@ -59,7 +59,7 @@ def write_job(directory, overrides, status, loss, *, steps=20):
 
 
 def write_sweep(directory, count):
-    """Jobs whose loss goes by the learning rate, a little by the rank, and not at all by the seed; every seventh fails."""
+    """Jobs whose loss depends on the learning rate, a little on the rank, and not on the seed; every seventh fails."""
     draw = random.Random(0)
     for number in range(count):
         exponent, r = draw.uniform(-5, -2), draw.choice([4, 8, 16])

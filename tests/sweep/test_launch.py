@@ -1,4 +1,4 @@
-"""Jobs in separate processes: the others if one dies, and how the cores are shared."""
+"""Jobs in separate processes: the others continue if one dies, and all share the cores."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from llmmod.sweep.results import read_jobs
 
 
 def write_run():
-    """A job that takes no time; a nested function, which travels to another process by its code."""
+    """A job that ends at once. It is a nested function, so that other processes get its code."""
 
     def run(config):
         import json
@@ -67,7 +67,7 @@ def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, mo
 
 
 def wait_for_signal():
-    """A job that ends once its process gets SIGTERM; a nested function, which travels to another process by its code."""
+    """A job that ends when its process gets SIGTERM. It is a nested function, so that other processes get its code."""
 
     def run(config):
         import json

@@ -1,4 +1,4 @@
-"""sweep.html: its texts and charts, with few jobs and with many."""
+"""sweep.html: its texts and charts, with few and with many jobs."""
 
 import re
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ from llmmod.sweep.results import Goal, best_jobs, read_jobs, refused_job
 
 
 class Tree(HTMLParser):
-    """Counts elements, and sees that each is closed."""
+    """Counts elements and checks that each is closed."""
 
     EMPTY = ("meta", "line", "polyline", "input")
 
@@ -46,7 +46,7 @@ def test_the_page_has_every_job_in_every_figure(count, tmp_path):
     text = path.read_text(encoding="utf-8")
     tree = Tree(text)
     assert tree.open == []
-    assert len(tree.all("tr")) == count + 2  # the header, and the job that was refused
+    assert len(tree.all("tr")) == count + 2  # the header and the refused job
     lines = [attrs["data-job"] for attrs in tree.all("polyline")]
     assert {number: lines.count(number) for number in completed} == dict.fromkeys(completed, 3)  # two charts, parallel coordinates
     assert len(lines) == 2 * count + len(completed)
@@ -69,7 +69,7 @@ def test_the_table_begins_with_the_best_job(tmp_path):
         assert tree.all("tr")[1]["data-job"] == best.number
 
 
-def test_what_the_sweep_looks_for_stands_beside_the_job_and_a_job_without_an_error_has_no_empty_box(tmp_path):
+def test_the_metric_is_next_to_the_job_and_a_job_without_an_error_does_not_have_an_empty_box(tmp_path):
     jobs = write_sweep(tmp_path, 3)
     write_job(tmp_path / "9", ["seed=9"], "interrupted", None)
     text = write_sweep_page(tmp_path, read_jobs(tmp_path), Goal()).read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def test_a_page_without_a_best_job_says_so(tmp_path):
     assert "Parallel" not in text
 
 
-def test_what_matters_is_what_the_metric_goes_by(tmp_path):
+def test_the_importances_are_highest_for_what_the_metric_depends_on(tmp_path):
     shares = {item.name: item.share for item in importances(write_sweep(tmp_path, 200), Goal())}
     assert next(iter(shares)) == "finetune.learning_rate"
     assert shares["finetune.learning_rate"] > 0.4

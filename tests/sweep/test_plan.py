@@ -1,4 +1,4 @@
-"""The jobs of a command line, and the remaining jobs of an ended sweep."""
+"""The jobs of a command line, and those that remain when a sweep is resumed."""
 
 import json
 from functools import partial
@@ -37,7 +37,7 @@ def test_an_override_that_is_no_list_of_values_is_refused(override, message):
         sweep_jobs([override])
 
 
-def test_a_wrong_job_is_told_and_the_others_are_planned(capsys):
+def test_a_wrong_job_is_reported_and_the_others_are_planned(capsys):
     sweep = plan_sweep(["finetune.r=4,0", "smoke=true", "hydra.job.chdir=false", "sweep.direction=maximize"], compose, resumed=False)
     assert sweep.jobs == [["finetune.r=4", "smoke=True", "sweep.direction=maximize"]]
     assert [job for job, _ in sweep.refused] == [["finetune.r=0", "smoke=True", "sweep.direction=maximize"]]
@@ -93,14 +93,14 @@ def test_the_sweeper_s_params_are_values_as_well():
     ],
     ids=["direction", "number", "type"],
 )
-def test_what_a_sweep_looks_for_is_checked(overrides, message):
+def test_the_goal_of_a_sweep_is_checked(overrides, message):
     with pytest.raises(ConfigError, match=message):
         plan_sweep(overrides, compose, resumed=False)
 
 
 @pytest.fixture
 def ended(tmp_path):
-    """A sweep of four jobs: one completed, one failed, one never began, and one that was refused then."""
+    """A sweep of four jobs: one completed, one failed, one didn't start, and one was refused."""
     arguments = ["finetune.r=4,8,16,32", "hydra.sweep.dir=elsewhere", "hydra/launcher=basic"]
     jobs = [Planned(number, [f"finetune.r={r}"]) for number, r in enumerate((4, 8, 16))]
     sweep = plan_sweep(["finetune.r=4,8"], compose, resumed=False)

@@ -47,7 +47,7 @@ def test_a_job_that_was_refused_is_in_the_table_and_has_no_number(sweep):
 
 
 def test_of_several_steps_each_one_s_metrics_are_shown_and_first_those_that_differ(tmp_path):
-    """As a sweep over the last of three steps leaves them: what the last step of a kind measured has its plain name, too."""
+    """The metrics after a sweep over the last of three steps. Those of the last step of a kind also have their plain names."""
     for number, reward in enumerate((0.5, 0.75)):
         steps = {"sft/eval_loss_before": 3.0, "sft/eval_loss": 1.0, "sft/train_loss": 2.0, "rm/eval_loss": 0.25, "ppo/eval_reward": reward}
         plain = {"train_loss": 2.0, "eval_loss": 0.25, "eval_reward": reward, "predict_rouge-1": 60.0 + number}
@@ -65,7 +65,7 @@ def test_of_several_steps_each_one_s_metrics_are_shown_and_first_those_that_diff
     ]
     assert shown[2].split() == ["1", "1e-4", "completed", "61", "1", "0.25", "0.75"]
     assert printed(jobs, most_metrics=2).splitlines()[0].split()[3:] == ["predict_rouge-1", "ppo/eval_reward"]
-    assert {"eval_loss", "sft/eval_loss_before"} <= set(table(jobs)[0])  # the file has all
+    assert {"eval_loss", "sft/eval_loss_before"} <= set(table(jobs)[0])  # the file has all columns
 
 
 def test_the_best_job_is_the_completed_one_with_the_best_metric(sweep):
@@ -78,7 +78,7 @@ def test_the_best_job_is_the_completed_one_with_the_best_metric(sweep):
     assert best_jobs(jobs, Goal(("predict_rouge-l",), (True,))) == []
 
 
-def test_of_several_metrics_each_job_is_best_that_no_other_beats_in_all(tmp_path):
+def test_with_several_metrics_each_job_that_no_other_one_dominates_is_best(tmp_path):
     for number, (loss, rouge) in enumerate([(1.0, 50.0), (2.0, 60.0), (2.0, 55.0), (3.0, 40.0)]):
         job(tmp_path / str(number), [f"seed={number}"], "completed", {"eval_loss": loss, "predict_rouge-l": rouge})
     goal = Goal.of(SimpleNamespace(metric=["eval_loss", "predict_rouge-l"], direction=["minimize", "maximize"]))

@@ -1,4 +1,4 @@
-"""Killed or interrupted jobs resume from their checkpoints with their sweep, and end like uninterrupted ones."""
+"""When a sweep is resumed, killed or interrupted jobs resume from their checkpoints and end like uninterrupted ones."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def work(tmp_path, monkeypatch):
 
 
 def as_killed(job, *, after):
-    """Make of a completed job one that was killed after a checkpoint: what was written later goes, and run.json says that it runs."""
+    """Turn a completed job into one that was killed after a checkpoint: remove later files, and set the status in run.json to running."""
     for path in (job / "train").iterdir():
         if path.name != after:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -52,7 +52,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint_to_the_same_bytes(work):
 
 @pytest.fixture
 def ended(work):
-    """A sweep of four jobs with a checkpoint each, that ended in different ways."""
+    """A sweep of four jobs that ended in different ways, each with a checkpoint."""
     from types import SimpleNamespace
 
     jobs = [Planned(number, [f"finetune.r={number + 1}"]) for number in range(4)]
@@ -67,7 +67,7 @@ def ended(work):
     return [job.overrides for job in jobs]
 
 
-def test_what_failed_by_itself_begins_anew_and_what_was_ended_goes_on(work, ended):
+def test_a_failed_job_starts_again_and_an_interrupted_one_resumes(work, ended):
     planned = planned_jobs(work, ended, resumed=True)
     assert [dict(job.environment) for job in planned] == [*[{RESUMES: "1"}] * 3, {}]
     assert [path.name for path in (work / "earlier").iterdir()] == ["3-1"]

@@ -1,4 +1,4 @@
-"""A search with Optuna, through all of Hydra, with fast jobs; and the pruning of a trial during its training."""
+"""A search with Optuna through the whole of Hydra, with fast jobs, and the pruning of a trial during its training."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def work(tmp_path, monkeypatch):
 
 
 def bowl(config):
-    """The lowest at 1e-3."""
+    """A job whose loss is lowest at a learning rate of 1e-3."""
     left({"eval_loss": (math.log10(config.training.learning_rate) + 3) ** 2, "train_loss": 1.0})
 
 
@@ -49,7 +49,7 @@ def test_every_sampler_searches(sampler, options, monkeypatch):
     assert float(jobs[best.number].overrides["training.learning_rate"]) == best.params["training.learning_rate"]
 
 
-def test_a_grid_is_gone_through_once_with_what_exists_under_each_choice(monkeypatch):
+def test_a_grid_has_each_combination_of_existing_parameters_once(monkeypatch):
     overrides = ["finetune=lora,full", 'finetune.r=tag("finetune=lora", choice(4, 8))', "hydra.sweeper.n_trials=null"]
     sweep, _ = sweep_of(lambda config: left({"eval_loss": 1.0}), *SEARCH, "hydra.sweeper.sampler=grid", *overrides, monkeypatch=monkeypatch)
     found = [{key: value for key, value in job.overrides.items() if key.startswith("finetune")} for job in read_jobs(sweep.directory)]
@@ -67,7 +67,7 @@ def test_several_metrics_have_several_best_jobs(monkeypatch):
     assert len(best_jobs(read_jobs(sweep.directory), sweep.goal)) == len({trial.params["seed"] for trial in done}) or len(done) == 3
 
 
-def test_a_trial_that_is_no_configuration_costs_nothing(monkeypatch, capsys):
+def test_a_trial_with_an_invalid_configuration_fails_alone(monkeypatch, capsys):
     ran = []
     sweep, _ = sweep_of(
         lambda config: ran.append(config.finetune.r) or left({"eval_loss": 1.0}),
@@ -100,10 +100,10 @@ def test_a_search_that_was_ended_goes_on_with_what_it_left_open(monkeypatch, wor
     assert after[3].params == after[2].params
     assert (work / "sweep" / "earlier" / "2-1").is_dir()
     assert [(job.number, job.status) for job in read_jobs(sweep.directory)] == [(n, "completed") for n in "0134"]
-    assert len({trial.params["training.learning_rate"] for trial in after}) == 4  # none is drawn twice
+    assert len({trial.params["training.learning_rate"] for trial in after}) == 4  # each is drawn only once
 
 
-def test_what_a_job_came_to_is_told_where_its_sweep_was_killed_before(monkeypatch, work):
+def test_a_result_reaches_the_study_even_if_the_sweep_was_killed_first(monkeypatch, work):
     def dies(config):
         bowl(config)
         if (work / "sweep" / "1").exists() and not (work / "sweep" / "2").exists():
@@ -118,7 +118,7 @@ def test_what_a_job_came_to_is_told_where_its_sweep_was_killed_before(monkeypatc
 
 def test_sweeps_share_a_study(monkeypatch, work):
     storage = "sqlite:///study.db"
-    optuna.create_study(study_name="llmmod", storage=storage).ask()  # of a process that has only begun
+    optuna.create_study(study_name="llmmod", storage=storage).ask()  # by a process that has just started
     for directory, count in (("first", 3), ("second", 4)):
         own = ["hydra/sweeper=llmmod_optuna", "smoke=true", f"hydra.sweep.dir={directory}", f"hydra.sweeper.storage={storage}"]
         sweep_of(bowl, *own, LR, f"hydra.sweeper.n_trials={count}", monkeypatch=monkeypatch)
@@ -190,7 +190,7 @@ def test_a_training_reports_its_evaluations_and_leaves_its_curve_when_it_is_prun
         TrainerState(global_step=0, log_history=[{"step": 5, "eval_loss": 2.0}]),
     )
     callback = StopWhenPruned()
-    callback.on_evaluate(args, state, None, metrics={"eval_loss": 9.0})  # before the first step, where there is nothing to compare
+    callback.on_evaluate(args, state, None, metrics={"eval_loss": 9.0})  # before the first step, this evaluation isn't compared
     state.global_step = 5
     with pytest.raises(Pruned, match="Pruned at evaluation 1, with eval_loss=2"):
         callback.on_evaluate(args, state, None, metrics={"eval_loss": 2.0, "epoch": 1.0})

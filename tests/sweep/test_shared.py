@@ -15,7 +15,7 @@ FIRST = ["smoke=true", "pipeline=[train,export]", "seed=1", "training.disable_tq
 
 
 def run(overrides, directory, left=None):
-    """Run it, and give what it left: files by their bytes, metrics without those of the clock."""
+    """Run the overrides; returns the digests of the run's files, and its metrics without times."""
     outcome = run_pipeline(to_root(llmmod.compose([*overrides, f"output_dir={directory}"])), Path(directory), left=left)
     assert outcome.error is None, outcome.error
     files = {
@@ -39,7 +39,7 @@ def loads(monkeypatch):
     return counted
 
 
-# What the job after it is: one that may share the model, or one that may not.
+# The next job -> how often it loads a model: 0 if it may share the loaded one.
 NEXT = {
     "another rank": (["finetune.r=4", "finetune.learning_rate=1e-2"], 0),
     "all weights": (["finetune=full"], 0),

@@ -41,7 +41,7 @@ def test_hydra_s_syntax_says_what_a_parameter_may_be(override, parameter):
     ],
     ids=["order", "log-of-0", "log-of-values", "tag", "unknown", "circle"],
 )
-def test_what_makes_no_space_is_refused(override, message):
+def test_an_invalid_search_space_is_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         search_space(parsed([override]))
 
