@@ -1,7 +1,7 @@
-"""For `make test-latest`: what to install, and after the tests what moved and which private names are gone.
+"""For `make test-latest`: the libraries to install, then a report of changed versions and missing private names.
 
 python .ci/latest.py names            the libraries of pyproject.toml, without their caps
-python .ci/latest.py report           in the environment with the newest releases
+python .ci/latest.py report           the report, in the environment with the newest releases
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def names(project: dict) -> list[str]:
-    """What the project and its `dev` extra ask for, by name alone."""
+    """The names of the libraries that the project and its `dev` extra need, without versions."""
     asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     return sorted({re.match(r"[\w.-]+", text)[0] for text in asked})
 
 
 def moved(tested: dict[str, str], found: dict[str, str]) -> Iterator[str]:
-    """A line for each library whose version is another than the tested one, and for each that was not there or is not any more."""
+    """A line for each library whose version differs from the tested one, and for each new library."""
     for name in sorted(tested.keys() | found.keys()):
         before, after = tested.get(name), found.get(name)
         if before and after and after.partition("+")[0] != before:
@@ -38,7 +38,7 @@ def normal(name: str) -> str:
 
 
 def report() -> None:
-    """Print what moved, and what of the table in src/llmmod/upstream.py the installed libraries don't have."""
+    """Print the changed versions, and the private names of src/llmmod/upstream.py that the installed libraries don't have."""
     from llmmod.upstream import PRIVATE_NAMES, missing_names
 
     pinned = (line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line)
