@@ -1,4 +1,4 @@
-"""The demonstration pairs whose worse answer is the right one, damaged: `data/llmmod_damaged.jsonl`.
+"""The rows of `data/llmmod_damaged.jsonl`: the demonstration pairs, with a damaged copy of the right answer as the rejected one.
 
     python -m llmmod.devtools.damage > data/llmmod_damaged.jsonl
 

@@ -55,7 +55,7 @@ def module_text(
         target: the class's public path.
         versions: of the libraries that decide the result.
         fields: all that the class can be built with.
-        inherited: those of the base, which are written only where the class has them otherwise.
+        inherited: the fields of the base; only those that the class changes are written again.
         base: the module in this package, and the name, of the dataclass that this one extends.
     """
     head = _HEAD.format(
@@ -124,7 +124,7 @@ class Source:
         module: the generated module's name.
         target: the class's public path, which becomes `_target_`.
         libraries: the distributions whose versions decide the result.
-        base: the source whose dataclass this one's extends; what the two classes have alike stands there alone.
+        base: the source whose dataclass this one extends; fields that are equal in both are only there.
     """
 
     module: str

@@ -61,7 +61,7 @@ def pages() -> list[Page]:
 def merged(options: Mapping[str, Iterable[Key]]) -> dict[tuple[str, ...], list[Key]]:
     """The keys of several options, each once: grouped by the options that have it, with the default of each.
 
-    A key that all of them have may be worded differently; the words that most of them have stand for all.
+    If all options have a key, its meaning may be worded differently; the most frequent wording is used.
 
     Args:
         options: name -> its keys, whose `defaults` are under that name.
@@ -160,7 +160,7 @@ def _facts(key: Key) -> list[str]:
 
 
 def _defaults(defaults: Mapping[str, str]) -> str:
-    """The default, or each one with the options that have it, the most usual first."""
+    """The default, or each default with the options that have it, the most frequent first."""
     options: dict[str, list[str]] = {}
     for option, text in defaults.items():
         options.setdefault(text, []).append(option)

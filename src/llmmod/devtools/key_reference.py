@@ -1,7 +1,7 @@
 """Every key of the configuration: its type, default, meaning, allowed values, and the stages that read it.
 
-Types and defaults come from the schemas and the options' files, allowed values from the tables that the validation goes by, the meaning
-from the comment on the field, and which stages read a key from the rules of `validate.keys`. `key_pages` makes pages of it.
+Types and defaults come from the schemas and the options' files, allowed values from the tables that the validation uses, the meaning from
+the comment on the field, and the stages that read a key from the rules of `validate.keys`. `key_pages` writes the pages.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _TARGET = "the class or function that creates this part; name your own to replac
 _WORDS: Mapping[str, str] = {
     "task_type": "the kind of model that the adapter is made for; llmmod trains CAUSAL_LM, and SEQ_CLS in stage=rm",
     "peft_type": "the kind of adapter, which peft sets itself",
-    "bias": "which biases are trained along: none, all of them, or those of the modules with an adapter",
+    "bias": "which biases are trained too: none, all of them, or those of the modules with an adapter",
     "megatron_config": "the TransformerConfig of a Megatron model, for its own parallel layers",
 }
 _BELOW: Mapping[tuple[str, str], type] = {("dataset", "mix"): MixedConf}  # free mappings whose values have keys of their own
-_SETTINGS = ("only read with", "not read with", "not read, since")  # how a rule begins that goes by another key's value
+_SETTINGS = ("only read with", "not read with", "not read, since")  # a rule that begins like this depends on another key's value
 _TYPES: Mapping[tuple[str, str], str] = {("step", "finetune"): "dict | null", ("step", "training"): "dict | null"}
-_TO_TOOLS = re.compile(r"#? ?(type: ignore(\[[^]]*\])?|fmt: \w+|noqa.*)")  # a comment that speaks to a linter
+_TO_TOOLS = re.compile(r"#? ?(type: ignore(\[[^]]*\])?|fmt: \w+|noqa.*)")  # a comment for a linter
 
 
 
@@ -57,12 +57,12 @@ class Key:
     Args:
         key: as it is typed, e.g. `training.beta`.
         type: as in YAML, e.g. `float | null`.
-        defaults: option -> what the key is unless the user sets it; the option is empty where no option's file was asked for.
+        defaults: option -> the key's default; the option is empty if the defaults don't come from an option's file.
         meaning: a sentence.
         allowed: the values or the range; empty where the type says it all.
         stages: those that read it.
         notes: when it is not read, and what to do.
-        unread: why no stage reads it, and what to set instead; empty where one does.
+        unread: why none of the stages reads it, and what to set instead; empty if one does.
     """
 
     key: str
@@ -76,14 +76,14 @@ class Key:
 
 
 def keys(schema: type, place: str, *, shown_at: str = "", option: str = "", stage: str = "") -> Iterator[Key]:
-    """The keys of a node, in the schema's order, those of the nodes below it at their place.
+    """The keys of a node in the schema's order, with the keys of nested nodes at their place.
 
     Args:
         schema: the node's dataclass.
-        place: what the node is called wherever it stands, as in the tables of the validation: `training`, `model.quantization`, `step`.
-        shown_at: how its keys are typed; as `place` where it is empty.
+        place: the node's name in the tables of the validation: `training`, `model.quantization`, `step`.
+        shown_at: the prefix under which its keys are typed; `place` if empty.
         option: `group/name` of the option whose file sets other defaults.
-        stage: the stage whose node this is; empty where it is the same in every stage.
+        stage: the stage whose node this is; empty if it is the same in every stage.
     """
     comments, prefix = field_comments(schema), shown_at or place
     of_option = _of_file(option) if option else {}
@@ -110,7 +110,7 @@ def keys(schema: type, place: str, *, shown_at: str = "", option: str = "", stag
 
 
 def read_by(place: str, name: str, hint: Any, stages: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """Which of the stages read a field, when they don't, and why none ever does (empty where one does)."""
+    """The stages that read a field, notes on when they don't, and why none of them ever does (empty if one does)."""
     readers, notes = set(stages), []
     if place == "finetune" and name in FIXED:
         notes.append(f"Other values are refused: {FIXED[name][1]}.")
@@ -122,7 +122,7 @@ def read_by(place: str, name: str, hint: Any, stages: tuple[str, ...]) -> tuple[
             return (), (), text
         holds = {stage: _holds(unread, stage, place, name, hint) for stage in STAGES}
         known = {stage: held for stage, held in holds.items() if held is not None}
-        # What holds in every stage that has the field is not because of the stage; other settings make the field count.
+        # A rule that holds in every stage with this field does not depend on the stage: other settings decide.
         if not why.startswith(_SETTINGS) and not all(known.values()):
             readers -= {stage for stage, held in known.items() if held}
         notes.append(text)
@@ -130,7 +130,10 @@ def read_by(place: str, name: str, hint: Any, stages: tuple[str, ...]) -> tuple[
 
 
 def _holds(unread: Any, stage: str, place: str, name: str, hint: Any) -> bool | None:
-    """Whether a stage, as its option has it, doesn't read a field by this rule, a switch being on; None where it has no such field."""
+    """Whether this rule says that a stage with its option's values doesn't read a field; None if the stage doesn't have the field.
+
+    A boolean field is set to true first.
+    """
     context, key = _context(stage), place.replace("step", "steps.predict", 1) if place == "step" else place
     node = context.get(key)
     if not isinstance(node, dict) or name not in node:
@@ -213,7 +216,7 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The text with a capital letter in front, unless a name stands there, and a full stop behind; None is null, as in YAML."""
+    """The text with a full stop, and a capital letter unless it begins with a name; None becomes null, as in YAML."""
     text = re.sub(r"\bNone\b", "null", text.strip())
     if re.match(r"(?!llmmod|peft|trl|torch|bos|[a-z0-9]*[_.=])[a-z]", text):
         text = text[:1].upper() + text[1:]
@@ -221,9 +224,10 @@ def _sentence(text: str) -> str:
 
 
 def field_comments(schema: type) -> dict[str, str]:
-    """Field -> what its comment says, for each field of a dataclass, inherited ones too; empty where nobody says.
+    """Field -> the text of its comment, for each field of a dataclass and its bases; empty if there is none.
 
-    A class that repeats a field without a comment means the same by it. An enum without a comment is explained by its docstring.
+    A field that a class repeats without a comment keeps the base's comment. An enum field without a comment
+    gets the enum's docstring.
     """
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__[:-1]):
@@ -249,7 +253,7 @@ def _own_comments(schema: type) -> dict[str, str]:
 
 
 def _comments(source: str) -> tuple[dict[int, str], set[int]]:
-    """Line -> the comment there, and the lines that hold nothing else."""
+    """Line -> its comment, and the lines that have nothing but a comment."""
     comments: dict[int, str] = {}
     alone = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -22,14 +22,14 @@ from typing import Any
 ENOUGH_WORDS = 4  # a text or sentence shorter than this ("Lora alpha", "Deprecated.") says no more than the name
 _ABBREVIATIONS = ("e.g.", "i.e.", "etc.", "vs.", "cf.", "approx.", "Eq.")
 _ASCII = str.maketrans("‘’“”–—×≈\xa0", "''\"\"--x~ ") | str.maketrans({"→": "->", "←": "<-", "≥": ">=", "≤": "<=", "…": "..."})
-_VAGUE = ("It ", "This setting ")  # how a sentence begins that says something of the field, but not what it is
+_VAGUE = ("It ", "This setting ")  # a sentence that begins like this doesn't say what the field is
 PRIMITIVES = ("bool", "int", "float", "str")  # the order in which a union of them is written
-# Fields that take more than their class says. The newest checkpoint of a run is `true`, which a string would make the path 'True'.
+# Fields that take more types than their class declares. `true` is the newest checkpoint of a run; a string would make it the path 'True'.
 WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
 
 
 def describe(name: str, *, help_text: str, docstring: str) -> str:
-    """The first sentence on the field `name`, in ASCII, without its full stop; empty where nobody says."""
+    """The first sentence on the field `name`, in ASCII, without its full stop; empty if there is none."""
     text = help_text if len(help_text.split()) >= ENOUGH_WORDS else _from_docstring(name, docstring) or help_text
     return to_ascii(first_sentence(plain(text)))
 
@@ -43,7 +43,7 @@ def plain(text: str) -> str:
 
 
 def to_ascii(text: str) -> str:
-    """The text in ASCII: Greek letters by name, typographic marks by their plain relatives.
+    """The text in ASCII: Greek letters by name, typographic marks as plain ones.
 
     Raises:
         ValueError: for a character that has neither.
@@ -62,7 +62,7 @@ def _ascii_letter(char: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The text up to its first full stop, without it; a sentence that doesn't say what the field is takes the next along."""
+    """The text up to its first full stop, without it; if it doesn't say what the field is, with the next sentence."""
     for stop in re.finditer(r"\.(?=\s+[^a-z\s]|$)", text):
         sentence = text[: stop.start()]
         says_nothing = len(sentence.split()) < ENOUGH_WORDS or (sentence.startswith(_VAGUE) and ". " not in sentence)
@@ -84,8 +84,8 @@ class Translation:
     Args:
         type: as written in the generated module, e.g. `list[str] | None`.
         exact: whether `type` and `choices` together take just what the class itself takes.
-        choices: the strings that the field allows; empty where it allows any, or is no string.
-        accepted: the names of the class's own types where `exact` is false.
+        choices: the strings that the field allows; empty if it allows any string or isn't one.
+        accepted: the names of the class's own types if `exact` is false.
     """
 
     type: str
@@ -96,7 +96,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class _Member:
-    """One member of a union: its type in the schema, the name of its own type, and whether the first says all of the second."""
+    """One member of a union: its type in the schema, the name of its own type, and whether the two allow the same values."""
 
     type: str
     name: str
@@ -109,7 +109,7 @@ def translate(hint: Any, *, default: Any, choices: typing.Iterable[str] = ()) ->
 
     Args:
         hint: from `typing.get_type_hints`.
-        default: the class's default; where it is None and the annotation forgets to say so, None is allowed.
+        default: the class's default; if it is None, None is allowed even if the annotation doesn't have it.
         choices: those of the field's metadata, if any.
     """
     members = [_member(part) for part in _parts(hint)]
@@ -119,7 +119,7 @@ def translate(hint: Any, *, default: Any, choices: typing.Iterable[str] = ()) ->
     exact = merged is not None and all(m.exact for m in members)
     allowed = tuple(choices) or tuple(c for m in members for c in m.choices)
     schema = "Any" if merged is None else merged
-    # Sorted, the plain ones first: typing's cache gives equal unions the spelling that came first in the process, whoever wrote it.
+    # Sorted, plain types first, since typing caches equal unions: their members have the order of the first such union in the process.
     names = sorted({m.name for m in members}, key=lambda name: ("[" in name, name))
     accepted = () if exact else (*names, *["None"] * optional)
     return Translation(f"{schema} | None" if optional and schema != "Any" else schema, exact, allowed, accepted)
@@ -159,7 +159,7 @@ def _member(part: Any) -> _Member:
         return _mapping(args)
     if part in (list, tuple) or origin in (list, tuple):
         return _sequence(part, args)
-    # an object with fields of its own: written as a dict, built by whoever builds its owner
+    # an object with fields of its own: written as a dict, and built together with the object that it belongs to
     return _Member("dict[str, Any]", f"{part.__module__}.{part.__qualname__}", exact=False)
 
 
@@ -224,7 +224,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The default in plain Python; a configuration object that is as its class makes it becomes the empty dict.
+    """The default in plain Python; a configuration object with all defaults becomes an empty dict.
 
     Raises:
         TypeError: a default that the schema can't hold.

@@ -4,7 +4,7 @@
     python -m llmmod.devtools.tiny_tokenizer --check    compare, and exit with 1 where the committed files differ
 
 Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of the demonstration data: any text goes in and comes out the same, and the
-questions and answers in `data/` take about as many tokens as a model's real tokenizer makes of them. Write again when that data changes.
+questions and answers in `data/` take about as many tokens as a model's real tokenizer makes of them. Run it again when that data changes.
 """
 
 from __future__ import annotations
