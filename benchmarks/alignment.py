@@ -1,17 +1,19 @@
-"""Answer tokens a CPU second and peak memory of dpo, kto, rm, ppo and grpo, beside trl's own trainers with the same model and rows.
+"""Completion tokens per CPU second and peak memory of dpo, kto, rm, ppo and grpo, compared with trl's trainers on the same model and rows.
 
     python benchmarks/alignment.py [--stages dpo,kto,rm,ppo,grpo] [--steps 5]
 
-LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Lengths as of
-preference data: prompts of 70 tokens in the median, answers of 210, both log-normal, at most 512 together, so that three quarters of what a
-trainer without shared prompts sees are answers. Batches of 2 pairs, or of 4 judged answers for kto; trainers get ids, in the same order.
+The model is SmolLM2-135M in float32, with random weights, which are as fast as trained ones, and LoRA of rank 8 on all linear layers.
+Lengths are like those of preference data: prompts have a median of 70 tokens and completions of 210, both are log-normal, and together they
+have at most 512 tokens. Three quarters of the tokens are completions, if prompts are not shared. A batch has 2 pairs, or 4 labelled
+completions for kto. Trainers get token ids, in the same order.
 
-ppo and grpo sample their answers. Each of them ends at one of a thousand tokens, as a random model takes one after 45 tokens in the mean,
-and at 128 at the latest; ppo has rollouts of 16 prompts, each learnt from twice, grpo 8 answers to each of 4 prompts. The reward, the share
-of even ids, costs nothing. trl 1.16 has no PPO: beside it stands `sft`, llmmod's supervised fine-tuning on answers of the same lengths.
+ppo and grpo sample completions. A completion ends at one of a thousand tokens, which a random model samples after 45 tokens on average, and
+has at most 128 tokens. A rollout of ppo has 16 prompts and is used for two epochs; grpo samples 8 completions for each of 4 prompts. The
+reward is the share of even ids, which takes no time. trl 1.16 does not have PPO, so ppo is compared with `sft`, llmmod's supervised
+fine-tuning on completions of the same lengths.
 
-Each trainer is a process of its own, in turn. Counted are the tokens of answers, and the CPU seconds from the end of the first optimizer
-step, or of the first rollout's last, to the end of the last.
+Each trainer is a process of its own, one after the other. Only tokens of completions are counted. The CPU seconds are those from the end of
+the first optimizer step, for ppo the last step of the first rollout, to the end of the last step.
 """
 
 from __future__ import annotations
@@ -31,15 +33,15 @@ from training import FIRST, LONGEST, LORA, SHAPE, TRAINING, VOCABULARY, model
 PAIRS, JUDGED, ONLINE = 2, 4, 8  # rows of a batch
 PROMPT, ANSWER, SPREAD = 70, 210, 0.6
 SHORTEST_ANSWER, LONGEST_PROMPT = 20, 200
-ENDS = [*range(FIRST, FIRST + 1024)]  # tokens that end a sampled answer
+ENDS = [*range(FIRST, FIRST + 1024)]  # tokens that end a sampled completion
 NEW = 128
 STAGES = {"dpo": ("llmmod", "trl"), "kto": ("llmmod", "trl"), "rm": ("llmmod", "trl"), "ppo": ("llmmod", "sft"), "grpo": ("llmmod", "trl")}
-BATCHES = {"dpo": (PAIRS, 1), "kto": (JUDGED, 1), "rm": (PAIRS, 1), "ppo": (ONLINE, 2), "grpo": (ONLINE, 4)}  # rows, accumulated
-PASSES = 2  # over a rollout of ppo
+BATCHES = {"dpo": (PAIRS, 1), "kto": (JUDGED, 1), "rm": (PAIRS, 1), "ppo": (ONLINE, 2), "grpo": (ONLINE, 4)}  # rows, accumulation steps
+PASSES = 2  # epochs of ppo over a rollout
 
 
 def rows(stage, steps):
-    """What the trainer of a stage learns from, as ids."""
+    """The training rows of a stage, as ids."""
     draw = random.Random(1)
 
     def ids(median, least, most):
@@ -58,30 +60,30 @@ def rows(stage, steps):
 
 
 def answer_tokens(row):
-    """Of all answers of a row."""
+    """The number of tokens in all completions of a row."""
     return sum(len(row.get(name, ())) for name in ("chosen_ids", "rejected_ids", "completion_ids"))
 
 
 class Reward:
-    """The share of even ids, for trl's trainer and for llmmod's; counts the tokens of the answers that it scores."""
+    """The share of even ids, for trl's trainer and for llmmod's; counts the tokens of the completions that it scores."""
 
     __name__ = "even"
     tokens = 0
 
     def __call__(self, completion_ids, **others):
-        """A number for each answer."""
+        """A number for each completion."""
         self.tokens += sum(map(len, completion_ids))
         return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
     def score(self, completions):
-        """The same of llmmod's `Completions`, as a tensor."""
+        """The same for llmmod's `Completions`, as a tensor."""
         import torch
 
         return torch.tensor(self(completions.ids))
 
 
 def clock(stage, count):
-    """A callback that prints what the steps after the first ones took; `count`: optimizer steps so far -> tokens so far."""
+    """A callback that prints speed and peak memory, without the first steps; `count`: optimizer steps so far -> tokens so far."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -116,7 +118,7 @@ def llmmod(stage, data, directory, given):
     given = given | ({"num_ppo_epochs": PASSES} if stage == "ppo" else {})
     conf = conf(stage=stage, trainer={"_target_": f"llmmod.trainers.{trainer}"}, **given)
     reward = Reward()
-    with onednn_products():  # as a run of llmmod has them
+    with onednn_products():  # as in a run of llmmod
         made = trainer_of(conf, reward_model() if stage == "rm" else policy(), data, directory, counted(stage, data, reward))
         if stage in ("ppo", "grpo"):
             made.rewards = Rewards(dict.fromkeys(getattr(made, "reward_func_names", ["even"]), reward.score))
@@ -124,7 +126,7 @@ def llmmod(stage, data, directory, given):
 
 
 def sft(stage, data, directory, given):
-    """llmmod's supervised fine-tuning on answers as long as those that ppo samples."""
+    """llmmod's supervised fine-tuning on completions as long as those that ppo samples."""
     from datasets import Dataset
 
     from llmmod.config.schema.training import SftConf
@@ -146,7 +148,7 @@ def sft(stage, data, directory, given):
 
 
 def trainer_of(conf, learner, data, directory, callback):
-    """The trainer of a stage of llmmod."""
+    """llmmod's trainer for a stage."""
     from llmmod.models.loading.tiny import tiny_tokenizer
     from llmmod.trainers.arguments import training_arguments
     from llmmod.trainers.build import trainer_from
@@ -156,7 +158,7 @@ def trainer_of(conf, learner, data, directory, callback):
 
 
 def policy(*, lora=True):
-    """The language model; its answers end at one of `ENDS`."""
+    """The language model; its completions end at one of `ENDS`."""
     made = model(lora=lora)
     made.generation_config.eos_token_id, made.generation_config.pad_token_id = ENDS, 2
     return made
@@ -172,7 +174,7 @@ def reward_model():
 
 
 def trl(stage, data, directory, given):
-    """trl's trainer with its own collator, on ids as they are; its reference is the model without the adapter too."""
+    """trl's trainer with its own collator, on ids; as in llmmod, the reference is the model without the adapter."""
     import trl as library
     from peft import LoraConfig
     from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -191,7 +193,7 @@ def trl(stage, data, directory, given):
             return [json.loads(prompt) for prompt in prompts], None, {}
 
     callback, more = counted(stage, data, reward), {}
-    if stage == "kto":  # each batch's answers behind one another's prompts, as its own preparation makes them
+    if stage == "kto":  # each prompt with the completion of another row of its batch, as in trl's own preparation
         answers = data["completion_ids"]
         data = data.add_column("KL_completion_ids", [answers[n - 1 if n % JUDGED else n + JUDGED - 1] for n in range(len(data))])
     elif stage == "rm":
@@ -204,7 +206,7 @@ def trl(stage, data, directory, given):
 
 
 def counted(stage, data, reward, *, size=None):
-    """The clock of a stage: it counts sampled answers by their reward, others by the rows that the steps so far have had."""
+    """The clock of a stage: it counts sampled completions when they are scored, and others by the rows of the steps so far."""
     if stage in ("ppo", "grpo"):
         return clock(stage, lambda steps: reward.tokens)
     tokens, size = [answer_tokens(row) for row in data], size or BATCHES[stage][0]
@@ -212,7 +214,7 @@ def counted(stage, data, reward, *, size=None):
 
 
 def arguments(stage, steps):
-    """What all trainers of a stage are given."""
+    """The arguments that all trainers of a stage get."""
     size, accumulated = BATCHES[stage]
     online = {"max_completion_length": NEW} if stage in ("ppo", "grpo") else {}
     own = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
@@ -220,7 +222,7 @@ def arguments(stage, steps):
 
 
 def one(stage, name, steps):
-    """Train, which prints what it took as JSON."""
+    """Train; the clock prints the figures as JSON."""
     from datasets import Dataset
 
     data = Dataset.from_list(list(rows(stage, steps)))
@@ -229,17 +231,17 @@ def one(stage, name, steps):
 
 
 def main():
-    """Print what each trainer took, and then the table."""
+    """Print the figures of each trainer, and then the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--stages", default=",".join(STAGES), help="with commas between them")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps, or rollouts of ppo, of which the first isn't counted")
+    parser.add_argument("--stages", default=",".join(STAGES), help="separated by commas")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps, or rollouts for ppo; the first isn't counted")
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "TRAINER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         one(*given.one, given.steps)
         return
     print(machine(), flush=True)
-    table = ["| | llmmod | beside it | times as fast |", "|---|---|---|---|"]
+    table = ["| | llmmod | compared with | times as fast |", "|---|---|---|---|"]
     for stage in given.stages.split(","):
         speed, shown = [], []
         for name in STAGES[stage]:

@@ -1,11 +1,11 @@
 """Which causal language models of transformers can be fine-tuned by their path (`model=auto`), as a table in Markdown.
 
-    python benchmarks/architectures.py                     28 architectures outside the options of `model`
-    python benchmarks/architectures.py mamba opt           these alone, by model_type
+    python benchmarks/architectures.py                     all of `ARCHITECTURES`, which don't have an option of `model`
+    python benchmarks/architectures.py mamba opt           only these, by model_type
 
-A checkpoint of each is written, of transformers' own default configuration made small, with random weights. Each is trained, evaluated,
-exported, loaded again by transformers alone and resumed, as benchmarks/matrix.py does it, and it says how packed rows are kept apart, or
-by how much losses differ where they aren't. tests/e2e/test_auto.py runs a part of it.
+The script writes a tiny checkpoint of each, with transformers' default configuration made smaller and random weights. It trains, evaluates,
+exports, reloads and resumes each as benchmarks/matrix.py does. The last column of the table says how the examples of a packed row are kept
+from seeing each other, or by how much losses differ if they aren't. tests/e2e/test_auto.py runs a part of it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ARCHITECTURES = (
     "olmo2", "opt", "persimmon", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "recurrent_gemma", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
 WAYS = ("full", "freeze", "lora", "qlora")
-# Default configurations of transformers 5.23 that build no model.
+# Values for default configurations of transformers 5.23 from which a model can't be built.
 FIELDS = {"nemotron": {"num_key_value_heads": 8, "head_dim": 128}}
-# What a model multiplies by itself can't be quantized; without this the run is refused and says so.
+# Weights that a model multiplies itself, without calling the layer, can't be quantized; without this llmmod refuses the run.
 QLORA = {"mamba": ("model.quantization.llm_int8_skip_modules=[dt_proj,lm_head]",)}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"  # noqa: E501
 KINDS = {"segments": "each example by itself", "mask": "by a mask"}
@@ -46,7 +46,7 @@ def write_checkpoint(model_type: str, directory: Path) -> Path:
 
 
 def packing(directory: Path) -> str:
-    """How the examples of a row are kept apart in a checkpoint's model, or why they aren't."""
+    """How a checkpoint's model keeps the examples of a packed row from seeing each other, or why it can't."""
     import llmmod
     from llmmod.models.packing import measured_support
 
@@ -55,7 +55,7 @@ def packing(directory: Path) -> str:
 
 
 def main(architectures: list[str]) -> int:
-    """Print the table and what failed; 1 where something did."""
+    """Print the table and what failed; returns 1 if something failed."""
     from matrix import run_cell
     from measure import machine
 
@@ -85,6 +85,6 @@ def main(architectures: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Any architecture × the ways to fine-tune, from what ran, in Markdown.")
+    parser = argparse.ArgumentParser(description="Which architectures work with which ways to fine-tune, in Markdown.")
     parser.add_argument("architectures", nargs="*", metavar="MODEL_TYPE", default=list(ARCHITECTURES))
     sys.exit(main(parser.parse_args().architectures))

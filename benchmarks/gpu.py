@@ -1,16 +1,18 @@
-"""Tokens per second, share of a GPU's peak, its memory, and how often the host waits for it, compared with trl's own trainers.
+"""Tokens per second, model FLOPs utilisation, peak memory, and how often the host waits for the GPU, compared with trl's trainers.
 
     python benchmarks/gpu.py               every cell, each in a process of its own; without a GPU it says so
-    python benchmarks/gpu.py rehearsal     two small cells on the CPU, which show that it runs and nothing else
+    python benchmarks/gpu.py rehearsal     two small cells on the CPU, which only show that the script runs
 
-SFT on packed rows of 4,096 tokens and DPO on batches of pairs, of the shapes of SmolLM2-135M and Llama-3.2-1B with random weights, which
-take the time of trained ones. Whole weights are float32 and compute in bfloat16 (autocast); with LoRA of rank 16 on all linear layers the
-frozen ones are bfloat16. trl packs, and pads pairs, as it does by itself.
+The cells are SFT on packed rows of 4,096 tokens and DPO on batches of pairs, with models of the shapes of SmolLM2-135M and Llama-3.2-1B and
+random weights, which are as fast as trained ones. In full fine-tuning, weights are float32 and the computation is bfloat16 (autocast); with
+LoRA of rank 16 on all linear layers, frozen weights are bfloat16. trl packs rows and pads pairs in its own way.
 
-Model FLOPs utilisation counts the products with weights that the examples need: 2 a weight and token forward, 2 backward to activations, 2
-to weights that are trained; the head on labelled tokens alone; a pair as two texts, and once more forward by the reference. Attention
-isn't counted, and what is computed twice or not at all changes nothing. The peak is the vendor's, dense bfloat16. Tokens are real ones.
-The host waits where torch's sync debug mode warns; counted over the last steps, which aren't timed.
+Model FLOPs utilisation (MFU) counts the products with weights that the examples need: per weight and token 2 FLOPs forward, 2 backward for
+activations, and 2 backward for weights that are trained; the head for labelled tokens only; a pair as two texts, and one more forward pass
+for the reference. Attention isn't counted, and it makes no difference what a trainer computes twice or not at all. The peak is the vendor's
+figure for dense bfloat16. Padding isn't counted as tokens.
+
+The host waits wherever torch's sync debug mode warns. This is counted over the last steps, which aren't timed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from measure import machine, measure
 
 ROW, LONGEST, PAIRS = 4096, 1024, 8
 WARM_UP, TIMED, WATCHED = 3, 12, 3
-PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bfloat16, SXM where there are several
+PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bfloat16; of several versions, the SXM one
 _LLAMA = {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "max_position_embeddings": 8192, "tie_word_embeddings": True}
 SHAPES = {
     "135M": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
@@ -41,7 +43,7 @@ CELLS = [(stage, shape, way) for stage in ("sft", "dpo") for shape in ("135M", "
 
 
 def model(shape, way):
-    """A model as a training begins with it."""
+    """A model as it is at the start of a training."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -55,7 +57,7 @@ def model(shape, way):
 
 
 def examples(stage, shape):
-    """Lengths as of alpaca, three quarters of each labelled; of pairs, a prompt and two answers of such lengths."""
+    """Examples of alpaca's lengths, three quarters of each labelled; for dpo a prompt and two completions of such lengths."""
     from datasets import Dataset
 
     draw = random.Random(1)
@@ -73,7 +75,7 @@ def examples(stage, shape):
 
 
 def clock():
-    """A callback that times the steps in the middle and counts, in the last ones, where the host waits; and what batches hold."""
+    """A callback that times the steps in the middle and turns on torch's sync debug mode for the last ones."""
     import torch
     from transformers import TrainerCallback
 
@@ -97,7 +99,7 @@ def clock():
 
 
 def arguments(stage):
-    """What both trainers are given."""
+    """The arguments that both trainers get."""
     return {
         "max_steps": WARM_UP + TIMED + WATCHED, "per_device_train_batch_size": PAIRS if stage == "dpo" else 1, "learning_rate": 1e-5,
         "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1000, "report_to": "none",
@@ -128,7 +130,7 @@ def ours(stage, shape, way, directory, counted):
 
 
 def theirs(stage, shape, way, directory, counted):
-    """trl's trainer with its own collator; of pairs, on ids as they are."""
+    """trl's trainer with its own collator; for dpo, on ids."""
     import torch
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -143,14 +145,14 @@ def theirs(stage, shape, way, directory, counted):
     trained = model(shape, way)
     if stage == "sft":
         return SFTTrainer(trained, SFTConfig(directory, packing=True, max_length=ROW, **given), **parts)
-    if way == "lora":  # with a `peft_config` its reference is the model without the adapter too
+    if way == "lora":  # with a `peft_config`, its reference is the model without the adapter, as llmmod's is
         parts["peft_config"] = trained.peft_config["default"]
         trained = trained.unload()
     return OnIds(trained, args=DPOConfig(directory, max_length=None, remove_unused_columns=False, **given), **parts)
 
 
 def weights(shape):
-    """Weights of the layers that products are made with, and of the head."""
+    """The number of weights of the linear layers without the head, and of the head."""
     from torch import nn
 
     linear = {name: module.weight.numel() for name, module in model(shape, "full").named_modules() if isinstance(module, nn.Linear)}
@@ -159,7 +161,7 @@ def weights(shape):
 
 
 def one(stage, shape, way, name):
-    """Train, and print what it took as JSON."""
+    """Train, and print the figures as JSON."""
     import torch
 
     counted = clock()

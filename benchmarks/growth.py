@@ -1,10 +1,10 @@
-"""The growth of memory of an evaluation, or of predictions, with the number of examples: MB, for 250 and for 2,000.
+"""How the memory of an evaluation, or of predictions, grows with the number of examples: MB for 250 and for 2,000.
 
     python benchmarks/growth.py
 
-A tiny Llama with a vocabulary of 16,384, whose logits are a megabyte an example: what kept them would take 250 MB and 2 GB. Each stage has
-a process of its own, its examples are mapped from the disk, and a first evaluation of 64 comes before the two that count. The peak of the
-process's own memory (RssAnon) is looked at every 5 ms.
+The model is a tiny Llama with a vocabulary of 16,384. Its logits take a megabyte per example, so keeping them would take 250 MB and 2 GB.
+Each stage has a process of its own, with examples mapped from the disk. Before the two evaluations that count, it evaluates 64 examples.
+The script reads the process's own memory (RssAnon) every 5 ms and takes the peak.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ STAGES = {
     "ppo": ("llmmod.trainers.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
     "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }
-# What stages that let the model answer are given besides: short answers, rewarded for being short.
+# Further arguments of stages that sample completions: short ones, with a reward for being short.
 ANSWERING = {"max_completion_length": 2, "reward": {"brevity": {"_target_": "llmmod.rewards.brevity"}}}
 PREDICTIONS = {"sft, answers": "sft", "rm, scores": "rm"}
 
 
 class Peak:
-    """While it lasts, the most memory of its own that this process has; MB more than at the start."""
+    """A context that measures this process's own memory, in MB: `start`, and `most` until its end."""
 
     def __enter__(self):
         self.start = self.most = _anonymous_mb()
@@ -61,7 +61,7 @@ def _anonymous_mb():
 
 
 def examples(stage, count, directory):
-    """Random ids, on the disk."""
+    """Random ids, mapped from the disk."""
     from datasets import Dataset, load_from_disk
 
     draw = random.Random(count)
@@ -75,7 +75,7 @@ def examples(stage, count, directory):
 
 
 def trainer(stage, directory):
-    """As the stage builds it, of a model with an adapter."""
+    """The trainer as the stage builds it, for a model with an adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -103,7 +103,7 @@ def trainer(stage, directory):
 
 
 def predict(stage, made, data):
-    """What `predict` computes, each batch forgotten once it is there."""
+    """Compute what the step `predict` computes, without keeping any batch."""
     if stage == "rm":
         from llmmod.trainers.rm import pair_rewards
 
@@ -120,7 +120,7 @@ def predict(stage, made, data):
 
 
 def one(name):
-    """Measure, and print as JSON what FEW and MANY examples take."""
+    """Measure, and print as JSON the memory that FEW and MANY examples take."""
     stage, found = PREDICTIONS.get(name, name), {}
     with tempfile.TemporaryDirectory() as directory:
         made = trainer(stage, directory)

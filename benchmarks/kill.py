@@ -2,12 +2,12 @@
 
     python benchmarks/kill.py                 fifty kills, over every stage × full, lora, qlora, and ways to read data
     python benchmarks/kill.py 5 --seed 1      five of them
-    python benchmarks/kill.py 80 --more       each combination of those ways, and early stopping by an answered metric
+    python benchmarks/kill.py 80 --more       combinations of those ways, and early stopping by a metric of completions
 
-A run is a process of its own, which gets SIGKILL; the same command with `training.resume_from_checkpoint=true` follows. Compared byte for
-byte are the weights, the state of the optimizer, the schedule, the random states, the log and the samples; times are left out. The models
-are tiny and random. tests/e2e/test_kill.py kills a few with `--events`: at drawn events of the training and of its files, the same on any
-machine, rather than at drawn seconds.
+A run is a process of its own, which gets SIGKILL; then the same command runs with `training.resume_from_checkpoint=true`. The script
+compares the weights, the state of the optimizer, the schedule, the random states, the log and the samples byte for byte, without times. The
+models are tiny and random. tests/e2e/test_kill.py kills a few with `--events`: at a random event of the training or its files instead of a
+random second, so that it is the same on any machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def cells() -> list[Cell]:
 
 
 def more_cells() -> list[Cell]:
-    """Combinations of ways to read data that stages take together, with each way to fine-tune in turn; and the best model by answers."""
+    """Combinations of the ways to read data, with each way to fine-tune in turn; and the best model by a metric of completions."""
     found = []
     for stage in STAGES:
         ways = ["mixed workers"]
@@ -70,7 +70,7 @@ def more_cells() -> list[Cell]:
 
 
 def make_model(directory: Path) -> list[str]:
-    """Make a tiny model and rows that each stage can take; the overrides that name them."""
+    """Make a tiny model, and rows that every stage can read; returns the overrides for the model."""
     import llmmod
 
     made = directory / "made"
@@ -119,7 +119,7 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
         "max_steps": STEPS, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4,
         "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2,
     }  # fmt: skip
-    if "best" in ways:  # the same after early stopping, whose count of evaluations a resumed training must know
+    if "best" in ways:  # early stopping too: a resumed training must continue its count of evaluations
         every |= {
             "eval_steps": 2,
             "save_steps": 2,
@@ -139,7 +139,7 @@ def overrides(cell: Cell, directory: Path) -> list[str]:
 
 
 def run(command: list[str], before: Callable[[], None] = lambda: None) -> None:
-    """Run a command line, after something else."""
+    """Run a command line, after calling `before`."""
     import llmmod
 
     before()
@@ -147,12 +147,12 @@ def run(command: list[str], before: Callable[[], None] = lambda: None) -> None:
 
 
 def kill_at_event(number: int | None, directory: Path, tell: Path) -> None:
-    """Let this process be killed before an event of this number: a file operation in a directory, a callback, a gradient, a rollout.
+    """Make this process kill itself before an event: a file operation in the directory, a callback, a backward pass or a rollout.
 
     Args:
-        number: from 0; None: nothing is killed.
+        number: of the event, from 0; None: it is not killed.
         directory: of the run.
-        tell: gets the number of events so far.
+        tell: the file that gets the number of events so far.
     """
     from accelerate import Accelerator
     from transformers.trainer_callback import CallbackHandler
@@ -185,7 +185,7 @@ def kill_at_event(number: int | None, directory: Path, tell: Path) -> None:
 
 
 def left(run: Path) -> dict[str, Any]:
-    """What a run left, by name, without times and without the name of its directory."""
+    """The results of a run by name, without times and without the path of its directory."""
     import torch
 
     found: dict[str, Any] = {}
@@ -203,7 +203,7 @@ def left(run: Path) -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names of what differs between two runs."""
+    """The names of the results that differ between two runs."""
     return [
         *sorted(one.keys() ^ other.keys()),
         *(where for name in one.keys() & other.keys() for where in _differ(one[name], other[name], name)),
@@ -233,14 +233,14 @@ def _differ(one: Any, other: Any, where: str) -> Iterator[str]:
 
 
 def main(kills: int, seed: int, only: list[str], *, by_event: bool, more: bool = False) -> int:
-    """Print a line for each kill and their count; 1 where a run ended otherwise."""
+    """Print a line for each kill, and how many runs ended the same; returns 1 if one did not."""
     print(machine(), file=sys.stderr)
     draw, same = random.Random(seed), 0
     chosen = [cell for cell in (more_cells() if more else cells()) if any(name in " ".join(cell) for name in only)]
     draw.shuffle(chosen)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
-        # In one thread: what torch has computed in several here, such as a comparison, would wait for ever in a fork.
+        # One thread: if torch computes anything with several threads here, e.g. a comparison, a fork waits forever for them.
         os.environ.update({"LLMMOD_CACHE": str(directory / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
         common = directory / "common.json"
         code = ended(start(lambda: common.write_text(json.dumps(make_model(directory))), directory / "log"))
@@ -267,7 +267,7 @@ def main(kills: int, seed: int, only: list[str], *, by_event: bool, more: bool =
 
 
 def _left_alone(command: list[str], directory: Path, *, by_event: bool) -> tuple[float, dict[str, Any]]:
-    """How long a run takes, in seconds or events, and what it leaves."""
+    """How long an uninterrupted run takes, in seconds or events, and its results."""
     log, tell, began = directory.with_suffix(".log"), directory.with_suffix(".events"), time.monotonic()
     before = partial(kill_at_event, None, directory, tell) if by_event else lambda: None
     code = ended(start(lambda: run([*command, f"output_dir={directory}"], before), log))
@@ -276,7 +276,7 @@ def _left_alone(command: list[str], directory: Path, *, by_event: bool) -> tuple
 
 
 def _killed(command: list[str], directory: Path, at: float, *, by_event: bool) -> tuple[list[str], dict[str, Any]]:
-    """The checkpoints that a killed run had saved, and what it leaves once it was started again."""
+    """The checkpoints that a killed run had saved, and its results after it was resumed."""
     log, first = directory.with_suffix(".log"), [*command, f"output_dir={directory}"]
     before = partial(kill_at_event, int(at), directory, directory.with_suffix(".events")) if by_event else lambda: None
     process = start(lambda: run(first, before), log)
@@ -285,7 +285,7 @@ def _killed(command: list[str], directory: Path, at: float, *, by_event: bool) -
         ended(process)
     saved = sorted(path.name for path in (directory / "train").glob("checkpoint-*"))
     code = ended(start(lambda: run([*first, "training.resume_from_checkpoint=true"]), log))
-    assert code == 0, f"does not go on:\n{log.read_text()[-2000:]}"
+    assert code == 0, f"does not resume:\n{log.read_text()[-2000:]}"
     return saved, left(directory)
 
 

@@ -1,10 +1,10 @@
-"""Learning of each stage: measured on held-out examples of the demonstration data before and after, with SmolLM2 and LoRA.
+"""What each stage learns: metrics on held-out examples of the demonstration data before and after training, with SmolLM2 and LoRA.
 
     python benchmarks/learns.py --stages sft,rm --seeds 1
 
-A function a stage; ppo and grpo begin with what an epoch of sft leaves. Each is one run of the command line, in minutes, and gives what
-its metrics.json says. Seeds set the adapter's random start, the order of the examples, and what is sampled; the held-out examples are the
-same. Printed as a table in Markdown.
+Each stage has a function, which does one run of the command line, in minutes, and reads its metrics.json. ppo and grpo start after an epoch
+of sft. A seed sets the adapter's initial weights, the order of the examples and the sampled completions; the held-out examples are always
+the same. The figures are printed as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD = "| stage | seed | on held-out examples | before | after | | CPU s |\n|---
 
 
 class Learnt(NamedTuple):
-    """What is measured, its value before the first optimizer step and after the last, and what else is to be known."""
+    """What is measured, its value before the first optimizer step and after the last, and further figures."""
 
     what: str
     before: float
@@ -32,21 +32,21 @@ class Learnt(NamedTuple):
 
 
 def sft(go):
-    """As many epochs over questions and answers as the stage has of itself; what is held out is asked in other words."""
+    """The stage's default number of epochs over questions and answers; held-out questions are asked in other words."""
     found = go("stage=sft", *ONLY_TRAIN)
     accuracy = f"tokens right: {found['eval_token_accuracy_before']:.1%}, then {found['eval_token_accuracy']:.1%}"
     return Learnt("loss", found["eval_loss_before"], found["eval_loss"], accuracy)
 
 
 def rm(go):
-    """An epoch over the pairs; what is held out is asked in other words and answered wrongly in other ways."""
+    """An epoch over the pairs; held-out questions are asked in other words, and their wrong answers are wrong in other ways."""
     found = go("stage=rm", *ONLY_TRAIN)
     margin = f"margin {found['eval_margin_before']:.2f}, then {found['eval_margin']:.2f}"
     return Learnt("accuracy", found["eval_accuracy_before"], found["eval_accuracy"], margin)
 
 
 def dpo(go):
-    """An epoch over the pairs of `rm`. The policy is its own reference at first, so that the margin is 0."""
+    """An epoch over the pairs of `rm`. At first the policy equals its reference, so the margin is 0."""
     found = go("stage=dpo", *ONLY_TRAIN)
     chosen = f"chosen {found['eval_rewards/chosen']:+.2f}, rejected {found['eval_rewards/rejected']:+.2f}"
     loss = f"loss {found['eval_loss_before']:.3f}, then {found['eval_loss']:.3f}"
@@ -55,7 +55,7 @@ def dpo(go):
 
 
 def kto(go):
-    """An epoch over the answers of those pairs, each judged on its own."""
+    """An epoch over the answers of those pairs, each with its own label."""
     found = go("stage=kto", *ONLY_TRAIN)
     chosen = f"chosen {found['eval_rewards/chosen']:+.2f}, rejected {found['eval_rewards/rejected']:+.2f}"
     loss = f"loss {found['eval_loss_before']:.3f}, then {found['eval_loss']:.3f}"
@@ -63,13 +63,13 @@ def kto(go):
 
 
 def ppo(go):
-    """As in `experiment=rlhf`: after an epoch of `sft`, an answer to each prompt; the reward is what `rm` has learnt in 20 steps."""
+    """As in `experiment=rlhf`: after an epoch of `sft`, the reward is the score of the model that the step `rm` has trained."""
     found = go("experiment=rlhf", "pipeline=[sft,rm,ppo]", "steps.ppo.training.num_generations_eval=4")
     return _rewarded("reward: the reward model's score, less the KL penalty", "ppo", "an answer", found)
 
 
 def grpo(go):
-    """After an epoch of `sft`, eight answers to each of two prompts a step; the reward is the words shared with the row's own answer."""
+    """After an epoch of `sft`, eight completions for each of two prompts per step; the reward is the overlap with the row's own answer."""
     training = {"gradient_accumulation_steps": 2, "num_generations_eval": 4, "beta": 0.001, "max_steps": 24, "max_completion_length": 24}
     training |= {"eval_strategy": "steps", "eval_steps": 24, "logging_steps": 4, "save_strategy": "no"}
     begun = ["experiment=stages", "pipeline=[first,second]", "stage@steps.second.training=grpo"]
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", default=",".join(STAGES), help="of " + ", ".join(STAGES))
     parser.add_argument("--seeds", default="1")
-    parser.add_argument("overrides", nargs="*", help="further overrides of each run, as llmmod's")
+    parser.add_argument("overrides", nargs="*", help="further overrides of each run")
     args = parser.parse_args()
     stages = args.stages.split(",")
     if strange := [stage for stage in stages if stage not in STAGES]:

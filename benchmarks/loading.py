@@ -2,10 +2,10 @@
 
     python benchmarks/loading.py
 
-Each checkpoint is loaded in a process of its own, and every page of the model is read, since files are mapped. What is counted is resident
-memory beyond that before loading, pages of mapped files included. Checkpoints are random, 150 MB in float16, head and embeddings as large a
-share as in a 7B model, and 800 MB where they are quantized, since the model's Python objects are some megabytes. The GGUF file is
-SmolLM2-135M's. tests/models/families/test_memory.py runs a part of it.
+Each checkpoint is loaded in a process of its own. Since files are mapped, the process then reads every page of the model. The script counts
+the resident memory above that before loading, including pages of mapped files. Checkpoints have random weights and 150 MB in float16, with
+the same share of head and embeddings as a 7B model. Those to quantize have 800 MB, since the model's Python objects take some megabytes.
+The GGUF file is SmolLM2-135M's. tests/models/families/test_memory.py runs a part of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKPOINTS = ROOT / "tests" / "models" / "legacy_checkpoints"
 HIDDEN, INNER, VOCABULARY, LAYERS = 512, 1376, 4000, 24
 LIMIT = 1.2
 
-# The first load is of a tiny checkpoint, so that what is imported on the way isn't counted. VmHWM is the peak since clear_refs was written.
+# A tiny checkpoint is loaded first, so that imports aren't counted. VmHWM is the peak since clear_refs was written.
 MEASURE = """
 import json, sys
 from llmmod.models.loading.load import load_model
@@ -48,11 +48,11 @@ print((kilobytes("VmHWM") - before) * 1024 / size, size)
 
 
 def grown(name: str, directory: Path, *, suffix: str = "safetensors") -> Path:
-    """The checkpoint `name` of the tests, an original layout of 2023, larger and deeper, its weights random in float16.
+    """A larger and deeper copy of a checkpoint of the tests in an original layout of 2023, with random weights in float16.
 
     Args:
         name: its directory in tests/models/legacy_checkpoints.
-        directory: is made.
+        directory: where to write it; it must not exist.
         suffix: of the file it is written to, safetensors or bin.
     """
     import torch
@@ -81,7 +81,7 @@ def grown(name: str, directory: Path, *, suffix: str = "safetensors") -> Path:
 
 
 def native(directory: Path, *, suffix: str = "safetensors", wider: int = 1, layers: int = LAYERS) -> Path:
-    """A Llama of the same size, or `wider`, as transformers saves it."""
+    """A Llama of the same size, or `wider` times as wide, as transformers saves it."""
     import torch
     from safetensors.torch import load_file
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -102,10 +102,10 @@ def native(directory: Path, *, suffix: str = "safetensors", wider: int = 1, laye
 
 
 def peak(path: str, first: str, **arguments: object) -> tuple[float, int]:
-    """Peak over size, and the model's size in bytes.
+    """The peak as a multiple of the model's size, and the size in bytes.
 
     Args:
-        path: what is loaded.
+        path: of the checkpoint.
         first: a tiny checkpoint of the same kind.
         arguments: of load_model, and `bits` to quantize to.
 
@@ -121,7 +121,7 @@ def peak(path: str, first: str, **arguments: object) -> tuple[float, int]:
 
 
 def cases(directory: Path) -> dict[str, tuple[str, str, dict[str, object]]]:
-    """What the table has: name -> path, tiny checkpoint, arguments of `peak`."""
+    """The rows of the table: name -> path, tiny checkpoint, arguments of `peak`."""
     llama, old, glm = native(directory / "llama"), native(directory / "bin", suffix="bin"), grown("chatglm2", directory / "glm")
     large = native(directory / "large", wider=2, layers=32)
     glm_bin, baichuan2 = grown("chatglm2", directory / "glm_bin", suffix="bin"), grown("baichuan2_7b", directory / "baichuan2")
@@ -143,7 +143,7 @@ def cases(directory: Path) -> dict[str, tuple[str, str, dict[str, object]]]:
 
 
 def main() -> int:
-    """Print the table; 1 where a peak is beyond the limit."""
+    """Print the table; returns 1 if a peak is above the limit."""
     from measure import machine
 
     print(machine(), file=sys.stderr)

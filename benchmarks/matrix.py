@@ -1,13 +1,13 @@
 """Models and ways to fine-tune: each pair trained, evaluated, exported, loaded again and resumed, as a table in Markdown.
 
     python benchmarks/matrix.py                            every option of `model` × full, freeze, lora, qlora, in stage sft
-    python benchmarks/matrix.py chatglm2 falcon            these alone
+    python benchmarks/matrix.py chatglm2 falcon            only these
     python benchmarks/matrix.py --stage dpo chatglm2       in another stage
 
-Tiny models of the true architectures (`smoke=true`), in one process. A cell is a tick only if the whole run ended well, the loss on
-held-out examples is a number, the exported directory, loaded by transformers alone, computes the logits of the model that was trained,
-and a run that goes on from the first step's checkpoint leaves the same bytes; else it names the step that went wrong. Models that become
-the same class of transformers share a row. tests/e2e/test_matrix.py runs a part of it.
+All runs are in one process, on tiny models of the real architectures (`smoke=true`). A cell has a tick only if the whole run completes, the
+loss on held-out examples is finite, the exported directory, loaded by transformers alone, computes the logits of the trained model, and a
+run that resumes from the first step's checkpoint saves the same bytes. Otherwise the cell names the step that failed. Models that are
+loaded as the same class of transformers share a row. tests/e2e/test_matrix.py runs a part of it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-STAGES = ("pt", "sft", "rm", "dpo", "kto")  # those whose evaluation is a loss
+STAGES = ("pt", "sft", "rm", "dpo", "kto")  # those whose evaluation has a loss
 WAYS = ("full", "freeze", "lora", "qlora")
 PIPELINE = ("train", "evaluate", "export")
-# A 4-bit model unpacks its weights for each product; the export holds them unpacked, and the adapter in them.
+# A 4-bit model dequantizes its weights for each product; in the export they are dequantized and merged with the adapter.
 MAX_LOSS_DIFFERENCE = {"full": 1e-5, "freeze": 1e-5, "lora": 1e-4, "qlora": 1e-4}
-# Models that no class of transformers computes keep their original layout: llmmod loads what it exports.
+# Models that transformers does not have a class for keep their original layout, so llmmod loads their exports.
 OWN_CLASS = frozenset({"baichuan_13b", "baichuan2_13b"})
 
 
 def options() -> list[str]:
-    """The names of all model options that stand for an architecture; `auto` is for those of architectures.py."""
+    """The names of all options of `model` except `auto`, which architectures.py is for."""
     return sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml") if path.stem != "auto")
 
 
@@ -41,10 +41,10 @@ def run_cell(model: str, way: str, directory: Path, stage: str = "sft", override
     """Train, evaluate, export, reload and resume one pair; `overrides` as on the command line.
 
     Returns:
-        How far apart the logits of the trained and the reloaded model are, at most.
+        The largest difference between the logits of the trained and the reloaded model.
 
     Raises:
-        Exception: whatever kept it from working; AssertionError where it ran and the result is wrong.
+        Exception: whatever made it fail; AssertionError if it ran and the result is wrong.
     """
     import torch
 
@@ -90,7 +90,7 @@ def _reloaded(model: str, directory: Path, *, scores: bool) -> object:
 
 @contextmanager
 def _session() -> Iterator[list]:
-    """While it lasts, a list that gets the session of each run, which has the trained model."""
+    """A context with a list of the sessions of the runs in it; a session has the trained model."""
     from llmmod.pipeline import run
     from llmmod.pipeline.session import Session
 
@@ -105,7 +105,7 @@ def _session() -> Iterator[list]:
 
 
 def main(models: list[str], stage: str) -> int:
-    """Print the table, how far apart logits were, and what went wrong in the cells that failed; 1 where one did."""
+    """Print the table, the largest differences of logits, and the errors of cells that failed; returns 1 if one failed."""
     from measure import machine
 
     print(machine(), file=sys.stderr)
@@ -136,7 +136,7 @@ def main(models: list[str], stage: str) -> int:
 
 
 def class_name(model: str) -> str:
-    """The class that a model option's architecture becomes."""
+    """The class that a model option is loaded as."""
     import yaml
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -146,7 +146,7 @@ def class_name(model: str) -> str:
 
 
 def _step_that_failed(run: Path) -> str:
-    """The first step of a run that didn't end well, as run.json has it; `reload` where all did."""
+    """The first step of a run that is not completed in run.json; `reload` if all are."""
     try:
         steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"]
     except OSError:
@@ -155,8 +155,8 @@ def _step_that_failed(run: Path) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Which models go with which ways to fine-tune, from what ran, in Markdown.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="options of `model`; all of them unless some are named")
+    parser = argparse.ArgumentParser(description="Which models work with which ways to fine-tune, in Markdown.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="options of `model`; all by default")
     parser.add_argument("--stage", choices=STAGES, default="sft")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory of a command, and the machine; shared by the benchmarks.
+"""The CPU seconds of a command, and the name of the machine; shared by the benchmarks.
 
 Clock time is noisy on shared machines, CPU time is not, so nearly every figure is CPU time of the process and its children.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Measured:
-    """What one command cost: CPU seconds (user and system), and its exit code and output; and seconds by the clock."""
+    """The cost of a command: CPU seconds (user and system), with its exit code, its output, and its seconds by the clock."""
 
     cpu_s: float
     code: int

@@ -1,8 +1,8 @@
-"""The cost of a run of llmmod beyond a hand-written script with the same trl trainer, model, data and steps.
+"""The cost of a run of llmmod, compared with a hand-written script with trl's trainer and the same model, data and steps.
 
     python benchmarks/overhead.py [steps a run] [pairs]
 
-Both fine-tune SmolLM2-135M-Instruct by LoRA on the demonstration data for the same number of optimizer steps, in float32, and save
+Both fine-tune SmolLM2-135M-Instruct with LoRA on the demonstration data for the same number of optimizer steps, in float32, and save
 the adapter. They run in turn, three times; CPU seconds of the whole process are compared, pair by pair.
 """
 

@@ -1,15 +1,15 @@
-"""The memory that `plan` predicts for a training, and the measured one: a table in Markdown, with the worst cell at the end.
+"""The memory that `plan` predicts for a training, and the measured memory: a table in Markdown, with the worst cell at the end.
 
     python benchmarks/plan.py                       all cells: 7 stages × 4 ways, and dtype, checkpointing, packing, batches of sft
-    python benchmarks/plan.py --only dpo            cells whose name has that in it
+    python benchmarks/plan.py --only dpo            cells whose name contains that
     python benchmarks/plan.py --list                their names, with their numbers
     python benchmarks/plan.py --cells 0-10 --results plan.jsonl
-                                                    the first eleven; each is a line of that file as soon as it has run. The table is of all
-                                                    lines of the file, so that a range can follow another one
+                                                    the first eleven. The line of each cell is added to the file as soon as it has run. The
+                                                    table has all lines of the file, so ranges can be run one after the other
 
-The model is SmolLM2-135M's shape with random weights, in which weights and activations outweigh the 0.6 GB that the libraries take before
-there is a model. That baseline is the process's own at the moment of planning, and counts in `plan_memory_bytes`, as it does in the peak
-RSS, which is the kernel's for the whole process of a run of two optimizer steps. One thread; each run is a process of its own.
+The model has SmolLM2-135M's shape and random weights. Its weights and activations take more than the libraries, which take 0.6 GB before
+the model is loaded. `plan` measures this baseline in its own process and includes it in `plan_memory_bytes`. The peak RSS includes it too:
+it is the kernel's figure for the whole process of a run of two optimizer steps. Each run is a process of its own, with one thread.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def cells() -> dict[str, tuple[str, ...]]:
 
 
 def run(overrides: tuple[str, ...], pipeline: str, directory: Path) -> tuple[int, int, str]:
-    """Peak RSS in bytes, exit code, and the directory's output, of a run in a process of its own."""
+    """The peak RSS in bytes, the exit code and the output of a run in a process of its own."""
     command = [sys.executable, "-m", "llmmod", *USUAL, *overrides, f"pipeline=[{pipeline}]", f"output_dir={directory}"]
     log = directory.with_suffix(".log")
     with log.open("w", encoding="utf-8") as file:
@@ -70,7 +70,7 @@ def run(overrides: tuple[str, ...], pipeline: str, directory: Path) -> tuple[int
 
 
 def measured(name: str, overrides: tuple[str, ...], peaks: dict[str, int]) -> dict[str, object]:
-    """A cell's line: `planned` and `measured` bytes, or `failed`, what its process said last."""
+    """A cell's line: `planned` and `measured` bytes, or `failed` with the last line that its process printed."""
     with tempfile.TemporaryDirectory() as place:
         _, code, said = run((*overrides, *OF_PLAN), "plan", Path(place) / "plan")
         if not code and name not in peaks:
@@ -83,7 +83,7 @@ def measured(name: str, overrides: tuple[str, ...], peaks: dict[str, int]) -> di
 
 
 def show(lines: list[dict[str, object]]) -> int:
-    """Print the table, how many are within 10 %, and the worst; exit code 1 where a run failed."""
+    """Print the table, how many cells are within 10 %, and the worst one; returns 1 if a run failed."""
     print("| training | planned GB | measured GB | planned / measured |\n|---|---|---|---|")
     ratios = {}
     for line in lines:
@@ -102,12 +102,12 @@ def show(lines: list[dict[str, object]]) -> int:
 
 
 def main() -> int:
-    """Run the cells that are asked for, and print the table; exit code 1 where a run failed."""
+    """Run the chosen cells, and print the table; returns 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name has this in it")
+    parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--cells", default="", help="cells by their numbers, from 0: 7, or 0-10, both included")
-    parser.add_argument("--list", action="store_true", help="print numbers and names alone")
-    parser.add_argument("--measured", type=Path, help="a file with what trainings took: read where it has one, else written")
+    parser.add_argument("--list", action="store_true", help="only print numbers and names")
+    parser.add_argument("--measured", type=Path, help="a file of measured peaks to read and extend: what it has is not run again")
     parser.add_argument("--results", type=Path, help="a file that each cell's line is appended to")
     asked = parser.parse_args()
     first, _, last = asked.cells.partition("-")

@@ -1,10 +1,10 @@
-"""Scores of an `experiment=rlhf` reward model for answers that are not sentences of the pairs: whether it can be exploited, and by what.
+"""Which answers exploit the reward model of `experiment=rlhf`: its rewards for kinds of wrong answers that the pairs do not have.
 
     llmmod experiment=rlhf output_dir=outputs/mine 'pipeline=[sft,rm]'
     python benchmarks/reward_model.py outputs/mine
 
-The right answers to the held-out questions are compared with wrong ones (`llmmod_pairs_heldout`) and with damaged ones, a kind at a time
-(`llmmod.devtools.damage`). Printed as a table in Markdown: how often the right answer has the higher reward, and the mean of both rewards.
+The right answers to the held-out questions are compared with wrong ones (`llmmod_pairs_heldout`) and with damaged ones, one kind at a time
+(`llmmod.devtools.damage`). The table in Markdown has how often the right answer gets the higher reward, and the mean of both rewards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def compared():
-    """Name -> pairs, of which one answer is right."""
+    """Name -> pairs of a right and another answer."""
     file = Path(__file__).parent.parent / "data" / "llmmod_pairs_heldout.jsonl"
     pairs = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     answers = [pair["chosen"] for pair in pairs]
@@ -42,8 +42,8 @@ def compared():
 
 
 def main(run, *overrides) -> None:
-    """Score all pairs in one run of the command line, and print what came out."""
-    print(machine(), "\n\n| compared with the right answer | right preferred, % | reward of the right | of the other |\n|---|---|---|---|")
+    """Score all pairs in one run of the command line, and print the table."""
+    print(machine(), "\n\n| compared with the right answer | right preferred, % | right one's reward | other's reward |\n|---|---|---|---|")
     found = compared()
     with tempfile.TemporaryDirectory() as place:
         data = Path(place, "pairs.jsonl")

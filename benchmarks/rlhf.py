@@ -3,9 +3,9 @@
     python benchmarks/rlhf.py
     python benchmarks/rlhf.py --seeds 1,2,3 --without-again steps.ppo.training.kl_coef=0.05
 
-A run for each seed, then the first again with another learning rate for ppo, which takes sft and rm from the run before, and says so.
-Of ppo, a table in Markdown follows: the reward, which is what it learns by, and what the reward model cannot be fooled about, each before
-and after. Nothing of earlier runs is found: examples and results are kept in a directory for now.
+The script does a run for each seed, then the first one again with another learning rate for ppo; this one reuses sft and rm, and the output
+says so. At the end it prints a table in Markdown for ppo, before and after: the reward, which ppo learns from, and metrics that do not
+depend on the reward model. Examples and results are cached in a temporary directory, so nothing of earlier calls is reused.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 from measure import machine, measure
 
 CHANGED = "steps.ppo.training.learning_rate=1e-4"
-# Two answers to each held-out prompt, so that less of what is found is chance.
+# Two completions for each held-out prompt, so that the figures depend less on chance.
 ANSWERS = ["steps.ppo.training.num_generations_eval=2"]
-# Of each step, what its training is for.
+# Step -> the metrics that its training should improve.
 MEASURED = {"sft": ("loss", "token_accuracy"), "rm": ("loss", "accuracy", "margin"), "ppo": ("reward",), "dpo": ("loss", "rewards/margins")}
-# Of ppo's held-out answers: the metrics' names, and what stands in the table.
+# Metrics of ppo's held-out completions -> their headings in the table.
 COLUMNS = {"reward": "reward", "rouge-l": "ROUGE-L", "exact": "exact, %", "words": "words", "repeated-4-grams": "repeated 4-grams, %"}
 
 
 def run(place, name, experiment, *overrides):
-    """Do a run, print its steps, and return what run.json says of them."""
+    """Do a run, print its steps, and return its run.json."""
     directory = Path(place) / name
     command = [sys.executable, "-m", "llmmod", f"experiment={experiment}", f"output_dir={directory}", *overrides]
     done = measure(command, env={"HF_HUB_OFFLINE": "1", "LLMMOD_CACHE": f"{place}/cache"})
@@ -42,7 +42,7 @@ def run(place, name, experiment, *overrides):
 
 
 def summary(step):
-    """What a step measured, and where it was taken from."""
+    """The metrics of a step, and the run that it was reused from."""
     metrics = step["metrics"]
     names = [name for name in MEASURED.get(step["name"], ()) if f"eval_{name}_before" in metrics]
     parts = [f"{name} {metrics[f'eval_{name}_before']:.3f} before, {metrics[f'eval_{name}']:.3f} after" for name in names]
@@ -52,10 +52,10 @@ def summary(step):
 
 
 def table(found):
-    """Rows in Markdown of what ppo's held-out answers were before it and are after it.
+    """Rows in Markdown with the metrics of held-out completions before and after ppo.
 
     Args:
-        found: seed -> what run.json says.
+        found: seed -> run.json.
     """
     yield f"| ppo, seed | {' | '.join(COLUMNS.values())} | KL, nats an answer |"
     yield "|---" * (len(COLUMNS) + 2) + "|"
@@ -66,13 +66,13 @@ def table(found):
 
 
 def main() -> None:
-    """A run for each seed, and the first one again with a change."""
+    """Do a run for each seed, and the first one again with a change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="rlhf", help="rlhf or rlhf_dpo")
     parser.add_argument("--seeds", default="42,2")
-    parser.add_argument("--again", default=CHANGED, help="what differs in the run that is done again")
+    parser.add_argument("--again", default=CHANGED, help="what the repeated run changes")
     parser.add_argument("--without-again", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="further overrides of each run, as llmmod's")
+    parser.add_argument("overrides", nargs="*", help="further overrides of each run")
     args = parser.parse_args()
     overrides = [*(ANSWERS if args.experiment == "rlhf" else []), *args.overrides]
     seeds = args.seeds.split(",")

@@ -2,8 +2,8 @@
 
     python benchmarks/start.py
 
-The job is started four times with one cache, and ended when its trainer is about to begin. CPU seconds of the first, whose cache is empty,
-and the median of the others.
+The job is started four times with one cache, and ended when its trainer is about to begin. The script prints the CPU seconds of the first
+start, when the cache is empty, and the median of the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def start(directory: Path, number: int) -> float:
         number: of the run.
 
     Raises:
-        RuntimeError: it failed before.
+        RuntimeError: the job failed before that.
     """
     (directory / "ends.py").write_text(ENDS, encoding="utf-8")
     callback = ["--allow", "ends", "+training.callbacks.ends={_target_: ends.Ends}"]
@@ -50,7 +50,7 @@ def start(directory: Path, number: int) -> float:
 
 
 def main() -> None:
-    """Print both."""
+    """Print the median and the first."""
     print(machine())
     with tempfile.TemporaryDirectory() as directory:
         first, *others = (start(Path(directory), number) for number in range(STARTS))

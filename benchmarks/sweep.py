@@ -1,19 +1,19 @@
-"""The savings of a sweep, and how close a search and a grid get to the best value.
+"""What a sweep saves compared with single launches, and how close a search and a grid get to the best loss.
 
     python benchmarks/sweep.py --launches 8 --rounds 3 --seeds 5
 
-An 8-point LoRA grid as one sweep, against as many launches of the same jobs, each by itself; CPU seconds of both. The jobs are rehearsals:
-what is saved are imports, the tokenizer, the data and the loaded model.
+First, an 8-point LoRA grid: the CPU seconds of one sweep, and of eight launches with one job each. The jobs are rehearsals. The sweep saves
+imports, and loading the tokenizer, the data and the model.
 
-Two jobs, one after the other and both at once, with all cores: clock and CPU seconds, the ways in turn and in rounds. The jobs train a
-model of four layers that keeps two cores busy.
+Second, two jobs with all cores, one after the other and both at once: clock and CPU seconds, in rounds over all launchers. Each job trains
+a model of four layers that keeps two cores busy.
 
-Then a grid of 8 points against Optuna with pruning, at equal CPU seconds. The task: a random model of two layers learns to answer each
-prompt by one of four letters, drawn evenly, and the token that ends the answer. No model does better than ln(4)/2 = 0.6931 nats a token.
-What is shown is how far each one's best job stays from that, by the loss on held-out rows, a quarter of which has each letter.
+Third, a grid of 8 points and Optuna with pruning, at equal CPU seconds. A random model of two layers learns to answer each prompt with one
+of four letters, which are equally frequent, and the end token. A loss below ln(4)/2 = 0.6931 nats per token is not possible. The table has
+the gap between that and the best job's loss on held-out rows, in which the letters are equally frequent too.
 
-By SGD, the learning rate has to be right within a factor of two. By AdamW, rates over more than a decade come to the same, and chance
-decides between them. The grid has a rate of each decade in both.
+With SGD, the learning rate has to be right within a factor of two. With AdamW, rates over more than a decade lead to the same loss, and
+chance decides between them. Both grids have one rate per decade.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def typed(arguments, directory):
 
 
 def measured(arguments, directory, **environment):
-    """What a command cost; it has all cores, unless the environment says otherwise."""
+    """The cost of a command; it has all cores, unless the environment says otherwise."""
     command = ["env", "--unset=OMP_NUM_THREADS", *(f"{name}={value}" for name, value in environment.items())]
     command += [sys.executable, "-m", "llmmod", *arguments]
     done = measure(command, cwd=directory, env={"LLMMOD_CACHE": str(directory / "cache")})
@@ -105,7 +105,7 @@ def _each(text):
 
 
 def against_grid(optimizer, seed, directory):
-    """The gap to the best possible loss that a grid leaves, and a search at equal CPU seconds; and the search's trials by then."""
+    """The gaps of a grid and of a search to the best possible loss, at equal CPU seconds; and the search's trials, all and pruned."""
     draw, name = random.Random(seed), f"{optimizer}-{seed}"
     for file, first, count in (("rows", 0, 384), ("held_out", 384, 128)):
         letters = draw.sample("ABCD" * (count // 4), count)
@@ -117,7 +117,7 @@ def against_grid(optimizer, seed, directory):
     between = f"training.learning_rate=tag(log, interval({rates[0]}, {rates[-1]}))"
     searched = typed([*common, *SEARCH, between, f"hydra.sweep.dir=search-{name}"], directory)
     trials = jobs(directory / f"search-{name}")
-    factor = searched / sum(cpu for cpu, _, _ in trials)  # what the search itself takes is spread over its trials
+    factor = searched / sum(cpu for cpu, _, _ in trials)  # the search's own CPU time is spread over its trials
     spent, within = 0.0, []
     for cpu, status, loss in trials:
         spent += cpu * factor
@@ -140,11 +140,11 @@ def jobs(directory):
 
 
 def main():
-    """Print both tables."""
+    """Print the figures of all three."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--launches", type=int, default=8, help="of the eight jobs, how many are launched by themselves; 0: none")
-    parser.add_argument("--rounds", type=int, default=3, help="of two jobs in each way; 0: none")
-    parser.add_argument("--seeds", type=int, default=5, help="of the search; 0: none")
+    parser.add_argument("--launches", type=int, default=8, help="how many of the eight jobs to launch one by one; 0: skip")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the two jobs; 0: skip")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the search; 0: skip")
     given = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as place:
@@ -158,7 +158,7 @@ def main():
         if not given.seeds:
             return
         for optimizer in RATES:
-            print(f"\nby {optimizer}\n\n| seed | grid: gap | search: gap | trials | of them pruned |\n|---|---|---|---|---|")
+            print(f"\nby {optimizer}\n\n| seed | grid: gap | search: gap | trials | pruned trials |\n|---|---|---|---|---|")
             gaps = []
             for seed in range(1, given.seeds + 1):
                 grid, found, trials, pruned = against_grid(optimizer, seed, Path(place))

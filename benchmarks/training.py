@@ -2,14 +2,15 @@
 
     python benchmarks/training.py [--llamafactory /another/environment/bin/python] [--only 'LoRA, packed'] [--steps 6]
 
-A SmolLM2-135M in float32 with random weights, which take the time of trained ones: all weights trained, or LoRA of rank 8 on all linear
-layers. Examples of alpaca's lengths, the last three quarters of each trained, as in instruction data: in batches of 4, at most 512 tokens
-long, and packed into rows of 1,024, one a batch, in which examples do not see each other. Each trainer pads and packs as it does by itself,
-and gets the rows in the same order. Compiled is `torch_compile`, which llmmod applies to layers and the others to the whole model.
+The model is SmolLM2-135M in float32 with random weights, which are as fast as trained ones. All weights are trained, or LoRA of rank 8 on
+all linear layers. Examples have alpaca's lengths, at most 512 tokens, and the last three quarters of each are trained, as in instruction
+data. They are in batches of 4, or packed into rows of 1,024, one row per batch, in which examples do not see each other. Each trainer pads
+and packs in its own way, and gets the rows in the same order. Compiled cells set `torch_compile`, which llmmod applies to layers and the
+others to the whole model.
 
-Each cell of the table is a process of its own, in turn. Counted are real tokens, and the CPU seconds from the end of the first optimizer
-step to the end of the last; where layers are compiled, from the end of the third, since shapes that vary are compiled twice. LLaMA-Factory
-(0.9.5) needs other versions of transformers and trl: an environment with it is made by `pip install llamafactory==0.9.5`.
+Each cell of the table is a process of its own, in turn. Padding is not counted as tokens. The CPU seconds are those from the end of the
+first optimizer step to the end of the last; if layers are compiled, from the end of the third, since shapes that vary are compiled twice.
+LLaMA-Factory (0.9.5) needs other versions of transformers and trl: install it in another environment, `pip install llamafactory==0.9.5`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TOKENIZER = Path(__file__).parent.parent / "src" / "llmmod" / "models" / "loadin
 
 
 class Cell(NamedTuple):
-    """What is measured; `steps`: optimizer steps, those that aren't counted included."""
+    """What is measured; `steps`: optimizer steps, including those that aren't counted."""
 
     trainer: str
     lora: bool
@@ -59,7 +60,7 @@ class Cell(NamedTuple):
 
 
 def examples():
-    """Lengths as of alpaca: median about 200 tokens."""
+    """Examples of alpaca's lengths, with a median of about 200 tokens."""
     from datasets import Dataset
 
     draw = random.Random(1)
@@ -69,7 +70,7 @@ def examples():
 
 
 def model(*, lora=True):
-    """SmolLM2-135M's architecture, with an adapter."""
+    """A random model of SmolLM2-135M's architecture, with or without an adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -123,7 +124,7 @@ def llmmod(cell, directory):
     train = PackedDataset(examples(), ROW) if cell.packed else examples()
     args = training_arguments(conf, output_dir=Path(directory), seed=1, smoke=False, has_eval=False)
     parts = {"args": args, "train": train, "evaluation": None, "tokenizer": tiny_tokenizer(), "callbacks": [clock(cell.uncounted)]}
-    with onednn_products():  # as a run of llmmod has them
+    with onednn_products():  # as in a run of llmmod
         trainer_from(conf, model=model(lora=cell.lora), **parts).train()
 
 
@@ -139,7 +140,7 @@ def trl(cell, directory):
 
 
 def llamafactory(cell, directory):
-    """LLaMA-Factory's command `train`, on ids that its own code packs, each example by itself (`neat_packing`)."""
+    """LLaMA-Factory's command `train`, on ids that its own code packs so that examples don't see each other (`neat_packing`)."""
     from datasets import Dataset
     from llamafactory.data.processor import supervised
     from llamafactory.train.tuner import run_exp
@@ -181,7 +182,7 @@ TRAINING = {
 
 
 def arguments(cell):
-    """What all trainers are given."""
+    """The arguments that all trainers get."""
     return TRAINING | {
         "max_steps": cell.steps,
         "per_device_train_batch_size": 1 if cell.packed else BATCH,
@@ -190,13 +191,13 @@ def arguments(cell):
 
 
 def one(cell):
-    """Train, which prints what it took as JSON."""
+    """Train; the clock prints the figures as JSON."""
     with tempfile.TemporaryDirectory() as directory:
         dict(zip(TRAINERS, (llmmod, trl, llamafactory), strict=True))[cell.trainer](cell, directory)
 
 
 def measured(cell, python):
-    """What a cell's process printed; None where its trainer can't train, whose last line is then printed."""
+    """The figures that a cell's process printed; None if its trainer fails, and then its last lines are printed."""
     done = measure([python, __file__, "--cell", json.dumps(cell)], env={"HF_HUB_OFFLINE": "1", "CI": "1"})
     lines = done.output.splitlines()
     found = next((json.loads(line) for line in reversed(lines) if line.startswith('{"tokens_per_cpu_s"')), None)
@@ -208,12 +209,12 @@ def measured(cell, python):
 
 
 def main():
-    """Print what each cell took, and then the table."""
+    """Print the figures of each cell, and then the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--llamafactory", metavar="PYTHON", help="of an environment that has LLaMA-Factory")
-    parser.add_argument("--only", default="", help="parts of the names of rows, with commas between them")
-    parser.add_argument("--trainers", default=",".join(TRAINERS), help="with commas between them")
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps, of which the first isn't counted")
+    parser.add_argument("--llamafactory", metavar="PYTHON", help="the Python of an environment that has LLaMA-Factory")
+    parser.add_argument("--only", default="", help="parts of the names of rows, separated by commas")
+    parser.add_argument("--trainers", default=",".join(TRAINERS), help="separated by commas")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps; the first isn't counted")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.cell:

@@ -28,7 +28,7 @@ from forks import import_everything, without_times
 from of_effects.trials import STAGES, Trial, baseline_of, usual, values_of
 
 LIMIT_S = 300
-# What differs between any two runs, and what only repeats the configuration.
+# Times in printed lines, which are left out; and the entries of trainer_state.json that are compared.
 _TIMES = re.compile(r"[\d,.]+ tokens/s|\d+:\d\d(:\d\d)? left|\d+(\.\d+)? ?(ms|s|it/s|s/it)\b|0x[0-9a-f]+")
 _OF_STATE = ("log_history", "global_step", "epoch", "best_metric", "best_global_step", "best_model_checkpoint", "num_input_tokens_seen")
 UNSTEADY = "differs between two runs of the same"
@@ -36,7 +36,7 @@ UNSTEADY = "differs between two runs of the same"
 
 @dataclass
 class Seen:
-    """How a run ended: refused, failed, or what it left, by part."""
+    """How a run ended: refused, failed, or its results by part."""
 
     refused: list[list[str]] = field(default_factory=list)  # key, what was found, what is allowed
     failed: str = ""
@@ -58,10 +58,10 @@ class Runs:
         _import_all()
 
     def baseline(self, trial: Trial) -> Seen:
-        """What the run leaves that a trial is compared with: the parts in which two such runs agree.
+        """The results of the run that a trial is compared with; parts that differ between two such runs are marked.
 
         Raises:
-            RuntimeError: it doesn't run.
+            RuntimeError: the run fails.
         """
         key = (trial.stage, trial.given, trial.without)
         if key not in self._baselines:
@@ -74,7 +74,7 @@ class Runs:
         return self._baselines[key]
 
     def run(self, stage: str, overrides: Sequence[str]) -> Seen:
-        """What a run of a stage comes to; `{checkpoint}` in its overrides stands for one of the stage, after its first step."""
+        """How a run of a stage ended; `{checkpoint}` in its overrides stands for the stage's checkpoint after its first step."""
         if any("{checkpoint}" in override for override in overrides):
             overrides = [override.replace("{checkpoint}", str(self._checkpoint(stage))) for override in overrides]
         shutil.rmtree(self._run, ignore_errors=True)
@@ -109,7 +109,7 @@ def _awaited(child: int, place: Path) -> Seen:
 
 
 def _in_child(overrides: Sequence[str], run: Path, place: Path) -> None:
-    """Run, write down what was seen, and end the process."""
+    """Run, write how it ended to a file, and end the process."""
     os.setpgid(0, 0)
     printed = os.open(place / "printed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
@@ -148,7 +148,7 @@ def _run(overrides: Sequence[str], run: Path, printed: Path) -> Seen:
 
 @contextmanager
 def _counted() -> Iterator[Counter[str]]:
-    """While it lasts, how often modules of each class are called, torch compiles how, and processes are started."""
+    """A context that counts the calls of modules by class and shapes, the calls of torch.compile, and the processes started."""
     import torch
     from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -173,7 +173,7 @@ def _call(module: Any, inputs: tuple[Any, ...]) -> str:
 
 
 def _tells(path: Path) -> bool:
-    """Whether a file tells anything that isn't a time or the configuration again; run.json's metrics are looked at apart."""
+    """Whether a file is compared: not if it has only times or the configuration again. The metrics are compared separately."""
     return ".hydra" not in path.parts and path.name not in ("run.json", "metrics.json", "training_args.bin")
 
 
@@ -185,7 +185,7 @@ def _of_file(path: Path) -> str:
 
 
 def differences(one: Seen, other: Seen) -> list[str]:
-    """The parts in which two runs differ, but for those that differ anyway."""
+    """The parts in which two runs differ, except those that differ between equal runs."""
     names = {name for name in {*one.parts, *other.parts} if one.parts.get(name) != other.parts.get(name)}
     return sorted(name for name in names if UNSTEADY not in (one.parts.get(name), other.parts.get(name)))
 
@@ -207,7 +207,7 @@ def write_checkpoint(directory: Path) -> None:
 
 
 def _import_all() -> None:
-    """Import all that any run imports, the stages' own classes too, and compose once, since every fork would pay for both again."""
+    """Import everything that a run imports, with the stages' own classes, and compose once, so that forks don't do it again."""
     import llmmod
 
     import_everything()

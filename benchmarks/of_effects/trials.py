@@ -26,14 +26,14 @@ OF_STAGE = {"ppo": ANSWERS, "grpo": (*ANSWERS, "training.num_generations=2", "tr
 
 @dataclass(frozen=True)
 class Trial:
-    """A field of a stage, what it is set to, and what has to be set beside it.
+    """A field of a stage, the value to try, and the settings that it needs.
 
     Args:
         value: as on the command line.
         given: overrides of both runs.
         also: overrides of the run in which the field is set.
-        without: keys that neither of them sets, though the others do.
-        exception: why it can't do anything here; empty: it has to.
+        without: keys that neither run sets, though those of other trials do.
+        exception: why it can't have an effect here; empty: it must have one.
     """
 
     stage: str
@@ -51,7 +51,7 @@ class Trial:
 
 
 def trials() -> tuple[list[Trial], list[str]]:
-    """A trial for every argument of every stage; and what the tables lack, or name in vain."""
+    """A trial for every argument of every stage; and the faults of the tables: missing values, names that no stage has."""
     tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
     unused = {(table, name) for table in tables for name in tables[table]}
     found, faults = [], []
@@ -76,7 +76,7 @@ def _typed(value: Any) -> str:
 
 
 def fields_of(stage: str) -> dict[str, Any]:
-    """Every argument of a stage's trainer; what a stage is (`StageConf`: its trainer, its kind of data, …) is nothing to set."""
+    """Every argument of a stage's trainer, without the fields of `StageConf` (its trainer, its kind of data, …)."""
     from llmmod.config.schema.training import StageConf
 
     left_out = {"_target_", *(of_field.name for of_field in dataclasses.fields(StageConf))}
@@ -91,7 +91,7 @@ def schema_of(stage: str) -> Any:
 
 
 def other_value(stage: str, of_field: Any) -> str:
-    """Something else than the value that a run of the stage has, by the field's type, as on the command line.
+    """Another value than a run of the stage has, by the field's type, as on the command line.
 
     Raises:
         LookupError: the type doesn't say what to try.
@@ -130,7 +130,7 @@ def baseline_of(trial: Trial) -> list[str]:
 
 
 def sample(found: Sequence[Trial], count: int, seed: int) -> list[Trial]:
-    """So many trials, the stages in turn, so that each has its share."""
+    """A random sample of `count` trials, with the stages in turn, so that each has its share."""
     drawn = {stage: [trial for trial in found if trial.stage == stage] for stage in STAGES}
     for stage, of_stage in drawn.items():
         random.Random(f"{seed} {stage}").shuffle(of_stage)
