@@ -35,7 +35,7 @@ def test_the_resume_command(tmp_path, monkeypatch):
     composed(*goes_on)
 
 
-def test_each_training_step_resumes_with_its_own_key(tmp_path):
+def test_each_training_step_has_its_own_key(tmp_path):
     root = to_root(composed("experiment=rlhf", "smoke=true"))
     command = commands_of(["python/__main__.py"], ["experiment=rlhf"], root, tmp_path / "a b, c")["resume_command"]
     assert command.startswith("python -m llmmod experiment=rlhf ")
