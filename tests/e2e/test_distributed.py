@@ -54,7 +54,7 @@ def exported(stage):
 
 @pytest.mark.slow
 @pytest.mark.curves  # the two processes draw them too
-def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch):
+def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch, warm_python):
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
     model = [key for key in overrides_of(checkpoint, rows) if key.startswith(("model.", "render="))]
@@ -86,7 +86,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
         on = f"training.resume_from_checkpoint={tmp_path / 'halves' / way / 'train' / 'checkpoint-1'}"
         together += [overrides("sft", f"halves/{way}", 2, *saved, *engine, finetune=way)]
         together += [overrides("sft", f"halves/{way} resumed", 2, *saved, *engine, on, finetune=way)]
-    by_two(together, tmp_path / "cache", [sys.executable])
+    by_two(together, tmp_path / "cache", warm_python)
     for stage, way in dict.fromkeys([(stage, "full") for stage in STAGES] + SHARDED):
         own = [*ANSWERING.get(stage, []), *(exported(stage) if (stage, way) in SHARDED else [])]
         alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}/{way}", 1, *own, finetune=way)))
