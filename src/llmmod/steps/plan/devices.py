@@ -47,7 +47,7 @@ class Device:
         kind: `cpu`, `cuda`, …
         name: its name in the report.
         bytes: the memory that a training may use.
-        baseline: the part of it that is used before the model is loaded.
+        baseline: the part of it that the program itself uses, without the model and its training.
         here: whether it is in this machine.
     """
 
@@ -73,7 +73,7 @@ def device_for(memory: str | int | None, *, use_cpu: bool) -> Device:
     Raises:
         ConfigError: not an amount of memory.
     """
-    baseline = psutil.Process().memory_info().rss
+    baseline = resident_bytes()
     wanted = None if memory is None else parse_bytes(memory)
     if not use_cpu and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -84,6 +84,11 @@ def device_for(memory: str | int | None, *, use_cpu: bool) -> Device:
     limits = [int(text) for place in _LIMITS if Path(place).is_file() and (text := Path(place).read_text().strip()).isdigit()]
     there = min([psutil.virtual_memory().available + baseline, *limits])
     return Device("cpu", "this machine's CPU", wanted or there, baseline)
+
+
+def resident_bytes() -> int:
+    """The memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def parse_bytes(text: str | int) -> int:

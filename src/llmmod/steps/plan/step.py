@@ -9,7 +9,7 @@ import json
 import logging
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from llmmod.distributed import expected_processes, world_size
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
-from llmmod.steps.plan.devices import Device, device_for, measured_rate
+from llmmod.steps.plan.devices import Device, device_for, measured_rate, resident_bytes
 from llmmod.steps.plan.figures import PlanFigures
 from llmmod.steps.plan.fit import Planner, tokens_of
 from llmmod.steps.plan.out_of_memory import SAID
@@ -94,6 +94,8 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         given, tokenizer=tokenizer, hub=root.hub, smoke=root.smoke, device=device, way=way, processes=processes, reward=reward
     )
     trace = planner.trace(rows)
+    if device.kind == "cpu":  # now this process has read the data and imported everything, as a training has
+        planner.device = device = replace(device, baseline=resident_bytes())
     memory = planner.memory(trace)
     fits = sum(memory.values()) <= device.bytes
     parameters, trained = planner.parameters
