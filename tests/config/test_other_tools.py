@@ -39,6 +39,12 @@ def test_a_name_of_another_tool_is_answered_with_ours(answered, name):
     assert answered[name] == ANSWERS[name][1]
 
 
+def test_a_name_inside_a_step_s_own_part_is_answered_with_the_key_of_that_part():
+    with pytest.raises(ConfigError) as error:
+        compose_config(["+stage@steps.train.training=sft", "steps.train.training.lr=1"])
+    assert str(error.value) == "steps.train.training.lr: no such field. Did you mean 'learning_rate'?"
+
+
 @pytest.mark.parametrize("name", other_tools())
 def test_our_key_exists(name):
     key = other_tools()[name].partition(",")[0]

@@ -161,14 +161,20 @@ def _first_missing(parts: list[str], plain: Any, nodes: Mapping[str, type]) -> t
     return len(parts) - 1, []
 
 
-def _in_another_tool(node: list[str], name: str) -> str:
-    """`Did you mean 'finetune.r'?` for `lora_rank` and other names of other tools; empty if none of them has this name."""
-    found = other_tools().get(".".join([*node, name])) or other_tools().get(name, "")
+def _in_another_tool(place: list[str], name: str) -> str:
+    """`Did you mean 'finetune.r'?` for `lora_rank` and other names of other tools; empty if none of them has this name.
+
+    Args:
+        place: the components of the key above the name.
+        name: the last component.
+    """
+    part = place[2:] if place[:1] == ["steps"] else place  # of a step's own part, the same keys as at the root
+    found = other_tools().get(".".join([*part, name])) or other_tools().get(name, "")
     ours, comma, note = found.partition(", ")
-    if not ours or (node and ours.endswith("=")):  # inside a part, an option isn't what was meant
+    if not ours or (place and ours.endswith("=")):  # inside a part, an option isn't what was meant
         return ""
-    shown_key = f"{ours}…" if ours.endswith("=") else ours.removeprefix(".".join([*node, ""]))
-    return f"Did you mean '{shown_key}'{comma}{note}?"
+    suggested = f"{ours}…" if ours.endswith("=") else ours.removeprefix(".".join([*part, ""]))
+    return f"Did you mean '{suggested}'{comma}{note}?"
 
 
 @cache

@@ -84,10 +84,6 @@ def _reports_to(node: Node, *integrations: str) -> bool:
     return any(name in (*integrations, "all") for name in found)
 
 
-def _one_process(context: Context, key: str, node: Node) -> bool:
-    return expected_processes(context.get("distributed") or {}, use_cpu=bool(node.get("use_cpu"))) == 1
-
-
 def _keeps_no_predictions(context: Context, key: str, node: Node) -> bool:
     measured = (node.get("trainer") or {}).get("compute_metrics")
     return _ours(node) and not (measured and "completion_only_loss" in node)
@@ -169,7 +165,8 @@ OF_TRAINING: tuple[tuple[tuple[str, ...], Condition, str], ...] = (
     (("logging_nan_inf_filter",), _ours_and(_on("logging_nan_inf_filter")), "a loss that is not finite ends the training"),
     (("use_cache",), _ours_and(_on("use_cache")), "training doesn't cache keys and values|For answers, set generation.use_cache"),
     (("enable_jit_checkpoint",),
-     lambda c, k, n: bool(n.get("enable_jit_checkpoint")) and _one_process(c, k, n),
+     lambda c, k, n: bool(n.get("enable_jit_checkpoint"))
+     and expected_processes(c.get("distributed") or {}, use_cpu=bool(n.get("use_cpu"))) == 1,
      "a training that a signal ends always saves a checkpoint"),
     (("parallelism_config",), _on("parallelism_config"), "the stages don't split an example over devices|Set training.fsdp"),
     (("remove_unused_columns", "length_column_name", "label_names"), always, "llmmod creates the columns itself"),

@@ -94,7 +94,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         given, tokenizer=tokenizer, hub=root.hub, smoke=root.smoke, device=device, way=way, processes=processes, reward=reward
     )
     trace = planner.trace(rows)
-    if device.kind == "cpu":  # now this process has read the data and imported everything, as a training has
+    if not device.is_gpu:  # now this process has read the data and imported everything, as a training has
         planner.device = device = replace(device, baseline=resident_bytes())
     memory = planner.memory(trace)
     fits = sum(memory.values()) <= device.bytes
