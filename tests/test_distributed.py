@@ -7,7 +7,7 @@ import os
 import pytest
 
 import llmmod.distributed
-from llmmod.distributed import cores, expected_processes
+from llmmod.distributed import cores, expected_processes, limit_threads
 
 V1 = "4:memory:/docker/ab\n3:cpu,cpuacct:{group}\n"
 QUOTA, PERIOD = "sys/fs/cgroup/cpu/{}cpu.cfs_quota_us", "sys/fs/cgroup/cpu/{}cpu.cfs_period_us"
@@ -54,6 +54,32 @@ def test_a_quota_of_cpu_time_limits_the_cores(files, expected, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "16"}, 8),
+        ({"SLURM_CPUS_ON_NODE": "16"}, 16),
+        ({"SLURM_CPUS_PER_TASK": "128"}, 64),
+        ({}, 64),
+    ],
+    ids=["of the task", "of the machine", "more than the machine has", "without Slurm"],
+)
+@pytest.mark.usefixtures("has_64_cores")
+def test_slurm_limits_the_cores_and_the_threads(variables, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(llmmod.distributed, "_quotas", lambda root: iter(()))
+    assert cores(tmp_path) == expected
+    limit_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == (None if expected == 64 else str(expected))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone says which cores a process may use")

@@ -56,13 +56,24 @@ def gpus() -> int:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """The number of processor cores that this process may use: those of its affinity, or fewer by a container's quota of CPU time.
+    """The number of processor cores that this process may use: those of its affinity, or fewer by a container's quota or Slurm's limit.
 
     Args:
         root: the directory with `/proc` and `/sys`.
     """
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([own, *(math.ceil(quota) for quota in _quotas(root))]))
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    return max(1, min([_own_cores(), int(slurm) if slurm.isdigit() else _own_cores(), *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def limit_threads() -> None:
+    """Let torch, before it is imported, use as many threads as there are `cores`: it doesn't know of quotas and of Slurm's limit."""
+    if (count := cores()) < _own_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(count))
+
+
+def _own_cores() -> int:
+    """The number of cores by this process's affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import active_children
@@ -139,6 +139,68 @@ def signals_to_jobs(*, apart: bool) -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+@contextmanager
+def handlers_kept(names: Iterable[str], *, without: Sequence[str] = ()) -> Iterator[None]:
+    """A context in which others may set signal handlers; afterwards, the earlier ones are restored.
+
+    Args:
+        names: of the signals.
+        without: signals without a handler in the context.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.Signals[name] for name in (*names, *without)] if main else []
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for name in without if main else ():
+            signal.signal(signal.Signals[name], signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def as_sigterm(name: str) -> Iterator[list[Callable[[int, Any], Any]]]:
+    """A context in which a signal acts as SIGTERM if it has a handler. Yields a list that gets this handler once the signal has come."""
+    number, came = getattr(signal, name, None), []  # type: ignore[var-annotated]
+    before: Any = None if number is None else signal.getsignal(number)
+    if number is None or not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def act(number: int, frame: Any) -> None:
+        came.append(before)
+        signal.signal(number, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(number, act)
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)
+
+
+def queue_again(handler: Callable[[int, Any], Any], number: int) -> None:
+    """Let submitit queue this job again, after the checkpoint is saved.
+
+    Slurm sends SIGTERM to a job that is queued again; it would interrupt submitit, so it is ignored.
+
+    Args:
+        handler: submitit's handler of the signal; it ends the process.
+        number: of the signal.
+
+    Raises:
+        Exception: submitit may not queue the job again.
+    """
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
+    try:
+        handler(number, None)
+    except Exception:
+        for name, kept in before.items():
+            signal.signal(getattr(signal, name), kept if kept is not None else signal.SIG_DFL)
+        raise
 
 
 def init_worker(init: Callable[[int], None] | None, number: int) -> None:

@@ -110,8 +110,11 @@ def test_a_signal_is_an_interruption(tmp_path, number, code):
 
 @pytest.mark.parametrize("queued_again", [False, True])
 def test_a_job_that_its_queue_stops_is_interrupted_unless_it_is_queued_again(tmp_path, queued_again):
-    def tell_queue(number, frame):
-        raise SystemExit(-1) if queued_again else RuntimeError("timed-out too many times")  # like submitit
+    def tell_queue(number, frame):  # like submitit
+        if not queued_again:
+            raise RuntimeError("timed-out too many times")
+        os.kill(os.getpid(), signal.SIGTERM)  # by Slurm, to a job that is queued again
+        raise SystemExit(-1)
 
     before = signal.signal(signal.SIGUSR2, tell_queue)
     try:

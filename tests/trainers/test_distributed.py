@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+import os
+import signal
+import threading
+import time
+from contextlib import nullcontext, suppress
 from itertools import chain
 from types import SimpleNamespace
 
@@ -16,6 +20,7 @@ from transformers import TrainingArguments
 
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf, FsdpConf
 from llmmod.errors import ConfigError
+from llmmod.signals import handlers_kept
 from llmmod.trainers.arguments import deepspeed_config, engine_arguments
 from llmmod.trainers.checkpoints import check_processes
 from llmmod.trainers.distributed import PLACEHOLDER, processes_of, run_processes, shared_dataloader
@@ -86,6 +91,51 @@ def test_processes_are_started_and_the_first_that_fails_ends_all(tmp_path, code)
     assert {path.name for path in tmp_path.glob("*-of-2")} == {"0-of-2", "1-of-2"}
     assert ended.signal is None
     assert dict(ended.failures).get(1, 0) == code
+
+
+SAVES = """
+import os, signal, sys, time
+from pathlib import Path
+def save(number, frame):
+    Path(sys.argv[1], "saved-" + os.environ["RANK"]).touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1], "ready-" + os.environ["RANK"]).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("queued_again", [True, False])
+def test_a_queue_gets_its_signal_when_the_processes_have_saved(tmp_path, queued_again):
+    saved = []
+
+    def tell_queue(number, frame):  # like submitit
+        saved.append(len([*tmp_path.glob("saved-*")]))
+        if not queued_again:
+            raise RuntimeError("timed-out too many times")
+        os.kill(os.getpid(), signal.SIGTERM)  # by Slurm, to a job that is queued again
+        raise SystemExit(-1)
+
+    def log_signal(number, frame):  # as logging does, it loses an error that another handler raises meanwhile
+        with suppress(Exception):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.1)
+
+    def stop_when_ready():
+        while len([*tmp_path.glob("ready-*")]) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGCONT)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    with handlers_kept(("SIGUSR2", "SIGTERM", "SIGUSR1", "SIGCONT")):
+        signal.signal(signal.SIGUSR2, tell_queue)
+        signal.signal(signal.SIGCONT, log_signal)
+        threading.Thread(target=stop_when_ready, daemon=True).start()
+        with pytest.raises(SystemExit) if queued_again else nullcontext():
+            ended = run_processes(["-c", SAVES, str(tmp_path)], conf=DistributedConf(name="ddp"), count=2, directory=str(tmp_path))
+            assert ended.signal == signal.SIGTERM
+    assert saved == [2]
 
 
 @pytest.mark.parametrize(

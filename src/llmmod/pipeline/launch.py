@@ -194,6 +194,8 @@ def work(file: Path) -> int:
         sys.path[:] = pickle.load(opened)
         frozen: Frozen = pickle.load(opened)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a queue sends it to all processes, and the parent passes it on as SIGTERM
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"]))))
     if rank() != 0:
         logging.getLogger().addHandler(logging.NullHandler())  # otherwise Python prints warnings itself

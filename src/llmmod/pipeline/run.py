@@ -22,7 +22,7 @@ from typing import Any
 
 from llmmod.config.schema.steps import Root
 from llmmod.config.step_parts import StepConfigs
-from llmmod.distributed import rank
+from llmmod.distributed import limit_threads, rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, Pruned, RunError, one_line
 from llmmod.files.lock import DirectoryInUseError, holding
 from llmmod.instantiate import import_own, locate
@@ -30,6 +30,7 @@ from llmmod.pipeline.record import Record
 from llmmod.pipeline.resume import completed_metrics, set_resume
 from llmmod.pipeline.session import Left, Session, compatibility_warnings
 from llmmod.runs.report import write_report
+from llmmod.signals import queue_again
 
 _LIBRARIES = r"(transformers|trl|peft|datasets|accelerate|huggingface_hub|torch)\b"
 
@@ -43,7 +44,8 @@ def quiet_libraries() -> None:
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # a worker of Ray has imported tqdm already
+            os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # in each process, torch's DDP advises to turn off find_unused_parameters
     logging.getLogger(_KERNELS).setLevel(logging.ERROR)
@@ -103,6 +105,7 @@ def run_pipeline(root: Root, run_dir: Path, *, commands: Mapping[str, str | None
         left: objects that jobs of a sweep share in this process; None: nothing is shared.
     """
     quiet_libraries()
+    limit_threads()
     try:
         with holding(run_dir, command=sys.argv, wait=root.auto_resume) if rank() == 0 else nullcontext():
             return _run_alone(root, run_dir, commands or {}, left)
@@ -225,7 +228,7 @@ def _signals_as_interrupts() -> Iterator[None]:
 
     def ask_queue(number: int, frame: FrameType | None) -> None:
         try:
-            before[number](number, frame)
+            queue_again(before[number], number)
         except Exception as error:
             raise Interrupted(number) from error
 

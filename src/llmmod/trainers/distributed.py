@@ -13,10 +13,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +30,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from llmmod.config.schema.distributed import DistributedConf
 from llmmod.errors import ConfigError, Problem
+from llmmod.signals import as_sigterm, handlers_kept, queue_again
 from llmmod.upstream import require_upstream
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
@@ -89,6 +89,8 @@ def check_offloading(conf: DistributedConf, *, use_cpu: bool) -> None:
 def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int, directory: str) -> Ended:
     """Run `python <arguments>` in several processes, and wait until all have ended.
 
+    SIGUSR2 in a job of submitit ends them as SIGTERM does; then submitit queues the job again.
+
     Args:
         arguments: Python's arguments.
         conf: `distributed.*`, for the participating machines.
@@ -110,15 +112,21 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
         signals_to_handle=",".join(_SIGNALS),
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SAVING_S)),
     )
-    with _quiet(), _handlers_kept():
+    ended = Ended()
+    # The error that torch raises in its handler would be lost in submitit's handler of SIGCONT, which logs: Slurm sends both at once.
+    with as_sigterm("SIGUSR2") as in_queue, _quiet(), handlers_kept(_SIGNALS, without=["SIGCONT"]):
         try:
             elastic_launch(config, sys.executable)(*arguments)
         except ChildFailedError as error:
             seen = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-            return Ended(failures={number: failure.exitcode for number, failure in seen})
+            ended = Ended(failures={number: failure.exitcode for number, failure in seen})
         except SignalException as caught:
-            return Ended(signal=int(caught.sigval))
-    return Ended()
+            ended = Ended(signal=int(caught.sigval))
+    if ended.signal is not None:
+        for handler in in_queue:
+            with suppress(Exception):  # it may not be queued again
+                queue_again(handler, signal.SIGUSR2)
+    return ended
 
 
 @contextmanager
@@ -285,15 +293,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """A context in which the launcher may set signal handlers; afterwards, the earlier ones are restored."""
-    main = threading.current_thread() is threading.main_thread()
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.Signals[name] for name in _SIGNALS)} if main else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
