@@ -68,27 +68,30 @@ def test_an_order_of_examples_keeps_its_numbers():
         assert float(torch.ones(3).sum()) == 1.0  # floating-point numbers have no values
 
 
-def test_without_gradients_the_gaps_beside_a_block_are_free_at_once():
-    heap, size = Heap(), 1 << 20
-    heap.take(0, 16 << 20, crowded=False)
-    heap.give(0)
-    for number in range(1, 40):
-        heap.take(number, size, crowded=False)
-        heap.give(number)
-    assert heap.bytes <= (16 << 20) + 8192
-
-
-@pytest.mark.parametrize(("life", "grows"), [(100, True), (0, False)])
-def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(life, grows, monkeypatch):
+@pytest.mark.parametrize(
+    ("filled", "graph", "between", "grows"),
+    [
+        pytest.param(1.0, 1, (0, 40), True, id="objects of the graph stay"),
+        pytest.param(1.0, 1, (-1, 40), False, id="the backward pass frees them"),
+        pytest.param(1.0, 0, (0, 4), True, id="other objects stay for a while"),
+        pytest.param(1.0, 0, (0, 40), False, id="other objects are freed"),
+        pytest.param(0.0, 1, (0, 4), False, id="the gaps are free"),
+    ],
+)
+def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(filled, graph, between, grows, monkeypatch):
     """For an aligned block, glibc allocates 96 bytes more and leaves them free next to it."""
-    monkeypatch.setattr("llmmod.steps.plan.heap._GAP_LIFE", life)
+    for name, value in (("_FILLED", filled), ("_FREED", 1.0), ("_GAP_LIFE", 20)):
+        monkeypatch.setattr(f"llmmod.steps.plan.heap.{name}", value)
     heap, size = Heap(), 1 << 20
     heap.take(0, 16 << 20)
     heap.give(0)  # blocks of less than 16 MB now come from the heap
     for number in (1, 2, 3):
-        heap.take(number, size)
-    before = heap.bytes
+        heap.take(number, size, graph=graph)
+    kind, blocks = between
+    for number in range(4, 4 + blocks):
+        heap.take(number, 2048, graph=kind)
     heap.give(2)
-    heap.take(4, size)
+    before = heap.bytes
+    heap.take(1000, size)
     assert (heap.bytes > before) == grows
     assert heap.bytes <= before + size + 200

@@ -1,9 +1,9 @@
 """A model of glibc's malloc: the memory that a process has while its tensors are allocated and freed.
 
-malloc can't reuse a hole for a block of the same size: aligned memory needs 96 bytes more than it keeps, and small objects fill the gaps
-next to it. Objects of autograd's graph stay there: in a forward pass with gradients and in the backward pass a gap stays occupied until a
-hundred more blocks have been allocated, the one number that is fitted, to trainings of SmolLM2-135M (`benchmarks/plan.py`). Without
-gradients the gaps are free at once: the forward passes of a rollout and of a reference leave few holes.
+malloc can't reuse a hole for a block of the same size: aligned memory needs 96 bytes more than it keeps, and small objects fill some of the
+gaps next to it. An object of autograd's graph stays in its gap until the backward pass frees it; others stay until some more blocks have
+been allocated. Two numbers are fitted, to trainings of SmolLM2-135M (`benchmarks/plan.py`): the share of the gaps that are filled, and how
+long the objects outside of the graph stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import bisect
 from collections import deque
 
-_GAP_LIFE = 100  # blocks
+_FILLED = 0.35  # the share of the gaps that small objects fill
+_FREED = 2 * _FILLED  # gaps that a block of the backward pass empties: as many as a block of the forward pass has filled
+_GAP_LIFE = 200  # blocks, for objects outside of the graph
 _MOST_THRESHOLD = 32 << 20  # bytes: larger blocks are always mapped separately
 
 
@@ -30,18 +32,23 @@ class Heap:
         self._by_end: dict[int, int] = {}
         self._used: dict[int, tuple[int, int]] = {}
         self._gaps: deque[tuple[int, int, int]] = deque()  # (the block with which it is free, start, size)
-        self._blocks = 0
+        self._of_graph: list[tuple[int, int]] = []  # gaps that objects of the graph fill: (start, size)
+        self._blocks, self._filled, self._freed, self._graph = 0, 0.0, 0.0, 0
 
     @property
     def bytes(self) -> int:
         """Bytes that the process has touched and not returned."""
         return self._resident + self._mapped
 
-    def take(self, number: int, size: int, *, crowded: bool = True) -> None:
-        """Allocate a block; `number` identifies it; `crowded`: small objects of autograd fill the gaps next to it."""
-        self._blocks += 1
-        while self._gaps and self._gaps[0][0] <= self._blocks:
-            self._join(*self._gaps.popleft()[1:])
+    def take(self, number: int, size: int, *, graph: int = 0) -> None:
+        """Allocate a block.
+
+        Args:
+            number: identifies it.
+            size: bytes.
+            graph: 1 for an operation that autograd records, -1 for one of a backward pass, 0 for others.
+        """
+        self._empty_gaps(graph)
         kept = max(32, (size + 23) & ~15)
         need = kept + 96  # for a start that is a multiple of 64
         place = bisect.bisect_left(self._holes, (need, 0))
@@ -64,10 +71,8 @@ class Heap:
         before += 64 if 0 < before < 32 else 0
         self._used[number] = (start + before, kept)
         for at, gap in ((start, before), (start + before + kept, need - before - kept)):
-            if gap >= 32 and crowded:
-                self._gaps.append((self._blocks + _GAP_LIFE, at, gap))
-            elif gap >= 32:
-                self._join(at, gap)
+            if gap >= 32:
+                self._fill_gap(at, gap, graph)
 
     def give(self, number: int) -> None:
         """Free a block."""
@@ -78,6 +83,30 @@ class Heap:
         self._mapped -= size
         if self._threshold < size <= _MOST_THRESHOLD:
             self._threshold = size
+
+    def _empty_gaps(self, graph: int) -> None:
+        """Join the gaps whose objects are freed by the time of the next block."""
+        self._blocks += 1
+        while self._gaps and self._gaps[0][0] <= self._blocks:
+            self._join(*self._gaps.popleft()[1:])
+        self._freed += _FREED if graph < 0 else 0.0
+        is_gone = graph >= 0 > self._graph  # a backward pass has ended
+        while self._of_graph and (is_gone or self._freed >= 1):
+            self._join(*self._of_graph.pop())
+            self._freed -= 0 if is_gone else 1
+        self._graph = graph
+
+    def _fill_gap(self, start: int, size: int, graph: int) -> None:
+        """Put a small object into a gap, or join it."""
+        self._filled += _FILLED if graph >= 0 else 0.0
+        if self._filled < 1 or graph < 0:
+            self._join(start, size)
+            return
+        self._filled -= 1
+        if graph > 0:
+            self._of_graph.append((start, size))
+        else:
+            self._gaps.append((self._blocks + _GAP_LIFE, start, size))
 
     def _join(self, start: int, size: int) -> None:
         if (before := self._by_end.get(start)) is not None:

@@ -54,6 +54,8 @@ class Peak:
 class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
     """Counts memory and FLOPs, see the module's docstring. `phase` names the current phase; `peaks` has the peak of each phase.
 
+    `records` is true in a forward pass with gradients, also while a function of its own (`torch.autograd.Function`) computes without.
+
     Args:
         vocabulary: tensors with this last dimension are logits.
         scratch: returns the bytes of a matrix product's workspace, given its left and right factor.
@@ -66,12 +68,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self._now: Counter[str] = Counter()
         self._count, self._scratch, self._heap = 0, scratch, Heap()
         self.vocabulary = vocabulary
-        self.phase, self._paused = "start", False
+        self.phase, self.records = "start", False
+        self._paused, self._recomputes, self._graph = False, False, 0
         self.peaks: dict[str, Peak] = {}
         self.flops: Counter[str] = Counter()
 
-    def restart(self) -> None:
-        """Forget all peaks, and start with a heap that has the current tensors and is not fragmented."""
+    def restart(self, *, recomputes: bool = False) -> None:
+        """Forget all peaks, and start with a heap that has the current tensors and is not fragmented.
+
+        Args:
+            recomputes: whether gradient checkpointing repeats the forward pass, of which the graph then keeps little.
+        """
+        self._recomputes = recomputes
         self.peaks, self.flops, self.phase, self._heap = {}, Counter(), "start", Heap()
         for number, size, _ in self._known.values():
             self._heap.take(number, size)
@@ -110,6 +118,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         if func is torch.ops.prim.device.default:  # two thirds of all calls
             return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
         name, given = func.name().partition(".")[0], [*_tensors(args), *_tensors(kwargs.values())]
+        if torch._C._current_graph_task_id() != -1:
+            self._graph = -1
+        else:
+            self._graph = int(not self._recomputes and (self.records or torch.is_grad_enabled()) and any(t.requires_grad for t in given))
         if any(isinstance(tensor, FakeTensor) for tensor in given):
             out = self._of_fake(func, name, args, kwargs)
         elif given or not _makes_floats(out := self._run(func, args, kwargs)):
@@ -133,7 +145,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self._count_flops(func, name, args, kwargs, out)
         if self._scratch is not None and name in ("aten::mm", "aten::addmm") and (size := self._scratch(*args[-2:])):
             self._count += 1
-            self._heap.take(self._count, size)
+            self._heap.take(self._count, size, graph=self._graph)
             self._heap.give(self._count)
         return out
 
@@ -161,7 +173,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self._count += 1
         self._known[key] = (self._count, size, part)
         self._now[part] += size
-        self._heap.take(self._count, size, crowded=torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1)
+        self._heap.take(self._count, size, graph=self._graph)
         weakref.finalize(storage, self._drop, key)
         peak = self.peaks.setdefault(self.phase, Peak())
         if self._now.total() > peak.live:

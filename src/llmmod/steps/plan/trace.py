@@ -114,7 +114,7 @@ class Traced:
 
     def _traced(self, conf: Any, rows: Rows, depth: int) -> Trace:
         tracer, marks = self._tracer, _Marks(self._tracer)
-        tracer.restart()
+        tracer.restart(recomputes=bool(conf.gradient_checkpointing))
         copies = 2 * conf.gradient_accumulation_steps
         train: Any = Dataset.from_list([*rows.train] * copies)
         if rows.capacity is not None:
@@ -211,7 +211,7 @@ class _Marks(TrainerCallback):
         return self  # a copy of the model, such as the reference, has the same hooks
 
     def _enter(self, name: str) -> None:
-        self._tracer.phase = f"{self._step}.{self._forwards} {name}"
+        self._tracer.phase, self._tracer.records = f"{self._step}.{self._forwards} {name}", name in ("forward", "head")
 
     def _before(self, module: Any, args: Any) -> None:
         if not self._backward:  # gradient checkpointing repeats the forward pass
