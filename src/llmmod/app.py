@@ -184,7 +184,7 @@ def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
     """A context in which only this process writes to the run's directory; Hydra writes to it before the first step.
 
     With `auto_resume` it may be an earlier run's directory. If two runs start in the same second, which is the directory's name, one of
-    them uses the next second.
+    them uses the next second. Of several machines, the first one holds it.
 
     Raises:
         ConfigError: another process holds the directory, or `auto_resume` finds a run of another configuration.
@@ -200,7 +200,7 @@ def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
         args.overrides.append(directory_override(found))
         sys.argv.append(args.overrides[-1])
         config.output_dir, by_time = str(found), False
-    if distributed.rank() != 0:
+    if distributed.rank() != 0 or config.distributed.rank != 0:
         yield
         return
     with ExitStack() as held:

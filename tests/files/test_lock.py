@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 from holder import held_by_another
 
+from llmmod.app import _own_directory
+from llmmod.config.validate import compose_validated
 from llmmod.errors import EXIT_CONFIG
 from llmmod.files.lock import NAME, DirectoryInUseError, holding
 
@@ -24,6 +28,16 @@ def test_the_error_names_the_holder_and_a_killed_holder_releases_it(tmp_path):
     with holding(run):
         assert (run / NAME).exists()
     assert list(run.iterdir()) == []
+
+
+@pytest.mark.parametrize("machine", [0, 1])
+def test_the_first_of_several_machines_locks_the_directory(machine, tmp_path):
+    """All machines see the directory, and run the same command."""
+    machines = ["distributed=ddp", "distributed.nodes=2", f"distributed.rank={machine}", "distributed.address=first:29500"]
+    composed = compose_validated([*machines, "smoke=true", f"output_dir={tmp_path}"])
+    with held_by_another(tmp_path), pytest.raises(DirectoryInUseError) if machine == 0 else nullcontext():
+        with _own_directory(composed, Namespace(overrides=[])):
+            pass
 
 
 def test_the_second_can_wait(tmp_path, caplog):

@@ -127,8 +127,9 @@ def run_config(config: DictConfig) -> dict[str, float]:
     run_dir = Path(root.output_dir).expanduser().resolve()
     if root.auto_resume:
         directory_to_go_on_in(config, given=True)
-    with holding(run_dir, command=sys.argv, wait=root.auto_resume) if rank() == 0 else nullcontext():
-        if rank() == 0:
+    writes = rank() == 0 and root.distributed.rank == 0
+    with holding(run_dir, command=sys.argv, wait=root.auto_resume) if writes else nullcontext():
+        if writes:
             (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, run_dir / ".hydra" / "config.yaml")
         outcome = run_configured(root, run_dir)
