@@ -35,9 +35,9 @@ def test_the_first_of_several_machines_locks_the_directory(machine, tmp_path):
     """All machines see the directory, and run the same command."""
     machines = ["distributed=ddp", "distributed.nodes=2", f"distributed.rank={machine}", "distributed.address=first:29500"]
     composed = compose_validated([*machines, "smoke=true", f"output_dir={tmp_path}"])
-    with held_by_another(tmp_path), pytest.raises(DirectoryInUseError) if machine == 0 else nullcontext():
-        with _own_directory(composed, Namespace(overrides=[])):
-            pass
+    refused = pytest.raises(DirectoryInUseError) if machine == 0 else nullcontext()
+    with held_by_another(tmp_path), refused, _own_directory(composed, Namespace(overrides=[])):
+        pass
 
 
 def test_the_second_can_wait(tmp_path, caplog):

@@ -89,11 +89,13 @@ class Heap:
         self._blocks += 1
         while self._gaps and self._gaps[0][0] <= self._blocks:
             self._join(*self._gaps.popleft()[1:])
-        self._freed += _FREED if graph < 0 else 0.0
-        is_gone = graph >= 0 > self._graph  # a backward pass has ended
-        while self._of_graph and (is_gone or self._freed >= 1):
+        if graph < 0:
+            self._freed += _FREED
+        else:  # once a backward pass has ended, nothing of the graph is left
+            self._freed = float(len(self._of_graph)) if self._graph < 0 else 0.0
+        while self._of_graph and self._freed >= 1:
             self._join(*self._of_graph.pop())
-            self._freed -= 0 if is_gone else 1
+            self._freed -= 1
         self._graph = graph
 
     def _fill_gap(self, start: int, size: int, graph: int) -> None:
