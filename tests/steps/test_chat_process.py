@@ -120,7 +120,7 @@ def test_on_a_terminal_ctrl_c_ends_the_answer_and_exit_the_chat(screen):
     screen.type("clear\n")
     screen.wait_for(1, "The conversation is forgotten.")
     screen.type("exit\n")
-    screen.wait_for(1, "chat: 1 questions answered")
+    screen.wait_for(1, "chat: 1 question answered")
     assert screen.process.wait(WAIT_S) == 0
     assert "Traceback" not in screen.shown
 
@@ -148,5 +148,5 @@ def test_at_the_end_of_a_pipe_ctrl_c_ends_the_answer_alone(command):
     assert process.returncode == 0, err.decode()
     assert (begun + out).endswith(b"\n")
     assert (begun + out).count(b"\n") == (begun + out).rstrip(b"\n").count(b"\n") + 1
-    assert "The conversation is forgotten.\nchat: 1 questions answered" in err.decode()
+    assert "The conversation is forgotten.\nchat: 1 question answered" in err.decode()
     (begun + out).decode()  # whole characters, even where the answer was cut
