@@ -94,7 +94,8 @@ class Chat:
 
     def _report(self) -> StepReport:
         speed = f", {self.tokens / self.seconds:.1f} tokens/s" if self.seconds else ""
-        return StepReport(summary=[f"{self.name}: {self.answers} question{'s' * (self.answers != 1)} answered, {self.tokens} tokens{speed}"], conversed=True)
+        questions = f"{self.answers} question{'s' * (self.answers != 1)}"
+        return StepReport(summary=[f"{self.name}: {questions} answered, {self.tokens} tokens{speed}"], conversed=True)
 
 
 @dataclass(frozen=True)
