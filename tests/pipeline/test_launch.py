@@ -65,3 +65,9 @@ def test_the_record_of_a_killed_process_is_closed(tmp_path):
     assert (run["status"], run["error"], run["exit_code"]) == ("failed", "rank 0: killed by SIGKILL.", 137)
     assert [step["status"] for step in run["steps"]] == ["failed", "pending"]
     assert not (tmp_path / ".reserve").exists()
+
+
+def test_a_run_whose_first_process_did_not_write_a_record_has_one(tmp_path):
+    close_record(tmp_path, "failed", "rank 1: killed by SIGKILL.", exit_code=137)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run == {"status": "failed", "error": "rank 1: killed by SIGKILL.", "exit_code": 137, "steps": []}

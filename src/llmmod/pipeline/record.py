@@ -121,9 +121,10 @@ class Record:
 
 
 def close_record(directory: Path, status: str, error: str, *, exit_code: int) -> None:
-    """Write how a run ended into its run.json, if the recording process couldn't, or knew less."""
+    """Write how a run ended into its run.json, if the recording process couldn't, or knew less. It may have died before it wrote one."""
     with suppress(OSError, ValueError):
-        found = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        path = directory / "run.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": []}
         found |= {"status": status, "error": error, "exit_code": exit_code}
         for step in found["steps"]:
             if step["status"] in ("running", "interrupted"):  # by the launcher, after another process failed
