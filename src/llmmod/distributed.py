@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_OF_SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")  # the cores of a task, else those of its job on this machine
+
 
 def rank() -> int:
     """This process's rank, 0 for a single process."""
@@ -61,8 +63,8 @@ def cores(root: Path = Path("/")) -> int:
     Args:
         root: the directory with `/proc` and `/sys`.
     """
-    slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
-    return max(1, min([_own_cores(), int(slurm) if slurm.isdigit() else _own_cores(), *(math.ceil(quota) for quota in _quotas(root))]))
+    of_slurm = [int(os.environ[name]) for name in _OF_SLURM if os.environ.get(name, "").isdigit()]
+    return max(1, min([_own_cores(), *of_slurm[:1], *(math.ceil(quota) for quota in _quotas(root))]))
 
 
 def limit_threads() -> None:

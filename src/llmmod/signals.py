@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.distributed import rank
+from llmmod.errors import one_line
 
 NOTICED = "LLMMOD_NOTICED"  # the environment variable with the directory where processes note a signal
 SAME_WISH_S = 3.0  # torchrun forwards to its processes a signal that the terminal has already sent them
@@ -163,21 +164,22 @@ def handlers_kept(names: Iterable[str], *, without: Sequence[str] = ()) -> Itera
 
 @contextmanager
 def as_sigterm(name: str) -> Iterator[list[Callable[[int, Any], Any]]]:
-    """A context in which a signal acts as SIGTERM if it has a handler. Yields a list that gets this handler once the signal has come."""
-    number, came = getattr(signal, name, None), []  # type: ignore[var-annotated]
+    """A context in which a signal that has a handler acts as SIGTERM. Yields a list that gets its handler when the signal comes."""
+    number = getattr(signal, name, None)
     before: Any = None if number is None else signal.getsignal(number)
+    postponed: list[Callable[[int, Any], Any]] = []
     if number is None or not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield came
+        yield postponed
         return
 
     def act(number: int, frame: Any) -> None:
-        came.append(before)
+        postponed.append(before)
         signal.signal(number, signal.SIG_IGN)
         signal.raise_signal(signal.SIGTERM)
 
     signal.signal(number, act)
     try:
-        yield came
+        yield postponed
     finally:
         signal.signal(number, before)
 
@@ -185,22 +187,20 @@ def as_sigterm(name: str) -> Iterator[list[Callable[[int, Any], Any]]]:
 def queue_again(handler: Callable[[int, Any], Any], number: int) -> None:
     """Let submitit queue this job again, after the checkpoint is saved.
 
-    Slurm sends SIGTERM to a job that is queued again; it would interrupt submitit, so it is ignored.
+    Slurm sends SIGTERM to a job that is queued again; it would interrupt submitit, so it is ignored. Returns only if the job is not queued
+    again, which is logged.
 
     Args:
         handler: submitit's handler of the signal; it ends the process.
         number: of the signal.
-
-    Raises:
-        Exception: submitit may not queue the job again.
     """
     before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
     try:
         handler(number, None)
-    except Exception:
-        for name, kept in before.items():
-            signal.signal(getattr(signal, name), kept if kept is not None else signal.SIG_DFL)
-        raise
+    except Exception as error:  # too many times, or Slurm refuses
+        log.warning("this job is not queued again: %s", one_line(error, 200))
+    for name, kept in before.items():
+        signal.signal(getattr(signal, name), kept if kept is not None else signal.SIG_DFL)
 
 
 def init_worker(init: Callable[[int], None] | None, number: int) -> None:

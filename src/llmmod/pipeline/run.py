@@ -219,7 +219,7 @@ def _as_llmmod_error(error: Exception, where: str) -> Exception:
 def _signals_as_interrupts() -> Iterator[None]:
     """A context in which SIGTERM and SIGUSR1 end the run like Ctrl-C. Only the main thread may set handlers; in others nothing changes.
 
-    So does SIGUSR2 in a job of submitit, unless submitit queues the job again: its handler raises an error if that is not allowed.
+    So does SIGUSR2 in a job of submitit, unless submitit queues the job again.
     """
     before: dict[int, Any] = {}
 
@@ -227,10 +227,8 @@ def _signals_as_interrupts() -> Iterator[None]:
         raise Interrupted(number)
 
     def ask_queue(number: int, frame: FrameType | None) -> None:
-        try:
-            queue_again(before[number], number)
-        except Exception as error:
-            raise Interrupted(number) from error
+        queue_again(before[number], number)
+        raise Interrupted(number)
 
     handlers = {getattr(signal, name): stop for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
     if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):

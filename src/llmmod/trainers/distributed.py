@@ -15,7 +15,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +114,7 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
     )
     ended = Ended()
     # The error that torch raises in its handler would be lost in submitit's handler of SIGCONT, which logs: Slurm sends both at once.
-    with as_sigterm("SIGUSR2") as in_queue, _quiet(), handlers_kept(_SIGNALS, without=["SIGCONT"]):
+    with as_sigterm("SIGUSR2") as postponed, _quiet(), handlers_kept(_SIGNALS, without=["SIGCONT"]):
         try:
             elastic_launch(config, sys.executable)(*arguments)
         except ChildFailedError as error:
@@ -122,10 +122,8 @@ def run_processes(arguments: Sequence[str], *, conf: DistributedConf, count: int
             ended = Ended(failures={number: failure.exitcode for number, failure in seen})
         except SignalException as caught:
             ended = Ended(signal=int(caught.sigval))
-    if ended.signal is not None:
-        for handler in in_queue:
-            with suppress(Exception):  # it may not be queued again
-                queue_again(handler, signal.SIGUSR2)
+    for handler in postponed if ended.signal is not None else ():
+        queue_again(handler, signal.SIGUSR2)
     return ended
 
 

@@ -99,7 +99,7 @@ class Heap:
         self._graph = graph
 
     def _fill_gap(self, start: int, size: int, graph: int) -> None:
-        """Put a small object into a gap, or join it."""
+        """Put a small object into a share of the gaps, outside of a backward pass, and join the others with the holes next to them."""
         self._filled += _FILLED if graph >= 0 else 0.0
         if self._filled < 1 or graph < 0:
             self._join(start, size)

@@ -54,7 +54,7 @@ class Peak:
 class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
     """Counts memory and FLOPs, see the module's docstring. `phase` names the current phase; `peaks` has the peak of each phase.
 
-    `records` is true in a forward pass with gradients, also while a function of its own (`torch.autograd.Function`) computes without.
+    `records` is true in a forward pass with gradients, also inside a `torch.autograd.Function`, where torch turns gradients off.
 
     Args:
         vocabulary: tensors with this last dimension are logits.
