@@ -5,8 +5,9 @@
 
 Every run is a rehearsal: a tiny Llama with random weights on the demonstration data. ZeRO 3 draws other random weights than one process
 does; to compare the two, start both from a checkpoint. All runs with two processes share one pair of processes, and all others share one
-process. A gradient is the change of a weight over two steps of SGD without momentum, divided by the learning rate; the table has the
-largest difference of any weight. `uneven` has three examples for steps of two, so one process does not have an example in the last step.
+process. `gradients` is the norm of the difference of the first step's gradients, divided by their norm; `weights` the largest difference of
+a weight after two steps of SGD. A step has two micro-batches of two examples; `uneven` has three examples, so that in each second
+micro-batch one process does not have one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-RATE = 0.1
 STAGES = {
     "pt": [],
     "sft": [],
@@ -28,22 +28,24 @@ STAGES = {
     "dpo": [],
     "kto": ["training.loss_type=apo_zero_unpaired"],
     "ppo": ["training.num_mini_batches=1", "training.num_ppo_epochs=1", "+training.reward.varied._target_=distributed.varied"],
-    "grpo": ["training.gradient_accumulation_steps=2", "training.num_generations=2", "+training.reward.varied._target_=distributed.varied"],
+    "grpo": ["training.num_generations=2", "+training.reward.varied._target_=distributed.varied"],
 }
 ONLINE = ("ppo", "grpo")
 UNEVEN = ["dataset.val_files=null", "dataset.val_size=1", "dataset.max_samples=4"]
 HELD_OUT = ["dataset.val_files=null", "dataset.val_size=3", "dataset.max_samples=7"]  # three can't be divided evenly by two processes
 SGD = [
-    "training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
+    "training.optim=sgd", "training.learning_rate=0.1", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
     "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
+    "+training.callbacks.gradients._target_=distributed.Gradients",
 ]  # fmt: skip
 SAVED = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
 NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL depends on the batches
 
 
 def trained(stage: str, finetune: str, processes: int, *more: str) -> list[str]:
-    """The overrides of a training of two steps of two examples each."""
+    """The overrides of a training of two steps, each of two micro-batches of two examples."""
     sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
+    sizes += ["training.gradient_accumulation_steps=2"]
     return ["smoke=true", "pipeline=[train,export]", f"stage={stage}", f"finetune={finetune}", *STAGES[stage], *sizes, *more]
 
 
@@ -91,6 +93,22 @@ def varied(completion_ids: Sequence[Sequence[int]], **columns: object) -> list[f
     return [sum(ids) % 17 / 7 for ids in completion_ids]
 
 
+class Gradients:
+    """A callback that saves the first optimizer step's gradients, whole, next to the model."""
+
+    def __new__(cls) -> object:
+        import torch
+        from transformers import TrainerCallback
+
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+            found = {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in found.items()}
+            if args.process_index == 0 and state.global_step == 0:
+                torch.save(found, Path(args.output_dir) / "gradients.pt")
+
+        return type("Gradients", (TrainerCallback,), {"on_pre_optimizer_step": on_pre_optimizer_step})()
+
+
 def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
     """Do the runs one after the other; the error of a run that fails is written to a file."""
     import llmmod
@@ -117,15 +135,25 @@ def started(where: Path, processes: int, todo: Sequence[tuple[str, list[str]]]) 
         print(f"processes failed: {ended.failures}")
 
 
-def apart(one: Path, two: Path) -> tuple[float, float]:
-    """The largest difference of a weight of the exported models, and of a metric; relative for metrics above 1."""
+def apart(one: Path, two: Path) -> tuple[float | None, float, float]:
+    """The differences of the gradients, of the exported weights, and of the metrics; relative for metrics above 1.
+
+    DeepSpeed's and a resumed run's gradients are not compared.
+    """
+    import torch
     from safetensors.torch import load_file
 
+    files = [run / "train" / "gradients.pt" for run in (one, two)]
+    gradients = None
+    if all(file.exists() for file in files):
+        first, second = (torch.load(file) for file in files)
+        changes = torch.cat([(second[name] - first[name]).flatten() for name in first])
+        gradients = float(changes.norm() / torch.cat([value.flatten() for value in first.values()]).norm())
     models = [load_file(run / "export" / "model.safetensors") for run in (one, two)]
     weights = max(float((models[0][name].float() - models[1][name].float()).abs().max()) for name in models[0].keys() | models[1].keys())
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
     compared = [name for name in metrics[0] if not name.startswith(NOT_COMPARED)]
-    return weights, max(abs(metrics[0][name] - metrics[1][name]) / max(1.0, abs(metrics[0][name])) for name in compared)
+    return gradients, weights, max(abs(metrics[0][name] - metrics[1][name]) / max(1.0, abs(metrics[0][name])) for name in compared)
 
 
 def main(wanted: Sequence[str]) -> None:
@@ -138,17 +166,17 @@ def main(wanted: Sequence[str]) -> None:
                 todo = [(name, overrides) for name, count, overrides in all_runs if count == processes and name.endswith("resumed") == last]
                 if todo:
                     started(where, processes, todo)
-        print(f"{'run':40s}  {'compared with':28s}  weights    metrics")
+        print(f"{'run':40s}  {'compared with':28s}  gradients  weights    metrics")
         names = [name for name, _, _ in all_runs]
         for one, two in zip(names[::2], names[1::2], strict=True):
             try:
-                weights, metrics = apart(where / one, where / two)
+                gradients, *others = apart(where / one, where / two)
             except OSError as error:
                 said = [path.read_text().splitlines()[0] for name in (one, two) if (path := where / f"{name}.error").exists()]
                 print(f"{two:40s}  {one:28s}  {said or error}")
                 continue
-            scale = 1 if "resumed" in two else RATE
-            print(f"{two:40s}  {one:28s}  {weights / scale:.1e}  {metrics:.1e}")
+            shown = ["" if value is None else f"{value:.1e}" for value in (gradients, *others)]
+            print(f"{two:40s}  {one:28s}  {'  '.join(f'{text:9s}' for text in shown)}")
 
 
 if __name__ == "__main__":
