@@ -61,7 +61,7 @@ lint: install ## style, types, and the direction of imports
 	$(BIN)/lint-imports
 
 schemas: install ## write src/llmmod/config/schema/generated/ anew from the installed libraries
-	$(BIN)/python -m llmmod.devtools.generate
+	$(BIN)/python -m devtools.generate
 
 $(DOCS_STAMP): $(STAMP)
 	@rm -f $(VENV)/.docs-*
@@ -70,7 +70,7 @@ $(DOCS_STAMP): $(STAMP)
 
 # Warnings are errors, broken links among them; nothing is fetched from the network.
 docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the reference of every key
-	$(BIN)/python -m llmmod.devtools.key_pages docs/reference
+	$(BIN)/python -m devtools.key_pages docs/reference
 	$(BIN)/python -m sphinx -b html -W -n --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 

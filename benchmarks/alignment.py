@@ -103,14 +103,14 @@ def clock(stage, count):
 
 def llmmod(stage, data, directory, given):
     """llmmod's trainer, as `stage=…` builds it."""
-    from llmmod.config.schema import online_training, preference_training
+    from llmmod.config.schema import online_training, training
     from llmmod.models.matmul import onednn_products
     from llmmod.trainers.online.rewards import Rewards
 
     trainer, collator, conf = {
-        "dpo": ("preference.dpo.DpoTrainer", "PrefixSharingCollator", preference_training.DpoConf),
-        "kto": ("preference.kto.KtoTrainer", "KTOCollator", preference_training.KtoConf),
-        "rm": ("rm.RmTrainer", "PrefixSharingRewardCollator", preference_training.RmConf),
+        "dpo": ("preference.dpo.DpoTrainer", "PrefixSharingCollator", training.DpoConf),
+        "kto": ("preference.kto.KtoTrainer", "KTOCollator", training.KtoConf),
+        "rm": ("rm.RmTrainer", "PrefixSharingRewardCollator", training.RmConf),
         "ppo": ("ppo.trainer.PpoTrainer", None, online_training.PpoConf),
         "grpo": ("online.grpo.GrpoTrainer", None, online_training.GrpoConf),
     }[stage]

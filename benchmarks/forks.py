@@ -29,7 +29,7 @@ def import_everything() -> None:
     for name in ("peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
-        if not module.name.startswith(("llmmod.devtools", "llmmod.__main__")):
+        if not module.name.startswith("llmmod.__main__"):
             importlib.import_module(module.name)
     gc.freeze()
     gc.enable()

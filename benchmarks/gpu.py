@@ -109,8 +109,7 @@ def arguments(stage):
 
 def ours(stage, shape, way, directory, counted):
     """llmmod's trainer, as the stage builds it."""
-    from llmmod.config.schema.preference_training import DpoConf
-    from llmmod.config.schema.training import SftConf
+    from llmmod.config.schema.training import DpoConf, SftConf
     from llmmod.data.dataset.packing import PackedDataset
     from llmmod.models.loading.tiny import tiny_tokenizer
     from llmmod.trainers.arguments import training_arguments

@@ -4,7 +4,7 @@
     python benchmarks/reward_model.py outputs/mine
 
 The right answers to the held-out questions are compared with wrong ones (`llmmod_pairs_heldout`) and with damaged ones, one kind at a time
-(`llmmod.devtools.damage`). The table in Markdown has how often the right answer gets the higher reward, and the mean of both rewards.
+(`devtools.damage`). The table in Markdown has how often the right answer gets the higher reward, and the mean of both rewards.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 
 from measure import machine, measure
 
-from llmmod.devtools.damage import another, damaged
-
+ROOT = Path(__file__).parent.parent
 KINDS = {
     "another topic's right answer": 0,
     "its first half, then half of another": 1,
@@ -31,7 +30,10 @@ KINDS = {
 
 def compared():
     """Name -> pairs of a right and another answer."""
-    file = Path(__file__).parent.parent / "data" / "llmmod_pairs_heldout.jsonl"
+    sys.path.append(str(ROOT))
+    from devtools.damage import another, damaged
+
+    file = ROOT / "data" / "llmmod_pairs_heldout.jsonl"
     pairs = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     answers = [pair["chosen"] for pair in pairs]
     found = {"wrong": pairs}

@@ -35,7 +35,7 @@ accelerate.launchers.notebook_launcher accelerate.test_utils.testing.execute_sub
 accelerate.utils.load accelerate.utils.save datasets.commands.datasets_cli.main datasets.Dataset.from_sql
 datasets.packaged_modules.pandas.pandas.Pandas datasets.utils.py_utils.Pickler trl.scripts.sft.main trl.scripts.utils.TrlParser
 trl.cli.main.main trl.extras.vllm_client.VLLMClient trl.experimental.openreward.OpenRewardEnv llmmod.app.main llmmod.instantiate.locate
-llmmod.instantiate.build llmmod.devtools.generate.write llmmod.pipeline.run.run_pipeline llmmod.run llmmod.config.compose.compose_config
+llmmod.instantiate.build llmmod.pipeline.run.run_pipeline llmmod.run llmmod.config.compose.compose_config
 llmmod.targets.refusal llmmod.models.loading.load._private llmmod.models.loading.load.os.system
 my_package.Thing my_package._Thing open __main__.x
     """

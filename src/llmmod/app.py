@@ -192,7 +192,7 @@ def _own_directory(composed: Composed, args: Namespace) -> Iterator[None]:
     from omegaconf import OmegaConf
 
     from llmmod.files.lock import DirectoryInUseError, holding
-    from llmmod.pipeline.resume import directory_override, directory_to_go_on_in
+    from llmmod.pipeline.record import directory_override, directory_to_go_on_in
 
     config = composed.config
     by_time = "${started" in str(OmegaConf.to_container(config)["output_dir"])  # type: ignore[call-overload,index]

@@ -7,7 +7,7 @@ from importlib import resources
 
 import pytest
 
-from llmmod.devtools.damage import KINDS, damaged, rows
+from devtools.damage import KINDS, damaged, rows
 
 
 def read(name: str) -> list[dict[str, str]]:

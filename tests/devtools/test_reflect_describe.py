@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.devtools.reflect import describe, first_sentence, plain, to_ascii
+from devtools.reflect import describe, first_sentence, plain, to_ascii
 
 SENTENCES = {
     "first of two": ("The batch size per device. More.", "The batch size per device"),

@@ -7,7 +7,7 @@ from typing import Any, Literal, Optional, Union
 
 import pytest
 
-from llmmod.devtools.reflect import Translation, translate
+from devtools.reflect import Translation, translate
 
 
 class Colour(enum.Enum):

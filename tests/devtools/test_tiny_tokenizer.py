@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmmod.devtools import tiny_tokenizer
+from devtools import tiny_tokenizer
 
 
 def load(folder: Path = tiny_tokenizer.FOLDER) -> Any:
@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 def test_generating_it_again_gives_the_same_bytes() -> None:
     made = {name: text.encode() for name, text in tiny_tokenizer.files().items()}
     shipped = {path.name: path.read_bytes() for path in tiny_tokenizer.FOLDER.iterdir()}
-    assert made == shipped, "the demonstration data changed: run `python -m llmmod.devtools.tiny_tokenizer`"
+    assert made == shipped, "the demonstration data changed: run `python -m devtools.tiny_tokenizer`"
 
 
 def test_check_names_the_file_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

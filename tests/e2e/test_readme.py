@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import get_args_parser
 
+from devtools.key_pages import main as write_reference
 from llmmod.app import _allowed_modules
 from llmmod.config.compose import compose_config
 from llmmod.config.validate import validated
 from llmmod.config.wording import conf_directory, groups
-from llmmod.devtools.key_pages import main as write_reference
 from llmmod.pipeline.launch import run_config
 from llmmod.runs.compare import open_run
 from llmmod.runs.replay import asked_for, replayed_overrides

@@ -13,7 +13,7 @@ from typed import typed
 import llmmod
 from llmmod.config.compose import to_root
 from llmmod.errors import ConfigError
-from llmmod.pipeline.resume import commands_of, directory_to_go_on_in, set_resume
+from llmmod.pipeline.record import commands_of, directory_to_go_on_in, set_resume
 
 RUN = ["stage=dpo", "finetune=full", "training.learning_rate=1e-4"]
 

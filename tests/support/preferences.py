@@ -38,7 +38,7 @@ def toy_pairs(tiny_tokenizer):
 @pytest.fixture
 def dpo_conf():
     """`training.*` of dpo."""
-    from llmmod.config.schema.preference_training import DpoConf
+    from llmmod.config.schema.training import DpoConf
 
     trainer = {"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"}
     parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.PrefixSharingCollator"}}
@@ -68,7 +68,7 @@ def toy_judged(toy_pairs):
 @pytest.fixture
 def kto_conf():
     """`training.*` of kto."""
-    from llmmod.config.schema.preference_training import KtoConf
+    from llmmod.config.schema.training import KtoConf
 
     trainer = {"_target_": "llmmod.trainers.preference.kto.KtoTrainer"}
     parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.KTOCollator"}}
@@ -84,7 +84,7 @@ def kto_trainer(tiny_llama, tiny_tokenizer, toy_judged, kto_conf, tmp_path):
 @pytest.fixture
 def rm_conf():
     """`training.*` of rm."""
-    from llmmod.config.schema.preference_training import RmConf
+    from llmmod.config.schema.training import RmConf
 
     return toy.conf_maker(RmConf, stage="rm", trainer={"_target_": "llmmod.trainers.rm.RmTrainer"}, collator=RM_COLLATORS[0])
 

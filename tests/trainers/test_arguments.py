@@ -132,7 +132,7 @@ def test_seq2seq_arguments_reach_a_class_that_has_none_without_an_error(sft_conf
 
 
 def test_the_old_name_of_the_sampler_works_where_the_stage_sets_its_own_default(tmp_path):
-    from llmmod.config.schema.preference_training import KtoConf
+    from llmmod.config.schema.training import KtoConf
 
     conf = KtoConf(stage="kto", train_sampling_strategy="random", sortish_sampler=True, report_to="none")
     assert arguments(conf, tmp_path).train_sampling_strategy == "group_by_length"

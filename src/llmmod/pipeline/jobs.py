@@ -26,8 +26,7 @@ from llmmod.distributed import rank
 from llmmod.errors import EXIT_CONFIG, EXIT_FAILED, ConfigError, LlmmodError
 from llmmod.instantiate import import_own
 from llmmod.pipeline.launch import run_configured
-from llmmod.pipeline.record import write_json
-from llmmod.pipeline.resume import commands_of
+from llmmod.pipeline.record import commands_of, write_json
 from llmmod.pipeline.run import Outcome, full_error_wanted
 from llmmod.pipeline.session import Left
 from llmmod.runs.read import Run

@@ -29,8 +29,7 @@ from llmmod.distributed import cores, is_launched, rank
 from llmmod.errors import LlmmodError
 from llmmod.files.lock import holding
 from llmmod.instantiate import import_own
-from llmmod.pipeline.record import close_record
-from llmmod.pipeline.resume import directory_to_go_on_in
+from llmmod.pipeline.record import close_record, directory_to_go_on_in
 from llmmod.pipeline.run import Interrupted, Outcome, run_pipeline
 from llmmod.pipeline.session import Left
 from llmmod.runs.report import write_report
@@ -80,7 +79,7 @@ def run_configured(
         root: the configuration.
         run_dir: the run's directory.
         job_logging: logging of the first process; see `Frozen`.
-        commands: the commands that start and resume the run, for run.json, from `pipeline.resume.commands_of`.
+        commands: the commands that start and resume the run, for run.json, from `pipeline.record.commands_of`.
         left: objects that the last job of a sweep left in this process; see `run_pipeline`.
     """
     commands = commands or {}

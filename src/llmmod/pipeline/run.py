@@ -26,8 +26,7 @@ from llmmod.distributed import limit_threads, rank
 from llmmod.errors import EXIT_FAILED, ConfigError, LlmmodError, Problem, Pruned, RunError, one_line
 from llmmod.files.lock import DirectoryInUseError, holding
 from llmmod.instantiate import import_own, locate
-from llmmod.pipeline.record import Record
-from llmmod.pipeline.resume import completed_metrics, set_resume
+from llmmod.pipeline.record import Record, completed_metrics, set_resume
 from llmmod.pipeline.session import Left, Session, compatibility_warnings
 from llmmod.runs.report import write_report
 from llmmod.signals import queue_again
@@ -101,7 +100,7 @@ def run_pipeline(root: Root, run_dir: Path, *, commands: Mapping[str, str | None
     Args:
         root: the validated configuration.
         run_dir: the run's directory.
-        commands: the commands that start and resume the run, for run.json, from `pipeline.resume.commands_of`.
+        commands: the commands that start and resume the run, for run.json, from `pipeline.record.commands_of`.
         left: objects that jobs of a sweep share in this process; None: nothing is shared.
     """
     quiet_libraries()

@@ -30,7 +30,7 @@ from llmmod.protocols import LoadedModel, StepReport
 from llmmod.render.export import exported
 from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
-from llmmod.steps.plan.out_of_memory import memory_explained
+from llmmod.steps.plan.figures import SAID, memory_explained
 from llmmod.steps.predict.step import check_measured
 from llmmod.trainers.arguments import SMOKE_STEPS, engine_arguments, training_arguments
 from llmmod.trainers.base import EvaluateEvery, StageTrainer
@@ -85,16 +85,16 @@ class Train:
         check_offloading(root.distributed, use_cpu=conf.use_cpu)
         engine = engine_arguments(root.distributed)
         args = training_arguments(conf, output_dir=directory, seed=root.seed, smoke=root.smoke, has_eval=has_eval, engine=engine)
-        checkpoint = _agreed(checkpoint)
+        checkpoint = _of_the_first(checkpoint)  # another process may have searched while one was being renamed
         check_processes(checkpoint, args, samples=conf.data_kind == "prompt")
         args.eval_on_start &= checkpoint is None  # a checkpoint's log has that evaluation already
         reuse = Reuse(session, self.name, args=args, data=getattr(splits, "identity", None), checkpoint=checkpoint)
         if (taken := reuse.take()) is not None:
             return self._reused(session, *taken, identity=reuse.identity)
-        if torch.cuda.is_available() and not args.use_cpu and world_size() == 1:
+        if torch.cuda.is_available() and not args.use_cpu:
             from llmmod.steps.plan.step import warn_if_too_large  # half a second to import, only needed on a GPU
 
-            warn_if_too_large(session, self.name)
+            warn_if_too_large(session, self.name, bf16=args.bf16)
         with engine_of(args), memory_explained(session, self.name):
             return self._trained(session, args, splits, checkpoint, reuse)
 
@@ -103,6 +103,7 @@ class Train:
         conf, directory = session.conf(self.name, "training"), session.step_dir(self.name)
         answer, every = self._predictor(session)
         model = self._initial_model(session, seed=args.seed)
+        session.put(SAID, _of_the_first(session.get(SAID)))  # each process can run out of memory
         progress, stop = TrainingProgress(bar=False if conf.disable_tqdm else None), StopAfterStep(several=world_size() > 1)
         with restored_after_training(model):
             trainer = trainer_from(
@@ -233,9 +234,9 @@ def _with_template(session: Any, name: str) -> Any:
     return tokenizer
 
 
-def _agreed(checkpoint: Path | None) -> Path | None:
-    """The checkpoint that the first of several processes found: another may have searched while one was being renamed."""
-    found = [checkpoint]
+def _of_the_first(found_here: Any) -> Any:
+    """What the first of several processes found."""
+    found = [found_here]
     if world_size() > 1:
         broadcast_object_list(found)
     return found[0]

@@ -9,8 +9,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from devtools.generate import FOLDER, SOURCES, changed_fields, differences, generate, main
 from llmmod.config.validate.values import tables
-from llmmod.devtools.generate import FOLDER, SOURCES, changed_fields, differences, generate, main
 
 BY_MODULE = {source.module: source for source in SOURCES}
 
@@ -127,7 +127,7 @@ def test_check_names_the_fields_that_differ_and_fails(tmp_path, monkeypatch, cap
         (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
     stale = tmp_path / "lora.py"
     stale.write_text(stale.read_text("utf-8").replace("r: int = 8", "r: int = 16"), "utf-8")
-    monkeypatch.setattr("llmmod.devtools.generate.FOLDER", tmp_path)
+    monkeypatch.setattr("devtools.generate.FOLDER", tmp_path)
     assert main(["--check"]) == 1
     printed = capsys.readouterr()
     assert "  differs in r\n" in printed.out

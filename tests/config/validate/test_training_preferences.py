@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trl.trainer import dpo_trainer
 
-from llmmod.config.schema.preference_training import LOSSES, WITH_DIVERGENCE
+from llmmod.config.schema.training import LOSSES, WITH_DIVERGENCE
 
 WRONG = {
     "loss": (

@@ -11,7 +11,7 @@ from llmmod.config.schema.base import MixStopping
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset.load import load_splits
-from llmmod.data.dataset.mix import take_turns
+from llmmod.data.dataset.splits import take_turns
 from llmmod.errors import ConfigError
 
 FIRST, ALL = MixStopping.first_exhausted, MixStopping.all_exhausted

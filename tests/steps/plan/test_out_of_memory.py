@@ -8,7 +8,7 @@ import torch
 from llmmod.config.schema.finetune import FullConf
 from llmmod.config.schema.training import SftConf
 from llmmod.errors import RunError
-from llmmod.steps.plan.out_of_memory import SAID, memory_explained
+from llmmod.steps.plan.figures import SAID, memory_explained
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,11 +13,12 @@ import pytest
 
 import llmmod
 from llmmod.config.compose import to_root
+from llmmod.config.schema.steps import PlanConf
 from llmmod.errors import ConfigError
 from llmmod.pipeline.launch import run_configured
 from llmmod.pipeline.session import Session
 from llmmod.steps.plan.devices import Device, parse_bytes, per_device
-from llmmod.steps.plan.out_of_memory import SAID
+from llmmod.steps.plan.figures import SAID
 from llmmod.steps.plan.step import Plan, plan_training, warn_if_too_large
 from llmmod.steps.preview.step import Preview
 
@@ -118,7 +120,7 @@ def test_processes_that_share_the_model_are_planned_by_one(checkpoint, tmp_path,
 
 
 def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 1)
+    monkeypatch.setattr("llmmod.steps.plan.step._MOST_ADVICE", 1)
     directory = checkpoint(num_hidden_layers=2)
     gpu = ["finetune=full", "dataset.val_files=null", "training.per_device_train_batch_size=16"]
     much = planned(directory, *gpu, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
@@ -132,7 +134,7 @@ def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, 
 
 
 def test_if_the_evaluation_is_too_large_a_smaller_one_is_advised(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 1)
+    monkeypatch.setattr("llmmod.steps.plan.step._MOST_ADVICE", 1)
     directory, overrides = checkpoint(num_hidden_layers=2), ["training.per_device_train_batch_size=1"]
     much = planned(directory, *overrides, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
     memory = f"steps.plan.device_memory={int(600e6 + 0.7 * (much.total - 600e6))}"
@@ -183,18 +185,49 @@ def test_an_amount_of_memory_that_is_none_is_refused():
         parse_bytes("much")
 
 
-def test_before_a_training_that_will_not_fit_there_is_a_warning(checkpoint, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("llmmod.steps.plan.fit._MOST_ADVICE", 0)
+@pytest.fixture
+def too_large(checkpoint, tmp_path):
+    """The session of a training that doesn't fit a GPU, and that GPU: with half of the micro-batch it would fit."""
     root = to_root(llmmod.compose([
-        f"model.pretrained_model_name_or_path={checkpoint()}", "model.gguf_file=null", "render=vanilla", "finetune=full",
+        f"model.pretrained_model_name_or_path={checkpoint(num_hidden_layers=2)}", "model.gguf_file=null", "render=vanilla", "finetune=full",
         f"output_dir={tmp_path}/run", "dataset.max_samples=16", "pipeline=[plan]",
     ]))  # fmt: skip
-    session = Session(root, tmp_path / "run")
-    figures = warn_if_too_large(session, "plan", device=Device("cuda", "a small GPU", 605_000_000, 600_000_000, here=False))
+    return Session(root, tmp_path / "run"), Device("cuda", "a small GPU", 645_000_000, 600_000_000, here=False)
+
+
+def test_before_a_training_that_will_not_fit_there_is_a_warning(too_large, caplog):
+    session, device = too_large
+    figures = warn_if_too_large(session, "plan", device=device)
     assert figures is not None
     assert not figures.fits
     assert "this training will probably not fit" in caplog.text
-    assert session.get(SAID).endswith("on a small GPU, which has 605 MB: it does NOT fit")
+    smaller = "training.per_device_train_batch_size=4 training.gradient_accumulation_steps=2"
+    assert f"to make it fit: {smaller} ('pipeline=[plan]' shows other ways)" in caplog.messages
+    assert session.get(SAID).endswith("on a small GPU, which has 645 MB: it does NOT fit")
+
+
+def test_the_first_of_several_processes_plans_in_a_process_of_its_own(too_large, caplog, monkeypatch):
+    session, device = too_large
+    alone = plan_training(session, "plan", PlanConf(), quick=True, device=replace(device, bytes=10**12))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    figures = warn_if_too_large(session, "plan", bf16=True, device=replace(device, here=True))
+    assert figures is not None
+    assert (figures.way, figures.processes, figures.fits) == ("ddp", 2, False)
+    gathered = 4 * alone.parameters  # a second copy of the float32 gradients
+    assert figures.memory == {**alone.memory, "gathered": gathered, "fragments": figures.memory["fragments"]}
+    assert figures.steps == alone.steps // 2
+    assert "this training will probably not fit" in caplog.text
+    assert session.get(SAID) == figures.verdict
+    monkeypatch.setattr("llmmod.steps.plan.step._LONGEST_S", 0.01)
+    caplog.set_level("INFO")
+    assert warn_if_too_large(session, "plan", device=device) is None
+    assert "this training can't be planned and starts without a plan" in caplog.text
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("llmmod.steps.plan.step.subprocess", None)
+    caplog.clear()
+    assert warn_if_too_large(session, "plan", device=device) is None
+    assert caplog.text == ""
 
 
 def test_the_step_leaves_numbers_and_a_picture_which_the_preview_shows(checkpoint, tmp_path):

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from trl import DPOConfig, DPOTrainer
 from ways import adapted, moved, prepared, quantized
 
-from llmmod.config.schema.preference_training import LOSSES
+from llmmod.config.schema.training import LOSSES
 from llmmod.errors import ConfigError
 from llmmod.models.packing import packed_attention
 from llmmod.trainers import efficient

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmmod.config.schema.preference_training import LOSSES, WITH_DIVERGENCE
 from llmmod.config.schema.steps import ChatConf, TrainConf
+from llmmod.config.schema.training import LOSSES, WITH_DIVERGENCE
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out
 from llmmod.config.validate.values import CHOICES

@@ -12,8 +12,7 @@ from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset.builder import DatasetBuilder, process_directory
 from llmmod.data.dataset.certify import require_certificate
-from llmmod.data.dataset.mix import check_mix, mix_splits, shares, within_mix
-from llmmod.data.dataset.splits import Splits
+from llmmod.data.dataset.splits import Splits, check_mix, mix_splits, shares, within_mix
 from llmmod.data.dataset.stream import stream_splits
 from llmmod.data.examples.answers import Judgements, Preferences, Prompts
 from llmmod.data.examples.tokenize import ExampleTokenizer

@@ -24,9 +24,8 @@ from torch.utils.data import get_worker_info
 
 from llmmod.config.schema.data import DatasetConf
 from llmmod.data.dataset.builder import DatasetBuilder
-from llmmod.data.dataset.mix import take_turns
 from llmmod.data.dataset.packing import pack_stream
-from llmmod.data.dataset.splits import DataReport, Splits
+from llmmod.data.dataset.splits import DataReport, Splits, take_turns
 from llmmod.data.examples.tokenize import Counts, ExampleTokenizer, LocatedRecord
 from llmmod.data.examples.types import IDS
 from llmmod.data.rows.records import listed

@@ -28,7 +28,6 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 _GPU_FRAGMENTS = 0.05  # share that torch's caching allocator reserves in addition to the tensors; assumed, not measured on a GPU
-_MOST_ADVICE = 4
 _MOST_TRACES = 3  # of a search for the largest size
 _MOST_TOKENS = 2**24  # of a micro-batch
 _MOST_TRACED = 2**15  # tokens; tokens are real, so that more would take seconds
@@ -162,13 +161,14 @@ class Planner:
             known |= {tokens: self.trace(replace(rows, train=made)) for tokens, made in new.items() if tokens not in known}
         return found
 
-    def advice(self, rows_for: Callable[[Any], Rows]) -> list[str]:
+    def advice(self, rows_for: Callable[[Any], Rows], *, most: int) -> list[str]:
         """Overrides to paste, each of which makes the training fit, the one with the lowest cost first.
 
         Args:
             rows_for: `training.*` -> the rows that a plan of it traces, so that a plan with the overrides finds the same.
+            most: how many are enough; each takes some traces.
         """
-        return list(islice(self._fitting(rows_for), _MOST_ADVICE))
+        return list(islice(self._fitting(rows_for), most))
 
     def _fitting(self, rows_for: Callable[[Any], Rows]) -> Iterator[str]:
         line = self._smaller(rows_for)

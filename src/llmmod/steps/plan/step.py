@@ -1,38 +1,47 @@
 """Plan a training in seconds, without loading weights: memory by part, tokens, steps, FLOPs, and whether it fits the device.
 
-`plan_training` does the step's work without writing files; a run on a GPU calls it before it trains.
+`plan_training` does the step's work without writing files. A run on a GPU plans before it trains. If it has several processes, the first
+one starts another process for that, which belongs to no group and sees no GPU: a traced trainer must not wait for the other processes.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmmod.config.schema.online_training import reward_nodes
-from llmmod.config.schema.steps import PlanConf
+from llmmod.config.schema.steps import PlanConf, Root
 from llmmod.data.dataset.packing import capacity_of, lengths
-from llmmod.distributed import expected_processes, world_size
+from llmmod.distributed import expected_processes, rank, world_size
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.protocols import StepReport
 from llmmod.steps.plan.devices import Device, device_for, measured_rate, resident_bytes
-from llmmod.steps.plan.figures import PlanFigures
+from llmmod.steps.plan.figures import SAID, PlanFigures
 from llmmod.steps.plan.fit import Planner, tokens_of
-from llmmod.steps.plan.out_of_memory import SAID
 from llmmod.steps.plan.trace import Rows
 from llmmod.steps.preview.figures import examples_of, measured
 
 log = logging.getLogger("llmmod.plan")
 _DRAWN = 2000  # examples that are drawn in random order, an epoch at least; the largest micro-batch is traced
 _STREAMED = 1000  # examples of a stream that are read
+_MOST_ADVICE = 4
 _FILES = ("plan.json", "plan.svg")
+_LONGEST_S = 120  # of a plan in another process
+_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")  # variables
 
 
 class Plan:
@@ -74,7 +83,7 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         session: the run's session.
         step: the training step to plan.
         conf: `steps.plan`.
-        quick: leave out the time and the largest sizes, which only a reader of the plan needs.
+        quick: leave out the time, the largest sizes, and all advice but the first, which only a reader of the plan needs.
         device: the device to plan for; None: that of `conf`, or this machine's.
 
     Raises:
@@ -119,24 +128,32 @@ def plan_training(session: Any, step: str, conf: PlanConf, *, quick: bool = Fals
         rate=0.0 if quick or not conf.measure_speed else measured_rate(device, hub_cache_dir=root.hub.cache_dir),
         micro_batch=micro_batch,
         cutoff_len=cutoff_len,
-        advice=[] if fits else planner.advice(lambda changed: rows_of(splits, changed, seed=root.seed)),
+        advice=[]
+        if fits
+        else planner.advice(lambda changed: rows_of(splits, changed, seed=root.seed), most=1 if quick else _MOST_ADVICE),
         notes=[*notes, *of_reward],
     )
 
 
-def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) -> PlanFigures | None:
-    """Plan a training before it begins, and warn if it won't fit. `steps.plan.out_of_memory` quotes the plan later.
+def warn_if_too_large(session: Any, step: str, *, bf16: bool | None = None, device: Device | None = None) -> PlanFigures | None:
+    """Plan a training before it begins, and warn if it won't fit. `plan.figures.memory_explained` quotes the plan later.
 
     Args:
         session: the run's session.
         step: the step that trains.
+        bf16: whether it computes in bfloat16; None: as `training.bf16` says.
         device: the device to plan for; None: this machine's GPU.
 
     Returns:
-        The plan; None if planning fails, which does not stop the training.
+        The plan; None if planning fails, which does not stop the training, and in all processes but the first.
     """
+    if rank() != 0:
+        return None
     try:
-        figures = plan_training(session, step, PlanConf(), quick=True, device=device)
+        if world_size() == 1:
+            figures = plan_training(session, step, PlanConf(), quick=True, device=device)
+        else:
+            figures = _planned_elsewhere(session, step, bf16=bf16, device=device)
     except Exception as error:  # a user's class may raise anything on fake tensors
         log.info("this training can't be planned and starts without a plan: %s", one_line(error, 200))
         log.debug("why", exc_info=error)
@@ -145,8 +162,67 @@ def warn_if_too_large(session: Any, step: str, *, device: Device | None = None) 
     if not figures.fits:
         log.warning("this training will probably not fit: %s", session.get(SAID))
         for line in figures.advice:
-            log.warning("to make it fit: %s", line)
+            log.warning("to make it fit: %s ('pipeline=[plan]' shows other ways)", line)
     return figures
+
+
+class _Inputs(NamedTuple):
+    """What `plan_training` reads of a session, for another process."""
+
+    root: Root
+    parts: Mapping[str, Any]
+    examples: Any
+    of_model: Any
+
+    def conf(self, step: str, part: str) -> Any:
+        """The step's `model`, `finetune` or `training`."""
+        return self.parts[part]
+
+    def splits(self, step: str) -> Any:
+        """The step's examples."""
+        return self.examples
+
+    def tokenizer(self, step: str) -> Any:
+        """The tokenizer of the step's model."""
+        return self.of_model
+
+
+def _planned_elsewhere(session: Any, step: str, *, bf16: bool | None, device: Device | None) -> PlanFigures:
+    """The plan of a step of several processes, made by a process that isn't one of them.
+
+    Raises:
+        RuntimeError: that process failed; the last line that it wrote.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    training = session.conf(step, "training")
+    device = replace(device or device_for(None, use_cpu=bool(training.use_cpu)), here=False)
+    given, parts = session.root.distributed, {part: session.conf(step, part) for part in ("model", "finetune", "training")}
+    of_all = replace(given, name="ddp" if given.name == "none" else given.name, processes=world_size(), nodes=1)
+    parts["training"] = replace(training, bf16=training.bf16 if bf16 is None else bf16)
+    inputs = _Inputs(replace(session.root, distributed=of_all), parts, session.splits(step), session.tokenizer(step))
+    with tempfile.TemporaryDirectory(prefix="llmmod-plan-") as directory:
+        file = Path(directory) / "inputs.pickle"
+        with file.open("wb") as opened:
+            pickle.dump(sys.path, opened)
+            pickle.dump((inputs, step, device), opened)
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)} | {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(file)], env=env, capture_output=True, text=True, timeout=_LONGEST_S, check=False
+        )
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        figures: PlanFigures = pickle.loads(file.with_suffix(".figures").read_bytes())
+        return figures
+
+
+def plan_for_others(file: Path) -> None:
+    """Plan in a process of its own: read a file of `_planned_elsewhere`, and write the figures next to it."""
+    with file.open("rb") as opened:
+        sys.path[:] = pickle.load(opened)
+        inputs, step, device = pickle.load(opened)
+    gc.freeze()  # a trace collects garbage three times, and the libraries' objects would take a third of its time
+    figures = plan_training(inputs, step, PlanConf(), quick=True, device=device)
+    file.with_suffix(".figures").write_bytes(pickle.dumps(figures))
 
 
 def rows_of(splits: Any, training: Any, *, seed: int) -> Rows:
@@ -188,3 +264,10 @@ def reward_bytes(training: Any) -> tuple[int, Sequence[str]]:
         elif "step" in node:
             notes.append(f"the reward model of step {node['step']} is not counted")
     return size, notes
+
+
+if __name__ == "__main__":
+    # By the module's importable name, so that unpickled objects have the same classes.
+    from llmmod.steps.plan import step
+
+    step.plan_for_others(Path(sys.argv[1]))

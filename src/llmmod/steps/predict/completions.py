@@ -70,7 +70,7 @@ class PredictAnswers:
         metrics, tuned = self._predict(generator, prompts, conversations, directory / PREDICTIONS, keep=compared)
         report = StepReport({f"predict_{name}": value for name, value in metrics.items()})
         report.artifacts["predictions"] = f"{self.name}/{PREDICTIONS}"
-        numbers = [f"{len(prompts)} answers", *(f"{name} {value:.1f}" for name, value in metrics.items())]
+        numbers = [f"{len(prompts)} answer{'s' * (len(prompts) != 1)}", *(f"{name} {value:.1f}" for name, value in metrics.items())]
         report.summary.append(f"{self.name}: {', '.join(numbers)}; they are in {directory / PREDICTIONS}")
         if compared and loaded.kind != "base" and self._can_compare(model):
             items = self._compare(generator, prompts, conversations, tuned)
@@ -224,7 +224,7 @@ class PredictDocuments:
         set_seed(session.root.seed)
         path = session.step_dir(self.name) / PREDICTIONS
         count = self._continue(session, model, self._beginnings(session, rows), path)
-        summary = f"{self.name}: {count} documents continued; they are in {path}"
+        summary = f"{self.name}: {count} document{'s' * (count != 1)} continued; they are in {path}"
         return StepReport(artifacts={"predictions": f"{self.name}/{PREDICTIONS}"}, summary=[summary])
 
     def while_training(self, session: Any) -> Callable[[Any, Path, Callable[[], None]], dict[str, float]]:

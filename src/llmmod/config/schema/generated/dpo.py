@@ -1,6 +1,6 @@
 """`trl.DPOConfig` (trl 1.16.0, transformers 5.23.0) as a schema, with that class's own defaults.
 
-Written by `python -m llmmod.devtools.generate`, not by hand. 127 of 139 fields take just what the class takes, by their
+Written by `python -m devtools.generate`, not by hand. 127 of 139 fields take just what the class takes, by their
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
 What isn't here is as in `training_arguments`.
 """

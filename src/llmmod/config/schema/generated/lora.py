@@ -1,6 +1,6 @@
 """`peft.LoraConfig` (peft 0.21.2) as a schema, with that class's own defaults.
 
-Written by `python -m llmmod.devtools.generate`, not by hand. 26 of 42 fields take just what the class takes, by their
+Written by `python -m devtools.generate`, not by hand. 26 of 42 fields take just what the class takes, by their
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
 """
 

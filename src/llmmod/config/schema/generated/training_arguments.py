@@ -1,6 +1,6 @@
 """`transformers.TrainingArguments` (transformers 5.23.0) as a schema, with that class's own defaults.
 
-Written by `python -m llmmod.devtools.generate`, not by hand. 103 of 114 fields take just what the class takes, by their
+Written by `python -m devtools.generate`, not by hand. 103 of 114 fields take just what the class takes, by their
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.
 """
 

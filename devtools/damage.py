@@ -1,6 +1,6 @@
 """The rows of `data/llmmod_damaged.jsonl`: the demonstration pairs, with a damaged copy of the right answer as the rejected one.
 
-    python -m llmmod.devtools.damage > data/llmmod_damaged.jsonl
+    python -m devtools.damage > data/llmmod_damaged.jsonl
 
 A reward model trained only on well-formed sentences doesn't know a policy's samples: answers that change the subject half-way, repeat
 themselves, or have words from elsewhere. It then uses other differences between the answers, such as length (Singhal et al. 2023, "A Long

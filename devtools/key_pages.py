@@ -1,6 +1,6 @@
 """Writes the reference of every key as Markdown, a page for each section of the configuration.
 
-    python -m llmmod.devtools.key_pages docs/reference
+    python -m devtools.key_pages docs/reference
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from devtools.key_reference import STAGES, Key, keys
 from llmmod.config.register import SCHEMAS, register_schemas, schema_class
 from llmmod.config.schema.steps import Root
 from llmmod.config.wording import hints
-from llmmod.devtools.key_reference import STAGES, Key, keys
 
 _WAYS = ("full", "freeze", "lora", "qlora")
 # page -> title, topic

@@ -1,7 +1,7 @@
 """Writes `config/schema/generated/`: a dataclass for each argument class of transformers, trl and peft that the configuration exposes.
 
-    python -m llmmod.devtools.generate            write
-    python -m llmmod.devtools.generate --check    compare, and exit with 1 where the committed files differ
+    python -m devtools.generate            write
+    python -m devtools.generate --check    compare, and exit with 1 where the committed files differ
 
 The files are committed so that composing and validating a configuration imports none of those libraries. Run it after an upgrade of one of
 them: the difference shows what the upgrade changes for a user.
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmmod.devtools.reflect import Field, reflect
+from devtools.reflect import Field, reflect
 
 _HEAD = '''"""`{target}` ({versions}) as a schema, with that class's own defaults.
 
-Written by `python -m llmmod.devtools.generate`, not by hand. {exact} of {total} fields take just what the class takes, by their
+Written by `python -m devtools.generate`, not by hand. {exact} of {total} fields take just what the class takes, by their
 annotation or with `CHOICES`; the rest are looser, and `ACCEPTED` says what the class itself takes.{besides}
 """
 
@@ -43,7 +43,7 @@ class {name}{bases}:
 _CHOICES = "# field -> the strings it allows, each item of a list too; a part in [brackets] stands for any text"
 _ACCEPTED = "# field -> the types that the class takes; a dotted path: a dict of that class's fields"
 _WIDTH = 140
-FOLDER = Path(__file__).resolve().parents[1] / "config" / "schema" / "generated"
+FOLDER = Path(__file__).resolve().parents[1] / "src" / "llmmod" / "config" / "schema" / "generated"
 
 
 def module_text(
@@ -176,7 +176,7 @@ def changed_fields(diff: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the modules, or compare them; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m llmmod.devtools.generate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m devtools.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
     check = parser.parse_args(arguments).check
     stale = 0
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif diff:
             path.write_text(text, "utf-8")
     if stale:
-        print(f"{stale} of {len(SOURCES)} files are stale: run `python -m llmmod.devtools.generate`", file=sys.stderr)
+        print(f"{stale} of {len(SOURCES)} files are stale: run `python -m devtools.generate`", file=sys.stderr)
     return int(stale > 0)
 
 

@@ -1,7 +1,7 @@
 """Makes `models/loading/tiny_tokenizer/`, the tokenizer of a rehearsal (`smoke=true`) if the model's own is not on this machine.
 
-    python -m llmmod.devtools.tiny_tokenizer            write
-    python -m llmmod.devtools.tiny_tokenizer --check    compare, and exit with 1 where the committed files differ
+    python -m devtools.tiny_tokenizer            write
+    python -m devtools.tiny_tokenizer --check    compare, and exit with 1 where the committed files differ
 
 Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) of the demonstration data: any text goes in and comes out the same, and the
 questions and answers in `data/` take about as many tokens as a model's real tokenizer makes of them. Run it again when that data changes.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-FOLDER = Path(__file__).resolve().parents[1] / "models" / "loading" / "tiny_tokenizer"
+FOLDER = Path(__file__).resolve().parents[1] / "src" / "llmmod" / "models" / "loading" / "tiny_tokenizer"
 VOCABULARY = 1000  # tokens, 256 bytes and three special tokens among them
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # ids 0, 1 and 2
 
@@ -69,7 +69,7 @@ def files() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the files; the exit code: 1 where a check found a difference."""
-    parser = argparse.ArgumentParser(prog="python -m llmmod.devtools.tiny_tokenizer", description="make the tokenizer of rehearsals")
+    parser = argparse.ArgumentParser(prog="python -m devtools.tiny_tokenizer", description="make the tokenizer of rehearsals")
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
     check = parser.parse_args(arguments).check
     changed = {name: text for name, text in files().items() if not _is_on_disk(name, text)}
