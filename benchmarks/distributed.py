@@ -77,7 +77,8 @@ def resumed() -> Iterator[tuple[str, str, str, list[str]]]:
     yield "ddp", "sft", "full", []
     yield "ddp", "grpo", "full", []
     for finetune in ("full", "lora"):
-        yield "fsdp", "sft", finetune, ["distributed=fsdp"]
+        for stage in ("pt", "sft", "dpo"):
+            yield "fsdp", stage, finetune, ["distributed=fsdp"]
         yield "fsdp sharded", "sft", finetune, ["distributed=fsdp", "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"]
         for engine in deepspeed():
             yield engine, "sft", finetune, [f"distributed={engine}"]

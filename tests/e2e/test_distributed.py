@@ -46,6 +46,7 @@ RATE = 0.1
 FSDP = ["distributed=fsdp"]
 # kto is here for its evaluation: all processes gather weights for the same number of batches, so a sixteenth doesn't count.
 SHARDED = [(stage, way) for stage in ("pt", "sft", "dpo") for way in ("full", "lora")] + [("kto", "full")]
+HALVES = [("sft", "full"), ("sft", "lora"), ("dpo", "full"), ("pt", "lora")]
 ANSWERING = {"sft": ["training.predict_steps=1", "generation.max_new_tokens=4"]}
 
 
@@ -91,10 +92,11 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     together = [overrides(stage, f"two/{stage}", 2, *ANSWERING.get(stage, [])) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]
     together += [overrides(stage, f"sharded/{stage}/{way}", 2, *FSDP, *exported(stage), finetune=way) for stage, way in SHARDED]
-    for way, engine in (("full", [*FSDP, "distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"]), ("lora", FSDP)):
-        on = f"training.resume_from_checkpoint={tmp_path / 'halves' / way / 'train' / 'checkpoint-1'}"
-        together += [overrides("sft", f"halves/{way}", 2, *saved, *engine, finetune=way)]
-        together += [overrides("sft", f"halves/{way} resumed", 2, *saved, *engine, on, finetune=way)]
+    for stage, way in HALVES:
+        engine = [*FSDP, *(["distributed.fsdp.state_dict_type=SHARDED_STATE_DICT"] if (stage, way) == ("sft", "full") else [])]
+        on = f"training.resume_from_checkpoint={tmp_path / 'halves' / stage / way / 'train' / 'checkpoint-1'}"
+        together += [overrides(stage, f"halves/{stage}/{way}", 2, *saved, *engine, finetune=way)]
+        together += [overrides(stage, f"halves/{stage}/{way} resumed", 2, *saved, *engine, on, finetune=way)]
     by_two(together, tmp_path / "cache", warm_python)
     for stage, way in dict.fromkeys([(stage, "full") for stage in STAGES] + SHARDED):
         own = [*ANSWERING.get(stage, []), *(exported(stage) if (stage, way) in SHARDED else [])]
@@ -108,9 +110,9 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
             for step in ("train", "export"):
                 assert files_of(tmp_path / "one" / stage / way / step) == files_of(tmp_path / "sharded" / stage / way / step)
     assert apart("whole", "resumed") == 0.0
-    for way in ("full", "lora"):
-        assert apart(f"halves/{way}", f"halves/{way} resumed") == 0.0
-    parts = tmp_path / "halves" / "full" / "train" / "checkpoint-2"
+    for stage, way in HALVES:
+        assert apart(f"halves/{stage}/{way}", f"halves/{stage}/{way} resumed") == 0.0
+    parts = tmp_path / "halves" / "sft" / "full" / "train" / "checkpoint-2"
     assert damage(parts, content=True) == ""
     changed = max(parts.rglob("*.distcp"), key=lambda file: file.stat().st_size)
     flip(changed, bit=4 * changed.stat().st_size)
