@@ -30,7 +30,9 @@ require_upstream(__name__)
 _GPU_FRAGMENTS = 0.05  # share that torch's caching allocator reserves in addition to the tensors; assumed, not measured on a GPU
 _MOST_TRACES = 3  # of a search for the largest size
 _MOST_TOKENS = 2**24  # of a micro-batch
-_MOST_TRACED = 2**15  # tokens; tokens are real, so that more would take seconds
+_MOST_TRACED = 2**15  # tokens; they are real, so that more would take a minute
+_MOST_ATTENTIONS = 400  # examples in all traced layers; attention within each takes 5 ms
+_NEAR = 0.02  # share of the tokens by which two traces of many tokens must differ
 _CHECKPOINTING: dict[str, Any] = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
@@ -155,11 +157,22 @@ class Planner:
             found = numbers[0] + bisect_left(numbers, True, key=too_large) - 1
             if found < numbers[0]:
                 return 0
-            new = {_tokens(made): made for made in map(make, (found, found + step)) if _tokens(made) <= _MOST_TRACED}
-            if not new.keys() - known:
+            before = len(known)
+            for made in (self._of_fewer(make(number)) for number in (found, found + step)):
+                tokens = _tokens(made)
+                apart = tokens * _NEAR if tokens > _MOST_TRACED // 16 else 0.5
+                if tokens <= _MOST_TRACED and all(abs(tokens - other) > apart for other in known):
+                    known[tokens] = self.trace(replace(rows, train=made))
+            if len(known) == before:
                 break
-            known |= {tokens: self.trace(replace(rows, train=made)) for tokens, made in new.items() if tokens not in known}
         return found
+
+    def _of_fewer(self, rows: list[Any]) -> list[Any]:
+        """A micro-batch with as many tokens in fewer, longer examples, if a trace of so many would take long."""
+        text, most = base_model(self.model).config.get_text_config(), max(1, _MOST_ATTENTIONS // sum(self.traced.depths))
+        if len(rows) <= most or text._attn_implementation == "eager":  # then memory depends on the length, and the time does not
+            return rows
+        return [stretched(rows[0], _tokens(rows) * length_of(rows[0]) // (tokens_of(rows[0]) * most))] * most
 
     def advice(self, rows_for: Callable[[Any], Rows], *, most: int) -> list[str]:
         """Overrides to paste, each of which makes the training fit, the one with the lowest cost first.

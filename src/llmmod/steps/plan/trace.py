@@ -99,6 +99,8 @@ class Traced:
         self.model, self._tracer, self.training, self._tokenizer = model, tracer, training, tokenizer
         self._on_gpu, self._smoke = on_gpu, smoke
         self.layers = decoder_layers(base_model(model))[1]
+        varied = len(varied_layers(self.layers))
+        self.depths = [varied] if varied <= (_DEPTHS[1] + 1 if on_gpu else _MOST_ON_CPU) else [*_DEPTHS]  # how many are traced, each time
         self._weights = [*model.parameters(), *model.buffers()]
         tracer.tag(self._weights, "weights")
         tracer.vocabulary = base_model(model).config.get_text_config().vocab_size
@@ -107,10 +109,8 @@ class Traced:
         """The trace of a training on these rows; `changes`: changes to `training.*`."""
         conf = replace(self.training, **changes)
         conf = replace(conf, **_without_effects(conf))
-        varied = len(varied_layers(self.layers))
-        depths = [varied] if varied <= (_DEPTHS[1] + 1 if self._on_gpu else _MOST_ON_CPU) else [*_DEPTHS]
-        traces = [(depth, self._traced(conf, rows, depth)) for depth in depths]
-        return traces[0][1] if len(traces) == 1 else extrapolated(traces, varied)
+        traces = [(depth, self._traced(conf, rows, depth)) for depth in self.depths]
+        return traces[0][1] if len(traces) == 1 else extrapolated(traces, len(varied_layers(self.layers)))
 
     def _traced(self, conf: Any, rows: Rows, depth: int) -> Trace:
         tracer, marks = self._tracer, _Marks(self._tracer)
@@ -237,8 +237,7 @@ class _Marks(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the next step."""
         self._step, self._forwards = self._step + 1, 0
-        initial = getattr(self.trainer, "initial", None)
-        self._tracer.tag(initial, "reference")
+        self._tracer.tag(getattr(self.trainer, "initial", None), "reference")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the evaluation."""
