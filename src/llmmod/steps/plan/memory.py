@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from llmmod.steps.plan.fake import FakeOperations, is_fake, tensors_of
 from llmmod.steps.plan.heap import Heap
 from llmmod.upstream import replaced, require_upstream
 
@@ -31,7 +31,6 @@ require_upstream(__name__)
 PARTS = ("weights", "reference", "gradients", "optimizer", "activations", "logits")
 _BY_MASK = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 _IN_PLACE = ("aten::_fused_adamw_", "aten::_fused_adam_", "aten::_fused_sgd_", "aten::_fused_adagrad_")  # without a kernel for fake tensors
-
 
 @dataclass
 class Peak:
@@ -63,7 +62,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
 
     def __init__(self, vocabulary: int = 0, *, scratch: Callable[[Any, Any], int] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._run = FakeOperations()
         self._known: dict[int, tuple[int, int, str]] = {}  # id of a storage -> its number, bytes, part
         self._now: Counter[str] = Counter()
         self._count, self._scratch, self._heap = 0, scratch, Heap()
@@ -116,17 +115,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         if self._paused:
             return func(*args, **kwargs)
         if func is torch.ops.prim.device.default:  # two thirds of all calls
-            return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
-        name, given = func.name().partition(".")[0], [*_tensors(args), *_tensors(kwargs.values())]
+            return args[0].fake_device if is_fake(args[0]) else args[0].device
+        name, given = func.name().partition(".")[0], [*tensors_of(args), *tensors_of(kwargs.values())]
         if torch._C._current_graph_task_id() != -1:
             self._graph = -1
         else:
             self._graph = int(not self._recomputes and (self.records or torch.is_grad_enabled()) and any(t.requires_grad for t in given))
-        if any(isinstance(tensor, FakeTensor) for tensor in given):
+        if any(map(is_fake, given)):
             out = self._of_fake(func, name, args, kwargs)
         elif given or not _makes_floats(out := self._run(func, args, kwargs)):
             out = func(*args, **kwargs)
-        for tensor in _tensors((out,)):
+        for tensor in tensors_of((out,)):
             self._see(tensor)
         return out
 
@@ -148,10 +147,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
             self._heap.take(self._count, size, graph=self._graph)
             self._heap.give(self._count)
         return out
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        with self._fake:
-            return func(*args, **kwargs)
 
     def _count_flops(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name.startswith("aten::_scaled_dot_product") and name.endswith("_for_cpu"):
@@ -186,15 +181,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[misc,no-untyped-call]
         self._heap.give(number)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in an operation's arguments or outputs, nested at most once."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (part for part in value if isinstance(part, torch.Tensor))
-
-
 def _makes_floats(out: Any) -> bool:
     """Whether something new is to have no values; what orders examples (`randperm`, `arange`) has integers, also without a `dtype`."""
     return isinstance(out, torch.Tensor) and out.is_floating_point()
@@ -204,7 +190,7 @@ def _places(index: Any) -> list[Any]:
     """An index that fake tensors accept: a mask becomes the positions that it selects."""
     if not isinstance(index, torch.Tensor) or index.dtype is not torch.bool:
         return [index]
-    return list((_all_of(index) if isinstance(index, FakeTensor) else index.nonzero()).unbind(1))
+    return list((_all_of(index) if is_fake(index) else index.nonzero()).unbind(1))
 
 
 def _all_of(mask: torch.Tensor) -> torch.Tensor:
