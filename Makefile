@@ -75,7 +75,7 @@ docs: $(DOCS_STAMP) ## the documentation site, in docs/_build/html, with the ref
 	@echo "The site is docs/_build/html/index.html"
 
 # These are imported by others, or need a run's directory.
-NOT_ALONE := $(addprefix benchmarks/,forks.py measure.py reward_model.py)
+NOT_ALONE := $(addprefix benchmarks/,forks.py gradients.py measure.py reward_model.py)
 
 bench: install ## the figures of docs/benchmarks.md, measured here
 	@set -e; for script in $(filter-out $(NOT_ALONE),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done

@@ -36,7 +36,7 @@ HELD_OUT = ["dataset.val_files=null", "dataset.val_size=3", "dataset.max_samples
 SGD = [
     "training.optim=sgd", "training.learning_rate=0.1", "training.lr_scheduler_type=constant", "training.warmup_steps=0",
     "training.max_grad_norm=0", "training.train_sampling_strategy=sequential", "training.save_strategy=no",
-    "+training.callbacks.gradients._target_=distributed.Gradients",
+    "+training.callbacks.gradients._target_=gradients.Gradients",
 ]  # fmt: skip
 SAVED = ["training.save_strategy=steps", "training.save_steps=1", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
 NOT_COMPARED = ("train_", "eval_kl")  # times; trl's estimate of the KL depends on the batches
@@ -94,28 +94,12 @@ def varied(completion_ids: Sequence[Sequence[int]], **columns: object) -> list[f
     return [sum(ids) % 17 / 7 for ids in completion_ids]
 
 
-class Gradients:
-    """A callback that saves the first optimizer step's gradients, whole, next to the model."""
-
-    def __new__(cls) -> object:
-        import torch
-        from transformers import TrainerCallback
-
-        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-            found = {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in found.items()}
-            if args.process_index == 0 and state.global_step == 0:
-                torch.save(found, Path(args.output_dir) / "gradients.pt")
-
-        return type("Gradients", (TrainerCallback,), {"on_pre_optimizer_step": on_pre_optimizer_step})()
-
-
 def work(where: Path, todo: Sequence[tuple[str, list[str]]]) -> None:
     """Do the runs one after the other; the error of a run that fails is written to a file."""
     import llmmod
     from llmmod.distributed import rank
 
-    os.environ["LLMMOD_ALLOW"] = "distributed"  # this file, for its reward
+    os.environ["LLMMOD_ALLOW"] = "distributed,gradients"  # this file, for its reward, and the callback
     for name, overrides in todo:
         given = [text.replace("<", f"{where}/").replace(" whole>", " whole/train/checkpoint-1") for text in overrides]
         try:

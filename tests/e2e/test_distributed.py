@@ -59,11 +59,11 @@ def exported(stage):
 @pytest.mark.curves  # the two processes draw them too
 def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch, warm_python):
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
+    monkeypatch.setenv("LLMMOD_ALLOW", "by_two,gradients")
     model = [key for key in overrides_of(checkpoint, rows) if key.startswith(("model.", "render="))]
     settings = ["training.max_steps=2", "training.train_sampling_strategy=sequential", "dataset.max_samples=3", "pipeline=[train]"]
     sgd = ["training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
-    sgd += ["training.max_grad_norm=0", "+training.callbacks.gradients._target_=by_two.Gradients"]
+    sgd += ["training.max_grad_norm=0", "+training.callbacks.gradients._target_=gradients.Gradients"]
 
     def overrides(stage, where, processes, *more, finetune="full"):
         # grpo samples two completions of each prompt, so its batches hold pairs.

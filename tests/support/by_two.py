@@ -9,6 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # for gradients.py
 
 
 def by_two(runs, cache, python):
@@ -31,22 +34,6 @@ def by_two(runs, cache, python):
 def varied(completion_ids, **columns):
     """A reward that differs between completions, also for an untrained model."""
     return [sum(ids) % 17 / 7 for ids in completion_ids]
-
-
-class Gradients:
-    """A callback that saves the first optimizer step's gradients, whole, next to the model."""
-
-    def __new__(cls):
-        import torch
-        from transformers import TrainerCallback
-
-        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-            found = {name: value.full_tensor() if hasattr(value, "full_tensor") else value.clone() for name, value in found.items()}
-            if args.process_index == 0 and state.global_step == 0:
-                torch.save(found, os.path.join(args.output_dir, "gradients.pt"))
-
-        return type("Gradients", (TrainerCallback,), {"on_pre_optimizer_step": on_pre_optimizer_step})()
 
 
 class OneDies:

@@ -33,6 +33,11 @@ from llmmod.runs.read import flat, surroundings
 
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 2**16
+_KEY = "resume_from_checkpoint"
+_OUTPUT, _AUTO = "output_dir", "auto_resume"
+_FLAGS = ("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")
+_PLAIN = re.compile(r"[\w/.:@-]+")
+_NAMED = 3  # at most so many differing keys in a message
 
 
 class Record:
@@ -163,13 +168,6 @@ def _reset_peak_rss() -> None:
     # 5 resets VmHWM (Linux, proc(5)); elsewhere the peak is that of the whole process.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-_KEY = "resume_from_checkpoint"
-_OUTPUT, _AUTO = "output_dir", "auto_resume"
-_FLAGS = ("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")
-_PLAIN = re.compile(r"[\w/.:@-]+")
-_NAMED = 3  # at most so many differing keys in a message
 
 
 def commands_of(argv: Sequence[str], overrides: Sequence[str], root: Root, run_dir: Path) -> dict[str, str | None]:

@@ -116,7 +116,7 @@ def test_a_rehearsal_finds_the_types_of_columns_where_the_run_does(load, caplog)
     columns = [set(load("prompt", rows, smoke=smoke).train[0]) for smoke in (True, False)]
     assert columns == [{"prompt_ids", "prompt", "answer", "level"}] * 2
     told = "reward functions don't get columns with values of different types: 'topic' is of different kinds in mine"
-    assert [record.message for record in caplog.records] == [told] * 2
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told] * 2  # other tests may turn on INFO
 
 
 @pytest.mark.parametrize("kind", ROWS)

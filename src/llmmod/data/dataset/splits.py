@@ -26,6 +26,10 @@ from llmmod.render.conversation import Conversation
 from llmmod.render.encode import IGNORED
 from llmmod.render.findings import Finding
 
+Item = TypeVar("Item")
+_END = object()
+_ROWS = 1000  # per read
+
 
 @dataclass(frozen=True)
 class DataReport:
@@ -162,11 +166,6 @@ def validation_indices(count: int, val_size: float, *, seed: int) -> frozenset[i
         found = f"{val_size:g} of {count} rows leaves {max(count - size, 0)} to train on and {size} to validate with"
         raise ConfigError(Problem("dataset.val_size", found, "At least one is needed on each side"))
     return frozenset(random.Random(seed).sample(range(count), size))
-
-
-Item = TypeVar("Item")
-_END = object()
-_ROWS = 1000  # per read
 
 
 class Share(NamedTuple):

@@ -28,6 +28,8 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "fragments": ("fragments", "#c9cdd3"),
 }
 _WIDTH, _BAR = 720, 26
+SAID = "plan"  # the session's key of the plan's verdict
+_ON_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 _STYLE = "svg.plan{color:#222}@media(prefers-color-scheme:dark){svg.plan{color:#ddd}}"
 
 
@@ -172,10 +174,6 @@ def shown_time(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
     return f"{seconds / 86400:.1f} days"
-
-
-SAID = "plan"  # the session's key of the plan's verdict
-_ON_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -171,8 +171,8 @@ class _Inputs(NamedTuple):
 
     root: Root
     parts: Mapping[str, Any]
-    examples: Any
-    of_model: Any
+    made_splits: Any
+    made_tokenizer: Any
 
     def conf(self, step: str, part: str) -> Any:
         """The step's `model`, `finetune` or `training`."""
@@ -180,11 +180,11 @@ class _Inputs(NamedTuple):
 
     def splits(self, step: str) -> Any:
         """The step's examples."""
-        return self.examples
+        return self.made_splits
 
     def tokenizer(self, step: str) -> Any:
         """The tokenizer of the step's model."""
-        return self.of_model
+        return self.made_tokenizer
 
 
 def _planned_elsewhere(session: Any, step: str, *, bf16: bool | None, device: Device | None) -> PlanFigures:
