@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -101,18 +102,19 @@ def native(directory: Path, *, suffix: str = "safetensors", wider: int = 1, laye
     return directory
 
 
-def peak(path: str, first: str, **arguments: object) -> tuple[float, int]:
+def peak(path: str, first: str, *, python: Sequence[str] = (sys.executable,), **arguments: object) -> tuple[float, int]:
     """The peak as a multiple of the model's size, and the size in bytes.
 
     Args:
         path: of the checkpoint.
         first: a tiny checkpoint of the same kind.
+        python: the beginning of the command.
         arguments: of load_model, and `bits` to quantize to.
 
     Raises:
         RuntimeError: it can't be loaded.
     """
-    command = [sys.executable, "-c", MEASURE, first, path, json.dumps(arguments)]
+    command = [*python, "-c", MEASURE, first, path, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,6 +81,15 @@ def warm_python(tmp_path_factory):
         assert server.stdout.readline() == b"ready\n"
         yield warm.python_of(place)
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def warm_executable(warm_python, tmp_path_factory):
+    """`warm_python` as one file: a replacement for `sys.executable`."""
+    file = tmp_path_factory.mktemp("warm") / "python"
+    file.write_text(f'#!/bin/sh\nexec {shlex.join(warm_python)} "$@"\n')
+    file.chmod(0o755)
+    return str(file)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -141,10 +141,11 @@ def files_of(directory):
         pytest.param(signal.SIGTERM, "the parent", 143, "interrupted", id="the parent gets SIGTERM"),
     ],
 )
-def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, number, to, code, said):
+def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, warm_executable, number, to, code, said):
     chosen = [*overrides_of(checkpoint, rows), "pipeline=[train]", "training.max_steps=100000", "training.logging_steps=1"]
     chosen += ["training.eval_strategy=no", "training.eval_on_start=false", "training.save_strategy=no", f"output_dir={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "llmmod", *chosen, "distributed=ddp", "distributed.processes=2"]
+    start = f"import sys; sys.argv[0] = 'llmmod'; sys.executable = {warm_executable!r}; from llmmod.app import main; main()"
+    command = [sys.executable, "-c", start, *chosen, "distributed=ddp", "distributed.processes=2"]
     environment = {**os.environ, "LLMMOD_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as parent:
         told = []
@@ -165,7 +166,8 @@ def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, number, to
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_only_its_own_job_of_a_sweep(tmp_path, monkeypatch):
+def test_a_killed_process_ends_only_its_own_job_of_a_sweep(tmp_path, monkeypatch, warm_executable):
+    monkeypatch.setattr(sys, "executable", warm_executable)
     monkeypatch.setenv("LLMMOD_ALLOW", "by_two")
     monkeypatch.chdir(tmp_path)
     step = ["pipeline=[preview]", "steps.preview._target_=by_two.OneDies"]

@@ -39,7 +39,8 @@ session = SimpleNamespace(
     model=lambda step: LoadedModel(model, "base"),
     conf=lambda step, part: ModelConf(name="tiny") if part == "model" else None,
 )
-print(Chat(ChatConf(), "chat").run(session).summary[0], file=sys.stderr)
+for _ in range(int(sys.argv[2])):
+    print(Chat(ChatConf(), "chat").run(session).summary[0], file=sys.stderr)
 """
 
 
@@ -48,7 +49,7 @@ def command(tiny_llama, tiny_tokenizer, tmp_path):
     tiny_llama.config.max_position_embeddings = 100_000
     tiny_llama.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    return [sys.executable, "-c", CHILD, str(tmp_path)]
+    return ["-c", CHILD, str(tmp_path)]
 
 
 class Screen:
@@ -103,12 +104,13 @@ def _own_terminal():
 
 @pytest.fixture
 def screen(command):
-    screen = Screen(command)
+    screen = Screen([sys.executable, *command, "2"])
     yield screen
     screen.close()
 
 
-def test_on_a_terminal_ctrl_c_ends_the_answer_and_exit_the_chat(screen):
+def test_on_a_terminal_ctrl_c_ends_an_answer_and_twice_at_the_prompt_the_chat(screen):
+    """Two chats, one after the other; `exit` ends the first."""
     screen.wait_for(1, "> ")
     assert "Chat with tiny." in screen.shown
     screen.type("hello\n")
@@ -121,11 +123,9 @@ def test_on_a_terminal_ctrl_c_ends_the_answer_and_exit_the_chat(screen):
     screen.wait_for(1, "The conversation is forgotten.")
     screen.type("exit\n")
     screen.wait_for(1, "chat: 1 question answered")
-    assert screen.process.wait(WAIT_S) == 0
+    screen.wait_for(2, "Chat with tiny.")
     assert "Traceback" not in screen.shown
-
-
-def test_on_a_terminal_ctrl_c_twice_at_the_prompt_ends_the_chat(screen):
+    screen.shown = screen.shown.rpartition("Chat with tiny.")[2]
     screen.wait_for(1, "> ")
     screen.type("\x03")
     screen.wait_for(1, "Ctrl-C once more")
@@ -133,10 +133,11 @@ def test_on_a_terminal_ctrl_c_twice_at_the_prompt_ends_the_chat(screen):
     screen.type("\x03")
     screen.wait_for(1, "chat: 0 questions answered")
     assert screen.process.wait(WAIT_S) == 0
+    assert "Traceback" not in screen.shown
 
 
-def test_at_the_end_of_a_pipe_ctrl_c_ends_the_answer_alone(command):
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_at_the_end_of_a_pipe_ctrl_c_ends_the_answer_alone(command, warm_python):
+    process = subprocess.Popen([*warm_python, *command, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         process.stdin.write("你好\n".encode())
         process.stdin.flush()

@@ -97,7 +97,8 @@ def ask(place, arguments):
         connection.sendall(json.dumps(asked).encode() + b"\0")
         code = int(connection.recv(16) or 1)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:  # it has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 
