@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmmod.code_arguments import trusted_by_environment
 from llmmod.config.explain import (
     check_coercion,
     check_null_part,
@@ -46,8 +47,6 @@ REFUSALS = (HydraException, OmegaConfBaseException, AssertionError, AttributeErr
 _COMPOSITIONS: dict[Hashable, bytes] = {}
 _MOST_COMPOSITIONS = 100
 _EXTRAS = {"joblib": "sweep", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launchers with their own packages
-# Environment variables between processes of llmmod, which don't affect composing.
-_NOTES = ("LLMMOD_HOLDS", "LLMMOD_TRIAL", "LLMMOD_RESUMES")
 
 
 def parse(overrides: Sequence[str]) -> tuple[dict[int, Override], dict[int, Problem]]:
@@ -176,10 +175,8 @@ class Composition:
     def _composed(self, lines: list[str]) -> DictConfig:
         """Hydra's composition of these options, from a cache if nothing has changed: a copy takes 3 ms instead of 100."""
         elsewhere = self._config_name != "config" or any(line.startswith("hydra.searchpath") for line in lines)
-        # Defaults of schemas depend on the environment, but not on variables that a run itself sets.
-        ours = tuple(sorted(item for item in os.environ.items() if item[0].startswith("LLMMOD_") and item[0] not in _NOTES))
         files = _files([conf_directory(), *self._directories])
-        key = None if elsewhere else (tuple(lines), ours, files, _stored(ConfigStore.instance().repo))
+        key = None if elsewhere else (tuple(lines), trusted_by_environment(), files, _stored(ConfigStore.instance().repo))
         if key in _COMPOSITIONS:
             kept: DictConfig = pickle.loads(_COMPOSITIONS[key])
             kept.hydra.runtime.cwd = os.getcwd()
