@@ -38,8 +38,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
-    """Turn on garbage collection, for the objects of tests."""
+    """Turn on garbage collection, for the objects of tests; less often than by default, since trainings collect garbage themselves."""
     gc.freeze()
+    gc.set_threshold(20_000)
     gc.enable()
     gc.unfreeze = _refuse_to_unfreeze
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from llmmod.steps.preview.step import Preview
 
 TINY = Path(llmmod.__file__).parent / "models" / "loading" / "tiny_tokenizer"
 SMALL = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": False, "dtype": "float32",
 }  # fmt: skip
 
@@ -79,7 +80,7 @@ def test_lora_holds_states_of_the_adapters_alone(checkpoint, tmp_path):
     figures = planned(checkpoint(), "finetune=lora", "finetune.r=4", tmp_path=tmp_path)
     h, i, keys = 64, 128, 32
     each = 4 * ((h + h) * 2 + (h + keys) * 2 + (h + i) * 3)  # r (in + out) of the seven linear layers
-    assert figures.trained == 8 * each
+    assert figures.trained == SMALL["num_hidden_layers"] * each
     assert figures.parameters == weights_of(SMALL) + figures.trained
     assert figures.memory["optimizer"] == pytest.approx(8 * figures.trained, rel=0.01)
 
@@ -206,7 +207,8 @@ def test_before_a_training_that_will_not_fit_there_is_a_warning(too_large, caplo
     assert session.get(SAID).endswith("on a small GPU, which has 645 MB: it does NOT fit")
 
 
-def test_the_first_of_several_processes_plans_in_a_process_of_its_own(too_large, caplog, monkeypatch):
+def test_the_first_of_several_processes_plans_in_a_process_of_its_own(too_large, caplog, monkeypatch, warm_executable):
+    monkeypatch.setattr(sys, "executable", warm_executable)
     session, device = too_large
     alone = plan_training(session, "plan", PlanConf(), quick=True, device=replace(device, bytes=10**12))
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():

@@ -16,12 +16,12 @@ from preferences import judged
 from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
-SETTINGS = good_tokens.SETTINGS | {"learning_rate": 1.2e-2, "lr_scheduler_type": "linear", "beta": 0.5}
+SETTINGS = good_tokens.SETTINGS | {"learning_rate": 2e-2, "lr_scheduler_type": "linear", "beta": 0.5}
 
 
 def splits(seed):
     """Judged answers for training and held out; a pair's answers are adjacent, the better one first."""
-    return [judged(pairs) for pairs in good_tokens.splits(seed, train=2048)]
+    return [judged(pairs) for pairs in good_tokens.splits(seed)]
 
 
 def better_is_likelier(trainer):
