@@ -2,9 +2,8 @@
 # Everything happens in .venv: `make` creates it, fills it with the versions of constraints.txt, and reuses it while
 # pyproject.toml and constraints.txt stay as they are.
 
-# The Python that the versions were tested with, else a newer one. Looked for only when something is to be installed.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+# Looked for only when something is to be installed.
+PYTHON ?= $(shell sh .ci/python.sh)
 VENV := .venv
 BIN := $(VENV)/bin
 # Named after the contents, not the dates: a fresh checkout of the same files installs nothing.
