@@ -62,7 +62,7 @@ PACKAGES: dict[str, Package] = {
             "llmmod.trainers.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.compare.Compare",
             "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
             "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.completions.PredictAnswers",
-            "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
+            "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.step.PredictRewards",
             "llmmod.steps.plan.step.Plan", "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(

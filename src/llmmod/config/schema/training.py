@@ -45,7 +45,7 @@ SAID_ELSEWHERE: dict[str, str] = {
 
 ANSWERS = "llmmod.steps.predict.completions.PredictAnswers"
 CONTINUES = "llmmod.steps.predict.completions.PredictDocuments"
-SCORES = "llmmod.steps.predict.rewards.PredictRewards"
+SCORES = "llmmod.steps.predict.step.PredictRewards"
 
 # Metrics of evaluations and completions for which lower is better, besides those that end in `loss`.
 LOWER_IS_BETTER = ("perplexity", "kl", "reward_se", "repeated-4-grams")
