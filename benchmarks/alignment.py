@@ -114,7 +114,7 @@ def llmmod(stage, data, directory, given):
         "ppo": ("ppo.trainer.PpoTrainer", None, online_training.PpoConf),
         "grpo": ("online.grpo.GrpoTrainer", None, online_training.GrpoConf),
     }[stage]
-    given = given | ({"collator": {"_target_": f"llmmod.data.preference_collators.{collator}"}} if collator else {})
+    given = given | ({"collator": {"_target_": f"llmmod.data.collators.{collator}"}} if collator else {})
     given = given | ({"num_ppo_epochs": PASSES} if stage == "ppo" else {})
     conf = conf(stage=stage, trainer={"_target_": f"llmmod.trainers.{trainer}"}, **given)
     reward = Reward()

@@ -54,7 +54,7 @@ class Package:
 PACKAGES: dict[str, Package] = {
     "llmmod": Package(
         classes=(
-            "llmmod.data.collators", "llmmod.data.preference_collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
+            "llmmod.data.collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
             "llmmod.render.template.Template", "llmmod.rewards", "llmmod.trainers.online.grpo.GrpoArguments",
             "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.dpo.DpoTrainer",
             "llmmod.trainers.preference.kto.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",

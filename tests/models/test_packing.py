@@ -13,8 +13,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 
-from llmmod.data.collators import FlatteningCollator
-from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
+from llmmod.data.collators import FlatteningCollator, PrefixSharingCollator, PrefixSharingRewardCollator
 from llmmod.models.attention.varlen import BOUNDARIES, varlen_attention
 from llmmod.models.families.registry import PACKED_FAMILIES
 from llmmod.models.loading.tiny import tiny_model

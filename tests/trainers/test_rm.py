@@ -12,7 +12,7 @@ from preferences import RM_COLLATORS
 from trl import RewardConfig, RewardTrainer
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.data.preference_collators import RewardCollator
+from llmmod.data.collators import RewardCollator
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.rm import pair_losses, pair_rewards

@@ -6,9 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from llmmod.data.collators import FlatteningCollator, PaddingCollator
+from llmmod.data.collators import (
+    FlatteningCollator,
+    PaddingCollator,
+    PreferenceCollator,
+    PrefixSharingCollator,
+    PrefixSharingRewardCollator,
+    RewardCollator,
+)
 from llmmod.data.dataset.packing import capacity_of
-from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator, PrefixSharingRewardCollator, RewardCollator
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import build, locate
 from llmmod.models.packing import why_not_packed

@@ -17,7 +17,7 @@ from llmmod.models.packing import packed_attention
 from llmmod.trainers import efficient
 from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 
-COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
+COLLATORS = [{"_target_": f"llmmod.data.collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 CHANGES = {
     **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in LOSSES},
     "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},

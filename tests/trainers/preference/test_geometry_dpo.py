@@ -5,7 +5,7 @@ from __future__ import annotations
 import geometry
 import pytest
 
-from llmmod.data.preference_collators import PreferenceCollator
+from llmmod.data.collators import PreferenceCollator
 from llmmod.trainers.preference.dpo import DpoTrainer
 
 LOSSES = {

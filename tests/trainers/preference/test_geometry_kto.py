@@ -11,7 +11,7 @@ import pytest
 from preferences import judged
 from ways import moved
 
-from llmmod.data.preference_collators import KTOCollator
+from llmmod.data.collators import KTOCollator
 from llmmod.trainers.preference.kto import KtoTrainer
 
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
