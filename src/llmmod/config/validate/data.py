@@ -1,7 +1,7 @@
 """Datasets: missing files, rows of another kind than the stage needs, options that its rows don't have, mixes, and packing.
 
 The user chooses the names of the entries of `dataset.mix`, so OmegaConf doesn't have a type for them, and each field is checked here.
-Packing is checked by names only; `llmmod.trainers.collation` checks what depends on the loaded model or class.
+Packing is checked by names only; `llmmod.trainers.build` checks what depends on the loaded model or class.
 """
 
 from __future__ import annotations

@@ -21,9 +21,8 @@ from llmmod.files.paths import atomic_write
 from llmmod.instantiate import build, locate
 from llmmod.models.generation.settings import Reader, generation_config
 from llmmod.protocols import Metric, Step, StepReport
-from llmmod.trainers.build import prepare_for_inference
+from llmmod.trainers.build import choose_collator, prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
-from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.rm import pair_rewards
 
 PREDICTIONS = "generated_predictions.jsonl"
