@@ -111,7 +111,7 @@ PRIVATE_NAMES = (
     Use("models.matmul", "torch", "torch.library:Library", "_destroy", "takes its matrix products back"),
     Use("models.matmul", "torch", "torch.ops:mkldnn", "_linear_pointwise", "multiplies matrices on AMD processors"),
     Use("trainers.efficient", "torch", "torch.nn:Module", "_call_impl _compiled_call_impl", "compiles layers for training alone"),
-    Use("trainers.ppo.value_head", "torch", "torch.nn:Module", "_modules", "removes the value head from the model"),
+    Use("trainers.ppo.trainer", "torch", "torch.nn:Module", "_modules", "removes the value head from the model"),
     Use("code_arguments", "transformers", "transformers.dynamic_module_utils",
         "TIME_OUT_REMOTE_CODE", "refuses a checkpoint's code without a question on the terminal"),
     Use("models.adapters.merge", "transformers", "transformers:PreTrainedModel",
