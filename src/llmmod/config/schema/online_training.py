@@ -33,8 +33,7 @@ DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap"}}
 
 def answer_metrics() -> dict[str, Any]:
     """The metrics of held-out answers besides their reward, to detect that the reward model is exploited."""
-    names = {"rouge": "rouge.Rouge", "exact": "exact.Exact", "length": "length.Length", "repetition": "repetition.Repetition"}
-    return {name: {"_target_": f"llmmod.metrics.{target}"} for name, target in names.items()}
+    return {name: {"_target_": f"llmmod.metrics.{name.capitalize()}"} for name in ("rouge", "exact", "length", "repetition")}
 
 
 @dataclass

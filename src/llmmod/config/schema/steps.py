@@ -112,8 +112,8 @@ class PredictConf(StepConf):
     # leaves one out
     metrics: dict[str, Any] = field(
         default_factory=lambda: {
-            "rouge": {"_target_": "llmmod.metrics.rouge.Rouge"},
-            "bleu": {"_target_": "llmmod.metrics.bleu.Bleu"},
+            "rouge": {"_target_": "llmmod.metrics.Rouge"},
+            "bleu": {"_target_": "llmmod.metrics.Bleu"},
         }
     )
 

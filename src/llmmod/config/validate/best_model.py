@@ -30,11 +30,11 @@ MEASURED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Metric of answers -> what it measures.
 OF_ANSWERS: Mapping[str, tuple[str, ...]] = {
-    "llmmod.metrics.rouge.Rouge": ("rouge-1", "rouge-2", "rouge-l"),
-    "llmmod.metrics.bleu.Bleu": ("bleu-4",),
-    "llmmod.metrics.exact.Exact": ("exact",),
-    "llmmod.metrics.length.Length": ("words",),
-    "llmmod.metrics.repetition.Repetition": ("repeated-4-grams",),
+    "llmmod.metrics.Rouge": ("rouge-1", "rouge-2", "rouge-l"),
+    "llmmod.metrics.Bleu": ("bleu-4",),
+    "llmmod.metrics.Exact": ("exact",),
+    "llmmod.metrics.Length": ("words",),
+    "llmmod.metrics.Repetition": ("repeated-4-grams",),
 }
 _SHARDED = ("fsdp", "deepspeed_zero3")  # engines that shard the parameters
 _BY_PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that use a metric of every evaluation
