@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
-from llmmod.config.validate.adapters import NOT_MERGED
+from llmmod.config.validate.model import NOT_MERGED
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.base_changing_init import (
