@@ -5,21 +5,14 @@ Group relative policy optimization follows trl's GRPOConfig, proximal policy opt
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from llmmod.config.schema.base import wide_dataclass
+from llmmod.config.schema.base import Table, wide_dataclass
 from llmmod.config.schema.generated.grpo import GRPOConfig
 from llmmod.config.schema.generated.seq2seq import Seq2SeqTrainingArguments
 from llmmod.config.schema.training import StageConf
 from llmmod.errors import Problem
 
-# trl 1.16 documents these only in prose.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-}
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # losses that use `epsilon`
 
 # The sources of a reward; its weight is in `training.reward_weights`.
@@ -57,6 +50,14 @@ class GrpoConf(GrpoFields, GRPOConfig, Seq2SeqTrainingArguments, StageConf):  # 
 
     Answers are sampled for `steps_per_generation` micro-batches at once, and trained on `num_iterations` times.
     """
+
+    # trl 1.16 documents these only in prose.
+    CHOICES: ClassVar[Table] = {
+        "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"),
+        "importance_sampling_level": ("token", "sequence"),
+        "scale_rewards": ("group", "batch", "none"),
+        "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    }
 
     _target_: str = "llmmod.trainers.online.grpo.GrpoArguments"
     data_kind: str = "prompt"

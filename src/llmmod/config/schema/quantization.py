@@ -5,14 +5,19 @@ again) from before the paper; the defaults here are the paper's (Dettmers et al.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from llmmod.config.schema.base import Dtype
+from llmmod.config.schema.base import Dtype, Table
 
 
 @dataclass
 class QuantizationConf:
     """The quantization of linear layers' weights; names are those of BitsAndBytesConfig without prefixes."""
+
+    CHOICES: ClassVar[Table] = {
+        "type": ("nf4", "fp4"),
+        "quant_storage": ("uint8", "int8", "float16", "bfloat16", "float32", "float64"),
+    }
 
     bits: int | None = None  # bits per weight: 4 or 8; None: the weights are not quantized
     type: str = "nf4"  # the 4-bit type: nf4 or fp4
@@ -23,12 +28,6 @@ class QuantizationConf:
     llm_int8_has_fp16_weight: bool = False  # keep 16-bit weights as well, for 8 bit
     llm_int8_skip_modules: list[str] | None = None  # modules that are not quantized, for 4 bit too; None: the output layer
     llm_int8_enable_fp32_cpu_offload: bool = False  # let device_map put a part of the model on the CPU, in float32, for 4 bit too
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "type": ("nf4", "fp4"),
-    "quant_storage": ("uint8", "int8", "float16", "bfloat16", "float32", "float64"),
-}
 
 
 def bitsandbytes_arguments(conf: QuantizationConf, *, compute_dtype: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ its dataclass, from which `conf/stage/<name>.yaml` starts.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from llmmod.config.schema.base import wide_dataclass
+from llmmod.config.schema.base import Table, wide_dataclass
 from llmmod.config.schema.generated.dpo import DPOConfig
 from llmmod.config.schema.generated.kto import KTOConfig
 from llmmod.config.schema.generated.reward import RewardConfig
@@ -100,11 +100,6 @@ LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
     "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
-# trl 1.16 documents these only in prose.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "loss_type": LOSSES,
-    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
-}
 # Losses that trl also supports with other divergences than the reverse one.
 WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
@@ -112,6 +107,12 @@ WITH_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robus
 @wide_dataclass
 class DpoConf(DPOConfig, Seq2SeqTrainingArguments, StageConf):  # type: ignore[misc]
     """Direct preference optimization with trl's trainer."""
+
+    # trl 1.16 documents these only in prose.
+    CHOICES: ClassVar[Table] = {
+        "loss_type": LOSSES,
+        "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    }
 
     data_kind: str = "preference"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
