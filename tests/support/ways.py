@@ -13,7 +13,7 @@ EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 def quantized(model):
     """The model in 4 bits."""
-    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.config.schema.model import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
 

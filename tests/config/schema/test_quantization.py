@@ -7,7 +7,7 @@ import pytest
 from transformers import BitsAndBytesConfig
 
 from llmmod.config.schema.base import Dtype
-from llmmod.config.schema.quantization import QuantizationConf, bitsandbytes_arguments
+from llmmod.config.schema.model import QuantizationConf, bitsandbytes_arguments
 
 ARGUMENTS = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}  # kwargs are ignored, with a log line
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ways import moved
 
 from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.merge import merge_or_stack, merged_copy

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmmod.config.schema.online_training import SOURCES, reward_nodes, unfit
 from llmmod.config.schema.steps import EvaluateConf, TrainConf
-from llmmod.config.schema.training import LOSSES, WITH_DIVERGENCE
+from llmmod.config.schema.training import LOSSES, SOURCES, WITH_DIVERGENCE, reward_nodes, unfit
 from llmmod.config.signature import called, required
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out

@@ -16,7 +16,7 @@ from peft import set_peft_model_state_dict
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.paths import resolve_path

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llmmod.config.schema.base import Dtype
-from llmmod.config.schema.quantization import QuantizationConf, bitsandbytes_arguments
+from llmmod.config.schema.model import QuantizationConf, bitsandbytes_arguments
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.upstream import replaced, require_upstream
 

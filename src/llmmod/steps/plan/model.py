@@ -21,8 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 from llmmod.config.schema.base import Dtype, Weights
-from llmmod.config.schema.model import HubConf, ModelConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import HubConf, ModelConf, QuantizationConf
 from llmmod.instantiate import locate
 from llmmod.models.loading.build import build_model, model_checkpoint
 from llmmod.models.loading.load import load_config

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-from llmmod.config.schema.online_training import PpoFields
+from llmmod.config.schema.training import PpoFields
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import readable_by_umask
 from llmmod.models.loading.structure import unwrapped
