@@ -25,7 +25,7 @@ from llmmod.models.adapters.base_changing_init import (
 )
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
-from llmmod.models.families.adapter_names import native_adapter
+from llmmod.models.families.convert import native_adapter
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained, restore_language_config
 
 log = logging.getLogger(__name__)

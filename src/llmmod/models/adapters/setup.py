@@ -22,7 +22,7 @@ from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapt
 from llmmod.models.adapters.lora import check_made, check_names, fitted_to_stand_in, lora_config, quiet_peft, without_refused
 from llmmod.models.adapters.merge import use_stacked_norms
 from llmmod.models.adapters.precision import check_trained_in_16_bits, hold_master_weights, upcast_head, upcast_norms
-from llmmod.models.families.adapter_names import native_targets
+from llmmod.models.families.convert import native_targets
 from llmmod.models.families.native import warn_of_trained_head
 from llmmod.models.loading.quantization import is_quantized, with_float32_parts
 from llmmod.models.loading.structure import base_model, count_parameters, decoder_layers
