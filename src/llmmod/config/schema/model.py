@@ -1,10 +1,12 @@
-"""`model.*`, `tokenizer.*` and `hub.*`: which checkpoint is loaded, and how; its quantization."""
+"""`model.*`, `tokenizer.*` and `hub.*`: which checkpoint is loaded, and how."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llmmod.code_arguments import trusted_by_environment
 from llmmod.config.schema.base import Dtype, Table, Weights
+
+_BY_MASK = ("eager", "baichuan_alibi")  # these implementations of attention add a mask to their scores
 
 
 @dataclass
@@ -125,3 +127,19 @@ class HubConf:
     cache_dir: str | None = None  # the directory for downloads and tokenized examples; None: the libraries' own and ~/.cache/llmmod
     token: str | None = None  # your access token, for private repositories; None: the one of `hf auth login`
     offline: bool = False  # don't use the network, only the cache
+
+
+def why_not_packed_with(attention: str) -> str | None:
+    """Why several examples can't be in one row with one of transformers' implementations of attention; None if they can.
+
+    Args:
+        attention: as in `attn_implementation`.
+    """
+    if attention != "sdpa" and attention not in _BY_MASK and not is_flash(attention):
+        return f"attention '{attention}' can't keep the examples of a row apart"
+    return None
+
+
+def is_flash(attention: str) -> bool:
+    """Whether it is one of flash attention's kernels of variable length, which keep examples apart."""
+    return "flash" in attention and "flex" not in attention

@@ -169,7 +169,7 @@ def _model_type(context: Context, model: Any) -> str | None:
     path, stated = model.get("pretrained_model_name_or_path"), (model.get("architecture") or {}).get("model_type")
     on_disk = None
     if isinstance(path, str) and not (context.smoke and stated):
-        on_disk = import_own("llmmod.models.families.registry.family_on_disk")(path, model.get("gguf_file"))
+        on_disk = import_own("llmmod.models.families.layouts.family_on_disk")(path, model.get("gguf_file"))
     return on_disk or stated
 
 

@@ -27,7 +27,7 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import has_tokenizer, tokenizer_files
 from llmmod.files.paths import resolve_path
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
-from llmmod.models.families.registry import families_of_class, family_of
+from llmmod.models.families.layouts import families_of_class, family_of
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
