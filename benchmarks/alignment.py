@@ -108,8 +108,8 @@ def llmmod(stage, data, directory, given):
     from llmmod.trainers.online.rewards import Rewards
 
     trainer, collator, conf = {
-        "dpo": ("preference.dpo.DpoTrainer", "PrefixSharingCollator", training.DpoConf),
-        "kto": ("preference.kto.KtoTrainer", "KTOCollator", training.KtoConf),
+        "dpo": ("preference.trainers.DpoTrainer", "PrefixSharingCollator", training.DpoConf),
+        "kto": ("preference.trainers.KtoTrainer", "KTOCollator", training.KtoConf),
         "rm": ("rm.RmTrainer", "PrefixSharingRewardCollator", training.RmConf),
         "ppo": ("ppo.trainer.PpoTrainer", None, training.PpoConf),
         "grpo": ("online.grpo.GrpoTrainer", None, training.GrpoConf),

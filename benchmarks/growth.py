@@ -26,8 +26,8 @@ PREFERENCE, JUDGEMENT = ("prompt_ids", "chosen_ids", "rejected_ids"), ("prompt_i
 STAGES = {
     "sft": ("llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.FlatteningCollator", ("input_ids", "labels")),
     "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.collators.PrefixSharingRewardCollator", PREFERENCE),
-    "dpo": ("llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.collators.PrefixSharingCollator", PREFERENCE),
-    "kto": ("llmmod.trainers.preference.kto.KtoTrainer", "llmmod.data.collators.KTOCollator", JUDGEMENT),
+    "dpo": ("llmmod.trainers.preference.trainers.DpoTrainer", "llmmod.data.collators.PrefixSharingCollator", PREFERENCE),
+    "kto": ("llmmod.trainers.preference.trainers.KtoTrainer", "llmmod.data.collators.KTOCollator", JUDGEMENT),
     "ppo": ("llmmod.trainers.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
     "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }

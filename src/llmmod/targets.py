@@ -56,8 +56,8 @@ PACKAGES: dict[str, Package] = {
         classes=(
             "llmmod.data.collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
             "llmmod.render.template.Template", "llmmod.rewards", "llmmod.trainers.online.grpo.GrpoArguments",
-            "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.dpo.DpoTrainer",
-            "llmmod.trainers.preference.kto.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
+            "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.trainers.DpoTrainer",
+            "llmmod.trainers.preference.trainers.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
             "llmmod.trainers.ppo.trainer.PpoTrainer", "llmmod.trainers.rm.RmTrainer",
             "llmmod.trainers.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.compare.Compare",
             "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",

@@ -17,7 +17,7 @@ import llmmod
 from llmmod.data.collators import FlatteningCollator, PrefixSharingRewardCollator
 from llmmod.models.loading import build
 from llmmod.models.packing import packed_attention
-from llmmod.trainers.preference.dpo import by_completion
+from llmmod.trainers.preference.trainers import by_completion
 
 __all__ = ["work"]
 

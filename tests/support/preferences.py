@@ -40,7 +40,7 @@ def dpo_conf():
     """`training.*` of dpo."""
     from llmmod.config.schema.training import DpoConf
 
-    trainer = {"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"}
+    trainer = {"_target_": "llmmod.trainers.preference.trainers.DpoTrainer"}
     parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.collators.PrefixSharingCollator"}}
     return toy.conf_maker(DpoConf, stage="dpo", **parts)
 
@@ -70,7 +70,7 @@ def kto_conf():
     """`training.*` of kto."""
     from llmmod.config.schema.training import KtoConf
 
-    trainer = {"_target_": "llmmod.trainers.preference.kto.KtoTrainer"}
+    trainer = {"_target_": "llmmod.trainers.preference.trainers.KtoTrainer"}
     parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.collators.KTOCollator"}}
     return toy.conf_maker(KtoConf, stage="kto", train_sampling_strategy="random", **parts)
 

@@ -1,4 +1,4 @@
-"""llmmod.trainers.preference.dpo: trl's losses from shared rows, the three kinds of reference, and evaluation against a naive loop."""
+"""llmmod.trainers.preference.trainers: trl's losses from shared rows, the three kinds of reference, and evaluation against a naive loop."""
 
 from __future__ import annotations
 

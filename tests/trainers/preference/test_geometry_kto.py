@@ -12,7 +12,7 @@ from preferences import judged
 from ways import moved
 
 from llmmod.data.collators import KTOCollator
-from llmmod.trainers.preference.kto import KtoTrainer
+from llmmod.trainers.preference.trainers import KtoTrainer
 
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
 

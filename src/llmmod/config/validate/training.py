@@ -42,8 +42,8 @@ _PREFERENCES = (
 MEASURED: Mapping[str, tuple[str, ...]] = {
     "llmmod.trainers.sft.SftTrainer": ("loss", "perplexity", "token_accuracy"),
     "llmmod.trainers.rm.RmTrainer": ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward"),
-    "llmmod.trainers.preference.dpo.DpoTrainer": (*_PREFERENCES, "rewards/accuracies", "mean_token_accuracy"),
-    "llmmod.trainers.preference.kto.KtoTrainer": (*_PREFERENCES, "kl"),
+    "llmmod.trainers.preference.trainers.DpoTrainer": (*_PREFERENCES, "rewards/accuracies", "mean_token_accuracy"),
+    "llmmod.trainers.preference.trainers.KtoTrainer": (*_PREFERENCES, "kl"),
     "llmmod.trainers.ppo.trainer.PpoTrainer": ("reward", "reward_se", "score", "kl", "answer_length", "terminated", "rewards/"),
     "llmmod.trainers.online.grpo.GrpoTrainer": ("reward", "reward_se", "kl", "entropy", "rewards/", "completions/"),
 }  # fmt: skip
