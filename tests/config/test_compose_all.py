@@ -27,7 +27,7 @@ TYPES = {
     "model.quantization": "model.QuantizationConf",
     "model.rope_scaling": "model.RopeScalingConf",
     "tokenizer": "model.TokenizerConf",
-    "finetune": "finetune.FinetuneConf",
+    "finetune": "model.FinetuneConf",
     "training": "training.StageConf",
     "dataset": "data.DatasetConf",
     "dataset.columns": "data.ColumnsConf",

@@ -22,7 +22,7 @@ from omegaconf.base import Box, Metadata
 
 from llmmod.config import register
 from llmmod.config.register import register_schemas
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 
 
 @pytest.fixture

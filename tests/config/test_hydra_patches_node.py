@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, UnionNode, ValidationEr
 
 from llmmod.config import register
 from llmmod.config.register import SCHEMAS, register_schemas, schema_class
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.config.schema.steps import Root
 
 

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from llmmod.config.schema.data import RenderConf
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.model import ModelConf, QuantizationConf, decides_weights
+from llmmod.config.schema.model import LoraConf, ModelConf, QuantizationConf, decides_weights
 from llmmod.config.schema.steps import PredictConf, Root, TrainConf
 from llmmod.config.schema.training import PpoConf, SftConf
 from llmmod.config.step_parts import StepConfigs

@@ -27,7 +27,7 @@ def prepared(model, way, *, freeze=None, **lora):
         freeze: changes of `FREEZE`.
         lora: changes of `LORA`.
     """
-    from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+    from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
     from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 
     if way == "full":

@@ -11,7 +11,7 @@ from datasets import Dataset
 from preferences import RM_COLLATORS
 from trl import RewardConfig, RewardTrainer
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.data.collators import RewardCollator
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.packing import packed_attention

@@ -10,7 +10,7 @@ import torch
 from answering import SHORT, answering_trainer, even, toy_prompts
 
 from llmmod.config.schema.base import TrainableDtype
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.training import PpoConf
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 from llmmod.models.reward import with_reward_head

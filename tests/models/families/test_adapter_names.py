@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.families.convert import native_targets

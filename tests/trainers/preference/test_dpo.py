@@ -128,7 +128,7 @@ def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer
 
 def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, toy_pairs, tmp_path):
     """An earlier training's adapter is merged, and a new one is added. Without the new one, it is the earlier model, not the base."""
-    from llmmod.config.schema.finetune import LoraConf
+    from llmmod.config.schema.model import LoraConf
     from llmmod.models.adapters.setup import setup_lora
 
     base = copy.deepcopy(tiny_llama)

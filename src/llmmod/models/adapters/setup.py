@@ -15,7 +15,7 @@ from typing import Any
 import peft
 
 from llmmod.config.schema.base import TrainableDtype
-from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FinetuneConf, FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.adapters.base_changing_init import loftq_anywhere, remember_initial
 from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
