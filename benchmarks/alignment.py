@@ -103,18 +103,18 @@ def clock(stage, count):
 
 def llmmod(stage, data, directory, given):
     """llmmod's trainer, as `stage=…` builds it."""
-    from llmmod.config.schema import online_training, training
+    from llmmod.config.schema import training
     from llmmod.models.matmul import onednn_products
     from llmmod.trainers.online.rewards import Rewards
 
     trainer, collator, conf = {
-        "dpo": ("preference.dpo.DpoTrainer", "PrefixSharingCollator", training.DpoConf),
-        "kto": ("preference.kto.KtoTrainer", "KTOCollator", training.KtoConf),
+        "dpo": ("preference.trainers.DpoTrainer", "PrefixSharingCollator", training.DpoConf),
+        "kto": ("preference.trainers.KtoTrainer", "KTOCollator", training.KtoConf),
         "rm": ("rm.RmTrainer", "PrefixSharingRewardCollator", training.RmConf),
-        "ppo": ("ppo.trainer.PpoTrainer", None, online_training.PpoConf),
-        "grpo": ("online.grpo.GrpoTrainer", None, online_training.GrpoConf),
+        "ppo": ("ppo.trainer.PpoTrainer", None, training.PpoConf),
+        "grpo": ("online.grpo.GrpoTrainer", None, training.GrpoConf),
     }[stage]
-    given = given | ({"collator": {"_target_": f"llmmod.data.preference_collators.{collator}"}} if collator else {})
+    given = given | ({"collator": {"_target_": f"llmmod.data.collators.{collator}"}} if collator else {})
     given = given | ({"num_ppo_epochs": PASSES} if stage == "ppo" else {})
     conf = conf(stage=stage, trainer={"_target_": f"llmmod.trainers.{trainer}"}, **given)
     reward = Reward()

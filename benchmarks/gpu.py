@@ -117,7 +117,7 @@ def ours(stage, shape, way, directory, counted):
 
     schema, trainer, collator = {
         "sft": (SftConf, "llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.FlatteningCollator"),
-        "dpo": (DpoConf, "llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.preference_collators.PrefixSharingCollator"),
+        "dpo": (DpoConf, "llmmod.trainers.preference.trainers.DpoTrainer", "llmmod.data.collators.PrefixSharingCollator"),
     }[stage]
     conf = schema(stage=stage, trainer={"_target_": trainer}, collator={"_target_": collator}, **arguments(stage))
     train = examples(stage, shape)

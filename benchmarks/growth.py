@@ -25,9 +25,9 @@ PREFERENCE, JUDGEMENT = ("prompt_ids", "chosen_ids", "rejected_ids"), ("prompt_i
 # stage -> its trainer, its collator, and columns of ids
 STAGES = {
     "sft": ("llmmod.trainers.sft.SftTrainer", "llmmod.data.collators.FlatteningCollator", ("input_ids", "labels")),
-    "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.preference_collators.PrefixSharingRewardCollator", PREFERENCE),
-    "dpo": ("llmmod.trainers.preference.dpo.DpoTrainer", "llmmod.data.preference_collators.PrefixSharingCollator", PREFERENCE),
-    "kto": ("llmmod.trainers.preference.kto.KtoTrainer", "llmmod.data.preference_collators.KTOCollator", JUDGEMENT),
+    "rm": ("llmmod.trainers.rm.RmTrainer", "llmmod.data.collators.PrefixSharingRewardCollator", PREFERENCE),
+    "dpo": ("llmmod.trainers.preference.trainers.DpoTrainer", "llmmod.data.collators.PrefixSharingCollator", PREFERENCE),
+    "kto": ("llmmod.trainers.preference.trainers.KtoTrainer", "llmmod.data.collators.KTOCollator", JUDGEMENT),
     "ppo": ("llmmod.trainers.ppo.trainer.PpoTrainer", None, ("prompt_ids",)),
     "grpo": ("llmmod.trainers.online.grpo.GrpoTrainer", None, ("prompt_ids",)),
 }

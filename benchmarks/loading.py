@@ -28,7 +28,7 @@ MEASURE = """
 import json, sys
 from llmmod.models.loading.load import load_model
 from llmmod.models.loading.quantization import quantization_config
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))

@@ -27,9 +27,9 @@ import yaml
 from llmmod.config.compose import compose_config
 from llmmod.config.schema.data import MixedConf
 from llmmod.config.step_parts import Context
-from llmmod.config.validate.adapters import FIXED
 from llmmod.config.validate.checks import context_of
 from llmmod.config.validate.keys import RULES
+from llmmod.config.validate.model import FIXED
 from llmmod.config.validate.unread_training import always
 from llmmod.config.validate.values import ACCEPTED, BOUNDS, CHOICES, formats, tables
 from llmmod.config.wording import conf_directory, hints, union_members

@@ -44,7 +44,7 @@ my_package.Thing my_package._Thing open __main__.x
 ALLOWED = names(
     """
 llmmod.models.loading.load.load_model llmmod.models.adapters.reward_models.load_reward_model llmmod.steps.train.Train
-llmmod.trainers.sft.SftTrainer llmmod.metrics.rouge.Rouge
+llmmod.trainers.sft.SftTrainer llmmod.metrics.Rouge
 llmmod.render.template.Template llmmod.data.dataset.load.load_splits torch.nn.Linear torch.nn.functional.gelu torch.optim.AdamW
 torch.utils.data.SequentialSampler transformers.AutoModelForCausalLM.from_pretrained transformers.EarlyStoppingCallback
 transformers.Trainer transformers.Seq2SeqTrainingArguments transformers.utils.logging.X trl.SFTTrainer trl.rewards.accuracy_reward

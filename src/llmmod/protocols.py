@@ -78,7 +78,7 @@ class ModelLineage(NamedTuple):
         merged: adapters that were merged into it before, or stayed active on quantized weights, in order: directories relative to the
             step's own, or as typed.
         gguf_file: the file in it that was read; None: its weights aren't GGUF.
-        quantization: the settings that affect its quantized weights, from `schema.quantization.decides_weights`; None: not quantized.
+        quantization: the settings that affect its quantized weights, from `config.schema.model.decides_weights`; None: not quantized.
     """
 
     base: str | None

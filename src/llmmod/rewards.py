@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from llmmod.metrics.words import words
+from llmmod.metrics import words
 
 
 def overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:

@@ -54,15 +54,15 @@ class Package:
 PACKAGES: dict[str, Package] = {
     "llmmod": Package(
         classes=(
-            "llmmod.data.collators", "llmmod.data.preference_collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
+            "llmmod.data.collators", "llmmod.metrics", "llmmod.render.auto.AutoTemplate",
             "llmmod.render.template.Template", "llmmod.rewards", "llmmod.trainers.online.grpo.GrpoArguments",
-            "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.dpo.DpoTrainer",
-            "llmmod.trainers.preference.kto.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
+            "llmmod.trainers.ppo.trainer.PpoArguments", "llmmod.trainers.preference.trainers.DpoTrainer",
+            "llmmod.trainers.preference.trainers.KtoTrainer", "llmmod.trainers.online.grpo.GrpoTrainer",
             "llmmod.trainers.ppo.trainer.PpoTrainer", "llmmod.trainers.rm.RmTrainer",
             "llmmod.trainers.sft.SftTrainer", "llmmod.steps.chat.Chat", "llmmod.steps.compare.Compare",
             "llmmod.steps.evaluate.Evaluate", "llmmod.steps.export.Export",
             "llmmod.steps.predict.step.Predict", "llmmod.steps.predict.completions.PredictAnswers",
-            "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.rewards.PredictRewards",
+            "llmmod.steps.predict.completions.PredictDocuments", "llmmod.steps.predict.step.PredictRewards",
             "llmmod.steps.plan.step.Plan", "llmmod.steps.preview.step.Preview", "llmmod.steps.train.Train",
         ),
         functions=(

@@ -24,10 +24,10 @@ NAME_FIELD = {"model": "name", "dataset": "name", "render": "name", "finetune": 
 TYPES = {
     "": "steps.Root",
     "model": "model.ModelConf",
-    "model.quantization": "quantization.QuantizationConf",
+    "model.quantization": "model.QuantizationConf",
     "model.rope_scaling": "model.RopeScalingConf",
     "tokenizer": "model.TokenizerConf",
-    "finetune": "finetune.FinetuneConf",
+    "finetune": "model.FinetuneConf",
     "training": "training.StageConf",
     "dataset": "data.DatasetConf",
     "dataset.columns": "data.ColumnsConf",

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf import _utils as omegaconf_internals
 from omegaconf.base import Box, Metadata
 
-from llmmod.config import hydra_patches
+from llmmod.config import register
 from llmmod.config.register import register_schemas
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def unpatched(monkeypatch):
     """A function that removes the patches for the rest of the test; the store may remain patched."""
 
     def restore(*, store: bool = True) -> None:
-        monkeypatch.setattr(defaults_list, "_create_interpolation_map", hydra_patches._interpolation_map)
-        monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", hydra_patches._group_options)
-        monkeypatch.setattr(Box, "_re_parent", hydra_patches._re_parent)
-        monkeypatch.setattr(omegaconf_internals, "get_yaml_loader", hydra_patches._pure_yaml_loader)
-        monkeypatch.setattr(DictConfig, "_set_value_impl", hydra_patches._set_value)
-        monkeypatch.setattr(Hydra, "get_help", hydra_patches._get_help)
+        monkeypatch.setattr(defaults_list, "_create_interpolation_map", register._interpolation_map)
+        monkeypatch.setattr(ConfigLoaderImpl, "get_group_options", register._group_options)
+        monkeypatch.setattr(Box, "_re_parent", register._re_parent)
+        monkeypatch.setattr(omegaconf_internals, "get_yaml_loader", register._pure_yaml_loader)
+        monkeypatch.setattr(DictConfig, "_set_value_impl", register._set_value)
+        monkeypatch.setattr(Hydra, "get_help", register._get_help)
         monkeypatch.delattr(Metadata, "__deepcopy__")
         if store:
             monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
@@ -46,7 +46,7 @@ def unpatched(monkeypatch):
 
 def test_this_is_the_version_that_is_patched(unpatched):
     assert hydra.__version__ == "1.3.8"
-    assert defaults_list._create_interpolation_map is hydra_patches._interpolation_map_if_needed
+    assert defaults_list._create_interpolation_map is register._interpolation_map_if_needed
     unpatched()
     assert copy.deepcopy(ConfigStore.instance()) is not ConfigStore.instance()
 
@@ -162,10 +162,10 @@ def test_children_get_the_parent_that_omegaconf_would_give_them(unpatched):
     other = OmegaConf.create({})
     tree.a.b._set_parent(other)
     tree.u._get_node("init_lora_weights")._set_parent(other)
-    hydra_patches._children_know_parent(tree)
+    register._children_know_parent(tree)
     ours = list(family(tree))
     tree.a.b._set_parent(other)
-    hydra_patches._re_parent(tree)
+    register._re_parent(tree)
     assert ours == list(family(tree))
     union = tree.u._get_node("init_lora_weights")
     assert union._get_parent() is tree.u
@@ -185,6 +185,6 @@ def test_flags_set_on_a_parent_are_seen_below_after_a_merge():
 def test_another_version_is_not_patched(unpatched, monkeypatch):
     unpatched()
     monkeypatch.setattr(hydra, "__version__", "1.3.9")
-    hydra_patches.patch_hydra()
-    assert defaults_list._create_interpolation_map is hydra_patches._interpolation_map
+    register.patch_hydra()
+    assert defaults_list._create_interpolation_map is register._interpolation_map
     assert "__deepcopy__" not in vars(ConfigStore.instance())

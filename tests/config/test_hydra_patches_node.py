@@ -6,9 +6,9 @@ import omegaconf
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf, UnionNode, ValidationError
 
-from llmmod.config import hydra_patches
+from llmmod.config import register
 from llmmod.config.register import SCHEMAS, register_schemas, schema_class
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.config.schema.steps import Root
 
 
@@ -20,7 +20,7 @@ def _patched():
 @pytest.fixture
 def unpatched(monkeypatch):
     """A function that removes the patch for the rest of the test."""
-    return lambda: monkeypatch.setattr(DictConfig, "_set_value_impl", hydra_patches._set_value)
+    return lambda: monkeypatch.setattr(DictConfig, "_set_value_impl", register._set_value)
 
 
 def parts(node, key=""):

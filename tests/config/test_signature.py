@@ -24,7 +24,7 @@ READ = [
     "torch.nn.Linear",
     "torch.optim.AdamW",
     "torch.utils.data.SequentialSampler",
-    "llmmod.metrics.rouge.Rouge",
+    "llmmod.metrics.Rouge",
 ]
 
 

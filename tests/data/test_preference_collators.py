@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from llmmod.data.preference_collators import PreferenceCollator, PrefixSharingCollator
+from llmmod.data.collators import PreferenceCollator, PrefixSharingCollator
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=9)
 PAIRS = [

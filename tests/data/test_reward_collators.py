@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.data.preference_collators import PrefixSharingRewardCollator, RewardCollator
+from llmmod.data.collators import PrefixSharingRewardCollator, RewardCollator
 
 PAIRS = [
     {"prompt_ids": [1, 2], "chosen_ids": [3, 4, 9], "rejected_ids": [5, 9], "margin": 0.5},

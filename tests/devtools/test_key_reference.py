@@ -14,7 +14,7 @@ from devtools.key_reference import STAGES, Key, field_comments, keys, yaml_text
 from llmmod.config.compose import compose_config
 from llmmod.config.register import SCHEMAS, schema_class
 from llmmod.config.validate import validated
-from llmmod.config.validate.adapters import FIXED
+from llmmod.config.validate.model import FIXED
 from llmmod.config.validate.values import tables
 from llmmod.config.wording import hints, union_members
 from llmmod.errors import ConfigError

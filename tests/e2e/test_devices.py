@@ -14,11 +14,10 @@ from comparison import STAGES, of_way, overrides, relative, work
 from stand_in import NAME, WAITS, standing_in
 
 import llmmod
-from llmmod.data.collators import FlatteningCollator
-from llmmod.data.preference_collators import PrefixSharingRewardCollator
+from llmmod.data.collators import FlatteningCollator, PrefixSharingRewardCollator
 from llmmod.models.loading import build
 from llmmod.models.packing import packed_attention
-from llmmod.trainers.preference.dpo import by_completion
+from llmmod.trainers.preference.trainers import by_completion
 
 __all__ = ["work"]
 

@@ -12,8 +12,7 @@ from on_gpu import DEVICE, ON_GPU, needs_card
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import is_flash_attn_2_available
 
-from llmmod.data.collators import FlatteningCollator
-from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
+from llmmod.data.collators import FlatteningCollator, PrefixSharingCollator, PrefixSharingRewardCollator
 from llmmod.models.packing import packed_attention
 
 LENGTHS = (20, 1, 33, 2, 12)

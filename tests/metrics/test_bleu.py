@@ -10,7 +10,7 @@ import sacrebleu
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-from llmmod.metrics.bleu import Bleu
+from llmmod.metrics import Bleu
 
 ENGLISH = [
     ("Exit code 2 means that a path is wrong.", "Exit code 2 means that the configuration, the data or a path is wrong."),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.metrics.exact import Exact
-from llmmod.metrics.length import Length
-from llmmod.metrics.repetition import Repetition
+from llmmod.metrics import Exact, Length, Repetition
 
 
 def measured(metric, *pairs):

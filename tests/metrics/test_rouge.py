@@ -9,7 +9,7 @@ import jieba
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from llmmod.metrics.rouge import Rouge
+from llmmod.metrics import Rouge
 
 ENGLISH = [
     ("Exit code 2 means that a path is wrong.", "Exit code 2 means that the configuration, the data or a path is wrong."),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import tokenize
 
-from llmmod.metrics.words import has_chinese, words
+from llmmod.metrics import has_chinese, words
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
@@ -51,7 +51,7 @@ def test_has_chinese(text: str, expected: bool) -> None:
 
 def test_jieba_is_imported_late_and_stays_silent() -> None:
     program = (
-        "import sys; from llmmod.metrics.words import words\n"
+        "import sys; from llmmod.metrics import words\n"
         "words('no Chinese'); assert 'jieba' not in sys.modules\n"
         "words('模型'); assert 'jieba' in sys.modules"
     )

@@ -13,12 +13,10 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 
-from llmmod.data.collators import FlatteningCollator
-from llmmod.data.preference_collators import PrefixSharingCollator, PrefixSharingRewardCollator
+from llmmod.data.collators import FlatteningCollator, PrefixSharingCollator, PrefixSharingRewardCollator
 from llmmod.models.attention.varlen import BOUNDARIES, varlen_attention
-from llmmod.models.families.registry import PACKED_FAMILIES
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.models.packing import packed_attention, why_not_packed
+from llmmod.models.packing import PACKED_FAMILIES, packed_attention, why_not_packed
 
 OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("[!a]*.yaml"))  # auto has none of its own
 ARCHITECTURES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["architecture"] for path in OPTIONS}

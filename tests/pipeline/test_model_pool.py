@@ -8,8 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.model import LoraConf, ModelConf
 from llmmod.config.schema.steps import EvaluateConf, Root, TrainConf
 from llmmod.config.schema.training import SftConf
 from llmmod.config.step_parts import StepConfigs

@@ -7,12 +7,9 @@ import json
 import pytest
 
 from llmmod.config.schema.data import RenderConf
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.model import ModelConf
-from llmmod.config.schema.online_training import PpoConf
-from llmmod.config.schema.quantization import QuantizationConf, decides_weights
+from llmmod.config.schema.model import LoraConf, ModelConf, QuantizationConf, decides_weights
 from llmmod.config.schema.steps import PredictConf, Root, TrainConf
-from llmmod.config.schema.training import SftConf
+from llmmod.config.schema.training import PpoConf, SftConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.pipeline.session import compatibility_warnings
 

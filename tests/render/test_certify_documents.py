@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.dataset.certify import certify_documents
+from llmmod.data.dataset.load import certify_documents
 from llmmod.render.encode import TextEncoder
 from llmmod.render.segments import own_beginning
 

@@ -11,9 +11,8 @@ from preferences import rm_conf, toy_pairs
 from toy import lora_conf, one_thread, sft_conf, toy_session, toy_splits, toy_trainer
 
 from llmmod.config.schema.data import DatasetConf, RenderConf
-from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generation import GenerationConf
-from llmmod.config.schema.model import ModelConf
+from llmmod.config.schema.model import LoraConf, ModelConf
 from llmmod.config.schema.steps import ChatConf, ExportConf, Root
 from llmmod.config.schema.training import SftConf
 from llmmod.config.step_parts import StepConfigs

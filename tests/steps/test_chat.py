@@ -12,8 +12,7 @@ from llmmod.config.schema.model import ModelConf
 from llmmod.config.schema.steps import ChatConf
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.steps.chat import Chat
-from llmmod.steps.terminal import Terminal
+from llmmod.steps.chat import Chat, Terminal
 
 
 def chat(session, text, conf=None, stdin=io.StringIO):

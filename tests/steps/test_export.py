@@ -113,7 +113,7 @@ def test_no_card_where_none_is_wanted(make_session, tiny_llama):
 
 
 def test_the_export_of_a_quantized_model_reports_the_difference(make_session, tiny_llama):
-    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.config.schema.model import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
 

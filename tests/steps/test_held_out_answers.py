@@ -11,7 +11,7 @@ import pytest
 
 from llmmod.config.schema.generation import GenerationConf
 from llmmod.config.schema.steps import PredictConf, TrainConf
-from llmmod.config.validate.best_model import MEASURED
+from llmmod.config.validate.training import MEASURED
 from llmmod.errors import ConfigError
 from llmmod.steps.train import Train
 from llmmod.trainers.callbacks.interrupt import StopWhenNoBetter

@@ -6,12 +6,10 @@ import pytest
 import yaml
 
 from llmmod.config.schema.data import DatasetConf, RenderConf
-from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generation import GenerationConf
-from llmmod.config.schema.model import HubConf, ModelConf
-from llmmod.config.schema.online_training import PpoConf
+from llmmod.config.schema.model import HubConf, LoraConf, ModelConf
 from llmmod.config.schema.steps import ExportConf, PredictConf, Root, TrainConf
-from llmmod.config.schema.training import RmConf, SftConf
+from llmmod.config.schema.training import PpoConf, RmConf, SftConf
 from llmmod.config.step_parts import StepConfigs
 from llmmod.steps.model_card import chosen, model_card
 

@@ -41,7 +41,7 @@ def session(tmp_path, tiny_llama, tiny_tokenizer, toy_pairs, rm_conf, lora_conf,
 @pytest.fixture
 def trained(session, lora_conf):
     """A session whose model was trained a little with all weights."""
-    from llmmod.config.schema.finetune import FullConf
+    from llmmod.config.schema.model import FullConf
 
     made = session(num_train_epochs=1.0, eval_strategy="no", eval_on_start=False)
     made._parts["finetune"] = FullConf(name="full")

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from llmmod.steps.terminal import Terminal
+from llmmod.steps.chat import Terminal
 
 
 class Tty(io.StringIO):
@@ -98,9 +98,9 @@ def test_ctrl_c_twice_ends_a_persons_chat(monkeypatch):
 
 def test_two_interrupts_within_a_second_end_the_run_if_input_is_not_a_terminal(monkeypatch):
     clock = iter([10.0, 12.0, 12.9])
-    monkeypatch.setattr("llmmod.steps.terminal.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("llmmod.steps.chat.time.monotonic", lambda: next(clock))
     terminal = Terminal(io.StringIO(), io.StringIO(), io.StringIO())
     assert [terminal.second_interrupt() for _ in range(3)] == [False, False, True]
-    monkeypatch.setattr("llmmod.steps.terminal.time.monotonic", lambda: 20.0)
+    monkeypatch.setattr("llmmod.steps.chat.time.monotonic", lambda: 20.0)
     person = Terminal(Tty(), Tty(), io.StringIO())
     assert [person.second_interrupt() for _ in range(2)] == [False, False]

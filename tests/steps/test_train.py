@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 
 from llmmod.config.schema.distributed import DistributedConf, FsdpConf
-from llmmod.config.schema.finetune import FullConf
+from llmmod.config.schema.model import FullConf
 from llmmod.config.schema.steps import TrainConf
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError, RunError

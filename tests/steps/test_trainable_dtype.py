@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
 from llmmod.config.schema.steps import TrainConf
 from llmmod.steps.train import Train
 

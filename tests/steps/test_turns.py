@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.steps.terminal import QuestionTooLongError, Turns
+from llmmod.steps.chat import QuestionTooLongError, Turns
 
 
 def words(conversation):

@@ -10,8 +10,7 @@ import toy
 import ways
 from transformers import TrainerCallback
 
-from llmmod.metrics.length import Length
-from llmmod.metrics.rouge import Rouge
+from llmmod.metrics import Length, Rouge
 from llmmod.models.generation.settings import Reader
 from llmmod.steps.evaluate import training_metrics
 
@@ -203,7 +202,7 @@ def check_measured_texts(trainer_of, scored, seen, rows):
 
 def check_told_of_before_and_after(trainer_of):
     """The metrics of answers are reported before and after the training."""
-    only_length = {"n": {"_target_": "llmmod.metrics.length.Length"}}
+    only_length = {"n": {"_target_": "llmmod.metrics.Length"}}
     trainer = trainer_of(max_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True, metrics=only_length)
     trainer.train()
     metrics = training_metrics(trainer)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import toy
 
-RM_COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingRewardCollator", "RewardCollator")]
+RM_COLLATORS = [{"_target_": f"llmmod.data.collators.{name}"} for name in ("PrefixSharingRewardCollator", "RewardCollator")]
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +40,8 @@ def dpo_conf():
     """`training.*` of dpo."""
     from llmmod.config.schema.training import DpoConf
 
-    trainer = {"_target_": "llmmod.trainers.preference.dpo.DpoTrainer"}
-    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.PrefixSharingCollator"}}
+    trainer = {"_target_": "llmmod.trainers.preference.trainers.DpoTrainer"}
+    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.collators.PrefixSharingCollator"}}
     return toy.conf_maker(DpoConf, stage="dpo", **parts)
 
 
@@ -70,8 +70,8 @@ def kto_conf():
     """`training.*` of kto."""
     from llmmod.config.schema.training import KtoConf
 
-    trainer = {"_target_": "llmmod.trainers.preference.kto.KtoTrainer"}
-    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.preference_collators.KTOCollator"}}
+    trainer = {"_target_": "llmmod.trainers.preference.trainers.KtoTrainer"}
+    parts = {"trainer": trainer, "collator": {"_target_": "llmmod.data.collators.KTOCollator"}}
     return toy.conf_maker(KtoConf, stage="kto", train_sampling_strategy="random", **parts)
 
 

@@ -20,7 +20,7 @@ import llmmod.app
 SOURCE = Path(llmmod.__file__).parent
 # Checks only refuse or warn: these modules, and functions with these names, with everything that they call.
 CHECK_MODULES = re.compile(
-    r"(config/validate/(?!__init__)|config/explain|render/(certificate|findings)|data/dataset/certify|(upstream|targets|code_arguments|errors)\.py)"
+    r"(config/validate/(?!__init__)|config/explain|render/(certificate|findings)|(upstream|targets|code_arguments|errors)\.py)"
 )
 CHECK_NAMES = re.compile(r"_?(check|validate|certify|refuse|warn)(_|d\b|$)")
 # Below these calls a row of data is processed: rows become examples, examples a batch, a batch a loss.

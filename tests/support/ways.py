@@ -13,7 +13,7 @@ EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 def quantized(model):
     """The model in 4 bits."""
-    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.config.schema.model import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
 
@@ -27,7 +27,7 @@ def prepared(model, way, *, freeze=None, **lora):
         freeze: changes of `FREEZE`.
         lora: changes of `LORA`.
     """
-    from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+    from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
     from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 
     if way == "full":

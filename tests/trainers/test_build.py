@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from answering import SHORT, toy_prompts
 
-from llmmod.config.schema.online_training import PpoConf
+from llmmod.config.schema.training import PpoConf
 from llmmod.errors import ConfigError
 from llmmod.trainers.arguments import training_arguments
 from llmmod.trainers.build import trainer_from

@@ -1,4 +1,4 @@
-"""llmmod.trainers.collation: the choice of the collator. Packed rows train the same as padded batches."""
+"""llmmod.trainers.build: the choice of the collator. Packed rows train the same as padded batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from llmmod.data.collators import FlatteningCollator, PaddingCollator
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.errors import ConfigError
 from llmmod.models.loading.tiny import tiny_model
-from llmmod.trainers.build import prepare_for_inference
-from llmmod.trainers.collation import choose_collator
+from llmmod.trainers.build import choose_collator, prepare_for_inference
 from llmmod.trainers.sft import sums_by_example
 
 FLATTEN, PAD = ({"_target_": f"llmmod.data.collators.{name}"} for name in ("FlatteningCollator", "PaddingCollator"))

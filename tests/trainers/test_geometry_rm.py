@@ -7,7 +7,7 @@ from functools import partial
 import geometry
 import pytest
 
-from llmmod.data.preference_collators import RewardCollator
+from llmmod.data.collators import RewardCollator
 from llmmod.trainers.rm import RmTrainer
 
 PadLeft = partial(RewardCollator, side="left")

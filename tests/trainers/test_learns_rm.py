@@ -28,7 +28,7 @@ def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, w
 
 def prepared(model, way, seed):
     """A reward model that is prepared for a way to fine-tune. The embeddings have adapters, too, as `ways.FREEZE` trains them."""
-    from llmmod.config.schema.finetune import LoraConf
+    from llmmod.config.schema.model import LoraConf
     from llmmod.models.adapters.setup import setup_lora
     from llmmod.models.reward import with_reward_head
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from preferences import RM_COLLATORS
 from trl import RewardConfig, RewardTrainer
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.data.preference_collators import RewardCollator
+from llmmod.config.schema.model import LoraConf
+from llmmod.data.collators import RewardCollator
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.packing import packed_attention
 from llmmod.trainers.rm import pair_losses, pair_rewards
@@ -149,7 +149,7 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(rm_trainer, tiny_r
 
 def test_heads_and_adapters_of_a_quantized_model_stay_in_float32(tiny_llama, rm_trainer):
     """trl would round them to bfloat16 permanently."""
-    from llmmod.config.schema.quantization import QuantizationConf
+    from llmmod.config.schema.model import QuantizationConf
     from llmmod.models.loading.quantization import quantization_config
     from llmmod.models.loading.structure import rebuild_model
     from llmmod.models.reward import with_reward_head

@@ -10,8 +10,8 @@ import torch
 from answering import SHORT, answering_trainer, even, toy_prompts
 
 from llmmod.config.schema.base import TrainableDtype
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.config.schema.online_training import PpoConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.training import PpoConf
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 from llmmod.models.reward import with_reward_head
 from llmmod.trainers.online.rewards import Rewards

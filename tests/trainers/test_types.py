@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import LoraConf, QuantizationConf
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.quantization import quantization_config
 from llmmod.models.loading.structure import rebuild_model

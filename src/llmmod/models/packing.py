@@ -1,10 +1,10 @@
 """Several examples in one row: without padding or leaking, and without more work than for each alone.
 
-Whether a model's class keeps them apart, and with which of the two methods of `attention.varlen`, is known for the families in
-`families.registry`. For every other class it is measured on a tiny random model, in a fraction of a second: examples of several lengths are
-computed alone and in one row, with each method. A method works if losses and gradients are the same. That covers every way from one token
-to another: attention, a convolution, a recurrent state. The result is cached in ~/.cache/llmmod/packing, by everything that it depends on:
-the class, its small configuration, the versions of the libraries and this code.
+Whether a model's class keeps them apart, and with which of the two methods of `attention.varlen`, is known for `PACKED_FAMILIES`. For every
+other class it is measured on a tiny random model, in a fraction of a second: examples of several lengths are computed alone and in one
+row, with each method. A method works if losses and gradients are the same. That covers every way from one token to another: attention, a
+convolution, a recurrent state. The result is cached in ~/.cache/llmmod/packing, by everything that it depends on: the class, its small
+configuration, the versions of the libraries and this code.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 
 from llmmod.cache.content import digest
 from llmmod.cache.store import cache_directory
+from llmmod.config.schema.model import is_flash, why_not_packed_with
 from llmmod.errors import one_line
 from llmmod.files.paths import atomic_write
 from llmmod.models.attention import varlen
 from llmmod.models.attention.rope import use_per_sequence_rope
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, NAME, PackingMethod, isolate_examples
 from llmmod.models.families.native import initial_model
-from llmmod.models.families.registry import PACKED_FAMILIES, is_flash, why_not_packed_with
 from llmmod.models.loading.structure import base_model
 from llmmod.models.loading.tiny import shrink_config
 from llmmod.upstream import installed, require_upstream
@@ -41,6 +41,11 @@ _LENGTHS = (20, 1, 33, 2, 12)  # tokens of the examples
 _WINDOW = 8  # tokens: shorter than the examples
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "sliding_window_size", "local_attention")
 _VOCABULARY = 512
+# model_type of configurations whose classes are exact with segments, by a test that compares losses and gradients.
+PACKED_FAMILIES = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "glm", "glm4",
+    "gemma", "gpt2", "granite", "mixtral", "olmo2", "qwen3_moe", "starcoder2",  # without an own option in conf/model
+})  # fmt: skip
 _WEIGHT_STD = 0.2  # larger than usual, so that each visible token changes the result
 _known: list[tuple[Any, PackingSupport]] = []  # configurations in this process, since each training step asks
 

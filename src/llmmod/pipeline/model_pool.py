@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.config.schema.base import Weights
-from llmmod.config.schema.model import ModelConf
-from llmmod.config.schema.quantization import decides_weights
+from llmmod.config.schema.model import ModelConf, decides_weights
 from llmmod.config.step_parts import StepConfigs
 from llmmod.instantiate import import_own
 from llmmod.protocols import LoadedModel, ModelLineage

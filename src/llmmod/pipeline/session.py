@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.config.schema.base import Weights
-from llmmod.config.schema.online_training import reward_nodes
-from llmmod.config.schema.quantization import decides_weights
+from llmmod.config.schema.model import decides_weights
 from llmmod.config.schema.steps import Root, StepConf
+from llmmod.config.schema.training import reward_nodes
 from llmmod.config.step_parts import StepConfigs
 from llmmod.distributed import rank
 from llmmod.instantiate import build, import_own, locate

@@ -19,8 +19,8 @@ from typing import Any
 
 from llmmod.cache.content import NoIdentityError, digest, file_digest, render_identity, source_identity, tokenizer_identity
 from llmmod.config.schema.model import HubConf, ModelConf
-from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import StepConf
+from llmmod.config.schema.training import reward_nodes
 from llmmod.distributed import world_size
 from llmmod.files.checkpoint import hub_arguments, set_proxies
 from llmmod.files.paths import resolve_path

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from llmmod.config.schema.base import Weights
-from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import Root
+from llmmod.config.schema.training import reward_nodes
 from llmmod.config.step_parts import StepParts
 from llmmod.files.paths import is_hub_id
 from llmmod.upstream import MAIN, installed

@@ -34,12 +34,11 @@ from llmmod.steps.plan.figures import SAID, memory_explained
 from llmmod.steps.predict.step import check_measured
 from llmmod.trainers.arguments import SMOKE_STEPS, engine_arguments, training_arguments
 from llmmod.trainers.base import EvaluateEvery, StageTrainer
-from llmmod.trainers.build import check_max_steps, release, restored_after_training, trainer_from
+from llmmod.trainers.build import check_max_steps, check_trainer, release, restored_after_training, trainer_from
 from llmmod.trainers.callbacks.interrupt import StopAfterStep, StoppedBetweenSteps, StopWhenNoBetter
 from llmmod.trainers.callbacks.progress import TrainingProgress, loss_curve
 from llmmod.trainers.callbacks.resume import checkpoints, find_checkpoint, passed_over, settle
 from llmmod.trainers.checkpoints import ResumableTrainer, check_processes
-from llmmod.trainers.collation import check_trainer
 from llmmod.trainers.distributed import check_offloading, engine_of, gather_whole
 from llmmod.trainers.online.rewards import LINEAGE_ATTRIBUTE
 from llmmod.upstream import require_upstream

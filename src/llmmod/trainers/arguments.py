@@ -18,8 +18,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 
 from llmmod.config.schema.distributed import DeepspeedConf, DistributedConf
-from llmmod.config.schema.online_training import rehearsed
-from llmmod.config.schema.training import LOWER_IS_BETTER, SAID_ELSEWHERE, StageConf
+from llmmod.config.schema.training import LOWER_IS_BETTER, SAID_ELSEWHERE, StageConf, rehearsed
 from llmmod.errors import ConfigError, Problem
 from llmmod.instantiate import locate
 

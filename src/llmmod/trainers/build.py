@@ -1,7 +1,8 @@
-"""Build the trainer of a stage from its configuration, and restore the model after the trainer has changed it."""
+"""Build the trainer of a stage and its collator from their configuration, and restore the model after the trainer has changed it."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -12,17 +13,26 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmmod.config.schema.training import StageConf
+from llmmod.data import collators
 from llmmod.data.dataset.packing import capacity_of
 from llmmod.errors import ConfigError, Problem, one_line
-from llmmod.instantiate import build
+from llmmod.instantiate import build, locate
 from llmmod.models.generation.settings import Reader
 from llmmod.models.loading.structure import base_model
+from llmmod.models.packing import why_not_packed
 from llmmod.trainers.arguments import refusal
 from llmmod.trainers.base import LORAPLUS_KEY, StageTrainer
 from llmmod.trainers.callbacks.interrupt import StopWhenNotFinite, StopWhenPruned
-from llmmod.trainers.collation import choose_collator
 from llmmod.trainers.efficient import compile_layers, drop_compiled
 
+log = logging.getLogger("llmmod.train")
+
+# A collator that puts a whole batch into one row -> the one that pads.
+_PADDING: Mapping[Any, type[collators.PaddingCollator | collators.PreferenceCollator | collators.RewardCollator]] = {
+    collators.FlatteningCollator: collators.PaddingCollator,
+    collators.PrefixSharingCollator: collators.PreferenceCollator,
+    collators.PrefixSharingRewardCollator: collators.RewardCollator,
+}
 _PATCHED = ("forward", "_original_forward")  # what trl and accelerate set on a model
 
 
@@ -58,8 +68,8 @@ def trainer_from(
     _refuse_data_parallel(model, args)
     _prepare_head_for_trl(model)
     compiles = bool(getattr(conf, "torch_compile", False))
-    multiple, rows = getattr(args, "pad_to_multiple_of", None), args.train_batch_size if compiles else None
-    batches = {"pad_to_multiple_of": multiple, "fixed_rows": rows, "trainer": conf.trainer.get("_target_")}
+    batches = {"pad_to_multiple_of": getattr(args, "pad_to_multiple_of", None), "trainer": conf.trainer.get("_target_")}
+    batches["fixed_rows"] = args.train_batch_size if compiles else None
     collator = choose_collator(conf.collator, model=model, tokenizer=tokenizer, train=train, **batches)
     users = [build(node) for node in conf.callbacks.values() if node]
     parts = {"model": model, "args": args, "train_dataset": train, "eval_dataset": evaluation, "processing_class": tokenizer}
@@ -82,6 +92,72 @@ def trainer_from(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def choose_collator(
+    node: Mapping[str, Any],
+    *,
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    pad_to_multiple_of: int | None = None,
+    fixed_rows: int | None = None,
+    trainer: str | None = None,
+) -> Any:
+    """The collator that a configuration names, or its padding counterpart if the model mixes the examples of a row; None if not named.
+
+    Args:
+        node: `training.collator`.
+        model: decides whether the examples of a row stay separate.
+        tokenizer, train: as in `trainer_from`.
+        pad_to_multiple_of: `training.pad_to_multiple_of`, tokens.
+        fixed_rows: packed rows of a batch, if all batches must have the same shape; None: shapes may differ.
+        trainer: the trainer's class, `training.trainer._target_`; None: one of ours.
+
+    Raises:
+        ConfigError: the examples are packed, and the model, the trainer or the collator can't keep them apart.
+    """
+    if not node:
+        return None
+    check_trainer(trainer, train)
+    collator, packed = locate(node["_target_"]), capacity_of(train) is not None
+    flattens, reason = collator in _PADDING, None
+    if flattens and pad_to_multiple_of is not None:
+        reason = "training.pad_to_multiple_of asks for padding"
+    elif flattens:
+        reason = _why_trainer_mixes(trainer) or why_not_packed(model, branches=collator is not collators.FlatteningCollator, packed=packed)
+    elif collator is collators.PaddingCollator and packed:
+        reason = "training.collator=PaddingCollator treats a row as one example"
+    if reason is not None and packed:
+        raise ConfigError(Problem("dataset.packing", f"true, and {reason}", do="Set it to false"))
+    arguments: dict[str, Any] = {} if pad_to_multiple_of is None else {"pad_to_multiple_of": pad_to_multiple_of}
+    if reason is not None:
+        log.info("batches are padded: %s", reason)
+        return _PADDING[collator](tokenizer, **arguments)
+    if packed and fixed_rows is not None:
+        arguments["length"] = fixed_rows * train.capacity
+    return build(node, tokenizer=tokenizer, **arguments)
+
+
+def check_trainer(trainer: str | None, train: Any) -> None:
+    """Refuse a trainer in which packed examples would see each other.
+
+    Args:
+        trainer, train: as in `choose_collator`.
+
+    Raises:
+        ConfigError: the examples are packed, and the class is not derived from ours.
+    """
+    if capacity_of(train) is not None and (reason := _why_trainer_mixes(trainer)):
+        do = "Derive it from llmmod.trainers.base.StageTrainer, or set dataset.packing=false"
+        raise ConfigError(Problem("training.trainer._target_", f"{reason}, and dataset.packing is true", do=do))
+
+
+def _why_trainer_mixes(trainer: str | None) -> str | None:
+    """The reason why the examples of a row see each other in this trainer; None if they don't."""
+    found = StageTrainer if trainer is None else locate(trainer)
+    ours = isinstance(found, type) and issubclass(found, StageTrainer)
+    return None if ours else f"{trainer} doesn't keep the examples of a row apart"
 
 
 def _prepare_head_for_trl(model: Any) -> None:

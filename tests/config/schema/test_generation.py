@@ -10,8 +10,9 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.generation import configuration_utils
 
 from llmmod.config.schema import generation
-from llmmod.config.schema.generation import ACCEPTED, CHOICES, GenerationConf
+from llmmod.config.schema.generation import GenerationConf
 
+CHOICES, ACCEPTED = GenerationConf.CHOICES, GenerationConf.ACCEPTED
 # transformers writes these into a config for its own use
 BOOKKEEPING = {"_from_model_config", "transformers_version"}
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(GenerationConf) if f.name != "_target_"}

@@ -7,7 +7,7 @@ import pytest
 from transformers import BitsAndBytesConfig
 
 from llmmod.config.schema.base import Dtype
-from llmmod.config.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
+from llmmod.config.schema.model import QuantizationConf, bitsandbytes_arguments
 
 ARGUMENTS = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}  # kwargs are ignored, with a log line
 
@@ -55,7 +55,7 @@ def test_the_defaults_are_bitsandbytesconfig_s_except_two_from_the_paper():
     assert QuantizationConf().compute_dtype is Dtype.auto
 
 
-@pytest.mark.parametrize("storage", CHOICES["quant_storage"])
+@pytest.mark.parametrize("storage", QuantizationConf.CHOICES["quant_storage"])
 def test_every_storage_type_is_one_that_the_class_takes(storage):
     config = BitsAndBytesConfig(**bitsandbytes_arguments(QuantizationConf(bits=4, quant_storage=storage), compute_dtype="float32"))
     assert config.to_dict()["bnb_4bit_quant_storage"] == storage

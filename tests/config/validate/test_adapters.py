@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.config.validate import adapters as low_rank
+from llmmod.config.validate import model as low_rank
 
 QLORA, INT8 = "finetune=qlora", "quantization@model.quantization=int8"
 REFUSED = {

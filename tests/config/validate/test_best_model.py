@@ -68,7 +68,7 @@ RIGHT = {
     "kept in time": [*AT_END, "training.eval_steps=5", "training.save_steps=5", "training.predict_steps=10"],
     "patience with answers": ["training.early_stopping_patience=2", "training.eval_strategy=no", "training.predict_steps=3"],
     "a metric of the user's own": [
-        f"{BEST}predict_mine", "training.predict_steps=4", "+steps.predict.metrics.mine={_target_: llmmod.metrics.words.words}",
+        f"{BEST}predict_mine", "training.predict_steps=4", "+steps.predict.metrics.mine={_target_: llmmod.metrics.words}",
     ],
     "rewards by name": ["stage=grpo", f"{BEST}rewards/overlap/mean"],
     "a metric of texts": ["stage=ppo", f"{BEST}rouge-l"],

@@ -113,8 +113,8 @@ REFUSED = {
         "If you trust that module, add --allow mine, or set LLMMOD_ALLOW=mine.",
     ),
     "target that isn't there": (
-        "+steps.predict.metrics.x._target_=llmmod.metrics.roug.Rouge",
-        "steps.predict.metrics.x._target_: the module llmmod.metrics.roug does not exist. Did you mean 'rouge'?",
+        "+steps.predict.metrics.x._target_=llmmod.data.formats.alpac.read",
+        "steps.predict.metrics.x._target_: the module llmmod.data.formats.alpac does not exist. Did you mean 'alpaca'?",
     ),
     "argument of a target": (
         "+training.callbacks.e={_target_:transformers.EarlyStoppingCallback,early_stopping_patienc:3}",
@@ -255,7 +255,7 @@ REFUSED = {
     ),
     "metric of documents": ("stage=pt steps.predict.metrics.bleu=null", f"steps.predict.metrics.bleu: {NO_ANSWERS}"),
     "metric of scores": (
-        "stage=rm +steps.predict.metrics.mine._target_=llmmod.metrics.bleu.Bleu",
+        "stage=rm +steps.predict.metrics.mine._target_=llmmod.metrics.Bleu",
         f"steps.predict.metrics.mine._target_: {NO_ANSWERS}",
     ),
     "comparison of documents": ("stage=pt steps.predict.compare_with_base=2", f"steps.predict.compare_with_base: {NO_ANSWERS}"),

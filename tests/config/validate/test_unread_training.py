@@ -68,7 +68,7 @@ RIGHT = {
     "run's name": ["training.report_to=wandb", "training.run_name=mine"],
     "best": ["training.metric_for_best_model=eval_loss", "training.greater_is_better=false"],
     "a metric of the user's own": [
-        "+training.trainer.compute_metrics={_target_: llmmod.metrics.words.words, _partial_: true}", "training.batch_eval_metrics=true",
+        "+training.trainer.compute_metrics={_target_: llmmod.metrics.words, _partial_: true}", "training.batch_eval_metrics=true",
     ],
     "a trainer of the user's own": ["stage=dpo", "training.trainer._target_=trl.DPOTrainer", SMOOTH, "training.use_cache=true"],
     "resumed": ["training.resume_from_checkpoint=true", "training.ignore_data_skip=true"],

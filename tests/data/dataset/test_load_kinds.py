@@ -215,7 +215,7 @@ def test_the_certificate_checks_the_prompt_with_each_answer(load, kind, monkeypa
         seen.update(conversations)
         return [Finding("labels", "wrong", "x")]
 
-    monkeypatch.setattr("llmmod.data.dataset.certify.certify", certify)
+    monkeypatch.setattr("llmmod.data.dataset.load.certify", certify)
     with pytest.raises(ConfigError, match="wrong"):
         load(kind, verify="chatml")
     assert len(seen) == (16 if kind == "preference" else 8)

@@ -100,7 +100,7 @@ def test_a_packed_stream_is_trained_as_segments(load, tiny_llama, tiny_tokenizer
     """The collator of a run passes the boundaries of the examples to the model."""
     import torch
 
-    from llmmod.trainers.collation import choose_collator
+    from llmmod.trainers.build import choose_collator
 
     train = load(QUESTIONS, packing=True, streaming=True, cutoff_len=200).train
     node = {"_target_": "llmmod.data.collators.FlatteningCollator"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ways import moved
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.models.adapters.base_changing_init import as_base
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.setup import setup_inference, setup_lora

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import FullConf, LoraConf
+from llmmod.config.schema.model import FullConf, LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.setup import setup_full, setup_inference, setup_lora

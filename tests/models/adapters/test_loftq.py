@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.base_changing_init import _rounded, has_lost_base, loftq
 from llmmod.models.adapters.load import load_adapter

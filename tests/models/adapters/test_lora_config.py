@@ -11,8 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generated.lora import ACCEPTED
+from llmmod.config.schema.model import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.lora import lora_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.families.native import config_class

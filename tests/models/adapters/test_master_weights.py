@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmmod.config.schema.base import TrainableDtype
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.precision import to_stored_dtype
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora

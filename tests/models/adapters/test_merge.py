@@ -8,8 +8,7 @@ import torch
 import ways
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import LoraConf, QuantizationConf
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading.quantization import quantization_config

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf, QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.merge import merged_copy

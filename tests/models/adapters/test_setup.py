@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf, QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_inference, setup_lora
 from llmmod.models.loading.quantization import quantization_config

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from ways import moved
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import LoraConf, QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.load import unload_adapter
 from llmmod.models.adapters.merge import merge_or_stack, merged_copy

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmmod.config.compose import compose_config, to_root
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.model import HubConf, ModelConf
+from llmmod.config.schema.model import HubConf, LoraConf, ModelConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.merge import merged_copy
 from llmmod.models.adapters.setup import setup_lora

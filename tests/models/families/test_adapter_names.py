@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.models.adapters.load import load_adapter, merge_adapters
 from llmmod.models.adapters.setup import setup_lora
-from llmmod.models.families.adapter_names import native_targets
+from llmmod.models.families.convert import native_targets
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 QKV = ["q_proj", "k_proj", "v_proj"]

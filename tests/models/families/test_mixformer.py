@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.families.convert import original_names, write_original_config
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config

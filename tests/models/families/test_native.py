@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FreezeConf, FullConf, LoraConf
 from llmmod.models.adapters.setup import setup_freeze, setup_full, setup_lora
 
 TRAINED = "the original code divides each row of the head by its length in every step"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmmod.models.families.convert import family_of_model
-from llmmod.models.families.registry import FAMILIES, family_of
+from llmmod.models.families.layouts import FAMILIES, family_of
 
 TOLERANCE = 1e-4
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.models.adapters.merge import divergence, merged_copy
 from llmmod.models.loading.quantization import dequantized_weight, quantization_config
 from llmmod.models.loading.structure import count_parameters, rebuild_model

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmmod.errors import ConfigError
-from llmmod.models.families.registry import family_of
+from llmmod.models.families.layouts import family_of
 
 # The fields in which the hub's config.json files differ.
 BAICHUAN = {"model_type": "baichuan", "num_attention_heads": 32, "hidden_size": 4096}

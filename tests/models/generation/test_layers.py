@@ -11,7 +11,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from llmmod.models.generation.layers import LeanLayers
+from llmmod.models.generation.step import LeanLayers
 from llmmod.models.loading.tiny import tiny_model
 
 ROOT = Path(__file__).parents[3]

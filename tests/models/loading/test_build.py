@@ -12,9 +12,7 @@ import torch
 
 from llmmod.config.compose import compose_config, to_root
 from llmmod.config.schema.base import Dtype, Weights
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.model import HubConf, ModelConf, TokenizerConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import HubConf, LoraConf, ModelConf, QuantizationConf, TokenizerConf
 from llmmod.errors import ConfigError
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.loading import build, tiny

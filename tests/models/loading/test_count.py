@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.models.loading.quantization import quantization_config
 from llmmod.models.loading.structure import count_parameters, rebuild_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmmod.config.schema.base import Dtype
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.loading import quantization as cpu_kernels
 from llmmod.models.loading.load import load_model

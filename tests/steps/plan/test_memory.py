@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmmod.steps.plan.heap import Heap
+from llmmod.steps.plan.devices import Heap
 from llmmod.steps.plan.memory import Tracer, without_values
 
 CONFIG = LlamaConfig(
@@ -81,7 +81,7 @@ def test_an_order_of_examples_keeps_its_numbers():
 def test_a_hole_takes_a_block_of_its_own_size_only_if_the_gaps_beside_it_are_free(filled, graph, between, grows, monkeypatch):
     """For an aligned block, glibc allocates 96 bytes more and leaves them free next to it."""
     for name, value in (("_FILLED", filled), ("_FREED", 1.0), ("_GAP_LIFE", 20)):
-        monkeypatch.setattr(f"llmmod.steps.plan.heap.{name}", value)
+        monkeypatch.setattr(f"llmmod.steps.plan.devices.{name}", value)
     heap, size = Heap(), 1 << 20
     heap.take(0, 16 << 20)
     heap.give(0)  # blocks of less than 16 MB now come from the heap

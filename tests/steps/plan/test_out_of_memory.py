@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.config.schema.finetune import FullConf
+from llmmod.config.schema.model import FullConf
 from llmmod.config.schema.training import SftConf
 from llmmod.errors import RunError
 from llmmod.steps.plan.figures import SAID, memory_explained

@@ -111,7 +111,7 @@ def test_a_pair_s_prompt_is_counted_once_and_its_length_is_that_of_the_longer_an
 
 def test_steps_of_ppo_are_those_of_its_rollouts():
     """The number of steps from its sampler's batches, as transformers' Trainer counts them."""
-    from llmmod.config.schema.online_training import PpoConf
+    from llmmod.config.schema.training import PpoConf
     from llmmod.trainers.online.base import RolloutSampler
 
     batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_mini_batches": 2, "num_ppo_epochs": 4}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.models.adapters.base_changing_init import save_for_base
 from llmmod.models.adapters.load import load_adapter
 from llmmod.models.adapters.setup import setup_lora

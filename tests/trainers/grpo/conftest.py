@@ -11,7 +11,7 @@ __all__ = ["answering_trainer", "even", "prepared", "scored_texts", "toy_prompts
 @pytest.fixture
 def grpo_conf():
     """`training.*` of stage grpo, with changes by keyword."""
-    from llmmod.config.schema.online_training import GrpoConf
+    from llmmod.config.schema.training import GrpoConf
 
     def make(**changes):
         fields = {

@@ -12,9 +12,8 @@ from accelerate import dispatch_model
 from trl.trainer.utils import add_fused_lm_head
 from ways import moved
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.online_training import DEFAULT, rehearsed, reward_nodes
-from llmmod.config.schema.quantization import QuantizationConf, decides_weights
+from llmmod.config.schema.model import LoraConf, QuantizationConf, decides_weights
+from llmmod.config.schema.training import DEFAULT, rehearsed, reward_nodes
 from llmmod.errors import ConfigError, RunError
 from llmmod.models.adapters.base_changing_init import save_for_base
 from llmmod.models.adapters.reward_models import load_reward_model

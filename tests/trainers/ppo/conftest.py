@@ -11,7 +11,7 @@ __all__ = ["answering_trainer", "even", "prepared", "scored_texts", "toy_prompts
 @pytest.fixture
 def ppo_conf():
     """`training.*` of stage ppo, with changes by keyword."""
-    from llmmod.config.schema.online_training import PpoConf
+    from llmmod.config.schema.training import PpoConf
 
     def make(**changes):
         fields = {

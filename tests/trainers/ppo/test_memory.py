@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmmod.config.schema.finetune import LoraConf
+from llmmod.config.schema.model import LoraConf
 from llmmod.models.adapters.setup import setup_lora
 from llmmod.models.reward import mark_trained, with_reward_head
 

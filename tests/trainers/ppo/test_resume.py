@@ -9,12 +9,12 @@ import pytest
 import torch
 from answering import StopAt, logged
 
-from llmmod.trainers.ppo.value_head import NAME
+from llmmod.trainers.ppo.trainer import VALUE_HEAD
 
 
 def weights(trainer):
     state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    return state | {f"{NAME}.{name}": tensor.clone() for name, tensor in trainer.value_head.state_dict().items()}
+    return state | {f"{VALUE_HEAD}.{name}": tensor.clone() for name, tensor in trainer.value_head.state_dict().items()}
 
 
 @pytest.mark.parametrize(("way", "step"), [("full", 7), ("freeze", 6), ("lora", 4), ("lora", 7)])
@@ -68,6 +68,6 @@ def test_a_checkpoint_holds_policy_and_value_head_apart(ppo_trainer, tmp_path):
     from safetensors import safe_open
 
     with safe_open(directory / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if NAME in name]  # noqa: SIM118 - not a dict
-    assert not hasattr(trainer.model, NAME)
+        assert not [name for name in file.keys() if VALUE_HEAD in name]  # noqa: SIM118 - not a dict
+    assert not hasattr(trainer.model, VALUE_HEAD)
     assert json.loads(Path(directory, "trainer_state.json").read_text())["global_step"] == 1

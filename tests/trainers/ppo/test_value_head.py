@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmmod.trainers.ppo.value_head import new_value_head
+from llmmod.trainers.ppo.trainer import new_value_head
 
 
 def model(width):

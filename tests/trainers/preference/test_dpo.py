@@ -1,4 +1,4 @@
-"""llmmod.trainers.preference.dpo: trl's losses from shared rows, the three kinds of reference, and evaluation against a naive loop."""
+"""llmmod.trainers.preference.trainers: trl's losses from shared rows, the three kinds of reference, and evaluation against a naive loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmmod.models.packing import packed_attention
 from llmmod.trainers import efficient
 from llmmod.trainers.reference import adapter_is_noop, frozen_copy
 
-COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
+COLLATORS = [{"_target_": f"llmmod.data.collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 CHANGES = {
     **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in LOSSES},
     "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
@@ -128,7 +128,7 @@ def test_a_quantized_model_with_its_adapter_off_is_its_own_reference(dpo_trainer
 
 def test_the_reference_of_a_chain_is_what_was_merged(dpo_trainer, tiny_llama, toy_pairs, tmp_path):
     """An earlier training's adapter is merged, and a new one is added. Without the new one, it is the earlier model, not the base."""
-    from llmmod.config.schema.finetune import LoraConf
+    from llmmod.config.schema.model import LoraConf
     from llmmod.models.adapters.setup import setup_lora
 
     base = copy.deepcopy(tiny_llama)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import geometry
 import pytest
 
-from llmmod.data.preference_collators import PreferenceCollator
-from llmmod.trainers.preference.dpo import DpoTrainer
+from llmmod.data.collators import PreferenceCollator
+from llmmod.trainers.preference.trainers import DpoTrainer
 
 LOSSES = {
     "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},

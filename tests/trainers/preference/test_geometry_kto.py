@@ -11,8 +11,8 @@ import pytest
 from preferences import judged
 from ways import moved
 
-from llmmod.data.preference_collators import KTOCollator
-from llmmod.trainers.preference.kto import KtoTrainer
+from llmmod.data.collators import KTOCollator
+from llmmod.trainers.preference.trainers import KtoTrainer
 
 WEIGHTS = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
 

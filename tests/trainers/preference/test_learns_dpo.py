@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_dpo.py).
-SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.preference_collators.PreferenceCollator"}}
+SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.collators.PreferenceCollator"}}
 
 
 @pytest.mark.parametrize("way", ways.WAYS)

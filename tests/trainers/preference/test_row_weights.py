@@ -12,7 +12,7 @@ from datasets import Dataset
 from geometry import DIVISIONS, apart, divided, step_gradient
 from preferences import RM_COLLATORS
 
-DPO_COLLATORS = [{"_target_": f"llmmod.data.preference_collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
+DPO_COLLATORS = [{"_target_": f"llmmod.data.collators.{name}"} for name in ("PrefixSharingCollator", "PreferenceCollator")]
 LENGTHS = [(9, 4, 7), (3, 1, 5), (20, 12, 2), (2, 3, 3), (6, 6, 1), (4, 14, 16), (11, 1, 1), (5, 2, 8)]
 # Rows of one, three and four pairs. So that each row counts the same, their pairs are repeated twelve, four and three times.
 OF_ROW = [1, 3, 3, 3, 4, 4, 4, 4]

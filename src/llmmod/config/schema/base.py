@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
+# Field of a dataclass -> the strings that it allows (`CHOICES`), or its types where the annotation says less (`ACCEPTED`).
+Table = dict[str, tuple[str, ...]]
 
 
 @dataclass_transform(field_specifiers=(field,))

@@ -5,21 +5,19 @@ configuration; https://www.deepspeed.ai/docs/config-json explains these.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-ENGINES = ("none", "ddp", "fsdp", "deepspeed_zero2", "deepspeed_zero3")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "name": ENGINES,
-    "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"),
-    "state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
-    "offload_optimizer": ("none", "cpu", "nvme"),
-    "offload_param": ("none", "cpu", "nvme"),
-}
+from llmmod.config.schema.base import Table
 
 
 @dataclass
 class FsdpConf:
     """How torch's FSDP2 shards parameters, gradients and the optimizer's state over the processes."""
+
+    CHOICES: ClassVar[Table] = {
+        "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"),
+        "state_dict_type": ("FULL_STATE_DICT", "SHARDED_STATE_DICT"),
+    }
 
     # which modules are sharded separately: the model's layers (TRANSFORMER_BASED_WRAP), modules of `min_num_params`, or the whole model
     auto_wrap_policy: str = "TRANSFORMER_BASED_WRAP"
@@ -36,6 +34,11 @@ class FsdpConf:
 @dataclass
 class DeepspeedConf:
     """How DeepSpeed's ZeRO shards the optimizer's state and gradients (stage 2), and parameters too (stage 3), over the processes."""
+
+    CHOICES: ClassVar[Table] = {
+        "offload_optimizer": ("none", "cpu", "nvme"),
+        "offload_param": ("none", "cpu", "nvme"),
+    }
 
     offload_optimizer: str = "none"  # where the optimizer's state is kept: on the accelerator (none), cpu or nvme
     offload_param: str = "none"  # where parameters are kept; stage 3
@@ -59,6 +62,8 @@ class DeepspeedConf:
 @dataclass
 class DistributedConf:
     """The processes of a run."""
+
+    CHOICES: ClassVar[Table] = {"name": ("none", "ddp", "fsdp", "deepspeed_zero2", "deepspeed_zero3")}
 
     # the engine: `none`: one process; `ddp`: each process has the whole model; `fsdp` and `deepspeed_…`: the model is sharded
     name: str = "none"

@@ -5,14 +5,33 @@ That class has no annotations, so this table is kept by hand, in the class's own
 `_from_model_config` and `transformers_version`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from llmmod.config.schema.base import wide_dataclass
+from llmmod.config.schema.base import Table, wide_dataclass
 
 
 @wide_dataclass
 class GenerationConf:
     """Every field of transformers.GenerationConfig."""
+
+    CHOICES: ClassVar[Table] = {
+        "early_stopping": ("never",),
+        "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "quantized", "paged"),
+        "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient"),
+        "speculation_type": ("dflash",),
+        "dola_layers": ("low", "high"),
+    }
+    ACCEPTED: ClassVar[Table] = {
+        "early_stopping": ("bool", "str", "None"),
+        "stop_strings": ("str", "list[str]", "None"),
+        "forced_eos_token_id": ("int", "list[int]", "None"),
+        "eos_token_id": ("int", "list[int]", "None"),
+        "decoder_start_token_id": ("int", "list[int]", "None"),
+        "dola_layers": ("str", "list[int]", "None"),
+        "watermarking_config": ("transformers.WatermarkingConfig", "None"),
+        "compile_config": ("transformers.CompileConfig", "None"),
+        "continuous_batching_config": ("transformers.ContinuousBatchingConfig", "None"),
+    }
 
     _target_: str = "transformers.GenerationConfig"
 
@@ -110,24 +129,3 @@ class GenerationConf:
     force_words_ids: list[Any] | None = None  # token ids that answers of a constrained beam search must contain
 
     prefill_chunk_size: int | None = None  # how many tokens of the prompt are processed at a time
-
-
-# Tables as in the generated modules: the strings that a field allows, and the types where the annotation says less
-CHOICES: dict[str, tuple[str, ...]] = {
-    "early_stopping": ("never",),
-    "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "quantized", "paged"),
-    "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient"),
-    "speculation_type": ("dflash",),
-    "dola_layers": ("low", "high"),
-}
-ACCEPTED: dict[str, tuple[str, ...]] = {
-    "early_stopping": ("bool", "str", "None"),
-    "stop_strings": ("str", "list[str]", "None"),
-    "forced_eos_token_id": ("int", "list[int]", "None"),
-    "eos_token_id": ("int", "list[int]", "None"),
-    "decoder_start_token_id": ("int", "list[int]", "None"),
-    "dola_layers": ("str", "list[int]", "None"),
-    "watermarking_config": ("transformers.WatermarkingConfig", "None"),
-    "compile_config": ("transformers.CompileConfig", "None"),
-    "continuous_batching_config": ("transformers.ContinuousBatchingConfig", "None"),
-}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from llmmod.config.schema.base import Table
 from llmmod.config.schema.data import DatasetConf, RenderConf
 from llmmod.config.schema.distributed import DistributedConf
 from llmmod.config.schema.generation import GenerationConf
@@ -79,10 +80,6 @@ class ExportConf(StepConf):
     model_card: bool = True  # write a README.md that describes the model and its training
 
 
-CHOICES: dict[str, tuple[str, ...]] = {"batch_size": ("auto",), "direction": ("minimize", "maximize")}
-ACCEPTED: dict[str, tuple[str, ...]] = {"metric": ("str", "list[str]"), "direction": ("str", "list[str]")}
-
-
 @dataclass
 class PlanConf(StepConf):
     """The memory and time of a training, before it is run; without loading weights."""
@@ -103,6 +100,7 @@ class PredictConf(StepConf):
 
     reads: ClassVar[tuple[str, ...]] = (*DATA, *SPEAKS, "training.predict")
     needs_model: ClassVar[bool] = True
+    CHOICES: ClassVar[Table] = {"batch_size": ("auto",)}
 
     _target_: str = "llmmod.steps.predict.step.Predict"
     batch_size: int | str = "auto"  # how many prompts are answered together; auto: as many as fit in a quarter of the free memory
@@ -112,8 +110,8 @@ class PredictConf(StepConf):
     # leaves one out
     metrics: dict[str, Any] = field(
         default_factory=lambda: {
-            "rouge": {"_target_": "llmmod.metrics.rouge.Rouge"},
-            "bleu": {"_target_": "llmmod.metrics.bleu.Bleu"},
+            "rouge": {"_target_": "llmmod.metrics.Rouge"},
+            "bleu": {"_target_": "llmmod.metrics.Bleu"},
         }
     )
 
@@ -144,6 +142,9 @@ class TrainConf(StepConf):
 @dataclass
 class SweepConf:
     """The goal of a sweep (`-m`), and the sweep to resume."""
+
+    CHOICES: ClassVar[Table] = {"direction": ("minimize", "maximize")}
+    ACCEPTED: ClassVar[Table] = {"metric": ("str", "list[str]"), "direction": ("str", "list[str]")}
 
     metric: Any = "eval_loss"  # the metric in metrics.json that selects the best job; several in a list
     direction: Any = "minimize"  # whether lower or higher values are better; a list for several metrics, or one for all of them

@@ -12,15 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmmod.config.compose import Composed, resolved
 from llmmod.config.step_parts import Context
-from llmmod.config.validate.adapters import check_low_rank
 from llmmod.config.validate.arguments import check_arguments, check_code, check_named, check_packages
-from llmmod.config.validate.best_model import check_best_model
 from llmmod.config.validate.data import check_data_files, check_data_kinds, check_formats, check_mix, check_packing
 from llmmod.config.validate.keys import check_keys, check_taken_over, check_text, check_unread
-from llmmod.config.validate.model import check_attention, check_model_files, check_positions, check_trainable_dtype
-from llmmod.config.validate.online import check_groups, check_rewards, check_rollouts
+from llmmod.config.validate.model import check_attention, check_low_rank, check_model_files, check_positions, check_trainable_dtype
 from llmmod.config.validate.pipeline import check_distributed, check_from_step, check_output, check_pipeline, check_sweep
-from llmmod.config.validate.training import check_contradictions, check_preferences
+from llmmod.config.validate.stages import check_groups, check_preferences, check_rewards, check_rollouts
+from llmmod.config.validate.training import check_best_model, check_contradictions, check_resumed
 from llmmod.config.validate.values import check_bounds, check_choices, check_types
 from llmmod.config.wording import typed_nodes
 from llmmod.errors import Problem
@@ -57,6 +55,7 @@ CHECKS: tuple[Check, ...] = (
     check_packages,
     check_data_files,
     check_model_files,
+    check_resumed,
     check_packing,
     check_positions,
     check_rewards,

@@ -1,7 +1,7 @@
 """Datasets: missing files, rows of another kind than the stage needs, options that its rows don't have, mixes, and packing.
 
 The user chooses the names of the entries of `dataset.mix`, so OmegaConf doesn't have a type for them, and each field is checked here.
-Packing is checked by names only; `llmmod.trainers.collation` checks what depends on the loaded model or class.
+Packing is checked by names only; `llmmod.trainers.build` checks what depends on the loaded model or class.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmmod.config.schema.data import ColumnsConf, MixedConf
+from llmmod.config.schema.model import why_not_packed_with
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.values import ABOVE_0, ACCEPTED, BOUNDS, accepts
 from llmmod.config.wording import conf_directory, expected, hints, nearest_or_all, shown
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.paths import find_files, is_hub_id, resolve_path
-from llmmod.instantiate import import_own
 
 BUILDERS = ("json", "csv", "parquet", "arrow", "text")  # names of readers for files in `datasets`; they are not places
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
@@ -244,6 +244,4 @@ def _why_not_packed(context: Context, step: str, training: str) -> str | None:
     if isinstance(context.get(f"{training}.pad_to_multiple_of"), int):
         return f"{training}.pad_to_multiple_of asks for padding"
     attention = context.get(f"{context.part(step, 'model')}.attn_implementation")
-    why_not = import_own("llmmod.models.families.registry.why_not_packed_with")
-    reason: str | None = why_not(attention) if isinstance(attention, str) else None
-    return reason
+    return why_not_packed_with(attention) if isinstance(attention, str) else None

@@ -1,21 +1,26 @@
-"""Values of a step that are valid one by one but contradict each other.
+"""The rules of every training: values that contradict each other, its best model, and the checkpoint to resume from.
 
-First the rules for every training, then those for training on preferences (dpo, kto, rm). trl (1.16) would refuse most of the latter
-too, but only once a model is loaded and its trainer is built.
+The best model has a metric that selects it, and times at which it is measured. A metric that the evaluations don't measure is refused with
+the nearest names. The measures of a user's own metric or trainer are unknown before it runs; such names are checked later: metrics of
+answers before the model is loaded, others at the first evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from llmmod.config.schema.steps import ChatConf, TrainConf
-from llmmod.config.schema.training import LOSSES, WITH_DIVERGENCE
+from llmmod.config.schema.steps import ChatConf
+from llmmod.config.schema.training import ANSWERS, CONTINUES
 from llmmod.config.step_parts import Context
+from llmmod.config.validate.model import problems_of
 from llmmod.config.validate.pipeline import holds_out
 from llmmod.config.validate.values import CHOICES
 from llmmod.config.wording import shown
-from llmmod.errors import Problem
+from llmmod.distributed import rank, started
+from llmmod.errors import Problem, did_you_mean
+from llmmod.instantiate import import_own
 
 _HUB = {"cache_dir": "hub.cache_dir", "token": "hub.token", "proxies": "hub.proxies", "local_files_only": "hub.offline"}
 _CODE = {"revision": "model.revision", "trust_remote_code": "model.trust_remote_code"}
@@ -28,8 +33,31 @@ OWN_KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "tokenizer": _HUB | _CODE | {"gguf_file": "model.gguf_file"},
 }  # fmt: skip
-_SORTED = ("aot", "aot_unpaired")  # these sort the pairs of a batch
-_READ_SMOOTHING = ("exo_pair", "robust", *_SORTED)
+_GENERATED = "predict_"
+_PREFERENCES = (
+    "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected",
+    "entropy",
+)  # fmt: skip
+# Trainer -> the metrics of its evaluation; a name that ends in a slash stands for all names that begin with it.
+MEASURED: Mapping[str, tuple[str, ...]] = {
+    "llmmod.trainers.sft.SftTrainer": ("loss", "perplexity", "token_accuracy"),
+    "llmmod.trainers.rm.RmTrainer": ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward"),
+    "llmmod.trainers.preference.trainers.DpoTrainer": (*_PREFERENCES, "rewards/accuracies", "mean_token_accuracy"),
+    "llmmod.trainers.preference.trainers.KtoTrainer": (*_PREFERENCES, "kl"),
+    "llmmod.trainers.ppo.trainer.PpoTrainer": ("reward", "reward_se", "score", "kl", "answer_length", "terminated", "rewards/"),
+    "llmmod.trainers.online.grpo.GrpoTrainer": ("reward", "reward_se", "kl", "entropy", "rewards/", "completions/"),
+}  # fmt: skip
+# Metric of answers -> what it measures.
+OF_ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "llmmod.metrics.Rouge": ("rouge-1", "rouge-2", "rouge-l"),
+    "llmmod.metrics.Bleu": ("bleu-4",),
+    "llmmod.metrics.Exact": ("exact",),
+    "llmmod.metrics.Length": ("words",),
+    "llmmod.metrics.Repetition": ("repeated-4-grams",),
+}
+_BY_TIME = "%Y-%m-%d_%H-%M-%S"  # the name of a run's directory if output_dir isn't set, as in conf/config.yaml
+_SHARDED = ("fsdp", "deepspeed_zero3")  # engines that shard the parameters
+_BY_PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that use a metric of every evaluation
 
 
 def check_contradictions(context: Context) -> Iterator[Problem]:
@@ -159,84 +187,99 @@ def evaluates_nothing(context: Context, training: str) -> bool:
     return bool(steps) and not any(holds_out(context, context.part(step, "dataset")) for step in steps)
 
 
-def check_preferences(context: Context) -> Iterator[Problem]:
-    """A problem for each contradiction."""
-    for step in context.steps:
-        place = context.part(step, "training")
+def check_best_model(context: Context) -> Iterator[Problem]:
+    """A problem for each metric that isn't measured, and for each evaluation whose model could not be saved as the best one."""
+    for place in context.places("training"):
         training = context.get(place) or {}
-        if context.step_type(step) is not TrainConf:
+        if not any(context.trains(step) and context.part(step, "training") == place for step in context.steps):
             continue
-        if isinstance(training.get("loss_type"), list) and "discopop_tau" in training:
-            yield from _dpo_losses(place, training)
-        if "desirable_weight" in training:
-            yield from _kto(place, training)
-        if "precompute_ref_log_probs" in training:
-            yield from _reference(context, step, place, training)
+        yield from _metric(context, place, training)
+        yield from _predictions(context, place, training)
+        evaluated = training.get("eval_strategy") != "no" or training.get("predict_steps") is not None
+        if training.get("early_stopping_patience") is not None and not evaluated:
+            found = f"set with {place}.eval_strategy=no, so it doesn't have an evaluation to compare"
+            yield Problem(f"{place}.early_stopping_patience", found, do=f"Set {place}.eval_strategy to steps or epoch")
 
 
-def losses(training: Mapping[str, Any]) -> list[str]:
-    """The losses of a training whose `loss_type` may name several, else an empty list."""
-    found = training.get("loss_type")
-    return found if isinstance(found, list) else []
-
-
-def reads_smoothing(training: Mapping[str, Any]) -> bool:
-    """Whether a loss of a training uses `label_smoothing`."""
-    return any(name in _READ_SMOOTHING for name in losses(training))
-
-
-def _dpo_losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    chosen, weights, smoothing = losses(training), training.get("loss_weights"), training.get("label_smoothing") or 0
-    if not chosen:
-        yield Problem(f"{place}.loss_type", "is empty", f"Allowed: {', '.join(LOSSES)}")
-    if weights is not None and len(weights) != len(chosen):
-        found = f"{len(weights)} for {len(chosen)} losses"
-        yield Problem(f"{place}.loss_weights", found, do=f"Give one for each of: {', '.join(chosen)}")
-    if training.get("beta") == 0:
-        yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
-    if "exo_pair" in chosen and smoothing == 0:
-        yield Problem(f"{place}.label_smoothing", "0, but the loss exo_pair takes its logarithm", do="Set it; its paper uses 1e-3")
-    if "robust" in chosen and smoothing >= 0.5:
-        yield Problem(f"{place}.label_smoothing", f"found {smoothing:g} with the loss robust", "Allowed: 0 or more and below 0.5")
-    if training.get("use_weighting") and (odd := [name for name in chosen if name in (*_SORTED, "sft")]):
-        found = f"true, but the loss {' and '.join(odd)} doesn't have a weight for each pair"
-        yield Problem(f"{place}.use_weighting", found, do="Set it to false, or choose another loss")
-    divergence = training.get("f_divergence_type")
-    if divergence not in (None, "reverse_kl") and (odd := [name for name in chosen if name not in WITH_DIVERGENCE]):
-        found = f"{divergence}, but the loss {' and '.join(odd)} exists only for reverse_kl"
-        yield Problem(f"{place}.f_divergence_type", found, do=f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}")
-
-
-def _kto(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    """Problems of kto's arguments; its loss `kto` needs mismatched pairs, which are made from each batch."""
-    if training.get("beta") == 0:
-        yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
-    if training.get("desirable_weight") == training.get("undesirable_weight") == 0:
-        found = f"0 like {place}.undesirable_weight, with which nothing is learned"
-        yield Problem(f"{place}.desirable_weight", found, do="Set one of them above 0")
-    if training.get("loss_type") != "kto":
+def _metric(context: Context, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the metric is measured, as far as that is known."""
+    wanted, key = training.get("metric_for_best_model"), f"{place}.metric_for_best_model"
+    trainer = training.get("trainer") or {}
+    known = MEASURED.get(str(trainer.get("_target_")))
+    if wanted is None or known is None or trainer.get("compute_metrics"):
         return
-    do = f"or set {place}.loss_type=apo_zero_unpaired, which doesn't need them"
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if training.get(name) == 1:
-            found = "1, but the loss kto needs mismatched pairs, which are made within a batch"
-            yield Problem(f"{place}.{name}", found, do=f"Set it to 2 or more, {do}")
-    if training.get("precompute_ref_log_probs"):
-        found = "true, but the loss kto needs mismatched pairs, which are made during training"
-        yield Problem(f"{place}.precompute_ref_log_probs", found, do=f"Set it to false, {do}")
+    name = str(wanted).removeprefix("eval_")
+    of_texts, any_text = _names(training.get("metrics"))
+    answered, any_answer = _names(context.get("steps.predict.metrics"))
+    generated = [f"{_GENERATED}{answer}" for answer in answered] if _answers(training) else []
+    measured = [*(one for one in known if not one.endswith("/")), *of_texts, *generated]
+    if name in measured or name.startswith(tuple(one for one in known if one.endswith("/"))):
+        if name in generated and training.get("predict_steps") is None:
+            found = f"{wanted}, but the model doesn't answer prompts in training"
+            yield Problem(key, found, do=f"Set {place}.predict_steps")
+    elif not (any_text or (any_answer and name.startswith(_GENERATED) and _answers(training))):
+        found = f"{wanted}, which this stage's evaluations don't measure"
+        yield Problem(key, found, did_you_mean(name, measured), f"Known: {', '.join(measured)}")
 
 
-def _reference(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
-    known, synced = training["precompute_ref_log_probs"], training.get("sync_ref_model")
-    model, dataset, finetune = (context.part(step, part) for part in ("model", "dataset", "finetune"))
-    if known and context.get(f"{dataset}.streaming"):
-        found = f"true with {dataset}.streaming=true, but a stream may be endless"
-        yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
-    if known and context.get(f"{model}.shift_attn"):
-        found = f"true with {model}.shift_attn=true, which is only used in training"
-        yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
-    if synced and known:
-        yield Problem(f"{place}.sync_ref_model", f"true with {place}.precompute_ref_log_probs=true", do="Set one of them to false")
-    if synced and context.get(f"{finetune}.name") in ("lora", "qlora"):
-        found = f"true with finetune={context.get(f'{finetune}.name')}, whose reference is the model without the adapter"
-        yield Problem(f"{place}.sync_ref_model", found, do="Set it to false, or use finetune=full")
+def _names(metrics: Any) -> tuple[list[str], bool]:
+    """The names that metrics measure, and whether one of the metrics is the user's own, which may measure anything."""
+    targets = [str(node.get("_target_")) for node in (metrics or {}).values() if isinstance(node, dict)]
+    return [name for target in targets for name in OF_ANSWERS.get(target, ())], any(target not in OF_ANSWERS for target in targets)
+
+
+def _answers(training: Mapping[str, Any]) -> bool:
+    return (training.get("predict") or {}).get("_target_") == ANSWERS
+
+
+def _predictions(context: Context, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """A problem for each setting that contradicts the steps at which prompts are answered."""
+    steps, key = training.get("predict_steps"), f"{place}.predict_steps"
+    if steps is None:
+        return
+    if (training.get("predict") or {}).get("_target_") not in (ANSWERS, CONTINUES):
+        yield Problem(key, f"set, but the model of {place}.stage={training.get('stage')} doesn't write", do="Leave it out")
+        return
+    if evaluates_nothing(context, place):
+        yield Problem(key, "set, but examples to answer are not held out", do="Set dataset.val_size")
+        return
+    if (engine := context.get("distributed.name")) in _SHARDED:
+        found = f"set, but with distributed={engine} a process doesn't have the whole model that would answer"
+        yield Problem(key, found, do="Leave it out, or set distributed=ddp")
+        return
+    saves, every = training.get("save_strategy"), training.get("save_steps")
+    if training.get("load_best_model_at_end") and saves != "best":
+        at_steps = saves == "steps" and isinstance(every, int | float) and every >= 1
+        if not at_steps or steps % every:
+            when = f"every {every:g} steps" if at_steps else f"by {place}.save_strategy={saves}"
+            found = f"{steps}, but checkpoints are written {when}, so the best model might not be saved"
+            yield Problem(key, found, do=f"Set {place}.save_strategy=best, or a multiple of save_steps")
+    by_answers = str(training.get("metric_for_best_model")).removeprefix("eval_").startswith(_GENERATED)
+    if by_answers and training.get("lr_scheduler_type") in _BY_PLATEAU and training.get("eval_strategy") != "no":
+        at_each = training.get("eval_strategy") == "steps" and (training.get("eval_steps") or 0) % steps == 0 and training.get("eval_steps")
+        if not at_each:
+            found = f"{steps}, but {place}.lr_scheduler_type={training['lr_scheduler_type']} needs the answers' metric at every evaluation"
+            yield Problem(key, found, do=f"Set {place}.eval_strategy=no, or eval_steps={steps}")
+
+
+def check_resumed(context: Context) -> Iterator[Problem]:
+    """A problem for each checkpoint to resume from that is missing or incomplete."""
+    for step in context.steps:
+        if context.trains(step):
+            yield from _check_resumed(context, step)
+
+
+def _check_resumed(context: Context, step: str) -> Iterator[Problem]:
+    key = f"{context.part(step, 'training')}.resume_from_checkpoint"
+    wanted, output = context.get(key), context.get("output_dir")
+    newest_of_this_run = str(wanted).lower() == "true"
+    if wanted is None or not isinstance(output, str) or (newest_of_this_run and context.in_sweep):
+        return
+    if newest_of_this_run and Path(output).name == started(_BY_TIME):
+        found = "true, but without output_dir each run has a new directory, which doesn't have a checkpoint yet"
+        yield Problem(key, found, do="Set output_dir to the run to continue, or set auto_resume=true instead, which finds it")
+        return
+    directory = Path(output).expanduser() / step
+    find = import_own("llmmod.trainers.callbacks.resume.find_checkpoint")
+    for problem in problems_of(find, wanted, train_dir=directory, content=rank() == 0)[1]:
+        yield Problem(key, problem.found, problem.allowed, problem.do)

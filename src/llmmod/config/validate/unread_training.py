@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmmod.config.schema.online_training import CLIPPED
-from llmmod.config.schema.training import SAID_ELSEWHERE, SCORES
+from llmmod.config.schema.training import CLIPPED, SAID_ELSEWHERE, SCORES
 from llmmod.config.step_parts import Context
-from llmmod.config.validate.training import evaluates_nothing, losses, reads_smoothing
+from llmmod.config.validate.stages import losses, reads_smoothing
+from llmmod.config.validate.training import evaluates_nothing
 from llmmod.distributed import expected_processes
 
 Node = dict[str, Any]

@@ -1,6 +1,6 @@
 """Values that are wrong on their own: of a type that the field doesn't accept, out of bounds, or not one of the choices.
 
-OmegaConf checks the types that it supports. The tables `ACCEPTED` and `CHOICES` of the generated schemas, and those here, have the rest.
+OmegaConf checks the types that it supports. The tables `ACCEPTED` and `CHOICES` of the schemas, and those here, have the rest.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def check_types(context: Context) -> Iterator[Problem]:
 
 @cache
 def tables(schema: type, name: str) -> dict[str, tuple[str, ...]]:
-    """Field -> its entry in the table `name`, from the modules of a dataclass and its bases."""
+    """Field -> its entry in the table `name`, of a dataclass and its bases: a class's own, or that of a generated module, for its class."""
     found: dict[str, tuple[str, ...]] = {}
     for base in reversed(schema.__mro__):
-        table = getattr(sys.modules.get(base.__module__), name, {})
+        table = vars(base).get(name) or getattr(sys.modules.get(base.__module__), name, {})
         found |= {field: table[field] for field in vars(base).get("__annotations__", {}) if field in table}
     return found
 

@@ -1,26 +1,38 @@
-"""From `dataset.*` to examples: open, choose the format, certify the render, and build the examples or find them in the cache."""
+"""From `dataset.*` to examples: open, choose the format, certify the data, and build the examples or find them in the cache.
+
+The certificate checks synthetic conversations or documents and the first rows of each dataset. For conversations it is the render's. For
+documents it checks on examples that pre-training uses a text as the tokenizer encodes it, with its end token.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from llmmod.cache.content import digest
 from llmmod.cache.store import Cache, cache_directory
 from llmmod.config.schema.data import DatasetConf
 from llmmod.config.schema.model import HubConf
 from llmmod.data.dataset.builder import DatasetBuilder, process_directory
-from llmmod.data.dataset.certify import require_certificate
 from llmmod.data.dataset.splits import Splits, check_mix, mix_splits, shares, within_mix
 from llmmod.data.dataset.stream import stream_splits
 from llmmod.data.examples.answers import Judgements, Preferences, Prompts
 from llmmod.data.examples.tokenize import ExampleTokenizer
 from llmmod.data.examples.types import Conversations, Documents, ExampleType
+from llmmod.data.rows.records import RowLocation, conversations_of
 from llmmod.data.sources.reader import OpenedDataset, open_dataset, with_common_types
 from llmmod.errors import ConfigError, Problem
+from llmmod.render.certificate import certify
+from llmmod.render.findings import Finding, refuse, seam, spelling, synthetic_texts
+from llmmod.render.segments import own_beginning
 
 log = logging.getLogger(__name__)
+
+CERTIFIED_ROWS = 8  # rows of each dataset that the certificate checks
+CERTIFIED_CHARACTERS = 10_000  # characters of a document that the certificate checks
 
 
 def load_splits(
@@ -51,7 +63,7 @@ def load_splits(
         DataError: a file or a row is wrong.
     """
     builders = open_builders(conf, render=render, tokenizer=tokenizer, seed=seed, hub=hub, kind=kind, smoke=smoke)
-    findings = None if verify is None else require_certificate(builders, verify)
+    findings = None if verify is None else check_certificate(builders, verify)
     weights = [share.weight for share in shares(conf)]
     if conf.streaming:
         splits = stream_splits(conf, builders, weights, process_directory())
@@ -128,3 +140,88 @@ def _warn_of_one_label(splits: Splits, name: str) -> None:
     if len(labels) == 1:
         said, lacking = ("true", "bad (undesirable)") if True in labels else ("false", "good (desirable)")
         log.warning("%s: the label of every training answer is %s, so %s answers to learn from are missing", name, said, lacking)
+
+
+class DataCertificate(NamedTuple):
+    """The findings of the certificate, and the number of checked rows."""
+
+    findings: list[Finding]
+    rows: int
+
+
+def check_certificate(builders: Sequence[DatasetBuilder], name: str) -> list[Finding]:
+    """The findings that are not fatal, which are logged; a fatal one is an error.
+
+    Args:
+        builders: of the datasets of a run, at least one.
+        name: the render's.
+
+    Raises:
+        ConfigError: the training would use wrong tokens.
+    """
+    key = "tokenizer" if builders[0].opened.kind == "document" else f"render={name}"
+    findings = certify_data(builders).findings
+    refuse(findings, key)
+    for finding in findings:
+        log.info("%s: %s", key, finding)
+    return findings
+
+
+def certify_data(builders: Sequence[DatasetBuilder]) -> DataCertificate:
+    """The certificate of the data of a run.
+
+    Args:
+        builders: of its datasets, all with the same render and tokenizer.
+    """
+    tokenizer = builders[0].example_tokenizer
+    records = {str(place): record for builder in builders for place, record in islice(builder.opened.training, CERTIFIED_ROWS)}
+    if builders[0].opened.kind == "document":
+
+        def examples(texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+            made = tokenizer.tokenize([(RowLocation("", number), text) for number, text in enumerate(texts)])
+            return [(one.examples[0].encoded.input_ids, one.examples[0].encoded.labels) for one in made]
+
+        return DataCertificate(certify_documents(tokenizer.tokenizer, examples, records), len(records))
+    conversations = {}
+    for place, record in records.items():
+        for number, conversation in enumerate(conversations_of(record), start=1):
+            conversations[f"{place}, answer {number}" if number > 1 else place] = conversation
+    return DataCertificate(certify(tokenizer.render, tokenizer.tokenizer, conversations), len(records))
+
+
+def certify_documents(
+    tokenizer: Any, examples: Callable[[Sequence[str]], list[tuple[list[int], list[int]]]], documents: Mapping[str, str]
+) -> list[Finding]:
+    """The first finding of each check of documents; empty without findings.
+
+    Args:
+        tokenizer: encodes them.
+        examples: texts -> ids and labels of each, as in training.
+        documents: the first of the data, by name, checked in addition to synthetic ones.
+    """
+    texts = {**synthetic_texts(tokenizer.all_special_tokens), **{name: text[:CERTIFIED_CHARACTERS] for name, text in documents.items()}}
+    found: dict[str, Finding] = {}
+    for (name, text), (ids, labels) in zip(texts.items(), examples(list(texts.values())), strict=True):
+        for finding in _findings(tokenizer, text, ids, labels):
+            found.setdefault(finding.check, replace(finding, conversation=name))
+    return list(found.values())
+
+
+def _findings(tokenizer: Any, text: str, ids: list[int], labels: list[int]) -> Iterator[Finding]:
+    bos, eos = own_beginning(tokenizer), tokenizer.eos_token_id
+    start = [] if bos is None else [bos]
+    if ids[-1:] != [eos]:
+        yield Finding("end", f"a document ends with {spelling(tokenizer, ids[-1])} instead of {spelling(tokenizer, eos)}")
+    if ids[: len(start)] != start:
+        yield Finding("beginning", f"a document doesn't begin with {spelling(tokenizer, start[0])}, as this tokenizer's texts do")
+    if labels != ids:
+        yield Finding("labels", "a document's labels are not its ids", seam=seam(tokenizer, ids=ids, labels=labels))
+    inner = ids[len(start) : -1]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if injected := [token for token in inner if token in special]:
+        yield Finding("injection", f"a text became a special token: {spelling(tokenizer, injected[0])}")
+    if not any(name in text for name in tokenizer.get_added_vocab()):
+        plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if list(plain) != inner:
+            where = seam(tokenizer, found=inner, whole=plain)
+            yield Finding("text", "a document isn't encoded as the tokenizer encodes a text", seam=where)

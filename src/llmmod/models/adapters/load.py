@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 
-from llmmod.config.validate.adapters import NOT_MERGED
+from llmmod.config.validate.model import NOT_MERGED
 from llmmod.errors import ConfigError, Problem, one_line
 from llmmod.files.paths import resolve_path
 from llmmod.models.adapters.base_changing_init import (
@@ -25,7 +25,7 @@ from llmmod.models.adapters.base_changing_init import (
 )
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.adapters.merge import merge_or_stack, use_stacked_norms
-from llmmod.models.families.adapter_names import native_adapter
+from llmmod.models.families.convert import native_adapter
 from llmmod.models.reward import HEAD, is_reward_model, mark_trained, restore_language_config
 
 log = logging.getLogger(__name__)

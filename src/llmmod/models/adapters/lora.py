@@ -21,8 +21,8 @@ import peft
 import torch
 from torch import nn
 
-from llmmod.config.schema.finetune import LoraConf
 from llmmod.config.schema.generated.lora import ACCEPTED, LoraConfig
+from llmmod.config.schema.model import LoraConf
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.models.adapters.base_changing_init import changes_base
 from llmmod.models.loading.structure import decoder_layers

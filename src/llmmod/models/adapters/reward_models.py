@@ -16,7 +16,7 @@ from peft import set_peft_model_state_dict
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import QuantizationConf
 from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, find_checkpoint
 from llmmod.files.paths import resolve_path
@@ -24,7 +24,7 @@ from llmmod.models.adapters.base_changing_init import base_biases, changes_base
 from llmmod.models.adapters.load import load_adapter, merge_adapters, read_adapter
 from llmmod.models.adapters.lora import quiet_peft
 from llmmod.models.attention.rope import use_per_sequence_rope
-from llmmod.models.families.adapter_names import native_adapter
+from llmmod.models.families.convert import native_adapter
 from llmmod.models.families.native import warn_beyond_trained_length
 from llmmod.models.loading.load import WHERE, explain_loading_errors, is_reward_checkpoint, load_config, load_model, read_config
 from llmmod.models.loading.quantization import plain_linears, quantization_config, quantized_device_map, with_float32_parts

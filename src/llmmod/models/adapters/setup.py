@@ -15,14 +15,14 @@ from typing import Any
 import peft
 
 from llmmod.config.schema.base import TrainableDtype
-from llmmod.config.schema.finetune import FinetuneConf, FreezeConf, FullConf, LoraConf
+from llmmod.config.schema.model import FinetuneConf, FreezeConf, FullConf, LoraConf
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.models.adapters.base_changing_init import loftq_anywhere, remember_initial
 from llmmod.models.adapters.load import load_adapter, merge_adapters, save_adapter_alone
 from llmmod.models.adapters.lora import check_made, check_names, fitted_to_stand_in, lora_config, quiet_peft, without_refused
 from llmmod.models.adapters.merge import use_stacked_norms
 from llmmod.models.adapters.precision import check_trained_in_16_bits, hold_master_weights, upcast_head, upcast_norms
-from llmmod.models.families.adapter_names import native_targets
+from llmmod.models.families.convert import native_targets
 from llmmod.models.families.native import warn_of_trained_head
 from llmmod.models.loading.quantization import is_quantized, with_float32_parts
 from llmmod.models.loading.structure import base_model, count_parameters, decoder_layers

@@ -1,17 +1,19 @@
-"""A family's table as transformers' rules for converting weights: reading into today's class, and writing the original layout.
+"""A family's table as rules for converting names and weights: reading a checkpoint or an adapter, and writing the original layout.
 
-transformers keeps such rules in a table of the process. They are added for one call and removed again, so that they don't affect other
-models that are loaded meanwhile or later.
+transformers keeps rules for checkpoints in a table of the process. They are added for one call and removed again, so that they don't
+affect other models that are loaded meanwhile or later.
 
-`export.layout=original` writes the original layout, and the 13B Baichuans always have it.
+`export.layout=original` writes the original layout, and the 13B Baichuans always have it. For LoRA, target modules may have original names
+that users know, and an adapter may have been trained with the original code.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,20 @@ from llmmod.errors import ConfigError, Problem
 from llmmod.files.checkpoint import has_tokenizer, tokenizer_files
 from llmmod.files.paths import resolve_path
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family
-from llmmod.models.families.registry import family_of
+from llmmod.models.families.layouts import families_of_class, family_of
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)
+
+log = logging.getLogger(__name__)
 
 # The field of a configuration with its original config.json; a saved native checkpoint has it too, so that it can be written back.
 ORIGINAL = "original_config"
 _ROWS = 256  # normalised together: a few megabytes of float32 at a time
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # for a row's length, after rounding to the dtype
+_PREFIX = "base_model.model."  # peft's prefix of module names in an adapter's file
+_TUNED = re.compile(r"\.(?=lora_|weight$|bias$|base_layer\.|modules_to_save\.)")  # where the module's name ends
+_COPIED = ("lora_A", "lora_embedding_A")  # these take the input, which is the same for all parts of a split matrix
 
 
 @contextmanager
@@ -152,7 +159,6 @@ def check_original_layout(model: Any, *, key: str) -> None:
     """Refuse a model that can't be written in an original layout.
 
     Args:
-        model: a PreTrainedModel.
         key: the configuration key for the message.
 
     Raises:
@@ -168,11 +174,7 @@ def check_original_layout(model: Any, *, key: str) -> None:
 
 
 def copy_original_files(model: Any, directory: Path) -> bool:
-    """Copy tokenizer and Python code of the original checkpoint for old programs, if it is a directory on this machine.
-
-    Returns:
-        Whether a tokenizer was copied.
-    """
+    """Copy the tokenizer and Python code of an original checkpoint on this machine, for old programs; whether it has a tokenizer."""
     source = resolve_path(str(model.config._name_or_path))
     if not isinstance(source, Path) or not source.is_dir():
         return False
@@ -187,3 +189,109 @@ def write_original_config(model: Any, directory: Path) -> None:
     raw.pop("dtype", None)
     raw["torch_dtype"] = str(model.dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def native_targets(model: Any, targets: Any, *, key: str) -> Any:
+    """Target modules with original names replaced by native ones; logs the replacements.
+
+    Args:
+        model: a PreTrainedModel of a native class, from any checkpoint.
+        targets: names or ends of names, as in peft. A regular expression, or a name that the model has, is unchanged.
+        key: the configuration key, for the log.
+    """
+    if isinstance(targets, str):
+        return native_targets(model, [targets], key=key) if _original(model, targets) else targets
+    if targets is None:
+        return None
+    result, said = [], []
+    for target in targets:
+        native = _original(model, target)
+        result += native or [target]
+        if native:
+            said.append(f"{target} is {', '.join(native)}")
+    if said:
+        log.info("%s: in %s, %s.", key, type(model).__name__, "; ".join(said))
+    return list(dict.fromkeys(result))
+
+
+def native_adapter(model: Any, config: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's weights for the native class. Those of a split matrix become those of its parts, exactly.
+
+    With W = [Q; K; V] (rows), an adapter adds B A to W, that is B_q A to Q, B_k A to K, B_v A to V: A is copied, B's rows are distributed.
+
+    Args:
+        model: a PreTrainedModel of a native class.
+        config: the adapter's peft config; its target modules and the keys of its patterns are replaced in place.
+        state: name -> tensor, as in the adapter's file.
+
+    Returns:
+        The same weights if the names are native already, or don't belong to one of the class's families.
+    """
+    family = next((f for f in families_of_class(model.config.model_type) if _is_of(f, model, state)), None)
+    if family is None:
+        return dict(state)
+    modules = dict(model.named_modules())
+    result: dict[str, torch.Tensor] = {}
+    tuned: set[str] = set()
+    for name, tensor in state.items():
+        module, rest = _parted(name)
+        native = family.native_names(module, depth=model.config.num_hidden_layers)
+        if len(native) < 2:
+            shares: Sequence[torch.Tensor] = [tensor] * len(native)
+        elif rest.startswith(_COPIED):
+            shares = [tensor.clone() for _ in native]
+        else:  # row i belongs to output i of the matrix
+            shares = [rows.contiguous() for rows in torch.split(tensor, [modules[part].out_features for part in native])]
+        for part, rows in zip(native, shares, strict=True):
+            result[f"{_PREFIX}{part}.{rest}"] = rows
+            tuned |= {part} if rest.startswith("lora_") else set()
+    _rename_in(config, model, tuned)
+    text = "the adapter has the names of %s; it was converted to those of %s, without a change of its function."
+    log.info(text, family.name, type(model).__name__)
+    return result
+
+
+def _original(model: Any, target: str) -> list[str]:
+    """The native names for an original name; empty if the model has the name itself."""
+    if any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+        return []
+    for family in families_of_class(model.config.model_type):
+        tables = [family.in_layer, *({old: (new,) for old, new in t.items()} for t in (family.outside, family.after_layers))]
+        meant = [new for table in tables for old, new in table.items() if old == target or old.endswith(f".{target}")]
+        if meant:
+            return [part.rpartition(".")[2] for parts in meant for part in parts]
+    return []
+
+
+def _is_of(family: Family, model: Any, state: Mapping[str, Any]) -> bool:
+    """Whether a family has every name of an adapter's file, and the model doesn't."""
+    modules = {name for name, _ in model.named_modules()}
+    names = {_parted(name)[0] for name in state}
+    if names <= modules:
+        return False
+    native = [family.native_names(name, depth=model.config.num_hidden_layers) for name in names]
+    return all(parts and set(parts) <= modules for parts in native)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """`base_model.model.<module>.lora_A.weight` -> (module, `lora_A.weight`)."""
+    module, *rest = _TUNED.split(name.removeprefix(_PREFIX), maxsplit=1)
+    return module, "".join(rest)
+
+
+def _rename_in(config: Any, model: Any, tuned: set[str]) -> None:
+    """Replace original names in an adapter's configuration by native ones.
+
+    Args:
+        tuned: native names of the modules that have adapters.
+    """
+    if isinstance(config.target_modules, str) or getattr(config, "layers_to_transform", None) is not None:
+        # A pattern for names or numbers that don't exist here; the file's list of modules is equivalent.
+        config.target_modules, config.layers_to_transform, config.layers_pattern = tuned, None, None
+    for field in ("target_modules", "exclude_modules", "modules_to_save"):
+        value = getattr(config, field, None)
+        if isinstance(value, (list, set, tuple)):
+            setattr(config, field, type(value)(native_targets(model, sorted(value), key=f"adapter_config.json: {field}")))
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, field, None) or {}
+        setattr(config, field, {part: number for name, number in patterns.items() for part in (_original(model, name) or [name])})

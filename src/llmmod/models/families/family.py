@@ -1,7 +1,7 @@
 """A layout of 2023: how to recognise it, and its configuration and weights with the names of today's class.
 
-A family is data: a table in `layouts`, listed in `registry`. Other code doesn't depend on a family's name. Names in a layer are written
-without the layer's prefix, so that `self_attn.W_pack` stands for `model.layers.0.self_attn.W_pack` and those of all other layers.
+A family is data: a table in `layouts`. Other code doesn't depend on a family's name. Names in a layer are written without the layer's
+prefix, so that `self_attn.W_pack` stands for `model.layers.0.self_attn.W_pack` and those of all other layers.
 """
 
 from __future__ import annotations

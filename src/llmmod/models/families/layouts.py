@@ -1,4 +1,4 @@
-"""The layouts of 2023 that can be converted, a table each: Baichuan and Baichuan2, InternLM, Qwen, ChatGLM2, Phi-1.5.
+"""The layouts of 2023 that can be converted, and which of them a checkpoint has: Baichuan (1 and 2), InternLM, Qwen, ChatGLM2, Phi-1.5.
 
 Baichuan has four architectures with one model_type, which config.json distinguishes. The 7B models are Llama with one matrix for queries,
 keys and values, `W_pack`; the 13B models have ALiBi instead of rotary positions, and a class of ours (`baichuan`). Baichuan2 normalises the
@@ -14,8 +14,12 @@ follow the layers from 1 on, and then norm and head.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from llmmod.errors import ConfigError, Problem
+from llmmod.files.checkpoint import PATH_KEY, find_checkpoint
 from llmmod.models.families.family import Family, Raw
 
 # Names that layouts derived from Llama share with it.
@@ -139,9 +143,7 @@ QWEN = Family(
         "no_bias": (True,),
         "rotary_pct": (1.0,),
         "scale_attn_weights": (True,),
-        "emb_dropout_prob": (0.0,),
-        "embd_pdrop": (0.0,),
-        "resid_pdrop": (0.0,),
+        **dict.fromkeys(("emb_dropout_prob", "embd_pdrop", "resid_pdrop"), (0.0,)),
     },
     layers="transformer.h",
     in_layer={
@@ -159,9 +161,8 @@ QWEN = Family(
 
 def _is_chatglm2(raw: Raw) -> bool:
     name = str(raw.get("_name_or_path", "")).lower()
-    if not all(key in raw for key in _CHATGLM2_FIELDS) or any(other in name for other in _NOT_CHATGLM2):
-        return False
-    return bool(raw["padded_vocab_size"] != _GLM4_VOCABULARY)
+    known = all(key in raw for key in _CHATGLM2_FIELDS) and not any(other in name for other in _NOT_CHATGLM2)
+    return known and bool(raw["padded_vocab_size"] != _GLM4_VOCABULARY)
 
 
 def _chatglm2_rope(raw: Raw) -> dict[str, Any]:
@@ -190,13 +191,8 @@ CHATGLM2 = Family(
     values={"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False},  # the class's defaults are GLM-4's
     computed=_chatglm2_rope,
     only={
-        "rmsnorm": (True,),
-        "post_layer_norm": (True,),
-        "multi_query_attention": (True,),
-        "original_rope": (True,),
-        "add_bias_linear": (False,),
-        "apply_residual_connection_post_layernorm": (False,),
-        "fp32_residual_connection": (False,),
+        **dict.fromkeys(("rmsnorm", "post_layer_norm", "multi_query_attention", "original_rope"), (True,)),
+        **dict.fromkeys(("add_bias_linear", "apply_residual_connection_post_layernorm", "fp32_residual_connection"), (False,)),
         "hidden_dropout": (0.0,),
         "pre_seq_len": (None, 0),  # P-Tuning v2's prefix encoder
         "quantization_bit": (None, 0),  # weights packed by the original code
@@ -259,3 +255,45 @@ MIXFORMER = Family(
     outside={"layers.0.wte": "model.embed_tokens"},
     after_layers={"ln": "model.final_layernorm", "linear": "lm_head"},
 )
+
+
+FAMILIES = (CHATGLM2, QWEN, INTERNLM, BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B, MIXFORMER)
+
+
+def family_of(raw: Raw, *, path: str) -> Family | None:
+    """The layout of 2023 of a checkpoint, or None.
+
+    Args:
+        raw: its config.json.
+        path: for messages.
+
+    Raises:
+        ConfigError: it has the model_type of known families, but isn't one of them.
+    """
+    candidates = [family for family in FAMILIES if family.model_type == raw.get("model_type")]
+    if not candidates:
+        return None
+    fitting = [family for family in candidates if family.fits(raw)]
+    if len(fitting) != 1:
+        names = ", ".join(family.name for family in candidates)
+        found = f"'{path}' has model_type {raw['model_type']}, but its config.json is not one of {names}"
+        raise ConfigError(Problem(PATH_KEY, found, do="Use a checkpoint of one of them"))
+    return fitting[0]
+
+
+def families_of_class(native: str) -> tuple[Family, ...]:
+    """The families of a native class, by its model_type."""
+    return tuple(family for family in FAMILIES if family.native == native)
+
+
+def family_on_disk(path: str, gguf_file: str | None = None) -> str | None:
+    """The model_type of the class for a local checkpoint; None if its config.json doesn't have it, or isn't on this disk."""
+    try:
+        checkpoint = find_checkpoint(path, gguf_file=gguf_file)
+        if not checkpoint.local or checkpoint.gguf_file is not None:
+            return None
+        raw = json.loads((Path(checkpoint.path) / "config.json").read_text(encoding="utf-8"))
+        family = family_of(raw, path=path)
+    except (ConfigError, OSError, ValueError, AttributeError):
+        return None  # another check reports it
+    return family.native if family is not None else raw.get("model_type")

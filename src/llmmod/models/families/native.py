@@ -1,7 +1,7 @@
 """Checkpoints of 2023 as models of today's classes; a checkpoint's own code isn't run.
 
 The model code of these checkpoints was written for transformers 4.30. Today it fails, or loads and silently gives wrong results (rotary
-buffers stay uninitialised), so it isn't run, for any value of `model.trust_remote_code`. `registry` lists the families that are converted;
+buffers stay uninitialised), so it isn't run, for any value of `model.trust_remote_code`. `layouts` has the families that are converted;
 `check_layout` refuses the others before their weights are read.
 
 Differences between a native class and the original code are reported only if they matter: if a head is trained that the original normalises
@@ -24,8 +24,7 @@ from llmmod.files.checkpoint import PATH_KEY
 from llmmod.models.families.baichuan import BaichuanConfig, BaichuanForCausalLM
 from llmmod.models.families.convert import ORIGINAL, converting, family_of_model, original_config
 from llmmod.models.families.family import NATIVE_LAYERS, RECOMPUTED, Family, Raw
-from llmmod.models.families.layouts import HEAD_IS_FINAL
-from llmmod.models.families.registry import family_of
+from llmmod.models.families.layouts import HEAD_IS_FINAL, family_of
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
@@ -104,7 +103,7 @@ def load_original(path: str, family: Family, config: Any, **arguments: Any) -> A
 
     Args:
         path: a directory or hub id.
-        family: from `registry.family_of`.
+        family: from `layouts.family_of`.
         config: from `native_config`.
         arguments: other arguments of from_pretrained.
 

@@ -20,10 +20,9 @@ import torch
 from transformers import GenerationConfig, StopStringCriteria
 
 from llmmod.models.attention.varlen import BOUNDARIES, KEYS, PackingMethod, isolate_examples
-from llmmod.models.generation.layers import LeanLayers
 from llmmod.models.generation.settings import TokenChooser
 from llmmod.models.generation.slots import Prefilled, SlotCache
-from llmmod.models.generation.step import Step
+from llmmod.models.generation.step import LeanLayers, Step
 from llmmod.models.loading.structure import head_on_positions
 
 _SYNC_EVERY = 16  # steps between checks, on asynchronous devices

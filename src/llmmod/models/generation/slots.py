@@ -1,19 +1,22 @@
-"""A cache of keys and values in slots, one completion in each, and the attention of one new token per slot.
+"""A cache of keys and values in slots, one completion in each, and our own forward of one new token per slot.
 
 Unlike transformers' DynamicCache it is allocated once and written in place; its rows have different lengths without padding, and the next
 prompt replaces a finished row. Prompts are read in one row without padding, with segments (`attention.varlen`), and their keys and values
 are then copied into the slots.
+
+The forward is for models built like Llama; `step` decides whether it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import SiLUActivation
 from transformers.cache_utils import Cache
 
 from llmmod.upstream import require_upstream
@@ -21,6 +24,8 @@ from llmmod.upstream import require_upstream
 require_upstream(__name__)
 
 NAME = "llmmod_slots"
+_Product = Callable[[torch.Tensor], torch.Tensor]
+_Fast = Callable[[Any], _Product]
 
 
 class AttentionArguments(NamedTuple):
@@ -210,3 +215,86 @@ class Prefilled:
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """No mask: the attention functions create their own."""
+
+
+class OwnForward:
+    """A model's forward for one new token a slot.
+
+    Args:
+        base: a PreTrainedModel built like Llama.
+        fast: the fast function of a layer, or the layer itself.
+        asked: the arguments of each layer's attention.
+    """
+
+    def __init__(self, base: Any, fast: _Fast, asked: list[AttentionArguments]) -> None:
+        inner = base.model
+        self._embed, self._positions = inner.embed_tokens, inner.rotary_emb
+        used = inner.layers[: base.config.num_hidden_layers]
+        self._layers = [_layer(layer, fast, *pair) for layer, pair in zip(used, enumerate(asked), strict=True)]
+        self._norm, self._head = fast(inner.norm), fast(base.lm_head)
+
+    def __call__(self, ids: torch.Tensor, lengths: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """Logits, [slots, vocabulary]."""
+        x = self._embed(ids)  # [slots, channels]
+        cos, sin = self._positions(x[:, None], position_ids=lengths[:, None])  # [slots, 1, channels of a head]
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # with these signs, channels rolled by half don't need a minus
+        for layer in self._layers:
+            x = layer(x, cos, sin, half, cache)
+        logits: torch.Tensor = self._head(self._norm(x))
+        return logits
+
+
+class _Layer(NamedTuple):
+    """A layer like Llama's: attention and a gated linear unit, each after a norm and added to its input."""
+
+    number: int
+    asked: AttentionArguments
+    channels: int  # of a head
+    norm: _Product
+    query: _Product
+    key: _Product
+    value: _Product
+    query_norm: _Product | None  # of each head
+    key_norm: _Product | None
+    output: _Product
+    mlp_norm: _Product
+    gate: _Product
+    up: _Product
+    down: _Product
+    activation: _Product
+
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, half: int, cache: SlotCache) -> torch.Tensor:
+        """The layer's output, [slots, channels]."""
+        heads = (len(x), -1, self.channels)
+        normed = self.norm(x)
+        query, key, value = self.query(normed).view(heads), self.key(normed).view(heads), self.value(normed).view(heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = torch.addcmul(query * cos, query.roll(half, -1), sin)
+        key = torch.addcmul(key * cos, key.roll(half, -1), sin)
+        x = x + self.output(cache.attend(self.number, query, key, value, self.asked).flatten(1))
+        normed = self.mlp_norm(x)
+        return x + self.down(self.activation(self.gate(normed)) * self.up(normed))
+
+
+def _layer(layer: Any, fast: _Fast, number: int, asked: AttentionArguments) -> _Layer:
+    """A `_Layer` from transformers' layer."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        number,
+        asked,
+        attention.head_dim,
+        norm=fast(layer.input_layernorm),
+        query=fast(attention.q_proj),
+        key=fast(attention.k_proj),
+        value=fast(attention.v_proj),
+        query_norm=fast(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        key_norm=fast(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        output=fast(attention.o_proj),
+        mlp_norm=fast(layer.post_attention_layernorm),
+        gate=fast(mlp.gate_proj),
+        up=fast(mlp.up_proj),
+        down=fast(mlp.down_proj),
+        activation=functional.silu if type(mlp.act_fn) is SiLUActivation else mlp.act_fn,
+    )

@@ -23,8 +23,8 @@ from llmmod.code_arguments import code_problem, disable_code_prompt
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.checkpoint import PATH_KEY, Checkpoint, check_model_directory, check_reachable, find_checkpoint, hub_problem
 from llmmod.models.attention.rope import use_per_sequence_rope
+from llmmod.models.families.layouts import family_of
 from llmmod.models.families.native import check_layout, load_original, native_config, warn_beyond_trained_length
-from llmmod.models.families.registry import family_of
 from llmmod.models.loading.quantization import keep_differentiable, plain_linears
 from llmmod.models.loading.structure import set_name
 from llmmod.models.loading.weight_files import mmap_release, model_from_gguf, quick_gguf_reader

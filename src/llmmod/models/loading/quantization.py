@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llmmod.config.schema.base import Dtype
-from llmmod.config.schema.quantization import CHOICES, QuantizationConf, bitsandbytes_arguments
+from llmmod.config.schema.model import QuantizationConf, bitsandbytes_arguments
 from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.upstream import replaced, require_upstream
 
@@ -55,8 +55,8 @@ def quantization_config(conf: QuantizationConf) -> BitsAndBytesConfig | None:
         return None
     if conf.bits not in (4, 8):
         raise ConfigError(Problem(f"{_KEY}.bits", f"found {conf.bits}", "Allowed: 4, 8, null"))
-    if conf.type not in CHOICES["type"]:
-        raise ConfigError(Problem(f"{_KEY}.type", f"found '{conf.type}'", did_you_mean(conf.type, CHOICES["type"])))
+    if conf.type not in (types := conf.CHOICES["type"]):
+        raise ConfigError(Problem(f"{_KEY}.type", f"found '{conf.type}'", did_you_mean(conf.type, types)))
     if importlib.util.find_spec("bitsandbytes") is None:
         do = "Install it: pip install 'llmmod[quantization]'"
         raise ConfigError(Problem(f"{_KEY}.bits", "needs bitsandbytes, which isn't installed", do=do))

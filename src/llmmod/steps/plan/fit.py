@@ -15,8 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from llmmod.config.schema.finetune import LoraConf
-from llmmod.config.schema.quantization import QuantizationConf
+from llmmod.config.schema.model import LoraConf, QuantizationConf
 from llmmod.errors import ConfigError
 from llmmod.models.loading.structure import base_model
 from llmmod.steps.plan.devices import Device, per_device

@@ -22,8 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from llmmod.steps.plan.fake import FakeOperations, is_fake, tensors_of
-from llmmod.steps.plan.heap import Heap
+from llmmod.steps.plan.devices import Heap
+from llmmod.steps.plan.model import FakeOperations, is_fake, tensors_of
 from llmmod.upstream import replaced, require_upstream
 
 require_upstream(__name__)

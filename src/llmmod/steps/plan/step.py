@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmmod.config.schema.online_training import reward_nodes
 from llmmod.config.schema.steps import PlanConf, Root
+from llmmod.config.schema.training import reward_nodes
 from llmmod.data.dataset.packing import capacity_of, lengths
 from llmmod.distributed import expected_processes, rank, world_size
 from llmmod.errors import ConfigError, Problem, one_line

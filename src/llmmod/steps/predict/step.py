@@ -1,11 +1,12 @@
-"""The step `predict`, and the common parts of its kinds: held-out examples, generation settings, a file of ordered lines.
+"""The step `predict`, its kind for a reward model, and what all kinds use: held-out examples, generation settings, ordered lines.
 
-`training.predict` names the class for the work, since it depends on the stage: answers to prompts, continuations of documents, scores of
-pairs.
+`training.predict` names the class for the work, since it depends on the stage: `completions` has answers to prompts and continuations of
+documents. The scores of both answers of each held-out pair are here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,14 +15,20 @@ from typing import Any
 from transformers import GenerationConfig
 
 from llmmod.config.schema.steps import PredictConf
+from llmmod.distributed import rank
 from llmmod.errors import ConfigError, Problem, did_you_mean, one_line
 from llmmod.files.paths import atomic_write
 from llmmod.instantiate import build, locate
-from llmmod.models.generation.settings import generation_config
+from llmmod.models.generation.settings import Reader, generation_config
 from llmmod.protocols import Metric, Step, StepReport
+from llmmod.trainers.build import choose_collator, prepare_for_inference
+from llmmod.trainers.callbacks.progress import counting
+from llmmod.trainers.rm import pair_rewards
 
 PREDICTIONS = "generated_predictions.jsonl"
 _SMOKE_TOKENS = 16
+_SCORES = "scores.jsonl"
+_PAIRS = 8  # scored at once by `batch_size: auto`
 
 
 class Predict:
@@ -152,3 +159,43 @@ class OrderedLines:
                 offset, length = self._positions[number]
                 written.seek(offset)
                 ordered.write(written.read(length))
+
+
+class PredictRewards:
+    """`training.predict` of `stage=rm`.
+
+    Args:
+        conf: `steps.<name>`.
+        name: the step's name, and that of its directory.
+    """
+
+    def __init__(self, conf: PredictConf, name: str) -> None:
+        self.conf, self.name = conf, name
+
+    def run(self, session: Any) -> StepReport:
+        """Write `<run>/<name>/scores.jsonl`, a line for each pair: `prompt`, `chosen`, `rejected`, `chosen_score`, `rejected_score`.
+
+        Raises:
+            ConfigError: there are no held-out examples.
+        """
+        pairs = held_out_examples(session, self.name)
+        if rank() != 0:
+            return StepReport()
+        pairs = pairs.select(range(min(len(pairs), self.conf.max_samples or len(pairs))))
+        training, tokenizer = session.conf(self.name, "training"), session.tokenizer(self.name)
+        reader = Reader.of(session.render(self.name), tokenizer)
+        model = prepare_for_inference(session.model(self.name).model, use_cpu=training.use_cpu)
+        collator = choose_collator(training.collator, model=model, tokenizer=tokenizer, train=pairs)
+        path, right = session.step_dir(self.name) / _SCORES, 0
+        with OrderedLines(path) as lines, counting(self.name, len(pairs)) as count:
+            for batch in pair_rewards(model, pairs, collator=collator, batch_size=batch_size_of(self.conf) or _PAIRS):
+                for number, chosen, rejected in batch:
+                    pair = pairs[number]
+                    prompt = tokenizer.decode(pair["prompt_ids"], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                    written = {"prompt": prompt, **{name: reader(pair[f"{name}_ids"]) for name in ("chosen", "rejected")}}
+                    written |= {"chosen_score": chosen, "rejected_score": rejected}
+                    lines.write(number, json.dumps(written, ensure_ascii=False))
+                    right += chosen > rejected
+                count(len(batch))
+        summary = f"{self.name}: the chosen answer scores higher in {right} of {len(pairs)} held-out pairs; they are in {path}"
+        return StepReport(artifacts={"scores": f"{self.name}/{_SCORES}"}, summary=[summary])

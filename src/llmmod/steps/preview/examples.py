@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
@@ -260,3 +260,33 @@ def _can_write(text: str, out: TextIO) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+class LabelledSequence(NamedTuple):
+    """A sequence of ids as a model sees it.
+
+    Args:
+        part: of the row: `chosen`, `rejected`, `wanted`, `unwanted`, `prompt`; empty for the whole row.
+        input_ids: the model's input.
+        labels: the trained tokens, -100 elsewhere; for compared or judged answers, their tokens.
+    """
+
+    part: str
+    input_ids: list[int]
+    labels: list[int]
+
+
+def labelled_sequences(row: Mapping[str, Any]) -> list[LabelledSequence]:
+    """The sequences of a row of any kind: one for an example, two for a pair, one for each example in a packed row."""
+    if "prompt_ids" not in row:
+        ends = pairwise([0, *accumulate(row.get("seq_lengths") or [len(row["input_ids"])])])
+        return [LabelledSequence("", row["input_ids"][start:end], row["labels"][start:end]) for start, end in ends]
+    prompt = row["prompt_ids"]
+    masked = [IGNORED] * len(prompt)
+    if "chosen_ids" in row:
+        answers = {name: row[f"{name}_ids"] for name in ("chosen", "rejected")}
+    elif "completion_ids" in row:
+        answers = {"wanted" if row["label"] else "unwanted": row["completion_ids"]}
+    else:
+        return [LabelledSequence("prompt", prompt, masked)]
+    return [LabelledSequence(part, [*prompt, *answer], masked + list(answer)) for part, answer in answers.items()]

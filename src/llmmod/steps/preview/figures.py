@@ -13,10 +13,10 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 
-from llmmod.data.dataset.certify import labelled_sequences
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.distributed import world_size
 from llmmod.render.encode import IGNORED
+from llmmod.steps.preview.examples import labelled_sequences
 from llmmod.trainers.arguments import SMOKE_BATCH, SMOKE_STEPS
 
 _ROWS = 1000  # rows read at a time

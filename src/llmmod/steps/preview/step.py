@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmmod.config.schema.steps import PreviewConf
-from llmmod.data.dataset.certify import LabelledSequence, certify_data, labelled_sequences
-from llmmod.data.dataset.load import load_splits, open_builders
+from llmmod.data.dataset.load import certify_data, load_splits, open_builders
 from llmmod.distributed import rank
 from llmmod.files.paths import atomic_write
 from llmmod.instantiate import locate
@@ -22,7 +21,7 @@ from llmmod.pages.page import write_page
 from llmmod.protocols import StepReport
 from llmmod.render.certificate import certify
 from llmmod.render.findings import Finding
-from llmmod.steps.preview.examples import Example, IdRow, TokenTexts, Verdict, show
+from llmmod.steps.preview.examples import Example, IdRow, LabelledSequence, TokenTexts, Verdict, labelled_sequences, show
 from llmmod.steps.preview.figures import STREAMED, Figures, Measured, examples_of, measured
 from llmmod.steps.preview.page import Contents, counted, page, tiles
 from llmmod.upstream import installed

@@ -22,7 +22,7 @@ from accelerate.utils import gather, send_to_device
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-from llmmod.config.schema.online_training import GrpoFields, reward_nodes
+from llmmod.config.schema.training import GrpoFields, reward_nodes
 from llmmod.errors import ConfigError, Problem
 from llmmod.models.generation.generate import generate_in_order
 from llmmod.models.generation.settings import Ends, answer_text

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from llmmod.config.schema.online_training import reward_nodes, unfit
+from llmmod.config.schema.training import reward_nodes, unfit
 from llmmod.data.collators import padded
 from llmmod.errors import ConfigError, Problem, RunError
 from llmmod.instantiate import arguments, build, locate
@@ -109,7 +109,7 @@ def rewards_from(
     """The rewards that `training.reward` names.
 
     Args:
-        conf: see `config.schema.online_training.reward_nodes`.
+        conf: see `config.schema.training.reward_nodes`.
         weights: `training.reward_weights`.
         model: the policy; a reward adapter of the same base model is added to it.
         tokenizer: decodes prompts.

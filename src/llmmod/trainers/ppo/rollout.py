@@ -29,7 +29,6 @@ from llmmod.trainers.ppo.math import (
     token_rewards,
     whitened,
 )
-from llmmod.trainers.ppo.value_head import set_constant
 from llmmod.trainers.reference import reference
 from llmmod.upstream import require_upstream
 
@@ -152,10 +151,16 @@ class RolloutCollector:
         return Rollout(prompt_ids, ids, mask, policy["logps"], policy["values"], advantages, returns)
 
     def _initial_values(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Set the value head to the mean return of the first rollout; its values, [completions, tokens]."""
+        """Make the new value head predict the mean return of the first rollout for all tokens; its values, [completions, tokens].
+
+        So a completion's advantage measures from the first step on how much better it is than the others. With zeros, the whole score
+        would be an advantage, however good the completion is, and GAE would give most of it to the last tokens; a step of Adam moves the
+        head by little more than the learning rate.
+        """
         _, returns = advantages_and_returns(rewards, torch.zeros_like(rewards), mask, gamma=self._args.gamma, lam=1.0)
         mean, _ = masked_moments(returns, mask, self.sum_of_processes)
-        set_constant(self._trainer.value_head, mean.item())
+        with torch.no_grad():
+            self._trainer.value_head.bias.fill_(mean.item())
         return torch.where(mask, mean.to(rewards), 0.0)
 
     def measure(self, prompts: Mapping[str, Sequence[Any]], *, first: int, count: int) -> dict[str, torch.Tensor]:

@@ -4,22 +4,29 @@ When the Trainer fetches the batches of an optimizer step, a rollout is collecte
 the advantages of their tokens estimated. Several steps then learn from it, each from a part. The Trainer does the rest: accumulation,
 clipping, schedule, checkpoints, callbacks, several processes.
 
-Policy, value head, reference and reward model share their weights where they can: see `ppo.value_head`, `trainers.reference` and
-`online.rewards`.
+Policy, value head, reference and reward model share their weights where they can: see `trainers.reference` and `online.rewards`. The
+value head is a linear layer on the policy's trunk that predicts the return from each token on. During training it is a submodule of the
+model, so that optimizer, gradient clipping and several processes include it. The saved model is the policy without it; a checkpoint has
+it in a separate file, for resuming.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import Trainer, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-from llmmod.config.schema.online_training import PpoFields
+from llmmod.config.schema.training import PpoFields
+from llmmod.errors import ConfigError, Problem, one_line
+from llmmod.files.paths import readable_by_umask
 from llmmod.models.loading.structure import unwrapped
 from llmmod.trainers.means import Means
 from llmmod.trainers.online.base import OnlineTrainer, RolloutSampler, columns, isolated_rng, seed_of
@@ -27,12 +34,13 @@ from llmmod.trainers.online.completions import score_completions
 from llmmod.trainers.online.rewards import rewards_from
 from llmmod.trainers.ppo.math import policy_losses, token_kl, value_losses
 from llmmod.trainers.ppo.rollout import Rollout, RolloutCollector, in_parts, mini_batch
-from llmmod.trainers.ppo.value_head import load_value_head, new_value_head, save_value_head, with_value_head, without_value_head
 from llmmod.trainers.reference import initial_weights
 from llmmod.upstream import require_upstream
 
 require_upstream(__name__)
 
+VALUE_HEAD = "value_head"  # the submodule's name
+_VALUE_HEAD_FILE = "value_head.safetensors"
 _BEST = "reward"  # the metric for the best model
 _LOSS_METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "value_clip_fraction")
 _KL_LIMIT = 1.5  # times target_kl, as in OpenAI's Spinning Up and Stable-Baselines3
@@ -208,3 +216,68 @@ class PpoTrainer(OnlineTrainer, Trainer):  # type: ignore[misc]
         self.rollout = None if state["rollout"] is None else Rollout.from_state(state["rollout"])
         self.means.load(state["means"])
         self.collector.load(state)
+
+
+class ValueHead(nn.Linear):
+    """A linear layer whose output is divided by the square root of the number of channels.
+
+    A step of Adam moves each weight by about the learning rate, however small the error, and so a value by that times the number of
+    channels. On a tiny model of 32 channels whose adapter learns at 0.12, the explained variance of the first five rollouts was -6 in the
+    mean of four seeds; with the division, it was -0.9. The final reward was the same.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values, [tokens, 1], of hidden states, [tokens, channels]."""
+        return nn.functional.linear(hidden, self.weight * self.in_features**-0.5, self.bias)
+
+
+def new_value_head(model: Any) -> ValueHead:
+    """A head of zeros in float32; a random head would send random gradients into the trunk."""
+    base = unwrapped(model)
+    width = base.config.get_text_config().hidden_size
+    head = ValueHead(width, 1, dtype=torch.float32, device=base.get_output_embeddings().weight.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+@contextmanager
+def with_value_head(model: Any, head: nn.Module) -> Iterator[None]:
+    """A context in which the head is a submodule of the model."""
+    base = unwrapped(model)
+    base.add_module(VALUE_HEAD, head)
+    try:
+        yield
+    finally:
+        base._modules.pop(VALUE_HEAD, None)
+
+
+@contextmanager
+def without_value_head(model: Any) -> Iterator[None]:
+    """A context in which the head is not a submodule of the model, which is saved and loaded without it."""
+    base = unwrapped(model)
+    head = base._modules.pop(VALUE_HEAD, None)
+    try:
+        yield
+    finally:
+        if head is not None:
+            base.add_module(VALUE_HEAD, head)
+
+
+def save_value_head(head: nn.Module, directory: Path) -> None:
+    """Write the head to a directory."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, directory / _VALUE_HEAD_FILE)
+    readable_by_umask(directory)
+
+
+def load_value_head(head: nn.Module, directory: Path) -> None:
+    """Read the head from a checkpoint.
+
+    Raises:
+        ConfigError: it is missing, or it belongs to another model.
+    """
+    try:
+        head.load_state_dict(load_file(directory / _VALUE_HEAD_FILE))
+    except (OSError, RuntimeError) as error:
+        found = f"{directory} doesn't have a value head that fits: {one_line(error, 200)}"
+        raise ConfigError(Problem("training.resume_from_checkpoint", found, do="Give a checkpoint of stage=ppo")) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmmod.steps.plan.fake import FakeOperations
+from llmmod.steps.plan.model import FakeOperations
 
 aten = torch.ops.aten
 OPERATIONS = [

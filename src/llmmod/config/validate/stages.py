@@ -1,4 +1,6 @@
-"""Training on a model's own completions (stage=ppo, stage=grpo): rewards, rollouts, and groups of completions.
+"""The rules of single stages: training on preferences (dpo, kto), and on a model's own completions (ppo, grpo).
+
+trl (1.16) would refuse most contradictions of dpo and kto too, but only once a model is loaded and its trainer is built.
 
 A reward must name one source of scores. A rollout samples from the current policy, and reads its prompts again. Arguments about groups
 must fit together. Some arguments of trl's GRPO are refused, since llmmod computes that part itself.
@@ -11,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmmod.config.schema.online_training import SOURCES, reward_nodes, unfit
 from llmmod.config.schema.steps import EvaluateConf, TrainConf
+from llmmod.config.schema.training import LOSSES, SOURCES, WITH_DIVERGENCE, reward_nodes, unfit
 from llmmod.config.signature import called, required
 from llmmod.config.step_parts import Context
 from llmmod.config.validate.pipeline import holds_out
@@ -21,6 +23,8 @@ from llmmod.errors import ConfigError, Problem, did_you_mean
 from llmmod.files.paths import resolve_path
 from llmmod.instantiate import import_own
 
+_SORTED = ("aot", "aot_unpaired")  # these sort the pairs of a batch
+_READ_SMOOTHING = ("exo_pair", "robust", *_SORTED)
 _HOW = "Allowed: {path: a reward model's directory}, {step: an earlier step}, {_target_: a function}, or several of these by name"
 _OWN = "llmmod samples the answers itself, with the model that is trained"
 # field -> why it can't be set
@@ -38,6 +42,89 @@ REFUSED: Mapping[str, str] = {
 }
 _NEEDED = ("num_generations", "max_completion_length")
 _GROUPED = ("group_by_length", "batch_rebalance")
+
+
+def check_preferences(context: Context) -> Iterator[Problem]:
+    """A problem for each contradiction."""
+    for step in context.steps:
+        place = context.part(step, "training")
+        training = context.get(place) or {}
+        if context.step_type(step) is not TrainConf:
+            continue
+        if isinstance(training.get("loss_type"), list) and "discopop_tau" in training:
+            yield from _dpo_losses(place, training)
+        if "desirable_weight" in training:
+            yield from _kto(place, training)
+        if "precompute_ref_log_probs" in training:
+            yield from _reference(context, step, place, training)
+
+
+def losses(training: Mapping[str, Any]) -> list[str]:
+    """The losses of a training whose `loss_type` may name several, else an empty list."""
+    found = training.get("loss_type")
+    return found if isinstance(found, list) else []
+
+
+def reads_smoothing(training: Mapping[str, Any]) -> bool:
+    """Whether a loss of a training uses `label_smoothing`."""
+    return any(name in _READ_SMOOTHING for name in losses(training))
+
+
+def _dpo_losses(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    chosen, weights, smoothing = losses(training), training.get("loss_weights"), training.get("label_smoothing") or 0
+    if not chosen:
+        yield Problem(f"{place}.loss_type", "is empty", f"Allowed: {', '.join(LOSSES)}")
+    if weights is not None and len(weights) != len(chosen):
+        found = f"{len(weights)} for {len(chosen)} losses"
+        yield Problem(f"{place}.loss_weights", found, do=f"Give one for each of: {', '.join(chosen)}")
+    if training.get("beta") == 0:
+        yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
+    if "exo_pair" in chosen and smoothing == 0:
+        yield Problem(f"{place}.label_smoothing", "0, but the loss exo_pair takes its logarithm", do="Set it; its paper uses 1e-3")
+    if "robust" in chosen and smoothing >= 0.5:
+        yield Problem(f"{place}.label_smoothing", f"found {smoothing:g} with the loss robust", "Allowed: 0 or more and below 0.5")
+    if training.get("use_weighting") and (odd := [name for name in chosen if name in (*_SORTED, "sft")]):
+        found = f"true, but the loss {' and '.join(odd)} doesn't have a weight for each pair"
+        yield Problem(f"{place}.use_weighting", found, do="Set it to false, or choose another loss")
+    divergence = training.get("f_divergence_type")
+    if divergence not in (None, "reverse_kl") and (odd := [name for name in chosen if name not in WITH_DIVERGENCE]):
+        found = f"{divergence}, but the loss {' and '.join(odd)} exists only for reverse_kl"
+        yield Problem(f"{place}.f_divergence_type", found, do=f"Set it to reverse_kl, or choose among {', '.join(WITH_DIVERGENCE)}")
+
+
+def _kto(place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems of kto's arguments; its loss `kto` needs mismatched pairs, which are made from each batch."""
+    if training.get("beta") == 0:
+        yield Problem(f"{place}.beta", "0, with which nothing is learned", "Allowed: above 0")
+    if training.get("desirable_weight") == training.get("undesirable_weight") == 0:
+        found = f"0 like {place}.undesirable_weight, with which nothing is learned"
+        yield Problem(f"{place}.desirable_weight", found, do="Set one of them above 0")
+    if training.get("loss_type") != "kto":
+        return
+    do = f"or set {place}.loss_type=apo_zero_unpaired, which doesn't need them"
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if training.get(name) == 1:
+            found = "1, but the loss kto needs mismatched pairs, which are made within a batch"
+            yield Problem(f"{place}.{name}", found, do=f"Set it to 2 or more, {do}")
+    if training.get("precompute_ref_log_probs"):
+        found = "true, but the loss kto needs mismatched pairs, which are made during training"
+        yield Problem(f"{place}.precompute_ref_log_probs", found, do=f"Set it to false, {do}")
+
+
+def _reference(context: Context, step: str, place: str, training: Mapping[str, Any]) -> Iterator[Problem]:
+    known, synced = training["precompute_ref_log_probs"], training.get("sync_ref_model")
+    model, dataset, finetune = (context.part(step, part) for part in ("model", "dataset", "finetune"))
+    if known and context.get(f"{dataset}.streaming"):
+        found = f"true with {dataset}.streaming=true, but a stream may be endless"
+        yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
+    if known and context.get(f"{model}.shift_attn"):
+        found = f"true with {model}.shift_attn=true, which is only used in training"
+        yield Problem(f"{place}.precompute_ref_log_probs", found, do="Set one of them to false")
+    if synced and known:
+        yield Problem(f"{place}.sync_ref_model", f"true with {place}.precompute_ref_log_probs=true", do="Set one of them to false")
+    if synced and context.get(f"{finetune}.name") in ("lora", "qlora"):
+        found = f"true with finetune={context.get(f'{finetune}.name')}, whose reference is the model without the adapter"
+        yield Problem(f"{place}.sync_ref_model", found, do="Set it to false, or use finetune=full")
 
 
 def check_rewards(context: Context) -> Iterator[Problem]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmmod.data.dataset.certify import labelled_sequences
+from llmmod.steps.preview.examples import labelled_sequences
 
 NO = -100
 
