@@ -50,6 +50,8 @@ def write_run():
 )
 def test_a_process_that_is_killed_takes_no_other_job_along(launcher, package, more, monkeypatch, tmp_path):
     pytest.importorskip(package)
+    if launcher == "submitit_local":  # it waits so long for the result of a process that has ended without one
+        monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.chdir(tmp_path)
     own = [f"hydra/launcher={launcher}", "hydra.sweep.dir='it is\\'s'", *more]
