@@ -148,7 +148,7 @@ def is_flash(attention: str) -> bool:
     return "flash" in attention and "flex" not in attention
 
 
-@dataclass
+@wide_dataclass
 class FinetuneConf:
     """`finetune.*`: which weights of the model are trained; the common keys of all ways to fine-tune."""
 
@@ -163,14 +163,14 @@ class FinetuneConf:
     learning_rate: float = 2e-5  # the learning rate for this way to fine-tune; the stages use it unless `training.learning_rate` is set
 
 
-@dataclass
+@wide_dataclass
 class FullConf(FinetuneConf):
     """Every weight is trained."""
 
     _target_: str = "llmmod.models.adapters.setup.setup_full"
 
 
-@dataclass
+@wide_dataclass
 class FreezeConf(FinetuneConf):
     """Some layers are trained, the rest is frozen."""
 

@@ -7,7 +7,7 @@ dataclass, from which `conf/stage/<name>.yaml` starts.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -64,7 +64,7 @@ _TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
 DEFAULT = {"overlap": {"_target_": "llmmod.rewards.overlap"}}
 
 
-@dataclass
+@wide_dataclass
 class StageConf:
     """The common keys of all stages, besides their trainers' arguments."""
 
