@@ -101,6 +101,12 @@ def _what_outlives_a_module_is_no_garbage():
 
 
 @pytest.fixture(autouse=True)
+def _what_outlives_a_test_is_no_garbage():
+    """The same for a test, without collecting first: a training has done so at its end, and what else it may leave is small."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
 def _no_curves(request, monkeypatch):
     """A training's curves take up to a third of a short run's time, so they are only drawn for tests marked `curves`."""
     progress = sys.modules.get("llmmod.trainers.callbacks.progress")

@@ -88,6 +88,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
         assert apart(where, other) < 2e-7, other
 
     saved = ["training.save_strategy=steps", "training.save_steps=1", "training.optim=adamw_torch"]
+    saved += ["training.eval_strategy=no", "training.eval_on_start=false"]  # their weights are compared
     resumed = [*saved, f"training.resume_from_checkpoint={tmp_path / 'whole' / 'train' / 'checkpoint-1'}"]
     together = [overrides(stage, f"two/{stage}", 2, *ANSWERING.get(stage, [])) for stage in STAGES]
     together += [overrides("sft", "whole", 2, *saved), overrides("sft", "resumed", 2, *resumed)]

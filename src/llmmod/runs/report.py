@@ -11,6 +11,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,21 +201,27 @@ def _changes(run: Run) -> list[Changed]:
     if not run.config:
         return []
     try:
-        defaults = compose_config([])
+        choices, usual = _defaults()
     except ConfigError:
         return []
     typed = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in run.overrides}
     options = [
-        Changed(group, str(defaults.choices.get(group)), option, typed=group in typed)
+        Changed(group, str(choices.get(group)), option, typed=group in typed)
         for group, option in run.choices.items()
-        if option != str(defaults.choices.get(group))
+        if option != str(choices.get(group))
     ]
-    usual = flat(resolved(defaults.config)[0])
     keys = [key for key in {**usual, **run.config} if key not in _NOT_COMPARED and usual.get(key) != run.config.get(key)]
     set_by_key = typed - set(run.choices)
     by_hand = {key for key in keys if any(key == name or key.startswith(f"{name}.") for name in set_by_key)}
     values = [Changed(key, _text(usual.get(key)), _text(run.config.get(key)), typed=key in by_hand) for key in keys]
     return sorted(options + values, key=lambda change: not change.typed)
+
+
+@cache
+def _defaults() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of plain `llmmod`, by group, and its values, by key."""
+    defaults = compose_config([])
+    return defaults.choices, flat(resolved(defaults.config)[0])
 
 
 def _text(value: Any) -> str:

@@ -78,7 +78,10 @@ def _absent_module(target: str) -> str:
     For other packages only the package itself is checked, since it may create names below it dynamically.
     """
     parts = target.split(".")
-    for depth in range(1, len(parts) if parts[0] == "llmmod" else 2):
+    depths = range(1, len(parts) if parts[0] == "llmmod" else 2)
+    if depths and find_module(".".join(parts[: depths[-1]]), os.getcwd()) is not None:
+        return ""
+    for depth in depths:
         name = ".".join(parts[:depth])
         spec = find_module(name, os.getcwd())
         if spec is None:
