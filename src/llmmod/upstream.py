@@ -71,6 +71,8 @@ PRIVATE_NAMES = (
         "_apply_overrides_to_config get_group_options", "composes faster, and sets a mapping where there is null"),
     Use("config.register", "hydra-core", "hydra._internal.config_loader_impl:ConfigLoaderImpl",
         "list_groups", "lists the groups that a user can choose from"),
+    Use("config.register", "hydra-core", "hydra._internal.config_repository", "ConfigRepository", "reads a file once for all jobs"),
+    Use("config.register", "hydra-core", "hydra._internal.config_repository:ConfigRepository", "load_config", "composes faster"),
     Use("config.register", "hydra-core", "hydra._internal.defaults_list", "_create_interpolation_map", "composes faster"),
     Use("config.register", "hydra-core", "hydra._internal.hydra", "Hydra", "writes what help shows and no more"),
     Use("config.register", "hydra-core", "hydra._internal.hydra:Hydra", "get_help", "writes what help shows and no more"),

@@ -11,6 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -36,6 +37,7 @@ def unpatched(monkeypatch):
         monkeypatch.setattr(omegaconf_internals, "get_yaml_loader", register._pure_yaml_loader)
         monkeypatch.setattr(DictConfig, "_set_value_impl", register._set_value)
         monkeypatch.setattr(Hydra, "get_help", register._get_help)
+        monkeypatch.setattr(ConfigRepository, "load_config", register._load_config)
         monkeypatch.delattr(Metadata, "__deepcopy__")
         if store:
             monkeypatch.delitem(vars(ConfigStore.instance()), "__deepcopy__")
@@ -60,9 +62,33 @@ def composed(overrides):
     "overrides", [[], ["finetune=qlora", "model=llama2", "training.learning_rate=1"], ["~steps.chat", "+step@steps.x=chat"]]
 )
 def test_composing_gives_the_same(overrides, unpatched):
-    patched = composed(overrides)
+    patched = [composed(overrides) for _ in range(3)]  # the third time, files and schemas are not read
     unpatched()
-    assert composed(overrides) == patched
+    assert patched == [composed(overrides)] * 3
+
+
+def test_a_file_that_was_read_before_is_read_again_once_it_changes(tmp_path):
+    def found():
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            config = compose("config")
+            config.a.b.append(2)  # a copy, which nobody else sees
+            return config
+
+    register_schemas()
+    for number in (1, 5):
+        (tmp_path / "config.yaml").write_text(f"a: {{b: [{number}], c: {number}}}\n")
+        assert [found() for _ in range(4)] == [{"a": {"b": [number, 2], "c": number}}] * 4
+
+
+def test_a_schema_of_the_user_s_own_is_read_again_once_it_changes():
+    register_schemas()
+    for number in (1, 5):
+        ConfigStore.instance().store("of_a_test", {"a": {"b": [number]}})
+        try:
+            with initialize_config_module("llmmod.conf", version_base="1.3"):
+                assert [compose("of_a_test") for _ in range(4)] == [{"a": {"b": [number]}}] * 4
+        finally:
+            del ConfigStore.instance().repo["of_a_test.yaml"]
 
 
 def test_a_defaults_list_with_an_interpolation_gives_the_same(tmp_path, unpatched):
