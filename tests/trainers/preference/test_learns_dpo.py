@@ -13,13 +13,13 @@ from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_dpo.py).
-SETTINGS = good_tokens.SETTINGS | {"beta": 0.5, "collator": {"_target_": "llmmod.data.collators.PreferenceCollator"}}
+SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5, "collator": {"_target_": "llmmod.data.collators.PreferenceCollator"}}
 
 
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
     model = ways.prepared(LlamaForCausalLM(tiny_llama.config), way, target_modules=ways.EMBEDDINGS)
-    train, held_out = good_tokens.splits(learning_seed)
+    train, held_out = good_tokens.splits(learning_seed, train=2048)
     trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])
