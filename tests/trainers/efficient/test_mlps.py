@@ -21,8 +21,8 @@ CASES = {
     "full": (None, 3),
     "lora": (LORA, 2),
     "rslora": ({**LORA, "use_rslora": True}, 2),
-    "dropout": ({**LORA, "lora_dropout": 0.5}, None),
-    "dora": ({**LORA, "use_dora": True}, None),
+    "dropout": ({**LORA, "lora_dropout": 0.5}, 3),
+    "dora": ({**LORA, "use_dora": True}, 3),
     "lora_bias": ({**LORA, "lora_bias": True}, 3),
     "all but down": ({**LORA, "target_modules": ["gate_proj", "up_proj"]}, 2),
 }
@@ -43,7 +43,7 @@ def step(model, **inputs):
     kept = {}
 
     def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # alive, so that no other gets its address
         return tensor
 
     ids = torch.randint(5, 90, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -53,7 +53,7 @@ def step(model, **inputs):
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    return loss.detach(), gradients, sum(kept.values())
+    return loss.detach(), gradients, sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize(("settings", "arrays"), CASES.values(), ids=CASES)
@@ -70,9 +70,7 @@ def test_loss_and_gradients_are_the_same_and_less_is_kept(model, settings, array
     config = trained.config
     array = ROWS * LENGTH * config.intermediate_size * 4 * config.num_hidden_layers
     before = 3 if settings and "down_proj" not in settings["target_modules"] else 4
-    if arrays is not None:
-        assert kept - own_kept == (before - arrays) * array
-    assert own_kept < kept
+    assert kept - own_kept == (before - arrays) * array > 0
 
 
 def test_four_bit(model, tiny_llama):
