@@ -158,7 +158,7 @@ def patch_hydra() -> None:
         omegaconf_internals.get_yaml_loader = _yaml_loader
     DictConfig._set_value_impl = _set_value_or_schema  # type: ignore[method-assign, assignment]
     Hydra.get_help = _help_without_unshown_values  # type: ignore[method-assign, assignment]
-    ConfigRepository.load_config = _load_config_once  # type: ignore[method-assign, assignment]
+    ConfigRepository.load_config = _load_config_or_copy  # type: ignore[method-assign, assignment]
     setattr(Metadata, "__deepcopy__", _copy_metadata)  # noqa: B010 (a hook of Python that the class leaves out)
 
 
@@ -238,8 +238,8 @@ def _help_without_unshown_values(hydra: Hydra, help_cfg: DictConfig, cfg: DictCo
     return _get_help(hydra, help_cfg, cfg if shown else DictConfig({}), args_parser, resolve)
 
 
-def _load_config_once(repository: ConfigRepository, config_path: str) -> Any:
-    """A configuration, or None; the third time from a copy, unless its file or node has changed."""
+def _load_config_or_copy(repository: ConfigRepository, config_path: str) -> Any:
+    """A configuration, or None. From the third time on a copy of what was read before, unless its file or node has changed."""
     source = next((source for source in repository.get_sources() if source.is_config(config_path)), None)
     if source is None:
         return None

@@ -80,7 +80,7 @@ def _absent_module(target: str) -> str:
     parts = target.split(".")
     depths = range(1, len(parts) if parts[0] == "llmmod" else 2)
     if depths and find_module(".".join(parts[: depths[-1]]), os.getcwd()) is not None:
-        return ""
+        return ""  # one search, in most cases
     for depth in depths:
         name = ".".join(parts[:depth])
         spec = find_module(name, os.getcwd())

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from llmmod.config.schema.steps import PredictConf
 from llmmod.data.examples.types import Ids
 from llmmod.data.rows.records import PromptRecord
 from llmmod.distributed import rank
@@ -31,7 +30,7 @@ from llmmod.protocols import Metric, StepReport
 from llmmod.render.conversation import Conversation
 from llmmod.render.encode import encode
 from llmmod.render.segments import own_beginning
-from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, batch_size_of, generation_settings, held_out_examples
+from llmmod.steps.predict.step import PREDICTIONS, OrderedLines, PredictKind, batch_size_of, generation_settings, held_out_examples
 from llmmod.trainers.build import prepare_for_inference
 from llmmod.trainers.callbacks.progress import counting
 
@@ -40,16 +39,8 @@ _SHOWN_CHARACTERS = 160  # of an answer in the run's summary
 _GIVEN_TOKENS = 32  # tokens of a document that the model continues; of a shorter document, half of it
 
 
-class PredictAnswers:
-    """`training.predict` of stages that learn from conversations.
-
-    Args:
-        conf: `steps.<name>`.
-        name: the step's name, and that of its directory.
-    """
-
-    def __init__(self, conf: PredictConf, name: str) -> None:
-        self.conf, self.name = conf, name
+class PredictAnswers(PredictKind):
+    """`training.predict` of stages that learn from conversations."""
 
     def run(self, session: Any) -> StepReport:
         """Write `<run>/<name>/generated_predictions.jsonl`, a line for each prompt: `prompt`, `label`, `predict`.
@@ -200,16 +191,8 @@ def _one_line(text: str) -> str:
     return joined if len(joined) <= _SHOWN_CHARACTERS else joined[: _SHOWN_CHARACTERS - 1] + "…"
 
 
-class PredictDocuments:
-    """`training.predict` of stages that learn from documents: the model continues the beginning of each held-out document.
-
-    Args:
-        conf: `steps.<name>`.
-        name: the step's name, and that of its directory.
-    """
-
-    def __init__(self, conf: PredictConf, name: str) -> None:
-        self.conf, self.name = conf, name
+class PredictDocuments(PredictKind):
+    """`training.predict` of stages that learn from documents: the model continues the beginning of each held-out document."""
 
     def run(self, session: Any) -> StepReport:
         """Write `<run>/<name>/generated_predictions.jsonl`, a line for each document: `prompt` (its beginning), `label`, `predict`.

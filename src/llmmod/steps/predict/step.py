@@ -161,8 +161,8 @@ class OrderedLines:
                 ordered.write(written.read(length))
 
 
-class PredictRewards:
-    """`training.predict` of `stage=rm`.
+class PredictKind:
+    """The base of a class that `training.predict` names.
 
     Args:
         conf: `steps.<name>`.
@@ -171,6 +171,10 @@ class PredictRewards:
 
     def __init__(self, conf: PredictConf, name: str) -> None:
         self.conf, self.name = conf, name
+
+
+class PredictRewards(PredictKind):
+    """`training.predict` of `stage=rm`."""
 
     def run(self, session: Any) -> StepReport:
         """Write `<run>/<name>/scores.jsonl`, a line for each pair: `prompt`, `chosen`, `rejected`, `chosen_score`, `rejected_score`.
