@@ -18,7 +18,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-gpu lint schemas docs bench build
+.PHONY: help install run test suite test-gpu lint schemas docs bench build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf 'make %-11s %s\n' "$$name" "$$text"; done
@@ -38,7 +38,10 @@ $(STAMP):
 run: install ## the main job: fine-tune a real model and show what it learnt; more with ARGS='finetune.r=16 seed=1'
 	$(BIN)/llmmod $(ARGS)
 
-test: lint ## lint, then the test suite, offline, a process a core; fewer with ARGS='tests/render -k chatml', in one process
+test: install ## lint and the test suite, offline, a process a core; fewer with ARGS='tests/render -k chatml', in one process
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
+
+suite: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_PARALLEL))
 
 test-gpu: install ## the suite on a GPU, in one process, offline; skipped where torch sees none

@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -26,11 +27,12 @@ def import_everything() -> None:
 
     torch.set_num_threads(1)
     gc.disable()
-    for name in ("peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure"):
+    for name in ("peft", "peft.tuners.lora.bnb", "trl", "matplotlib.figure", "matplotlib.backends.backend_agg", "rouge_score.rouge_scorer"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
         if not module.name.startswith("llmmod.__main__"):
             importlib.import_module(module.name)
+    sys.modules["llmmod.metrics"].words("一")  # loads jieba's dictionary
     gc.freeze()
     gc.enable()
 

@@ -6,9 +6,10 @@ import gc
 import logging
 import os
 import shlex
+import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 
 import hypothesis
 import pytest
@@ -74,14 +75,33 @@ def _cache_of_the_tests(tmp_path_factory):
         yield
 
 
+WARM = pytest.StashKey()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """One server for all of xdist's workers; this is called in the process that starts them."""
+    if WARM not in node.config.stash:
+        node.config.stash[WARM] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
+    node.workerinput["warm"] = node.config.stash[WARM].place
+
+
+def pytest_unconfigure(config):
+    """End it."""
+    if WARM in config.stash:
+        config.stash[WARM].close()
+        shutil.rmtree(os.path.dirname(config.stash[WARM].place))
+
+
 @pytest.fixture(scope="session")
-def warm_python(tmp_path_factory):
+def warm_python(request, tmp_path_factory):
     """The replacement for `[sys.executable]` in a command that imports torch and trl: see tests/support/warm.py."""
-    place = tmp_path_factory.mktemp("warm") / "socket"
-    with subprocess.Popen([sys.executable, warm.__file__, "serve", place], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield warm.python_of(place)
-        server.stdin.close()
+    if hasattr(request.config, "workerinput"):
+        yield warm.python_of(request.config.workerinput["warm"])
+        return
+    server = warm.Server(tmp_path_factory.mktemp("warm") / "socket")
+    yield warm.python_of(server.place)
+    server.close()
 
 
 @pytest.fixture(scope="session")

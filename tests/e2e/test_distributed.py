@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 
 import psutil
 import pytest
@@ -29,8 +30,9 @@ def metrics_of(run_dir):
     return json.loads((run_dir / "metrics.json").read_text())
 
 
-# One process gets eight of the fifteen batches of held-out examples, and the other seven: none may count twice or be left out. Of the three
-# examples to train on, the second micro-batch of a step has one for two processes.
+# One process gets three of the five batches of held-out examples, and the other two (of kto's and grpo's nine: five and four); none may
+# count twice or be left out. Of the three examples to train on, the second micro-batch of a step has one for two processes.
+HELD_OUT = {"pt": "text", "sft": "qa", "rm": "pairs", "dpo": "pairs", "kto": "judged", "ppo": "qa", "grpo": "qa"}
 REWARD = "+training.reward.varied._target_=by_two.varied"
 STAGES = {
     "pt": [],
@@ -44,10 +46,18 @@ STAGES = {
 UNEQUAL = ("train_", "eval_kl")  # in trl, the former are only the first process's; the latter depends on the batch
 RATE = 0.1
 FSDP = ["distributed=fsdp"]
-# kto is here for its evaluation: all processes gather weights for the same number of batches, so a sixteenth doesn't count.
+# kto is here for its evaluation: all processes gather weights for the same number of batches, so a tenth doesn't count.
 SHARDED = [(stage, way) for stage in ("pt", "sft", "dpo") for way in ("full", "lora")] + [("kto", "full")]
 HALVES = [("sft", "full"), ("sft", "lora"), ("dpo", "full"), ("pt", "lora")]
 ANSWERING = {"sft": ["training.predict_steps=1", "generation.max_new_tokens=4"]}
+
+
+def held_out(stage, directory):
+    """The override for a file with the first of the stage's held-out examples."""
+    name = f"llmmod_{HELD_OUT[stage]}_heldout.jsonl"
+    lines = (resources.files("llmmod.demo") / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    (directory / name).write_text("".join(lines[: 18 if stage == "kto" else 9]), encoding="utf-8")
+    return f"dataset.val_files={directory / name}"
 
 
 def exported(stage):
@@ -69,7 +79,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
         # grpo samples two completions of each prompt, so its batches hold pairs.
         sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
         sizes += ["training.gradient_accumulation_steps=2"]
-        own = [*STAGES[stage], *sizes, f"finetune={finetune}", f"output_dir={tmp_path / where}"]
+        own = [*STAGES[stage], *sizes, held_out(stage, tmp_path), f"finetune={finetune}", f"output_dir={tmp_path / where}"]
         return [f"stage={stage}", *own, *model, *settings, *sgd, *more]
 
     def weights(where):

@@ -12,10 +12,25 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Server:
+    """A running server, or one that is just starting: its clients wait for it."""
+
+    def __init__(self, place):
+        self.place = place
+        self._process = subprocess.Popen([sys.executable, __file__, "serve", place], stdin=subprocess.PIPE)
+
+    def close(self):
+        """End it."""
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def python_of(place):
@@ -24,7 +39,7 @@ def python_of(place):
 
 
 def serve(place):
-    """Import everything, report it, and fork for each client, until stdin ends."""
+    """Import everything, and fork for each client, until stdin ends."""
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     from forks import import_everything
 
@@ -34,7 +49,6 @@ def serve(place):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(place)
         listening.listen()
-        print("ready", flush=True)
         while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
             connection, _ = listening.accept()
             if os.fork() == 0:
@@ -86,10 +100,19 @@ def do(asked, streams):
         runpy.run_path(first, run_name="__main__")
 
 
+def connect(connection, place, within_s=120):
+    """Connect to a server that may still be starting."""
+    limit = time.monotonic() + within_s
+    while connection.connect_ex(place):
+        if time.monotonic() > limit:
+            sys.exit(f"warm.py: no server at {place}")
+        time.sleep(0.05)
+
+
 def ask(place, arguments):
     """The client's part."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(place)
+        connect(connection, place)
         for number in PASSED_ON:
             signal.signal(number, lambda number, frame: connection.send(bytes([number])))
         asked = {"arguments": arguments, "directory": os.getcwd(), "environment": dict(os.environ)}

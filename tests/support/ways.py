@@ -11,6 +11,14 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
 
 
+def shortened(model, way):
+    """The model with its first layer only, which is enough for a toy task; with both if a part of the layers is to be frozen."""
+    if way != "freeze":
+        del model.model.layers[1:]
+        model.config.num_hidden_layers = 1
+    return model
+
+
 def quantized(model):
     """The model in 4 bits."""
     from llmmod.config.schema.model import QuantizationConf

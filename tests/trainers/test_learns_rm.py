@@ -20,7 +20,7 @@ SETTINGS = good_tokens.SETTINGS | {"collator": RM_COLLATORS[1]}
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
-    model = prepared(LlamaForCausalLM(tiny_llama.config), way, learning_seed)
+    model = prepared(ways.shortened(LlamaForCausalLM(tiny_llama.config), way), way, learning_seed)
     train, held_out = good_tokens.splits(learning_seed)
     trainer = rm_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_accuracy"])
