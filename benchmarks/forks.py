@@ -6,7 +6,6 @@ import gc
 import importlib
 import os
 import pkgutil
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -32,7 +31,7 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(llmmod.__path__, "llmmod."):
         if not module.name.startswith("llmmod.__main__"):
             importlib.import_module(module.name)
-    sys.modules["llmmod.metrics"].words("一")  # loads jieba's dictionary
+    importlib.import_module("llmmod.metrics").words("一")  # loads jieba's dictionary
     gc.freeze()
     gc.enable()
 

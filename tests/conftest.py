@@ -75,22 +75,22 @@ def _cache_of_the_tests(tmp_path_factory):
         yield
 
 
-WARM = pytest.StashKey()
+WARM_SERVER = pytest.StashKey()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """One server for all of xdist's workers; this is called in the process that starts them."""
-    if WARM not in node.config.stash:
-        node.config.stash[WARM] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
-    node.workerinput["warm"] = node.config.stash[WARM].place
+    if WARM_SERVER not in node.config.stash:
+        node.config.stash[WARM_SERVER] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
+    node.workerinput["warm"] = node.config.stash[WARM_SERVER].place
 
 
 def pytest_unconfigure(config):
-    """End it."""
-    if WARM in config.stash:
-        config.stash[WARM].close()
-        shutil.rmtree(os.path.dirname(config.stash[WARM].place))
+    """End the server."""
+    if WARM_SERVER in config.stash:
+        config.stash[WARM_SERVER].close()
+        shutil.rmtree(os.path.dirname(config.stash[WARM_SERVER].place))
 
 
 @pytest.fixture(scope="session")

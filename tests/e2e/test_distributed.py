@@ -30,9 +30,10 @@ def metrics_of(run_dir):
     return json.loads((run_dir / "metrics.json").read_text())
 
 
+# Stage -> its held-out file in data/.
+HELD_OUT = {"pt": "text", "sft": "qa", "rm": "pairs", "dpo": "pairs", "kto": "judged", "ppo": "qa", "grpo": "qa"}
 # One process gets three of the five batches of held-out examples, and the other two (of kto's and grpo's nine: five and four); none may
 # count twice or be left out. Of the three examples to train on, the second micro-batch of a step has one for two processes.
-HELD_OUT = {"pt": "text", "sft": "qa", "rm": "pairs", "dpo": "pairs", "kto": "judged", "ppo": "qa", "grpo": "qa"}
 REWARD = "+training.reward.varied._target_=by_two.varied"
 STAGES = {
     "pt": [],
@@ -75,11 +76,13 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
     sgd = ["training.optim=sgd", f"training.learning_rate={RATE}", "training.lr_scheduler_type=constant", "training.warmup_steps=0"]
     sgd += ["training.max_grad_norm=0", "+training.callbacks.gradients._target_=gradients.Gradients"]
 
+    first = {stage: held_out(stage, tmp_path) for stage in STAGES}
+
     def overrides(stage, where, processes, *more, finetune="full"):
         # grpo samples two completions of each prompt, so its batches hold pairs.
         sizes = [f"training.per_device_train_batch_size={2 // processes}", f"training.per_device_eval_batch_size={4 // processes}"]
         sizes += ["training.gradient_accumulation_steps=2"]
-        own = [*STAGES[stage], *sizes, held_out(stage, tmp_path), f"finetune={finetune}", f"output_dir={tmp_path / where}"]
+        own = [*STAGES[stage], *sizes, first[stage], f"finetune={finetune}", f"output_dir={tmp_path / where}"]
         return [f"stage={stage}", *own, *model, *settings, *sgd, *more]
 
     def weights(where):

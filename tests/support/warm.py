@@ -28,7 +28,7 @@ class Server:
         self._process = subprocess.Popen([sys.executable, __file__, "serve", place], stdin=subprocess.PIPE)
 
     def close(self):
-        """End it."""
+        """End the server."""
         self._process.stdin.close()
         self._process.wait()
 

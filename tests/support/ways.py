@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 
 WAYS = ("full", "freeze", "lora", "qlora")
@@ -11,8 +13,11 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 EMBEDDINGS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"]
 
 
-def shortened(model, way):
-    """The model with its first layer only, which is enough for a toy task; with both if a part of the layers is to be frozen."""
+def untrained(config, way):
+    """A Llama with random weights: its first layer only, which learns a toy task; all layers if some of them are to be frozen."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(deepcopy(config))
     if way != "freeze":
         del model.model.layers[1:]
         model.config.num_hidden_layers = 1

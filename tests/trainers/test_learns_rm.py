@@ -10,7 +10,6 @@ import pytest
 import torch
 import ways
 from preferences import RM_COLLATORS
-from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_rm.py).
@@ -20,7 +19,7 @@ SETTINGS = good_tokens.SETTINGS | {"collator": RM_COLLATORS[1]}
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_score_higher(rm_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
-    model = prepared(ways.shortened(LlamaForCausalLM(tiny_llama.config), way), way, learning_seed)
+    model = prepared(ways.untrained(tiny_llama.config, way), way, learning_seed)
     train, held_out = good_tokens.splits(learning_seed)
     trainer = rm_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_accuracy"])

@@ -9,7 +9,6 @@ import partners
 import pytest
 import torch
 import ways
-from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 STAGES = {
@@ -25,7 +24,7 @@ def test_it_predicts_held_out_partners(toy_trainer, tiny_llama, stage, way, lear
     settings = partners.SETTINGS | own | (partners.FREEZE if way == "freeze" else {})
 
     torch.manual_seed(learning_seed)
-    model = ways.prepared(ways.shortened(LlamaForCausalLM(tiny_llama.config), way), way, target_modules=ways.EMBEDDINGS)
+    model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
     train, held_out = examples(learning_seed)
     trainer = toy_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **settings)
     losses = []

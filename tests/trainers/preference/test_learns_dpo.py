@@ -9,7 +9,6 @@ import learning
 import pytest
 import torch
 import ways
-from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 # Padding is faster for pairs as short as these, and the gradient is the same (test_geometry_dpo.py).
@@ -19,7 +18,7 @@ SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5, "collator":
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
-    model = ways.prepared(ways.shortened(LlamaForCausalLM(tiny_llama.config), way), way, target_modules=ways.EMBEDDINGS)
+    model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
     train, held_out = good_tokens.splits(learning_seed, train=2048)
     trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])

@@ -12,7 +12,6 @@ import pytest
 import torch
 import ways
 from preferences import judged
-from transformers import LlamaForCausalLM
 
 SEEDS = (1, 2)
 SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5}
@@ -37,7 +36,7 @@ def better_is_likelier(trainer):
 @pytest.mark.parametrize("way", ways.WAYS)
 def test_better_answers_that_it_never_saw_are_likelier(kto_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
-    model = ways.prepared(ways.shortened(LlamaForCausalLM(tiny_llama.config), way), way, target_modules=ways.EMBEDDINGS)
+    model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
     train, held_out = splits(learning_seed)
     trainer = kto_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=better_is_likelier)
