@@ -13,6 +13,7 @@ import tempfile
 
 import hypothesis
 import pytest
+import repeated
 import warm
 from elsewhere import elsewhere
 from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
@@ -40,6 +41,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_finish():
     """Turn on garbage collection, for the objects of tests; less often than by default, since trainings collect garbage themselves."""
+    repeated.done_once()
     gc.freeze()
     gc.set_threshold(20_000)
     gc.enable()

@@ -205,12 +205,17 @@ def test_the_models_of_transformers_do_not_load_or_run_code_themselves():
         r"\bpickle\.load|weights_only=False|allow_pickle=True|\bsubprocess\.(run|Popen|call|check)|\bos\.(system|popen|exec)|"
         r"(?<![\w.])(eval|exec|__import__)\(|import_module\((?!f?\"\.|\"transformers\"|f\"\.)|trust_remote_code=True|joblib|cloudpickle|dill\b"
     )
+    # Each match has one of these words, which are found faster.
+    words = ("pickle", "weights_only", "subprocess", "os.system", "os.popen", "os.exec", "eval(", "exec(", "__import__(", "import_module(")
+    words += ("trust_remote", "joblib", "dill")
     folder = Path(importlib.util.find_spec("transformers").submodule_search_locations[0]) / "models"
     found = set()
     for file in folder.rglob("*.py"):
         if file.name.startswith("convert_"):
             continue
         text = file.read_text(encoding="utf-8")
+        if not any(word in text for word in words):
+            continue
         if forbidden.search(text) and forbidden.search("\n".join(line.partition("#")[0] for line in text.splitlines())):
             found.add(file.relative_to(folder).as_posix())
     assert "rag/retrieval_rag.py" in found

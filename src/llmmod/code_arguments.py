@@ -77,8 +77,10 @@ def find_module(name: str, *directories: str) -> ModuleSpec | None:
             return None
         search = None if found is None else list(found.submodule_search_locations or [])
         part = ".".join(parts[:depth])
-        specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
+        found = getattr(sys.modules.get(part), "__spec__", None)
+        if found is None:
+            specs = (finder.find_spec(part, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            found = next((spec for spec in specs if spec is not None), None)
         if found is None and depth == 1 and directories:
             found = PathFinder.find_spec(part, list(directories))
         if found is None:

@@ -13,6 +13,7 @@ import importlib
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -273,6 +274,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
+@cache
 def installed(package: str) -> str | None:
     """The version of an installed package; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version

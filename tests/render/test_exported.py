@@ -10,10 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from llmmod import load_tokenizer
+from llmmod.models.tokenizers.originals import SentencePieceTokenizer
 from llmmod.render.certificate import certify
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.render.export import exported
+from llmmod.render.export import exported, with_template
 from llmmod.render.template import Template
 
 HERE = Path(__file__).parent
@@ -77,3 +78,14 @@ def test_what_was_saved_is_trained_on_again(chatglm2, render, stock, shipped, tm
 def test_any_other_tokenizer_is_itself(byte_level, shipped):
     render = Template(tokenizer=byte_level, **shipped("chatml"))
     assert exported(render, byte_level) == (byte_level, render.chat_template())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_copy_with_another_template_changes_nothing_of_the_original(byte_level, fast):
+    tokenizer = byte_level if fast else SentencePieceTokenizer(vocab_file=str(HERE / "sentencepiece" / "chatglm2_tiny.model"))
+    before = tokenizer.chat_template, tokenizer.padding_side, dict(tokenizer.init_kwargs), dict(tokenizer.special_tokens_map)
+    copied = with_template(tokenizer, "{{ messages }}")
+    assert (copied.is_fast, copied.chat_template) == (fast, "{{ messages }}")
+    copied.pad_token, copied.padding_side, copied.init_kwargs["padding_side"] = copied.convert_ids_to_tokens(5), "left", "left"
+    assert (tokenizer.chat_template, tokenizer.padding_side, dict(tokenizer.init_kwargs), dict(tokenizer.special_tokens_map)) == before
+    assert copied("people").input_ids == tokenizer("people").input_ids

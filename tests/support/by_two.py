@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -27,7 +28,7 @@ def by_two(runs, cache, python):
     # One thread each, as torchrun sets by default: with two, four threads wait for each other on two cores, which takes five times as long.
     environment = {**os.environ, "LLMMOD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-20_000:]  # torchrun's own account of the failure comes last
     return done.stderr
 
 
@@ -52,6 +53,7 @@ class OneDies:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     gc.disable()  # garbage collection takes a quarter of the import's time
     import llmmod
     from llmmod.reuse import fingerprint

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import repeated
+
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -45,6 +47,7 @@ def serve(place):
 
     import_everything()
     sys.path.pop()
+    repeated.done_once()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server doesn't wait for the processes that watch a fork
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(place)

@@ -164,6 +164,14 @@ def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:
     return other, writer.chat_template()
 
 
+def with_template(tokenizer: Any, chat_template: str) -> Any:
+    """A copy of a tokenizer with another chat template; a fast tokenizer and its copy share the vocabulary, which takes 0.1 s to copy."""
+    vocabulary = [tokenizer.backend_tokenizer] if tokenizer.is_fast else []
+    copied = copy.deepcopy(tokenizer, {id(whole): whole for whole in vocabulary})
+    copied.chat_template = chat_template
+    return copied
+
+
 def _readable(tokenizer: Any) -> Any:
     """A tokenizer with the same ids that recognises its special tokens in a text; the same object if it already does."""
     has = set(RESPELT) <= set(getattr(tokenizer, "added_tokens_encoder", ()))

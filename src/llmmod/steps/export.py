@@ -7,7 +7,6 @@ layout of 2023 is written in that layout, for programs of that time: old names o
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from llmmod.models.reward import is_reward_model, set_reward_padding
 from llmmod.protocols import StepReport
 from llmmod.render.conversation import Conversation, Message
 from llmmod.render.encode import encode_prompt
-from llmmod.render.export import exported
+from llmmod.render.export import exported, with_template
 from llmmod.steps.model_card import model_card
 
 LAYOUTS = ("native", "original")
@@ -139,8 +138,7 @@ def _save_model(model: Any, settings: GenerationConfig | None, directory: Path, 
 
 def _to_save(tokenizer: Any, chat_template: str, *, context: int | None) -> Any:
     """A copy of the tokenizer with the training's chat template and the model's length."""
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = chat_template
+    tokenizer = with_template(tokenizer, chat_template)
     if context is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     for where_it_was_loaded in ("is_local", "local_files_only"):

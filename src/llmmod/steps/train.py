@@ -6,7 +6,6 @@ draws its initial weights.
 
 from __future__ import annotations
 
-import copy
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from llmmod.models.generation.settings import Reader, set_stop_tokens
 from llmmod.models.loading.stage_file import StageFile, write_stage_file
 from llmmod.models.reward import set_reward_padding, with_reward_head
 from llmmod.protocols import LoadedModel, StepReport
-from llmmod.render.export import exported
+from llmmod.render.export import exported, with_template
 from llmmod.reuse.store import Result, Reuse
 from llmmod.steps.evaluate import training_metrics, training_summary
 from llmmod.steps.plan.figures import SAID, memory_explained
@@ -227,10 +226,7 @@ def _evaluating(conf: Any, every: int | None) -> list[Any]:
 
 def _with_template(session: Any, name: str) -> Any:
     """A copy of the tokenizer, with a chat template equivalent to the render."""
-    tokenizer, template = exported(session.render(name), session.tokenizer(name))
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = template
-    return tokenizer
+    return with_template(*exported(session.render(name), session.tokenizer(name)))
 
 
 def _of_the_first(found_here: Any) -> Any:

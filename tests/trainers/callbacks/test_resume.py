@@ -275,52 +275,62 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(tmp_path, again):
     """A process saves step 4 next to step 2 with a limit of one checkpoint, and is killed before its first file operation, its second, …"""
 
+    def begun(name):
+        put(tmp_path / name, 2)
+        if again:
+            put(tmp_path / name, 4, state='{"earlier": 1}')
+        return tmp_path / name
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def save(train):
         put(train, 4)
         rotate(train, 1, newest=train / "checkpoint-4", best=None)
 
-    start = tmp_path / "start"
-    put(start, 2)
-    if again:
-        put(start, 4, state='{"earlier": 1}')
-    for place in range(200):
-        train = shutil.copytree(start, tmp_path / str(place))
-        earlier = train / "checkpoint-2"
-        if killed_at(place, lambda train=train: save(train), inside=train):
-            left = find_checkpoint(True, train_dir=train)
-            assert left is not None, f"nothing is left after a kill before file operation {place}"
-            settle(train)
-            after = find_checkpoint(True, train_dir=train)
-            assert after == train / "checkpoint-4" or after == left
-            assert {path.name for path in train.iterdir()} <= {"checkpoint-2", "checkpoint-4"}
-            shutil.rmtree(train)
-        else:
-            break
-    assert place > 20
-    assert checkpoints(train) == [train / "checkpoint-4"]
-    assert json.loads((train / "checkpoint-4" / "trainer_state.json").read_text()) == {}
-    assert not earlier.exists()
+    alone, killed = begun("alone"), begun("killed")
+    assert ended_by(lambda: save(alone), before_each=lambda number: shutil.copytree(alone, tmp_path / str(number)), inside=alone) == 0
+    assert ended_by(lambda: save(killed), before_each=lambda number: kill() if number == 15 else None, inside=killed) == -signal.SIGKILL
+    assert contents(killed) == contents(tmp_path / "15")  # a kill leaves the files as they are
+    count = len([path for path in tmp_path.iterdir() if path.name.isdigit()])
+    assert count > 20
+    for train in (tmp_path / str(number) for number in range(count)):
+        left = find_checkpoint(True, train_dir=train)
+        assert left is not None, f"nothing is left after a kill before file operation {train.name}"
+        settle(train)
+        after = find_checkpoint(True, train_dir=train)
+        assert after == train / "checkpoint-4" or after == left
+        assert {path.name for path in train.iterdir()} <= {"checkpoint-2", "checkpoint-4"}
+    assert checkpoints(alone) == [alone / "checkpoint-4"]
+    assert json.loads((alone / "checkpoint-4" / "trainer_state.json").read_text()) == {}
 
 
-def killed_at(place, do, *, inside):
-    """Run `do` in a process that is killed before its file operation number `place` in `inside`; False if there are fewer operations."""
+def ended_by(do, *, before_each, inside):
+    """The exit code of a process that runs `do`, and calls `before_each` with a number before each file operation in `inside`."""
     process = os.fork()
     if not process:
-        count = 0
+        count, busy = 0, False
 
         def hook(event, args):
-            nonlocal count
-            if event in FILE_EVENTS and str(inside) in str(args[0]):
-                if count == place:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                count += 1
+            nonlocal count, busy
+            if event in FILE_EVENTS and str(inside) in str(args[0]) and not busy:
+                busy = True
+                before_each(count)
+                count, busy = count + 1, False
 
+        code = 1
         try:
             sys.addaudithook(hook)
             do()
+            code = 0
         finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def contents(directory):
+    """Path -> bytes of the files in a directory."""
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_a_checkpoint_has_the_random_state_of_every_device(monkeypatch):

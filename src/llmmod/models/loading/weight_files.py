@@ -173,7 +173,7 @@ class _MappedPages:
     """Pages of files that were mapped whole since its creation: weight files, not libraries, of which only parts are mapped."""
 
     def __init__(self) -> None:
-        self._before = _mapped_files()
+        self._before = _mappings()
         self._read, self._lock = 0, threading.Lock()
 
     def count(self, size: int) -> None:
@@ -187,7 +187,7 @@ class _MappedPages:
 
     def give_back(self) -> None:
         """Release every page, since none was written to and the file has the same bytes; and the allocator's free memory."""
-        for start, length in _mapped_files() - self._before:
+        for start, length in filter(None, map(_whole_file, _mappings() - self._before)):
             _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
         if hasattr(_LIBC, "malloc_trim"):  # glibc doesn't do so by itself, because of packed weights between converted ones
             _LIBC.malloc_trim(0)
@@ -223,14 +223,14 @@ def count_mapped_read(size: int) -> None:
         _open_blocks[-1].count(size)
 
 
-def _mapped_files() -> set[tuple[int, int]]:
-    """Address and length of each mapping of a whole file that isn't executable."""
+def _mappings() -> set[str]:
+    """The lines of /proc/self/maps, one for each mapping of this process."""
     with open("/proc/self/maps", encoding="utf-8") as lines:
-        return {place for line in lines if (place := _whole_file(line))}
+        return set(lines)
 
 
 def _whole_file(line: str) -> tuple[int, int] | None:
-    """Address and length in a line of /proc/self/maps about a file that is mapped whole; None for other lines."""
+    """Address and length in a line of /proc/self/maps about a whole file that isn't executable; None for other lines."""
     addresses, rights, offset, _, inode, *path = line.split(maxsplit=5)
     if inode == "0" or int(offset, 16) or "x" in rights or not path:
         return None

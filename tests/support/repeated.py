@@ -1,0 +1,20 @@
+"""What libraries do again and again in short trainings, done once: a tenth of a test's time, and nothing that a test could be about."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+
+def done_once():
+    """Change the libraries that are imported by now; a second call would do so twice."""
+    if imports := sys.modules.get("accelerate.utils.imports"):  # reads a package's metadata at each optimizer step
+        imports._is_package_available = functools.cache(imports._is_package_available)
+    if jinja := sys.modules.get("jinja2"):  # peft compiles the same template for each adapter's model card
+        jinja.Environment.compile = functools.lru_cache(100)(jinja.Environment.compile)
+    torch = sys.modules.get("torch")
+    for device in (torch.cuda, torch.xpu, torch.mtia) if torch else ():  # keeps each seed, with a formatted stack, for later
+        if not device.is_available():
+            getattr(device, "random", device)._lazy_call = lambda *_, **__: None
+    if rendezvous := sys.modules.get("torch.distributed.elastic.rendezvous.dynamic_rendezvous"):
+        rendezvous.get_method_name = lambda depth=2: ""  # reads the source of each frame, for a log
