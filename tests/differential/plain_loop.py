@@ -58,8 +58,9 @@ def trained(directory, stage, way, *, drawn, rows, answers):
         answers: for ppo and grpo, (prompt ids, answer ids, reward) of each rollout; the last one is the evaluation's.
     """
     torch.manual_seed(0)
-    model, reference = (model_of(directory, stage, way, drawn) for _ in range(2))
-    task = TASKS[stage](model, reference.requires_grad_(False), rows, answers)
+    model = model_of(directory, stage, way, drawn)
+    reference = model_of(directory, stage, way, drawn).requires_grad_(False) if issubclass(TASKS[stage], Preference | Online) else None
+    task = TASKS[stage](model, reference, rows, answers)
     weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad} | task.head
     start = {name: weight.detach().clone() for name, weight in weights.items()}
     optimizer, found = adamw(weights), Found()
@@ -198,7 +199,7 @@ class Task:
 
     Args:
         model: the model that is trained.
-        reference: the initial model, with weights of its own.
+        reference: the initial model, with weights of its own; None for a loss without one.
         rows: the examples.
         answers: see `trained`.
     """

@@ -63,3 +63,4 @@ if __name__ == "__main__":
     fingerprint._own_code = lambda: "ours"  # a checkout may change while tests run
     for overrides in json.loads(sys.argv[1]):
         llmmod.run(llmmod.compose(overrides))
+        gc.freeze()  # each training collects garbage, and would scan what the runs before it left in caches
