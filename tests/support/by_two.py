@@ -18,12 +18,12 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # for gradients.
 def by_two(runs, cache, python):
     """The stderr of two processes that together do these runs, one after the other; a run is a list of overrides.
 
-    `python` is the beginning of the command that torchrun starts: `[sys.executable]`, or the fixture `warm_python`.
+    `python` is the beginning of the commands of torchrun and of what it starts: `[sys.executable]`, or the fixture `warm_python`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    torchrun = [*python, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
     # One thread each, as torchrun sets by default: with two, four threads wait for each other on two cores, which takes five times as long.
     environment = {**os.environ, "LLMMOD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}

@@ -6,6 +6,7 @@ environment to the fork, forwards signals, and exits like the fork. The server h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -77,7 +78,8 @@ def look_after(connection):
         if select.select([connection], [], [], 0.02)[0]:
             for number in connection.recv(16) or [signal.SIGKILL]:
                 os.kill(process, number)
-    connection.send(str(os.waitstatus_to_exitcode(ended[1])).encode())
+    with contextlib.suppress(BrokenPipeError):  # the client was killed
+        connection.send(str(os.waitstatus_to_exitcode(ended[1])).encode())
     os._exit(0)
 
 
