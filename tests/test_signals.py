@@ -31,6 +31,7 @@ from llmmod.config.schema.distributed import DistributedConf
 from llmmod import signals
 from llmmod.trainers.distributed import run_processes
 directory, case, signals._NOTICE_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
+signals.SAME_WISH_S = 1
 with signals.killed_if_hung(Path(directory)):
     ended = run_processes(["-c", {RANK!r}, directory, case], conf=DistributedConf(name="ddp"), count=2, directory=directory)
 sys.exit(128 + ended.signal)
@@ -39,7 +40,7 @@ sys.exit(128 + ended.signal)
 
 @pytest.mark.parametrize("case", ["none notices", "one notices"])
 def test_hung_processes_are_killed_by_a_second_signal_or_where_none_notices_the_first(case, warm_python, tmp_path):
-    with subprocess.Popen([*warm_python, "-c", PARENT, str(tmp_path), case, "1"], stderr=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([*warm_python, "-c", PARENT, str(tmp_path), case, "0.5"], stderr=subprocess.PIPE, text=True) as parent:
         while len(list(tmp_path.glob("ready-*"))) < 2:
             assert parent.poll() is None, parent.stderr.read()
             time.sleep(0.05)
@@ -48,7 +49,7 @@ def test_hung_processes_are_killed_by_a_second_signal_or_where_none_notices_the_
         parent.send_signal(signal.SIGTERM)
         if case == "one notices":
             with pytest.raises(subprocess.TimeoutExpired):  # it may save a checkpoint
-                parent.wait(timeout=4)
+                parent.wait(timeout=2)
             parent.send_signal(signal.SIGTERM)
         assert parent.wait(timeout=60) == 128 + signal.SIGTERM
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in hung)

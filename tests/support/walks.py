@@ -55,14 +55,15 @@ class Walk:
         own = self.role(frame.f_code)
         if own is None or (frame.f_code.co_name[0] != "<" and not frame.f_code.co_flags & 2):  # not ours, or the body of a class
             return None
-        above, row = frame, False
-        while above is not None:
-            role = self.role(above.f_code)
-            if role is not None:
-                if role[1]:
-                    return None
-                row = row or role[2]
+        if own[1]:
+            return None
+        above, row = frame.f_back, own[2]
+        while above is not None and self.role(above.f_code) is None:
             above = above.f_back
+        if above is not None:  # the nearest function of ours, whose own call was decided before
+            if above.f_trace is None:
+                return None
+            row = row or above.f_trace.row
         places = [walk.setdefault(own[0], set()) for walk in [self.command] + [self.row] * row]
 
         def line(frame, event, arg):
@@ -70,6 +71,7 @@ class Walk:
                 place.add(frame.f_lineno)
             return line
 
+        line.row = row
         return line
 
 
