@@ -31,7 +31,7 @@ from llmmod.config.schema.distributed import DistributedConf
 from llmmod import signals
 from llmmod.trainers.distributed import run_processes
 directory, case, signals._NOTICE_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
-signals.SAME_WISH_S = 1
+signals.SAME_WISH_S = 1  # less than the test waits for its second signal
 with signals.killed_if_hung(Path(directory)):
     ended = run_processes(["-c", {RANK!r}, directory, case], conf=DistributedConf(name="ddp"), count=2, directory=directory)
 sys.exit(128 + ended.signal)

@@ -16,7 +16,7 @@ def done_once():
     for device in (torch.cuda, torch.xpu, torch.mtia) if torch else ():  # keeps each seed, with a formatted stack, for later
         if not device.is_available():
             getattr(device, "random", device)._lazy_call = lambda *_, **__: None
-    if overrides := sys.modules.get("llmmod.config.overrides"):  # composes again what more than 100 others came after
+    if overrides := sys.modules.get("llmmod.config.overrides"):  # forgets a composition after 100 others
         overrides._MOST_COMPOSITIONS = 10_000
     if rendezvous := sys.modules.get("torch.distributed.elastic.rendezvous.dynamic_rendezvous"):
         rendezvous.get_method_name = lambda depth=2: ""  # reads the source of each frame, for a log

@@ -165,9 +165,9 @@ def exported(render: Render, tokenizer: Any) -> tuple[Any, str]:
 
 
 def with_template(tokenizer: Any, chat_template: str) -> Any:
-    """A copy of a tokenizer with another chat template; a fast tokenizer and its copy share the vocabulary, which takes 0.1 s to copy."""
-    vocabulary = [tokenizer.backend_tokenizer] if tokenizer.is_fast else []
-    copied = copy.deepcopy(tokenizer, {id(whole): whole for whole in vocabulary})
+    """A copy of a tokenizer with another chat template. The copy of a fast one shares its vocabulary: 49,000 tokens take 0.1 s to copy."""
+    shared = {id(tokenizer.backend_tokenizer): tokenizer.backend_tokenizer} if tokenizer.is_fast else {}
+    copied = copy.deepcopy(tokenizer, shared)
     copied.chat_template = chat_template
     return copied
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, reduce
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from llmmod.upstream import MAIN, installed, processor
 RECORD, METRICS, STATE = "run.json", "metrics.json", "trainer_state.json"
 _SECRET = re.compile(r"(^|[._+])(hub_)?token$|(^|[._])proxies($|\.)")
 _HIDDEN = "***"
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # Fields of a log entry that give its time or the speed, rather than a measure of the training.
 _OF_THE_CLOCK = re.compile(r"^(epoch|step|total_flos|num_input_tokens_seen|num_tokens)$|_(runtime|per_second|preparation_time)$")
@@ -117,7 +115,7 @@ def measures(name: str) -> bool:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 of llmmod's own files, 64 hex digits. A version or a commit does not show uncommitted changes."""
+    """SHA-256 of llmmod's own files, 64 hex digits. A version or a commit does not show uncommitted changes. Read once a process."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -217,30 +215,10 @@ def _yaml(path: Path) -> Any:
 
 
 def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
-    with suppress(LookupError, TypeError, RecursionError):  # TypeError: a key below a value
-        followed: dict[str, Any] = _followed(plain, plain)
-        return followed
     try:
         return resolved(OmegaConf.create(plain))[0]
     except OmegaConfBaseException:
         return plain
-
-
-def _followed(value: Any, whole: dict[str, Any]) -> Any:
-    """A value in which each reference to a key, `${a.b}`, is replaced by that key's value: what OmegaConf does, in a tenth of the time.
-
-    Raises:
-        LookupError: there is no such key, or the value has another interpolation.
-    """
-    if isinstance(value, dict):
-        return {name: _followed(inner, whole) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_followed(inner, whole) for inner in value]
-    if not isinstance(value, str) or not ("${" in value or value == "???"):
-        return value
-    if (reference := _REFERENCE.fullmatch(value)) is None:
-        raise LookupError(value)
-    return _followed(reduce(operator.getitem, reference[1].split("."), whole), whole)
 
 
 def _mappings(found: Any) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ class Train:
                 args=args,
                 train=splits.train,
                 evaluation=splits.eval,
-                tokenizer=_with_template(session, self.name),
+                tokenizer=with_template(*exported(session.render(self.name), session.tokenizer(self.name))),
                 callbacks=[progress, stop, *_evaluating(conf, every if answer else None)],
                 loraplus_lr_ratio=getattr(session.conf(self.name, "finetune"), "loraplus_lr_ratio", None),
                 reader=Reader.of(session.render(self.name), session.tokenizer(self.name)) if conf.data_kind == "prompt" else None,
@@ -222,11 +222,6 @@ def _evaluating(conf: Any, every: int | None) -> list[Any]:
     stopping = conf.early_stopping_patience is not None
     found: list[Any] = [StopWhenNoBetter(conf.early_stopping_patience, conf.early_stopping_threshold)] if stopping else []
     return found if every is None else [*found, EvaluateEvery(every)]
-
-
-def _with_template(session: Any, name: str) -> Any:
-    """A copy of the tokenizer, with a chat template equivalent to the render."""
-    return with_template(*exported(session.render(name), session.tokenizer(name)))
 
 
 def _of_the_first(found_here: Any) -> Any:
