@@ -35,13 +35,16 @@ def even(answers):
     return torch.tensor([sum(token % 2 == 0 for token in ids) / len(ids) for ids in answers.ids])
 
 
-def share_of(remainder):
-    """A scorer: the share of an answer's tokens whose id modulo four is `remainder`, about a quarter at first.
+CLASSES = 16
 
-    Only one class of four can have more than half of the tokens, and the rewarded class doesn't depend on the model. So a policy that only
+
+def share_of(number):
+    """A scorer: the share of an answer's tokens of one class, those whose id modulo 16 is `number` modulo 16, about a sixteenth at first.
+
+    Only one class of 16 can have more than half of the tokens, and the rewarded class doesn't depend on the model. So a policy that only
     drifts reaches this for at most one class, however far it drifts and however its tokens depend on each other.
     """
-    return lambda answers: torch.tensor([sum(token % 4 == remainder for token in ids) / len(ids) for ids in answers.ids])
+    return lambda answers: torch.tensor([sum(token % CLASSES == number % CLASSES for token in ids) / len(ids) for ids in answers.ids])
 
 
 @pytest.fixture
@@ -51,6 +54,22 @@ def prepared(tiny_llama):
     def make(way, **lora):
         torch.manual_seed(0)
         return ways.prepared(tiny_llama, way, freeze={"extra_trainable": ["norm"]}, **{"r": 8, "lora_alpha": 16} | lora)
+
+    return make
+
+
+@pytest.fixture
+def learner(prepared, tiny_llama):
+    """The same for tests of learning, with adapters for the embeddings too, as in the other stages' tests.
+
+    Adapters don't change the head, and with its random weights no hidden state gives a class much more than 0.7 of the probability; with
+    weights twice as large, some give it nearly all.
+    """
+
+    def make(way):
+        with torch.no_grad():
+            tiny_llama.lm_head.weight *= 2
+        return prepared(way, target_modules=ways.EMBEDDINGS, lora_alpha=64)
 
     return make
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from answering import SHORT, answering_trainer, even, prepared, scored_texts, toy_prompts, with_dropout
+from answering import SHORT, answering_trainer, even, learner, prepared, scored_texts, toy_prompts, with_dropout
 
-__all__ = ["answering_trainer", "even", "prepared", "scored_texts", "toy_prompts", "with_dropout"]
+__all__ = ["answering_trainer", "even", "learner", "prepared", "scored_texts", "toy_prompts", "with_dropout"]
 
 
 @pytest.fixture

@@ -1,30 +1,28 @@
 """GRPO learns with every way to fine-tune. After training, more than half of the tokens of answers to held-out prompts are of the rewarded
-class, one of four (an id's remainder). Each of four seeds rewards another class. By chance that happens at most once in four times per
-seed, and once in 256 for all four (answering.py).
+class, one of sixteen (an id's remainder). Each of two seeds rewards another class. By chance that happens at most once in 16 times per
+seed, and once in 256 for both (answering.py).
 """
 
 from __future__ import annotations
 
 import learning
 import pytest
-import ways
 from answering import share_of
 from datasets import concatenate_datasets
 
-SEEDS = (11, 12, 13, 14)
-# For ways that train fewer weights. The embeddings have adapters, too, as in the other stages' tests of learning. The seeds differ less
-# with more answers to each prompt.
-SOME = {"max_steps": 18, "learning_rate": 1e-1, "per_device_train_batch_size": 72, "num_generations": 12}
-ADDED = {"max_steps": 24, "learning_rate": 4e-2, "per_device_train_batch_size": 108, "num_generations": 12}
+SEEDS = (11, 12)
+# The seeds differ less with more answers to each prompt.
+SOME = {"max_steps": 8, "learning_rate": 1e-1, "num_generations": 12}  # for ways that train fewer weights
+ADDED = {"max_steps": 8, "learning_rate": 2e-2, "num_generations": 12}
 CHANGES = {"full": {}, "freeze": SOME, "lora": ADDED, "qlora": ADDED}
 
 
 @pytest.mark.parametrize("way", CHANGES)
-def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompts, way, learning_seed, record_property):
+def test_the_reward_on_held_out_prompts_rises(grpo_trainer, learner, toy_prompts, way, learning_seed, record_property):
     settings = {
         "learning_rate": 3e-2,
         "lr_scheduler_type": "linear",
-        "max_steps": 14,
+        "max_steps": 8,
         "per_device_train_batch_size": 72,
         "gradient_accumulation_steps": 1,
         "num_generations": 6,
@@ -34,9 +32,9 @@ def test_the_reward_on_held_out_prompts_rises(grpo_trainer, prepared, toy_prompt
         "per_device_eval_batch_size": 96,
     }
     held_out = concatenate_datasets([toy_prompts[1]] * 16)
-    scorers = {"share": share_of(learning_seed % 4)}
-    model = prepared(way, target_modules=ways.EMBEDDINGS)
+    scorers = {"share": share_of(learning_seed)}
+    model = learner(way)
     trainer = grpo_trainer(model, evaluation=held_out, seed=learning_seed, scorers=scorers, **settings | CHANGES[way])
     found = learning.assert_learns(trainer, record_property, rule=0.5, measure=lambda trainer: trainer.evaluate()["eval_reward"])
-    assert found[0] < 0.4  # a quarter of 576 dependent tokens, plus or minus 0.02 between seeds
+    assert found[0] < 0.2
     assert trainer.state.log_history[-1]["eval_kl"] > 0.5
