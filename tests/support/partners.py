@@ -13,7 +13,7 @@ from datasets import Dataset
 
 TOKENS = range(20, 32)
 END = 0
-# `training.*` with which a tiny model learns the partners, and the changes if only some layers are trained.
+# `training.*` with which a tiny model learns the partners.
 SETTINGS = {
     "learning_rate": 1e-2,
     "lr_scheduler_type": "linear",
@@ -23,7 +23,6 @@ SETTINGS = {
     "eval_strategy": "no",
     "eval_on_start": False,
 }
-FREEZE = {"learning_rate": 2e-2, "num_train_epochs": 3.0}
 
 
 def questions(seed):

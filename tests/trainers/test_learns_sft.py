@@ -11,17 +11,21 @@ import torch
 import ways
 
 SEEDS = (1, 2)
+# Stage -> its texts, its settings, and the changes if only some layers are trained.
 STAGES = {
-    "pt": (partners.documents, {"num_train_epochs": 3.0, "per_device_train_batch_size": 16}),
-    "sft": (partners.questions, {"per_device_train_batch_size": 32}),
-}
+    "pt": (partners.documents, {"num_train_epochs": 3.0, "per_device_train_batch_size": 16}, {"learning_rate": 2e-2}),
+    "sft": (
+        partners.questions, {"per_device_train_batch_size": 32},
+        {"num_train_epochs": 3.0, "per_device_train_batch_size": 64, "learning_rate": 3e-2},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", ways.WAYS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_predicts_held_out_partners(toy_trainer, tiny_llama, stage, way, learning_seed, record_property):
-    examples, own = STAGES[stage]
-    settings = partners.SETTINGS | own | (partners.FREEZE if way == "freeze" else {})
+    examples, own, frozen = STAGES[stage]
+    settings = partners.SETTINGS | own | (frozen if way == "freeze" else {})
 
     torch.manual_seed(learning_seed)
     model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
