@@ -25,7 +25,7 @@ from llmmod.steps.preview.step import Preview
 
 TINY = Path(llmmod.__file__).parent / "models" / "loading" / "tiny_tokenizer"
 SMALL = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": False, "dtype": "float32",
 }  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_processes_that_share_the_model_are_planned_by_one(checkpoint, tmp_path,
 
 def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("llmmod.steps.plan.step._MOST_ADVICE", 1)
-    directory = checkpoint(num_hidden_layers=2)
+    directory = checkpoint(num_hidden_layers=1)
     gpu = ["finetune=full", "dataset.val_files=null", "training.per_device_train_batch_size=16"]
     much = planned(directory, *gpu, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
     assert much.fits
@@ -136,7 +136,7 @@ def test_a_device_that_is_too_small_gets_advice_that_fits(checkpoint, tmp_path, 
 
 def test_if_the_evaluation_is_too_large_a_smaller_one_is_advised(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("llmmod.steps.plan.step._MOST_ADVICE", 1)
-    directory, overrides = checkpoint(num_hidden_layers=2), ["training.per_device_train_batch_size=1"]
+    directory, overrides = checkpoint(num_hidden_layers=1), ["training.per_device_train_batch_size=1"]
     much = planned(directory, *overrides, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
     memory = f"steps.plan.device_memory={int(600e6 + 0.7 * (much.total - 600e6))}"
     (line,) = planned(directory, *overrides, memory, tmp_path=tmp_path).advice
@@ -144,8 +144,9 @@ def test_if_the_evaluation_is_too_large_a_smaller_one_is_advised(checkpoint, tmp
     assert planned(directory, *overrides, memory, *line.split(), tmp_path=tmp_path).fits
 
 
-def test_the_largest_micro_batch_fits_and_one_more_does_not(checkpoint, tmp_path):
-    directory, rows = checkpoint(num_hidden_layers=2), tmp_path / "rows.jsonl"
+def test_the_largest_micro_batch_fits_and_one_more_does_not(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmmod.steps.plan.step._MOST_ADVICE", 0)
+    directory, rows = checkpoint(num_hidden_layers=1), tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "What is it?", "response": "It is what it is, and not another thing."}\n' * 16)
     columns = ["dataset.columns.prompt=prompt", "dataset.columns.response=response"]
     chosen = ["dataset=json", f"dataset.data_files={rows}", *columns, "dataset.val_size=0", "finetune=lora"]
@@ -160,13 +161,13 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(checkpoint, tmp_path
 
 
 def test_the_steps_are_those_of_all_processes(checkpoint, tmp_path):
-    chosen = [checkpoint(num_hidden_layers=2), "training.per_device_train_batch_size=2"]
+    chosen = [checkpoint(num_hidden_layers=1), "training.per_device_train_batch_size=2"]
     alone = planned(*chosen, tmp_path=tmp_path)
     assert planned(*chosen, "distributed=ddp", "distributed.processes=4", tmp_path=tmp_path).steps == alone.steps / 4
 
 
 def test_advice_for_several_processes_keeps_the_number_of_examples_per_step(checkpoint, tmp_path):
-    directory = checkpoint(num_hidden_layers=2)
+    directory = checkpoint(num_hidden_layers=1)
     chosen = ["finetune=qlora", "dataset.val_files=null", "training.per_device_train_batch_size=4"]
     much = planned(directory, *chosen, "steps.plan.device_memory=9GB", tmp_path=tmp_path)
     memory = f"steps.plan.device_memory={int(600e6 + 0.6 * (much.total - 600e6))}"
@@ -190,7 +191,7 @@ def test_an_amount_of_memory_that_is_none_is_refused():
 def too_large(checkpoint, tmp_path):
     """The session of a training that doesn't fit a GPU, and that GPU: with half of the micro-batch it would fit."""
     root = to_root(llmmod.compose([
-        f"model.pretrained_model_name_or_path={checkpoint(num_hidden_layers=2)}", "model.gguf_file=null", "render=vanilla", "finetune=full",
+        f"model.pretrained_model_name_or_path={checkpoint(num_hidden_layers=1)}", "model.gguf_file=null", "render=vanilla", "finetune=full",
         f"output_dir={tmp_path}/run", "dataset.max_samples=16", "pipeline=[plan]",
     ]))  # fmt: skip
     return Session(root, tmp_path / "run"), Device("cuda", "a small GPU", 645_000_000, 600_000_000, here=False)

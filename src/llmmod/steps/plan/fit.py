@@ -269,8 +269,8 @@ def tokens_of(row: Mapping[str, Any]) -> int:
 
 
 def _tokens(rows: Sequence[Mapping[str, Any]]) -> int:
-    counts = Counter(map(id, rows))  # many are the same one
-    return sum(tokens_of(row) * counts.pop(id(row), 0) for row in rows)
+    counts, each = Counter(map(id, rows)), {id(row): row for row in rows}  # many are the same one
+    return sum(tokens_of(each[key]) * count for key, count in counts.items())
 
 
 def length_of(row: Mapping[str, Any]) -> int:
