@@ -67,7 +67,6 @@ def exported(stage):
 
 
 @pytest.mark.slow
-@pytest.mark.curves  # the two processes draw them too
 def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, monkeypatch, warm_python):
     monkeypatch.setenv("LLMMOD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLMMOD_ALLOW", "by_two,gradients")
@@ -111,7 +110,7 @@ def test_two_train_measure_and_resume_as_one_does(checkpoint, rows, tmp_path, mo
         on = f"training.resume_from_checkpoint={tmp_path / 'halves' / stage / way / 'train' / 'checkpoint-1'}"
         together += [overrides(stage, f"halves/{stage}/{way}", 2, *saved, *engine, finetune=way)]
         together += [overrides(stage, f"halves/{stage}/{way} resumed", 2, *saved, *engine, on, finetune=way)]
-    by_two(together, tmp_path / "cache", warm_python)
+    by_two(together, tmp_path / "cache", warm_python, curves=False)
     for stage, way in dict.fromkeys([(stage, "full") for stage in STAGES] + SHARDED):
         own = [*ANSWERING.get(stage, []), *(exported(stage) if (stage, way) in SHARDED else [])]
         alone = llmmod.run(llmmod.compose(overrides(stage, f"one/{stage}/{way}", 1, *own, finetune=way)))

@@ -9,10 +9,9 @@ import pytest
 
 import llmmod
 
-CELLS = [("llama", "full"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora")]
+CELLS = [pytest.param("llama", "full", marks=pytest.mark.curves), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora")]
 
 
-@pytest.mark.curves
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     """With two passes over the answers, their logps at the first step are compared with those at sampling."""
@@ -30,7 +29,8 @@ def test_cell(model, way, tmp_path):
     assert abs(entry["kl"]) < 1e-9
     assert (run / "export" / "model.safetensors").is_file()
     saved = "adapter_model.safetensors" if way in ("lora", "qlora") else "model.safetensors"
-    assert {saved, "samples.jsonl", "grpo.png"} <= {path.name for path in (run / "train").iterdir()}
+    drawn = {"grpo.png"} if model == "llama" else set()
+    assert {saved, "samples.jsonl"} | drawn <= {path.name for path in (run / "train").iterdir()}
 
 
 def test_against_the_reward_model_of_an_earlier_step(tmp_path):

@@ -10,12 +10,11 @@ import pytest
 import llmmod
 
 CELLS = [
-    ("llama", "full"), ("chatglm2", "qlora"), ("bloom", "lora"), ("falcon", "freeze"), ("baichuan_13b", "lora"), ("gemma3", "qlora"),
-    ("phi1_5", "lora"),
+    pytest.param("llama", "full", marks=pytest.mark.curves), ("chatglm2", "qlora"), ("bloom", "lora"), ("falcon", "freeze"),
+    ("baichuan_13b", "lora"), ("gemma3", "qlora"), ("phi1_5", "lora"),
 ]  # fmt: skip
 
 
-@pytest.mark.curves
 @pytest.mark.parametrize(("model", "way"), CELLS)
 def test_cell(model, way, tmp_path):
     chosen = ["stage=ppo", f"model={model}", f"finetune={way}", "smoke=true", "pipeline=[train,export]", f"output_dir={tmp_path / 'run'}"]
@@ -30,7 +29,8 @@ def test_cell(model, way, tmp_path):
     assert abs(entry["kl"]) < 1e-3
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
     saved = "adapter_model.safetensors" if way in ("lora", "qlora") else "model.safetensors"
-    assert {saved, "value_head.safetensors", "samples.jsonl", "ppo.png"} <= {path.name for path in (tmp_path / "run" / "train").iterdir()}
+    drawn = {"ppo.png"} if model == "llama" else set()
+    assert {saved, "value_head.safetensors", "samples.jsonl"} | drawn <= {path.name for path in (tmp_path / "run" / "train").iterdir()}
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])

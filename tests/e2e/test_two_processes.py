@@ -33,3 +33,5 @@ def test_sft_then_ppo_and_again(checkpoint, rows, tmp_path, warm_python):
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in RATES)
     assert first["sft/train_loss"] == second["sft/train_loss"]
     assert second["ppo/train_runtime"] != first["ppo/train_runtime"]
+    for step, curves in {"sft": {"training_loss.png"}, "ppo": {"training_loss.png", "ppo.png"}}.items():
+        assert {path.name for path in (tmp_path / "first" / step).glob("*.png")} == curves

@@ -15,16 +15,17 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # for gradients.py
 
 
-def by_two(runs, cache, python):
+def by_two(runs, cache, python, *, curves=True):
     """The stderr of two processes that together do these runs, one after the other; a run is a list of overrides.
 
-    `python` is the beginning of the commands of torchrun and of what it starts: `[sys.executable]`, or the fixture `warm_python`.
+    `python` is the beginning of the commands of torchrun and of what it starts: `[sys.executable]`, or the fixture `warm_python`. Without
+    `curves`, none are drawn.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = [*python, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command = [*torchrun, *python[1:], __file__, json.dumps(runs)]
+    command = [*torchrun, *python[1:], __file__, json.dumps([curves, runs])]
     # One thread each, as torchrun sets by default: with two, four threads wait for each other on two cores, which takes five times as long.
     environment = {**os.environ, "LLMMOD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
@@ -57,10 +58,14 @@ if __name__ == "__main__":
     gc.disable()  # garbage collection takes a quarter of the import's time
     import llmmod
     from llmmod.reuse import fingerprint
+    from llmmod.trainers.callbacks import progress
 
     gc.freeze()
     gc.enable()
     fingerprint._own_code = lambda: "ours"  # a checkout may change while tests run
-    for overrides in json.loads(sys.argv[1]):
+    drawn, runs = json.loads(sys.argv[1])
+    if not drawn:
+        progress._draw = lambda *_: None
+    for overrides in runs:
         llmmod.run(llmmod.compose(overrides))
         gc.freeze()  # each training collects garbage, and would scan what the runs before it left in caches
