@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from torch._dynamo.utils import counters
+from transformers import TrainerCallback
 
 from llmmod.data.dataset.packing import PackedDataset
 from llmmod.models.loading.structure import decoder_layers
@@ -26,37 +27,39 @@ def packed():
     return PackedDataset(Dataset.from_list([{"input_ids": list(range(5, 8 + n)), "labels": list(range(5, 8 + n))} for n in range(11)]), 16)
 
 
-def trained(trainer):
-    """The loss of each step of a training, and the number of compiled graphs."""
-    torch._dynamo.reset()
-    counters.clear()
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], counters["stats"]["unique_graphs"]
+class Graphs(TrainerCallback):
+    """The number of compiled graphs after each evaluation and each step, in `after`."""
+
+    def __init__(self):
+        torch._dynamo.reset()
+        counters.clear()
+        self.after = []
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.after.append(("evaluation", counters["stats"]["unique_graphs"]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.after.append(("step", counters["stats"]["unique_graphs"]))
 
 
-def test_the_same_losses_and_nothing_is_compiled_after_the_first_step(toy_trainer, tiny_llama, lora_conf, packed):
-    found = []
-    for changes in ({}, COMPILING, {**COMPILING, "max_steps": 1}):
+def test_the_same_losses_and_only_the_first_step_compiles(toy_trainer, tiny_llama, lora_conf, packed):
+    """Also where an evaluation has batches of other shapes."""
+    losses, graphs = [], []
+    for changes in ({}, COMPILING):
         torch.manual_seed(0)
-        model = get_peft_model(copy.deepcopy(tiny_llama), lora_conf())
+        model, counted = get_peft_model(copy.deepcopy(tiny_llama), lora_conf()), Graphs()
         with restored_after_training(model):
-            trainer = toy_trainer(model=model, train=packed, **FLAT, eval_strategy="no", eval_on_start=False, **changes)
+            trainer = toy_trainer(model=model, train=packed, callbacks=[counted], **FLAT, **changes)
             layers = decoder_layers(model)[1]
             assert [is_compiled(layer) for layer in layers] == [bool(changes)] * len(layers)
-            found.append(trained(trainer))
+            trainer.train()
         assert not any(map(is_compiled, model.modules()))
-    (plain, none), (compiled, graphs), (_, in_first_step) = found
+        losses.append([entry[name] for entry in trainer.state.log_history for name in ("loss", "eval_loss") if name in entry])
+        graphs.append(counted.after)
+    plain, compiled = graphs
     assert len({len(row["seq_lengths"]) for row in packed}) > 1
-    assert len(plain) > len(packed) > 4
-    assert compiled == pytest.approx(plain, abs=1e-5)
-    assert (none, graphs) == (0, in_first_step)
-    assert graphs > 0
-
-
-def test_evaluation_in_other_shapes_is_not_compiled(toy_trainer, packed):
-    with_evaluation, without = (
-        toy_trainer(train=packed, max_steps=2, **FLAT, eval_on_start=often, eval_strategy="no", **COMPILING) for often in (True, False)
-    )
-    graphs = trained(without)[1]
-    assert trained(with_evaluation)[1] == graphs > 0
-    assert [entry["eval_loss"] for entry in with_evaluation.state.log_history if "eval_loss" in entry]
+    assert len(packed) > 4
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert [what for what, _ in compiled] == ["evaluation", *(["step"] * len(packed) + ["evaluation"]) * 2]
+    assert {count for _, count in plain} == {compiled[0][1]} == {0}
+    assert {count for _, count in compiled[1:]} == {compiled[1][1]} != {0}
