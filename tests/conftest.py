@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 
@@ -15,10 +17,9 @@ import hypothesis
 import pytest
 import repeated
 import warm
-from elsewhere import elsewhere
 from learning import pytest_addoption, pytest_generate_tests, pytest_terminal_summary
 
-__all__ = ["elsewhere", "pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
+__all__ = ["pytest_addoption", "pytest_generate_tests", "pytest_terminal_summary"]
 
 # The models here are so small that a second thread makes them slower, several times slower on a busy machine. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -80,11 +81,17 @@ def _cache_of_the_tests(tmp_path_factory):
 WARM_SERVER = pytest.StashKey()
 
 
+def pytest_configure(config):
+    """Start one server of warm processes for all of xdist's workers, which are forks of it themselves: each would import for 6 s."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        config.stash[WARM_SERVER] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
+        python = shlex.join(warm.python_of(config.stash[WARM_SERVER].place))
+        config.option.tx = [f"{worker}//python={python}" for worker in config.option.tx]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
-    """One server for all of xdist's workers; this is called in the process that starts them."""
-    if WARM_SERVER not in node.config.stash:
-        node.config.stash[WARM_SERVER] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
+    """Tell a worker where the server is; this is called in the process that starts them."""
     node.workerinput["warm"] = node.config.stash[WARM_SERVER].place
 
 
@@ -96,14 +103,36 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="session")
-def warm_python(request, tmp_path_factory):
-    """The replacement for `[sys.executable]` in a command that imports torch and trl: see tests/support/warm.py."""
+def warm_server(request, tmp_path_factory):
+    """The socket of the server of warm processes."""
     if hasattr(request.config, "workerinput"):
-        yield warm.python_of(request.config.workerinput["warm"])
+        yield request.config.workerinput["warm"]
         return
-    server = warm.Server(tmp_path_factory.mktemp("warm") / "socket")
-    yield warm.python_of(server.place)
+    server = warm.Server(str(tmp_path_factory.mktemp("warm") / "socket"))
+    yield server.place
     server.close()
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm_server):
+    """The replacement for `[sys.executable]` in a command that imports torch and trl: see tests/support/warm.py."""
+    return warm.python_of(warm_server)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(warm_server):
+    """A function: the prompt and answer ids of each question, by the model in a directory, without llmmod (tests/support/elsewhere.py)."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        warm.connect(connection, f"{warm_server}.elsewhere")
+        with connection.makefile("rw") as lines:
+
+            def answered(directory, questions):
+                print(json.dumps([str(directory), questions]), file=lines, flush=True)
+                answers = json.loads(lines.readline())
+                assert isinstance(answers, list), answers
+                return answers
+
+            yield answered
 
 
 @pytest.fixture(scope="session")

@@ -154,18 +154,19 @@ def files_of(directory):
         pytest.param(signal.SIGTERM, "the parent", 143, "interrupted", id="the parent gets SIGTERM"),
     ],
 )
-def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, warm_executable, number, to, code, said):
+def test_a_signal_to_one_process_ends_all(checkpoint, rows, tmp_path, warm_python, warm_executable, number, to, code, said):
     chosen = [*overrides_of(checkpoint, rows), "pipeline=[train]", "training.max_steps=100000", "training.logging_steps=1"]
     chosen += ["training.eval_strategy=no", "training.eval_on_start=false", "training.save_strategy=no", f"output_dir={tmp_path / 'run'}"]
-    start = f"import sys; sys.argv[0] = 'llmmod'; sys.executable = {warm_executable!r}; from llmmod.app import main; main()"
-    command = [sys.executable, "-c", start, *chosen, "distributed=ddp", "distributed.processes=2"]
+    start = "import os, sys; print(os.getpid(), file=sys.stderr, flush=True); sys.argv[0] = 'llmmod'; "
+    start += f"sys.executable = {warm_executable!r}; from llmmod.app import main; main()"
+    command = [*warm_python, "-c", start, *chosen, "distributed=ddp", "distributed.processes=2"]
     environment = {**os.environ, "LLMMOD_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as parent:
         told = []
         for line in parent.stderr:
             told.append(line)
             if line.startswith("step 2/"):
-                processes = psutil.Process(parent.pid).children()
+                processes = psutil.Process(int(told[0])).children()
                 began = time.monotonic()
                 os.kill(parent.pid if to == "the parent" else processes[1].pid, number)
         assert parent.wait(timeout=120) == code, "".join(told[-20:])

@@ -6,8 +6,9 @@ import functools
 import sys
 
 
+@functools.cache
 def done_once():
-    """Change the libraries that are imported by now; a second call would do so twice."""
+    """Change the libraries that are imported by now. In a fork of a process that has called this, it does nothing."""
     if imports := sys.modules.get("accelerate.utils.imports"):  # reads a package's metadata at each optimizer step
         imports._is_package_available = functools.cache(imports._is_package_available)
     if jinja := sys.modules.get("jinja2"):  # peft compiles the same template for each adapter's model card

@@ -1,12 +1,14 @@
 """Python commands that start with torch, transformers, trl and peft already imported; these imports take 6 s of CPU.
 
 `python_of(socket)` replaces `sys.executable`: a small client that asks the server to fork, passes its own streams, directory and
-environment to the fork, forwards signals, and exits like the fork. The server has imported everything and computed nothing.
+environment to the fork, forwards signals, and exits like the fork. The server has imported everything and computed nothing. xdist's
+workers are such processes too (conftest.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import runpy
@@ -16,8 +18,10 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import elsewhere
 import repeated
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -43,6 +47,7 @@ def python_of(place):
 
 def serve(place):
     """Import everything, and fork for each client, until stdin ends."""
+    elsewhere.serve(f"{place}.elsewhere")
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     from forks import import_everything
 
@@ -94,13 +99,14 @@ def do(asked, streams):
     os.chdir(asked["directory"])
     sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))  # nothing was computed before the fork
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    first, *rest = asked["arguments"]
+    first, *rest = itertools.dropwhile(lambda argument: argument == "-u", asked["arguments"])  # no stream has a buffer that matters
     sys.argv = rest if first == "-m" else ["-c", *rest[1:]] if first == "-c" else [first, *rest]
     sys.path[0] = "" if first in ("-m", "-c") else str(Path(first).parent.resolve())
     if first == "-m":
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif first == "-c":
-        exec(rest[0], {"__name__": "__main__"})
+        main = sys.modules["__main__"] = types.ModuleType("__main__")  # what joblib starts would import this file otherwise
+        exec(rest[0], vars(main))
     else:
         runpy.run_path(first, run_name="__main__")
 
