@@ -184,8 +184,14 @@ def tiny_tokenizer():
     )
 
 
+@pytest.fixture(scope="session")
+def fragments(tiny_tokenizer):
+    """The tokens that are a part of a character."""
+    return [token for token in range(len(tiny_tokenizer)) if "\N{REPLACEMENT CHARACTER}" in tiny_tokenizer.decode(token)]
+
+
 @pytest.fixture
-def tiny_llama(tiny_tokenizer):
+def tiny_llama(tiny_tokenizer, fragments):
     """A Llama of 2 layers and 32 channels with the same weights each time, which generates only whole characters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -205,7 +211,6 @@ def tiny_llama(tiny_tokenizer):
         pad_token_id=tiny_tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).eval()
-    fragments = [token for token in range(config.vocab_size) if "\N{REPLACEMENT CHARACTER}" in tiny_tokenizer.decode(token)]
     with torch.no_grad():
         model.lm_head.weight[fragments] = 0.0  # a logit of 0 is never the largest of 400
     return model

@@ -170,7 +170,8 @@ def test_no_component_runs_what_it_is_pointed_at(place, called, in_time):
         try:
             for real, path in found.items():
                 in_time()
-                seen = {what for node in hostile_calls(locate(path), str(place / "hostile")) for what in called({"_target_": path, **node})}
+                nodes = {str(node): {"_target_": path, **node} for node in hostile_calls(locate(path), str(place / "hostile"))}
+                seen = {what for node in nodes.values() for what in called(node)}
                 if seen:
                     offenders[real] = sorted(seen)
         finally:
