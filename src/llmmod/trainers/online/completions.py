@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from llmmod.data.collators import padded
 from llmmod.files.paths import atomic_write
 from llmmod.trainers.efficient import efficient_head
 
@@ -46,17 +47,12 @@ def completion_rows(
         `input_ids` and `attention_mask`, int64 [batch, seq]; `completions` and `completion_mask` as given; `predicted_from`, int64 [batch,
         completion]: the position of its row from which a token is predicted; with padding on the left also `position_ids`.
     """
-    count = mask.sum(1).tolist()
-    lengths = [len(prompt) + more for prompt, more in zip(prompts, count, strict=True)]
-    width = max(lengths)
-    ids, attention = torch.full((len(lengths), width), pad_id), torch.zeros(len(lengths), width, dtype=torch.int64)
-    predicted_from = torch.zeros_like(completions)
-    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        start = width - length if left else 0
-        ids[row, start : start + len(prompt)] = torch.as_tensor(prompt)
-        ids[row, start + len(prompt) : start + length] = completions[row, : count[row]]
-        attention[row, start : start + length] = 1
-        predicted_from[row, : count[row]] = torch.arange(start + len(prompt) - 1, start + length - 1)
+    count, answers = mask.sum(1).tolist(), completions.tolist()
+    rows = [[*prompt, *answer[:own]] for prompt, answer, own in zip(prompts, answers, count, strict=True)]
+    ids, attention = padded(rows, fill=pad_id, left=left)
+    ends = [(ids.shape[1] - len(row) if left else 0) + len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    places = torch.arange(completions.shape[1])
+    predicted_from = (torch.tensor(ends)[:, None] - 1 + places) * (places < torch.tensor(count)[:, None])
     batch = {"input_ids": ids, "attention_mask": attention, "completions": completions, "completion_mask": mask}
     batch |= {"predicted_from": predicted_from}
     return batch | ({"position_ids": (attention.cumsum(1) - 1).clamp(min=0)} if left else {})
