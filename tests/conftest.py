@@ -158,11 +158,14 @@ def _what_outlives_a_test_is_no_garbage():
 
 
 @pytest.fixture(autouse=True)
-def _no_curves(request, monkeypatch):
-    """A training's curves take up to a third of a short run's time, so they are only drawn for tests marked `curves`."""
+def _no_curves_and_no_report(request, monkeypatch):
+    """A training's curves take up to a third of a short run's time, a report a tenth: only tests marked `curves` and `report` have them."""
     progress = sys.modules.get("llmmod.trainers.callbacks.progress")
-    if progress is not None and "curves" not in request.keywords:
+    if progress is not None and request.node.get_closest_marker("curves") is None:
         monkeypatch.setattr(progress, "_draw", lambda state, path, draw: None)
+    run = sys.modules.get("llmmod.pipeline.run")
+    if run is not None and request.node.get_closest_marker("report") is None:
+        monkeypatch.setattr(run, "write_report", lambda run_dir: None)
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,13 @@ RATE = "training.learning_rate=5e-3"
 NEAR = {**matrix.MAX_LOSS_DIFFERENCE, "lora": 1e-5, "qlora": 1e-5}
 
 
+@pytest.mark.report  # a report of each kind of run can be written
 @pytest.mark.parametrize("way", matrix.WAYS)
 @pytest.mark.parametrize("model", MODELS)
 def test_cell(model, way, tmp_path):
     assert matrix.run_cell(model, way, tmp_path, overrides=(RATE,)) <= NEAR[way]
     run = tmp_path / f"{model}-{way}"
+    assert "Completed" in (run / "report.html").read_text(encoding="utf-8")
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["eval_loss"] < metrics["eval_loss_before"] - 1e-3

@@ -61,6 +61,7 @@ def caused(cause):
     return error
 
 
+@pytest.mark.report
 def test_steps_run_in_order_and_share_the_session(tmp_path):
     outcome = run_pipeline(root_of(first=Conf(), second=Conf()), tmp_path)
     assert (outcome.status, outcome.exit_code) == ("completed", 0)
@@ -70,6 +71,7 @@ def test_steps_run_in_order_and_share_the_session(tmp_path):
     assert "Completed" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [

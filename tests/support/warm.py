@@ -79,10 +79,12 @@ def look_after(connection):
         sys.exit(do(asked, streams))
     for stream in streams:
         os.close(stream)
+    pause = 0.02
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        if select.select([connection], [], [], 0.02)[0]:
+        if select.select([connection], [], [], pause)[0]:
             for number in connection.recv(16) or [signal.SIGKILL]:
                 os.kill(process, number)
+        pause = min(1.02 * pause, 0.2)  # after 10 s
     with contextlib.suppress(BrokenPipeError):  # the client was killed
         connection.send(str(os.waitstatus_to_exitcode(ended[1])).encode())
     os._exit(0)
