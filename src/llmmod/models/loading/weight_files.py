@@ -174,7 +174,7 @@ class _MappedPages:
 
     def __init__(self) -> None:
         self._before = _mappings()
-        self._read, self._lock = 0, threading.Lock()
+        self._read, self._lock, self.released = 0, threading.Lock(), False
 
     def count(self, size: int) -> None:
         """Count read bytes, and release pages once there are enough."""
@@ -182,7 +182,7 @@ class _MappedPages:
             self._read += size
             if self._read < _RELEASE_AFTER:
                 return
-            self._read = 0
+            self._read, self.released = 0, True
         self.give_back()
 
     def give_back(self) -> None:
@@ -214,7 +214,8 @@ def mmap_release() -> Iterator[None]:
         with replaced(core_model_loading, "_materialize_copy", materialize):
             yield
     finally:
-        _open_blocks.pop().give_back()
+        if (block := _open_blocks.pop()).released:  # else little was read, and the mappings would take longer
+            block.give_back()
 
 
 def count_mapped_read(size: int) -> None:
