@@ -18,9 +18,9 @@ SEEDS = (1, 2)
 SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5, "learning_rate": 4e-2, "per_device_train_batch_size": 128}
 
 
-def splits(seed):
+def splits(seed, way):
     """Judged answers for training and held out; a pair's answers are adjacent, the better one first."""
-    return [judged(pairs) for pairs in good_tokens.splits(seed, train=1536)]
+    return [judged(pairs) for pairs in good_tokens.splits(seed, train=768 if way == "full" else 1536)]
 
 
 def better_is_likelier(trainer):
@@ -38,6 +38,6 @@ def better_is_likelier(trainer):
 def test_better_answers_that_it_never_saw_are_likelier(kto_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
     model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
-    train, held_out = splits(learning_seed)
+    train, held_out = splits(learning_seed, way)
     trainer = kto_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=better_is_likelier)
