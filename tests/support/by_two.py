@@ -19,7 +19,7 @@ def by_two(runs, cache, python, *, curves=True):
     """The stderr of two processes that together do these runs, one after the other; a run is a list of overrides.
 
     `python` is the beginning of the commands of torchrun and of what it starts: `[sys.executable]`, or the fixture `warm_python`. Without
-    `curves`, none are drawn.
+    `curves`, none are drawn, and no report is written.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,6 +57,7 @@ if __name__ == "__main__":
     faulthandler.enable()
     gc.disable()  # garbage collection takes a quarter of the import's time
     import llmmod
+    from llmmod.pipeline import run
     from llmmod.reuse import fingerprint
     from llmmod.trainers.callbacks import progress
 
@@ -65,7 +66,7 @@ if __name__ == "__main__":
     fingerprint._own_code = lambda: "ours"  # a checkout may change while tests run
     drawn, runs = json.loads(sys.argv[1])
     if not drawn:
-        progress._draw = lambda *_: None
+        progress._draw = run.write_report = lambda *_: None
     for overrides in runs:
         llmmod.run(llmmod.compose(overrides))
         gc.freeze()  # each training collects garbage, and would scan what the runs before it left in caches
