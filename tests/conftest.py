@@ -82,11 +82,12 @@ WARM_SERVER = pytest.StashKey()
 
 
 def pytest_configure(config):
-    """Start one server of warm processes for all of xdist's workers, which are forks of it themselves: each would import for 6 s."""
+    """Start one server of warm processes for all of xdist's workers. On Linux they are forks of it: each would import for 6 s."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         config.stash[WARM_SERVER] = warm.Server(os.path.join(tempfile.mkdtemp(), "socket"))
         python = shlex.join(warm.python_of(config.stash[WARM_SERVER].place))
-        config.option.tx = [f"{worker}//python={python}" for worker in config.option.tx]
+        if sys.platform == "linux":  # a long-lived fork is less safe elsewhere
+            config.option.tx = [f"{worker}//python={python}" for worker in config.option.tx]
 
 
 @pytest.hookimpl(optionalhook=True)
