@@ -31,7 +31,7 @@ from llmmod.config.schema.distributed import DistributedConf
 from llmmod import signals
 from llmmod.trainers.distributed import run_processes
 directory, case, signals._NOTICE_S = sys.argv[1], sys.argv[2], float(sys.argv[3])
-signals.SAME_WISH_S = 1  # less than the test waits for its second signal
+signals.SAME_WISH_S = 0.5  # less than the test waits for its second signal
 with signals.killed_if_hung(Path(directory)):
     ended = run_processes(["-c", {RANK!r}, directory, case], conf=DistributedConf(name="ddp"), count=2, directory=directory)
 sys.exit(128 + ended.signal)
@@ -49,7 +49,7 @@ def test_hung_processes_are_killed_by_a_second_signal_or_where_none_notices_the_
         parent.send_signal(signal.SIGTERM)
         if case == "one notices":
             with pytest.raises(subprocess.TimeoutExpired):  # it may save a checkpoint
-                parent.wait(timeout=2)
+                parent.wait(timeout=1)
             parent.send_signal(signal.SIGTERM)
         assert parent.wait(timeout=60) == 128 + signal.SIGTERM
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in hung)

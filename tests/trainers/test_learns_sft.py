@@ -13,7 +13,10 @@ import ways
 SEEDS = (1, 2)
 # Stage -> its texts, its settings, and the changes if only some layers are trained.
 STAGES = {
-    "pt": (partners.documents, {"num_train_epochs": 3.0, "per_device_train_batch_size": 16}, {"learning_rate": 2e-2}),
+    "pt": (
+        partners.documents, {"num_train_epochs": 2.0, "per_device_train_batch_size": 16, "learning_rate": 1.5e-2},
+        {"num_train_epochs": 3.0, "learning_rate": 2e-2},
+    ),
     "sft": (
         partners.questions, {"per_device_train_batch_size": 32},
         {"num_train_epochs": 3.0, "per_device_train_batch_size": 64, "learning_rate": 3e-2},
