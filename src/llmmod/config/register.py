@@ -49,7 +49,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf import _utils as omegaconf_internals
 from omegaconf._utils import get_structured_config_data, get_type_of, is_structured_config
 from omegaconf.base import Box, Metadata
@@ -210,11 +210,11 @@ def _children_know_parent(box: Box) -> None:
     content = box.__dict__["_content"]
     children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else [content]
     for child in children:
-        if isinstance(child, Node):
+        if "_parent" in getattr(child, "__dict__", ()):  # a node: `isinstance` of an abstract class takes twice as long
             child.__dict__["_parent"] = box
             child.__dict__["_flags_cache"] = None
             if "_content" in child.__dict__:
-                _children_know_parent(child)  # type: ignore[arg-type]
+                _children_know_parent(child)
 
 
 def _set_value_or_schema(node: DictConfig, value: Any, flags: dict[str, bool] | None = None) -> None:
