@@ -32,7 +32,8 @@ class Server:
 
     def __init__(self, place):
         self.place = place
-        self._process = subprocess.Popen([sys.executable, __file__, "serve", place], stdin=subprocess.PIPE)
+        # In a session of its own, so that Ctrl-C reaches its forks once: through their clients.
+        self._process = subprocess.Popen([sys.executable, __file__, "serve", place], stdin=subprocess.PIPE, start_new_session=True)
 
     def close(self):
         """End the server."""
