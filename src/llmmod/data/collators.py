@@ -126,19 +126,17 @@ class PaddingCollator:
         return {**batch, "completion_mask": (labels != IGNORED).long()}
 
 
-def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows padded to one length, and a mask with 1 for their own values; each int64 [rows, width].
+def padded(rows: Sequence[Sequence[int]], *, fill: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows padded on the right, and a mask with 1 for their own values; each int64 [rows, width].
 
     Args:
         rows: ids or labels.
         fill: the padding.
         width: at least the length of the longest row; None: that length.
-        left: pad on the left.
     """
     width = max(map(len, rows)) if width is None else width
-    values = [[*[fill] * (width - len(row)), *row] if left else [*row, *[fill] * (width - len(row))] for row in rows]
-    own, places = torch.tensor([[len(row)] for row in rows]), torch.arange(width)
-    return torch.tensor(values, dtype=torch.int64), (places >= width - own if left else places < own).long()
+    values = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.int64)
+    return values, (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
 
 
 def _numbers(examples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, torch.Tensor]:

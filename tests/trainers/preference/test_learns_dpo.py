@@ -19,6 +19,6 @@ SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5, "collator":
 def test_better_answers_that_it_never_saw_are_preferred(dpo_trainer, tiny_llama, way, learning_seed, record_property):
     torch.manual_seed(learning_seed)
     model = ways.prepared(ways.untrained(tiny_llama.config, way), way, target_modules=ways.EMBEDDINGS)
-    train, held_out = good_tokens.splits(learning_seed, train=1024 if way == "full" else 2048)
+    train, held_out = good_tokens.splits(learning_seed, train=1024 if way == "full" else 2048)  # all weights learn from half as many
     trainer = dpo_trainer(model, train=train, evaluation=held_out, seed=learning_seed, **SETTINGS)
     learning.assert_learns(trainer, record_property, rule=0.7, measure=lambda trainer: trainer.evaluate()["eval_rewards/accuracies"])

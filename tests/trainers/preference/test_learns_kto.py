@@ -19,7 +19,7 @@ SETTINGS = good_tokens.SETTINGS | good_tokens.SLOWER | {"beta": 0.5, "learning_r
 
 
 def splits(seed, way):
-    """Judged answers for training and held out; a pair's answers are adjacent, the better one first."""
+    """Judged answers for training and held out; a pair's answers are adjacent, the better one first. With all weights, half as many do."""
     return [judged(pairs) for pairs in good_tokens.splits(seed, train=768 if way == "full" else 1536)]
 
 

@@ -153,13 +153,10 @@ def _by_transformers(
 
 def padded_left(prompts: Sequence[Sequence[int]], *, pad_id: int, device: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, int64 [batch, longest]; the real tokens are at the right, where generation continues."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[*[pad_id] * count, *prompt] for count, prompt in zip(pads, prompts, strict=True)])
+    return ids.to(device), (torch.arange(ids.shape[1]) >= torch.tensor(pads)[:, None]).long().to(device)
 
 
 def _room(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> tuple[GenerationConfig, Sequence[int | None]]:

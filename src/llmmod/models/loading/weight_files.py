@@ -170,7 +170,10 @@ def _strings(data: Any, start: int, count: int) -> tuple[list[Any], int]:
 
 
 class _MappedPages:
-    """Pages of files that were mapped whole since its creation: weight files, not libraries, of which only parts are mapped."""
+    """Pages of files that were mapped whole since its creation: weight files, not libraries, of which only parts are mapped.
+
+    `released`: whether any were released because much had been read.
+    """
 
     def __init__(self) -> None:
         self._before = _mappings()
@@ -214,7 +217,7 @@ def mmap_release() -> Iterator[None]:
         with replaced(core_model_loading, "_materialize_copy", materialize):
             yield
     finally:
-        if (block := _open_blocks.pop()).released:  # else little was read, and the mappings would take longer
+        if (block := _open_blocks.pop()).released:  # else less than _RELEASE_AFTER was read, and looking for its pages takes milliseconds
             block.give_back()
 
 

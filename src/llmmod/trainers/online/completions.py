@@ -17,6 +17,7 @@ from torch import nn
 
 from llmmod.data.collators import padded
 from llmmod.files.paths import atomic_write
+from llmmod.models.generation.generate import padded_left
 from llmmod.trainers.efficient import efficient_head
 
 FILE = "samples.jsonl"
@@ -49,7 +50,7 @@ def completion_rows(
     """
     count, answers = mask.sum(1).tolist(), completions.tolist()
     rows = [[*prompt, *answer[:own]] for prompt, answer, own in zip(prompts, answers, count, strict=True)]
-    ids, attention = padded(rows, fill=pad_id, left=left)
+    ids, attention = padded_left(rows, pad_id=pad_id) if left else padded(rows, fill=pad_id)
     ends = [(ids.shape[1] - len(row) if left else 0) + len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
     places = torch.arange(completions.shape[1])
     predicted_from = (torch.tensor(ends)[:, None] - 1 + places) * (places < torch.tensor(count)[:, None])
